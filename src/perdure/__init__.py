@@ -1,0 +1,61 @@
+"""perdure teaches one pre-trained transformer new tasks, one after another, without forgetting the old ones."""
+
+from perdure.adapters import Adapter
+from perdure.backbone import Backbone
+from perdure.data import read_tasks
+from perdure.errors import (
+    BackboneError,
+    DataError,
+    FetchError,
+    InputError,
+    PerdureError,
+    RunError,
+    TrainingError,
+    UnknownName,
+)
+from perdure.learn import Training, learn
+from perdure.merge import Combined, Rule, combine, task_vectors
+from perdure.method import Method
+from perdure.model import Model, Prediction
+from perdure.recipe import Recipe
+from perdure.registry import find, names
+from perdure.results import Run
+from perdure.run import Evaluation, run
+from perdure.stream import Task, TaskStream
+from perdure.task_id import Statistics, TaskPosterior
+from perdure.task_vector import LowRank, TaskVector
+
+__all__ = [
+    "Adapter",
+    "Backbone",
+    "BackboneError",
+    "Combined",
+    "DataError",
+    "Evaluation",
+    "FetchError",
+    "InputError",
+    "LowRank",
+    "Method",
+    "Model",
+    "PerdureError",
+    "Prediction",
+    "Recipe",
+    "Rule",
+    "Run",
+    "RunError",
+    "Statistics",
+    "Task",
+    "TaskPosterior",
+    "TaskStream",
+    "TaskVector",
+    "Training",
+    "TrainingError",
+    "UnknownName",
+    "combine",
+    "find",
+    "learn",
+    "names",
+    "read_tasks",
+    "run",
+    "task_vectors",
+]

@@ -1,0 +1,243 @@
+"""PEFT modules on a backbone: put one in, read and write its parameters, switch it off, save it, take its ΔW.
+
+The model holds one adapter at a time, under peft's own name `default`. What a task has learned is an
+`Adapter`, a value: its parameters before and after training. So nothing grows with the number of tasks.
+"""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import peft
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from perdure.bottleneck import BottleneckConfig
+from perdure.errors import BackboneError, RunError
+
+Kind = Literal["lora", "bottleneck"]
+Parameters = dict[str, Tensor]
+
+QUERY_VALUE = ("query", "value", "query_proj", "value_proj", "q_proj", "v_proj", "q_lin", "v_lin", "q", "v")
+FUSED_ATTENTION = ("Wqkv", "qkv", "query_key_value", "c_attn", "in_proj")
+ATTENTION_OUTPUT = r"attention\.output\.dense|out_lin|attn\.Wo|attention\.o_proj|self_attn\.out_proj|attn\.proj"
+FEED_FORWARD_OUTPUT = r"(?<!attention\.)output\.dense|ffn\.lin2|mlp\.Wo|mlp\.fc2|layers\.\d+\.fc2"
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What one task has learned.
+
+    Attributes
+    ----------
+    name
+        The task's name.
+    config
+        peft's configuration of the module.
+    start, parameters
+        The module's parameters before and after the task, on the CPU, by peft's names.
+    """
+
+    name: str
+    config: peft.PeftConfig
+    start: Parameters
+    parameters: Parameters
+
+
+def configure(
+    model: nn.Module,
+    kind: Kind,
+    *,
+    rank: int,
+    alpha: float,
+    dropout: float,
+    target_modules: list[str] | str | None,
+) -> peft.PeftConfig:
+    """peft's configuration for a model.
+
+    `target_modules` are names of linear layers (or one regular expression). By default LoRA takes the query and value
+    projections, and a bottleneck adapter the outputs of attention and feed-forward parts (Houlsby et al. 2019);
+    `"pfeiffer"` takes those of the feed-forward parts only (Pfeiffer et al. 2021).
+
+    Raises
+    ------
+    BackboneError
+        The model has no layers of these names.
+    """
+    names = _linear_names(model)
+    targets = target_modules or (_query_value(names) if kind == "lora" else "houlsby")
+    if targets in ("houlsby", "pfeiffer"):
+        where = FEED_FORWARD_OUTPUT if targets == "pfeiffer" else f"{ATTENTION_OUTPUT}|{FEED_FORWARD_OUTPUT}"
+        targets = rf".*({where})"
+    if kind == "lora":
+        config = peft.LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets)  # pyright: ignore
+    else:
+        config = BottleneckConfig(width=rank, dropout=dropout, target_modules=targets)
+    if not targets or not any(_matches(config, name) for name in names):
+        raise BackboneError(
+            f"No layers for a `{kind}` module were found in `{type(model).__name__}`"
+            + (f" with `target_modules={target_modules}`" if target_modules else "")
+            + f". Give `target_modules`, for example from: {sorted({name.split('.')[-1] for name in names})}."
+        )
+    return config
+
+
+def _linear_names(model: nn.Module) -> list[str]:
+    """The names of the pre-trained linear layers, whether or not the model holds an adapter."""
+    held = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, BaseTunerLayer))
+    return [
+        name.removesuffix(".base_layer")
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and (not name.startswith(held) or name.endswith(".base_layer"))
+    ]
+
+
+def _query_value(names: list[str]) -> list[str]:
+    last = {name.split(".")[-1] for name in names}
+    return [name for name in QUERY_VALUE if name in last] or [name for name in FUSED_ATTENTION if name in last]
+
+
+def _matches(config: peft.PeftConfig, name: str) -> bool:
+    return bool(peft.tuners.tuners_utils.check_target_module_exists(config, name))
+
+
+def layers(model: nn.Module) -> list[BaseTunerLayer]:
+    """The layers that hold the adapter."""
+    return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+
+
+def base_layer(model: nn.Module, name: str) -> nn.Linear:
+    """The pre-trained linear layer called `name`, behind the adapter if there is one.
+
+    Raises
+    ------
+    BackboneError
+        The model has no such layer.
+    """
+    try:
+        module = model.get_submodule(name)
+    except AttributeError as error:
+        raise BackboneError(f"`{type(model).__name__}` has no layer `{name}`, which the adapter changes.") from error
+    return module.get_base_layer() if isinstance(module, BaseTunerLayer) else module  # pyright: ignore
+
+
+def attach(model: nn.Module, config: peft.PeftConfig) -> None:
+    """Put a fresh adapter into the model, in the place of any other. Its random start follows torch's seed."""
+    detach(model)
+    peft.inject_adapter_in_model(config, model)
+
+
+def detach(model: nn.Module) -> None:
+    """Take the adapter out: the model is as it was loaded."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, module.get_base_layer())
+    if hasattr(model, "peft_config"):
+        del model.peft_config
+
+
+def attached(model: nn.Module) -> bool:
+    """Whether the model holds an adapter."""
+    return hasattr(model, "peft_config")
+
+
+def config_of(model: nn.Module) -> peft.PeftConfig:
+    """The configuration of the adapter that the model holds."""
+    return model.peft_config["default"]  # pyright: ignore
+
+
+@contextlib.contextmanager
+def disabled(model: nn.Module) -> Iterator[None]:
+    """The pre-trained model itself, while the block runs."""
+    held = layers(model)
+    for layer in held:
+        layer._disable_adapters = True  # `enable_adapters(False)` would also change what may be trained
+    try:
+        yield
+    finally:
+        for layer in held:
+            layer._disable_adapters = False
+
+
+def read(model: nn.Module) -> Parameters:
+    """A copy of the adapter's parameters, on the CPU."""
+    state = peft.get_peft_model_state_dict(model, adapter_name="default")
+    return {name: value.detach().cpu().clone() for name, value in state.items()}
+
+
+def write(model: nn.Module, parameters: Parameters) -> None:
+    """Give the adapter these parameters."""
+    result = peft.set_peft_model_state_dict(model, parameters, adapter_name="default")
+    if result.unexpected_keys:
+        raise RunError(f"The adapter does not fit the model: `{result.unexpected_keys[0]}` has no place in it.")
+
+
+def trainable(model: nn.Module) -> list[nn.Parameter]:
+    """The adapter's own parameters."""
+    named = {name: parameter for name, parameter in model.named_parameters() if ".default" in name}
+    return list(named.values())
+
+
+def low_rank(config: peft.PeftConfig, parameters: Parameters) -> dict[str, tuple[Tensor, Tensor]]:
+    """The factors of ΔW = B A for each layer of a LoRA module, its scale alpha / rank put into B (out × rank, rank × in).
+
+    Raises
+    ------
+    BackboneError
+        The module is no LoRA: it has no ΔW.
+    """
+    if not isinstance(config, peft.LoraConfig):
+        raise BackboneError("A bottleneck adapter is not a change of weights: combine it with `space: factor`.")
+    scale = config.lora_alpha / (config.r**0.5 if config.use_rslora else config.r)
+    ends = ".lora_A.weight"
+    return {
+        name.removesuffix(ends): (scale * parameters[name.replace("lora_A", "lora_B")], value)
+        for name, value in parameters.items()
+        if name.endswith(ends)
+    }
+
+
+# -- files
+
+PREFIX = "base_model.model."
+
+
+def save(folder: Path, adapter: Adapter, *, base: str, head: tuple[str, nn.Linear] | None) -> None:
+    """Write a PEFT folder that `peft.PeftModel.from_pretrained` loads, and beside it the start.
+
+    `head` (name and layer) goes with it as peft's `modules_to_save`, so that the stock classification model gives the
+    task's logits.
+    """
+    folder.mkdir(parents=True)
+    config = adapter.config.to_dict() | {"base_model_name_or_path": base, "inference_mode": True}
+    tensors = {PREFIX + name: value.contiguous() for name, value in adapter.parameters.items()}
+    if head:
+        name, layer = head
+        config["modules_to_save"] = [name]
+        tensors |= {f"{PREFIX}{name}.{key}": value.detach().cpu() for key, value in layer.state_dict().items()}
+    plain: Any = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
+    (folder / "adapter_config.json").write_text(json.dumps(plain, indent=2, sort_keys=True, default=str))
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    save_file(adapter.start, folder.parent / "start.safetensors")
+
+
+def load(folder: Path, name: str) -> Adapter:
+    """Read what `save` wrote."""
+    config = peft.PeftConfig.from_pretrained(str(folder))
+    config.modules_to_save = None  # pyright: ignore
+    config.inference_mode = False
+    start = load_file(folder.parent / "start.safetensors")
+    tensors = load_file(folder / "adapter_model.safetensors")
+    # a head may lie beside the adapter's own parameters
+    return Adapter(name, config, start, {key: tensors[PREFIX + key] for key in start})
+
+
+def same(left: Parameters, right: Parameters) -> bool:
+    """Whether all parameters are equal, bit for bit."""
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)

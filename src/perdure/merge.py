@@ -1,0 +1,182 @@
+"""From adapters to one model: task vectors, a rule, and the model as it acts at test time."""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from perdure import adapters, registry
+from perdure.adapters import Adapter
+from perdure.backbone import Backbone
+from perdure.errors import InputError
+from perdure.task_vector import LowRank, TaskVector
+
+Space = Literal["delta", "factor"]
+Since = Literal["pretrained", "start"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """A rule of `merging/` with its settings, and what it is applied to.
+
+    Parameters
+    ----------
+    name
+        The rule's name.
+    options
+        Its own settings, such as `scale`.
+    space
+        `delta`: ΔW = s B A of each layer, which is how LoRA acts, summed exactly; `factor`: the modules' own parameters
+        (A and B apart), relative to their common start. Bottleneck adapters have only `factor`. The two differ: the sum
+        of factors has the cross terms B_i A_j.
+    since
+        `pretrained`: a task vector is all that the module adds to the pre-trained model (the paper's tau = Phi -
+        Phi_pre); with modules started from the previous task it contains the earlier tasks, which so count several
+        times. `start`: only what training on the task itself has added.
+    """
+
+    name: str = "task_arithmetic"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    space: Space = "delta"
+    since: Since = "pretrained"
+
+    @property
+    def label(self) -> str:
+        """The name, and the settings that are not the defaults: what tells it from other rules in `scores.csv`.
+
+        Examples
+        --------
+        >>> Rule(name="task_arithmetic", options={"scale": 0.3}, space="factor").label
+        'task_arithmetic(scale=0.3, space=factor)'
+        """
+        settings = {**self.options, "space": self.space, "since": self.since}
+        usual = {"space": "delta", "since": "pretrained"}
+        own = [f"{name}={value}" for name, value in settings.items() if usual.get(name) != value]
+        return f"{self.name}({', '.join(own)})" if own else self.name
+
+    def with_scale(self, scale: float | str) -> "Rule":
+        """The rule with another scale."""
+        return replace(self, options={**self.options, "scale": scale})
+
+    @property
+    def searches(self) -> bool:
+        """Whether its scale is to be searched on validation data."""
+        return self.options.get("scale") == "search"
+
+
+def task_vectors(learned: Sequence[Adapter], *, space: Space = "delta", since: Since = "pretrained") -> dict[str, TaskVector]:
+    """The task vector of each adapter, by task name.
+
+    Raises
+    ------
+    BackboneError
+        Bottleneck adapters in delta space.
+    InputError
+        Adapters of different shapes in factor space.
+    """
+    if space == "factor":
+        return _factor_vectors(learned, since)
+    vectors = {}
+    for adapter in learned:
+        vector = _delta(adapter, adapter.parameters)
+        if since == "start" and any(value.any() for value in _B(adapter.start)):
+            vector = vector - _delta(adapter, adapter.start)
+        vectors[adapter.name] = vector
+    return vectors
+
+
+def _delta(adapter: Adapter, parameters: adapters.Parameters) -> TaskVector:
+    factors = adapters.low_rank(adapter.config, parameters)
+    return TaskVector({name: LowRank(B, A) for name, (B, A) in factors.items()})
+
+
+def _B(parameters: adapters.Parameters) -> list[torch.Tensor]:
+    return [value for name, value in parameters.items() if ".lora_B." in name]
+
+
+def _factor_vectors(learned: Sequence[Adapter], since: Since) -> dict[str, TaskVector]:
+    origin = learned[0].start
+    vectors = {}
+    for adapter in learned:
+        before = adapter.start if since == "start" else origin
+        if {k: v.shape for k, v in adapter.parameters.items()} != {k: v.shape for k, v in origin.items()}:
+            raise InputError(f"The adapter of `{adapter.name}` has other parameters than the first; use `space: delta`.")
+        vectors[adapter.name] = TaskVector({k: v - before[k] for k, v in adapter.parameters.items()})
+    return vectors
+
+
+@dataclass(frozen=True)
+class Combined:
+    """What a rule made of the adapters: one task vector, or one for each task.
+
+    In factor space `origin` is the adapter whose start the vectors are relative to.
+    """
+
+    vectors: TaskVector | dict[str, TaskVector]
+    origin: Adapter | None = None
+
+    @property
+    def routed(self) -> bool:
+        """Whether each task has a model of its own."""
+        return isinstance(self.vectors, dict)
+
+    @contextlib.contextmanager
+    def applied(self, backbone: Backbone, task: str | None = None) -> Iterator[None]:
+        """The backbone with the combination in it, while the block runs; afterwards it is as before, bit for bit."""
+        vector = self.vectors[task] if isinstance(self.vectors, dict) else self.vectors  # pyright: ignore
+        inside = _folded(backbone.model, vector) if self.origin is None else _adapted(backbone.model, self.origin, vector)
+        with inside:
+            yield
+
+
+@contextlib.contextmanager
+def _folded(model: nn.Module, vector: TaskVector) -> Iterator[None]:
+    """W + ΔW in the place of each W, which is kept and put back: nothing is ever subtracted."""
+    kept: list[tuple[nn.Parameter, torch.Tensor]] = []
+    with adapters.disabled(model):
+        try:
+            for name, value in vector.items():
+                weight = adapters.base_layer(model, name).weight
+                change = value.dense() if isinstance(value, LowRank) else value
+                kept.append((weight, weight.data))
+                weight.data = weight.data + change.to(weight)
+            yield
+        finally:
+            for weight, before in kept:
+                weight.data = before
+
+
+@contextlib.contextmanager
+def _adapted(model: nn.Module, origin: Adapter, vector: TaskVector) -> Iterator[None]:
+    """Phi_pre + tau in the adapter itself, whose own parameters are put back."""
+    before = adapters.read(model) if adapters.attached(model) else None
+    if before is None:
+        adapters.attach(model, origin.config)
+    try:
+        adapters.write(model, {name: origin.start[name] + vector.dense(name) for name in origin.start})
+        yield
+    finally:
+        if before is None:
+            adapters.detach(model)
+        else:
+            adapters.write(model, before)
+
+
+def combine(learned: Sequence[Adapter], rule: Rule) -> Combined:
+    """Apply a rule to the adapters of the tasks, in the order in which they were learned.
+
+    Raises
+    ------
+    UnknownName
+        There is no such rule.
+    InputError
+        The rule's scale is still `search`.
+    """
+    if rule.searches:
+        raise InputError("`scale: search` needs validation data; give a number, `1/n` or `1/sqrt(n)` here.")
+    vectors = task_vectors(learned, space=rule.space, since=rule.since)
+    merged = registry.find("rule", rule.name)(vectors, **rule.options)
+    return Combined(merged, learned[0] if rule.space == "factor" else None)

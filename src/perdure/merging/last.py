@@ -1,0 +1,15 @@
+"""The last state alone, as sequential fine-tuning leaves it."""
+
+from perdure.task_vector import TaskVector
+
+
+def last(vectors: dict[str, TaskVector]) -> TaskVector:
+    """Theta = Theta_pre + tau_T: what was learned last, and nothing else. Sequential.
+
+    Examples
+    --------
+    >>> import torch
+    >>> last({"a": TaskVector({"w": torch.tensor([1.0])}), "b": TaskVector({"w": torch.tensor([2.0])})})["w"].tolist()
+    [2.0]
+    """
+    return list(vectors.values())[-1]

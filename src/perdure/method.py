@@ -1,0 +1,89 @@
+"""The interface of a method: how one task is learned after others. Five hooks, each with a default.
+
+    begin(backbone, task) → parameters(backbone) → for batch of examples(seen): loss(backbone, batch) → end(backbone, task)
+
+The defaults train one fresh PEFT module per task, all from the same start. A method is one file in `methods/`: it
+overrides what its paper changes, and no method derives from another.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from perdure import adapters
+from perdure.backbone import Backbone, Batch
+from perdure.stream import Rows, Task
+
+
+@dataclass(kw_only=True)
+class Method:
+    """How one task is learned after others.
+
+    Parameters
+    ----------
+    peft
+        `lora`, or `bottleneck` (an adapter behind linear layers).
+    rank
+        The rank of LoRA, or the width of a bottleneck.
+    alpha
+        LoRA's scale is alpha / rank.
+    dropout
+        The share of inputs that the module drops in training.
+    target_modules
+        Names of linear layers, or a regular expression; by default query and value (LoRA), or the outputs of attention
+        and feed-forward parts (bottleneck; `pfeiffer`: of the feed-forward parts only).
+    """
+
+    peft: adapters.Kind = "lora"
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0
+    target_modules: list[str] | str | None = None
+
+    state: dict[str, Tensor | Any] = field(default_factory=dict, init=False, repr=False)
+    """What is remembered between tasks: tensors and JSON values by name, saved after each task."""
+
+    def begin(self, backbone: Backbone, task: Task) -> None:
+        """Get ready for a task. Its head is there; torch's random state is the same for every task of a run."""
+        self.attach(backbone)
+
+    def parameters(self, backbone: Backbone) -> list[nn.Parameter]:
+        """What is trained besides the heads of the tasks that have examples. Nothing else may change."""
+        return adapters.trainable(backbone.model)
+
+    def examples(self, seen: Sequence[Task]) -> Rows:
+        """What is trained on. `seen[-1]` is the new task; to look at the others is to keep old data."""
+        return seen[-1].rows("train")
+
+    def loss(self, backbone: Backbone, batch: Batch) -> Tensor:
+        """The loss of a batch, a scalar."""
+        return local_cross_entropy(backbone, batch)
+
+    def end(self, backbone: Backbone, task: Task) -> None:
+        """Remember what later tasks will need."""
+
+    def attach(self, backbone: Backbone) -> None:
+        """Put a fresh module into the model, as the settings say."""
+        config = adapters.configure(
+            backbone.model,
+            self.peft,
+            rank=self.rank,
+            alpha=self.alpha,
+            dropout=self.dropout,
+            target_modules=self.target_modules,
+        )
+        adapters.attach(backbone.model, config)
+
+
+def local_cross_entropy(backbone: Backbone, batch: Batch) -> Tensor:
+    """Cross-entropy of each example under its own task's head alone: the mean over the batch."""
+    features = backbone(batch["inputs"])
+    losses = []
+    for task in dict.fromkeys(batch["tasks"]):
+        rows = [i for i, name in enumerate(batch["tasks"]) if name == task]
+        logits = backbone.head(task)(features[rows])
+        losses.append(nn.functional.cross_entropy(logits, batch["labels"][rows], reduction="sum"))
+    return torch.stack(losses).sum() / len(batch["tasks"])

@@ -1,0 +1,1 @@
+"""How one task is learned after others: one file is one paper, found by its name."""

@@ -1,0 +1,29 @@
+"""Joint training: one module on all tasks at once, the bound that keeps all old data."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from perdure.backbone import Backbone
+from perdure.method import Method
+from perdure.stream import Rows, Task
+
+
+@dataclass(kw_only=True)
+class Joint(Method):
+    """Train one fresh PEFT module, and fresh heads, on all tasks seen so far, mixed (rule `last`).
+
+    It is trained anew at every step, so that each row of the accuracy matrix is a joint model's; its cost therefore
+    grows with the square of the number of tasks.
+
+    References
+    ----------
+    Caruana, Multitask Learning, Machine Learning 28, 1997.
+    """
+
+    def begin(self, backbone: Backbone, task: Task) -> None:
+        self.attach(backbone)
+        for name in backbone.head_names:
+            backbone.head(name).reset_parameters()
+
+    def examples(self, seen: Sequence[Task]) -> Rows:
+        return [part for task in seen for part in task.rows("train")]

@@ -1,0 +1,22 @@
+"""Sequential fine-tuning: one module that goes on being trained, the baseline that forgets."""
+
+from dataclasses import dataclass
+
+from perdure import adapters
+from perdure.backbone import Backbone
+from perdure.method import Method
+from perdure.stream import Task
+
+
+@dataclass(kw_only=True)
+class Sequential(Method):
+    """Train the same PEFT module on one task after the other, and keep its last state (rule `last`).
+
+    References
+    ----------
+    McCloskey & Cohen, Catastrophic interference in connectionist networks, 1989 (what happens then).
+    """
+
+    def begin(self, backbone: Backbone, task: Task) -> None:
+        if not adapters.attached(backbone.model):
+            self.attach(backbone)

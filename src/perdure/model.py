@@ -1,0 +1,126 @@
+"""A finished run as one model: predict with it, or export it as a stock checkpoint."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import nn
+
+from perdure import adapters
+from perdure.backbone import Backbone
+from perdure.errors import InputError, RunError, UnknownName
+from perdure.evaluate import probabilities, task_logits
+from perdure.merge import Rule, combine
+from perdure.results import Run
+from perdure.run import restore
+from perdure.task_id import TaskPosterior, describe
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The class that is most likely, its probability, and the task that is most likely."""
+
+    label: str
+    probability: float
+    task: str
+
+
+class Model:
+    """The combined model of a run, with its task posterior.
+
+    Parameters
+    ----------
+    folder
+        The run folder.
+    rule
+        How the adapters are combined; by default as the run did, with the scale that it found.
+    """
+
+    def __init__(self, folder: str | Path | Run, *, rule: Rule | None = None):
+        self.results = folder if isinstance(folder, Run) else Run(folder)
+        combined = self.results.combined()
+        self.rule = rule or Rule(**{name: combined[name] for name in ("name", "options", "space", "since")})
+        settings = self.results.recipe["backbone"]
+        self.backbone = Backbone.load(
+            settings["model"], **{name: settings[name] for name in ("pooling", "max_length", "head")}
+        )
+        self.learned = restore(self.results, self.backbone)
+        self.classes = {task.name: task.classes for task in self.learned}
+        self.combined = combine([task.adapter for task in self.learned], self.rule)
+        self.posterior = TaskPosterior({task.name: task.statistics for task in self.learned})
+
+    def predict(self, inputs: Sequence[Any], *, task: str | None = None) -> list[Prediction]:
+        """Classify texts or PIL images.
+
+        Parameters
+        ----------
+        task
+            The task of all inputs, if it is known; by default the task posterior weighs the tasks.
+
+        Raises
+        ------
+        UnknownName
+            The run has not learned that task.
+        InputError
+            There is nothing to classify.
+        """
+        if task is not None and task not in self.classes:
+            raise UnknownName("task", task, self.classes)
+        if not len(inputs):
+            raise InputError("There is nothing to predict: the input has no rows.")
+        examples = self.backbone.encode([(task or "", Dataset.from_dict({self.backbone.kind: list(inputs)}))])
+        names = [task] if task else list(self.classes)
+        log_weights = torch.zeros(len(examples), 1) if task else self.posterior.log_prob(describe(self.backbone, examples))
+        logits = task_logits(self.backbone, self.combined, examples, names)
+        labels = tuple(dict.fromkeys(label for name in names for label in self.classes[name]))
+        places = [[labels.index(label) for label in self.classes[name]] for name in names]
+        found = probabilities(logits, places, log_weights)
+        best, tasks = found.max(1), log_weights.argmax(1)
+        return [
+            Prediction(labels[label], probability, names[index])
+            for label, probability, index in zip(best.indices.tolist(), best.values.tolist(), tasks.tolist(), strict=True)
+        ]
+
+    def export(self, output: str | Path) -> Path:
+        """Write a stock checkpoint: combined weights, all heads as one, `id2label`.
+
+        With `pooling: stock` it is a folder for `AutoModelFor…Classification`, with `mean` one for `SentenceTransformer`,
+        whose output is then the logits. The heads are concatenated: a stock model has no task posterior.
+
+        Raises
+        ------
+        RunError
+            The rule is routed, or combines bottleneck adapters: there is no one set of weights.
+        """
+        output = Path(output)
+        if output.exists() and any(output.iterdir()):
+            raise RunError(f"`{output}` is there already and not empty. Give another `--output`, or remove it.")
+        if self.combined.routed or self.combined.origin is not None:
+            why = "is routed" if self.combined.routed else "combines in factor space"
+            raise RunError(
+                f"The rule `{self.rule.label}` {why}, so there is no one set of weights to export. Choose another with "
+                "`--rule`, such as `task_arithmetic` in delta space."
+            )
+        adapters.detach(self.backbone.model)
+        with self.combined.applied(self.backbone):
+            self.backbone.save(output, self._joined_head(), self._labels())
+        return output
+
+    def _joined_head(self) -> nn.Linear:
+        heads = [self.backbone.head(name) for name in self.classes]
+        weight = torch.cat([head.weight for head in heads]).detach()
+        joined = nn.Linear(weight.shape[1], weight.shape[0], device=weight.device)
+        joined.load_state_dict({"weight": weight, "bias": torch.cat([head.bias for head in heads]).detach()})
+        return joined
+
+    def _labels(self) -> list[str]:
+        """The name of each output; with its task where several tasks have it."""
+        every = [label for classes in self.classes.values() for label in classes]
+        return [
+            label if every.count(label) == 1 else f"{task}/{label}"
+            for task, classes in self.classes.items()
+            for label in classes
+        ]

@@ -1,0 +1,231 @@
+"""Recipes: YAML ⇄ objects, validated against the signatures of what they name."""
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+
+from perdure import registry
+from perdure.backbone import Backbone
+from perdure.data import read_tasks
+from perdure.errors import InputError, UnknownName
+from perdure.learn import Training
+from perdure.merge import Rule, Since, Space
+from perdure.method import Method
+from perdure.results import Run
+from perdure.run import Evaluation, backbone_settings, go_on, plain, run
+from perdure.stream import Scenario, TaskStream
+
+Section = str | dict[str, Any]
+
+
+class Recipe(BaseModel):
+    """One run: a stream, a backbone, a method, a rule, and how to train.
+
+    `stream` names a benchmark (with its settings), or lists one's own data, an entry per table. `backbone`, `method` and
+    `rule` are a name, or a mapping of `name` (`model` for the backbone) and settings.
+
+    Examples
+    --------
+    >>> recipe = Recipe.parse({"stream": "demo", "backbone": "minilm", "rule": {"name": "task_arithmetic", "scale": 0.3}})
+    >>> recipe.make_rule().label, recipe.make_method()
+    ('task_arithmetic(scale=0.3)', Isolated(peft='lora', rank=8, ...))
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str | None = None
+    about: str | None = None
+    stream: Section | list[dict[str, Any]]
+    backbone: Section
+    method: Section = "isolated"
+    rule: Section = "task_arithmetic"
+    training: dict[str, Any] = {}
+    evaluation: dict[str, Any] = {}
+    seed: int = 0
+
+    # -- reading
+
+    @classmethod
+    def parse(cls, values: Any, settings: Sequence[str] = (), where: str = "the recipe") -> "Recipe":
+        """Check a mapping, after `settings` (`key.key=value`) have been put into it."""
+        if not isinstance(values, dict):
+            raise InputError(f"{where} must be a mapping of settings such as `stream` and `backbone`.")
+        for setting in settings:
+            _put(values, setting)
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise _sentence(error, where, cls.model_fields) from error
+
+    @classmethod
+    def read(cls, path: str | Path, settings: Sequence[str] = ()) -> "Recipe":
+        """Read a YAML file."""
+        path = Path(path)
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise InputError(f"There is no file `{path}`.") from error
+        except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
+            raise InputError(f"`{path}` is not a YAML file: {' '.join(str(error).split())}.") from error
+        return cls.parse(values, settings, f"`{path}`")
+
+    # -- the objects
+
+    def make_stream(self) -> TaskStream:
+        """The tasks."""
+        if isinstance(self.stream, list):
+            return own_stream(self.stream, seed=self.seed)
+        name, options = _named(self.stream, "stream")
+        function = registry.find("benchmark", name)
+        return function(**_checked(function, options, f"stream `{name}`"))
+
+    def make_backbone(self) -> Backbone:
+        """The pre-trained model."""
+        name, options = _named(self.backbone, "backbone", key="model")
+        return Backbone.load(name, **_checked(Backbone.load, options, "backbone"))
+
+    def make_method(self) -> Method:
+        """The method, with its settings."""
+        name, options = _named(self.method, "method")
+        found = registry.find("method", name)
+        return found(**_checked(found, options, f"method `{name}`"))
+
+    def make_rule(self) -> Rule:
+        """The rule, with its settings."""
+        return make_rule(self.rule)
+
+    def make_training(self) -> Training:
+        return Training(**_checked(Training, self.training, "training"))
+
+    def make_evaluation(self) -> Evaluation:
+        return Evaluation(**_checked(Evaluation, self.evaluation, "evaluation"))
+
+    # -- doing
+
+    def run(self, output: str | Path, *, quiet: bool = True) -> Run:
+        """Do what the recipe says. Everything is checked before anything is trained."""
+        method, rule = self.make_method(), self.make_rule()
+        training, evaluation = self.make_training(), self.make_evaluation()
+        stream = self.make_stream()
+        backbone = self.make_backbone()
+        return run(
+            stream,
+            backbone,
+            method,
+            rule,
+            training=training,
+            evaluation=evaluation,
+            output=output,
+            seed=self.seed,
+            recipe=self.resolved(method, rule, training, evaluation, backbone),
+            quiet=quiet,
+        )
+
+    def go_on(self, results: Run, *, quiet: bool = True) -> Run:
+        """Learn what the run has not learned yet."""
+        return go_on(
+            results,
+            self.make_stream(),
+            self.make_backbone(),
+            self.make_method(),
+            self.make_rule(),
+            training=self.make_training(),
+            evaluation=self.make_evaluation(),
+            seed=self.seed,
+            quiet=quiet,
+        )
+
+    def resolved(
+        self, method: Method, rule: Rule, training: Training, evaluation: Evaluation, backbone: Backbone
+    ) -> dict[str, Any]:
+        """The recipe with all defaults written out."""
+        options = {field.name: getattr(method, field.name) for field in dataclasses.fields(method) if field.init}
+        values = self.model_dump() | {
+            "backbone": backbone_settings(backbone),
+            "method": {"name": _named(self.method, "method")[0], **options},
+            "rule": {"name": rule.name, "space": rule.space, "since": rule.since, **rule.options},
+            "training": plain(training),
+            "evaluation": plain(evaluation),
+        }
+        return {key: value for key, value in values.items() if value is not None}
+
+
+def own_stream(entries: Sequence[Mapping[str, Any]], *, scenario: Scenario = "class", seed: int = 0) -> TaskStream:
+    """A stream of one's own data: the tasks of each table, in order."""
+    tasks = []
+    for entry in entries:
+        options = dict(entry)
+        source = options.pop("data", None)
+        if source is None:
+            raise InputError(f"`stream`: the entry {options} has no `data` (a file, a folder, or a hub id).")
+        tasks += read_tasks(source, **_checked(read_tasks, {"seed": seed} | options, "stream"))
+    return TaskStream("own", tuple(tasks), scenario)
+
+
+def make_rule(section: Section) -> Rule:
+    """A rule from its name, or from a mapping of its name and settings."""
+    name, options = _named(section, "rule")
+    where = {key: options.pop(key) for key in ("space", "since") if key in options}
+    function = registry.find("rule", name)
+    kinds: dict[str, Any] = {"space": (Space, "delta"), "since": (Since, "pretrained")}
+    where = _validate(create_model("where", **kinds), where, f"rule `{name}`")
+    return Rule(name=name, options=_checked(function, options, f"rule `{name}`"), **where)
+
+
+def _named(section: Section, where: str, key: str = "name") -> tuple[str, dict[str, Any]]:
+    if isinstance(section, str):
+        return section, {}
+    options = dict(section)
+    if key not in options:
+        raise InputError(f"`{where}` needs `{key}`: write a name, or a mapping with `{key}` and settings.")
+    return str(options.pop(key)), options
+
+
+def _checked(thing: Callable[..., Any], options: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The options, converted to the types of the keyword parameters of `thing`; only those that were given."""
+    fields: dict[str, Any] = {
+        name: (p.annotation, ... if p.default is inspect.Parameter.empty else p.default)
+        for name, p in registry.options(thing).items()
+    }
+    return _validate(create_model("options", __config__=ConfigDict(extra="forbid"), **fields), options, where)
+
+
+def _validate(model: type[BaseModel], options: Mapping[str, Any], where: str) -> dict[str, Any]:
+    try:
+        found = model.model_validate(dict(options))
+    except ValidationError as error:
+        raise _sentence(error, where, model.model_fields) from error
+    return {name: getattr(found, name) for name in options}
+
+
+def _sentence(error: ValidationError, where: str, known: Mapping[str, Any]) -> InputError:
+    """pydantic's first complaint as one of ours."""
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return UnknownName(f"setting of {where}", name, known)
+    if first["type"] == "missing":
+        return InputError(f"{where} needs `{name}`.")
+    got = first["input"]
+    return InputError(f"{where}: `{name}` is {got!r}, but: {first['msg'][0].lower()}{first['msg'][1:]}.")
+
+
+def _put(values: dict[str, Any], setting: str) -> None:
+    """Put `a.b=value` into nested mappings. The value is read as YAML."""
+    path, equals, value = setting.partition("=")
+    if not equals:
+        raise InputError(f"`--set {setting}` must be `key=value`, such as `method.rank=4`.")
+    *above, last = path.split(".")
+    for key in above:
+        inner = values.setdefault(key, {})
+        if isinstance(inner, str):  # a name alone
+            inner = values[key] = {"model" if key == "backbone" else "name": inner}
+        if not isinstance(inner, dict):
+            raise InputError(f"`--set {setting}`: `{key}` has no settings of its own.")
+        values = inner
+    values[last] = yaml.safe_load(value)

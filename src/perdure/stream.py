@@ -1,0 +1,188 @@
+"""What is learned: a `Task` has examples in three splits, a `TaskStream` is tasks in order."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import numpy as np
+from datasets import Dataset
+
+from perdure.errors import DataError, InputError, UnknownName
+
+Scenario = Literal["task", "domain", "class"]
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+Rows = list[tuple[str, Dataset]]
+"""Examples of one or several tasks: the task's name, and rows with labels of its own classes."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task: a name, its classes, and its examples.
+
+    Each split has a column `text` (strings) or `image` (PIL images), and a column `label` with indices
+    into `classes`.
+
+    Raises
+    ------
+    DataError
+        A split is empty or lacks a column, a label is out of range, or there are fewer than two classes.
+
+    Examples
+    --------
+    >>> rows = Dataset.from_dict({"text": ["good", "bad"], "label": [1, 0]})
+    >>> Task("reviews", ("no", "yes"), train=rows, validation=rows, test=rows).kind
+    'text'
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train: Dataset
+    validation: Dataset
+    test: Dataset
+
+    def __post_init__(self):
+        if not re.fullmatch(r"[A-Za-z0-9][\w-]*", self.name):
+            raise DataError(
+                f"`{self.name}` cannot name a task. Use letters, digits, `-` and `_`, starting with a letter or digit."
+            )
+        if len(set(self.classes)) < 2 or len(set(self.classes)) < len(self.classes):
+            raise DataError(
+                f"Task `{self.name}` needs at least two different classes, got {list(self.classes)}. "
+                "Check that the label column is the right one."
+            )
+        for split in SPLITS:
+            self._check(split)
+
+    def _check(self, split: Split) -> None:
+        data: Dataset = getattr(self, split)
+        where = f"Task `{self.name}`, split `{split}`,"
+        if len(data) == 0:
+            raise DataError(f"{where} is empty. Give it examples, or leave the split out to have one made.")
+        missing = [name for name in (self.kind, "label") if name not in data.column_names]
+        if missing:
+            raise DataError(f"{where} has no column `{missing[0]}`. Its columns: {data.column_names}.")
+        labels = np.asarray(data.with_format("numpy")["label"])
+        if labels.min() < 0 or labels.max() >= len(self.classes):
+            bad = int(labels[(labels < 0) | (labels >= len(self.classes))][0])
+            raise DataError(f"{where} has label {bad}, but there are {len(self.classes)} classes (0 to {len(self.classes) - 1}).")
+
+    @property
+    def kind(self) -> Literal["text", "image"]:
+        """The column that holds the input: `text` or `image`."""
+        return "image" if "image" in self.train.column_names else "text"
+
+    def rows(self, split: Split) -> "Rows":
+        """The examples of a split, with the task's name; those of several tasks can be put together with `+`."""
+        return [(self.name, getattr(self, split))]
+
+    def limited(self, sizes: dict[str, int | None], seed: int) -> "Task":
+        """The task with at most `sizes[split]` examples a split, drawn with `seed`."""
+        fewer = {
+            split: data.select(np.sort(np.random.default_rng(seed).permutation(len(data))[: sizes[split]]))
+            for split in SPLITS
+            if sizes.get(split) is not None and sizes[split] < len(data := getattr(self, split))
+        }
+        return replace(self, **fewer)
+
+
+@dataclass(frozen=True)
+class TaskStream:
+    """Tasks in the order in which they are learned.
+
+    `scenario` says what is known of an input at test time (van de Ven & Tolias 2022): `task` its task,
+    `domain` nothing, and all tasks have the same classes, `class` nothing, and the class is searched
+    among those of all tasks. Classes of the same name in different tasks are the same class.
+
+    Examples
+    --------
+    >>> rows = Dataset.from_dict({"text": ["good", "bad"], "label": [1, 0]})
+    >>> task = Task("reviews", ("no", "yes"), train=rows, validation=rows, test=rows)
+    >>> stream = TaskStream("mine", (task, replace(task, name="posts", classes=("yes", "maybe"))))
+    >>> stream.classes, stream.class_index("posts")
+    (('no', 'yes', 'maybe'), [1, 2])
+    """
+
+    name: str
+    tasks: tuple[Task, ...]
+    scenario: Scenario = "class"
+
+    def __post_init__(self):
+        names = self.names
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if not names or twice:
+            raise InputError(
+                f"Stream `{self.name}` " + (f"has two tasks named `{twice[0]}`; rename one." if twice else "has no task.")
+            )
+        if self.scenario not in get_args(Scenario):
+            raise InputError(f"`scenario` must be one of {list(get_args(Scenario))}, got `{self.scenario}`.")
+        if self.scenario == "domain" and len({frozenset(task.classes) for task in self.tasks}) > 1:
+            raise InputError("With `scenario: domain` all tasks must have the same classes. Use `class` or `task`.")
+        if len({task.kind for task in self.tasks}) > 1:
+            raise InputError(f"Stream `{self.name}` mixes text and images; one backbone reads only one of them.")
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    def __iter__(self) -> Iterator[Task]:
+        return iter(self.tasks)
+
+    def __getitem__(self, index: int) -> Task:
+        return self.tasks[index]
+
+    @property
+    def names(self) -> list[str]:
+        return [task.name for task in self.tasks]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of all classes, each once, in the order in which they come."""
+        return tuple(dict.fromkeys(name for task in self.tasks for name in task.classes))
+
+    def task(self, name: str) -> Task:
+        """The task called `name`."""
+        if name not in self.names:
+            raise UnknownName("task", name, self.names)
+        return self.tasks[self.names.index(name)]
+
+    def class_index(self, name: str) -> list[int]:
+        """For each class of a task, its place in `classes`."""
+        return [self.classes.index(c) for c in self.task(name).classes]
+
+    def until(self, step: int) -> "TaskStream":
+        """The first `step` tasks."""
+        return replace(self, tasks=self.tasks[:step])
+
+    def limited(self, *, train: int | None = None, validation: int | None = None, test: int | None = None, seed: int = 0):
+        """The stream with at most so many examples in each split of each task, drawn with `seed`."""
+        sizes = {"train": train, "validation": validation, "test": test}
+        return replace(self, tasks=tuple(task.limited(sizes, seed) for task in self.tasks))
+
+    def ordered(self, names: Sequence[str]) -> "TaskStream":
+        """The stream with the tasks `names`, in that order."""
+        return replace(self, tasks=tuple(self.task(name) for name in names))
+
+
+def split_rows(labels: Sequence[int], *, shares: Sequence[float], seed: int) -> list[np.ndarray]:
+    """Split row numbers so that each class is in each part in the given shares, at least once.
+
+    Returns one array of row numbers per share, and a last one with the rest.
+
+    Examples
+    --------
+    >>> [part.tolist() for part in split_rows([0, 0, 0, 1, 1, 1], shares=[0.3], seed=0)]
+    [[2, 4], [0, 1, 3, 5]]
+    """
+    values = np.asarray(labels)
+    shuffled = np.random.default_rng(seed).permutation(len(values))
+    parts: list[list[int]] = [[] for _ in range(len(shares) + 1)]
+    for value in np.unique(values):
+        rows = shuffled[values[shuffled] == value]
+        start = 0
+        for part, share in zip(parts, shares, strict=False):
+            stop = start + max(1, round(share * len(rows)))
+            part.extend(rows[start:stop])
+            start = stop
+        parts[-1].extend(rows[start:])
+    return [np.sort(np.array(part, dtype=int)) for part in parts]
