@@ -26,6 +26,7 @@ class BottleneckConfig(PeftConfig):
 
     target_modules: list[str] | str | None = field(default=None)
     exclude_modules: list[str] | str | None = field(default=None)
+    modules_to_save: list[str] | None = field(default=None)
     width: int = field(default=24)
     dropout: float = field(default=0.0)
 

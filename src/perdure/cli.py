@@ -1,2 +1,219 @@
-def main():
-    pass
+"""The command line. Commands hold no logic: they read options, call the library, and print what it returns."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Teach one pre-trained transformer new tasks, one after another, without forgetting the old ones.",
+)
+
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="Where to write.")]
+Seed = Annotated[int, typer.Option(help="Of the splits, the start and the order of examples.")]
+Settings = Annotated[
+    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, such as method.rank=4. Repeatable.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the result.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+RuleName = Annotated[str | None, typer.Option("--rule", help="How adapters are combined; by default as the run did.")]
+Text = Annotated[str | None, typer.Option(help="The column with the text.")]
+Image = Annotated[str | None, typer.Option(help="The column with the image.")]
+KnownTask = Annotated[str | None, typer.Option("--task", help="The task of all rows, if it is known.")]
+
+
+@app.command()
+def demo(
+    output: Output = Path("runs/demo"),
+    seed: Seed = 0,
+    quiet: Quiet = False,
+    download: Annotated[bool, typer.Option("--download", help="Only fetch the model and the data.")] = False,
+) -> None:
+    """Learn five real tasks on a real transformer, and see what is forgotten (minutes on a laptop)."""
+    from perdure import demo
+    from perdure.report import terminal
+
+    if download:
+        return demo.download()
+    assert output
+    terminal.show(demo.demo(output, seed=seed, quiet=quiet))
+    typer.echo(f"\nReport: {output / 'report.html'}")
+
+
+@app.command()
+def run(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.yaml")],
+    output: Output = None,
+    seed: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
+    settings: Settings = [],  # noqa: B006
+    quiet: Quiet = False,
+) -> None:
+    """Do what a recipe says: learn its tasks in order, combine them, measure after each."""
+    from perdure.recipe import Recipe
+    from perdure.report import report
+
+    changes = [*settings, *([f"seed={seed}"] if seed is not None else [])]
+    output = output or Path("runs") / recipe.stem
+    Recipe.read(recipe, changes).run(output, quiet=quiet)
+    _show(report([output], output / "report.html"), output)
+
+
+@app.command()
+def learn(  # noqa: PLR0917
+    run: RunFolder,
+    data: Annotated[str, typer.Option(help="A CSV, JSON-lines or Parquet file, a folder of images, or a hub id.")],
+    task: Annotated[str | None, typer.Option("--task", help="The task's name; by default that of the file.")] = None,
+    text: Text = None,
+    image: Image = None,
+    label: Annotated[str, typer.Option(help="The column with the class.")] = "label",
+    task_column: Annotated[str | None, typer.Option(help="The column that names each row's task.")] = None,
+    backbone: Annotated[str, typer.Option(help="For a new run: a model's folder or hub id.")] = "minilm",
+    seed: Annotated[int, typer.Option(help="For a new run.")] = 0,
+    settings: Settings = [],  # noqa: B006
+    quiet: Quiet = False,
+) -> None:
+    """Learn one's own data: one more task for a run, or the first of a new one."""
+    from perdure.recipe import learn_more
+    from perdure.report import report
+
+    names = {"name": task, "text": text, "image": image, "label": label, "task": task_column}
+    entry = {"data": data} | {key: value for key, value in names.items() if value is not None}
+    learn_more(run, entry, backbone=backbone, seed=seed, settings=settings, quiet=quiet)
+    _show(report([run], run / "report.html"), run)
+
+
+@app.command()
+def evaluate(
+    run: RunFolder,
+    rule: RuleName = None,
+    settings: Settings = [],  # noqa: B006
+    last: Annotated[bool, typer.Option("--last", help="Only after the last task.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a run again, or with another rule (--set scale=0.3, --set space=factor)."""
+    from perdure.recipe import evaluate_run
+    from perdure.report import report
+
+    evaluate_run(run, rule, settings, steps="last" if last else "all")
+    summary = report([run], run / "report.html")
+    typer.echo(json.dumps(summary, indent=2)) if as_json else _show(summary, run)
+
+
+@app.command()
+def predict(
+    run: RunFolder,
+    file: Annotated[Path, typer.Argument(help="A CSV, TSV or JSON-lines file.")],
+    output: Output = None,
+    text: Text = None,
+    image: Image = None,
+    task: KnownTask = None,
+) -> None:
+    """Add the columns label, probability and task to a table."""
+    from perdure.data import read_table, write_table
+    from perdure.model import Model
+
+    output = output or file.with_suffix(f".predicted{file.suffix}")
+    rows = read_table(file)
+    write_table(output, Model(run).add_predictions(rows, column=text or image, task=task))
+    typer.echo(f"{len(rows)} rows: {output}")
+
+
+@app.command()
+def export(
+    run: RunFolder,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write.")],
+    rule: RuleName = None,
+    settings: Settings = [],  # noqa: B006
+) -> None:
+    """Write the combined model as a stock checkpoint (transformers, or sentence-transformers)."""
+    from perdure.model import Model
+    from perdure.recipe import rule_of
+
+    Model(run, rule=rule_of(run, rule, settings)).export(output)
+    typer.echo(output)
+
+
+@app.command()
+def report(runs: Annotated[list[Path], typer.Argument(metavar="RUN…")], output: Output = None) -> None:
+    """Write an HTML report of one run, or a comparison of several."""
+    from perdure.report import report
+
+    output = output or (runs[0] / "report.html" if len(runs) == 1 else Path("report.html"))
+    report(runs, output)
+    typer.echo(output)
+
+
+@app.command(name="list")
+def list_(as_json: AsJson = False) -> None:
+    """List all methods, rules and benchmarks."""
+    from perdure import registry
+
+    found = {
+        kind: {name: registry.summary(registry.find(kind, name)) for name in registry.names(kind)}
+        for kind in registry.PACKAGES
+    }
+    if as_json:
+        return typer.echo(json.dumps(found, indent=2))
+    for kind, things in found.items():
+        _table(f"{kind}s", ((name, text) for name, text in things.items()))
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(metavar="NAME|RUN", help="A method, rule or benchmark, or a run folder.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show what a method, rule or benchmark does and its settings, or what a run measured."""
+    from perdure import registry
+    from perdure.report import summary
+
+    if Path(name).is_dir():
+        found = summary.summarise([Path(name)])
+        return typer.echo(json.dumps(found, indent=2)) if as_json else _show(found)
+    about = registry.about(name)
+    typer.echo(json.dumps(about, indent=2) if as_json else about["text"])
+    if not as_json:
+        _table("settings", ((key, value) for key, value in about["settings"].items()))
+
+
+def _show(summary: dict[str, Any], folder: Path | None = None) -> None:
+    from perdure.report import terminal
+
+    terminal.show(summary)
+    if folder:
+        typer.echo(f"\nReport: {folder / 'report.html'}")
+
+
+def _table(title: str, rows: Any) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+def main() -> None:
+    """Run the command line: a user's mistake is one red sentence and status 1; a traceback is a bug."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    from perdure.errors import PerdureError
+
+    try:
+        app()
+    except PerdureError as error:
+        typer.secho(f"Error: {error}", fg="red", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        typer.secho("Stopped. Tasks that were finished are kept.", fg="red", err=True)
+        sys.exit(130)

@@ -1,5 +1,8 @@
 """One's own data as tasks: anything that `datasets.load_dataset` reads."""
 
+import csv
+import io
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -199,3 +202,127 @@ def divided(data: Dataset, size: int, seed: int) -> tuple[Dataset, Dataset]:
         return data, data.select([])
     apart, rest = split_rows(list(data["label"]), shares=[size / len(data)], seed=seed)
     return data.select(apart), data.select(rest)
+
+
+def bounded(
+    data: Mapping[Split, Dataset], sizes: Mapping[Split, int | None], seed: int
+) -> dict[Split, Dataset]:
+    """About `sizes[split]` examples a split, with the shares of the classes kept; `None` takes all.
+
+    Where `data` has no validation split, `sizes["validation"]` training examples become one, at most a fifth
+    of them; by default a tenth, at most 500.
+
+    Examples
+    --------
+    >>> rows = Dataset.from_dict({"text": list("abcdefgh"), "label": [0, 1] * 4})
+    >>> parts = bounded({"train": rows, "test": rows}, {"train": 4, "validation": None, "test": None}, seed=0)
+    >>> {split: len(part) for split, part in parts.items()}
+    {'train': 4, 'test': 8, 'validation': 2}
+    """
+    for split, size in sizes.items():
+        if size is not None and size < 1:
+            raise DataError(f"`{split}` must be at least 1, or left out to take all; got {size}.")
+    parts = dict(data)
+    if "validation" not in parts:
+        everything = parts["train"]
+        size = min(sizes["validation"] or min(500, len(everything) // 10), len(everything) // 5)
+        parts["validation"], parts["train"] = divided(everything, max(1, size), seed)
+        if len(set(parts["train"]["label"][:])) < len(set(everything["label"][:])):
+            raise DataError("A class has a single training example, none for validation. Give two at least.")
+    for split, size in sizes.items():
+        if size and split in data:
+            parts[split] = divided(parts[split], size, seed)[0]
+    return parts
+
+
+def by_split(data: Dataset, columns: Sequence[str], source: str) -> dict[Split, Dataset]:
+    """The rows of a table by its column `split`, with `columns` alone. Rows of other splits are dropped.
+
+    Examples
+    --------
+    >>> rows = {"text": ["a", "b", "c"], "label": [0, 1, 0], "split": ["train", "test", "other"]}
+    >>> parts = by_split(Dataset.from_dict(rows), ["text", "label"], "my.parquet")
+    >>> {split: part["text"][:] for split, part in parts.items()}
+    {'train': ['a'], 'test': ['b']}
+    """
+    missing = [column for column in ("split", *columns) if column not in data.column_names]
+    if missing:
+        raise DataError(f"`{source}` has no column `{missing[0]}`. Its columns: {data.column_names}.")
+    names = np.array(data["split"][:])
+    inputs = data.select_columns(list(columns))
+    found: dict[Split, Dataset] = {
+        split: inputs.select(np.flatnonzero(names == key))
+        for split, keys in SPLIT_NAMES.items()
+        for key in keys
+        if key in names
+    }
+    for split in ("train", "test"):
+        if split not in found:
+            there = sorted(set(names.tolist()))
+            raise DataError(f"`{source}` has no row of the split `{split}`. Its splits: {there}.")
+    return found
+
+
+def of_classes(data: Dataset, numbers: Sequence[int]) -> Dataset:
+    """The rows of some classes, whose labels then count from 0 in the order of `numbers`.
+
+    Examples
+    --------
+    >>> rows = Dataset.from_dict({"text": list("abcd"), "label": [0, 1, 2, 1]})
+    >>> of_classes(rows, [2, 1]).to_dict()
+    {'text': ['b', 'c', 'd'], 'label': [1, 0, 1]}
+    """
+    labels = np.array(data["label"][:])
+    place = np.full(max(labels.max(initial=0), *numbers) + 2, -1)  # the last is for label -1, no class
+    place[list(numbers)] = np.arange(len(numbers))
+    mine = place[labels]
+    return data.remove_columns("label").add_column("label", mine).select(np.flatnonzero(mine >= 0))
+
+
+def read_table(path: str | Path) -> list[dict[str, Any]]:
+    """The rows of a CSV, TSV or JSON-lines file, as they are.
+
+    Raises
+    ------
+    DataError
+        There is no such file, or it is of another kind, not UTF-8, or broken.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise DataError(f"There is no file `{path}`.") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"`{path}` is not written in UTF-8. Save it as UTF-8.") from error
+    if path.suffix.lower() in (".csv", ".tsv"):
+        return list(csv.DictReader(io.StringIO(text, newline=""), delimiter=_delimiter(path)))
+    if path.suffix.lower() in (".jsonl", ".json"):
+        try:
+            return [json.loads(line) for line in text.splitlines() if line.strip()]
+        except json.JSONDecodeError as error:
+            raise DataError(f"`{path}` is not JSON lines, one object a line ({error}).") from error
+    raise DataError(f"`{path}` must end in `.csv`, `.tsv` or `.jsonl`.")
+
+
+def write_table(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows as the file's ending says.
+
+    Raises
+    ------
+    DataError
+        There is such a file already: nothing is overwritten.
+    """
+    path = Path(path)
+    if path.exists():
+        raise DataError(f"`{path}` is there already. Remove it, or give another `--output`.")
+    with path.open("x", encoding="utf-8", newline="") as file:
+        if path.suffix.lower() in (".csv", ".tsv"):
+            writer = csv.DictWriter(file, list(rows[0]), delimiter=_delimiter(path), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+        else:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def _delimiter(path: Path) -> str:
+    return "\t" if path.suffix.lower() == ".tsv" else ","

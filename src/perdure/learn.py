@@ -104,14 +104,16 @@ def learn(
     """
     task = seen[-1]
     accelerator = _accelerator(training, folder)
-    set_seed(seed)
+    order = seed + 1000 * len(seen)
+    set_seed(order)
     backbone.to(accelerator.device).add_head(task.name, len(task.classes))
+    set_seed(seed)
     method.begin(backbone, task)
     start = adapters.read(backbone.model)
-    set_seed(seed + 1000 * len(seen))
+    set_seed(order)
     rows = backbone.encode(method.examples(seen))
     groups = _trainable(backbone, method, training, rows)
-    sampler = LengthGroupedBatches(rows.lengths, training.batch_size, seed=seed + 1000 * len(seen))
+    sampler = LengthGroupedBatches(rows.lengths, training.batch_size, seed=order)
     loader = torch.utils.data.DataLoader(rows, batch_sampler=sampler, collate_fn=backbone.collate)  # pyright: ignore
     steps = training.epochs * math.ceil(len(sampler) / training.gradient_accumulation)
     optimizer = torch.optim.AdamW(groups, lr=training.learning_rate, weight_decay=training.weight_decay)

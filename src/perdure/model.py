@@ -1,5 +1,6 @@
 """A finished run as one model: predict with it, or export it as a stock checkpoint."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from PIL import Image
 from torch import nn
 
 from perdure import adapters
@@ -83,6 +85,28 @@ class Model:
             Prediction(labels[label], probability, names[index])
             for label, probability, index in zip(best.indices.tolist(), best.values.tolist(), tasks.tolist(), strict=True)
         ]
+
+    def add_predictions(
+        self, rows: Sequence[dict[str, Any]], *, column: str | None = None, task: str | None = None
+    ) -> list[dict[str, Any]]:
+        """Rows with `label`, `probability` and `task` added (as `predicted_…` where they have such a column already).
+
+        `column` holds the text, or the path of the image; by default the one that the run was trained on, or `text`.
+        """
+        entries = self.results.recipe["stream"]
+        trained_on = [entry.get(self.backbone.kind) for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+        names = list(rows[0]) if rows else []
+        found = next((name for name in [column, *trained_on, self.backbone.kind] if name in names), None)
+        if found is None or (column and found != column):
+            raise InputError(f"No column `{column or self.backbone.kind}`. The table's columns: {names}.")
+        inputs = [row[found] for row in rows]
+        if self.backbone.kind == "image":
+            inputs = [Image.open(path) for path in inputs]
+        added = []
+        for row, prediction in zip(rows, self.predict(inputs, task=task), strict=True):
+            values = dataclasses.asdict(prediction)
+            added.append(row | {f"predicted_{key}" if key in row else key: value for key, value in values.items()})
+        return added
 
     def export(self, output: str | Path) -> Path:
         """Write a stock checkpoint: combined weights, all heads as one, `id2label`.

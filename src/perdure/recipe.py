@@ -4,7 +4,7 @@ import dataclasses
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
@@ -17,7 +17,7 @@ from perdure.learn import Training
 from perdure.merge import Rule, Since, Space
 from perdure.method import Method
 from perdure.results import Run
-from perdure.run import Evaluation, backbone_settings, go_on, plain, run
+from perdure.run import Evaluation, backbone_settings, go_on, measure, plain, restore, run
 from perdure.stream import Scenario, TaskStream
 
 Section = str | dict[str, Any]
@@ -26,7 +26,7 @@ Section = str | dict[str, Any]
 class Recipe(BaseModel):
     """One run: a stream, a backbone, a method, a rule, and how to train.
 
-    `stream` names a benchmark (with its settings), or lists one's own data, an entry per table. `backbone`, `method` and
+    `stream` names a benchmark (with its settings), or lists one's own data, an entry per table; `scenario` is for the latter. `backbone`, `method` and
     `rule` are a name, or a mapping of `name` (`model` for the backbone) and settings.
 
     Examples
@@ -41,6 +41,7 @@ class Recipe(BaseModel):
     name: str | None = None
     about: str | None = None
     stream: Section | list[dict[str, Any]]
+    scenario: Scenario = "class"
     backbone: Section
     method: Section = "isolated"
     rule: Section = "task_arithmetic"
@@ -79,7 +80,7 @@ class Recipe(BaseModel):
     def make_stream(self) -> TaskStream:
         """The tasks."""
         if isinstance(self.stream, list):
-            return own_stream(self.stream, seed=self.seed)
+            return own_stream(self.stream, scenario=self.scenario, seed=self.seed)
         name, options = _named(self.stream, "stream")
         function = registry.find("benchmark", name)
         return function(**_checked(function, options, f"stream `{name}`"))
@@ -156,14 +157,18 @@ class Recipe(BaseModel):
 
 
 def own_stream(entries: Sequence[Mapping[str, Any]], *, scenario: Scenario = "class", seed: int = 0) -> TaskStream:
-    """A stream of one's own data: the tasks of each table, in order."""
+    """A stream of one's own data: the tasks of each entry, in order. An entry can also name a `benchmark`."""
     tasks = []
     for entry in entries:
         options = dict(entry)
-        source = options.pop("data", None)
-        if source is None:
+        if "benchmark" in options:
+            function = registry.find("benchmark", options.pop("benchmark"))
+            tasks += function(**_checked(function, options, "stream")).tasks
+        elif "data" in options:
+            source = options.pop("data")
+            tasks += read_tasks(source, **_checked(read_tasks, {"seed": seed} | options, "stream"))
+        else:
             raise InputError(f"`stream`: the entry {options} has no `data` (a file, a folder, or a hub id).")
-        tasks += read_tasks(source, **_checked(read_tasks, {"seed": seed} | options, "stream"))
     return TaskStream("own", tuple(tasks), scenario)
 
 
@@ -229,3 +234,72 @@ def _put(values: dict[str, Any], setting: str) -> None:
             raise InputError(f"`--set {setting}`: `{key}` has no settings of its own.")
         values = inner
     values[last] = yaml.safe_load(value)
+
+
+# -- what the command line does with run folders
+
+
+def evaluate_run(
+    folder: str | Path,
+    rule: str | None = None,
+    settings: Sequence[str] = (),
+    *,
+    steps: Literal["all", "last"] = "all",
+) -> Run:
+    """Measure a finished run again, by its own rule or another, and add the scores to it."""
+    results = Run(folder)
+    recipe = Recipe.parse(results.recipe)
+    stream, backbone = recipe.make_stream(), recipe.make_backbone()
+    found = rule_of(folder, rule, settings)
+    learned = restore(results, backbone)
+    for step in range(1 if steps == "all" else len(learned), len(learned) + 1):
+        measure(
+            results,
+            learned[:step],
+            stream,
+            backbone,
+            found or recipe.make_rule(),
+            evaluation=recipe.make_evaluation(),
+            own=found is None,
+        )
+    return results
+
+
+def rule_of(folder: str | Path, name: str | None, settings: Sequence[str] = ()) -> Rule | None:
+    """A rule as the command line names it, or the run's own with other settings; nothing if neither is asked for."""
+    if name is None and not settings:
+        return None
+    section = {"name": name} if name else Run(folder).recipe["rule"]
+    for setting in settings:
+        _put(section, setting)
+    return make_rule(section)
+
+
+def learn_more(
+    folder: Path,
+    entry: Mapping[str, Any],
+    *,
+    backbone: str = "minilm",
+    seed: int = 0,
+    settings: Sequence[str] = (),
+    quiet: bool = True,
+) -> Run:
+    """Learn the tasks of one more table: for a run that is there, or for a new one.
+
+    Of a run that is there, `settings` change only how its coming tasks are trained.
+    """
+    if not (folder / "recipe.yaml").is_file():
+        values = {"stream": [dict(entry)], "backbone": backbone, "seed": seed}
+        return Recipe.parse(values, settings).run(folder, quiet=quiet)
+    results = Run(folder)
+    values = results.recipe
+    entries = values["stream"]
+    if not isinstance(entries, list):
+        name, options = _named(entries, "stream")
+        entries = [{"benchmark": name, **options}]
+    # the same entry is there already if an earlier attempt stopped before its task was finished
+    values["stream"] = [*entries, *([dict(entry)] if dict(entry) not in entries else [])]
+    recipe = Recipe.parse(values, settings)
+    recipe.make_stream()
+    results.recipe = recipe.model_dump(exclude_none=True)
+    return recipe.go_on(results, quiet=quiet)

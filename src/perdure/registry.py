@@ -83,3 +83,15 @@ def options(thing: Callable[..., Any]) -> dict[str, inspect.Parameter]:
 def summary(thing: Callable[..., Any]) -> str:
     """The first sentence of its docstring."""
     return (inspect.getdoc(thing) or "").split("\n\n")[0].replace("\n", " ")
+
+
+def about(name: str) -> dict[str, Any]:
+    """What a method, rule or benchmark does, and its settings with their defaults."""
+    kinds = [kind for kind in PACKAGES if name.endswith(".py") or name in names(kind)]
+    if not kinds:
+        raise UnknownName("method, rule or benchmark", name, {each for kind in PACKAGES for each in names(kind)})
+    thing = find(kinds[0], name)
+    settings = {
+        key: "needed" if p.default is inspect.Parameter.empty else repr(p.default) for key, p in options(thing).items()
+    }
+    return {"kind": kinds[0], "name": name, "text": inspect.getdoc(thing) or "", "settings": settings}

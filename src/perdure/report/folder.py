@@ -19,7 +19,7 @@ class Files:
     Attributes
     ----------
     combined
-        The rule as it was last applied; empty if no task was finished.
+        The rule as it was last applied, `candidates` with numbers as keys; empty if no task was finished.
     tasks
         Name, number of classes and bytes on disk of each complete task, in the order of learning.
     """
@@ -43,7 +43,9 @@ def read(folder: str | Path) -> Files:
     """
     folder = Path(folder)
     if not (folder / "recipe.yaml").is_file():
-        raise RunError(f"`{folder}` is not a run: it has no `recipe.yaml`. Give the folder that `perdure run` wrote.")
+        raise RunError(
+            f"`{folder}` is not a run: it has no `recipe.yaml`. Give the folder that `perdure run` wrote."
+        )
     manifests = folder.glob("tasks/[0-9]*-*/manifest.json")
     return Files(
         folder=folder,
@@ -51,8 +53,11 @@ def read(folder: str | Path) -> Files:
         environment=_parsed(folder / "environment.json", lambda text: _mapping(json.loads(text)), {}),
         scores=_parsed(folder / "scores.csv", _scores),
         events=_parsed(folder / "events.jsonl", _events, []),
-        combined=_parsed(folder / "combined.json", lambda text: _mapping(json.loads(text)), {}),
-        tasks=[_task(path.parent) for path in sorted(manifests, key=lambda path: int(path.parent.name.split("-")[0]))],
+        combined=_parsed(folder / "combined.json", _combined, {}),
+        tasks=[
+            _task(path.parent)
+            for path in sorted(manifests, key=lambda path: int(path.parent.name.split("-")[0]))
+        ],
     )
 
 
@@ -63,10 +68,14 @@ def _parsed(path: Path, parse: Callable[[str], Any], missing: Any = None) -> Any
     try:
         return parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise RunError(f"`{path}` is missing, so there is nothing to report. Was the run ever evaluated?") from error
+        raise RunError(
+            f"`{path}` is missing, so there is nothing to report. Was the run ever evaluated?"
+        ) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError, csv.Error) as error:
         why = " ".join(str(error).split())
-        raise RunError(f"`{path}` cannot be read: {type(error).__name__}: {why}. It is damaged or was changed.") from error
+        raise RunError(
+            f"`{path}` cannot be read: {type(error).__name__}: {why}. It is damaged or was changed."
+        ) from error
 
 
 def _mapping(value: Any) -> dict[str, Any]:
@@ -84,8 +93,17 @@ def _scores(text: str) -> list[dict[str, Any]]:
     rows = csv.DictReader(text.splitlines(), strict=True)
     if missing := {"step", "value", *columns} - set(rows.fieldnames or ()):
         raise ValueError(f"it has no column `{min(missing)}`")
-    named = ({name: row[name] for name in columns} | {"step": int(row["step"]), "value": float(row["value"])} for row in rows)
+    named = (
+        {name: row[name] for name in columns} | {"step": int(row["step"]), "value": float(row["value"])}
+        for row in rows
+    )
     return list(named)
+
+
+def _combined(text: str) -> dict[str, Any]:
+    rule = _mapping(json.loads(text))
+    scores = {float(scale): float(score) for scale, score in _mapping(rule.get("candidates", {})).items()}
+    return {**rule, "options": _mapping(rule.get("options", {})), "candidates": dict(sorted(scores.items()))}
 
 
 def _events(text: str) -> list[dict[str, Any]]:
@@ -100,6 +118,8 @@ def _events(text: str) -> list[dict[str, Any]]:
 
 
 def _task(folder: Path) -> dict[str, Any]:
-    size = _parsed(folder / "manifest.json", lambda text: sum(file["size"] for file in json.loads(text).values()))
+    size = _parsed(
+        folder / "manifest.json", lambda text: sum(file["size"] for file in json.loads(text).values())
+    )
     classes = _parsed(folder / "task.json", lambda text: len(json.loads(text)["classes"]), "")
     return {"name": folder.name.split("-", 1)[1], "classes": classes or None, "bytes": size}

@@ -16,17 +16,22 @@ def percent(value: float | None, *, signed: bool = False) -> str:
     """
     if value is None:
         return "–"
-    return f"{100 * value:{'+' if signed else ''}.1f}".replace("-", "−")
+    number = round(100 * value, 1) + 0.0  # no minus before a zero
+    return f"{number:{'+' if signed else ''}.1f}".replace("-", "−")
 
 
 def table(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """The header and the rows of the summary table: run, rule, how the task is known, and each metric in percent."""
+    """The header and the rows of the summary table: run, rule, how the task is known, metrics in percent."""
     header = ["Run", "Rule", "Task known by", *(metric["title"] for metric in summary["metrics"].values())]
     rows = []
     for run in summary["runs"]:
         for result in run["results"]:
-            numbers = [percent(result["metrics"].get(m), signed=m.endswith("transfer")) for m in summary["metrics"]]
-            rule = result["rule"] if result["metric"] == "accuracy" else f"{result['rule']} ({result['metric']})"
+            numbers = [
+                percent(result["metrics"].get(m), signed=m.endswith("transfer")) for m in summary["metrics"]
+            ]
+            rule = (
+                result["rule"] if result["metric"] == "accuracy" else f"{result['rule']} ({result['metric']})"
+            )
             rows.append([run["title"], rule, TASK_IDS.get(result["task_id"], result["task_id"]), *numbers])
     return header, rows
 

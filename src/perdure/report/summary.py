@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
-from numpy import ndarray
 
 from perdure import metrics
 from perdure.errors import RunError
@@ -26,7 +24,7 @@ POINTS = 100  # of a loss curve
 
 
 def summarize(folders: Sequence[str | Path]) -> dict[str, Any]:
-    """All that a report says about one or several runs, as plain lists, dicts, strings and numbers (None: not measured).
+    """All that a report says about runs, as plain lists, dicts, strings and numbers (None: not measured).
 
     Raises
     ------
@@ -39,7 +37,7 @@ def summarize(folders: Sequence[str | Path]) -> dict[str, Any]:
     runs = [_run(one, title) for one, title in zip(files, _titles(files), strict=True)]
     for run in runs:
         for result in run["results"]:
-            result["label"] = " · ".join(part for part in _label(result, run["title"] if len(runs) > 1 else "") if part)
+            result["label"] = f"{run['title']} · {result['name']}" if len(runs) > 1 else result["name"]
     measured = {name for run in runs for result in run["results"] for name in result["metrics"]}
     return {"metrics": {name: _metric(name) for name in METRICS if name in measured}, "runs": runs}
 
@@ -47,12 +45,8 @@ def summarize(folders: Sequence[str | Path]) -> dict[str, Any]:
 def _titles(files: Sequence[Files]) -> list[str]:
     """The recipe's name, else the folder's; the folder is added where two are the same."""
     titles = [str(one.recipe.get("name") or one.folder.resolve().name) for one in files]
-    return [t if titles.count(t) == 1 else f"{t} ({one.folder})" for t, one in zip(titles, files, strict=True)]
-
-
-def _label(result: Mapping[str, Any], title: str) -> tuple[str, ...]:
-    metric = "" if result["metric"] == "accuracy" else result["metric"]
-    return title, result["rule"], metric, TASK_IDS.get(result["task_id"], result["task_id"])
+    same = [titles.count(title) > 1 for title in titles]
+    return [f"{t} ({one.folder})" if s else t for t, s, one in zip(titles, same, files, strict=True)]
 
 
 def _metric(name: str) -> dict[str, str]:
@@ -61,11 +55,10 @@ def _metric(name: str) -> dict[str, str]:
 
 
 def _run(files: Files, title: str) -> dict[str, Any]:
-    seconds = {e.get("task"): e for e in files.events if e.get("event") == "task"}
-    tasks = [
-        {**task, **{name: seconds.get(task["name"], {}).get(name) for name in ("seconds", "examples", "trained")}}
-        for task in files.tasks
-    ]
+    learned = {event.get("task"): event for event in files.events if event.get("event") == "task"}
+    for task in (tasks := [dict(task) for task in files.tasks]):
+        event = learned.get(task["name"], {})
+        task |= {name: event.get(name) for name in ("seconds", "examples", "trained")}
     return {
         "title": title,
         "folder": str(files.folder),
@@ -85,30 +78,37 @@ def _run(files: Files, title: str) -> dict[str, Any]:
 
 def _results(files: Files) -> list[dict[str, Any]]:
     """One for each rule, way to know the task, and metric."""
-    keys = dict.fromkeys((row["rule"], row["task_id"], row["metric"]) for row in files.scores if row["step"] > 0)
-    order = [*TASK_IDS]
-    ranked = sorted(keys, key=lambda key: order.index(key[1]) if key[1] in order else len(order))
-    rules = list(dict.fromkeys(rule for rule, _, _ in keys))
-    return [_result(files, *key) for key in sorted(ranked, key=lambda key: rules.index(key[0]))] if files.tasks else []
+    names = {task["name"] for task in files.tasks}
+    rows = [row for row in files.scores if 0 < row["step"] <= len(names) and row["task"] in names]
+    measured = [row for row in rows if math.isfinite(row["value"])]
+    keys = list(dict.fromkeys((row["rule"], row["task_id"], row["metric"]) for row in measured))
+    rules = [rule for rule, _, _ in keys]
+    ways = [*TASK_IDS, *(way for _, way, _ in keys)]
+    keys.sort(key=lambda key: (rules.index(key[0]), ways.index(key[1])))
+    return [_result(files, *key) for key in keys]
 
 
 def _result(files: Files, rule: str, task_id: str, metric: str) -> dict[str, Any]:
     names = [task["name"] for task in files.tasks]
-    rows = [r for r in files.scores if (r["task_id"], r["metric"]) == (task_id, metric) and r["task"] in names]
+    rows = [row for row in files.scores if (row["task_id"], row["metric"]) == (task_id, metric)]
     R = np.full((len(names), len(names)), np.nan)
     zero_shot = np.full(len(names), np.nan)
     for row in rows:
+        if row["task"] not in names:
+            continue
         if row["step"] == 0:  # nothing was combined yet: the same for every rule
             zero_shot[names.index(row["task"])] = row["value"]
         elif row["rule"] == rule and row["step"] <= len(names):
             R[row["step"] - 1, names.index(row["task"])] = row["value"]
     values = metrics.summary(R, None if np.isnan(zero_shot).all() else zero_shot)
     last = len(names) - 1
+    parts = [rule, TASK_IDS.get(task_id, task_id), *([metric] if metric != "accuracy" else [])]
     return {
+        "name": " · ".join(parts),
         "rule": rule,
         "task_id": task_id,
         "metric": metric,
-        "scenario": next((row["scenario"] for row in rows if row["step"] > 0), None),
+        "scenario": rows[-1]["scenario"],
         "tasks": names,
         "matrix": [_numbers(row) for row in R],
         "metrics": dict(zip(values, _numbers(values.values()), strict=True)),
@@ -125,43 +125,42 @@ def _numbers(values: Any) -> list[float | None]:
 
 
 def _search(combined: Mapping[str, Any]) -> dict[str, Any] | None:
-    found = sorted((float(scale), score) for scale, score in (combined.get("candidates") or {}).items())
-    if not found:
+    """The candidates of the last search, their scores, and the one that was taken."""
+    if not (scores := combined.get("candidates")):
         return None
-    chosen = combined.get("options", {}).get("scale")
-    return {"scales": [scale for scale, _ in found], "scores": [score for _, score in found], "chosen": chosen}
+    chosen = combined["options"].get("scale")
+    return {"scales": [*scores], "scores": _numbers(scores.values()), "chosen": chosen}
 
 
 def _losses(files: Files) -> list[dict[str, Any]]:
     """A loss curve for each task, as means over at most `POINTS` parts."""
     curves: dict[str, dict[int, float]] = {task["name"]: {} for task in files.tasks}
     for event in files.events:
-        if event.get("event") == "step" and event.get("task") in curves:  # of a task learned twice the last time counts
-            curves[event["task"]][event["step"]] = event["loss"]
+        step, loss = event.get("step"), event.get("loss")
+        known = event.get("event") == "step" and event.get("task") in curves and isinstance(step, int)
+        if known and isinstance(loss, int | float) and math.isfinite(loss):
+            curves[event["task"]][step] = loss  # a task that was begun twice: the last time counts
     return [{"task": name, **_thinned(curve)} for name, curve in curves.items() if curve]
 
 
 def _thinned(curve: Mapping[int, float]) -> dict[str, list[float]]:
-    steps = sorted(step for step, loss in curve.items() if math.isfinite(loss))
-    parts: list[Float[ndarray, "steps"]] = np.array_split(np.array(steps), min(POINTS, max(1, len(steps))))
-    return {
-        "steps": [float(part.mean()) for part in parts if len(part)],
-        "loss": [float(np.mean([curve[step] for step in part])) for part in parts if len(part)],
-    }
+    points = np.array(sorted(curve.items()))
+    means = [part.mean(axis=0) for part in np.array_split(points, min(POINTS, len(points)))]
+    return {"steps": [float(step) for step, _ in means], "loss": [float(loss) for _, loss in means]}
 
 
 def _sentence(files: Files) -> str:
     """What was run."""
     recipe, names = files.recipe, [task["name"] for task in files.tasks]
     stream = recipe.get("stream")
-    scenario = f", {stream['scenario']}-incremental" if isinstance(stream, dict) and stream.get("scenario") else ""
+    scenario = stream.get("scenario") if isinstance(stream, dict) else None
     tasks = f"{len(names)} task{'' if len(names) == 1 else 's'}"
     parts = [
-        f"{tasks} of {_name(stream)}{scenario} ({', '.join(names) or 'none finished'})",
-        f"learned one after another on {_name(recipe.get('backbone'))}",
-        f"by method {_name(recipe.get('method'))}",
-        f"and combined by rule {files.combined.get('name') or _name(recipe.get('rule'))}{_scale(files.combined)}",
-        f"with seed {recipe.get('seed', 'unknown')}.",
+        f"{tasks} of {_name(stream)}{f', {scenario}-incremental' if scenario else ''} ({', '.join(names) or 'none finished'}),",
+        f"learned in this order on {_name(recipe.get('backbone'))}",
+        f"by method {_name(recipe.get('method'))},",
+        f"combined by rule {files.combined.get('name') or _name(recipe.get('rule'))}",
+        f"{_scale(files.combined)}with seed {recipe.get('seed', 'unknown')}.",
     ]
     return " ".join(parts)
 
@@ -177,4 +176,4 @@ def _scale(combined: Mapping[str, Any]) -> str:
     scale = combined.get("options", {}).get("scale")
     number = f"{scale:.3g}" if isinstance(scale, float) else scale
     searched = ", found by search on validation data" if combined.get("candidates") else ""
-    return "" if scale is None else f" (λ = {number}{searched})"
+    return "" if scale is None else f"(λ = {number}{searched}) "

@@ -1,0 +1,147 @@
+"""Pico backbones made from configs and a toy stream: nothing is downloaded, everything takes seconds."""
+
+import os
+import random
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before any import that reads it
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from datasets import Dataset
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+from perdure import Backbone, Task, TaskStream
+
+SHARED = Path(__file__).parents[2] / "shared"
+WORDS = [f"w{i}" for i in range(60)]
+TEXT = {
+    "bert": transformers.BertConfig,
+    "roberta": transformers.RobertaConfig,
+    "deberta-v2": transformers.DebertaV2Config,
+    "distilbert": transformers.DistilBertConfig,
+    "modernbert": transformers.ModernBertConfig,
+}
+IMAGE = {"vit": transformers.ViTConfig, "dinov2": transformers.Dinov2Config}
+torch.set_num_threads(1)
+
+
+def tokenizer() -> transformers.PreTrainedTokenizerFast:
+    """One token a word."""
+    vocabulary = {token: i for i, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
+    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    inner.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        unk_token="[UNK]",
+        pad_token="[PAD]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        model_max_length=32,
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
+def make(kind: str, folder: Path) -> Path:
+    """Save a pico model of an architecture with random weights."""
+    torch.manual_seed(7)
+    if kind in TEXT:
+        sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+        if kind == "distilbert":
+            sizes = {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64}
+        special = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3}
+        config = TEXT[kind](vocab_size=len(WORDS) + 4, max_position_embeddings=40, **sizes, **special)
+        model = transformers.AutoModelForSequenceClassification.from_config(config)
+        processor = tokenizer()
+    else:
+        config = IMAGE[kind](
+            hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, mlp_ratio=2, image_size=16, patch_size=4
+        )
+        model = transformers.AutoModelForImageClassification.from_config(config)
+        processor = transformers.ViTImageProcessorPil(size={"height": 16, "width": 16})
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pico(tmp_path_factory):
+    """A function from the name of an architecture to the folder of a pico model."""
+    made: dict[str, Path] = {}
+
+    def folder(kind: str = "bert") -> Path:
+        if kind not in made:
+            made[kind] = make(kind, tmp_path_factory.mktemp("pico") / kind)
+        return made[kind]
+
+    return folder
+
+
+@pytest.fixture
+def bert(pico) -> Backbone:
+    return Backbone.load(pico("bert"), pooling="mean", max_length=16)
+
+
+def toy_task(name: str, classes: list[str], seed: int, size: int = 32) -> Task:
+    """Texts of ten words, some of which tell the class."""
+
+    def rows(n: int, salt: int) -> Dataset:
+        rng = random.Random(1000 * seed + salt)
+        labels = [i % len(classes) for i in range(n)]
+        telling = [WORDS[(seed * 7 + 3 * c) % 60 : (seed * 7 + 3 * c) % 60 + 3] for c in range(len(classes))]
+        texts = [
+            " ".join(rng.choices(telling[label], k=rng.randint(3, 6)) + rng.choices(WORDS, k=4)) for label in labels
+        ]
+        return Dataset.from_dict({"text": texts, "label": labels})
+
+    return Task(name, tuple(classes), train=rows(size, 0), validation=rows(12, 1), test=rows(20, 2))
+
+
+@pytest.fixture(scope="session")
+def toy() -> TaskStream:
+    return TaskStream(
+        "toy",
+        (
+            toy_task("fruit", ["apple", "pear"], 1),
+            toy_task("colour", ["red", "green", "blue"], 2),
+            toy_task("shape", ["round", "square"], 3),
+        ),
+    )
+
+
+@pytest.fixture(scope="session")
+def pictures() -> TaskStream:
+    """Two tasks of noisy 16 × 16 images that differ in colour."""
+
+    def rows(n: int, seed: int) -> Dataset:
+        rng = np.random.default_rng(seed)
+        labels = [i % 2 for i in range(n)]
+        pixels = [rng.integers(0, 80, (16, 16, 3), dtype=np.uint8) + np.uint8(150 * label) for label in labels]
+        return Dataset.from_dict({"image": [Image.fromarray(p) for p in pixels], "label": labels})
+
+    tasks = [Task(name, ("dark", "light"), rows(16, i), rows(8, i + 10), rows(8, i + 20)) for i, name in enumerate("ab")]
+    return TaskStream("pictures", tuple(tasks), "domain")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with real data and weights beside the checkout."""
+    if not (SHARED / "data").is_dir():
+        pytest.skip("the folder `../shared` with real data and weights is not here")
+    return SHARED / "data"
+
+
+@pytest.fixture(scope="session")
+def demo_cache() -> None:
+    """The demo's model and data, which `perdure demo --download` fetches."""
+    from perdure import packages
+
+    missing = [p.name for p in (packages.MINILM, packages.ORANGE_TEXT, packages.VADER) if not (packages.cache() / p.file).is_file()]
+    if missing:
+        pytest.skip(f"{missing[0]} is not in the cache: run `perdure demo --download` first")
