@@ -55,13 +55,25 @@ def make(kind: str, folder: Path) -> Path:
         sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
         if kind == "distilbert":
             sizes = {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64}
-        special = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3}
+        special = {
+            "pad_token_id": 0,
+            "bos_token_id": 2,
+            "eos_token_id": 3,
+            "cls_token_id": 2,
+            "sep_token_id": 3,
+        }
         config = TEXT[kind](vocab_size=len(WORDS) + 4, max_position_embeddings=40, **sizes, **special)
         model = transformers.AutoModelForSequenceClassification.from_config(config)
         processor = tokenizer()
     else:
         config = IMAGE[kind](
-            hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, mlp_ratio=2, image_size=16, patch_size=4
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=64,
+            mlp_ratio=2,
+            image_size=16,
+            patch_size=4,
         )
         model = transformers.AutoModelForImageClassification.from_config(config)
         processor = transformers.ViTImageProcessorPil(size={"height": 16, "width": 16})
@@ -125,7 +137,9 @@ def pictures() -> TaskStream:
         pixels = [rng.integers(0, 80, (16, 16, 3), dtype=np.uint8) + np.uint8(150 * label) for label in labels]
         return Dataset.from_dict({"image": [Image.fromarray(p) for p in pixels], "label": labels})
 
-    tasks = [Task(name, ("dark", "light"), rows(16, i), rows(8, i + 10), rows(8, i + 20)) for i, name in enumerate("ab")]
+    tasks = [
+        Task(name, ("dark", "light"), rows(16, i), rows(8, i + 10), rows(8, i + 20)) for i, name in enumerate("ab")
+    ]
     return TaskStream("pictures", tuple(tasks), "domain")
 
 
@@ -142,6 +156,10 @@ def demo_cache() -> None:
     """The demo's model and data, which `perdure demo --download` fetches."""
     from perdure import packages
 
-    missing = [p.name for p in (packages.MINILM, packages.ORANGE_TEXT, packages.VADER) if not (packages.cache() / p.file).is_file()]
+    missing = [
+        p.name
+        for p in (packages.MINILM, packages.ORANGE_TEXT, packages.VADER)
+        if not (packages.cache() / p.file).is_file()
+    ]
     if missing:
         pytest.skip(f"{missing[0]} is not in the cache: run `perdure demo --download` first")

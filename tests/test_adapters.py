@@ -19,7 +19,9 @@ def test_stock_peft_gives_the_same_logits(kind, pico, toy, tmp_path):
     adapter = learn(backbone, [toy[1]], Isolated(peft=kind, rank=4), FEW)
     head = backbone.head("colour")
     adapters.save(tmp_path / "adapter", adapter, base=str(pico("bert")), head=(backbone.head_name, head))
-    stock = transformers.AutoModelForSequenceClassification.from_pretrained(pico("bert"), num_labels=3, ignore_mismatched_sizes=True)
+    stock = transformers.AutoModelForSequenceClassification.from_pretrained(
+        pico("bert"), num_labels=3, ignore_mismatched_sizes=True
+    )
     model = peft.PeftModel.from_pretrained(stock, str(tmp_path / "adapter")).eval()
     batch = dict(backbone.processor(toy[1].test["text"][:], padding=True, return_tensors="pt"))
     with torch.no_grad():
@@ -29,7 +31,9 @@ def test_stock_peft_gives_the_same_logits(kind, pico, toy, tmp_path):
 def test_stock_peft_with_mean_pooling(bert, pico, toy, tmp_path):
     adapter = learn(bert, [toy[0]], Isolated(), FEW)
     adapters.save(tmp_path / "adapter", adapter, base=str(pico("bert")), head=None)
-    model = peft.PeftModel.from_pretrained(transformers.AutoModel.from_pretrained(pico("bert")), str(tmp_path / "adapter"))
+    model = peft.PeftModel.from_pretrained(
+        transformers.AutoModel.from_pretrained(pico("bert")), str(tmp_path / "adapter")
+    )
     batch = dict(bert.processor(toy[0].test["text"][:], padding=True, return_tensors="pt"))
     with torch.no_grad():
         hidden, mask = model.eval()(**batch).last_hidden_state, batch["attention_mask"][..., None]
@@ -50,7 +54,9 @@ def test_low_rank_is_what_lora_adds(bert):
     Isolated(rank=4, alpha=6).attach(bert)
     adapters.write(bert.model, {k: torch.randn_like(v) for k, v in adapters.read(bert.model).items()})
     layer = next(module for name, module in bert.model.named_modules() if name.endswith("layer.1.attention.self.value"))
-    B, A = adapters.low_rank(adapters.config_of(bert.model), adapters.read(bert.model))["encoder.layer.1.attention.self.value"]
+    B, A = adapters.low_rank(adapters.config_of(bert.model), adapters.read(bert.model))[
+        "encoder.layer.1.attention.self.value"
+    ]
     torch.testing.assert_close(B @ A, layer.get_delta_weight("default"))
 
 
@@ -63,7 +69,10 @@ def test_bottleneck_is_what_the_paper_says(bert):
     down, up = layer.bottleneck_down["default"], layer.bottleneck_up["default"]
     torch.testing.assert_close(layer.eval()(x), y + up(torch.nn.functional.gelu(down(y))))
     names = [name for name, module in bert.model.named_modules() if module in adapters.layers(bert.model)]
-    assert [name.removeprefix("encoder.layer.") for name in names[:2]] == ["0.attention.output.dense", "0.output.dense"]
+    assert [name.removeprefix("encoder.layer.") for name in names[:2]] == [
+        "0.attention.output.dense",
+        "0.output.dense",
+    ]
     Isolated(peft="bottleneck", rank=2, target_modules="pfeiffer").attach(bert)
     assert len(adapters.layers(bert.model)) == 2
 

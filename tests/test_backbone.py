@@ -14,7 +14,9 @@ from perdure.methods.isolated import Isolated
 def inputs(backbone: Backbone) -> dict:
     if backbone.kind == "text":
         return dict(backbone.processor(["w1 w2 w3", "w4"], padding=True, return_tensors="pt"))
-    return dict(backbone.processor(images=[Image.new("RGB", (20, 20), c) for c in ("red", "blue")], return_tensors="pt"))
+    return dict(
+        backbone.processor(images=[Image.new("RGB", (20, 20), c) for c in ("red", "blue")], return_tensors="pt")
+    )
 
 
 @pytest.mark.parametrize("kind", [*TEXT, *IMAGE])
@@ -31,7 +33,9 @@ def test_every_architecture(kind, pico):
             held = adapters.layers(backbone.model)
             assert len(held) == (2 if peft == "lora" and kind == "modernbert" else 4)
             torch.testing.assert_close(backbone(batch), before, rtol=0, atol=0)
-            adapters.write(backbone.model, {k: v + torch.randn_like(v) for k, v in adapters.read(backbone.model).items()})
+            adapters.write(
+                backbone.model, {k: v + torch.randn_like(v) for k, v in adapters.read(backbone.model).items()}
+            )
             assert not torch.allclose(backbone(batch), before)
             with adapters.disabled(backbone.model):
                 assert torch.equal(backbone(batch), before)
@@ -42,7 +46,11 @@ def test_every_architecture(kind, pico):
 @pytest.mark.parametrize("kind", [*TEXT, *IMAGE])
 def test_the_feature_is_the_input_of_the_stock_head(kind, pico):
     backbone = Backbone.load(pico(kind)).eval()
-    auto = transformers.AutoModelForSequenceClassification if kind in TEXT else transformers.AutoModelForImageClassification
+    auto = (
+        transformers.AutoModelForSequenceClassification
+        if kind in TEXT
+        else transformers.AutoModelForImageClassification
+    )
     stock = auto.from_pretrained(pico(kind)).eval()
     head = stock.get_submodule(backbone.head_name)
     batch = inputs(backbone)

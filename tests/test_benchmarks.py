@@ -233,9 +233,7 @@ def test_standard_cl_reads_the_hub(monkeypatch):
         "mnli": ("entailment", "neutral", "contradiction"),
     }
     assert stream.task("yelp").classes == stream.task("amazon").classes
-    assert stream.task("yahoo").test[0]["text"] == (
-        "held question_title 0 held question_content 0 held best_answer 0"
-    )
+    assert stream.task("yahoo").test[0]["text"] == ("held question_title 0 held question_content 0 held best_answer 0")
     assert stream.task("wic").test[1]["text"] == "word: held word 1\nheld sentence1 1\nheld sentence2 1"
 
 
@@ -257,9 +255,7 @@ def test_no_hub(monkeypatch, make):
         raise ConnectionError("offline\nat all")
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    with pytest.raises(
-        DataError, match=r"could not be had from the hub \(offline at all\). Give a `folder`."
-    ):
+    with pytest.raises(DataError, match=r"could not be had from the hub \(offline at all\). Give a `folder`."):
         make()
 
 
@@ -366,9 +362,7 @@ def test_split_cifar100_reads_the_hub(monkeypatch):
     def load(path):
         assert path == "uoft-cs/cifar100"
         fine = ClassLabel(names=list("uvwx"))
-        features = Features(
-            {"img": datasets.Image(), "fine_label": fine, "coarse_label": ClassLabel(num_classes=2)}
-        )
+        features = Features({"img": datasets.Image(), "fine_label": fine, "coarse_label": ClassLabel(num_classes=2)})
         rows = {"img": [{"bytes": png(i)} for i in range(20)], "fine_label": [0, 1, 2, 3] * 5}
         part = Dataset.from_dict(rows | {"coarse_label": [0, 1] * 10}, features=features)
         return {"train": part, "test": part}

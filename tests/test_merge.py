@@ -5,7 +5,19 @@ import pytest
 import torch
 from torch import tensor
 
-from perdure import Adapter, Backbone, BackboneError, Combined, InputError, LowRank, Rule, TaskVector, adapters, combine, task_vectors
+from perdure import (
+    Adapter,
+    Backbone,
+    BackboneError,
+    Combined,
+    InputError,
+    LowRank,
+    Rule,
+    TaskVector,
+    adapters,
+    combine,
+    task_vectors,
+)
 from perdure.methods.isolated import Isolated
 
 LORA = peft.LoraConfig(r=1, lora_alpha=2, target_modules=["w"])  # scale 2
@@ -107,7 +119,10 @@ def test_what_is_applied_is_taken_back(space, hold, bert, toy):
         adapters.detach(bert.model)
     before = {name: value.clone() for name, value in bert.state_dict().items()}
     with pytest.raises(KeyError), combined.applied(bert):
-        assert any(not torch.equal(value, before[name]) for name, value in bert.state_dict().items() if name in before) or not hold
+        assert (
+            any(not torch.equal(value, before[name]) for name, value in bert.state_dict().items() if name in before)
+            or not hold
+        )
         raise KeyError
     after = bert.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(after[name], before[name]) for name in before)
@@ -126,7 +141,10 @@ def test_one_task_at_scale_one_is_the_adapter_itself(bert, toy):
 
 
 def test_scales(two):
-    assert combine(two, Rule(options={"scale": "1/n"})).vectors.dense("w").tolist() == [[1.0, 1.0], [1.0, 0.0]]
+    assert combine(two, Rule(options={"scale": "1/n"})).vectors.dense("w").tolist() == [
+        [1.0, 1.0],
+        [1.0, 0.0],
+    ]
     root = combine(two, Rule(options={"scale": "1/sqrt(n)"})).vectors
     torch.testing.assert_close(root.dense("w"), 2**-0.5 * tensor([[2.0, 2.0], [2.0, 0.0]]))
 
@@ -142,6 +160,9 @@ def test_errors(two, bert, toy, pico):
         combine(learned(bert, toy, "bottleneck"), Rule())
     with pytest.raises(InputError, match="different spaces"):
         _ = TaskVector({"w": tensor([1.0])}) + TaskVector({"w": LowRank(torch.ones(1, 1), torch.ones(1, 1))})
-    with pytest.raises(BackboneError, match="has no layer `w`"), combine(two, Rule()).applied(Backbone.load(pico("bert"))):
+    with (
+        pytest.raises(BackboneError, match="has no layer `w`"),
+        combine(two, Rule()).applied(Backbone.load(pico("bert"))),
+    ):
         pass
     assert Combined({"a": TaskVector({})}).routed

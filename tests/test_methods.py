@@ -20,7 +20,14 @@ def fingerprint(folder) -> dict[str, bytes]:
 @pytest.mark.parametrize("name", METHODS)
 def test_seeded_runs_are_bitwise_equal(name, pico, toy, tmp_path):
     runs = [
-        run(toy, Backbone.load(pico("bert"), pooling="mean"), make(name), training=FEW, output=tmp_path / str(i), seed=3)
+        run(
+            toy,
+            Backbone.load(pico("bert"), pooling="mean"),
+            make(name),
+            training=FEW,
+            output=tmp_path / str(i),
+            seed=3,
+        )
         for i in range(2)
     ]
     assert fingerprint(runs[0].folder) == fingerprint(runs[1].folder)
@@ -47,7 +54,11 @@ def test_only_its_parameters_change(name, bert, toy):
 def test_training_changes_the_module_and_lowers_the_loss(name, bert, toy):
     losses = []
     adapter = learn(
-        bert, [toy[0]], make(name), Training(epochs=6, batch_size=8, learning_rate=0.02), log=lambda e: losses.append(e["loss"])
+        bert,
+        [toy[0]],
+        make(name),
+        Training(epochs=6, batch_size=8, learning_rate=0.02),
+        log=lambda e: losses.append(e["loss"]),
     )
     assert not adapters.same(adapter.start, adapter.parameters)
     assert sum(losses[-4:]) < 0.7 * sum(losses[:4])
@@ -56,7 +67,11 @@ def test_training_changes_the_module_and_lowers_the_loss(name, bert, toy):
 @pytest.mark.parametrize("name", METHODS)
 def test_past_adapters_stay_as_they_are(name, pico, toy, tmp_path):
     results = run(
-        toy.until(1), Backbone.load(pico("bert"), pooling="mean"), make(name), training=FEW, output=tmp_path / "one"
+        toy.until(1),
+        Backbone.load(pico("bert"), pooling="mean"),
+        make(name),
+        training=FEW,
+        output=tmp_path / "one",
     )
     longer = run(toy, Backbone.load(pico("bert"), pooling="mean"), make(name), training=FEW, output=tmp_path / "three")
     first, again = results.load_task("fruit"), longer.load_task("fruit")
@@ -85,7 +100,11 @@ def test_starts(pico, toy, tmp_path):
         backbone = Backbone.load(pico("bert"), pooling="mean")
         return [learn(backbone, toy.tasks[: i + 1], method, FEW) for i in range(3)]
 
-    fresh, previous, sequential = starts("isolated"), starts("isolated", start="previous"), starts("sequential")
+    fresh, previous, sequential = (
+        starts("isolated"),
+        starts("isolated", start="previous"),
+        starts("sequential"),
+    )
     assert adapters.same(fresh[0].start, fresh[1].start) and adapters.same(fresh[0].start, fresh[2].start)
     assert adapters.same(previous[1].start, previous[0].parameters)
     assert adapters.same(previous[0].start, fresh[0].start)

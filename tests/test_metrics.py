@@ -27,5 +27,9 @@ def test_scores_before_learning_are_not_needed():
 def test_one_task():
     one = np.array([[0.7]])
     assert metrics.average_accuracy(one) == metrics.average_incremental_accuracy(one) == 0.7
-    for value in (metrics.backward_transfer(one), metrics.forgetting(one), metrics.forward_transfer(one, np.array([0.5]))):
+    for value in (
+        metrics.backward_transfer(one),
+        metrics.forgetting(one),
+        metrics.forward_transfer(one, np.array([0.5])),
+    ):
         assert math.isnan(value)

@@ -40,7 +40,8 @@ def test_order_and_parts_do_not_matter(tasks):
     x = features["a"]
     whole = {name: Statistics.of(features[name], labels[name], 2) for name in features}
     parts = {
-        name: Statistics.of(features[name][::2], labels[name][::2], 2) + Statistics.of(features[name][1::2], labels[name][1::2], 2)
+        name: Statistics.of(features[name][::2], labels[name][::2], 2)
+        + Statistics.of(features[name][1::2], labels[name][1::2], 2)
         for name in ("b", "a")
     }
     torch.testing.assert_close(

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import peft
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -103,7 +103,7 @@ def _query_value(names: list[str]) -> list[str]:
 
 
 def _matches(config: peft.PeftConfig, name: str) -> bool:
-    return bool(peft.tuners.tuners_utils.check_target_module_exists(config, name))
+    return bool(check_target_module_exists(config, name))
 
 
 def layers(model: nn.Module) -> list[BaseTunerLayer]:
@@ -185,7 +185,7 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
 
 
 def low_rank(config: peft.PeftConfig, parameters: Parameters) -> dict[str, tuple[Tensor, Tensor]]:
-    """The factors of ΔW = B A for each layer of a LoRA module, its scale alpha / rank put into B (out × rank, rank × in).
+    """The factors of ΔW = B A of each layer (out × rank, rank × in), the scale alpha / rank put into B.
 
     Raises
     ------

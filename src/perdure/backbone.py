@@ -13,6 +13,7 @@ from jaxtyping import Float
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.models.auto import modeling_auto
+from transformers.utils.hub import cached_file
 
 from perdure import packages
 from perdure.errors import BackboneError, InputError
@@ -58,7 +59,9 @@ class Backbone(nn.Module):
         self.processor = processor
         self.source, self.pooling, self.head_name = source, pooling, head_name
         self.width, self.max_length = width, max_length
-        self.kind: Literal["text", "image"] = "text" if hasattr(processor, "pad") and hasattr(processor, "vocab_size") else "image"
+        self.kind: Literal["text", "image"] = (
+            "text" if hasattr(processor, "pad") and hasattr(processor, "vocab_size") else "image"
+        )
         self.heads = nn.ModuleDict()
         self._encoded: dict[tuple[tuple[str, str], ...], Encoded] = {}
         self._tokens: dict[str, dict[str, list]] = {}
@@ -174,7 +177,7 @@ class Backbone(nn.Module):
     def tokens(self, data: Dataset) -> dict[str, list]:
         """What the tokenizer makes of the texts, cut to `max_length`; kept, because tasks are read many times."""
         if data._fingerprint not in self._tokens:
-            found = self.processor(list(data["text"]), truncation=True, max_length=self.max_length)
+            found = self.processor(data["text"][:], truncation=True, max_length=self.max_length)
             self._tokens[data._fingerprint] = dict(found)
         return self._tokens[data._fingerprint]
 
@@ -183,7 +186,9 @@ class Backbone(nn.Module):
         if self.kind == "text":
             inputs = self.processor.pad([example["input"] for example in examples], return_tensors="pt")
         else:
-            inputs = self.processor(images=[example["input"].convert("RGB") for example in examples], return_tensors="pt")
+            inputs = self.processor(
+                images=[example["input"].convert("RGB") for example in examples], return_tensors="pt"
+            )
         return {
             "inputs": dict(inputs),
             "labels": torch.tensor([example["label"] for example in examples]),
@@ -217,7 +222,7 @@ class Encoded(torch.utils.data.Dataset):
             self.columns = {name: [value for part in parts for value in part[name]] for name in parts[0]}
             self.lengths = [len(ids) for ids in self.columns["input_ids"]]
         else:
-            self.images = torch.utils.data.ConcatDataset([data.select_columns("image") for _, data in rows])  # pyright: ignore
+            self.images: Any = torch.utils.data.ConcatDataset([data.select_columns("image") for _, data in rows])  # pyright: ignore
             self.lengths = [1] * len(self.tasks)
 
     def __len__(self) -> int:
@@ -252,7 +257,7 @@ def in_order(parts: Iterable[tuple[list[int], Tensor]]) -> Tensor:
 
 
 def _labels(data: Dataset) -> list[int]:
-    return list(data["label"]) if "label" in data.column_names else [-1] * len(data)
+    return data["label"][:] if "label" in data.column_names else [-1] * len(data)
 
 
 def _masked_mean(hidden: Tensor, mask: Tensor) -> Tensor:
@@ -293,7 +298,7 @@ def _kind_and_processor(path: str) -> tuple[Literal["text", "image"], Any]:
 
 
 def _made_by_sentence_transformers(path: str) -> bool:
-    return bool(transformers.utils.cached_file(path, "modules.json", _raise_exceptions_for_missing_entries=False))
+    return bool(cached_file(path, "modules.json", _raise_exceptions_for_missing_entries=False))
 
 
 def _load_stock(path: str, kind: str, pooling: Pooling, head: str | None) -> tuple[Any, str | None]:
@@ -367,7 +372,10 @@ def _save_sentence_transformer(folder: Path, backbone: Backbone, head: nn.Linear
             {"idx": 2, "name": "2", "path": "2_Dense", "type": f"{modules}.Dense"},
         ],
         "sentence_bert_config.json": {"max_seq_length": backbone.max_length, "do_lower_case": False},
-        "1_Pooling/config.json": {"word_embedding_dimension": backbone.width, "pooling_mode_mean_tokens": True},
+        "1_Pooling/config.json": {
+            "word_embedding_dimension": backbone.width,
+            "pooling_mode_mean_tokens": True,
+        },
         "2_Dense/config.json": {
             "in_features": head.in_features,
             "out_features": head.out_features,

@@ -51,8 +51,8 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
         self.update_layer(adapter_name, config)
 
     def update_layer(self, adapter_name: str, config: BottleneckConfig) -> None:
-        weight = self.get_base_layer().weight
-        out = weight.shape[0]
+        layer: Any = self.get_base_layer()
+        weight, out = layer.weight, layer.out_features
         down = nn.Linear(out, config.width, device=weight.device, dtype=weight.dtype)
         up = nn.Linear(config.width, out, device=weight.device, dtype=weight.dtype)
         nn.init.normal_(down.weight, std=0.02)
@@ -100,7 +100,9 @@ class BottleneckModel(BaseTuner):
         elif isinstance(target, nn.Linear):
             self._replace_module(parent, target_name, BottleneckLayer(target, adapter_name, peft_config), target)
         else:
-            raise ValueError(f"`{current_key}` is a `{type(target).__name__}`; a bottleneck adapter needs a linear layer.")
+            raise ValueError(
+                f"`{current_key}` is a `{type(target).__name__}`; a bottleneck adapter needs a linear layer."
+            )
 
 
 # peft's own `register_peft_method` takes only kinds of its own enumeration.

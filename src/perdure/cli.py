@@ -20,7 +20,8 @@ RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="Where to write.")]
 Seed = Annotated[int, typer.Option(help="Of the splits, the start and the order of examples.")]
 Settings = Annotated[
-    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, such as method.rank=4. Repeatable.")
+    list[str],
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, such as method.rank=4. Repeatable."),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the result.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -53,7 +54,7 @@ def run(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE.yaml")],
     output: Output = None,
     seed: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
-    settings: Settings = [],  # noqa: B006
+    settings: Settings = [],
     quiet: Quiet = False,
 ) -> None:
     """Do what a recipe says: learn its tasks in order, combine them, measure after each."""
@@ -67,7 +68,7 @@ def run(
 
 
 @app.command()
-def learn(  # noqa: PLR0917
+def learn(
     run: RunFolder,
     data: Annotated[str, typer.Option(help="A CSV, JSON-lines or Parquet file, a folder of images, or a hub id.")],
     task: Annotated[str | None, typer.Option("--task", help="The task's name; by default that of the file.")] = None,
@@ -77,7 +78,7 @@ def learn(  # noqa: PLR0917
     task_column: Annotated[str | None, typer.Option(help="The column that names each row's task.")] = None,
     backbone: Annotated[str, typer.Option(help="For a new run: a model's folder or hub id.")] = "minilm",
     seed: Annotated[int, typer.Option(help="For a new run.")] = 0,
-    settings: Settings = [],  # noqa: B006
+    settings: Settings = [],
     quiet: Quiet = False,
 ) -> None:
     """Learn one's own data: one more task for a run, or the first of a new one."""
@@ -94,7 +95,7 @@ def learn(  # noqa: PLR0917
 def evaluate(
     run: RunFolder,
     rule: RuleName = None,
-    settings: Settings = [],  # noqa: B006
+    settings: Settings = [],
     last: Annotated[bool, typer.Option("--last", help="Only after the last task.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -117,8 +118,8 @@ def predict(
     task: KnownTask = None,
 ) -> None:
     """Add the columns label, probability and task to a table."""
-    from perdure.data import read_table, write_table
     from perdure.model import Model
+    from perdure.tables import read_table, write_table
 
     output = output or file.with_suffix(f".predicted{file.suffix}")
     rows = read_table(file)
@@ -131,7 +132,7 @@ def export(
     run: RunFolder,
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to write.")],
     rule: RuleName = None,
-    settings: Settings = [],  # noqa: B006
+    settings: Settings = [],
 ) -> None:
     """Write the combined model as a stock checkpoint (transformers, or sentence-transformers)."""
     from perdure.model import Model

@@ -45,8 +45,8 @@ def probabilities(
 ) -> Float[Tensor, "examples classes"]:
     """p(class | x) over all classes; `places` says for each task where its classes are among them.
 
-    With `log_weights` = log p(t | x): sum over t of p(t | x) p(class | t, x). Without: one softmax over all heads, as if
-    they were one. A class that several tasks have is added up.
+    With `log_weights` = log p(t | x): sum over t of p(t | x) p(class | t, x). Without: one softmax over all heads, as
+    if they were one. A class that several tasks have is added up.
 
     Examples
     --------
@@ -121,8 +121,10 @@ class Evaluator:
         scores = {task: self.accuracy(combined, task, task_ids) for task in tasks}
         return {task_id: {task: scores[task][task_id] for task in tasks} for task_id in task_ids}
 
-    def search_scale(self, learned: Sequence[Adapter], rule: Rule, scenario: Scenario) -> tuple[Rule, dict[float, float]]:
-        """The rule with the scale that is best on the validation splits of the tasks seen, and the score of each candidate.
+    def search_scale(
+        self, learned: Sequence[Adapter], rule: Rule, scenario: Scenario
+    ) -> tuple[Rule, dict[float, float]]:
+        """The rule with the scale that is best on the validation splits of the tasks seen, and each candidate's score.
 
         Test data is never looked at. The validation examples of earlier tasks have to be kept for it; where that is not
         allowed, use a scale that needs no data (`1/n`).

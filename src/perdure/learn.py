@@ -124,7 +124,11 @@ def learn(
     best = Best(parameters, training)
     step = 0
     with Progress(
-        TextColumn("{task.description}"), *Progress.get_default_columns()[1:3], TimeElapsedColumn(), disable=quiet, transient=True
+        TextColumn("{task.description}"),
+        *Progress.get_default_columns()[1:3],
+        TimeElapsedColumn(),
+        disable=quiet,
+        transient=True,
     ) as progress:
         bar = progress.add_task(f"Learning {task.name}", total=training.epochs * len(sampler))
         for epoch in range(training.epochs):
@@ -195,7 +199,7 @@ def _check(loss: Tensor, task: Task, step: int, training: Training) -> None:
     if not torch.isfinite(loss):
         raise TrainingError(
             f"The loss of task `{task.name}` became {loss.item()} at step {step + 1}. Lower `learning_rate` (now "
-            f"{training.learning_rate:g}) or `max_grad_norm`, or look for broken inputs. Tasks finished before are kept."
+            f"{training.learning_rate:g}) or `max_grad_norm`, or look for broken inputs. Finished tasks are kept."
         )
 
 
@@ -208,7 +212,9 @@ def validation_accuracy(backbone: Backbone, seen: Sequence[Task], rows: Encoded)
     parts = []
     for index, batch in examples.batches():
         features = backbone(batch["inputs"])
-        guesses = [backbone.head(name)(feature).argmax() for name, feature in zip(batch["tasks"], features, strict=True)]
+        guesses = [
+            backbone.head(name)(feature).argmax() for name, feature in zip(batch["tasks"], features, strict=True)
+        ]
         parts.append((index, torch.stack(guesses).cpu() == batch["labels"]))
     return in_order(parts).double().mean().item()
 

@@ -67,7 +67,9 @@ class Rule:
         return self.options.get("scale") == "search"
 
 
-def task_vectors(learned: Sequence[Adapter], *, space: Space = "delta", since: Since = "pretrained") -> dict[str, TaskVector]:
+def task_vectors(
+    learned: Sequence[Adapter], *, space: Space = "delta", since: Since = "pretrained"
+) -> dict[str, TaskVector]:
     """The task vector of each adapter, by task name.
 
     Raises
@@ -103,7 +105,9 @@ def _factor_vectors(learned: Sequence[Adapter], since: Since) -> dict[str, TaskV
     for adapter in learned:
         before = adapter.start if since == "start" else origin
         if {k: v.shape for k, v in adapter.parameters.items()} != {k: v.shape for k, v in origin.items()}:
-            raise InputError(f"The adapter of `{adapter.name}` has other parameters than the first; use `space: delta`.")
+            raise InputError(
+                f"The adapter of `{adapter.name}` has other parameters than the first; use `space: delta`."
+            )
         vectors[adapter.name] = TaskVector({k: v - before[k] for k, v in adapter.parameters.items()})
     return vectors
 
@@ -127,7 +131,9 @@ class Combined:
     def applied(self, backbone: Backbone, task: str | None = None) -> Iterator[None]:
         """The backbone with the combination in it, while the block runs; afterwards it is as before, bit for bit."""
         vector = self.vectors[task] if isinstance(self.vectors, dict) else self.vectors  # pyright: ignore
-        inside = _folded(backbone.model, vector) if self.origin is None else _adapted(backbone.model, self.origin, vector)
+        inside = (
+            _folded(backbone.model, vector) if self.origin is None else _adapted(backbone.model, self.origin, vector)
+        )
         with inside:
             yield
 
@@ -135,7 +141,7 @@ class Combined:
 @contextlib.contextmanager
 def _folded(model: nn.Module, vector: TaskVector) -> Iterator[None]:
     """W + ΔW in the place of each W, which is kept and put back: nothing is ever subtracted."""
-    kept: list[tuple[nn.Parameter, torch.Tensor]] = []
+    kept: list[tuple[torch.Tensor, torch.Tensor]] = []
     with adapters.disabled(model):
         try:
             for name, value in vector.items():

@@ -1,6 +1,6 @@
 """The interface of a method: how one task is learned after others. Five hooks, each with a default.
 
-    begin(backbone, task) → parameters(backbone) → for batch of examples(seen): loss(backbone, batch) → end(backbone, task)
+    begin(backbone, task) → parameters(backbone) → each batch of examples(seen): loss(backbone, batch) → end(…)
 
 The defaults train one fresh PEFT module per task, all from the same start. A method is one file in `methods/`: it
 overrides what its paper changes, and no method derives from another.

@@ -1,7 +1,7 @@
 """Numbers from the accuracy matrix R: R[i, j] is the score on task j after learning task i (Lopez-Paz & Ranzato 2017).
 
-Rows and columns count from 0 to T - 1. Scores of tasks not yet learned may be missing (nan), where a metric does not need
-them. Every definition states its divisor, because published ones differ.
+Rows and columns count from 0 to T - 1. Scores of tasks not yet learned may be missing (nan), where a metric does not
+need them. Every definition states its divisor, because published ones differ.
 """
 
 import numpy as np
@@ -21,7 +21,7 @@ def average_accuracy(R: Float[ndarray, "steps tasks"]) -> float:
 
 
 def average_incremental_accuracy(R: Float[ndarray, "steps tasks"]) -> float:
-    """AIA = (1/T) sum over i of (1/(i+1)) sum over j <= i of R[i, j]: the mean over steps of the accuracy on tasks seen.
+    """AIA = (1/T) sum over i of (1/(i+1)) sum over j <= i of R[i, j]: over steps, the mean over tasks seen.
 
     Examples
     --------
@@ -45,7 +45,7 @@ def backward_transfer(R: Float[ndarray, "steps tasks"]) -> float:
     return float((R[-1] - learned)[:-1].mean()) if len(R) > 1 else float("nan")
 
 
-def forward_transfer(R: Float[ndarray, "steps tasks"], zero_shot: Float[ndarray, "tasks"]) -> float:
+def forward_transfer(R: Float[ndarray, "steps tasks"], zero_shot: Float[ndarray, " tasks"]) -> float:
     """FWT = (1/(T-1)) sum over j >= 1 of (R[j-1, j] - b_j), b the scores before anything was learned. nan for one task.
 
     With a head per task, the head of a task to come is untrained: FWT is then near zero with the task given. It says
@@ -76,7 +76,7 @@ def forgetting(R: Float[ndarray, "steps tasks"]) -> float:
     return float(np.mean([R[j:last, j].max() - R[last, j] for j in range(last)]))
 
 
-def summary(R: Float[ndarray, "steps tasks"], zero_shot: Float[ndarray, "tasks"] | None = None) -> dict[str, float]:
+def summary(R: Float[ndarray, "steps tasks"], zero_shot: Float[ndarray, " tasks"] | None = None) -> dict[str, float]:
     """All metrics of a matrix by name; `forward_transfer` where the scores before learning are known."""
     values = {
         "average_accuracy": average_accuracy(R),

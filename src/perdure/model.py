@@ -75,7 +75,9 @@ class Model:
             raise InputError("There is nothing to predict: the input has no rows.")
         examples = self.backbone.encode([(task or "", Dataset.from_dict({self.backbone.kind: list(inputs)}))])
         names = [task] if task else list(self.classes)
-        log_weights = torch.zeros(len(examples), 1) if task else self.posterior.log_prob(describe(self.backbone, examples))
+        log_weights = (
+            torch.zeros(len(examples), 1) if task else self.posterior.log_prob(describe(self.backbone, examples))
+        )
         logits = task_logits(self.backbone, self.combined, examples, names)
         labels = tuple(dict.fromkeys(label for name in names for label in self.classes[name]))
         places = [[labels.index(label) for label in self.classes[name]] for name in names]
@@ -83,7 +85,9 @@ class Model:
         best, tasks = found.max(1), log_weights.argmax(1)
         return [
             Prediction(labels[label], probability, names[index])
-            for label, probability, index in zip(best.indices.tolist(), best.values.tolist(), tasks.tolist(), strict=True)
+            for label, probability, index in zip(
+                best.indices.tolist(), best.values.tolist(), tasks.tolist(), strict=True
+            )
         ]
 
     def add_predictions(
@@ -94,7 +98,11 @@ class Model:
         `column` holds the text, or the path of the image; by default the one that the run was trained on, or `text`.
         """
         entries = self.results.recipe["stream"]
-        trained_on = [entry.get(self.backbone.kind) for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+        trained_on = (
+            [entry.get(self.backbone.kind) for entry in entries if isinstance(entry, dict)]
+            if isinstance(entries, list)
+            else []
+        )
         names = list(rows[0]) if rows else []
         found = next((name for name in [column, *trained_on, self.backbone.kind] if name in names), None)
         if found is None or (column and found != column):
@@ -111,8 +119,9 @@ class Model:
     def export(self, output: str | Path) -> Path:
         """Write a stock checkpoint: combined weights, all heads as one, `id2label`.
 
-        With `pooling: stock` it is a folder for `AutoModelFor…Classification`, with `mean` one for `SentenceTransformer`,
-        whose output is then the logits. The heads are concatenated: a stock model has no task posterior.
+        With `pooling: stock` it is a folder for `AutoModelFor…Classification`, with `mean` one for
+        `SentenceTransformer`, whose output is then the logits. The heads are concatenated: a stock model has
+        no task posterior.
 
         Raises
         ------

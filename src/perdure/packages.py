@@ -89,7 +89,10 @@ def _download(package: Package, folder: Path) -> None:
     with (
         Progress(*columns, transient=True) as progress,
         subprocess.Popen(
-            command, env={**os.environ, "TMPDIR": str(folder)}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+            command,
+            env={**os.environ, "TMPDIR": str(folder)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
         ) as pip,
     ):
         bar = progress.add_task(f"Fetching {package.name} {package.version}", total=package.size)

@@ -26,12 +26,13 @@ Section = str | dict[str, Any]
 class Recipe(BaseModel):
     """One run: a stream, a backbone, a method, a rule, and how to train.
 
-    `stream` names a benchmark (with its settings), or lists one's own data, an entry per table; `scenario` is for the latter. `backbone`, `method` and
-    `rule` are a name, or a mapping of `name` (`model` for the backbone) and settings.
+    `stream` names a benchmark (with its settings), or lists one's own data, an entry per table (`scenario` is for
+    these). `backbone`, `method` and `rule` are a name, or a mapping of `name` (`model` for the backbone) and settings.
 
     Examples
     --------
-    >>> recipe = Recipe.parse({"stream": "demo", "backbone": "minilm", "rule": {"name": "task_arithmetic", "scale": 0.3}})
+    >>> rule = {"name": "task_arithmetic", "scale": 0.3}
+    >>> recipe = Recipe.parse({"stream": "demo", "backbone": "minilm", "rule": rule})
     >>> recipe.make_rule().label, recipe.make_method()
     ('task_arithmetic(scale=0.3)', Isolated(peft='lora', rank=8, ...))
     """
@@ -43,8 +44,8 @@ class Recipe(BaseModel):
     stream: Section | list[dict[str, Any]]
     scenario: Scenario = "class"
     backbone: Section
-    method: Section = "isolated"
-    rule: Section = "task_arithmetic"
+    method: Section
+    rule: Section
     training: dict[str, Any] = {}
     evaluation: dict[str, Any] = {}
     seed: int = 0
@@ -56,6 +57,7 @@ class Recipe(BaseModel):
         """Check a mapping, after `settings` (`key.key=value`) have been put into it."""
         if not isinstance(values, dict):
             raise InputError(f"{where} must be a mapping of settings such as `stream` and `backbone`.")
+        values = {"method": "isolated", "rule": "task_arithmetic"} | values
         for setting in settings:
             _put(values, setting)
         try:

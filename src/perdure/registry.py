@@ -87,7 +87,7 @@ def summary(thing: Callable[..., Any]) -> str:
 
 def about(name: str) -> dict[str, Any]:
     """What a method, rule or benchmark does, and its settings with their defaults."""
-    kinds = [kind for kind in PACKAGES if name.endswith(".py") or name in names(kind)]
+    kinds: list[Kind] = [kind for kind in PACKAGES if name.endswith(".py") or name in names(kind)]
     if not kinds:
         raise UnknownName("method, rule or benchmark", name, {each for kind in PACKAGES for each in names(kind)})
     thing = find(kinds[0], name)

@@ -67,7 +67,9 @@ class Run:
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         if not (self.folder / "recipe.yaml").is_file():
-            raise RunError(f"`{folder}` is not a run: it has no `recipe.yaml`. Give the folder that `perdure run` wrote.")
+            raise RunError(
+                f"`{folder}` is not a run: it has no `recipe.yaml`. Give the folder that `perdure run` wrote."
+            )
 
     @classmethod
     def create(cls, folder: str | Path, recipe: Mapping[str, Any], environment: Mapping[str, Any]) -> "Run":
@@ -101,7 +103,8 @@ class Run:
 
     def task_folders(self) -> list[Path]:
         """The folders of the tasks that are complete, in the order in which they were learned."""
-        return sorted(path.parent for path in self.folder.glob("tasks/[0-9]*-*/manifest.json"))
+        folders = [path.parent for path in self.folder.glob("tasks/[0-9]*-*/manifest.json")]
+        return sorted(folders, key=lambda folder: int(folder.name.split("-", 1)[0]))
 
     @property
     def tasks(self) -> list[str]:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from accelerate.utils import set_seed
 
 from perdure import adapters
 from perdure.backbone import Backbone
@@ -77,10 +76,20 @@ def run(
     """
     rule = Rule(name=rule) if isinstance(rule, str) else rule
     training, evaluation = training or Training(), evaluation or Evaluation()
-    settings = recipe or settings_of(stream, backbone, method, rule, training=training, evaluation=evaluation, seed=seed)
+    settings = recipe or settings_of(
+        stream, backbone, method, rule, training=training, evaluation=evaluation, seed=seed
+    )
     results = Run.create(output, settings, environment())
     return go_on(
-        results, stream, backbone, method, rule, training=training, evaluation=evaluation, seed=seed, quiet=quiet
+        results,
+        stream,
+        backbone,
+        method,
+        rule,
+        training=training,
+        evaluation=evaluation,
+        seed=seed,
+        quiet=quiet,
     )
 
 
@@ -101,7 +110,7 @@ def go_on(
     if learned:
         method.state.update(learned[-1].state)
     elif evaluation.future:
-        set_seed(seed)
+        torch.manual_seed(seed)
         for task in stream:
             backbone.add_head(task.name, len(task.classes))
         measure(results, learned, stream, backbone, rule, evaluation=evaluation)
@@ -113,12 +122,26 @@ def go_on(
 
 
 def _learn_task(
-    results: Run, seen: TaskStream, backbone: Backbone, method: Method, training: Training, *, seed: int, quiet: bool
+    results: Run,
+    seen: TaskStream,
+    backbone: Backbone,
+    method: Method,
+    training: Training,
+    *,
+    seed: int,
+    quiet: bool,
 ) -> Learned:
     """Learn the newest task, and save all that is kept of it."""
     task, started = seen[-1], time.perf_counter()
     adapter = learn(
-        backbone, seen.tasks, method, training, seed=seed, log=results.event, folder=results.folder, quiet=quiet
+        backbone,
+        seen.tasks,
+        method,
+        training,
+        seed=seed,
+        log=results.event,
+        folder=results.folder,
+        quiet=quiet,
     )
     rows = backbone.encode(task.rows("train"))
     statistics = Statistics.of(describe(backbone, rows), torch.tensor(rows.labels), len(task.classes))
@@ -133,7 +156,7 @@ def _learn_task(
 
 
 def restore(results: Run, backbone: Backbone) -> list[Learned]:
-    """Give the backbone the heads of all tasks of a run and the last task's adapter, as it was left; return the tasks."""
+    """Give the backbone the heads of a run's tasks and the last task's adapter, as they were left; return the tasks."""
     learned = [results.load_task(name) for name in results.tasks]
     for task in learned:
         backbone.add_head(task.name, len(task.classes))

@@ -63,10 +63,12 @@ class Task:
         missing = [name for name in (self.kind, "label") if name not in data.column_names]
         if missing:
             raise DataError(f"{where} has no column `{missing[0]}`. Its columns: {data.column_names}.")
-        labels = np.asarray(data.with_format("numpy")["label"])
+        labels = np.asarray(data["label"][:])
         if labels.min() < 0 or labels.max() >= len(self.classes):
             bad = int(labels[(labels < 0) | (labels >= len(self.classes))][0])
-            raise DataError(f"{where} has label {bad}, but there are {len(self.classes)} classes (0 to {len(self.classes) - 1}).")
+            raise DataError(
+                f"{where} has label {bad}, but there are {len(self.classes)} classes (0 to {len(self.classes) - 1})."
+            )
 
     @property
     def kind(self) -> Literal["text", "image"]:
@@ -79,11 +81,12 @@ class Task:
 
     def limited(self, sizes: dict[str, int | None], seed: int) -> "Task":
         """The task with at most `sizes[split]` examples a split, drawn with `seed`."""
-        fewer = {
-            split: data.select(np.sort(np.random.default_rng(seed).permutation(len(data))[: sizes[split]]))
-            for split in SPLITS
-            if sizes.get(split) is not None and sizes[split] < len(data := getattr(self, split))
-        }
+        fewer = {}
+        for split, size in sizes.items():
+            data: Dataset = getattr(self, split)
+            if size is not None and size < len(data):
+                chosen = np.random.default_rng(seed).permutation(len(data))[:size]
+                fewer[split] = data.select(np.sort(chosen))
         return replace(self, **fewer)
 
 
@@ -113,7 +116,8 @@ class TaskStream:
         twice = sorted({name for name in names if names.count(name) > 1})
         if not names or twice:
             raise InputError(
-                f"Stream `{self.name}` " + (f"has two tasks named `{twice[0]}`; rename one." if twice else "has no task.")
+                f"Stream `{self.name}` "
+                + (f"has two tasks named `{twice[0]}`; rename one." if twice else "has no task.")
             )
         if self.scenario not in get_args(Scenario):
             raise InputError(f"`scenario` must be one of {list(get_args(Scenario))}, got `{self.scenario}`.")
@@ -154,7 +158,14 @@ class TaskStream:
         """The first `step` tasks."""
         return replace(self, tasks=self.tasks[:step])
 
-    def limited(self, *, train: int | None = None, validation: int | None = None, test: int | None = None, seed: int = 0):
+    def limited(
+        self,
+        *,
+        train: int | None = None,
+        validation: int | None = None,
+        test: int | None = None,
+        seed: int = 0,
+    ):
         """The stream with at most so many examples in each split of each task, drawn with `seed`."""
         sizes = {"train": train, "validation": validation, "test": test}
         return replace(self, tasks=tuple(task.limited(sizes, seed) for task in self.tasks))
@@ -162,27 +173,3 @@ class TaskStream:
     def ordered(self, names: Sequence[str]) -> "TaskStream":
         """The stream with the tasks `names`, in that order."""
         return replace(self, tasks=tuple(self.task(name) for name in names))
-
-
-def split_rows(labels: Sequence[int], *, shares: Sequence[float], seed: int) -> list[np.ndarray]:
-    """Split row numbers so that each class is in each part in the given shares, at least once.
-
-    Returns one array of row numbers per share, and a last one with the rest.
-
-    Examples
-    --------
-    >>> [part.tolist() for part in split_rows([0, 0, 0, 1, 1, 1], shares=[0.3], seed=0)]
-    [[2, 4], [0, 1, 3, 5]]
-    """
-    values = np.asarray(labels)
-    shuffled = np.random.default_rng(seed).permutation(len(values))
-    parts: list[list[int]] = [[] for _ in range(len(shares) + 1)]
-    for value in np.unique(values):
-        rows = shuffled[values[shuffled] == value]
-        start = 0
-        for part, share in zip(parts, shares, strict=False):
-            stop = start + max(1, round(share * len(rows)))
-            part.extend(rows[start:stop])
-            start = stop
-        parts[-1].extend(rows[start:])
-    return [np.sort(np.array(part, dtype=int)) for part in parts]

@@ -35,13 +35,13 @@ class Statistics:
     True
     """
 
-    counts: Float[Tensor, "classes"]
+    counts: Float[Tensor, " classes"]
     sums: Float[Tensor, "classes features"]
     products: Float[Tensor, "features features"]
 
     @classmethod
     def of(
-        cls, features: Float[Tensor, "examples features"], labels: Int[Tensor, "examples"], classes: int
+        cls, features: Float[Tensor, "examples features"], labels: Int[Tensor, " examples"], classes: int
     ) -> Statistics:
         """The statistics of examples with labels from 0 to `classes` - 1."""
         x = features.double().cpu()

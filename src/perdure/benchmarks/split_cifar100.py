@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow.parquet as pq
 from datasets import Dataset, Image
 
-from perdure.data import bounded, by_split, of_classes
 from perdure.errors import DataError
+from perdure.splits import bounded, by_split, of_classes
 from perdure.stream import Scenario, Split, Task, TaskStream
 
 
@@ -62,9 +62,7 @@ def split_cifar100(
     """
     classes, data = _from_folder(Path(folder)) if folder else _from_hub()
     if tasks < 1 or len(classes) % tasks or tasks == len(classes):
-        raise DataError(
-            f"`tasks` must divide the {len(classes)} classes into tasks of at least two, got {tasks}."
-        )
+        raise DataError(f"`tasks` must divide the {len(classes)} classes into tasks of at least two, got {tasks}.")
     order = np.arange(len(classes))
     if order_seed is not None:  # not a Generator: the orders of the literature come from this one
         order = np.random.RandomState(order_seed).permutation(len(classes))
@@ -85,9 +83,7 @@ def _from_folder(folder: Path) -> tuple[list[str], dict[Split, Dataset]]:
         classes = json.loads((folder / "cifar100_classes.json").read_text(encoding="utf-8"))
         table = pq.read_table(paths[0])
     except (OSError, ValueError) as error:
-        raise DataError(
-            f"`{folder}` must hold `{paths[0].name}` and `cifar100_classes.json`: {error}."
-        ) from error
+        raise DataError(f"`{folder}` must hold `{paths[0].name}` and `cifar100_classes.json`: {error}.") from error
     parts = by_split(Dataset(table), ["image", "label"], str(paths[0]))
     return classes, {split: part.cast_column("image", Image()) for split, part in parts.items()}
 
@@ -97,9 +93,7 @@ def _from_hub() -> tuple[list[str], dict[Split, Dataset]]:
         found = datasets.load_dataset("uoft-cs/cifar100")
     except Exception as error:  # whatever the network and the readers raise
         reason = " ".join(str(error).split())
-        raise DataError(
-            f"`uoft-cs/cifar100` could not be had from the hub ({reason}). Give a `folder`."
-        ) from error
+        raise DataError(f"`uoft-cs/cifar100` could not be had from the hub ({reason}). Give a `folder`.") from error
     ours = {"img": "image", "fine_label": "label"}
     splits: tuple[Split, ...] = ("train", "test")
     data: dict[Split, Dataset] = {

@@ -9,8 +9,8 @@ import datasets
 import pyarrow.parquet as pq
 from datasets import Dataset
 
-from perdure.data import bounded, by_split
 from perdure.errors import DataError, UnknownName
+from perdure.splits import bounded, by_split
 from perdure.stream import Scenario, Split, Task, TaskStream
 
 ORDERS = {
@@ -47,9 +47,7 @@ ONTOLOGY = (
     "Company|Educational Institution|Artist|Athlete|Office Holder|Mean of Transportation|Building|"
     "Natural Place|Village|Animal|Plant|Album|Film|Written Work"
 )
-CHOICE = (
-    'Which sentence is the {question} of "{premise}"? Choose one between A and B.\nA: {choice1}\nB: {choice2}'
-)
+CHOICE = 'Which sentence is the {question} of "{premise}"? Choose one between A and B.\nA: {choice1}\nB: {choice2}'
 PAIR = "sentence 1: {premise}\nsentence 2: {hypothesis}"
 GLUE, SUPER_GLUE, HELD = "nyu-mll/glue", "aps/super_glue", "validation"  # their test labels are secret
 CARDS = {
@@ -67,9 +65,7 @@ CARDS = {
     "imdb": Card("stanfordnlp/imdb", None, "{text}", "Bad|Good"),
     "sst2": Card("stanfordnlp/sst2", None, "Text: {sentence}", "Bad|Good", test=HELD),
     "mnli": Card(GLUE, "mnli", PAIR, "entailment|neutral|contradiction", test="validation_matched"),
-    "qqp": Card(
-        GLUE, "qqp", "first sentence: {question1}\nsecond sentence: {question2}", "False|True", test=HELD
-    ),
+    "qqp": Card(GLUE, "qqp", "first sentence: {question1}\nsecond sentence: {question2}", "False|True", test=HELD),
     "rte": Card(SUPER_GLUE, "rte", PAIR, "entailment|contradiction", test=HELD),
     "cb": Card(SUPER_GLUE, "cb", PAIR, "entailment|contradiction|neutral", test=HELD),
     "copa": Card(SUPER_GLUE, "copa", CHOICE, "A|B", test=HELD),
@@ -179,9 +175,7 @@ def _from_hub(name: str) -> Found:
         found = datasets.load_dataset(card.path, card.config)
     except Exception as error:  # whatever the network and the readers raise
         reason = " ".join(str(error).split())
-        raise DataError(
-            f"`{card.path}` could not be had from the hub ({reason}). Give a `folder`."
-        ) from error
+        raise DataError(f"`{card.path}` could not be had from the hub ({reason}). Give a `folder`.") from error
     train, test = (
         part if card.label == "label" else part.rename_column(card.label, "label")
         for part in (found["train"], found[card.test])

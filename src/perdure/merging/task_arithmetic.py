@@ -26,5 +26,7 @@ def task_arithmetic(vectors: dict[str, TaskVector], *, scale: float | str = "1/n
     n = len(vectors)
     named = {"1/n": 1 / n, "1/sqrt(n)": n**-0.5}
     if isinstance(scale, str) and scale not in named:
-        raise InputError(f"`scale` of `task_arithmetic` must be a number or one of {[*named, 'search']}, got `{scale}`.")
+        raise InputError(
+            f"`scale` of `task_arithmetic` must be a number or one of {[*named, 'search']}, got `{scale}`."
+        )
     return total(list(vectors.values())) * (named[scale] if isinstance(scale, str) else scale)

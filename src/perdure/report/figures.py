@@ -30,9 +30,7 @@ def accuracy(summary: Summary) -> Figure | None:
         return None
     figure, axes = _axes(len(results))
     for result, colour, (line, marker, _) in results:
-        axes.plot(
-            _gaps(result["seen"]), line, marker=marker, ms=5, color=colour, label=_label(result["label"])
-        )
+        axes.plot(_gaps(result["seen"]), line, marker=marker, ms=5, color=colour, label=_label(result["label"]))
     _task_ticks(axes, _steps(summary))
     axes.set(xlabel="after learning", ylabel="mean score on tasks seen, %")
     axes.yaxis.set_major_formatter(PERCENT)
@@ -150,9 +148,7 @@ def _bars(bars: Sequence[tuple[str, Mapping[str, float | None], str, float]], la
     for i, (name, values, colour, strength) in enumerate(bars):
         x = np.arange(len(names)) - 0.42 + (i + 0.5) * width
         heights = _gaps([values.get(task) for task in names])
-        axes.bar(
-            x, heights, 0.92 * width, color=(colour, strength), edgecolor=colour, lw=0.6, label=_label(name)
-        )
+        axes.bar(x, heights, 0.92 * width, color=(colour, strength), edgecolor=colour, lw=0.6, label=_label(name))
     axes.axhline(0, color="#888888", lw=0.8)
     _task_ticks(axes, names)
     axes.set_ylabel(label)

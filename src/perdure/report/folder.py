@@ -43,9 +43,7 @@ def read(folder: str | Path) -> Files:
     """
     folder = Path(folder)
     if not (folder / "recipe.yaml").is_file():
-        raise RunError(
-            f"`{folder}` is not a run: it has no `recipe.yaml`. Give the folder that `perdure run` wrote."
-        )
+        raise RunError(f"`{folder}` is not a run: it has no `recipe.yaml`. Give the folder that `perdure run` wrote.")
     manifests = folder.glob("tasks/[0-9]*-*/manifest.json")
     return Files(
         folder=folder,
@@ -54,10 +52,7 @@ def read(folder: str | Path) -> Files:
         scores=_parsed(folder / "scores.csv", _scores),
         events=_parsed(folder / "events.jsonl", _events, []),
         combined=_parsed(folder / "combined.json", _combined, {}),
-        tasks=[
-            _task(path.parent)
-            for path in sorted(manifests, key=lambda path: int(path.parent.name.split("-")[0]))
-        ],
+        tasks=[_task(path.parent) for path in sorted(manifests, key=lambda path: int(path.parent.name.split("-")[0]))],
     )
 
 
@@ -68,9 +63,7 @@ def _parsed(path: Path, parse: Callable[[str], Any], missing: Any = None) -> Any
     try:
         return parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise RunError(
-            f"`{path}` is missing, so there is nothing to report. Was the run ever evaluated?"
-        ) from error
+        raise RunError(f"`{path}` is missing, so there is nothing to report. Was the run ever evaluated?") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError, csv.Error) as error:
         why = " ".join(str(error).split())
         raise RunError(
@@ -94,8 +87,7 @@ def _scores(text: str) -> list[dict[str, Any]]:
     if missing := {"step", "value", *columns} - set(rows.fieldnames or ()):
         raise ValueError(f"it has no column `{min(missing)}`")
     named = (
-        {name: row[name] for name in columns} | {"step": int(row["step"]), "value": float(row["value"])}
-        for row in rows
+        {name: row[name] for name in columns} | {"step": int(row["step"]), "value": float(row["value"])} for row in rows
     )
     return list(named)
 
@@ -118,8 +110,6 @@ def _events(text: str) -> list[dict[str, Any]]:
 
 
 def _task(folder: Path) -> dict[str, Any]:
-    size = _parsed(
-        folder / "manifest.json", lambda text: sum(file["size"] for file in json.loads(text).values())
-    )
+    size = _parsed(folder / "manifest.json", lambda text: sum(file["size"] for file in json.loads(text).values()))
     classes = _parsed(folder / "task.json", lambda text: len(json.loads(text)["classes"]), "")
     return {"name": folder.name.split("-", 1)[1], "classes": classes or None, "bytes": size}

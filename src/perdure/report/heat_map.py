@@ -7,12 +7,11 @@ import matplotlib
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 from numpy import ndarray
 
 from perdure.report.markdown import percent
-from perdure.report.summary import TASK_IDS
 from perdure.report.svg import short, svg
 
 MAP = matplotlib.colormaps["viridis"]
@@ -53,22 +52,19 @@ def readme_figure(
     for place, (i, result) in enumerate(found):
         height = size * len(_measured(result)) / len(result["tasks"])
         axes = figure.add_axes((place * (size + gap), 0, size, height))
-        image = draw(axes, result, limits(results), size=11 if few else 8.5)
+        mesh = draw(axes, result, limits(results), size=11 if few else 8.5)
         axes.set_yticks(axes.get_yticks(), [f"after {label.get_text()}" for label in axes.get_yticklabels()])
         axes.tick_params(labelsize=10, labelleft=place == 0 or not same)
         title = titles[i] if i < len(titles) else runs[i]["title"]
         axes.set_title(short(title, 34 if few else 22), size=13, weight="bold", pad=12)
         mean = percent(result["metrics"]["average_accuracy"])
-        axes.set_xlabel(f"{_known(result)}\naverage accuracy {mean} %", fontsize=10.5, labelpad=8)
-    bar = figure.colorbar(image, cax=figure.add_axes((len(found) * (size + gap) - gap + 0.3, 0, 0.13, size)))
+        axes.set_xlabel(f"{result['known']}\naverage accuracy {mean} %", fontsize=10.5, labelpad=8)
+    bar = figure.colorbar(mesh, cax=figure.add_axes((len(found) * (size + gap) - gap + 0.3, 0, 0.13, size)))
     bar.ax.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
     bar.ax.tick_params(length=0)
+    bar.solids.set(rasterized=False, edgecolor="face")  # pyright: ignore
     bar.outline.set_visible(False)  # pyright: ignore
     return figure
-
-
-def _known(result: Result) -> str:
-    return TASK_IDS.get(result["task_id"], result["task_id"])
 
 
 def _pick(run: Mapping[str, Any], wanted: Sequence[str]) -> Result | None:
@@ -84,25 +80,22 @@ def limits(results: Iterable[Result]) -> tuple[float, float]:
     return float(low), float(max(high, low + 0.1))
 
 
-def draw(
-    axes: Axes, result: Result, limits: tuple[float, float], *, digits: int = 1, size: float = 8.5
-) -> AxesImage:
+def draw(axes: Axes, result: Result, limits: tuple[float, float], *, digits: int = 1, size: float = 8.5) -> QuadMesh:
     """Draw a matrix on axes; its numbers with so many `digits` after the point and of this font `size`."""
     measured, names = _measured(result), [short(name) for name in result["tasks"]]
     R: Float[ndarray, "steps tasks"] = np.array(result["matrix"], dtype=float)[measured]
-    image = axes.imshow(R, cmap=MAP, vmin=limits[0], vmax=limits[1])
+    edges = [np.arange(length + 1) - 0.5 for length in reversed(R.shape)]
+    mesh = axes.pcolormesh(*edges, R, cmap=MAP, vmin=limits[0], vmax=limits[1], edgecolors="white", lw=1.5)
     for (i, j), value in np.ndenumerate(R):
         if np.isfinite(value):
-            ink = _ink(*image.to_rgba(value)[:3])
+            ink = _ink(*mesh.to_rgba(value)[:3])
             axes.text(j, i, f"{100 * value:.{digits}f}", ha="center", va="center", color=ink, fontsize=size)
     axes.set_xticks(range(len(names)), names, rotation=40, ha="left", rotation_mode="anchor")
     axes.set_yticks(range(len(measured)), [names[i] for i in measured])
-    axes.set_xticks(np.arange(len(names) - 1) + 0.5, minor=True)
-    axes.set_yticks(np.arange(len(measured) - 1) + 0.5, minor=True)
-    axes.grid(which="minor", color="white", linewidth=1.5)
-    axes.tick_params(which="both", length=0, labelbottom=False, labeltop=True)
+    axes.set(aspect="equal", ylim=(len(measured) - 0.5, -0.5))
+    axes.tick_params(length=0, labelbottom=False, labeltop=True)
     axes.spines[:].set_visible(False)
-    return image
+    return mesh
 
 
 def _measured(result: Result) -> list[int]:

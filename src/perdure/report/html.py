@@ -11,10 +11,10 @@ from markupsafe import Markup
 
 from perdure.report import figures
 from perdure.report.markdown import percent, table
-from perdure.report.summary import summarize
+from perdure.report.summary import summarise
 
 
-def write_report(folders: Sequence[str | Path], output: str | Path) -> Path:
+def report(folders: Sequence[str | Path], output: str | Path) -> dict[str, Any]:
     """Write the page of one run, or of several side by side.
 
     Parameters
@@ -24,17 +24,23 @@ def write_report(folders: Sequence[str | Path], output: str | Path) -> Path:
     output
         The HTML file; one that is there is replaced.
 
+    Returns
+    -------
+    dict
+        The numbers on the page (`perdure.report.summary`).
+
     Raises
     ------
     RunError
         A folder is not a run, or is damaged.
     """
-    page = to_html(summarize(folders))
+    summary = summarise(folders)
     output = Path(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = output.with_name(f".{output.name}.{os.getpid()}")
-    temporary.write_text(page, encoding="utf-8")
-    return temporary.replace(output)
+    temporary.write_text(to_html(summary), encoding="utf-8")
+    temporary.replace(output)
+    return summary
 
 
 def to_html(summary: Mapping[str, Any]) -> str:
@@ -50,11 +56,14 @@ def to_html(summary: Mapping[str, Any]) -> str:
 
 
 def _sections(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Title, note and figures (caption, SVG) of each part of the page that has any."""
+    """Title, note and figures (caption → SVG) of each part of the page that has any."""
     runs = summary["runs"]
     low, high = limits = figures.limits(result for run in runs for result in run["results"])
-    note = f"Row: after this task. Column: score on this task. {percent(low)} % is dark, {percent(high)} % light."
-    sections = [(_title(summary, run), note, _matrices(run, limits)) for run in runs]
+    colours = f"Colours go from {percent(low)} % (dark) to {percent(high)} % (light)."
+    note = f"Row: after learning this task. Column: the score on this task. {colours}"
+    sections = []
+    for run in runs:
+        sections.append({"title": _title(summary, run), "note": note, "figures": _matrices(run, limits)})
     over_time = {"Mean score on the tasks seen": figures.accuracy, "Forgetting": figures.forgetting}
     training = {"Training loss": figures.losses, "Time to learn each task": figures.seconds}
     for title, note, drawings in [
@@ -62,22 +71,15 @@ def _sections(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
         ("Search of the scale", "On validation examples; the filled point was taken.", {"": figures.search}),
         ("Training", "", training),
     ]:
-        sections.append((title, note, {caption: draw(summary) for caption, draw in drawings.items()}))
-    return [
-        {"title": title, "note": note, "figures": f}
-        for title, note, images in sections
-        if (f := _drawn(images))
-    ]
+        images = {caption: Markup(image) for caption, draw in drawings.items() if (image := draw(summary))}
+        sections.append({"title": title, "note": note, "figures": images})
+    return [section for section in sections if section["figures"]]
 
 
 def _title(summary: Mapping[str, Any], run: Mapping[str, Any]) -> str:
     return "Accuracy matrix" + (f": {run['title']}" if len(summary["runs"]) > 1 else "")
 
 
-def _matrices(run: Mapping[str, Any], limits: tuple[float, float]) -> dict[str, str | None]:
-    return {result["name"]: figures.matrix(result, limits) for result in run["results"]}
-
-
-def _drawn(images: Mapping[str, str | None]) -> dict[str, Markup]:
-    """The images that there are, as what needs no escaping: matplotlib has escaped the names in them."""
-    return {caption: Markup(image) for caption, image in images.items() if image}
+def _matrices(run: Mapping[str, Any], limits: tuple[float, float]) -> dict[str, Markup]:
+    # matplotlib has escaped the names in the SVG
+    return {result["name"]: Markup(figures.matrix(result, limits)) for result in run["results"]}

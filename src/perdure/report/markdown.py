@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-from perdure.report.summary import TASK_IDS
-
 
 def percent(value: float | None, *, signed: bool = False) -> str:
     """A share in percent.
@@ -26,13 +24,9 @@ def table(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     rows = []
     for run in summary["runs"]:
         for result in run["results"]:
-            numbers = [
-                percent(result["metrics"].get(m), signed=m.endswith("transfer")) for m in summary["metrics"]
-            ]
-            rule = (
-                result["rule"] if result["metric"] == "accuracy" else f"{result['rule']} ({result['metric']})"
-            )
-            rows.append([run["title"], rule, TASK_IDS.get(result["task_id"], result["task_id"]), *numbers])
+            numbers = [percent(result["metrics"].get(m), signed=m.endswith("transfer")) for m in summary["metrics"]]
+            rule = result["rule"] if result["metric"] == "accuracy" else f"{result['rule']} ({result['metric']})"
+            rows.append([run["title"], rule, result["known"], *numbers])
     return header, rows
 
 

@@ -23,7 +23,7 @@ TASK_IDS = {"given": "task given", "posterior": "task posterior", "concatenated"
 POINTS = 100  # of a loss curve
 
 
-def summarize(folders: Sequence[str | Path]) -> dict[str, Any]:
+def summarise(folders: Sequence[str | Path]) -> dict[str, Any]:
     """All that a report says about runs, as plain lists, dicts, strings and numbers (None: not measured).
 
     Raises
@@ -51,7 +51,8 @@ def _titles(files: Sequence[Files]) -> list[str]:
 
 def _metric(name: str) -> dict[str, str]:
     definition = (inspect.getdoc(getattr(metrics, name)) or "").split("\n\n")[0]
-    return {"title": METRICS[name], "definition": " ".join(definition.split())}
+    definition = " ".join(definition.split())
+    return {"title": METRICS[name], "symbol": definition.split(" = ")[0], "definition": definition}
 
 
 def _run(files: Files, title: str) -> dict[str, Any]:
@@ -102,11 +103,12 @@ def _result(files: Files, rule: str, task_id: str, metric: str) -> dict[str, Any
             R[row["step"] - 1, names.index(row["task"])] = row["value"]
     values = metrics.summary(R, None if np.isnan(zero_shot).all() else zero_shot)
     last = len(names) - 1
-    parts = [rule, TASK_IDS.get(task_id, task_id), *([metric] if metric != "accuracy" else [])]
+    known = TASK_IDS.get(task_id, task_id)
     return {
-        "name": " · ".join(parts),
+        "name": " · ".join([rule, known, *([metric] if metric != "accuracy" else [])]),
         "rule": rule,
         "task_id": task_id,
+        "known": known,
         "metric": metric,
         "scenario": rows[-1]["scenario"],
         "tasks": names,
@@ -137,8 +139,9 @@ def _losses(files: Files) -> list[dict[str, Any]]:
     curves: dict[str, dict[int, float]] = {task["name"]: {} for task in files.tasks}
     for event in files.events:
         step, loss = event.get("step"), event.get("loss")
-        known = event.get("event") == "step" and event.get("task") in curves and isinstance(step, int)
-        if known and isinstance(loss, int | float) and math.isfinite(loss):
+        if event.get("event") != "step" or event.get("task") not in curves:
+            continue
+        if isinstance(step, int) and isinstance(loss, float) and math.isfinite(loss):
             curves[event["task"]][step] = loss  # a task that was begun twice: the last time counts
     return [{"task": name, **_thinned(curve)} for name, curve in curves.items() if curve]
 
@@ -153,11 +156,12 @@ def _sentence(files: Files) -> str:
     """What was run."""
     recipe, names = files.recipe, [task["name"] for task in files.tasks]
     stream = recipe.get("stream")
-    scenario = stream.get("scenario") if isinstance(stream, dict) else None
-    tasks = f"{len(names)} task{'' if len(names) == 1 else 's'}"
+    own = isinstance(stream, list)  # tables of one's own; the scenario then stands beside them
+    scenario = (recipe if own else stream if isinstance(stream, dict) else {}).get("scenario")
+    kind = f"{scenario}-incremental " if scenario else ""
     parts = [
-        f"{tasks} of {_name(stream)}{f', {scenario}-incremental' if scenario else ''} ({', '.join(names) or 'none finished'}),",
-        f"learned in this order on {_name(recipe.get('backbone'))}",
+        f"{len(names)} {kind}task{'' if len(names) == 1 else 's'} of {'own data' if own else _name(stream)}",
+        f"({', '.join(names) or 'none finished'}), learned in this order on {_name(recipe.get('backbone'))}",
         f"by method {_name(recipe.get('method'))},",
         f"combined by rule {files.combined.get('name') or _name(recipe.get('rule'))}",
         f"{_scale(files.combined)}with seed {recipe.get('seed', 'unknown')}.",
@@ -166,10 +170,10 @@ def _sentence(files: Files) -> str:
 
 
 def _name(value: Any) -> str:
-    """What a part of the recipe is called."""
+    """What a part of the recipe is called: itself, or its name."""
     if isinstance(value, dict):
-        value = next((value[key] for key in ("name", "model", "source", "benchmark") if value.get(key)), None)
-    return "an unnamed one" if value is None or isinstance(value, list) else str(value)
+        value = value.get("name") or value.get("model")
+    return "an unnamed one" if value is None else str(value)
 
 
 def _scale(combined: Mapping[str, Any]) -> str:

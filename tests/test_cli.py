@@ -1,0 +1,137 @@
+"""The command line as a user meets it: own data, from an empty folder to predictions; mistakes are one sentence."""
+
+import csv
+import json
+import sys
+
+import pytest
+from test_data import ROWS, write
+
+from perdure import Run, cli
+
+
+@pytest.fixture
+def perdure(monkeypatch, capsys):
+    """Run a command; give back status, output and error."""
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["perdure", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "80")
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+            raise SystemExit(0)
+        out, err = capsys.readouterr()
+        return int(stop.value.code or 0), out, err
+
+    return call
+
+
+def two_tasks(folder):
+    rows = [(t, c, "mail") for t, c in ROWS] + [
+        (t.replace("w", "w2"), "up" if c == "yes" else "down", "chart") for t, c in ROWS
+    ]
+    return write(folder / "both.csv", rows, ("body", "answer", "topic"))
+
+
+def test_own_data_from_the_command_line(pico, tmp_path, monkeypatch, perdure):
+    monkeypatch.chdir(tmp_path)
+    table = two_tasks(tmp_path)
+    columns = ("--text", "body", "--label", "answer")
+    settings = ("--backbone", pico("bert"), "--set", "training.epochs=1", "--quiet")
+    status, out, err = perdure("learn", "mine", "--data", table, *columns, "--task-column", "topic", *settings)
+    assert (status, err) == (0, "") and "mail" in out and "posterior" in out
+    assert max(len(line) for line in out.splitlines() if "Report" not in line) <= 80
+    assert Run("mine").tasks == ["mail", "chart"]
+    more = write(tmp_path / "more.csv", [(t, "a" if c == "yes" else "b") for t, c in ROWS])
+    assert perdure("learn", "mine", "--data", more, "--task", "third", "--quiet")[0] == 0
+    assert Run("mine").tasks == ["mail", "chart", "third"]
+
+    assert perdure("predict", "mine", table)[0] == 0
+    with open("both.predicted.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 80 and list(rows[0]) == ["body", "answer", "topic", "label", "probability", "task"]
+    assert {row["task"] for row in rows} <= {"mail", "chart", "third"}
+    assert "is there already" in perdure("predict", "mine", table)[2]
+    assert perdure("predict", "mine", table, "--task", "mail", "-o", "mail.csv")[0] == 0
+
+    assert perdure("evaluate", "mine", "--rule", "oracle", "--last")[0] == 0
+    assert {row["rule"] for row in Run("mine").scores()} == {"task_arithmetic", "oracle"}
+    status, out, _ = perdure("evaluate", "mine", "--set", "scale=0.5", "--json")
+    assert status == 0 and json.loads(out)
+    assert "task_arithmetic(scale=0.5)" in {row["rule"] for row in Run("mine").scores()}
+    assert perdure("export", "mine", "--output", "checkpoint")[0] == 0
+    assert (tmp_path / "checkpoint" / "config.json").is_file()
+    assert perdure("report", "mine")[0] == 0
+    assert "<html" in (tmp_path / "mine" / "report.html").read_text()
+    assert "third" in perdure("show", "mine")[1]
+
+
+def test_a_recipe_in_five_lines(pico, tmp_path, monkeypatch, perdure):
+    monkeypatch.chdir(tmp_path)
+    table = two_tasks(tmp_path)
+    entry = f"{{data: {table}, text: body, label: answer, task: topic}}"
+    (tmp_path / "mine.yaml").write_text(f"backbone: {pico('bert')}\nstream:\n- {entry}\ntraining:\n  epochs: 1\n")
+    status, out, _ = perdure("run", "mine.yaml", "--quiet", "--seed", "4", "--set", "method.start=previous")
+    assert status == 0 and Run("runs/mine").recipe["seed"] == 4
+    assert Run("runs/mine").recipe["method"]["start"] == "previous"
+    status, _, err = perdure("run", "mine.yaml", "--quiet")
+    assert status == 1 and "is there already and not empty" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("run", "nothing.yaml"), "There is no file `nothing.yaml`."),
+        (("report", "nowhere"), "`nowhere`"),
+        (("predict", "nowhere", "x.csv"), "There is no file `x.csv`"),
+        (("show", "isolatd"), "Did you mean `isolated`?"),
+        (("learn", "new", "--data", "x.csv", "--backbone", "/nothing"), "There is no file `x.csv`"),
+    ],
+)
+def test_mistakes_are_one_sentence(arguments, message, perdure, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, out, err = perdure(*arguments)
+    assert (
+        status == 1 and err.startswith("Error: ") and message in err and err.count("\n") == 1 and "Traceback" not in err
+    )
+
+
+def test_usage_errors_have_status_2(perdure):
+    assert perdure("run")[0] == 2
+    assert perdure("nothing")[0] == 2
+
+
+def test_loss_that_is_no_number(pico, tmp_path, monkeypatch, perdure):
+    monkeypatch.chdir(tmp_path)
+    settings = ("--set", "training.learning_rate=1e30", "--set", "training.max_grad_norm=1e30", "--quiet")
+    status, _, err = perdure(
+        "learn",
+        "mine",
+        "--data",
+        two_tasks(tmp_path),
+        "--text",
+        "body",
+        "--label",
+        "answer",
+        "--backbone",
+        pico("bert"),
+        *settings,
+    )
+    assert status == 1 and "Lower `learning_rate`" in err
+
+
+def test_list_and_show(perdure):
+    status, out, _ = perdure("list")
+    assert status == 0 and all(name in out for name in ("isolated", "task_arithmetic", "demo"))
+    assert set(json.loads(perdure("list", "--json")[1])) == {"method", "rule", "benchmark"}
+    out = perdure("show", "isolated")[1]
+    assert "arXiv 2502.10966" in out and "'fresh'" in out
+    assert json.loads(perdure("show", "task_arithmetic", "--json")[1])["settings"] == {"scale": "'1/n'"}
+
+
+@pytest.mark.parametrize(
+    "command", ["", "demo", "run", "learn", "evaluate", "predict", "export", "report", "list", "show"]
+)
+def test_help_fits_80_columns(command, perdure):
+    status, out, _ = perdure(*([command] if command else []), "--help")
+    assert status == 0 and max(map(len, out.splitlines())) <= 80

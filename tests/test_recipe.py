@@ -1,0 +1,93 @@
+"""Recipes: what is written is checked against what it names, before anything is trained."""
+
+import pytest
+import yaml
+
+from perdure import InputError, Recipe, Run
+from perdure.learn import Training
+
+GOOD = {"stream": "demo", "backbone": "minilm"}
+
+
+def parse(settings=(), **values) -> Recipe:
+    return Recipe.parse(GOOD | values, settings)
+
+
+def test_defaults_and_settings():
+    recipe = parse(["method.rank=4", "rule.scale=0.3", "backbone.max_length=32", "training.epochs=1", "seed=7"])
+    assert recipe.make_method().rank == 4 and recipe.seed == 7
+    assert recipe.make_rule().options == {"scale": 0.3} and recipe.make_training() == Training(epochs=1)
+    assert recipe.backbone == {"model": "minilm", "max_length": 32}
+
+
+@pytest.mark.parametrize(
+    ("values", "make", "message"),
+    [
+        ({"metod": "isolated"}, None, "No setting of the recipe named `metod`. Did you mean `method`?"),
+        ({"method": "izolated"}, "method", "No method named `izolated`. Did you mean `isolated`?"),
+        (
+            {"method": {"name": "isolated", "rang": 4}},
+            "method",
+            "No setting of method `isolated` named `rang`. Did you mean `rank`?",
+        ),
+        (
+            {"method": {"name": "isolated", "rank": "many"}},
+            "method",
+            "method `isolated`: `rank` is 'many', but",
+        ),
+        ({"method": {"name": "isolated", "start": "never"}}, "method", "`start` is 'never', but"),
+        ({"method": {"rank": 4}}, "method", "`method` needs `name`"),
+        (
+            {"rule": "task-arithmetic"},
+            "rule",
+            "No rule named `task-arithmetic`. Did you mean `task_arithmetic`?",
+        ),
+        ({"rule": {"name": "sum", "scale": 1}}, "rule", "No setting of rule `sum` named `scale`"),
+        ({"rule": {"name": "sum", "space": "weights"}}, "rule", "`space` is 'weights', but"),
+        ({"stream": "demoo"}, "stream", "No benchmark named `demoo`. Did you mean `demo`?"),
+        ({"stream": {"name": "demo", "tran": 3}}, "stream", "Did you mean `train`?"),
+        ({"stream": [{"name": "x"}]}, "stream", "has no `data`"),
+        ({"stream": [{"data": "x.csv", "lable": "y"}]}, "stream", "Did you mean `label`?"),
+        ({"training": {"epoch": 3}}, "training", "Did you mean `epochs`?"),
+        ({"evaluation": {"task_ids": ["known"]}}, "evaluation", "`task_ids.0` is 'known', but"),
+        ({"seed": "x"}, None, "`seed` is 'x', but"),
+    ],
+)
+def test_mistakes(values, make, message):
+    with pytest.raises(InputError, match=message):
+        recipe = parse(**values)
+        getattr(recipe, f"make_{make}")()
+
+
+def test_files(tmp_path):
+    with pytest.raises(InputError, match="There is no file"):
+        Recipe.read(tmp_path / "nothing.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [")
+    with pytest.raises(InputError, match="is not a YAML file"):
+        Recipe.read(tmp_path / "bad.yaml")
+    (tmp_path / "list.yaml").write_text("- a")
+    with pytest.raises(InputError, match="must be a mapping"):
+        Recipe.read(tmp_path / "list.yaml")
+    (tmp_path / "good.yaml").write_text(yaml.safe_dump(GOOD))
+    assert Recipe.read(tmp_path / "good.yaml", ["name=x"]).name == "x"
+    with pytest.raises(InputError, match="must be `key=value`"):
+        parse(["method.rank"])
+    with pytest.raises(InputError, match="has no settings of its own"):
+        parse(["seed.x=1"], seed=3)
+
+
+def test_a_resolved_recipe_gives_the_same_run_again(pico, tmp_path):
+    from test_data import ROWS, write
+
+    stream = [{"data": write(tmp_path / f"{n}.csv", ROWS)} for n in "ab"]
+    recipe = Recipe.parse(
+        {
+            "stream": stream,
+            "backbone": {"model": str(pico("bert")), "max_length": 8},
+            "training": {"epochs": 1},
+        }
+    )
+    first = recipe.run(tmp_path / "one")
+    again = Recipe.parse(Run(tmp_path / "one").recipe).run(tmp_path / "two")
+    assert first.scores() == again.scores() and first.recipe == again.recipe
+    assert first.recipe["method"]["rank"] == 8 and first.recipe["training"]["batch_size"] == 32

@@ -1,0 +1,88 @@
+"""A new method is one new file: it is found by its name, listed, and tested like the others."""
+
+import subprocess
+import sys
+
+import pytest
+
+from perdure import InputError, Method, UnknownName, find, methods, names, registry
+
+TOY = '''
+"""A toy."""
+from dataclasses import dataclass
+from perdure.method import Method
+
+@dataclass(kw_only=True)
+class Toy(Method):
+    """Do nothing new."""
+    strength: float = 0.5
+'''
+
+
+@pytest.fixture
+def toy_method(tmp_path, monkeypatch):
+    (tmp_path / "toy_method.py").write_text(TOY)
+    monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path)])
+    yield tmp_path / "toy_method.py"
+    sys.modules.pop("perdure.methods.toy_method", None)
+
+
+def test_one_file_is_enough(toy_method, capsys, monkeypatch):
+    from perdure import cli
+
+    assert "toy_method" in names("method")
+    found = find("method", "toy_method")
+    assert issubclass(found, Method) and registry.options(found)["strength"].default == 0.5
+    monkeypatch.setattr(sys, "argv", ["perdure", "list"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert "Do nothing new." in capsys.readouterr().out
+
+
+def test_the_conformance_tests_find_it_too(toy_method, tmp_path, request):
+    """In a process of its own: pytest collects the conformance tests for a file that was put beside the others."""
+    plugin = tmp_path / "with_toy.py"
+    plugin.write_text(f"from perdure import methods\nmethods.__path__.append({str(tmp_path)!r})\n")
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "with_toy",
+        "-q",
+        "-k",
+        "toy_method",
+        str(request.path.parent / "test_methods.py"),
+    ]
+    result = subprocess.run(
+        command, capture_output=True, text=True, env={**__import__("os").environ, "PYTHONPATH": str(tmp_path)}
+    )
+    assert result.returncode == 0 and "5 passed" in result.stdout, result.stdout
+
+
+def test_a_path_to_a_file(toy_method):
+    assert find("method", str(toy_method)).__name__ == "Toy"
+    with pytest.raises(InputError, match="There is no file"):
+        find("method", "./nothing.py")
+    toy_method.write_text("x = 1")
+    with pytest.raises(InputError, match="must hold one class derived from `perdure.Method`; it holds 0"):
+        find("method", str(toy_method))
+
+
+def test_wrong_names():
+    with pytest.raises(UnknownName, match="No method named `Isolated`. Did you mean `isolated`?"):
+        find("method", "Isolated")
+    with pytest.raises(UnknownName, match="No rule named `zzz`. There are: "):
+        find("rule", "zzz")
+
+
+@pytest.mark.parametrize("kind", registry.PACKAGES)
+def test_everything_says_what_it_is(kind):
+    for name in names(kind):
+        thing = find(kind, name)
+        assert registry.summary(thing).endswith((".", ")", ":")) and len(registry.summary(thing)) > 20
+        assert kind == "rule" or "References" in thing.__doc__
+        for option in registry.options(thing):
+            assert option in (thing.__doc__ + (Method.__doc__ if kind == "method" else "")), (
+                f"{name}: `{option}` is not explained"
+            )

@@ -1,0 +1,325 @@
+import csv
+import datetime
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+import yaml
+from matplotlib.colors import to_rgb
+from rich.console import Console
+
+from perdure import metrics
+from perdure.errors import RunError
+from perdure.report import figures, heat_map, report, terminal
+from perdure.report.html import to_html
+from perdure.report.markdown import percent, to_markdown
+from perdure.report.summary import summarise
+
+COLUMNS = ("step", "task", "scenario", "task_id", "rule", "metric", "value")
+R = [[0.9, None], [0.5, 0.7]]
+
+
+def rows(matrix, tasks, task_id="posterior", rule="sum", metric="accuracy"):
+    return [
+        (step, task, "class", task_id, rule, metric, value)
+        for step, values in enumerate(matrix, 1)
+        for task, value in zip(tasks, values, strict=True)
+        if value is not None
+    ]
+
+
+def make_run(folder, scores, tasks=("a", "b"), *, recipe=None, combined=None, events=()):
+    """Write a run folder by hand."""
+    recipe = {
+        "stream": {"name": "toy", "scenario": "class"},
+        "backbone": {"model": "pico"},
+        "method": "isolated",
+    } | (recipe or {})
+    folder.mkdir(parents=True)
+    (folder / "recipe.yaml").write_text(yaml.safe_dump({"seed": 3} | recipe), encoding="utf-8")
+    (folder / "environment.json").write_text('{"python": "3.12"}', encoding="utf-8")
+    (folder / "combined.json").write_text(
+        json.dumps({"label": "sum", "name": "sum"} | (combined or {})), encoding="utf-8"
+    )
+    with (folder / "scores.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([COLUMNS, *scores])
+    for number, task in enumerate(tasks):
+        place = folder / "tasks" / f"{number:02d}-{task}"
+        place.mkdir(parents=True)
+        (place / "manifest.json").write_text('{"x": {"size": 40, "sha256": ""}, "y": {"size": 2, "sha256": ""}}')
+        (place / "task.json").write_text(json.dumps({"name": task, "classes": ["no", "yes"], "state": {}}))
+    (folder / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    return folder
+
+
+def result_of(folder):
+    (result,) = summarise([folder])["runs"][0]["results"]
+    return result
+
+
+# -- the dict
+
+
+def test_numbers_worked_by_hand(tmp_path):
+    result = result_of(make_run(tmp_path / "run", rows(R, "ab")))
+    assert result["matrix"] == R
+    assert result["seen"] == pytest.approx([0.9, 0.6])
+    assert result["forgetting"] == pytest.approx([0.4])
+    expected = {
+        "average_accuracy": 0.6,
+        "average_incremental_accuracy": 0.75,
+        "backward_transfer": -0.4,
+        "forgetting": 0.4,
+    }
+    assert result["metrics"] == pytest.approx(expected)
+
+
+def test_numbers_agree_with_metrics(tmp_path):
+    values = np.tril(np.random.default_rng(0).uniform(size=(4, 4)))
+    matrix = [[v if j <= i else None for j, v in enumerate(row)] for i, row in enumerate(values.tolist())]
+    result = result_of(make_run(tmp_path / "run", rows(matrix, "abcd"), tasks="abcd"))
+    assert result["metrics"] == pytest.approx(metrics.summary(values))
+    assert np.mean(result["seen"]) == pytest.approx(result["metrics"]["average_incremental_accuracy"])
+    assert np.mean(result["forgetting"]) == pytest.approx(result["metrics"]["forgetting"])
+
+
+def test_forward_transfer_where_it_was_measured(tmp_path):
+    before = [(0, task, "class", "posterior", "sum", "accuracy", 0.5) for task in "ab"]
+    run = make_run(tmp_path / "run", [*before, *rows([[0.9, 0.6], [0.5, 0.7]], "ab")])
+    summary = summarise([run])
+    assert summary["runs"][0]["results"][0]["metrics"]["forward_transfer"] == pytest.approx(0.1)
+    assert "Forward transfer" in to_html(summary)
+    assert "Forward transfer" not in to_html(summarise([make_run(tmp_path / "other", rows(R, "ab"))]))
+
+
+def test_only_the_last_row(tmp_path):
+    run = make_run(tmp_path / "run", rows([[None, None], [0.5, 0.7]], "ab", task_id="given", rule="oracle"))
+    result = result_of(run)
+    assert result["metrics"]["average_accuracy"] == pytest.approx(0.6)
+    assert result["metrics"]["forgetting"] is None and result["seen"] == [None, pytest.approx(0.6)]
+    assert "| oracle | task given | 60.0 | – | – | – |" in to_markdown(summarise([run]))
+    image = figures.matrix(result, (0, 1))
+    assert ">50.0<" in image and ">70.0<" in image
+    assert figures.forgetting(summarise([run])) is None
+
+
+def test_one_task(tmp_path):
+    summary = summarise([make_run(tmp_path / "run", rows([[0.9]], "a"), tasks="a")])
+    assert "| run | sum | task posterior | 90.0 | 90.0 | – | – |" in to_markdown(summary)
+    assert "1 class-incremental task of toy (a), learned" in to_html(summary)
+
+
+def test_no_task_was_finished(tmp_path):
+    run = make_run(tmp_path / "run", [], tasks=())
+    (run / "combined.json").unlink()
+    assert "No task was finished and measured yet." in to_html(summarise([run]))
+
+
+def test_what_was_not_learned_is_left_out(tmp_path):
+    summary = summarise([make_run(tmp_path / "run", rows([[0.9, 0.1], [0.5, 0.7]], "ab"), tasks="a")])
+    assert summary["runs"][0]["results"][0]["matrix"] == [[0.9]]
+
+
+def test_the_sentence(tmp_path):
+    found = {"name": "task_arithmetic", "options": {"scale": 0.25}, "candidates": {"0.5": 0.6, "0.25": 0.7}}
+    run = summarise([make_run(tmp_path / "run", rows(R, "ab"), combined=found)])["runs"][0]
+    assert run["sentence"] == (
+        "2 class-incremental tasks of toy (a, b), learned in this order on pico by method isolated, "
+        "combined by rule task_arithmetic (λ = 0.25, found by search on validation data) with seed 3."
+    )
+    assert run["search"] == {"scales": [0.25, 0.5], "scores": [0.7, 0.6], "chosen": 0.25}
+
+
+def test_own_data(tmp_path):
+    recipe = {"stream": [{"data": "x.csv"}], "scenario": "domain", "name": "mine"}
+    run = summarise([make_run(tmp_path / "run", rows(R, "ab"), recipe=recipe)])["runs"][0]
+    assert run["title"] == "mine" and run["sentence"].startswith("2 domain-incremental tasks of own data (a, b)")
+
+
+def test_events(tmp_path):
+    steps = [{"event": "step", "task": "a", "step": step, "loss": 2.0 * step} for step in range(1, 201)]
+    task = {"event": "task", "task": "a", "seconds": 1.5, "examples": 20, "trained": 7}
+    run = make_run(tmp_path / "run", rows(R, "ab"), events=[*steps, {"event": "step", "task": "a"}, task])
+    with (run / "events.jsonl").open("a") as file:
+        file.write('{"event": "st')  # the run was killed while it wrote
+    found = summarise([run])["runs"][0]
+    (curve,) = found["losses"]
+    assert len(curve["loss"]) == 100 and curve["steps"][0] == 1.5 and curve["loss"][0] == 3.0
+    assert found["tasks"][0] == {
+        "name": "a",
+        "classes": 2,
+        "bytes": 42,
+        "seconds": 1.5,
+        "examples": 20,
+        "trained": 7,
+    }
+    assert found["tasks"][1]["seconds"] is None
+
+
+def test_several_runs(tmp_path):
+    one = make_run(tmp_path / "one", rows(R, "ab"))
+    two = make_run(tmp_path / "two", rows(R, "ba") + rows(R, "ba", metric="f1"), tasks="ba")
+    same = make_run(tmp_path / "x" / "two", rows(R, "ab", task_id="given"))
+    summary = summarise([one, two, same])
+    assert [run["title"] for run in summary["runs"]] == ["one", f"two ({two})", f"two ({same})"]
+    labels = [result["label"] for run in summary["runs"] for result in run["results"]]
+    assert labels[:2] == ["one · sum · task posterior", f"two ({two}) · sum · task posterior"]
+    assert to_markdown(summary).count("| 60.0 | 75.0 | −40.0 | 40.0 |") == 4
+    assert to_html(summary).count("<figure>") == 4 + 2
+    assert figures.readme_figure(summary).count(">50.0<") == 3
+
+
+def test_the_dict_is_json(tmp_path):
+    run = make_run(tmp_path / "run", rows(R, "ab"), recipe={"name": datetime.date(2024, 1, 2)})
+    summary = summarise([run])
+    assert json.loads(json.dumps(summary, allow_nan=False)) == summary
+    assert summary["runs"][0]["title"] == "2024-01-02"
+
+
+# -- the page
+
+
+def test_the_page_needs_nothing_else(tmp_path):
+    output = tmp_path / "new" / "report.html"
+    summary = report([make_run(tmp_path / "run", rows(R, "ab"))], output)
+    page = output.read_text(encoding="utf-8")
+    assert summary["runs"][0]["title"] == "run"
+    assert [path.name for path in output.parent.iterdir()] == ["report.html"]
+    assert not re.findall(r"""(?:src|href)\s*=\s*["'](?!#)""", page)  # `#…` is a part of the page itself
+    assert not re.search(r"<script|<link|@import|url\((?!#)", page)
+    assert 'name="viewport"' in page and "prefers-color-scheme: dark" in page
+    for definition in ("AA = (1/T)", "BWT = (1/(T-1))"):
+        assert definition in page
+
+
+def test_names_are_escaped(tmp_path):
+    hostile = "<script>alert('&')</script> $\\frac$ _{ | %"
+    task = "a<b>&c"
+    events = [
+        {"event": "step", "task": task, "step": 1, "loss": 1.0},
+        {"event": "task", "task": task, "seconds": 2.0},
+    ]
+    scores = rows(R, [task, "b"], rule="<i>rule</i>")
+    runs = [
+        make_run(tmp_path / name, scores, tasks=(task, "b"), recipe={"name": title}, events=events)
+        for name, title in {"one": hostile, "two": "_hidden 日本"}.items()
+    ]
+    summary = report(runs, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<script" not in page and "<i>" not in page and "a<b>" not in page
+    assert "&lt;script&gt;" in page and "a&lt;b&gt;&amp;c" in page and "_hidden 日本" in page
+    assert "\\|" in to_markdown(summary)
+    terminal.show(summary)
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_terminal(tmp_path, width, capsys):
+    summary = summarise([make_run(tmp_path / "run", rows(R, "ab", rule="a_rule(scale=[search])"))])
+    terminal.show(summary, Console(width=width))
+    shown = capsys.readouterr().out
+    assert "60.0" in shown and "−40.0" in shown
+
+
+def test_percent():
+    assert [percent(value) for value in (0.12345, -0.5, -0.0001, None)] == ["12.3", "−50.0", "0.0", "–"]
+    assert percent(0.1, signed=True) == "+10.0"
+
+
+# -- the figures
+
+
+def test_figures_leave_matplotlib_as_it_was(tmp_path):
+    before = dict(matplotlib.rcParams)
+    found = {"options": {"scale": 0.25}, "candidates": {"0.25": 0.7, "1.0": 0.4}}
+    events = [{"event": "step", "task": "a", "step": step, "loss": 1 / step} for step in (1, 2)]
+    events.append({"event": "task", "task": "a", "seconds": 3})
+    summary = summarise([make_run(tmp_path / "run", rows(R, "ab"), combined=found, events=events)])
+    for name in ("accuracy", "forgetting", "losses", "readme_figure", "search", "seconds"):
+        image = getattr(figures, name)(summary)
+        assert image.startswith("<svg") and image == getattr(figures, name)(summary), name
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_readme_figure_takes_what_is_asked_for(tmp_path):
+    scores = rows(R, "ab") + rows([[0.8, None], [0.2, 0.3]], "ab", task_id="concatenated")
+    summary = summarise([make_run(tmp_path / "run", scores)])
+    assert ">50.0<" in figures.readme_figure(summary)
+    image = figures.readme_figure(summary, ["concatenated"], ["Heads side by side"])
+    assert ">20.0<" in image and "Heads side by side" in image and "average accuracy 25.0 %" in image
+    assert figures.readme_figure(summary, ["given"]) is None
+
+
+def test_text_in_cells_is_legible():
+    """The contrast of black or white with any colour of the map is at least 4.5 (WCAG 2, AA)."""
+
+    def luminance(colour):
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
+        return np.dot([0.2126, 0.7152, 0.0722], linear)
+
+    for value in np.linspace(0, 1, 101):
+        colour = heat_map.MAP(value)
+        light, dark = sorted([luminance(colour), luminance(heat_map._ink(*colour[:3]))], reverse=True)
+        assert (light + 0.05) / (dark + 0.05) > 4.5
+
+
+def test_many_tasks_and_other_orders(tmp_path):
+    names = [f"a-rather-long-name-of-task-{i}" for i in range(12)]
+    matrix = np.where(np.tril(np.ones((12, 12))), 0.123, None).tolist()
+    runs = [
+        make_run(tmp_path / name, rows(matrix, tasks), tasks=tasks)
+        for name, tasks in {"one": names, "two": names[::-1]}.items()
+    ]
+    summary = summarise(runs)
+    assert ">12<" in figures.matrix(summary["runs"][0]["results"][0], (0, 1))
+    assert ">task 12<" in figures.accuracy(summary) and ">task 12<" not in figures.accuracy(summarise(runs[:1]))
+
+
+# -- what can be wrong
+
+
+def test_a_folder_that_is_no_run(tmp_path):
+    with pytest.raises(RunError, match="is not a run: it has no `recipe.yaml`"):
+        summarise([tmp_path])
+    with pytest.raises(RunError, match="at least one run folder"):
+        summarise([])
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("scores.csv", None),
+        ("scores.csv", ""),
+        ("scores.csv", "step,task\n1,a\n"),
+        ("scores.csv", ",".join(COLUMNS) + "\n1,a,class,posterior,sum,accuracy,high\n"),
+        ("scores.csv", ",".join(COLUMNS) + "\n1,a,class\n"),
+        ("recipe.yaml", "- a list"),
+        ("recipe.yaml", "a: [1"),
+        ("combined.json", '{"candidates": [1]}'),
+        ("combined.json", "{"),
+        ("tasks/00-a/manifest.json", '{"x": {}}'),
+    ],
+)
+def test_a_broken_file_is_named(tmp_path, file, text):
+    run = make_run(tmp_path / "run", rows(R, "ab"))
+    (run / file).unlink() if text is None else (run / file).write_text(text)
+    with pytest.raises(RunError, match=re.escape(f"`{run / file}`")):
+        summarise([run])
+
+
+def test_no_torch():
+    """The report itself needs no torch (`perdure/__init__` is left out: it may import what it wants)."""
+    package = Path(figures.__file__).parents[1]
+    code = f"""
+import sys, types
+sys.modules["perdure"] = types.ModuleType("perdure")
+sys.modules["perdure"].__path__ = [{str(package)!r}]
+import perdure.report, perdure.report.terminal
+print({{"torch", "transformers", "peft", "datasets", "matplotlib.pyplot"}} & set(sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "set()", done.stderr

@@ -1,0 +1,228 @@
+"""The run folder, the search for a scale, forward transfer, images, and what a finished run can do."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from perdure import Backbone, Evaluation, Model, Rule, Run, RunError, Training, run
+from perdure.methods.isolated import Isolated
+from perdure.recipe import evaluate_run
+
+FEW = Training(epochs=3, batch_size=8, learning_rate=0.01)
+
+
+@pytest.fixture(scope="module")
+def finished(pico, toy, tmp_path_factory) -> Run:
+    folder = tmp_path_factory.mktemp("runs") / "toy"
+    return run(toy, Backbone.load(pico("bert"), pooling="mean"), Isolated(rank=2), training=FEW, output=folder)
+
+
+def test_what_is_in_the_folder(finished):
+    assert finished.tasks == ["fruit", "colour", "shape"]
+    files = {p.name for p in (finished.folder / "tasks" / "01-colour").iterdir()}
+    expected = {
+        "adapter",
+        "start.safetensors",
+        "head.safetensors",
+        "statistics.safetensors",
+        "method.safetensors",
+    }
+    assert files == expected | {"task.json", "manifest.json"}
+    assert finished.recipe["method"] == {
+        "name": "isolated",
+        "rank": 2,
+        "peft": "lora",
+        "alpha": 16.0,
+        "dropout": 0.0,
+        "target_modules": None,
+        "start": "fresh",
+    }
+    environment = json.loads((finished.folder / "environment.json").read_text())
+    assert environment["versions"]["torch"] == torch.__version__
+    R = finished.matrix(task_id="given")
+    assert np.isnan(R[np.triu_indices(3, 1)]).all() and (R[np.tril_indices(3)] <= 1).all()
+    assert R.diagonal().mean() > 0.6
+    kinds = [event["event"] for event in finished.events()]
+    assert kinds.count("task") == kinds.count("evaluation") == 3 and kinds.count("step") == 3 * 3 * 4
+
+
+def test_scenarios_in_the_scores(finished):
+    found = {(row["task_id"], row["scenario"]) for row in finished.scores()}
+    assert found == {("given", "task"), ("posterior", "class"), ("concatenated", "class")}
+
+
+def test_a_folder_is_never_overwritten(finished, toy, bert):
+    with pytest.raises(RunError, match="is there already and not empty"):
+        run(toy, bert, Isolated(), output=finished.folder)
+    with pytest.raises(RunError, match="is not a run"):
+        Run(finished.folder / "tasks")
+
+
+def test_damage_is_found(finished, tmp_path):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(finished.folder, copy)
+    file = copy / "tasks" / "00-fruit" / "head.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    with pytest.raises(RunError, match="head.safetensors` is not what was written"):
+        Run(copy).load_task("fruit")
+    (copy / "tasks" / "02-shape" / "manifest.json").unlink()
+    assert Run(copy).tasks == ["fruit", "colour"]
+
+
+def test_search_takes_the_best_on_validation_data(pico, toy, tmp_path):
+    results = run(
+        toy.until(2),
+        Backbone.load(pico("bert"), pooling="mean"),
+        Isolated(rank=2),
+        Rule(options={"scale": "search"}),
+        training=FEW,
+        output=tmp_path / "r",
+    )
+    combined = results.combined()
+    scores = {float(scale): score for scale, score in combined["candidates"].items()}
+    assert 0.5 in scores and len(scores) >= 12
+    assert scores[combined["options"]["scale"]] == max(scores.values())
+    assert combined["label"] == "task_arithmetic(scale=search)"
+    assert Model(results).rule.options == {"scale": combined["options"]["scale"]}
+
+
+def test_search_never_looks_at_test_data(finished, toy, bert, monkeypatch):
+    from perdure.evaluate import Evaluator
+    from perdure.run import restore
+
+    learned = restore(finished, bert)
+    asked = []
+    monkeypatch.setattr(Evaluator, "accuracy", lambda self, c, task, ids, split: asked.append(split) or {ids[0]: 0.5})
+    rule, _ = Evaluator(bert, toy, toy.names, None).search_scale(
+        [t.adapter for t in learned], Rule(options={"scale": "search"}), "class"
+    )
+    assert set(asked) == {"validation"} and rule.options == {"scale": 0.05}
+
+
+def test_tasks_to_come_are_measured_for_forward_transfer(pico, toy, tmp_path):
+    from perdure import metrics
+
+    results = run(
+        toy,
+        Backbone.load(pico("bert"), pooling="mean"),
+        Isolated(rank=2),
+        training=Training(epochs=1),
+        evaluation=Evaluation(future=True, task_ids=("given", "concatenated")),
+        output=tmp_path / "r",
+    )
+    R = results.matrix(task_id="given")
+    assert not np.isnan(R).any()
+    zero = [row["value"] for row in results.scores() if row["step"] == 0 and row["task_id"] == "given"]
+    assert len(zero) == 3 and "forward_transfer" in metrics.summary(R, np.array(zero))
+
+
+@pytest.mark.parametrize("kind", ["vit", "dinov2"])
+def test_images(kind, pico, pictures, tmp_path):
+    backbone = Backbone.load(pico(kind))
+    results = run(pictures, backbone, Isolated(rank=2), training=FEW, output=tmp_path / "r")
+    assert {row["scenario"] for row in results.scores()} == {"task", "domain"}
+    assert results.matrix().shape == (2, 2) and (results.matrix()[1] > 0.6).all()
+    model = Model(results)
+    images = pictures[0].test["image"][:4]
+    auto = transformers.AutoModelForImageClassification.from_pretrained(model.export(tmp_path / "out")).eval()
+    model = Model(results)
+    inputs = transformers.AutoImageProcessor.from_pretrained(tmp_path / "out")(images=images, return_tensors="pt")
+    with torch.no_grad(), model.combined.applied(model.backbone):
+        ours = torch.cat([model.backbone.eval().head(t)(model.backbone(dict(inputs))) for t in "ab"], dim=1)
+        torch.testing.assert_close(auto(**inputs).logits, ours, rtol=0, atol=1e-5)
+    assert auto.config.id2label == {0: "a/dark", 1: "a/light", 2: "b/dark", 3: "b/light"}
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "deberta-v2", "distilbert", "modernbert"])
+def test_export_is_a_stock_classifier(kind, pico, toy, tmp_path):
+    results = run(
+        toy.until(2),
+        Backbone.load(pico(kind)),
+        Isolated(rank=2),
+        training=Training(epochs=1),
+        output=tmp_path / "r",
+    )
+    Model(results).export(tmp_path / "out")
+    stock = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
+    assert list(stock.config.id2label.values()) == ["apple", "pear", "red", "green", "blue"]
+    model = Model(results)
+    inputs = dict(
+        transformers.AutoTokenizer.from_pretrained(tmp_path / "out")(
+            toy[0].test["text"][:], padding=True, return_tensors="pt"
+        )
+    )
+    with torch.no_grad(), model.combined.applied(model.backbone):
+        ours = torch.cat([model.backbone.eval().head(t)(model.backbone(inputs)) for t in ("fruit", "colour")], dim=1)
+        torch.testing.assert_close(stock(**inputs).logits, ours, rtol=0, atol=1e-5)
+
+
+def test_export_is_a_stock_sentence_transformer(finished, toy, tmp_path):
+    sentence_transformers = pytest.importorskip(
+        "sentence_transformers", reason="sentence-transformers is not installed"
+    )
+    model = Model(finished)
+    Model(finished).export(tmp_path / "out")
+    stock = sentence_transformers.SentenceTransformer(str(tmp_path / "out"), device="cpu")
+    texts = toy[1].test["text"][:]
+    inputs = dict(model.backbone.processor(texts, padding=True, return_tensors="pt"))
+    with torch.no_grad(), model.combined.applied(model.backbone):
+        ours = torch.cat([model.backbone.eval().head(t)(model.backbone(inputs)) for t in finished.tasks], dim=1)
+    torch.testing.assert_close(torch.tensor(stock.encode(texts)), ours, rtol=0, atol=1e-5)
+
+
+def test_predict(finished, toy):
+    model = Model(finished)
+    texts = toy[1].test["text"][:]
+    found = model.predict(texts)
+    right = np.mean([p.label == toy[1].classes[label] for p, label in zip(found, toy[1].test["label"], strict=True)])
+    assert right == pytest.approx(finished.matrix()[2, 1])
+    assert all(0 < p.probability <= 1 and p.task in finished.tasks for p in found)
+    assert {p.task for p in model.predict(texts, task="fruit")} == {"fruit"}
+    with pytest.raises(ValueError, match="No task named `colours`. Did you mean `colour`?"):
+        model.predict(texts, task="colours")
+    with pytest.raises(ValueError, match="nothing to predict"):
+        model.predict([])
+
+
+def test_routed_rules_and_bottlenecks_have_no_one_checkpoint(finished, tmp_path):
+    with pytest.raises(RunError, match="is routed, so there is no one set of weights"):
+        Model(finished, rule=Rule(name="oracle")).export(tmp_path / "out")
+    with pytest.raises(RunError, match="combines in factor space"):
+        Model(finished, rule=Rule(space="factor")).export(tmp_path / "out")
+
+
+def test_oracle_with_the_task_given_is_each_adapter(finished, bert, toy):
+    """Each task as it was right after it was learned: nothing that came later matters."""
+    from perdure import combine
+    from perdure.evaluate import Evaluator
+    from perdure.run import restore
+
+    learned = restore(finished, bert)
+    evaluator = Evaluator(bert, toy, toy.names, None)
+    routed = combine([t.adapter for t in learned], Rule(name="oracle"))
+    for task in learned:
+        alone = combine([task.adapter], Rule(name="sum"))
+        assert evaluator.accuracy(routed, task.name, ["given"]) == evaluator.accuracy(alone, task.name, ["given"])
+
+
+def test_bottleneck_run(pico, toy, tmp_path):
+    results = run(
+        toy.until(2),
+        Backbone.load(pico("bert"), pooling="mean"),
+        Isolated(peft="bottleneck", rank=4),
+        Rule(space="factor"),
+        training=FEW,
+        output=tmp_path / "r",
+    )
+    assert results.matrix(task_id="given")[1].mean() > 0.5
+    assert len(Model(results).predict(["w1 w2"])) == 1
+
+
+def test_evaluate_again_needs_a_stream_that_can_be_made(finished):
+    with pytest.raises(ValueError, match="No benchmark named `toy`"):
+        evaluate_run(finished.folder)
