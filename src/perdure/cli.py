@@ -45,7 +45,9 @@ def demo(
     if download:
         return demo.download()
     assert output
-    terminal.show(demo.demo(output, seed=seed, quiet=quiet))
+    summary = demo.demo(output, seed=seed, quiet=quiet)
+    terminal.matrices(summary)
+    terminal.overview(summary)
     typer.echo(f"\nReport: {output / 'report.html'}")
 
 

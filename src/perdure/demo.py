@@ -10,7 +10,13 @@ from perdure.report import report
 SETTINGS: dict[str, Any] = {
     "stream": "demo",
     "backbone": {"model": "minilm", "max_length": 64},
-    "training": {"epochs": 2, "learning_rate": 2e-3, "head_learning_rate": 1e-2, "batch_size": 32},
+    "training": {
+        "epochs": 2,
+        "learning_rate": 2e-3,
+        "head_learning_rate": 1e-2,
+        "batch_size": 32,
+        "backbone_dropout": False,
+    },
 }
 PIC: dict[str, Any] = {
     "name": "PIC",

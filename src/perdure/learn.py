@@ -41,6 +41,9 @@ class Training:
         Gradients are clipped to this norm.
     bf16
         Compute in bfloat16 (autocast); parameters stay in float32.
+    backbone_dropout
+        Whether the frozen backbone's own dropout acts in training. Without it a step is about 1.5 times as fast on a
+        CPU; the module's `dropout` acts in any case.
     best
         Keep the epoch with the best validation accuracy (the task given), not the last.
     patience
@@ -59,6 +62,7 @@ class Training:
     gradient_accumulation: int = 1
     max_grad_norm: float = 1.0
     bf16: bool = False
+    backbone_dropout: bool = True
     best: bool = False
     patience: int | None = None
     trackers: tuple[str, ...] = ()
@@ -132,7 +136,7 @@ def learn(
     ) as progress:
         bar = progress.add_task(f"Learning {task.name}", total=training.epochs * len(sampler))
         for epoch in range(training.epochs):
-            backbone.train()
+            _set_dropout(backbone, training)
             for batch in loader:
                 with accelerator.accumulate(backbone):
                     with accelerator.autocast():
@@ -184,6 +188,12 @@ def _trainable(backbone: Backbone, method: Method, training: Training, rows: Enc
         parameter.requires_grad_(True)
     rate = training.learning_rate
     return [{"params": own, "lr": rate}, {"params": heads, "lr": training.head_learning_rate or rate}]
+
+
+def _set_dropout(backbone: Backbone, training: Training) -> None:
+    backbone.train(training.backbone_dropout)
+    for layer in adapters.layers(backbone.model):
+        layer.train()  # pyright: ignore
 
 
 def _decay(step: int, steps: int, training: Training) -> float:

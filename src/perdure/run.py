@@ -206,7 +206,8 @@ def measure(
         for task, value in values.items()
     )
     seconds = round(time.perf_counter() - started, 3)
-    results.event({"event": "evaluation", "rule": rule.label, "step": len(learned), "seconds": seconds})
+    about = {"rule": rule.label, "options": dict(found.options), "candidates": candidates}
+    results.event({"event": "evaluation", "step": len(learned), "seconds": seconds, **about})
     if learned and own:
         results.save_combined({"label": rule.label, **dataclasses.asdict(found), "candidates": candidates})
 

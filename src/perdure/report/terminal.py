@@ -7,7 +7,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from perdure.report.markdown import table
+from perdure.report.markdown import percent, table
+
+STYLE: dict[str, Any] = {"title_justify": "left", "box": None, "padding": (0, 2, 0, 0)}
 
 
 def show(summary: Mapping[str, Any], console: Console | None = None) -> None:
@@ -19,7 +21,7 @@ def show(summary: Mapping[str, Any], console: Console | None = None) -> None:
     header, rows = table(summary)
     symbols = {metric["title"]: metric["symbol"] for metric in summary["metrics"].values()}
     first = 0 if len(summary["runs"]) > 1 else 1  # which run is clear if there is one
-    drawn = Table(box=None, padding=(0, 2, 0, 0))
+    drawn = Table(**STYLE)
     for i, title in enumerate(header[first:], first):
         number = title in symbols
         drawn.add_column(
@@ -30,3 +32,33 @@ def show(summary: Mapping[str, Any], console: Console | None = None) -> None:
     console.print(drawn)
     names = ", ".join(f"{symbol}: {title.lower()}" for title, symbol in symbols.items())
     console.print(f"\nIn percent; – was not measured. {names}.", style="dim", markup=False, highlight=False)
+
+
+def overview(summary: Mapping[str, Any], console: Console | None = None) -> None:
+    """Print the average accuracy after the last task: a row per run and rule, a column per way to know the task."""
+    console = console or Console()
+    ways = list(dict.fromkeys(result["known"] for run in summary["runs"] for result in run["results"]))
+    drawn = Table(title="Average accuracy after the last task (%)", **STYLE)
+    for title in ("", "rule", *ways):
+        drawn.add_column(title, justify="left" if title in ("", "rule") else "right")
+    for run in summary["runs"]:
+        for rule in dict.fromkeys(result["rule"] for result in run["results"]):
+            found = {r["known"]: r["metrics"]["average_accuracy"] for r in run["results"] if r["rule"] == rule}
+            drawn.add_row(Text(run["title"]), Text(rule), *(percent(found.get(way)) for way in ways))
+    console.print(drawn)
+
+
+def matrices(summary: Mapping[str, Any], console: Console | None = None) -> None:
+    """Print the accuracy matrices of each run's own rule, for each way to do without the task: a row is a step."""
+    console = console or Console()
+    for run in summary["runs"]:
+        for result in run["results"]:
+            if result["rule"] != run["rule"] or result["task_id"] == "given":
+                continue
+            drawn = Table(title=f"{run['title']}, {result['known']}", **STYLE)
+            drawn.add_column("after")
+            for task in result["tasks"]:
+                drawn.add_column(Text(task), justify="right")
+            for task, row in zip(result["tasks"], result["matrix"], strict=True):
+                drawn.add_row(Text(task), *("" if value is None else percent(value) for value in row))
+            console.print(drawn, "")
