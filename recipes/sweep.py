@@ -14,7 +14,7 @@ from perdure import Recipe, Run, metrics
 from perdure.recipe import rule_of
 from perdure.run import measure, restore
 
-SCALES = ("0.0", "0.05", "0.1", "0.15", "0.2", "0.3", "0.5", "0.75", "1.0")
+SCALES = ("0.0", "0.1", "0.2", "0.3", "0.5", "1.0")
 DATA_FREE = ("1/n", "1/sqrt(n)")
 
 

@@ -64,7 +64,6 @@ class Backbone(nn.Module):
         )
         self.heads = nn.ModuleDict()
         self._encoded: dict[tuple[tuple[str, str], ...], Encoded] = {}
-        self._tokens: dict[str, dict[str, list]] = {}
 
     @classmethod
     def load(
@@ -168,18 +167,18 @@ class Backbone(nn.Module):
     # -- examples
 
     def encode(self, rows: Rows) -> "Encoded":
-        """Examples as the model takes them. Texts are tokenized once and kept; images are prepared batch by batch."""
+        """Examples of a stream as the model takes them: prepared once and kept, because tasks are read many times.
+
+        Texts are tokenized here, images are prepared batch by batch.
+        """
         key = tuple((task, data._fingerprint) for task, data in rows)
         if key not in self._encoded:
             self._encoded[key] = Encoded(self, rows)
         return self._encoded[key]
 
     def tokens(self, data: Dataset) -> dict[str, list]:
-        """What the tokenizer makes of the texts, cut to `max_length`; kept, because tasks are read many times."""
-        if data._fingerprint not in self._tokens:
-            found = self.processor(data["text"][:], truncation=True, max_length=self.max_length)
-            self._tokens[data._fingerprint] = dict(found)
-        return self._tokens[data._fingerprint]
+        """What the tokenizer makes of the texts, cut to `max_length`."""
+        return dict(self.processor(data["text"][:], truncation=True, max_length=self.max_length))
 
     def collate(self, examples: Sequence[dict[str, Any]]) -> Batch:
         """Put examples together, texts padded to the longest of them."""

@@ -12,9 +12,9 @@ SETTINGS: dict[str, Any] = {
     "backbone": {"model": "minilm", "max_length": 64},
     "training": {
         "epochs": 2,
-        "learning_rate": 2e-3,
+        "learning_rate": 3e-3,
         "head_learning_rate": 1e-2,
-        "batch_size": 32,
+        "batch_size": 16,
         "backbone_dropout": False,
     },
 }

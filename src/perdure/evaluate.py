@@ -24,7 +24,7 @@ SCALES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.8, 1.0)
 @torch.no_grad()
 def task_logits(
     backbone: Backbone, combined: Combined, examples: Encoded, tasks: Sequence[str]
-) -> dict[str, Float[Tensor, "examples classes"]]:
+) -> dict[str, Float[Tensor, "examples _"]]:
     """The logits of each task's head. One pass over the examples; a routed model needs one for each task."""
     backbone.eval()
     if combined.routed:
@@ -39,7 +39,7 @@ def _pass(backbone: Backbone, combined: Combined, examples: Encoded, tasks: Sequ
 
 
 def probabilities(
-    logits: Mapping[str, Float[Tensor, "examples classes"]],
+    logits: Mapping[str, Float[Tensor, "examples _"]],
     places: Sequence[Sequence[int]],
     log_weights: Float[Tensor, "examples tasks"] | None = None,
 ) -> Float[Tensor, "examples classes"]:

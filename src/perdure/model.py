@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 
 from perdure import adapters
-from perdure.backbone import Backbone
+from perdure.backbone import Backbone, Encoded
 from perdure.errors import InputError, RunError, UnknownName
 from perdure.evaluate import probabilities, task_logits
 from perdure.merge import Rule, combine
@@ -73,7 +73,7 @@ class Model:
             raise UnknownName("task", task, self.classes)
         if not len(inputs):
             raise InputError("There is nothing to predict: the input has no rows.")
-        examples = self.backbone.encode([(task or "", Dataset.from_dict({self.backbone.kind: list(inputs)}))])
+        examples = Encoded(self.backbone, [(task or "", Dataset.from_dict({self.backbone.kind: list(inputs)}))])
         names = [task] if task else list(self.classes)
         log_weights = (
             torch.zeros(len(examples), 1) if task else self.posterior.log_prob(describe(self.backbone, examples))

@@ -44,7 +44,7 @@ FILMS = {"negative": "negative", "positive": "positive"}
 Rows = list[tuple[str, str]]  # class, text
 
 
-def demo(*, train: int = 400, validation: int = 100, test: int = 200, seed: int = 0) -> TaskStream:
+def demo(*, train: int = 300, validation: int = 100, test: int = 150, seed: int = 0) -> TaskStream:
     """Newswire topics, three parts of 20 Newsgroups, and the sentiment of film reviews: five tasks with 22 classes.
 
     Reuters-21578 R8 and 20 Newsgroups by date come with their own test splits (research use), the film reviews of the
