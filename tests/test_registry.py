@@ -1,5 +1,6 @@
 """A new method is one new file: it is found by its name, listed, and tested like the others."""
 
+import os
 import subprocess
 import sys
 
@@ -43,20 +44,10 @@ def test_the_conformance_tests_find_it_too(toy_method, tmp_path, request):
     """In a process of its own: pytest collects the conformance tests for a file that was put beside the others."""
     plugin = tmp_path / "with_toy.py"
     plugin.write_text(f"from perdure import methods\nmethods.__path__.append({str(tmp_path)!r})\n")
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-p",
-        "with_toy",
-        "-q",
-        "-k",
-        "toy_method",
-        str(request.path.parent / "test_methods.py"),
-    ]
-    result = subprocess.run(
-        command, capture_output=True, text=True, env={**__import__("os").environ, "PYTHONPATH": str(tmp_path)}
-    )
+    conformance = str(request.path.parent / "test_methods.py")
+    command = f"{sys.executable} -m pytest -o addopts= -p with_toy -q -k toy_method".split()
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    result = subprocess.run([*command, conformance], capture_output=True, text=True, env=environment)
     assert result.returncode == 0 and "5 passed" in result.stdout, result.stdout
 
 

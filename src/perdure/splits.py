@@ -23,7 +23,7 @@ def split_rows(labels: Sequence[int], *, shares: Sequence[float], seed: int) -> 
     Examples
     --------
     >>> [part.tolist() for part in split_rows([0, 0, 0, 1, 1, 1], shares=[0.3], seed=0)]
-    [[2, 4], [0, 1, 3, 5]]
+    [[2, 3], [0, 1, 4, 5]]
     """
     values = np.asarray(labels)
     shuffled = np.random.default_rng(seed).permutation(len(values))

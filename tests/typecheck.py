@@ -1,0 +1,5 @@
+"""The type checker that the tests put behind every annotation of the package; an int will do for a float, as in PEP 484."""
+
+from beartype import BeartypeConf, beartype
+
+check = beartype(conf=BeartypeConf(is_pep484_tower=True))
