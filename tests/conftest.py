@@ -29,6 +29,7 @@ TEXT = {
 }
 IMAGE = {"vit": transformers.ViTConfig, "dinov2": transformers.Dinov2Config}
 torch.set_num_threads(1)
+transformers.logging.disable_progress_bar()
 
 
 def tokenizer() -> transformers.PreTrainedTokenizerFast:

@@ -66,6 +66,23 @@ def test_own_data_from_the_command_line(pico, tmp_path, monkeypatch, perdure):
     assert "third" in perdure("show", "mine")[1]
 
 
+def test_a_failed_attempt_leaves_nothing_in_the_way(pico, tmp_path, monkeypatch, perdure):
+    monkeypatch.chdir(tmp_path)
+    table = two_tasks(tmp_path)
+    columns, task = ("--text", "body", "--label", "answer"), ("--task-column", "topic", "--quiet")
+    hot = ("--set", "training.learning_rate=1e37", "--set", "training.epochs=4")
+    calm = ("--set", "training.learning_rate=1e-3", "--set", "training.max_grad_norm=1", "--set", "training.epochs=1")
+    begin = ("learn", "mine", "--data", table, *columns, "--backbone", pico("bert"))
+    assert perdure(*begin, "--task", "first", *hot)[0] == 1
+    assert perdure(*begin, "--task", "other", "--quiet", *calm)[0] == 0  # the name of the first attempt is gone
+    assert perdure("learn", "mine", "--data", table, *columns, *task, *hot)[0] == 1
+    assert [entry.get("name") for entry in Run("mine").recipe["stream"]] == ["other"]
+    assert perdure("learn", "mine", "--data", table, *columns, *task)[0] == 0
+    assert Run("mine").tasks == ["other", "mail", "chart"]
+    status, _, err = perdure("learn", "mine", "--data", table, "--backbone", "minilm")
+    assert status == 1 and "it cannot go on with `minilm`" in err
+
+
 def test_a_recipe_in_five_lines(pico, tmp_path, monkeypatch, perdure):
     monkeypatch.chdir(tmp_path)
     table = two_tasks(tmp_path)

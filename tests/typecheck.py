@@ -1,4 +1,4 @@
-"""The type checker that the tests put behind every annotation of the package; an int will do for a float, as in PEP 484."""
+"""The type checker that the tests put behind every annotation of the package; an int will do for a float."""
 
 from beartype import BeartypeConf, beartype
 

@@ -78,8 +78,10 @@ def learn(
     image: Image = None,
     label: Annotated[str, typer.Option(help="The column with the class.")] = "label",
     task_column: Annotated[str | None, typer.Option(help="The column that names each row's task.")] = None,
-    backbone: Annotated[str, typer.Option(help="For a new run: a model's folder or hub id.")] = "minilm",
-    seed: Annotated[int, typer.Option(help="For a new run.")] = 0,
+    backbone: Annotated[
+        str | None, typer.Option(help="For a new run: a model's folder or hub id; by default minilm.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="For a new run.")] = None,
     settings: Settings = [],
     quiet: Quiet = False,
 ) -> None:

@@ -157,6 +157,8 @@ def learn(
             if best.wanted and best.done(validation_accuracy(backbone, seen, rows)):
                 break
     best.restore()
+    for parameter in parameters:  # the last step's update has no loss that would tell
+        _check(parameter.sum(), task, step, training)
     backbone.eval()
     method.end(backbone, task)
     accelerator.end_training()
@@ -205,10 +207,11 @@ def _decay(step: int, steps: int, training: Training) -> float:
     return {"linear": left, "cosine": 0.5 * (1 - math.cos(math.pi * left)), "constant": 1.0}[training.schedule]
 
 
-def _check(loss: Tensor, task: Task, step: int, training: Training) -> None:
-    if not torch.isfinite(loss):
+def _check(value: Tensor, task: Task, step: int, training: Training) -> None:
+    """`value`: a loss, or the sum of a parameter."""
+    if not torch.isfinite(value):
         raise TrainingError(
-            f"The loss of task `{task.name}` became {loss.item()} at step {step + 1}. Lower `learning_rate` (now "
+            f"Training of task `{task.name}` gave {value.item()} at step {step + 1}. Lower `learning_rate` (now "
             f"{training.learning_rate:g}) or `max_grad_norm`, or look for broken inputs. Finished tasks are kept."
         )
 

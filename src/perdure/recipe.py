@@ -1,5 +1,6 @@
 """Recipes: YAML ⇄ objects, validated against the signatures of what they name."""
 
+import copy
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -57,7 +58,7 @@ class Recipe(BaseModel):
         """Check a mapping, after `settings` (`key.key=value`) have been put into it."""
         if not isinstance(values, dict):
             raise InputError(f"{where} must be a mapping of settings such as `stream` and `backbone`.")
-        values = {"method": "isolated", "rule": "task_arithmetic"} | values
+        values = {"method": "isolated", "rule": "task_arithmetic"} | copy.deepcopy(values)
         for setting in settings:
             _put(values, setting)
         try:
@@ -281,27 +282,46 @@ def learn_more(
     folder: Path,
     entry: Mapping[str, Any],
     *,
-    backbone: str = "minilm",
-    seed: int = 0,
+    backbone: str | None = None,
+    seed: int | None = None,
     settings: Sequence[str] = (),
     quiet: bool = True,
 ) -> Run:
-    """Learn the tasks of one more table: for a run that is there, or for a new one.
+    """Learn the tasks of one more table: for a run that is there, or for a new one (by default on `minilm`).
 
     Of a run that is there, `settings` change only how its coming tasks are trained.
+
+    Raises
+    ------
+    InputError
+        A run that is there has another backbone or seed.
     """
     if not (folder / "recipe.yaml").is_file():
-        values = {"stream": [dict(entry)], "backbone": backbone, "seed": seed}
+        values = {"stream": [dict(entry)], "backbone": backbone or "minilm", "seed": seed or 0}
         return Recipe.parse(values, settings).run(folder, quiet=quiet)
     results = Run(folder)
-    values = results.recipe
-    entries = values["stream"]
-    if not isinstance(entries, list):
-        name, options = _named(entries, "stream")
-        entries = [{"benchmark": name, **options}]
-    # the same entry is there already if an earlier attempt stopped before its task was finished
-    values["stream"] = [*entries, *([dict(entry)] if dict(entry) not in entries else [])]
-    recipe = Recipe.parse(values, settings)
+    before, learned = results.recipe, results.tasks
+    fixed = {"--backbone": (backbone, before["backbone"]["model"]), "--seed": (seed, before["seed"])}
+    for option, (given, used) in fixed.items():
+        if given not in (None, used):
+            raise InputError(f"The run `{folder}` began with `{option} {used}`; it cannot go on with `{given}`.")
+    recipe = Recipe.parse(before | {"stream": _entries(before["stream"], entry, learned)}, settings)
     recipe.make_stream()
     results.recipe = recipe.model_dump(exclude_none=True)
-    return recipe.go_on(results, quiet=quiet)
+    try:
+        return recipe.go_on(results, quiet=quiet)
+    except BaseException:
+        if results.tasks == learned:  # nothing came of it: the next attempt may name other columns
+            results.recipe = before
+        raise
+
+
+def _entries(stream: Section | list[dict[str, Any]], entry: Mapping[str, Any], learned: Sequence[str]) -> list[dict]:
+    """A run's stream with one more entry; without what an attempt left behind that learned nothing."""
+    if not learned:
+        return [dict(entry)]
+    if not isinstance(stream, list):
+        name, options = _named(stream, "stream")
+        stream = [{"benchmark": name, **options}]
+    # the same entry is there already if an earlier attempt stopped before all of its tasks were finished
+    return [*stream, *([dict(entry)] if dict(entry) not in stream else [])]
