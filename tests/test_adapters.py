@@ -81,3 +81,11 @@ def test_parameters_of_another_model_are_refused(bert):
     Isolated().attach(bert)
     with pytest.raises(RunError, match="does not fit"):
         adapters.write(bert.model, {"encoder.layer.9.attention.self.query.lora_A.weight": torch.zeros(8, 32)})
+
+
+def test_reading_an_adapter_asks_no_hub(bert, toy, tmp_path):
+    """peft would look for the base model's config; a warning, which the tests turn into an error, would say so."""
+    adapter = learn(bert, [toy[0]], Isolated(), FEW)
+    adapters.save(tmp_path / "adapter", adapter, base="nobody/nothing", head=None)
+    adapters.attach(bert.model, adapters.load(tmp_path / "adapter", "fruit").config)
+    adapters.read(bert.model)

@@ -167,7 +167,8 @@ def disabled(model: nn.Module) -> Iterator[None]:
 
 def read(model: nn.Module) -> Parameters:
     """A copy of the adapter's parameters, on the CPU."""
-    state = peft.get_peft_model_state_dict(model, adapter_name="default")
+    # by default peft asks the hub whether the vocabulary was changed; an adapter here never holds embeddings
+    state = peft.get_peft_model_state_dict(model, adapter_name="default", save_embedding_layers=False)
     return {name: value.detach().cpu().clone() for name, value in state.items()}
 
 

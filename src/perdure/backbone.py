@@ -129,6 +129,11 @@ class Backbone(nn.Module):
         return [name.removeprefix("task_") for name in self.heads]
 
     @property
+    def published(self) -> str:
+        """The folder or hub id under which others can load it."""
+        return packages.MINILM_HUB_ID if self.source == "minilm" else self.source
+
+    @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 

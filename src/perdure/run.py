@@ -148,7 +148,7 @@ def _learn_task(
     head = {name: value.detach().cpu().clone() for name, value in backbone.head(task.name).state_dict().items()}
     learned = Learned(task.classes, adapter, head, statistics, dict(method.state))
     stock_head = (backbone.head_name, backbone.head(task.name)) if backbone.head_name else None
-    results.save_task(learned, base=backbone.source, head=stock_head)
+    results.save_task(learned, base=backbone.published, head=stock_head)
     trained = sum(value.numel() for value in [*adapter.parameters.values(), *head.values()])
     seconds = round(time.perf_counter() - started, 3)
     results.event({"event": "task", "task": task.name, "seconds": seconds, "examples": len(rows), "trained": trained})
