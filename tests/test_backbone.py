@@ -104,6 +104,24 @@ def test_a_head_that_is_not_found(pico, monkeypatch):
         _find_head(stock)
 
 
+def test_incomplete_checkpoints(pico, tmp_path):
+    import shutil
+
+    shutil.copytree(pico("bert"), tmp_path / "bert")
+    (tmp_path / "bert" / "model.safetensors").write_bytes(b"x" * 100)
+    with pytest.raises(BackboneError, match="No model could be loaded from"):
+        Backbone.load(tmp_path / "bert")
+    (tmp_path / "bert" / "model.safetensors").unlink()
+    with pytest.raises(BackboneError, match="No model could be loaded from"):
+        Backbone.load(tmp_path / "bert")
+
+
+def test_a_folder_without_a_tokenizer(pico, tmp_path):
+    transformers.AutoModelForSequenceClassification.from_pretrained(pico("bert")).save_pretrained(tmp_path)
+    with pytest.raises(BackboneError, match="tokenizer"):
+        Backbone.load(tmp_path)
+
+
 def test_causal_models_are_refused(tmp_path):
     transformers.ClvpConfig().save_pretrained(tmp_path)
     with pytest.raises(BackboneError, match="for which transformers has no classification model"):

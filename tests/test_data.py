@@ -72,6 +72,7 @@ def test_a_folder_of_images(tmp_path):
         ([*ROWS, ("w1", "rare")], {}, "class `rare` has too few examples"),
         ([*ROWS, ("w1", "")], {}, "row 41 has nothing in column `label`"),
         ([*ROWS, ("", "yes")], {}, "row 41 has nothing in column `text`"),
+        ([*ROWS, ("w1", "")], {"task": "label", "text": "text"}, "row 41 has nothing in column `label`"),
     ],
 )
 def test_mistakes(rows, options, message, tmp_path):
@@ -88,9 +89,13 @@ def test_more_mistakes(tmp_path):
         read_tasks(write(tmp_path / "empty.csv", []), label="label")
     train = write(tmp_path / "train.csv", ROWS)
     with pytest.raises(DataError, match="split `test`, has the label `perhaps`, which does not occur in training"):
-        read_tasks({"train": train, "test": write(tmp_path / "test.csv", [("w1", "perhaps")])})
-    with pytest.raises(DataError, match="names the split `dev`"):
-        read_tasks({"train": train, "dev": train})
+        read_tasks({"train": train, "test": write(tmp_path / "test.csv", [("w1", "perhaps")])}, name="mail")
+    with pytest.raises(DataError, match="names the splits .*'dev'.*it needs `train`"):
+        read_tasks({"train": train, "dev": train}, name="mail")
+    with pytest.raises(DataError, match="it needs `train`"):
+        read_tasks({"test": train}, name="mail")
+    with pytest.raises(DataError, match="Give the task a `name`"):
+        read_tasks({"train": train, "test": train})
     odd = Dataset.from_dict({"body": ["x"], "label": [0]})
     odd.to_csv(tmp_path / "odd.csv")
     with pytest.raises(DataError, match="say which holds the input"):
@@ -106,6 +111,29 @@ def test_bytes_that_are_not_utf8(tmp_path):
     assert task.train["text"][0].startswith("caf\u00e9 ")
     with pytest.raises(DataError, match="is not written in UTF-8"):
         read_table(path)
+
+
+def test_json_lines_that_are_not_utf8(tmp_path):
+    path = tmp_path / "latin.jsonl"
+    path.write_bytes('{"text": "caf\u00e9", "label": "a"}\n'.encode("latin-1"))
+    with pytest.raises(DataError, match="is not written in utf-8"):
+        read_tasks(str(path))
+    with pytest.raises(DataError, match="There is no encoding `klingon`"):
+        read_tasks(str(path), encoding="klingon")
+
+
+def test_words_that_look_like_nothing_and_numbers_that_are_none(tmp_path):
+    words = ["NA", "None", "null", "①", "--1"]
+    (task,) = read_tasks(write(tmp_path / "odd.csv", [(w, w) for w in words for _ in range(5)]))
+    assert sorted(task.classes) == sorted(words)
+
+
+def test_an_image_column_of_paths(tmp_path):
+    for name, value in (("dark", 0), ("light", 200)):
+        Image.fromarray(np.full((4, 4, 3), value, dtype=np.uint8)).save(tmp_path / f"{name}.png")
+    rows = [(str(tmp_path / f"{name}.png"), name) for name in ("dark", "light") for _ in range(6)]
+    (task,) = read_tasks(write(tmp_path / "t.csv", rows, ("file", "shade")), image="file", label="shade")
+    assert task.kind == "image" and task.train[0]["image"].size == (4, 4)
 
 
 def test_a_text_of_100_000_characters(tmp_path, bert):
@@ -124,6 +152,14 @@ def test_tables_are_written_and_never_overwritten(tmp_path):
             write_table(path, rows)
     with pytest.raises(DataError, match="There is no file"):
         read_table(tmp_path / "nothing.csv")
+    with pytest.raises(DataError, match="is a folder"):
+        read_table(tmp_path)
+    with pytest.raises(DataError, match="no folder .* to write into"):
+        write_table(tmp_path / "nowhere" / "x.csv", rows)
+    long = [{"text": "x" * 200_000, "line": "a\u2028b"}]
+    for ending in ("csv", "jsonl"):
+        write_table(tmp_path / f"long.{ending}", long)
+        assert read_table(tmp_path / f"long.{ending}") == long
     (tmp_path / "x.jsonl").write_text("{]")
     with pytest.raises(DataError, match="is not JSON lines"):
         read_table(tmp_path / "x.jsonl")

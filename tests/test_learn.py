@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 import torch
 
-from perdure import Backbone, Training, TrainingError, adapters, learn
+from perdure import Backbone, InputError, Training, TrainingError, adapters, learn
 from perdure.learn import Best, LengthGroupedBatches, _decay
 from perdure.methods.isolated import Isolated
 
@@ -107,10 +107,19 @@ def test_trackers(bert, toy, tmp_path):
     learn(bert, [toy[0]], Isolated(), Training(epochs=1, trackers=("tensorboard",)), folder=tmp_path)
     assert list(tmp_path.rglob("events.out.tfevents*"))
 
+    with pytest.raises(InputError, match="No tracker `nope` is installed: accelerate finds .*tensorboard"):
+        learn(bert, [toy[0]], Isolated(), Training(epochs=1, trackers=("nope",)), folder=tmp_path)
 
-def test_a_progress_bar_names_the_task(bert, toy, capsys):
+
+def test_a_progress_bar_names_the_task(bert, toy, monkeypatch, capsys):
     learn(bert, [toy[0]], Isolated(), Training(epochs=1), quiet=True)
     assert capsys.readouterr().out == ""
+    shown = []
+    monkeypatch.setattr(
+        "rich.progress.Progress.update", lambda self, bar, **values: shown.append(values["description"])
+    )
+    learn(bert, [toy[0]], Isolated(), Training(epochs=1), quiet=False)
+    assert shown and all(text.startswith("Learning fruit  loss ") for text in shown)
 
 
 @pytest.mark.parametrize("kind", ["isolated", "sequential", "joint"])

@@ -42,6 +42,13 @@ def test_fetched_once_and_offline_afterwards(pip, tmp_path):
     assert [p.name for p in (tmp_path / "cache").iterdir()] == ["thing-1.0.whl"]
 
 
+def test_a_file_in_the_cache_is_checked_too(pip, tmp_path):
+    pip(works=True)
+    packages.fetch(PACKAGE).write_bytes(b"broken")
+    with pytest.raises(FetchError, match="thing-1.0.whl` is not the file that was pinned"):
+        packages.fetch(PACKAGE)
+
+
 def test_another_file_than_the_pinned_one(pip, tmp_path):
     pip(works=True)
     with pytest.raises(FetchError, match="is not the file that was pinned"):

@@ -50,6 +50,10 @@ def test_defaults_and_settings():
         ({"stream": [{"data": "x.csv", "lable": "y"}]}, "stream", "Did you mean `label`?"),
         ({"training": {"epoch": 3}}, "training", "Did you mean `epochs`?"),
         ({"evaluation": {"task_ids": ["known"]}}, "evaluation", "`task_ids.0` is 'known', but"),
+        ({"method": {"name": "isolated", "rank": 0}}, "method", "`rank` is 0, but"),
+        ({"training": {"learning_rate": -1}}, "training", "`learning_rate` is -1, but"),
+        ({"stream": [{"data": 5}]}, "stream", "has no `data`"),
+        ({"seed": -1}, None, "`seed` is -1, but"),
         ({"seed": "x"}, None, "`seed` is 'x', but"),
     ],
 )
@@ -74,6 +78,29 @@ def test_files(tmp_path):
         parse(["method.rank"])
     with pytest.raises(InputError, match="has no settings of its own"):
         parse(["seed.x=1"], seed=3)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"method": {"name": "isolated", "peft": "bottleneck"}}, "give the rule `space: factor`"),
+        ({"rule": {"name": "task_arithmetic", "scale": "abc"}}, "must be a number or one of"),
+        ({"rule": {"name": "task_arithmetic", "scale": float("nan")}}, "must be a number or one of"),
+    ],
+)
+def test_what_does_not_go_together_fails_before_training(values, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        parse(**values).run(tmp_path / "r")
+    assert not (tmp_path / "r").exists()
+
+
+def test_the_seed_reaches_benchmarks_and_the_scenario_streams(shared):
+    stream = {"name": "standard_cl", "folder": str(shared / "text15"), "order": ["cb"], "train": 60}
+    one, two = (parse(stream=dict(stream), seed=seed).make_stream() for seed in (0, 1))
+    assert one[0].digests()["validation"] != two[0].digests()["validation"]
+    assert parse(stream=dict(stream), scenario="task").make_stream().scenario == "task"
+    fixed = parse(stream=stream | {"seed": 0}, seed=1).make_stream()
+    assert fixed[0].digests() == one[0].digests()
 
 
 def test_a_resolved_recipe_gives_the_same_run_again(pico, tmp_path):

@@ -55,6 +55,12 @@ def test_a_path_to_a_file(toy_method):
     assert find("method", str(toy_method)).__name__ == "Toy"
     with pytest.raises(InputError, match="There is no file"):
         find("method", "./nothing.py")
+    toy_method.write_text("from __future__ import annotations\n" + TOY.replace('"""A toy."""', ""))
+    assert find("method", str(toy_method))().strength == 0.5
+    assert registry.about(str(toy_method))["kind"] == "method"
+    toy_method.write_text("def toy_method(")
+    with pytest.raises(InputError, match="is not Python"):
+        find("method", str(toy_method))
     toy_method.write_text("x = 1")
     with pytest.raises(InputError, match="must hold one class derived from `perdure.Method`; it holds 0"):
         find("method", str(toy_method))

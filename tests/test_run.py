@@ -1,15 +1,16 @@
 """The run folder, the search for a scale, forward transfer, images, and what a finished run can do."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
 import torch
 import transformers
 
-from perdure import Backbone, Evaluation, Model, Rule, Run, RunError, Training, run
+from perdure import Backbone, Evaluation, Model, Recipe, Rule, Run, RunError, Training, run
 from perdure.methods.isolated import Isolated
-from perdure.recipe import evaluate_run
+from perdure.runs import evaluate_run
 
 FEW = Training(epochs=3, batch_size=8, learning_rate=0.01)
 
@@ -196,6 +197,91 @@ def test_routed_rules_and_bottlenecks_have_no_one_checkpoint(finished, tmp_path)
         Model(finished, rule=Rule(space="factor")).export(tmp_path / "out")
 
 
+def test_rows_that_lack_something(finished):
+    model = Model(finished)
+    rows = [{"text": "w1 w2", "label": "x", "predicted_label": "y"}]
+    assert list(model.add_predictions(rows)[0])[3:] == ["predicted_predicted_label", "probability", "task"]
+    for bad in ({"text": None}, {"text": 5}, {}):
+        with pytest.raises(ValueError, match="Row 2 has no text in column `text`"):
+            model.add_predictions([rows[0], bad])
+    with pytest.raises(ValueError, match="No column `body`"):
+        model.add_predictions(rows, column="body")
+
+
+@pytest.mark.parametrize("future", [False, True])
+@pytest.mark.parametrize("name", ["isolated", "joint"])
+def test_measuring_again_gives_the_same_scores(name, future, pico, toy, tmp_path):
+    """Heads, adapters and posterior come back from the folder as they were at each step."""
+    from perdure import registry
+
+    results = run(
+        toy,
+        Backbone.load(pico("bert"), pooling="mean"),
+        registry.find("method", name)(rank=2),
+        training=FEW,
+        evaluation=Evaluation(future=future),
+        output=tmp_path / "r",
+    )
+    before = results.scores()
+    evaluate_run(results.folder, stream=toy)
+    assert results.scores() == before
+    evaluate_run(results.folder, "oracle", stream=toy)
+    assert len(results.scores()) == len(before) + 3 * (9 if future else 6)
+
+
+def test_data_that_has_changed_is_refused(pico, tmp_path):
+    from test_data import ROWS, write
+
+    path = tmp_path / "mail.csv"
+    recipe = {"stream": [{"data": write(path, ROWS)}], "backbone": str(pico("bert")), "training": {"epochs": 1}}
+    Recipe.parse(recipe).run(tmp_path / "r")
+    write(path, [*ROWS, ("w1 w2", "yes")])
+    with pytest.raises(RunError, match="The examples of task `mail` are not those that the run learned"):
+        evaluate_run(tmp_path / "r")
+
+
+def test_another_order_is_refused(pico, toy, tmp_path):
+    from perdure.run import go_on
+
+    results = run(toy.until(1), Backbone.load(pico("bert")), Isolated(), training=FEW, output=tmp_path / "r")
+    with pytest.raises(RunError, match="Keep their order"):
+        go_on(
+            results,
+            toy.ordered(["colour", "fruit"]),
+            Backbone.load(pico("bert")),
+            Isolated(),
+            Rule(),
+            training=FEW,
+            evaluation=Evaluation(),
+            seed=0,
+        )
+
+
+def test_a_stop_before_measuring_is_made_up_for(pico, toy, tmp_path, monkeypatch):
+    from perdure.run import go_on
+
+    def stop(*arguments, **options):
+        raise KeyboardInterrupt
+
+    whole = run(toy.until(2), Backbone.load(pico("bert")), Isolated(), training=FEW, output=tmp_path / "whole")
+    module = sys.modules["perdure.run"]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module, "measure", stop)
+        run(toy.until(2), Backbone.load(pico("bert")), Isolated(), training=FEW, output=tmp_path / "part")
+    assert len(Model(tmp_path / "part").predict(["w1"])) == 1  # what was learned can be used
+    part = go_on(
+        Run(tmp_path / "part"),
+        toy.until(2),
+        Backbone.load(pico("bert")),
+        Isolated(),
+        Rule(),
+        training=FEW,
+        evaluation=Evaluation(),
+        seed=0,
+    )
+    assert part.scores() == whole.scores()
+
+
 def test_oracle_with_the_task_given_is_each_adapter(finished, bert, toy):
     """Each task as it was right after it was learned: nothing that came later matters."""
     from perdure import combine
@@ -224,5 +310,5 @@ def test_bottleneck_run(pico, toy, tmp_path):
 
 
 def test_evaluate_again_needs_a_stream_that_can_be_made(finished):
-    with pytest.raises(ValueError, match="No benchmark named `toy`"):
+    with pytest.raises(ValueError, match="The stream `toy` was made in Python, not by a recipe: give it as"):
         evaluate_run(finished.folder)

@@ -21,6 +21,7 @@ from perdure.recipe import Recipe
 from perdure.registry import find, names
 from perdure.results import Run
 from perdure.run import Evaluation, run
+from perdure.runs import evaluate_run, learn_more
 from perdure.stream import Task, TaskStream
 from perdure.task_id import Statistics, TaskPosterior
 from perdure.task_vector import LowRank, TaskVector
@@ -52,8 +53,10 @@ __all__ = [
     "TrainingError",
     "UnknownName",
     "combine",
+    "evaluate_run",
     "find",
     "learn",
+    "learn_more",
     "names",
     "read_tasks",
     "run",

@@ -6,6 +6,7 @@ The model holds one adapter at a time, under peft's own name `default`. What a t
 
 import contextlib
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ Kind = Literal["lora", "bottleneck"]
 Parameters = dict[str, Tensor]
 
 QUERY_VALUE = ("query", "value", "query_proj", "value_proj", "q_proj", "v_proj", "q_lin", "v_lin", "q", "v")
-FUSED_ATTENTION = ("Wqkv", "qkv", "query_key_value", "c_attn", "in_proj")
+FUSED_ATTENTION = ("Wqkv", "qkv", "query_key_value", "in_proj")
 ATTENTION_OUTPUT = r"attention\.output\.dense|out_lin|attn\.Wo|attention\.o_proj|self_attn\.out_proj|attn\.proj"
 FEED_FORWARD_OUTPUT = r"(?<!attention\.)output\.dense|ffn\.lin2|mlp\.Wo|mlp\.fc2|layers\.\d+\.fc2"
 
@@ -78,7 +79,11 @@ def configure(
         config = peft.LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets)  # pyright: ignore
     else:
         config = BottleneckConfig(width=rank, dropout=dropout, target_modules=targets)
-    if not targets or not any(_matches(config, name) for name in names):
+    try:
+        found = bool(targets) and any(_matches(config, name) for name in names)
+    except re.error as error:
+        raise BackboneError(f"`target_modules={target_modules}` is no regular expression ({error}).") from error
+    if not found:
         raise BackboneError(
             f"No layers for a `{kind}` module were found in `{type(model).__name__}`"
             + (f" with `target_modules={target_modules}`" if target_modules else "")
@@ -175,14 +180,15 @@ def read(model: nn.Module) -> Parameters:
 def write(model: nn.Module, parameters: Parameters) -> None:
     """Give the adapter these parameters."""
     result = peft.set_peft_model_state_dict(model, parameters, adapter_name="default")
-    if result.unexpected_keys:
-        raise RunError(f"The adapter does not fit the model: `{result.unexpected_keys[0]}` has no place in it.")
+    missing = [name for name in result.missing_keys if ".default" in name]
+    if result.unexpected_keys or missing:
+        name = [*result.unexpected_keys, *missing][0]
+        raise RunError(f"The adapter does not fit the model: `{name}` is in one of them only.")
 
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:
     """The adapter's own parameters."""
-    named = {name: parameter for name, parameter in model.named_parameters() if ".default" in name}
-    return list(named.values())
+    return [parameter for name, parameter in model.named_parameters() if ".default" in name]
 
 
 def low_rank(config: peft.PeftConfig, parameters: Parameters) -> dict[str, tuple[Tensor, Tensor]]:
@@ -195,13 +201,24 @@ def low_rank(config: peft.PeftConfig, parameters: Parameters) -> dict[str, tuple
     """
     if not isinstance(config, peft.LoraConfig):
         raise BackboneError("A bottleneck adapter is not a change of weights: combine it with `space: factor`.")
-    scale = config.lora_alpha / (config.r**0.5 if config.use_rslora else config.r)
+    other = [name for name in parameters if not name.endswith((".lora_A.weight", ".lora_B.weight"))]
+    if other:
+        raise BackboneError(f"`{other[0]}` is no factor of a linear layer's ΔW. Target linear layers only.")
     ends = ".lora_A.weight"
     return {
-        name.removesuffix(ends): (scale * parameters[name.replace("lora_A", "lora_B")], value)
+        name.removesuffix(ends): (_scale(config) * parameters[name.replace("lora_A", "lora_B")], value)
         for name, value in parameters.items()
         if name.endswith(ends)
     }
+
+
+def scale(adapter: Adapter) -> float:
+    """What B A is multiplied with: alpha / rank for LoRA, 1 for a bottleneck."""
+    return _scale(adapter.config) if isinstance(adapter.config, peft.LoraConfig) else 1.0
+
+
+def _scale(config: peft.LoraConfig) -> float:
+    return config.lora_alpha / (config.r**0.5 if config.use_rslora else config.r)
 
 
 # -- files

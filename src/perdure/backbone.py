@@ -1,21 +1,21 @@
 """A pre-trained transformer with its processor, its pooled feature, and one linear head per task."""
 
 import contextlib
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import transformers
+from annotated_types import Ge
 from datasets import Dataset
 from jaxtyping import Float
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers.models.auto import modeling_auto
 from transformers.utils.hub import cached_file
 
-from perdure import packages
+from perdure import packages, sentence_transformer
 from perdure.errors import BackboneError, InputError
 from perdure.stream import Rows
 
@@ -67,7 +67,12 @@ class Backbone(nn.Module):
 
     @classmethod
     def load(
-        cls, source: str | Path, *, pooling: Pooling = "auto", max_length: int = 128, head: str | None = None
+        cls,
+        source: str | Path,
+        *,
+        pooling: Pooling = "auto",
+        max_length: Annotated[int, Ge(3)] = 128,
+        head: str | None = None,
     ) -> "Backbone":
         """Load a checkpoint for text or image classification.
 
@@ -90,7 +95,7 @@ class Backbone(nn.Module):
             There is no such model, it classifies neither texts nor images, or its head is not found.
         """
         path = str(packages.minilm() if str(source) == "minilm" else source)
-        with _quietly():
+        with _quietly(), _loading(path):
             kind, processor = _kind_and_processor(path)
             if pooling == "mean" and kind == "image":
                 raise BackboneError("`pooling='mean'` is for texts. Use `stock` or `auto` with an image model.")
@@ -122,6 +127,10 @@ class Backbone(nn.Module):
         head = self.heads[f"task_{task}"]
         assert isinstance(head, nn.Linear)
         return head
+
+    def head_state(self, task: str) -> dict[str, Tensor]:
+        """A copy of a head's parameters, on the CPU."""
+        return {name: value.detach().cpu().clone() for name, value in self.head(task).state_dict().items()}
 
     @property
     def head_names(self) -> list[str]:
@@ -158,15 +167,16 @@ class Backbone(nn.Module):
         config: Any = self.model.config
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: i for i, label in enumerate(labels)}
+        if self.kind == "text":
+            self.processor.model_max_length = self.max_length  # texts are cut there as they are here
+        if self.head_name is not None:
+            owner, _, name = self.head_name.rpartition(".")
+            setattr(self.model.get_submodule(owner), name, head)
+        self.model.save_pretrained(folder)  # pyright: ignore
+        self.processor.save_pretrained(folder)
         if self.head_name is None:
-            _save_sentence_transformer(folder, self, head)
-            return
-        owner, _, name = self.head_name.rpartition(".")
-        setattr(self.model.get_submodule(owner), name, head)
-        try:
-            self.model.save_pretrained(folder)  # pyright: ignore
-            self.processor.save_pretrained(folder)
-        finally:
+            sentence_transformer.save(folder, head, max_length=self.max_length)
+        else:
             setattr(self.model.get_submodule(owner), name, nn.Identity())
 
     # -- examples
@@ -283,21 +293,29 @@ def _quietly() -> Iterator[None]:
             transformers.logging.enable_progress_bar()
 
 
-def _kind_and_processor(path: str) -> tuple[Literal["text", "image"], Any]:
+@contextlib.contextmanager
+def _loading(path: str) -> Iterator[None]:
+    """Whatever goes wrong in transformers while a checkpoint is loaded, as one sentence."""
     try:
-        config = transformers.AutoConfig.from_pretrained(path)
-        if config.model_type in modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES:
-            return "image", transformers.AutoImageProcessor.from_pretrained(path)
-        if config.model_type in modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(path)
-            # collating pads what was tokenized before; transformers advises against it because it is slower in one go
-            tokenizer.deprecation_warnings["Asking-to-pad-a-fast-tokenizer"] = True
-            return "text", tokenizer
-    except (OSError, ValueError) as error:
+        yield
+    except (OSError, ValueError, SafetensorError) as error:
         raise BackboneError(
             f"No model could be loaded from `{path}`: give a folder with `config.json`, weights and processor, or a "
             f"hub id that can be reached. ({str(error).splitlines()[0]})"
         ) from error
+
+
+def _kind_and_processor(path: str) -> tuple[Literal["text", "image"], Any]:
+    config = transformers.AutoConfig.from_pretrained(path)
+    if config.model_type in modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES:
+        return "image", transformers.AutoImageProcessor.from_pretrained(path)
+    if config.model_type in modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+        if len(tokenizer) <= len(tokenizer.all_special_ids):
+            raise OSError("its tokenizer has no vocabulary")
+        # collating pads what was tokenized before; transformers advises against it because it is slower in one go
+        tokenizer.deprecation_warnings["Asking-to-pad-a-fast-tokenizer"] = True
+        return "text", tokenizer
     raise BackboneError(f"`{path}` is a `{config.model_type}`, for which transformers has no classification model.")
 
 
@@ -362,33 +380,3 @@ def _length_limit(processor: Any, config: Any) -> int:
     positions = getattr(config, "max_position_embeddings", None) or 10**6
     reserved = config.pad_token_id + 1 if "roberta" in config.model_type and config.pad_token_id is not None else 0
     return min(processor.model_max_length, positions - reserved)
-
-
-def _save_sentence_transformer(folder: Path, backbone: Backbone, head: nn.Linear) -> None:
-    """The folder of a SentenceTransformer made of the encoder, the mean over tokens, and the head."""
-    backbone.model.save_pretrained(folder)  # pyright: ignore
-    backbone.processor.save_pretrained(folder)
-    modules = "sentence_transformers.models"
-    files = {
-        "modules.json": [
-            {"idx": 0, "name": "0", "path": "", "type": f"{modules}.Transformer"},
-            {"idx": 1, "name": "1", "path": "1_Pooling", "type": f"{modules}.Pooling"},
-            {"idx": 2, "name": "2", "path": "2_Dense", "type": f"{modules}.Dense"},
-        ],
-        "sentence_bert_config.json": {"max_seq_length": backbone.max_length, "do_lower_case": False},
-        "1_Pooling/config.json": {
-            "word_embedding_dimension": backbone.width,
-            "pooling_mode_mean_tokens": True,
-        },
-        "2_Dense/config.json": {
-            "in_features": head.in_features,
-            "out_features": head.out_features,
-            "bias": True,
-            "activation_function": "torch.nn.modules.linear.Identity",
-        },
-    }
-    for name, content in files.items():
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_text(json.dumps(content, indent=2), encoding="utf-8")
-    tensors = {f"linear.{name}": value.cpu() for name, value in head.state_dict().items()}
-    save_file(tensors, folder / "2_Dense" / "model.safetensors")

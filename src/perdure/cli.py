@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -77,6 +77,8 @@ def learn(
     text: Text = None,
     image: Image = None,
     label: Annotated[str, typer.Option(help="The column with the class.")] = "label",
+    encoding: Annotated[str, typer.Option(help="Of a text file.")] = "utf-8",
+    config: Annotated[str | None, typer.Option(help="The configuration of a hub data set.")] = None,
     task_column: Annotated[str | None, typer.Option(help="The column that names each row's task.")] = None,
     backbone: Annotated[
         str | None, typer.Option(help="For a new run: a model's folder or hub id; by default minilm.")
@@ -86,11 +88,11 @@ def learn(
     quiet: Quiet = False,
 ) -> None:
     """Learn one's own data: one more task for a run, or the first of a new one."""
-    from perdure.recipe import learn_more
     from perdure.report import report
+    from perdure.runs import learn_more
 
-    names = {"name": task, "text": text, "image": image, "label": label, "task": task_column}
-    entry = {"data": data} | {key: value for key, value in names.items() if value is not None}
+    names = {"name": task, "text": text, "image": image, "label": label, "task": task_column, "config": config}
+    entry = {"data": data, "encoding": encoding} | {key: value for key, value in names.items() if value is not None}
     learn_more(run, entry, backbone=backbone, seed=seed, settings=settings, quiet=quiet)
     _show(report([run], run / "report.html"), run)
 
@@ -104,8 +106,8 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure a run again, or with another rule (--set scale=0.3, --set space=factor)."""
-    from perdure.recipe import evaluate_run
     from perdure.report import report
+    from perdure.runs import evaluate_run
 
     evaluate_run(run, rule, settings, steps="last" if last else "all")
     summary = report([run], run / "report.html")
@@ -123,10 +125,11 @@ def predict(
 ) -> None:
     """Add the columns label, probability and task to a table."""
     from perdure.model import Model
-    from perdure.tables import read_table, write_table
+    from perdure.tables import check_free, read_table, write_table
 
     output = output or file.with_suffix(f".predicted{file.suffix}")
     rows = read_table(file)
+    check_free(output)
     write_table(output, Model(run).add_predictions(rows, column=text or image, task=task))
     typer.echo(f"{len(rows)} rows: {output}")
 
@@ -140,7 +143,7 @@ def export(
 ) -> None:
     """Write the combined model as a stock checkpoint (transformers, or sentence-transformers)."""
     from perdure.model import Model
-    from perdure.recipe import rule_of
+    from perdure.runs import rule_of
 
     Model(run, rule=rule_of(run, rule, settings)).export(output)
     typer.echo(output)
@@ -217,8 +220,15 @@ def main() -> None:
     try:
         app()
     except PerdureError as error:
-        typer.secho(f"Error: {error}", fg="red", err=True)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        typer.secho("Stopped. Tasks that were finished are kept.", fg="red", err=True)
-        sys.exit(130)
+        _stop(f"Error: {error}", 1)
+    except OSError as error:
+        _stop(f"Error: {error.strerror or error}: `{error.filename}`.", 1)
+    except SystemExit as stop:
+        if stop.code == 130:  # Ctrl-C
+            _stop("Stopped. Tasks that were finished are kept.", 130)
+        raise
+
+
+def _stop(sentence: str, status: int) -> NoReturn:
+    typer.secho(sentence, fg="red", err=True)
+    sys.exit(status)

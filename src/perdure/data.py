@@ -6,7 +6,7 @@ from typing import Any
 
 import datasets
 import numpy as np
-from datasets import ClassLabel, Dataset
+from datasets import ClassLabel, Dataset, Image
 
 from perdure.errors import DataError
 from perdure.splits import SPLIT_NAMES, divided
@@ -57,8 +57,10 @@ def read_tasks(
         A file or column is missing, a text is not in the encoding, a value is empty, a class has too few examples, or a
         class of validation or test does not occur in training.
     """
+    if isinstance(data, Mapping) and not (name or task):
+        raise DataError("Give the task a `name`: `data` names several files.")
     splits = _load(data, config, encoding)
-    source = str(data)
+    source = data if isinstance(data, str) else str(data.get("train"))
     column = _input_column(splits, text, image, source)
     for wanted in filter(None, [column, label, task]):
         _require(splits, wanted, source)
@@ -69,42 +71,56 @@ def read_tasks(
 
 def _load(data: str | Mapping[str, str], config: str | None, encoding: str) -> dict[Split, Dataset]:
     files = {"train": data} if isinstance(data, str) else dict(data)
-    suffix = Path(next(iter(files.values()))).suffix.lower()
-    unknown = set(files) - set(SPLITS)
-    if unknown:
-        raise DataError(f"`data` names the split `{unknown.pop()}`; there are {list(SPLITS)}.")
+    if "train" not in files or not set(files) <= set(SPLITS):
+        raise DataError(f"`data` names the splits {list(files)}; it needs `train`, and can have {list(SPLITS)}.")
+    suffix = Path(files["train"]).suffix.lower()
     if suffix in BUILDERS:
-        absent = [path for path in files.values() if not Path(path).is_file()]
-        if absent:
-            raise DataError(f"There is no file `{absent[0]}`.")
-        options: dict[str, Any] = {"encoding": encoding} if suffix in (".csv", ".tsv", ".json", ".jsonl") else {}
-        options |= {"sep": "\t"} if suffix == ".tsv" else {}
-        found = _load_dataset(files, (BUILDERS[suffix],), {"data_files": files, **options})
+        options: dict[str, Any] = {}
+        if suffix != ".parquet":
+            for path in files.values():
+                _check_text(path, encoding)
+            options["encoding"] = encoding
+        if BUILDERS[suffix] == "csv":  # only an empty cell is empty, not one that says NA or None
+            options |= {"sep": "\t" if suffix == ".tsv" else ",", "keep_default_na": False, "na_values": [""]}
+        found = load_dataset(files, (BUILDERS[suffix],), {"data_files": files, **options})
     elif Path(files["train"]).is_dir() and not _has_tables(Path(files["train"])):
-        found = _load_dataset(files, ("imagefolder",), {"data_dir": files["train"]})
+        found = load_dataset(files, ("imagefolder",), {"data_dir": files["train"]})
     else:
-        found = _load_dataset(files, (files["train"], *([config] if config else [])), {})
+        found = load_dataset(files, (files["train"], *([config] if config else [])), {})
     return {split: found[key] for split, keys in SPLIT_NAMES.items() for key in keys if key in found}
+
+
+def _check_text(path: str, encoding: str) -> None:
+    try:
+        with open(path, encoding=encoding) as file:
+            for _ in file:
+                pass
+    except FileNotFoundError as error:
+        raise DataError(f"There is no file `{path}`.") from error
+    except LookupError as error:
+        raise DataError(f"There is no encoding `{encoding}`. Try `utf-8` or `latin-1`.") from error
+    except UnicodeError as error:
+        raise DataError(f"`{path}` is not written in {encoding}. Save it as UTF-8, or give its `encoding`.") from error
 
 
 def _has_tables(folder: Path) -> bool:
     return any(path.suffix.lower() in BUILDERS for path in folder.iterdir())
 
 
-def _load_dataset(files: Mapping[str, str], arguments: Sequence[str], options: Mapping[str, Any]) -> Any:
-    where = ", ".join(f"`{path}`" for path in files.values())
+def load_dataset(files: Mapping[str, str], arguments: Sequence[str], options: Mapping[str, Any]) -> Any:
+    """`datasets.load_dataset`, quietly, with one sentence for whatever goes wrong."""
+    verbosity = datasets.logging.get_verbosity()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     try:
         return datasets.load_dataset(*arguments, **options)
     except Exception as error:  # datasets wraps whatever its readers raise
-        causes = [error, error.__cause__, error.__context__]
-        if any(isinstance(cause, UnicodeError) for cause in causes):
-            encoding = options.get("encoding", "utf-8")
-            message = f"{where} is not written in {encoding}. Save it as UTF-8, or give its `encoding`."
-            raise DataError(message) from error
-        reason = str(next(cause for cause in reversed(causes) if cause)).splitlines()[0]
+        where = ", ".join(f"`{path}`" for path in files.values())
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
         if "corresponds to no data" in reason:
             reason = "it has no rows"
         raise DataError(f"{where} could not be read: {reason}.") from error
+    finally:
+        datasets.logging.set_verbosity(verbosity)
 
 
 def _input_column(splits: Mapping[Split, Dataset], text: str | None, image: str | None, source: str) -> str:
@@ -124,6 +140,8 @@ def _require(splits: Mapping[Split, Dataset], column: str, source: str) -> None:
 
 
 def _by_task(splits: Mapping[Split, Dataset], column: str) -> dict[str, dict[Split, Dataset]]:
+    for split, data in splits.items():
+        _no_gaps(f"Split `{split}`", data, column)
     values = {split: np.array([str(value) for value in data[column]]) for split, data in splits.items()}
     titles = dict.fromkeys(values["train"].tolist())
     return {
@@ -158,18 +176,30 @@ def _task(title: str, splits: Mapping[Split, Dataset], columns: tuple[str, str, 
 def _plain(title: str, split: str, data: Dataset, columns: tuple[str, str, str]) -> Dataset:
     """The two columns by our names, labels as text, nothing empty."""
     kind, column, label = columns
-    for name in (column, label):
-        if name == column and kind == "image":
-            continue
-        for row, value in enumerate(data[name]):
-            if value is None:
-                raise DataError(f"Task `{title}`, split `{split}`: row {row + 1} has nothing in column `{name}`.")
+    for name in (column, label) if kind == "text" else (label,):
+        _no_gaps(f"Task `{title}`, split `{split}`", data, name)
     labels = data.features[label]
     values = [labels.int2str(v) if isinstance(labels, ClassLabel) and v >= 0 else str(v) for v in data[label]]
     inputs = data.select_columns([column]).rename_columns({column: kind} if column != kind else {})
+    if kind == "image" and not isinstance(inputs.features["image"], Image):
+        inputs = inputs.cast_column("image", Image())  # paths
     if kind == "text" and inputs.features["text"].dtype not in ("string", "large_string"):
         inputs = Dataset.from_dict({"text": [str(value) for value in inputs["text"]]})
     return inputs.add_column("label", values)
+
+
+def _no_gaps(where: str, data: Dataset, column: str) -> None:
+    for row, value in enumerate(data[column]):
+        if value is None:
+            raise DataError(f"{where}: row {row + 1} has nothing in column `{column}`.")
+
+
+def _order(name: str) -> tuple[bool, float, str]:
+    """Numbers first, by their value."""
+    try:
+        return False, float(name), name
+    except ValueError:
+        return True, 0.0, name
 
 
 def _class_names(plain: Dataset, original: Dataset, label: str) -> list[str]:
@@ -178,10 +208,7 @@ def _class_names(plain: Dataset, original: Dataset, label: str) -> list[str]:
     feature = original.features[label]
     if isinstance(feature, ClassLabel):
         return [name for name in feature.names if name in present]
-    return sorted(
-        present,
-        key=lambda v: (0, float(v), v) if v.replace(".", "", 1).lstrip("-").isdigit() else (1, 0.0, v),
-    )
+    return sorted(present, key=_order)
 
 
 def _enough(title: str, train: Dataset, names: Sequence[str], split: Split) -> None:

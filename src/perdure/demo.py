@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from perdure import packages
-from perdure.recipe import Recipe, evaluate_run
+from perdure.recipe import Recipe
 from perdure.report import report
+from perdure.runs import evaluate_run
 
 SETTINGS: dict[str, Any] = {
     "stream": "demo",

@@ -54,17 +54,23 @@ def probabilities(
     >>> probabilities({"a": even, "b": even}, [[0, 1], [0, 2]], torch.tensor([[0.75, 0.25]]).log()).tolist()
     [[0.5, 0.375, 0.125]]
     """
-    if log_weights is None:
-        together = torch.cat(list(logits.values()), dim=1).softmax(1)
-        parts = list(together.split([value.shape[1] for value in logits.values()], dim=1))
-    else:
-        weights = log_weights.exp().to(next(iter(logits.values())))
-        parts = [weights[:, [i]] * value.softmax(1) for i, value in enumerate(logits.values())]
+    parts = by_task(logits, log_weights)
     width = max(max(place) for place in places) + 1
     result = torch.zeros(len(parts[0]), width, dtype=parts[0].dtype)
     for place, part in zip(places, parts, strict=True):
         result.index_add_(1, torch.tensor(place), part)
     return result
+
+
+def by_task(
+    logits: Mapping[str, Float[Tensor, "examples _"]], log_weights: Float[Tensor, "examples tasks"] | None = None
+) -> list[Float[Tensor, "examples _"]]:
+    """p(task, class | x) for each task and its own classes; what `probabilities` adds up."""
+    if log_weights is None:
+        together = torch.cat(list(logits.values()), dim=1).softmax(1)
+        return list(together.split([value.shape[1] for value in logits.values()], dim=1))
+    weights = log_weights.exp().to(next(iter(logits.values())))
+    return [weights[:, [i]] * value.softmax(1) for i, value in enumerate(logits.values())]
 
 
 @dataclass(frozen=True)

@@ -4,19 +4,21 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import set_seed
+from annotated_types import Ge, Gt, Le
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor, nn
 
 from perdure import adapters
 from perdure.adapters import Adapter
 from perdure.backbone import Backbone, Encoded, in_order
-from perdure.errors import TrainingError
+from perdure.errors import InputError, TrainingError
 from perdure.method import Method
 from perdure.stream import Task
 
@@ -52,19 +54,19 @@ class Training:
         accelerate's trackers, such as `tensorboard` or `wandb`.
     """
 
-    epochs: int = 3
-    batch_size: int = 32
-    learning_rate: float = 1e-3
-    head_learning_rate: float | None = None
-    weight_decay: float = 0.01
+    epochs: Annotated[int, Ge(1)] = 3
+    batch_size: Annotated[int, Ge(1)] = 32
+    learning_rate: Annotated[float, Gt(0)] = 1e-3
+    head_learning_rate: Annotated[float, Gt(0)] | None = None
+    weight_decay: Annotated[float, Ge(0)] = 0.01
     schedule: Literal["linear", "cosine", "constant"] = "linear"
-    warmup: float = 0.1
-    gradient_accumulation: int = 1
-    max_grad_norm: float = 1.0
+    warmup: Annotated[float, Ge(0), Le(1)] = 0.1
+    gradient_accumulation: Annotated[int, Ge(1)] = 1
+    max_grad_norm: Annotated[float, Gt(0)] = 1.0
     bf16: bool = False
     backbone_dropout: bool = True
     best: bool = False
-    patience: int | None = None
+    patience: Annotated[int, Ge(1)] | None = None
     trackers: tuple[str, ...] = ()
 
 
@@ -166,6 +168,10 @@ def learn(
 
 
 def _accelerator(training: Training, folder: Path | None) -> Accelerator:
+    known = [str(getattr(tracker, "value", tracker)) for tracker in get_available_trackers()]
+    for name in training.trackers:
+        if name not in known:
+            raise InputError(f"No tracker `{name}` is installed: accelerate finds {known or 'none'} here.")
     precision = "bf16" if training.bf16 else "no"
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
         AcceleratorState._reset_state()  # an earlier run of this process used another precision

@@ -104,10 +104,9 @@ def _factor_vectors(learned: Sequence[Adapter], since: Since) -> dict[str, TaskV
     vectors = {}
     for adapter in learned:
         before = adapter.start if since == "start" else origin
-        if {k: v.shape for k, v in adapter.parameters.items()} != {k: v.shape for k, v in origin.items()}:
-            raise InputError(
-                f"The adapter of `{adapter.name}` has other parameters than the first; use `space: delta`."
-            )
+        shapes = {k: v.shape for k, v in adapter.parameters.items()}
+        if shapes != {k: v.shape for k, v in origin.items()} or adapters.scale(adapter) != adapters.scale(learned[0]):
+            raise InputError(f"The adapter of `{adapter.name}` has another shape or scale; use `space: delta`.")
         vectors[adapter.name] = TaskVector({k: v - before[k] for k, v in adapter.parameters.items()})
     return vectors
 
@@ -130,10 +129,13 @@ class Combined:
     @contextlib.contextmanager
     def applied(self, backbone: Backbone, task: str | None = None) -> Iterator[None]:
         """The backbone with the combination in it, while the block runs; afterwards it is as before, bit for bit."""
-        vector = self.vectors[task] if isinstance(self.vectors, dict) else self.vectors  # pyright: ignore
-        inside = (
-            _folded(backbone.model, vector) if self.origin is None else _adapted(backbone.model, self.origin, vector)
-        )
+        vector = self.vectors.get(task or "") if isinstance(self.vectors, dict) else self.vectors
+        if vector is None:  # a task to come: nothing has been learned for it
+            inside = adapters.disabled(backbone.model)
+        elif self.origin is None:
+            inside = _folded(backbone.model, vector)
+        else:
+            inside = _adapted(backbone.model, self.origin, vector)
         with inside:
             yield
 

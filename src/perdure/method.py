@@ -8,9 +8,10 @@ overrides what its paper changes, and no method derives from another.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 
 from perdure import adapters
@@ -38,9 +39,9 @@ class Method:
     """
 
     peft: adapters.Kind = "lora"
-    rank: int = 8
-    alpha: float = 16.0
-    dropout: float = 0.0
+    rank: Annotated[int, Ge(1)] = 8
+    alpha: Annotated[float, Gt(0)] = 16.0
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
     target_modules: list[str] | str | None = None
 
     state: dict[str, Tensor | Any] = field(default_factory=dict, init=False, repr=False)

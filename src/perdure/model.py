@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from jaxtyping import Float, Int
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from perdure import adapters
 from perdure.backbone import Backbone, Encoded
 from perdure.errors import InputError, RunError, UnknownName
-from perdure.evaluate import probabilities, task_logits
+from perdure.evaluate import by_task, probabilities, task_logits
 from perdure.merge import Rule, combine
 from perdure.results import Run
 from perdure.run import restore
@@ -23,7 +24,7 @@ from perdure.task_id import TaskPosterior, describe
 
 @dataclass(frozen=True)
 class Prediction:
-    """The class that is most likely, its probability, and the task that is most likely."""
+    """The class that is most likely, its probability, and the task that it belongs to."""
 
     label: str
     probability: float
@@ -81,13 +82,11 @@ class Model:
         logits = task_logits(self.backbone, self.combined, examples, names)
         labels = tuple(dict.fromkeys(label for name in names for label in self.classes[name]))
         places = [[labels.index(label) for label in self.classes[name]] for name in names]
-        found = probabilities(logits, places, log_weights)
-        best, tasks = found.max(1), log_weights.argmax(1)
+        best = probabilities(logits, places, log_weights).max(1)
+        tasks = _likeliest_task(by_task(logits, log_weights), places, best.indices)
         return [
-            Prediction(labels[label], probability, names[index])
-            for label, probability, index in zip(
-                best.indices.tolist(), best.values.tolist(), tasks.tolist(), strict=True
-            )
+            Prediction(labels[label], probability, names[number])
+            for label, probability, number in zip(best.indices.tolist(), best.values.tolist(), tasks, strict=True)
         ]
 
     def add_predictions(
@@ -97,24 +96,22 @@ class Model:
 
         `column` holds the text, or the path of the image; by default the one that the run was trained on, or `text`.
         """
+        kind = self.backbone.kind
         entries = self.results.recipe["stream"]
-        trained_on = (
-            [entry.get(self.backbone.kind) for entry in entries if isinstance(entry, dict)]
-            if isinstance(entries, list)
-            else []
-        )
+        used = [entry.get(kind) for entry in entries] if isinstance(entries, list) else []
         names = list(rows[0]) if rows else []
-        found = next((name for name in [column, *trained_on, self.backbone.kind] if name in names), None)
+        found = next((name for name in [column, *used, kind] if name in names), None)
         if found is None or (column and found != column):
-            raise InputError(f"No column `{column or self.backbone.kind}`. The table's columns: {names}.")
-        inputs = [row[found] for row in rows]
-        if self.backbone.kind == "image":
-            inputs = [Image.open(path) for path in inputs]
-        added = []
-        for row, prediction in zip(rows, self.predict(inputs, task=task), strict=True):
-            values = dataclasses.asdict(prediction)
-            added.append(row | {f"predicted_{key}" if key in row else key: value for key, value in values.items()})
-        return added
+            raise InputError(f"No column `{column or kind}`. The table's columns: {names}.")
+        values = [_text(row.get(found), number, found) for number, row in enumerate(rows, start=1)]
+        inputs = values if kind == "text" else [_open_image(path) for path in values]
+        title = {key: key for key in ("label", "probability", "task")}
+        while set(title.values()) & set(names):
+            title = {key: f"predicted_{name}" if name in names else name for key, name in title.items()}
+        return [
+            row | {title[key]: value for key, value in dataclasses.asdict(prediction).items()}
+            for row, prediction in zip(rows, self.predict(inputs, task=task), strict=True)
+        ]
 
     def export(self, output: str | Path) -> Path:
         """Write a stock checkpoint: combined weights, all heads as one, `id2label`.
@@ -157,3 +154,27 @@ class Model:
             for task, classes in self.classes.items()
             for label in classes
         ]
+
+
+def _likeliest_task(
+    parts: Sequence[Float[Tensor, "examples _"]], places: Sequence[Sequence[int]], chosen: Int[Tensor, " examples"]
+) -> list[int]:
+    """For each example the task from which most of the probability of the chosen class comes."""
+    shares = []
+    for part, place in zip(parts, places, strict=True):
+        own = torch.tensor(place) == chosen[:, None]  # where the chosen class is among the task's own
+        shares.append((part * own).sum(1))
+    return torch.stack(shares).argmax(0).tolist()
+
+
+def _text(value: Any, number: int, column: str) -> str:
+    if not isinstance(value, str):
+        raise InputError(f"Row {number} has no text in column `{column}`, but {value!r}. Complete it or leave it out.")
+    return value
+
+
+def _open_image(path: str) -> Image.Image:
+    try:
+        return Image.open(path)
+    except OSError as error:
+        raise InputError(f"`{path}` is no image that can be read.") from error

@@ -70,15 +70,22 @@ def fetch(package: Package) -> Path:
     """
     kept = cache() / package.file
     if kept.is_file():
+        if not _is_pinned(kept, package):
+            raise FetchError(f"`{kept}` is not the file that was pinned (its SHA-256 differs). Delete it.")
         return kept
     cache().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache()) as folder:
         _download(package, Path(folder))
         fetched = Path(folder) / "files" / package.file
-        if hashlib.sha256(fetched.read_bytes()).hexdigest() != package.sha256:
+        if not _is_pinned(fetched, package):
             raise FetchError(f"`{package.file}` is not the file that was pinned (its SHA-256 differs). Do not use it.")
         os.replace(fetched, kept)
     return kept
+
+
+def _is_pinned(path: Path, package: Package) -> bool:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == package.sha256
 
 
 def _download(package: Package, folder: Path) -> None:

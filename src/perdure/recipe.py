@@ -1,13 +1,15 @@
 """Recipes: YAML ⇄ objects, validated against the signatures of what they name."""
 
 import copy
-import dataclasses
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any
 
+import torch
 import yaml
+from annotated_types import Ge
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from perdure import registry
@@ -18,8 +20,9 @@ from perdure.learn import Training
 from perdure.merge import Rule, Since, Space
 from perdure.method import Method
 from perdure.results import Run
-from perdure.run import Evaluation, backbone_settings, go_on, measure, plain, restore, run
+from perdure.run import Evaluation, go_on, run, settings_of
 from perdure.stream import Scenario, TaskStream
+from perdure.task_vector import TaskVector
 
 Section = str | dict[str, Any]
 
@@ -43,13 +46,13 @@ class Recipe(BaseModel):
     name: str | None = None
     about: str | None = None
     stream: Section | list[dict[str, Any]]
-    scenario: Scenario = "class"
+    scenario: Scenario | None = None
     backbone: Section
     method: Section
     rule: Section
     training: dict[str, Any] = {}
     evaluation: dict[str, Any] = {}
-    seed: int = 0
+    seed: Annotated[int, Ge(0)] = 0
 
     # -- reading
 
@@ -60,7 +63,7 @@ class Recipe(BaseModel):
             raise InputError(f"{where} must be a mapping of settings such as `stream` and `backbone`.")
         values = {"method": "isolated", "rule": "task_arithmetic"} | copy.deepcopy(values)
         for setting in settings:
-            _put(values, setting)
+            put(values, setting)
         try:
             return cls.model_validate(values)
         except ValidationError as error:
@@ -83,19 +86,19 @@ class Recipe(BaseModel):
     def make_stream(self) -> TaskStream:
         """The tasks."""
         if isinstance(self.stream, list):
-            return own_stream(self.stream, scenario=self.scenario, seed=self.seed)
-        name, options = _named(self.stream, "stream")
-        function = registry.find("benchmark", name)
-        return function(**_checked(function, options, f"stream `{name}`"))
+            return own_stream(self.stream, scenario=self.scenario or "class", seed=self.seed)
+        name, options = named(self.stream, "stream")
+        stream = _benchmark(name, options, self.seed)
+        return replace(stream, scenario=self.scenario) if self.scenario else stream
 
     def make_backbone(self) -> Backbone:
         """The pre-trained model."""
-        name, options = _named(self.backbone, "backbone", key="model")
+        name, options = named(self.backbone, "backbone", key="model")
         return Backbone.load(name, **_checked(Backbone.load, options, "backbone"))
 
     def make_method(self) -> Method:
         """The method, with its settings."""
-        name, options = _named(self.method, "method")
+        name, options = named(self.method, "method")
         found = registry.find("method", name)
         return found(**_checked(found, options, f"method `{name}`"))
 
@@ -114,6 +117,7 @@ class Recipe(BaseModel):
     def run(self, output: str | Path, *, quiet: bool = True) -> Run:
         """Do what the recipe says. Everything is checked before anything is trained."""
         method, rule = self.make_method(), self.make_rule()
+        _check_together(method, rule)
         training, evaluation = self.make_training(), self.make_evaluation()
         stream = self.make_stream()
         backbone = self.make_backbone()
@@ -131,15 +135,19 @@ class Recipe(BaseModel):
         )
 
     def go_on(self, results: Run, *, quiet: bool = True) -> Run:
-        """Learn what the run has not learned yet."""
+        """Learn what the run has not learned yet; the recipe becomes the run's."""
+        method, rule = self.make_method(), self.make_rule()
+        training, evaluation = self.make_training(), self.make_evaluation()
+        stream, backbone = self.make_stream(), self.make_backbone()
+        results.recipe = self.resolved(method, rule, training, evaluation, backbone)
         return go_on(
             results,
-            self.make_stream(),
-            self.make_backbone(),
-            self.make_method(),
-            self.make_rule(),
-            training=self.make_training(),
-            evaluation=self.make_evaluation(),
+            stream,
+            backbone,
+            method,
+            rule,
+            training=training,
+            evaluation=evaluation,
             seed=self.seed,
             quiet=quiet,
         )
@@ -148,15 +156,19 @@ class Recipe(BaseModel):
         self, method: Method, rule: Rule, training: Training, evaluation: Evaluation, backbone: Backbone
     ) -> dict[str, Any]:
         """The recipe with all defaults written out."""
-        options = {field.name: getattr(method, field.name) for field in dataclasses.fields(method) if field.init}
-        values = self.model_dump() | {
-            "backbone": backbone_settings(backbone),
-            "method": {"name": _named(self.method, "method")[0], **options},
-            "rule": {"name": rule.name, "space": rule.space, "since": rule.since, **rule.options},
-            "training": plain(training),
-            "evaluation": plain(evaluation),
-        }
-        return {key: value for key, value in values.items() if value is not None}
+        written = self.model_dump(exclude_none=True)
+        settings = settings_of(backbone, method, rule, training=training, evaluation=evaluation, seed=self.seed)
+        settings["method"]["name"] = named(self.method, "method")[0]
+        return written | settings
+
+
+def _check_together(method: Method, rule: Rule) -> None:
+    """Try the rule on nothing, so that it fails now and not after hours of training."""
+    if method.peft == "bottleneck" and rule.space == "delta":
+        raise InputError("`peft: bottleneck` has no ΔW: give the rule `space: factor`.")
+    if not rule.searches:
+        nothing = {name: TaskVector({"w": torch.zeros(1)}) for name in ("a", "b")}
+        registry.find("rule", rule.name)(nothing, **rule.options)
 
 
 def own_stream(entries: Sequence[Mapping[str, Any]], *, scenario: Scenario = "class", seed: int = 0) -> TaskStream:
@@ -165,9 +177,8 @@ def own_stream(entries: Sequence[Mapping[str, Any]], *, scenario: Scenario = "cl
     for entry in entries:
         options = dict(entry)
         if "benchmark" in options:
-            function = registry.find("benchmark", options.pop("benchmark"))
-            tasks += function(**_checked(function, options, "stream")).tasks
-        elif "data" in options:
+            tasks += _benchmark(options.pop("benchmark"), options, seed).tasks
+        elif isinstance(options.get("data"), (str, dict)):
             source = options.pop("data")
             tasks += read_tasks(source, **_checked(read_tasks, {"seed": seed} | options, "stream"))
         else:
@@ -175,9 +186,19 @@ def own_stream(entries: Sequence[Mapping[str, Any]], *, scenario: Scenario = "cl
     return TaskStream("own", tuple(tasks), scenario)
 
 
+def _benchmark(name: str, options: dict[str, Any], seed: int) -> TaskStream:
+    """A benchmark's stream; the run's seed is also that of its choices, if it makes any and states none of its own."""
+    if "tasks_made_in_python" in options:
+        raise InputError(f"The stream `{name}` was made in Python, not by a recipe: give it as `stream=…`.")
+    function = registry.find("benchmark", name)
+    if "seed" in registry.options(function):
+        options = {"seed": seed} | options
+    return function(**_checked(function, options, f"stream `{name}`"))
+
+
 def make_rule(section: Section) -> Rule:
     """A rule from its name, or from a mapping of its name and settings."""
-    name, options = _named(section, "rule")
+    name, options = named(section, "rule")
     where = {key: options.pop(key) for key in ("space", "since") if key in options}
     function = registry.find("rule", name)
     kinds: dict[str, Any] = {"space": (Space, "delta"), "since": (Since, "pretrained")}
@@ -185,7 +206,7 @@ def make_rule(section: Section) -> Rule:
     return Rule(name=name, options=_checked(function, options, f"rule `{name}`"), **where)
 
 
-def _named(section: Section, where: str, key: str = "name") -> tuple[str, dict[str, Any]]:
+def named(section: Section, where: str, key: str = "name") -> tuple[str, dict[str, Any]]:
     if isinstance(section, str):
         return section, {}
     options = dict(section)
@@ -223,7 +244,7 @@ def _sentence(error: ValidationError, where: str, known: Mapping[str, Any]) -> I
     return InputError(f"{where}: `{name}` is {got!r}, but: {first['msg'][0].lower()}{first['msg'][1:]}.")
 
 
-def _put(values: dict[str, Any], setting: str) -> None:
+def put(values: dict[str, Any], setting: str) -> None:
     """Put `a.b=value` into nested mappings. The value is read as YAML."""
     path, equals, value = setting.partition("=")
     if not equals:
@@ -236,92 +257,7 @@ def _put(values: dict[str, Any], setting: str) -> None:
         if not isinstance(inner, dict):
             raise InputError(f"`--set {setting}`: `{key}` has no settings of its own.")
         values = inner
-    values[last] = yaml.safe_load(value)
-
-
-# -- what the command line does with run folders
-
-
-def evaluate_run(
-    folder: str | Path,
-    rule: str | None = None,
-    settings: Sequence[str] = (),
-    *,
-    steps: Literal["all", "last"] = "all",
-) -> Run:
-    """Measure a finished run again, by its own rule or another, and add the scores to it."""
-    results = Run(folder)
-    recipe = Recipe.parse(results.recipe)
-    stream, backbone = recipe.make_stream(), recipe.make_backbone()
-    found = rule_of(folder, rule, settings)
-    learned = restore(results, backbone)
-    for step in range(1 if steps == "all" else len(learned), len(learned) + 1):
-        measure(
-            results,
-            learned[:step],
-            stream,
-            backbone,
-            found or recipe.make_rule(),
-            evaluation=recipe.make_evaluation(),
-            own=found is None,
-        )
-    return results
-
-
-def rule_of(folder: str | Path, name: str | None, settings: Sequence[str] = ()) -> Rule | None:
-    """A rule as the command line names it, or the run's own with other settings; nothing if neither is asked for."""
-    if name is None and not settings:
-        return None
-    section = {"name": name} if name else Run(folder).recipe["rule"]
-    for setting in settings:
-        _put(section, setting)
-    return make_rule(section)
-
-
-def learn_more(
-    folder: Path,
-    entry: Mapping[str, Any],
-    *,
-    backbone: str | None = None,
-    seed: int | None = None,
-    settings: Sequence[str] = (),
-    quiet: bool = True,
-) -> Run:
-    """Learn the tasks of one more table: for a run that is there, or for a new one (by default on `minilm`).
-
-    Of a run that is there, `settings` change only how its coming tasks are trained.
-
-    Raises
-    ------
-    InputError
-        A run that is there has another backbone or seed.
-    """
-    if not (folder / "recipe.yaml").is_file():
-        values = {"stream": [dict(entry)], "backbone": backbone or "minilm", "seed": seed or 0}
-        return Recipe.parse(values, settings).run(folder, quiet=quiet)
-    results = Run(folder)
-    before, learned = results.recipe, results.tasks
-    fixed = {"--backbone": (backbone, before["backbone"]["model"]), "--seed": (seed, before["seed"])}
-    for option, (given, used) in fixed.items():
-        if given not in (None, used):
-            raise InputError(f"The run `{folder}` began with `{option} {used}`; it cannot go on with `{given}`.")
-    recipe = Recipe.parse(before | {"stream": _entries(before["stream"], entry, learned)}, settings)
-    recipe.make_stream()
-    results.recipe = recipe.model_dump(exclude_none=True)
     try:
-        return recipe.go_on(results, quiet=quiet)
-    except BaseException:
-        if results.tasks == learned:  # nothing came of it: the next attempt may name other columns
-            results.recipe = before
-        raise
-
-
-def _entries(stream: Section | list[dict[str, Any]], entry: Mapping[str, Any], learned: Sequence[str]) -> list[dict]:
-    """A run's stream with one more entry; without what an attempt left behind that learned nothing."""
-    if not learned:
-        return [dict(entry)]
-    if not isinstance(stream, list):
-        name, options = _named(stream, "stream")
-        stream = [{"benchmark": name, **options}]
-    # the same entry is there already if an earlier attempt stopped before all of its tasks were finished
-    return [*stream, *([dict(entry)] if dict(entry) not in stream else [])]
+        values[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise InputError(f"`--set {setting}`: `{value}` is not YAML.") from error

@@ -5,10 +5,12 @@ of the group `perdure.methods` (`perdure.merging`, `perdure.benchmarks`) of anot
 to a Python file (`./mine.py`).
 """
 
+import contextlib
 import importlib
 import importlib.util
 import inspect
 import pkgutil
+import sys
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -57,7 +59,11 @@ def _import_file(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.modules[path.stem] = module  # dataclasses look their module up
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise InputError(f"`{path}` is not Python: {error}.") from error
     return module
 
 
@@ -90,8 +96,16 @@ def about(name: str) -> dict[str, Any]:
     kinds: list[Kind] = [kind for kind in PACKAGES if name.endswith(".py") or name in names(kind)]
     if not kinds:
         raise UnknownName("method, rule or benchmark", name, {each for kind in PACKAGES for each in names(kind)})
-    thing = find(kinds[0], name)
+    thing, kind = _first(kinds, name)
     settings = {
         key: "needed" if p.default is inspect.Parameter.empty else repr(p.default) for key, p in options(thing).items()
     }
-    return {"kind": kinds[0], "name": name, "text": inspect.getdoc(thing) or "", "settings": settings}
+    return {"kind": kind, "name": name, "text": inspect.getdoc(thing) or "", "settings": settings}
+
+
+def _first(kinds: list[Kind], name: str) -> tuple[Callable[..., Any], Kind]:
+    """A file may hold any kind: the first that it does."""
+    for kind in kinds[:-1]:
+        with contextlib.suppress(InputError):
+            return find(kind, name), kind
+    return find(kinds[-1], name), kinds[-1]

@@ -5,7 +5,7 @@
         adapter/            a PEFT folder that stock peft loads
         start.safetensors   the module before the task
         head.safetensors · statistics.safetensors · method.safetensors
-        task.json           name, classes, the method's JSON state
+        task.json           name, classes, digests of the examples, the method's JSON state
         manifest.json       size and SHA-256 of each file
     combined.json                                     the rule as it was last applied, with the scale that was found
     scores.csv · events.jsonl                         measured values; losses, times and sizes
@@ -46,9 +46,12 @@ class Learned:
 
     classes: tuple[str, ...]
     adapter: Adapter
-    head: dict[str, Tensor]
+    heads: dict[str, dict[str, Tensor]]
+    """By task: those that this task's training changed, which is its own and perhaps earlier ones."""
     statistics: Statistics
     state: dict[str, Any]
+    digests: dict[str, str]
+    """The SHA-256 of each split."""
 
     @property
     def name(self) -> str:
@@ -119,13 +122,16 @@ class Run:
             folder = Path(temporary) / place.name
             adapters.save(folder / "adapter", learned.adapter, base=base, head=head)
             tensors = {key: value for key, value in learned.state.items() if isinstance(value, Tensor)}
-            save_file(learned.head, folder / "head.safetensors")
+            heads = {f"{task}/{key}": value for task, head in learned.heads.items() for key, value in head.items()}
+            save_file(heads, folder / "head.safetensors")
             save_file(learned.statistics.tensors(), folder / "statistics.safetensors")
             save_file(tensors, folder / "method.safetensors")
             plain = {key: value for key, value in learned.state.items() if key not in tensors}
-            about = {"name": learned.name, "classes": list(learned.classes), "state": plain}
+            about = {"name": learned.name, "classes": list(learned.classes), "digests": learned.digests, "state": plain}
             (folder / "task.json").write_text(json.dumps(about, indent=2), encoding="utf-8")
             files = sorted(path for path in folder.rglob("*") if path.is_file())
+            for path in files:
+                sync(path)
             manifest = {str(path.relative_to(folder)): _fingerprint(path) for path in files}
             write(folder / "manifest.json", json.dumps(manifest, indent=2))
             if place.exists():  # without a manifest: the remains of a write that never ended
@@ -147,12 +153,17 @@ class Run:
             if not (folder / file).is_file() or _fingerprint(folder / file) != expected:
                 raise RunError(f"`{folder / file}` is not what was written: it is damaged or was changed.")
         about = json.loads((folder / "task.json").read_text(encoding="utf-8"))
+        heads: dict[str, dict[str, Tensor]] = {}
+        for key, value in load_file(folder / "head.safetensors").items():
+            task, _, part = key.partition("/")
+            heads.setdefault(task, {})[part] = value
         return Learned(
             classes=tuple(about["classes"]),
             adapter=adapters.load(folder / "adapter", about["name"]),
-            head=load_file(folder / "head.safetensors"),
+            heads=heads,
             statistics=Statistics(**load_file(folder / "statistics.safetensors")),
             state=about["state"] | load_file(folder / "method.safetensors"),
+            digests=about["digests"],
         )
 
     # -- values
@@ -215,11 +226,17 @@ def _fingerprint(path: Path) -> dict[str, Any]:
 
 def write(path: Path, text: str) -> None:
     """Write a file so that at any moment it is whole: the old one or the new."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".", delete=False, encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    sync(temporary)
+    os.replace(temporary, path)
+
+
+def sync(path: Path) -> None:
+    """See to it that a file is on the disk, and that others may read it as they may its folder."""
+    path.chmod(path.parent.stat().st_mode & 0o666 or 0o644)
+    with path.open("rb") as file:
         os.fsync(file.fileno())
-    os.replace(file.name, path)
 
 
 def dump_yaml(value: Mapping[str, Any]) -> str:

@@ -14,13 +14,15 @@ from typing import Any, Literal
 import torch
 
 from perdure import adapters
+from perdure.adapters import same
 from perdure.backbone import Backbone
+from perdure.errors import RunError
 from perdure.evaluate import TASK_IDS, Evaluator, TaskId
 from perdure.learn import Training, learn
 from perdure.merge import Combined, Rule, combine
 from perdure.method import Method
 from perdure.results import Learned, Run
-from perdure.stream import TaskStream
+from perdure.stream import Task, TaskStream
 from perdure.task_id import Statistics, TaskPosterior, describe
 from perdure.task_vector import TaskVector
 
@@ -76,9 +78,10 @@ def run(
     """
     rule = Rule(name=rule) if isinstance(rule, str) else rule
     training, evaluation = training or Training(), evaluation or Evaluation()
-    settings = recipe or settings_of(
-        stream, backbone, method, rule, training=training, evaluation=evaluation, seed=seed
-    )
+    settings = recipe or {
+        "stream": {"name": stream.name, "scenario": stream.scenario, "tasks_made_in_python": stream.names},
+        **settings_of(backbone, method, rule, training=training, evaluation=evaluation, seed=seed),
+    }
     results = Run.create(output, settings, environment())
     return go_on(
         results,
@@ -105,66 +108,91 @@ def go_on(
     seed: int,
     quiet: bool = True,
 ) -> Run:
-    """Learn the tasks of a stream that the run has not learned yet."""
-    learned = restore(results, backbone)
+    """Learn the tasks of a stream that the run has not learned yet, and measure what has not been measured.
+
+    Raises
+    ------
+    RunError
+        The stream does not begin with the tasks that the run has learned.
+    """
+    learned = restore(results, backbone, stream)
     if learned:
         method.state.update(learned[-1].state)
-    elif evaluation.future:
-        torch.manual_seed(seed)
-        for task in stream:
-            backbone.add_head(task.name, len(task.classes))
-        measure(results, learned, stream, backbone, rule, evaluation=evaluation)
-    for step in range(len(learned) + 1, len(stream) + 1):
-        learned.append(_learn_task(results, stream.until(step), backbone, method, training, seed=seed, quiet=quiet))
-        if evaluation.steps == "all" or step == len(stream):
+    measured = {row["step"] for row in results.scores() if row["rule"] == rule.label}
+    for step in range(len(learned), len(stream) + 1):
+        if step > len(learned):
+            learned.append(_learn_task(results, stream.until(step), backbone, method, training, seed=seed, quiet=quiet))
+            if not rule.searches:  # a search has its result only when it is measured
+                results.save_combined(_described(rule))
+        due = evaluation.future if step == 0 else evaluation.steps == "all" or step == len(stream)
+        if due and step not in measured:
             measure(results, learned, stream, backbone, rule, evaluation=evaluation)
     return results
 
 
 def _learn_task(
-    results: Run,
-    seen: TaskStream,
-    backbone: Backbone,
-    method: Method,
-    training: Training,
-    *,
-    seed: int,
-    quiet: bool,
+    results: Run, seen: TaskStream, backbone: Backbone, method: Method, training: Training, *, seed: int, quiet: bool
 ) -> Learned:
     """Learn the newest task, and save all that is kept of it."""
     task, started = seen[-1], time.perf_counter()
+    before = {name: backbone.head_state(name) for name in backbone.head_names}
     adapter = learn(
-        backbone,
-        seen.tasks,
-        method,
-        training,
-        seed=seed,
-        log=results.event,
-        folder=results.folder,
-        quiet=quiet,
+        backbone, seen.tasks, method, training, seed=seed, log=results.event, folder=results.folder, quiet=quiet
     )
     rows = backbone.encode(task.rows("train"))
-    statistics = Statistics.of(describe(backbone, rows), torch.tensor(rows.labels), len(task.classes))
-    head = {name: value.detach().cpu().clone() for name, value in backbone.head(task.name).state_dict().items()}
-    learned = Learned(task.classes, adapter, head, statistics, dict(method.state))
+    after = {name: backbone.head_state(name) for name in backbone.head_names}
+    learned = Learned(
+        classes=task.classes,
+        adapter=adapter,
+        heads={name: head for name, head in after.items() if name not in before or not same(head, before[name])},
+        statistics=Statistics.of(describe(backbone, rows), torch.tensor(rows.labels), len(task.classes)),
+        state=dict(method.state),
+        digests=task.digests(),
+    )
     stock_head = (backbone.head_name, backbone.head(task.name)) if backbone.head_name else None
     results.save_task(learned, base=backbone.published, head=stock_head)
-    trained = sum(value.numel() for value in [*adapter.parameters.values(), *head.values()])
+    trained = sum(value.numel() for part in (adapter.parameters, *learned.heads.values()) for value in part.values())
     seconds = round(time.perf_counter() - started, 3)
     results.event({"event": "task", "task": task.name, "seconds": seconds, "examples": len(rows), "trained": trained})
     return learned
 
 
-def restore(results: Run, backbone: Backbone) -> list[Learned]:
-    """Give the backbone the heads of a run's tasks and the last task's adapter, as they were left; return the tasks."""
+def restore(results: Run, backbone: Backbone, stream: TaskStream | None = None) -> list[Learned]:
+    """Give the backbone the heads of a run's tasks and the last task's adapter, as they were left; return the tasks.
+
+    Raises
+    ------
+    RunError
+        The `stream` does not begin with the tasks that the run has learned, or their examples are others now.
+    """
     learned = [results.load_task(name) for name in results.tasks]
-    for task in learned:
-        backbone.add_head(task.name, len(task.classes))
-        backbone.head(task.name).load_state_dict(task.head)
+    if stream:
+        _check(learned, stream)
+    give_heads(backbone, learned)
     if learned:
         adapters.attach(backbone.model, learned[-1].adapter.config)
         adapters.write(backbone.model, learned[-1].adapter.parameters)
     return learned
+
+
+def _check(learned: Sequence[Learned], stream: TaskStream) -> None:
+    names = [task.name for task in learned]
+    if stream.names[: len(names)] != names:
+        raise RunError(f"The run has learned the tasks {names}, but the stream has {stream.names}. Keep their order.")
+    for old, task in zip(learned, stream, strict=False):
+        if old.classes != task.classes or old.digests != task.digests():
+            raise RunError(
+                f"The examples of task `{task.name}` are not those that the run learned: the data has changed, and "
+                "what is test now may have been trained on. Put the old data back, or start a new run."
+            )
+
+
+def give_heads(backbone: Backbone, learned: Sequence[Learned]) -> None:
+    """The heads as they were after the last of these tasks; a later task may have trained an earlier one's head on."""
+    for task in learned:
+        for name, head in task.heads.items():
+            backbone.add_head(name, len(head["bias"]))
+            backbone.head(name).load_state_dict(head)
 
 
 def measure(
@@ -183,6 +211,9 @@ def measure(
     """
     started = time.perf_counter()
     seen = [task.name for task in learned]
+    give_heads(backbone, learned)
+    if evaluation.future:
+        _give_fresh_heads(backbone, stream.tasks[len(seen) :], results.recipe["seed"])
     posterior = TaskPosterior({task.name: task.statistics for task in learned}) if learned else None
     # before the first task every head is untrained, and every task as likely as the others
     evaluator = Evaluator(backbone, stream, seen or stream.names, posterior)
@@ -205,50 +236,49 @@ def measure(
         for task_id, values in row.items()
         for task, value in values.items()
     )
-    seconds = round(time.perf_counter() - started, 3)
     about = {"rule": rule.label, "options": dict(found.options), "candidates": candidates}
+    seconds = round(time.perf_counter() - started, 3)
     results.event({"event": "evaluation", "step": len(learned), "seconds": seconds, **about})
     if learned and own:
-        results.save_combined({"label": rule.label, **dataclasses.asdict(found), "candidates": candidates})
+        results.save_combined(_described(found) | {"label": rule.label, "candidates": candidates})
+
+
+def _described(rule: Rule) -> dict[str, Any]:
+    return {"label": rule.label, **dataclasses.asdict(rule), "candidates": {}}
+
+
+def _give_fresh_heads(backbone: Backbone, tasks: Sequence[Task], seed: int) -> None:
+    """Untrained heads for tasks to come, the same whenever they are measured."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for task in tasks:
+            backbone.add_head(task.name, len(task.classes))
 
 
 # -- what was run, and on what
 
 
 def settings_of(
-    stream: TaskStream,
-    backbone: Backbone,
-    method: Method,
-    rule: Rule,
-    *,
-    training: Training,
-    evaluation: Evaluation,
-    seed: int,
+    backbone: Backbone, method: Method, rule: Rule, *, training: Training, evaluation: Evaluation, seed: int
 ) -> dict[str, Any]:
-    """A resolved recipe, of objects made in Python."""
+    """All settings of a run but its stream, as a recipe states them."""
     options = {field.name: getattr(method, field.name) for field in dataclasses.fields(method) if field.init}
     return {
-        "stream": {"name": stream.name, "scenario": stream.scenario, "tasks": stream.names},
-        "backbone": backbone_settings(backbone),
+        "backbone": {
+            "model": backbone.source,
+            "pooling": backbone.pooling,
+            "max_length": backbone.max_length,
+            "head": backbone.head_name,
+        },
         "method": {"name": type(method).__module__.rpartition(".")[2], **options},
         "rule": {"name": rule.name, "space": rule.space, "since": rule.since, **rule.options},
-        "training": plain(training),
-        "evaluation": plain(evaluation),
+        "training": _plain(training),
+        "evaluation": _plain(evaluation),
         "seed": seed,
     }
 
 
-def backbone_settings(backbone: Backbone) -> dict[str, Any]:
-    """The arguments with which the backbone can be loaded again."""
-    return {
-        "model": backbone.source,
-        "pooling": backbone.pooling,
-        "max_length": backbone.max_length,
-        "head": backbone.head_name,
-    }
-
-
-def plain(settings: Any) -> dict[str, Any]:
+def _plain(settings: Any) -> dict[str, Any]:
     """A dataclass as YAML can hold it."""
     values = dataclasses.asdict(settings)
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}

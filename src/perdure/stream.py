@@ -1,12 +1,13 @@
 """What is learned: a `Task` has examples in three splits, a `TaskStream` is tasks in order."""
 
+import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, Image
 
 from perdure.errors import DataError, InputError, UnknownName
 
@@ -64,6 +65,8 @@ class Task:
         if missing:
             raise DataError(f"{where} has no column `{missing[0]}`. Its columns: {data.column_names}.")
         labels = np.asarray(data["label"][:])
+        if not np.issubdtype(labels.dtype, np.integer):
+            raise DataError(f"{where} needs whole numbers as labels, indices into the classes; got `{labels[0]!r}`.")
         if labels.min() < 0 or labels.max() >= len(self.classes):
             bad = int(labels[(labels < 0) | (labels >= len(self.classes))][0])
             raise DataError(
@@ -79,6 +82,10 @@ class Task:
         """The examples of a split, with the task's name; those of several tasks can be put together with `+`."""
         return [(self.name, getattr(self, split))]
 
+    def digests(self) -> dict[str, str]:
+        """The SHA-256 of each split: of its inputs (images as they are encoded) and labels, in order."""
+        return {split: _digest(getattr(self, split), self.kind) for split in SPLITS}
+
     def limited(self, sizes: dict[str, int | None], seed: int) -> "Task":
         """The task with at most `sizes[split]` examples a split, drawn with `seed`."""
         fewer = {}
@@ -88,6 +95,19 @@ class Task:
                 chosen = np.random.default_rng(seed).permutation(len(data))[:size]
                 fewer[split] = data.select(np.sort(chosen))
         return replace(self, **fewer)
+
+
+def _digest(data: Dataset, kind: str) -> str:
+    digest = hashlib.sha256()
+    inputs = data.select_columns([kind])
+    if kind == "image":
+        inputs = inputs.cast_column("image", Image(decode=False))
+    for value in inputs[kind]:
+        content = value if isinstance(value, str) else value["bytes"] or str(value["path"])
+        digest.update(content.encode() if isinstance(content, str) else content)
+        digest.update(b"\0")
+    digest.update(np.asarray(data["label"][:], dtype=np.int64).tobytes())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """Task arithmetic (Ilharco et al. 2023), the second stage of PIC: add the task vectors, scaled."""
 
+import math
+
 from perdure.errors import InputError
 from perdure.task_vector import TaskVector, total
 
@@ -25,7 +27,7 @@ def task_arithmetic(vectors: dict[str, TaskVector], *, scale: float | str = "1/n
     """
     n = len(vectors)
     named = {"1/n": 1 / n, "1/sqrt(n)": n**-0.5}
-    if isinstance(scale, str) and scale not in named:
+    if scale not in named and (isinstance(scale, str) or not math.isfinite(scale)):
         raise InputError(
             f"`scale` of `task_arithmetic` must be a number or one of {[*named, 'search']}, got `{scale}`."
         )

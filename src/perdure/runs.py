@@ -1,0 +1,132 @@
+"""What can be done with a run that is there: measure it again, or let it learn more."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from perdure.errors import InputError
+from perdure.merge import Rule
+from perdure.recipe import Recipe, Section, make_rule, named, put
+from perdure.results import Run
+from perdure.run import measure, restore
+from perdure.stream import TaskStream
+
+
+def evaluate_run(
+    folder: str | Path,
+    rule: str | None = None,
+    settings: Sequence[str] = (),
+    *,
+    steps: Literal["all", "last"] = "all",
+    stream: TaskStream | None = None,
+) -> Run:
+    """Measure a finished run again, by its own rule or another, and add the scores to it.
+
+    Parameters
+    ----------
+    rule
+        Its name; by default the run's own.
+    settings
+        Of the rule, such as `scale=0.3`.
+    stream
+        The tasks, where the run's recipe does not say how they are made.
+
+    Raises
+    ------
+    RunError
+        The tasks or their examples are not those that the run learned.
+    """
+    results = Run(folder)
+    recipe = Recipe.parse(results.recipe)
+    stream, backbone = stream or recipe.make_stream(), recipe.make_backbone()
+    found = rule_of(folder, rule, settings)
+    learned = restore(results, backbone, stream)
+    for step in range(1 if steps == "all" else len(learned), len(learned) + 1):
+        measure(
+            results,
+            learned[:step],
+            stream,
+            backbone,
+            found or recipe.make_rule(),
+            evaluation=recipe.make_evaluation(),
+            own=found is None,
+        )
+    return results
+
+
+def rule_of(folder: str | Path, name: str | None, settings: Sequence[str] = ()) -> Rule | None:
+    """A rule as the command line names it, or the run's own with other settings; nothing if neither is asked for."""
+    if name is None and not settings:
+        return None
+    section = {"name": name} if name else Run(folder).recipe["rule"]
+    for setting in settings:
+        put(section, setting)
+    return make_rule(section)
+
+
+def learn_more(
+    folder: Path,
+    entry: Mapping[str, Any],
+    *,
+    backbone: str | None = None,
+    seed: int | None = None,
+    settings: Sequence[str] = (),
+    quiet: bool = True,
+) -> Run:
+    """Learn the tasks of one more table: for a run that is there, or for a new one (by default on `minilm`).
+
+    Parameters
+    ----------
+    entry
+        The arguments of `read_tasks`, with `data`.
+    backbone, seed, settings
+        For a new run. Of one that has learned something only `training` and `evaluation` can be changed.
+
+    Raises
+    ------
+    InputError
+        Something else is to be changed, or the run has learned these tasks already.
+    """
+    if not (folder / "recipe.yaml").is_file():
+        values = {"stream": [dict(entry)], "backbone": backbone or "minilm", "seed": seed or 0}
+        return Recipe.parse(values, settings).run(folder, quiet=quiet)
+    results = Run(folder)
+    before, learned = results.recipe, results.tasks
+    values = before | {"stream": _entries(before["stream"], entry, learned)}
+    if learned:
+        _check_unchanged(before, backbone, seed, settings)
+        values["scenario"] = Recipe.parse(before).make_stream().scenario
+    elif len(values["stream"]) == 1:  # an attempt that came to nothing
+        values |= {"backbone": backbone or "minilm", "seed": seed or 0}
+    recipe = Recipe.parse(values, settings)
+    if recipe.make_stream().names == learned:
+        raise InputError(f"The run `{folder}` has learned these tasks already: {', '.join(learned)}.")
+    try:
+        return recipe.go_on(results, quiet=quiet)
+    except BaseException:
+        if results.tasks == learned:  # nothing came of it: the next attempt may name other columns
+            results.recipe = before
+        raise
+
+
+def _check_unchanged(
+    before: Mapping[str, Any], backbone: str | None, seed: int | None, settings: Sequence[str]
+) -> None:
+    fixed = {"--backbone": (backbone, before["backbone"]["model"]), "--seed": (seed, before["seed"])}
+    for option, (given, used) in fixed.items():
+        if given not in (None, used):
+            raise InputError(f"The run began with `{option} {used}`; it cannot go on with `{given}`.")
+    for setting in settings:
+        if not setting.startswith(("training.", "evaluation.")):
+            raise InputError(f"`--set {setting}`: of a run that has begun only `training` and `evaluation` can change.")
+
+
+def _entries(stream: Section | list[dict[str, Any]], entry: Mapping[str, Any], learned: Sequence[str]) -> list[dict]:
+    """A run's stream with one more entry; without one that an earlier attempt left behind."""
+    if not isinstance(stream, list):
+        name, options = named(stream, "stream")
+        return [{"benchmark": name, **options}, dict(entry)]
+    if not learned and len(stream) == 1:
+        return [dict(entry)]
+    # the same entry is there already if an earlier attempt stopped before all of its tasks were finished
+    return [*stream, *([dict(entry)] if dict(entry) not in stream else [])]

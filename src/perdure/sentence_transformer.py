@@ -1,0 +1,35 @@
+"""The files with which sentence-transformers reads an encoder: the mean over its tokens, and a linear head on it."""
+
+import json
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import nn
+
+
+def save(folder: Path, head: nn.Linear, *, max_length: int) -> None:
+    """Write what makes an encoder's folder one that stock `SentenceTransformer` loads; its output is the head's."""
+    modules = "sentence_transformers.models"
+    files = {
+        "modules.json": [
+            {"idx": 0, "name": "0", "path": "", "type": f"{modules}.Transformer"},
+            {"idx": 1, "name": "1", "path": "1_Pooling", "type": f"{modules}.Pooling"},
+            {"idx": 2, "name": "2", "path": "2_Dense", "type": f"{modules}.Dense"},
+        ],
+        "sentence_bert_config.json": {"max_seq_length": max_length, "do_lower_case": False},
+        "1_Pooling/config.json": {
+            "word_embedding_dimension": head.in_features,
+            "pooling_mode_mean_tokens": True,
+        },
+        "2_Dense/config.json": {
+            "in_features": head.in_features,
+            "out_features": head.out_features,
+            "bias": True,
+            "activation_function": "torch.nn.modules.linear.Identity",
+        },
+    }
+    for name, content in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(json.dumps(content, indent=2), encoding="utf-8")
+    tensors = {f"linear.{name}": value.cpu() for name, value in head.state_dict().items()}
+    save_file(tensors, folder / "2_Dense" / "model.safetensors")
