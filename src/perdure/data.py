@@ -82,11 +82,11 @@ def _load(data: str | Mapping[str, str], config: str | None, encoding: str) -> d
             options["encoding"] = encoding
         if BUILDERS[suffix] == "csv":  # only an empty cell is empty, not one that says NA or None
             options |= {"sep": "\t" if suffix == ".tsv" else ",", "keep_default_na": False, "na_values": [""]}
-        found = load_dataset(files, (BUILDERS[suffix],), {"data_files": files, **options})
+        found = _load_dataset(files, (BUILDERS[suffix],), {"data_files": files, **options})
     elif Path(files["train"]).is_dir() and not _has_tables(Path(files["train"])):
-        found = load_dataset(files, ("imagefolder",), {"data_dir": files["train"]})
+        found = _load_dataset(files, ("imagefolder",), {"data_dir": files["train"]})
     else:
-        found = load_dataset(files, (files["train"], *([config] if config else [])), {})
+        found = from_hub(files["train"], config)
     return {split: found[key] for split, keys in SPLIT_NAMES.items() for key in keys if key in found}
 
 
@@ -107,7 +107,7 @@ def _has_tables(folder: Path) -> bool:
     return any(path.suffix.lower() in BUILDERS for path in folder.iterdir())
 
 
-def load_dataset(files: Mapping[str, str], arguments: Sequence[str], options: Mapping[str, Any]) -> Any:
+def _load_dataset(files: Mapping[str, str], arguments: Sequence[str], options: Mapping[str, Any]) -> Any:
     """`datasets.load_dataset`, quietly, with one sentence for whatever goes wrong."""
     verbosity = datasets.logging.get_verbosity()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
@@ -121,6 +121,17 @@ def load_dataset(files: Mapping[str, str], arguments: Sequence[str], options: Ma
         raise DataError(f"{where} could not be read: {reason}.") from error
     finally:
         datasets.logging.set_verbosity(verbosity)
+
+
+def from_hub(name: str, config: str | None = None) -> Any:
+    """All splits of a data set on the hub.
+
+    Raises
+    ------
+    DataError
+        It cannot be had.
+    """
+    return _load_dataset({"train": name}, (name, *([config] if config else [])), {})
 
 
 def _input_column(splits: Mapping[Split, Dataset], text: str | None, image: str | None, source: str) -> str:

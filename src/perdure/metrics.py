@@ -48,8 +48,9 @@ def backward_transfer(R: Float[ndarray, "steps tasks"]) -> float:
 def forward_transfer(R: Float[ndarray, "steps tasks"], zero_shot: Float[ndarray, " tasks"]) -> float:
     """FWT = (1/(T-1)) sum over j >= 1 of (R[j-1, j] - b_j), b the scores before anything was learned. nan for one task.
 
-    With a head per task, the head of a task to come is untrained: FWT is then near zero with the task given. It says
-    something where classes are shared between tasks (scenario `domain`).
+    With a head per task, the head of a task to come is untrained: FWT is then near zero with the task given. Without
+    the task, a class that no task seen has is never predicted, while b is measured with untrained heads of all tasks:
+    FWT then says something only where classes are shared between tasks (scenario `domain`).
 
     Examples
     --------

@@ -3,11 +3,11 @@
 import json
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pyarrow.parquet as pq
 from datasets import Dataset
 
+from perdure.data import from_hub
 from perdure.errors import DataError
 from perdure.splits import bounded, by_split, of_classes
 from perdure.stream import Scenario, Split, Task, TaskStream
@@ -145,10 +145,6 @@ def _from_folder(folder: Path) -> tuple[list[str], dict[Split, Dataset]]:
 
 
 def _from_hub() -> tuple[list[str], dict[Split, Dataset]]:
-    try:
-        found = datasets.load_dataset("clinc/clinc_oos", "plus")
-    except Exception as error:  # whatever the network and the readers raise
-        reason = " ".join(str(error).split())
-        raise DataError(f"`clinc/clinc_oos` could not be had from the hub ({reason}). Give a `folder`.") from error
+    found = from_hub("clinc/clinc_oos", "plus")
     splits: tuple[Split, ...] = ("train", "validation", "test")
     return found["train"].features["intent"].names, {s: found[s].rename_column("intent", "label") for s in splits}

@@ -3,11 +3,11 @@
 import json
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pyarrow.parquet as pq
 from datasets import Dataset, Image
 
+from perdure.data import from_hub
 from perdure.errors import DataError
 from perdure.splits import bounded, by_split, of_classes
 from perdure.stream import Scenario, Split, Task, TaskStream
@@ -89,11 +89,7 @@ def _from_folder(folder: Path) -> tuple[list[str], dict[Split, Dataset]]:
 
 
 def _from_hub() -> tuple[list[str], dict[Split, Dataset]]:
-    try:
-        found = datasets.load_dataset("uoft-cs/cifar100")
-    except Exception as error:  # whatever the network and the readers raise
-        reason = " ".join(str(error).split())
-        raise DataError(f"`uoft-cs/cifar100` could not be had from the hub ({reason}). Give a `folder`.") from error
+    found = from_hub("uoft-cs/cifar100")
     ours = {"img": "image", "fine_label": "label"}
     splits: tuple[Split, ...] = ("train", "test")
     data: dict[Split, Dataset] = {

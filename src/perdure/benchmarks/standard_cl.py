@@ -5,10 +5,10 @@ from pathlib import Path
 from string import Formatter
 from typing import NamedTuple
 
-import datasets
 import pyarrow.parquet as pq
 from datasets import Dataset
 
+from perdure.data import from_hub
 from perdure.errors import DataError, UnknownName
 from perdure.splits import bounded, by_split
 from perdure.stream import Scenario, Split, Task, TaskStream
@@ -171,11 +171,7 @@ def _from_hub(name: str) -> Found:
     if name not in CARDS:
         raise UnknownName("task", name, CARDS)
     card = CARDS[name]
-    try:
-        found = datasets.load_dataset(card.path, card.config)
-    except Exception as error:  # whatever the network and the readers raise
-        reason = " ".join(str(error).split())
-        raise DataError(f"`{card.path}` could not be had from the hub ({reason}). Give a `folder`.") from error
+    found = from_hub(card.path, card.config)
     train, test = (
         part if card.label == "label" else part.rename_column(card.label, "label")
         for part in (found["train"], found[card.test])
