@@ -1,7 +1,8 @@
 """Bottleneck adapters (Houlsby et al. 2019; Pfeiffer et al. 2021) as a tuner of peft, which has none.
 
 The output y of a linear layer becomes y + up(gelu(down(y))), with `width` units in the middle; `up` starts from zero,
-so that a fresh adapter changes nothing. Importing perdure makes the kind `BOTTLENECK` known to peft.
+so that a fresh adapter changes nothing. Importing perdure makes the kind `BOTTLENECK` known to peft: an adapter of this
+kind loads with `peft.PeftModel.from_pretrained` after `import perdure`.
 
 References
 ----------

@@ -70,6 +70,7 @@ class Training:
     trackers: tuple[str, ...] = ()
 
 
+COLUMNS = (TextColumn("{task.description}"), *Progress.get_default_columns()[1:3], TimeElapsedColumn())
 Log = Callable[[dict[str, Any]], None]
 
 
@@ -121,21 +122,10 @@ def learn(
     groups = _trainable(backbone, method, training, rows)
     sampler = LengthGroupedBatches(rows.lengths, training.batch_size, seed=order)
     loader = torch.utils.data.DataLoader(rows, batch_sampler=sampler, collate_fn=backbone.collate)  # pyright: ignore
-    steps = training.epochs * math.ceil(len(sampler) / training.gradient_accumulation)
-    optimizer = torch.optim.AdamW(groups, lr=training.learning_rate, weight_decay=training.weight_decay)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _decay(step, steps, training))
+    optimizer, scheduler = _optimizer(groups, training, batches=len(sampler))
     optimizer, loader, scheduler = accelerator.prepare(optimizer, loader, scheduler)
-
-    parameters = [parameter for group in groups for parameter in group["params"]]
-    best = Best(parameters, training)
-    step = 0
-    with Progress(
-        TextColumn("{task.description}"),
-        *Progress.get_default_columns()[1:3],
-        TimeElapsedColumn(),
-        disable=quiet,
-        transient=True,
-    ) as progress:
+    best, step = Best([parameter for group in groups for parameter in group["params"]], training), 0
+    with Progress(*COLUMNS, disable=quiet, transient=True) as progress:
         bar = progress.add_task(f"Learning {task.name}", total=training.epochs * len(sampler))
         for epoch in range(training.epochs):
             _set_dropout(backbone, training)
@@ -144,12 +134,7 @@ def learn(
                     with accelerator.autocast():
                         loss = method.loss(backbone, batch)
                     _check(loss, task, step, training)
-                    accelerator.backward(loss)
-                    if accelerator.sync_gradients:
-                        accelerator.clip_grad_norm_(parameters, training.max_grad_norm)
-                    optimizer.step()
-                    scheduler.step()
-                    optimizer.zero_grad()
+                    _update(accelerator, loss, optimizer, scheduler, training.max_grad_norm)
                 step += 1
                 values = {"loss": loss.item(), "learning_rate": scheduler.get_last_lr()[0]}
                 accelerator.log({f"{task.name}/{name}": value for name, value in values.items()}, step=step)
@@ -159,12 +144,29 @@ def learn(
             if best.wanted and best.done(validation_accuracy(backbone, seen, rows)):
                 break
     best.restore()
-    for parameter in parameters:  # the last step's update has no loss that would tell
+    for parameter in best.parameters:  # the last step's update has no loss that would tell
         _check(parameter.sum(), task, step, training)
     backbone.eval()
     method.end(backbone, task)
     accelerator.end_training()
     return Adapter(task.name, adapters.config_of(backbone.model), start, adapters.read(backbone.model))
+
+
+def _optimizer(groups: list[dict[str, Any]], training: Training, *, batches: int) -> tuple[Any, Any]:
+    """AdamW and its schedule, for `batches` in an epoch."""
+    steps = training.epochs * math.ceil(batches / training.gradient_accumulation)
+    optimizer = torch.optim.AdamW(groups, lr=training.learning_rate, weight_decay=training.weight_decay)
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _decay(step, steps, training))
+
+
+def _update(accelerator: Accelerator, loss: Tensor, optimizer: Any, scheduler: Any, max_grad_norm: float) -> None:
+    """One step down the gradient, or one more batch gathered for it."""
+    accelerator.backward(loss)
+    if accelerator.sync_gradients:
+        accelerator.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], max_grad_norm)
+    optimizer.step()
+    scheduler.step()
+    optimizer.zero_grad()
 
 
 def _accelerator(training: Training, folder: Path | None) -> Accelerator:
