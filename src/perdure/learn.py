@@ -34,7 +34,7 @@ class Training:
     batch_size
         Examples in a batch; `gradient_accumulation` batches make one step.
     learning_rate
-        Of the module; `head_learning_rate` of the heads (by default the same).
+        Of the module; `head_learning_rate` of the heads, which start from nothing and need larger steps.
     schedule
         How the learning rate falls to zero after the warm-up: `linear`, `cosine`, or `constant` (it does not).
     warmup
@@ -57,7 +57,7 @@ class Training:
     epochs: Annotated[int, Ge(1)] = 3
     batch_size: Annotated[int, Ge(1)] = 32
     learning_rate: Annotated[float, Gt(0)] = 1e-3
-    head_learning_rate: Annotated[float, Gt(0)] | None = None
+    head_learning_rate: Annotated[float, Gt(0)] = 1e-2
     weight_decay: Annotated[float, Ge(0)] = 0.01
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup: Annotated[float, Ge(0), Le(1)] = 0.1
@@ -196,8 +196,7 @@ def _trainable(backbone: Backbone, method: Method, training: Training, rows: Enc
     backbone.requires_grad_(False)
     for parameter in [*own, *heads]:
         parameter.requires_grad_(True)
-    rate = training.learning_rate
-    return [{"params": own, "lr": rate}, {"params": heads, "lr": training.head_learning_rate or rate}]
+    return [{"params": own, "lr": training.learning_rate}, {"params": heads, "lr": training.head_learning_rate}]
 
 
 def _set_dropout(backbone: Backbone, training: Training) -> None:
