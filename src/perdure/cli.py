@@ -171,7 +171,7 @@ def list_(as_json: AsJson = False) -> None:
     if as_json:
         return typer.echo(json.dumps(found, indent=2))
     for kind, things in found.items():
-        _table(f"{kind}s", ((name, text) for name, text in things.items()))
+        _table(f"\n{kind.capitalize()}s", ((name, text) for name, text in things.items()))
 
 
 @app.command()
@@ -187,9 +187,10 @@ def show(
         found = summary.summarise([Path(name)])
         return typer.echo(json.dumps(found, indent=2)) if as_json else _show(found)
     about = registry.about(name)
-    typer.echo(json.dumps(about, indent=2) if as_json else about["text"])
-    if not as_json:
-        _table("settings", ((key, value) for key, value in about["settings"].items()))
+    if as_json:
+        return typer.echo(json.dumps(about, indent=2))
+    typer.echo(about["text"])
+    _table("\nSettings", ((key, value) for key, value in about["settings"].items()))
 
 
 def _show(summary: dict[str, Any], folder: Path | None = None) -> None:
