@@ -6,7 +6,6 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any import that reads it
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
 
 import numpy as np
 import pytest
@@ -29,7 +28,7 @@ TEXT = {
 }
 IMAGE = {"vit": transformers.ViTConfig, "dinov2": transformers.Dinov2Config}
 torch.set_num_threads(1)
-transformers.logging.disable_progress_bar()
+transformers.logging.disable_progress_bar()  # of the fixtures below
 
 
 def tokenizer() -> transformers.PreTrainedTokenizerFast:

@@ -5,6 +5,7 @@ import json
 import sys
 
 import pytest
+import transformers
 from test_data import ROWS, write
 
 from perdure import Run, cli
@@ -59,7 +60,9 @@ def test_own_data_from_the_command_line(pico, tmp_path, monkeypatch, perdure):
     status, out, _ = perdure("evaluate", "mine", "--set", "scale=0.5", "--json")
     assert status == 0 and json.loads(out)
     assert "task_arithmetic(scale=0.5)" in {row["rule"] for row in Run("mine").scores()}
-    assert perdure("export", "mine", "--output", "checkpoint")[0] == 0
+    transformers.logging.enable_progress_bar()
+    assert perdure("export", "mine", "--output", "checkpoint") == (0, "checkpoint\n", "")
+    transformers.logging.disable_progress_bar()
     assert (tmp_path / "checkpoint" / "config.json").is_file()
     assert perdure("report", "mine")[0] == 0
     assert "<html" in (tmp_path / "mine" / "report.html").read_text()

@@ -172,8 +172,9 @@ class Backbone(nn.Module):
         if self.head_name is not None:
             owner, _, name = self.head_name.rpartition(".")
             setattr(self.model.get_submodule(owner), name, head)
-        self.model.save_pretrained(folder)  # pyright: ignore
-        self.processor.save_pretrained(folder)
+        with _quietly():
+            self.model.save_pretrained(folder)  # pyright: ignore
+            self.processor.save_pretrained(folder)
         if self.head_name is None:
             sentence_transformer.save(folder, head, max_length=self.max_length)
         else:

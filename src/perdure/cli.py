@@ -1,7 +1,6 @@
 """The command line. Commands hold no logic: they read options, call the library, and print what it returns."""
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -213,9 +212,6 @@ def _table(title: str, rows: Any) -> None:
 
 def main() -> None:
     """Run the command line: a user's mistake is one red sentence and status 1; a traceback is a bug."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     from perdure.errors import PerdureError
 
     try:

@@ -109,8 +109,9 @@ def _has_tables(folder: Path) -> bool:
 
 def _load_dataset(files: Mapping[str, str], arguments: Sequence[str], options: Mapping[str, Any]) -> Any:
     """`datasets.load_dataset`, quietly, with one sentence for whatever goes wrong."""
-    verbosity = datasets.logging.get_verbosity()
+    verbosity, bars = datasets.logging.get_verbosity(), datasets.is_progress_bar_enabled()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    datasets.disable_progress_bars()
     try:
         return datasets.load_dataset(*arguments, **options)
     except Exception as error:  # datasets wraps whatever its readers raise
@@ -121,6 +122,8 @@ def _load_dataset(files: Mapping[str, str], arguments: Sequence[str], options: M
         raise DataError(f"{where} could not be read: {reason}.") from error
     finally:
         datasets.logging.set_verbosity(verbosity)
+        if bars:
+            datasets.enable_progress_bars()
 
 
 def from_hub(name: str, config: str | None = None) -> Any:

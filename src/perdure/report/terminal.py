@@ -40,7 +40,7 @@ def overview(summary: Mapping[str, Any], console: Console | None = None) -> None
     ways = list(dict.fromkeys(result["known"] for run in summary["runs"] for result in run["results"]))
     drawn = Table(title="Average accuracy after the last task (%)", **STYLE)
     for title in ("", "rule", *ways):
-        drawn.add_column(title, justify="left" if title in ("", "rule") else "right")
+        drawn.add_column(title, justify="left" if title in ("", "rule") else "right", overflow="fold")
     for run in summary["runs"]:
         for rule in dict.fromkeys(result["rule"] for result in run["results"]):
             found = {r["known"]: r["metrics"]["average_accuracy"] for r in run["results"] if r["rule"] == rule}
