@@ -94,6 +94,13 @@ def test_a_run_that_stopped_between_tasks_goes_on_bit_for_bit(name, pico, toy, t
     assert whole.scores() == part.scores()
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_a_backbone_that_was_used_before_is_as_good_as_new(name, pico, toy, tmp_path):
+    backbone = Backbone.load(pico("bert"), pooling="mean")
+    runs = [run(toy.until(2), backbone, make(name), training=FEW, output=tmp_path / str(i)) for i in range(2)]
+    assert fingerprint(runs[0].folder) == fingerprint(runs[1].folder) and runs[0].scores() == runs[1].scores()
+
+
 def test_starts(pico, toy, tmp_path):
     def starts(name: str, **options) -> list[adapters.Adapter]:
         method = registry.find("method", name)(rank=2, **options)

@@ -48,7 +48,7 @@ def test_the_conformance_tests_find_it_too(toy_method, tmp_path, request):
     command = f"{sys.executable} -m pytest -o addopts= -p with_toy -q -k toy_method".split()
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     result = subprocess.run([*command, conformance], capture_output=True, text=True, env=environment)
-    assert result.returncode == 0 and "5 passed" in result.stdout, result.stdout
+    assert result.returncode == 0 and "6 passed" in result.stdout, result.stdout
 
 
 def test_a_path_to_a_file(toy_method):

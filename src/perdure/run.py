@@ -168,6 +168,8 @@ def restore(results: Run, backbone: Backbone, stream: TaskStream | None = None) 
     learned = [results.load_task(name) for name in results.tasks]
     if stream:
         _check(learned, stream)
+    adapters.detach(backbone.model)  # another run may have used this backbone before
+    backbone.heads.clear()
     give_heads(backbone, learned)
     if learned:
         adapters.attach(backbone.model, learned[-1].adapter.config)
