@@ -43,13 +43,8 @@ def test_minilm_on_real_texts(demo_cache, shared, tmp_path):
 
 def test_vit_on_real_images(shared, tmp_path):
     stream = split_cifar100(folder=str(shared / "vision"), tasks=20, train=20, validation=5, test=10).until(2)
-    results = run(
-        stream,
-        Backbone.load(shared / "weights" / "vit_tiny_patch16_224"),
-        Isolated(),
-        training=FEW,
-        output=tmp_path / "run",
-    )
+    weights = shared / "weights" / "vit_tiny_patch16_224"
+    results = run(stream, Backbone.load(weights), Isolated(), training=FEW, output=tmp_path / "run")
     model = Model(results)
     images = stream[0].test["image"][:6]
     out = Model(results).export(tmp_path / "out")
