@@ -20,7 +20,7 @@ from perdure.learn import Training
 from perdure.merge import Rule, Since, Space
 from perdure.method import Method
 from perdure.results import Run
-from perdure.run import Evaluation, go_on, run, settings_of
+from perdure.run import Evaluation, environment, go_on, settings_of
 from perdure.stream import Scenario, TaskStream
 from perdure.task_vector import TaskVector
 
@@ -114,32 +114,21 @@ class Recipe(BaseModel):
 
     # -- doing
 
-    def run(self, output: str | Path, *, quiet: bool = True) -> Run:
-        """Do what the recipe says. Everything is checked before anything is trained."""
+    def run(self, output: str | Path, *, more: bool = False, quiet: bool = True) -> Run:
+        """Do what the recipe says. Everything is checked before anything is trained.
+
+        With `more` the run is there already: it learns what it has not learned yet, and the recipe becomes its own.
+        """
         method, rule = self.make_method(), self.make_rule()
         _check_together(method, rule)
         training, evaluation = self.make_training(), self.make_evaluation()
-        stream = self.make_stream()
-        backbone = self.make_backbone()
-        return run(
-            stream,
-            backbone,
-            method,
-            rule,
-            training=training,
-            evaluation=evaluation,
-            output=output,
-            seed=self.seed,
-            recipe=self.resolved(method, rule, training, evaluation, backbone),
-            quiet=quiet,
-        )
-
-    def go_on(self, results: Run, *, quiet: bool = True) -> Run:
-        """Learn what the run has not learned yet; the recipe becomes the run's."""
-        method, rule = self.make_method(), self.make_rule()
-        training, evaluation = self.make_training(), self.make_evaluation()
         stream, backbone = self.make_stream(), self.make_backbone()
-        results.recipe = self.resolved(method, rule, training, evaluation, backbone)
+        settings = self.resolved(method, rule, training, evaluation, backbone)
+        if more:
+            results = Run(output)
+            results.recipe = settings
+        else:
+            results = Run.create(output, settings, environment())
         return go_on(
             results,
             stream,

@@ -6,7 +6,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -57,7 +57,6 @@ def run(
     training: Training | None = None,
     evaluation: Evaluation | None = None,
     seed: int = 0,
-    recipe: Mapping[str, Any] | None = None,
     quiet: bool = True,
 ) -> Run:
     """Learn a stream of tasks by a method, combine what was learned by a rule after each task, and measure it.
@@ -66,8 +65,6 @@ def run(
     ----------
     output
         The run folder; it must be new or empty.
-    recipe
-        What is written to `recipe.yaml`; by default what can be read off the other arguments.
     quiet
         Show no progress bars.
 
@@ -78,7 +75,7 @@ def run(
     """
     rule = Rule(name=rule) if isinstance(rule, str) else rule
     training, evaluation = training or Training(), evaluation or Evaluation()
-    settings = recipe or {
+    settings = {
         "stream": {"name": stream.name, "scenario": stream.scenario, "tasks_made_in_python": stream.names},
         **settings_of(backbone, method, rule, training=training, evaluation=evaluation, seed=seed),
     }

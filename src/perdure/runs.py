@@ -102,7 +102,7 @@ def learn_more(
     if recipe.make_stream().names == learned:
         raise InputError(f"The run `{folder}` has learned these tasks already: {', '.join(learned)}.")
     try:
-        return recipe.go_on(results, quiet=quiet)
+        return recipe.run(folder, more=True, quiet=quiet)
     except BaseException:
         if results.tasks == learned:  # nothing came of it: the next attempt may name other columns
             results.recipe = before
