@@ -80,7 +80,7 @@ def configure(
     else:
         config = BottleneckConfig(width=rank, dropout=dropout, target_modules=targets)
     try:
-        found = bool(targets) and any(_matches(config, name) for name in names)
+        found = bool(targets) and any(check_target_module_exists(config, name) for name in names)
     except re.error as error:
         raise BackboneError(f"`target_modules={target_modules}` is no regular expression ({error}).") from error
     if not found:
@@ -105,10 +105,6 @@ def _linear_names(model: nn.Module) -> list[str]:
 def _query_value(names: list[str]) -> list[str]:
     last = {name.split(".")[-1] for name in names}
     return [name for name in QUERY_VALUE if name in last] or [name for name in FUSED_ATTENTION if name in last]
-
-
-def _matches(config: peft.PeftConfig, name: str) -> bool:
-    return bool(check_target_module_exists(config, name))
 
 
 def layers(model: nn.Module) -> list[BaseTunerLayer]:

@@ -146,11 +146,10 @@ def _folded(model: nn.Module, vector: TaskVector) -> Iterator[None]:
     kept: list[tuple[torch.Tensor, torch.Tensor]] = []
     with adapters.disabled(model):
         try:
-            for name, value in vector.items():
+            for name in vector.entries:
                 weight = adapters.base_layer(model, name).weight
-                change = value.dense() if isinstance(value, LowRank) else value
                 kept.append((weight, weight.data))
-                weight.data = weight.data + change.to(weight)
+                weight.data = weight.data + vector.dense(name).to(weight)
             yield
         finally:
             for weight, before in kept:

@@ -17,7 +17,7 @@ from perdure.backbone import Backbone, Encoded
 from perdure.errors import InputError, RunError, UnknownName
 from perdure.evaluate import by_task, probabilities, task_logits
 from perdure.merge import Rule, combine
-from perdure.results import Run
+from perdure.results import Run, check_empty
 from perdure.run import restore
 from perdure.task_id import TaskPosterior, describe
 
@@ -125,9 +125,7 @@ class Model:
         RunError
             The rule is routed, or combines bottleneck adapters: there is no one set of weights.
         """
-        output = Path(output)
-        if output.exists() and any(output.iterdir()):
-            raise RunError(f"`{output}` is there already and not empty. Give another `--output`, or remove it.")
+        output = check_empty(output)
         if self.combined.routed or self.combined.origin is not None:
             why = "is routed" if self.combined.routed else "combines in factor space"
             raise RunError(

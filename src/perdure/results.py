@@ -83,9 +83,7 @@ class Run:
         RunError
             There is something in the folder already: nothing is ever overwritten.
         """
-        folder = Path(folder)
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise RunError(f"`{folder}` is there already and not empty. Give another `--output`, or remove it.")
+        folder = check_empty(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write(folder / "environment.json", json.dumps(environment, indent=2))
         write(folder / "recipe.yaml", dump_yaml(recipe))
@@ -222,6 +220,14 @@ def _key(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _fingerprint(path: Path) -> dict[str, Any]:
     return {"size": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+
+
+def check_empty(folder: str | Path) -> Path:
+    """A folder that can be written: one that is not there, or has nothing in it."""
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RunError(f"`{folder}` is there already and not empty. Give another `--output`, or remove it.")
+    return folder
 
 
 def write(path: Path, text: str) -> None:
