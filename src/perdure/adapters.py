@@ -6,14 +6,16 @@ The model holds one adapter at a time, under peft's own name `default`. What a t
 
 import contextlib
 import json
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import peft
 import torch
+from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -25,6 +27,7 @@ Kind = Literal["lora", "bottleneck"]
 Parameters = dict[str, Tensor]
 
 QUERY_VALUE = ("query", "value", "query_proj", "value_proj", "q_proj", "v_proj", "q_lin", "v_lin", "q", "v")
+KEY_VALUE = ("key", "value", "key_proj", "value_proj", "k_proj", "v_proj", "k_lin", "v_lin", "q", "v")  # q, v: T5
 FUSED_ATTENTION = ("Wqkv", "qkv", "query_key_value", "in_proj")
 ATTENTION_OUTPUT = r"attention\.output\.dense|out_lin|attn\.Wo|attention\.o_proj|self_attn\.out_proj|attn\.proj"
 FEED_FORWARD_OUTPUT = r"(?<!attention\.)output\.dense|ffn\.lin2|mlp\.Wo|mlp\.fc2|layers\.\d+\.fc2"
@@ -58,12 +61,14 @@ def configure(
     alpha: float,
     dropout: float,
     target_modules: list[str] | str | None,
+    blocks: int | None = None,
 ) -> peft.PeftConfig:
     """peft's configuration for a model.
 
     `target_modules` are names of linear layers (or one regular expression). By default LoRA takes the query and value
     projections, and a bottleneck adapter the outputs of attention and feed-forward parts (Houlsby et al. 2019);
-    `"pfeiffer"` takes those of the feed-forward parts only (Pfeiffer et al. 2021).
+    `"pfeiffer"` takes those of the feed-forward parts only (Pfeiffer et al. 2021). With `blocks`, only layers of the
+    first so many blocks of the transformer are taken.
 
     Raises
     ------
@@ -71,7 +76,7 @@ def configure(
         The model has no layers of these names.
     """
     names = _linear_names(model)
-    targets = target_modules or (_query_value(names) if kind == "lora" else "houlsby")
+    targets = target_modules or (_present(names, QUERY_VALUE) if kind == "lora" else "houlsby")
     if targets in ("houlsby", "pfeiffer"):
         where = FEED_FORWARD_OUTPUT if targets == "pfeiffer" else f"{ATTENTION_OUTPUT}|{FEED_FORWARD_OUTPUT}"
         targets = rf".*({where})"
@@ -80,9 +85,12 @@ def configure(
     else:
         config = BottleneckConfig(width=rank, dropout=dropout, target_modules=targets)
     try:
-        found = bool(targets) and any(check_target_module_exists(config, name) for name in names)
+        found = [name for name in names if targets and check_target_module_exists(config, name)]
     except re.error as error:
         raise BackboneError(f"`target_modules={target_modules}` is no regular expression ({error}).") from error
+    if blocks is not None:
+        found = [name for name in found if _block(name) < blocks]
+        config.target_modules = set(found)  # pyright: ignore
     if not found:
         raise BackboneError(
             f"No layers for a `{kind}` module were found in `{type(model).__name__}`"
@@ -102,9 +110,19 @@ def _linear_names(model: nn.Module) -> list[str]:
     ]
 
 
-def _query_value(names: list[str]) -> list[str]:
+def _block(name: str) -> float:
+    """The number of the transformer's block that a layer is in: the first number in its name."""
+    return next((int(part) for part in name.split(".") if part.isdigit()), math.inf)
+
+
+def key_value(model: nn.Module) -> list[str]:
+    """What the key and value projections of a model are called (query and value in T5's family)."""
+    return _present(_linear_names(model), KEY_VALUE)
+
+
+def _present(names: list[str], wanted: Sequence[str]) -> list[str]:
     last = {name.split(".")[-1] for name in names}
-    return [name for name in QUERY_VALUE if name in last] or [name for name in FUSED_ATTENTION if name in last]
+    return [name for name in wanted if name in last] or [name for name in FUSED_ATTENTION if name in last]
 
 
 def layers(model: nn.Module) -> list[BaseTunerLayer]:
@@ -185,6 +203,33 @@ def write(model: nn.Module, parameters: Parameters) -> None:
 def trainable(model: nn.Module) -> list[nn.Parameter]:
     """The adapter's own parameters."""
     return [parameter for name, parameter in model.named_parameters() if ".default" in name]
+
+
+def factors(model: nn.Module) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
+    """The LoRA parameters A (rank × in) and B (out × rank) of each layer that holds them."""
+    return {
+        name: (module.lora_A["default"].weight, module.lora_B["default"].weight)
+        for name, module in model.named_modules()
+        if isinstance(module, LoraLayer)
+    }
+
+
+@contextlib.contextmanager
+def folded(model: nn.Module, changes: Mapping[str, Tensor]) -> Iterator[None]:
+    """W + ΔW in the place of W of each layer in `changes`, while the block runs.
+
+    W is kept and put back: nothing is ever subtracted. An adapter may be put in or taken out meanwhile.
+    """
+    kept: list[tuple[Tensor, Tensor]] = []
+    try:
+        for name, change in changes.items():
+            weight = base_layer(model, name).weight
+            kept.append((weight, weight.data))
+            weight.data = weight.data + change.to(weight)
+        yield
+    finally:
+        for weight, before in kept:
+            weight.data = before
 
 
 def low_rank(config: peft.PeftConfig, parameters: Parameters) -> dict[str, tuple[Tensor, Tensor]]:

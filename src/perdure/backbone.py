@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers.models.auto import modeling_auto
 from transformers.utils.hub import cached_file
 
-from perdure import packages, sentence_transformer
+from perdure import packages, resolution, sentence_transformer
 from perdure.errors import BackboneError, InputError
 from perdure.stream import Rows
 
@@ -53,12 +53,13 @@ class Backbone(nn.Module):
         head_name: str | None,
         width: int,
         max_length: int,
+        image_size: int | None = None,
     ):
         super().__init__()
         self.model = model.requires_grad_(False)
         self.processor = processor
         self.source, self.pooling, self.head_name = source, pooling, head_name
-        self.width, self.max_length = width, max_length
+        self.width, self.max_length, self.image_size = width, max_length, image_size
         self.kind: Literal["text", "image"] = (
             "text" if hasattr(processor, "pad") and hasattr(processor, "vocab_size") else "image"
         )
@@ -72,6 +73,7 @@ class Backbone(nn.Module):
         *,
         pooling: Pooling = "auto",
         max_length: Annotated[int, Ge(3)] = 128,
+        image_size: Annotated[int, Ge(1)] | None = None,
         head: str | None = None,
     ) -> "Backbone":
         """Load a checkpoint for text or image classification.
@@ -86,6 +88,9 @@ class Backbone(nn.Module):
             pooler, else `stock`.
         max_length
             Texts are cut to so many tokens (at most what the model can read).
+        image_size
+            Images are read at so many pixels a side, by default as the checkpoint's processor says. Fewer are faster:
+            a vision transformer's time goes with their square. Its position embeddings are interpolated.
         head
             The name of the last linear layer, if it is not found.
 
@@ -105,6 +110,8 @@ class Backbone(nn.Module):
             if model is None:
                 pooling, model = "mean", transformers.AutoModel.from_pretrained(path, dtype=torch.float32)
             width = int(model.config.hidden_size) if head_name is None else _take_head(model, head_name)
+            if image_size and kind == "image":
+                resolution.change(model, processor, image_size)
         limit = _length_limit(processor, model.config) if kind == "text" else 0
         return cls(
             model,
@@ -114,6 +121,7 @@ class Backbone(nn.Module):
             head_name=head_name,
             width=width,
             max_length=min(max_length, limit),
+            image_size=image_size if kind == "image" else None,
         )
 
     # -- heads and features
@@ -254,9 +262,9 @@ class Encoded(torch.utils.data.Dataset):
         """The tasks that the examples belong to."""
         return list(dict.fromkeys(self.tasks))
 
-    def batches(self, size: int = 64) -> Iterator[tuple[list[int], Batch]]:
-        """All examples, the like-long together: row numbers, and the batch on the model's device."""
-        order = sorted(range(len(self)), key=self.lengths.__getitem__)
+    def batches(self, rows: Sequence[int] | None = None, *, size: int = 64) -> Iterator[tuple[list[int], Batch]]:
+        """These rows (by default all), the like-long together: row numbers, and the batch on the model's device."""
+        order = sorted(range(len(self)) if rows is None else rows, key=self.lengths.__getitem__)
         for start in range(0, len(order), size):
             index = order[start : start + size]
             batch = self.backbone.collate([self[i] for i in index])

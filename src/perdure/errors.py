@@ -9,6 +9,8 @@ PerdureError
 ├── RunError          a run folder is missing, incomplete or damaged
 └── FetchError        a package with a model or data could not be had
 
+PerdureWarning        what was asked for can be done only in part (a UserWarning)
+
 Each message says what is wrong, what was given, what is allowed, and what to do. The command line
 prints it as one sentence and exits with status 1.
 """
@@ -53,3 +55,7 @@ class RunError(PerdureError):
 
 class FetchError(PerdureError):
     """A package with a model or data could not be had."""
+
+
+class PerdureWarning(UserWarning):
+    """What was asked for can be done only in part."""

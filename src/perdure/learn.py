@@ -19,8 +19,10 @@ from perdure import adapters
 from perdure.adapters import Adapter
 from perdure.backbone import Backbone, Encoded, in_order
 from perdure.errors import InputError, TrainingError
+from perdure.merge import folded, task_vectors
 from perdure.method import Method
 from perdure.stream import Task
+from perdure.task_vector import TaskVector, total
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +82,7 @@ def learn(
     method: Method,
     training: Training,
     *,
+    earlier: Sequence[Adapter] = (),
     seed: int = 0,
     log: Log | None = None,
     folder: Path | None = None,
@@ -89,6 +92,8 @@ def learn(
 
     Parameters
     ----------
+    earlier
+        What the tasks before it have learned, in order: some methods train on top of it.
     seed
         Of the run. Each task begins with the same random state (so that fresh modules are equal); the order of its
         examples and its dropout follow `seed` and its place in the stream.
@@ -109,6 +114,22 @@ def learn(
     TrainingError
         The loss is not a finite number.
     """
+    beneath = total([TaskVector({}), *task_vectors(method.beneath(earlier)).values()])
+    with folded(backbone.model, beneath):
+        return _learn(backbone, seen, method, training, seed=seed, log=log, folder=folder, quiet=quiet)
+
+
+def _learn(
+    backbone: Backbone,
+    seen: Sequence[Task],
+    method: Method,
+    training: Training,
+    *,
+    seed: int,
+    log: Log | None,
+    folder: Path | None,
+    quiet: bool,
+) -> Adapter:
     task = seen[-1]
     accelerator = _accelerator(training, folder)
     order = seed + 1000 * len(seen)

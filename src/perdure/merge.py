@@ -130,30 +130,19 @@ class Combined:
     def applied(self, backbone: Backbone, task: str | None = None) -> Iterator[None]:
         """The backbone with the combination in it, while the block runs; afterwards it is as before, bit for bit."""
         vector = self.vectors.get(task or "") if isinstance(self.vectors, dict) else self.vectors
-        if vector is None:  # a task to come: nothing has been learned for it
-            inside = adapters.disabled(backbone.model)
-        elif self.origin is None:
-            inside = _folded(backbone.model, vector)
-        else:
-            inside = _adapted(backbone.model, self.origin, vector)
-        with inside:
-            yield
+        if vector is not None and self.origin is not None:
+            with _adapted(backbone.model, self.origin, vector):
+                yield
+        else:  # no vector is a task to come: nothing has been learned for it
+            with adapters.disabled(backbone.model), folded(backbone.model, vector or TaskVector({})):
+                yield
 
 
 @contextlib.contextmanager
-def _folded(model: nn.Module, vector: TaskVector) -> Iterator[None]:
-    """W + ΔW in the place of each W, which is kept and put back: nothing is ever subtracted."""
-    kept: list[tuple[torch.Tensor, torch.Tensor]] = []
-    with adapters.disabled(model):
-        try:
-            for name in vector.entries:
-                weight = adapters.base_layer(model, name).weight
-                kept.append((weight, weight.data))
-                weight.data = weight.data + vector.dense(name).to(weight)
-            yield
-        finally:
-            for weight, before in kept:
-                weight.data = before
+def folded(model: nn.Module, vector: TaskVector) -> Iterator[None]:
+    """W + ΔW in the place of each W of a vector in delta space, while the block runs."""
+    with adapters.folded(model, {name: vector.dense(name) for name in vector.entries}):
+        yield
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
-"""The interface of a method: how one task is learned after others. Five hooks, each with a default.
+"""The interface of a method: how one task is learned after others. Six hooks, each with a default.
 
-    begin(backbone, task) → parameters(backbone) → each batch of examples(seen): loss(backbone, batch) → end(…)
+    beneath(earlier) → begin(backbone, task) → parameters(backbone)
+    → each batch of examples(seen): loss(backbone, batch) → end(backbone, task)
 
 The defaults train one fresh PEFT module per task, all from the same start. A method is one file in `methods/`: it
 overrides what its paper changes, and no method derives from another.
@@ -15,6 +16,7 @@ from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 
 from perdure import adapters
+from perdure.adapters import Adapter
 from perdure.backbone import Backbone, Batch
 from perdure.stream import Rows, Task
 
@@ -47,6 +49,10 @@ class Method:
     state: dict[str, Tensor | Any] = field(default_factory=dict, init=False, repr=False)
     """What is remembered between tasks: tensors and JSON values by name, saved after each task."""
 
+    def beneath(self, earlier: Sequence[Adapter]) -> Sequence[Adapter]:
+        """Those of the earlier tasks' adapters on whose sum the new task is learned; by default none of them."""
+        return ()
+
     def begin(self, backbone: Backbone, task: Task) -> None:
         """Get ready for a task. Its head is there; torch's random state is the same for every task of a run."""
         self.attach(backbone)
@@ -66,7 +72,9 @@ class Method:
     def end(self, backbone: Backbone, task: Task) -> None:
         """Remember what later tasks will need."""
 
-    def attach(self, backbone: Backbone) -> None:
+    def attach(
+        self, backbone: Backbone, *, target_modules: list[str] | str | None = None, blocks: int | None = None
+    ) -> None:
         """Put a fresh module into the model, as the settings say."""
         config = adapters.configure(
             backbone.model,
@@ -74,7 +82,8 @@ class Method:
             rank=self.rank,
             alpha=self.alpha,
             dropout=self.dropout,
-            target_modules=self.target_modules,
+            target_modules=target_modules or self.target_modules,
+            blocks=blocks,
         )
         adapters.attach(backbone.model, config)
 

@@ -48,7 +48,7 @@ class Model:
         self.rule = rule or Rule(**{name: combined[name] for name in ("name", "options", "space", "since")})
         settings = self.results.recipe["backbone"]
         self.backbone = Backbone.load(
-            settings["model"], **{name: settings[name] for name in ("pooling", "max_length", "head")}
+            settings["model"], **{name: value for name, value in settings.items() if name != "model"}
         )
         self.learned = restore(self.results, self.backbone)
         self.classes = {task.name: task.classes for task in self.learned}

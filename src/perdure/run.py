@@ -118,7 +118,10 @@ def go_on(
     measured = {row["step"] for row in results.scores() if row["rule"] == rule.label}
     for step in range(len(learned), len(stream) + 1):
         if step > len(learned):
-            learned.append(_learn_task(results, stream.until(step), backbone, method, training, seed=seed, quiet=quiet))
+            task = _learn_task(
+                results, learned, stream.until(step), backbone, method, training=training, seed=seed, quiet=quiet
+            )
+            learned.append(task)
             if not rule.searches:  # a search has its result only when it is measured
                 results.save_combined(_described(rule))
         due = evaluation.future if step == 0 else evaluation.steps == "all" or step == len(stream)
@@ -128,13 +131,29 @@ def go_on(
 
 
 def _learn_task(
-    results: Run, seen: TaskStream, backbone: Backbone, method: Method, training: Training, *, seed: int, quiet: bool
+    results: Run,
+    earlier: Sequence[Learned],
+    seen: TaskStream,
+    backbone: Backbone,
+    method: Method,
+    *,
+    training: Training,
+    seed: int,
+    quiet: bool,
 ) -> Learned:
     """Learn the newest task, and save all that is kept of it."""
     task, started = seen[-1], time.perf_counter()
     before = {name: backbone.head_state(name) for name in backbone.head_names}
     adapter = learn(
-        backbone, seen.tasks, method, training, seed=seed, log=results.event, folder=results.folder, quiet=quiet
+        backbone,
+        seen.tasks,
+        method,
+        training,
+        earlier=[task.adapter for task in earlier],
+        seed=seed,
+        log=results.event,
+        folder=results.folder,
+        quiet=quiet,
     )
     rows = backbone.encode(task.rows("train"))
     after = {name: backbone.head_state(name) for name in backbone.head_names}
@@ -267,6 +286,7 @@ def settings_of(
             "model": backbone.source,
             "pooling": backbone.pooling,
             "max_length": backbone.max_length,
+            "image_size": backbone.image_size,
             "head": backbone.head_name,
         },
         "method": {"name": type(method).__module__.rpartition(".")[2], **options},

@@ -1,0 +1,141 @@
+"""InfLoRA (Liang & Li 2024): low-rank branches whose frozen half keeps them from disturbing earlier tasks."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from annotated_types import Ge, Gt, Le
+from torch import Tensor, nn
+
+from perdure import adapters
+from perdure.adapters import Adapter
+from perdure.backbone import Backbone
+from perdure.errors import InputError, PerdureWarning
+from perdure.method import Method
+from perdure.stream import Task
+from perdure.subspace import Energy, Subspace, input_covariances
+
+
+@dataclass(kw_only=True)
+class InfLoRA(Method):
+    """Train A_t of a branch A_t B_t whose B_t is designed from inputs, frozen, and orthogonal to those of old tasks.
+
+    e = W h + sum of A_j B_j h. The rows of B_t are the leading directions of the new task's inputs outside M_t, the
+    space of the old tasks' inputs, so that training A_t (from zero) changes W only inside N_t ∩ M_t⊥. After the task
+    M_t takes up the leading directions of its inputs (DualGPM). Combine with the rule `sum`.
+
+    A_t is peft's `lora_B`, and B_t its `lora_A`.
+
+    Parameters
+    ----------
+    rank, alpha
+        ΔW = alpha / rank · A_t B_t, with at most `rank` rows of B_t: no more than there are directions left.
+    target_modules
+        By default key and value (query and value in T5's family); those with the same input share one B_t.
+    blocks
+        Only the first so many blocks of the transformer have branches (5 in InfLoRA-b5); by default all.
+    design
+        The rows of B_t: of the new task's inputs and outside M_t (`both`, the paper's method); of its inputs only
+        (`new_task`); random, outside M_t (`orthogonal`); or `random`. The paper's ablation.
+    row_norm
+        The norm of each row of B_t: 1/√3 in the official code.
+    epsilon, last_epsilon, tasks
+        The share of the energy of a task's inputs that M_t takes up. It rises from task to task by a straight line that
+        would reach `last_epsilon` after so many `tasks`, and stays when they are more.
+    energy
+        `covariance`: of squared eigenvalues of E[h hᵀ], to which the published epsilons belong; `features`: of squared
+        singular values of the inputs themselves.
+    balance
+        Instead of epsilon, a size for each module, after SplitLoRA's idea: a direction with the share e of the energy
+        is taken up if balance · e is more than 1 / dimension, what it costs in room. Its authors weigh with 20.
+    statistics_examples
+        Look at about so many of a task's examples; by default all, once before training and once after.
+    upon
+        `earlier`: train on top of the earlier tasks' branches (InfLoRA); `pretrained`: each task on the pre-trained
+        model alone, isolated inside its designed subspace, for a rule such as `task_arithmetic` to combine.
+
+    References
+    ----------
+    Liang & Li, InfLoRA: Interference-Free Low-Rank Adaptation for Continual Learning, arXiv 2404.00228; DualGPM: Liang
+    & Li, Adaptive Plasticity Improvement for Continual Learning, CVPR 2023; sizes per module: Qiu et al. (SplitLoRA),
+    arXiv 2505.22370. Numerically as the official code, but in double precision, with the first task's branch for spaces
+    above half of the dimension repaired, and rows that would leave M_t⊥ left zero.
+    """
+
+    rank: Annotated[int, Ge(1)] = 10
+    alpha: Annotated[float, Gt(0)] = 10.0
+    blocks: Annotated[int, Ge(1)] | None = None
+    design: Literal["both", "new_task", "orthogonal", "random"] = "both"
+    row_norm: Annotated[float, Gt(0)] = 3**-0.5
+    epsilon: Annotated[float, Gt(0), Le(1)] = 0.95
+    last_epsilon: Annotated[float, Gt(0), Le(1)] = 1.0
+    tasks: Annotated[int, Ge(1)] = 10
+    energy: Energy = "covariance"
+    balance: Annotated[float, Gt(0)] | None = None
+    statistics_examples: Annotated[int, Ge(1)] | None = None
+    upon: Literal["earlier", "pretrained"] = "earlier"
+
+    def beneath(self, earlier: Sequence[Adapter]) -> Sequence[Adapter]:
+        if len(earlier) != self._learned:
+            raise InputError(f"`inflora` has seen {self._learned} tasks, but got {len(earlier)} adapters as `earlier`.")
+        return earlier if self.upon == "earlier" else ()
+
+    def begin(self, backbone: Backbone, task: Task) -> None:
+        """Put the branch in and design B_t; A_t is zero."""
+        if self.peft != "lora":
+            raise InputError("`inflora` designs a half of LoRA: it needs `peft: lora`.")
+        targets = self.target_modules or adapters.key_value(backbone.model)
+        self.attach(backbone, target_modules=targets, blocks=self.blocks)
+        factors, found = adapters.factors(backbone.model), []
+        random = torch.Generator().manual_seed(torch.initial_seed() + 1000 * self._learned)
+        for layers, C in self._covariances(backbone, task, full=self.design in ("both", "new_task")).items():
+            space = self._space(layers[0], len(C)) if self.design in ("both", "orthogonal") else Subspace.empty(len(C))
+            if self.design in ("both", "new_task"):
+                rows = space.directions(C, self.rank, self.energy).T
+            else:
+                rows = space.random_directions(self.rank, random).T
+            for name in layers:
+                lora_A = factors[name][0].data
+                lora_A.zero_()[: len(rows)] = self.row_norm * rows.to(lora_A)
+            found.append(len(rows))
+        short = [rows for rows in found if rows < self.rank]
+        if short:
+            warnings.warn(
+                f"Task `{task.name}` has fewer than `rank={self.rank}` directions to learn in ({min(short)} or more) in"
+                f" {len(short)} of {len(found)} groups of layers: its inputs vary too little outside what earlier tasks"
+                " have taken up. Lower `rank`, `epsilon` or `last_epsilon`, or set `balance`.",
+                PerdureWarning,
+                stacklevel=2,
+            )
+
+    def parameters(self, backbone: Backbone) -> list[nn.Parameter]:
+        """A_t alone."""
+        return [lora_B for _, lora_B in adapters.factors(backbone.model).values()]
+
+    def end(self, backbone: Backbone, task: Task) -> None:
+        """Let M_t take up the leading directions of the task's inputs, as they are after training."""
+        rise = min(self._learned, self.tasks - 1) / self.tasks
+        epsilon = self.epsilon + (self.last_epsilon - self.epsilon) * rise
+        if self.design in ("both", "orthogonal"):
+            for layers, C in self._covariances(backbone, task).items():
+                space = self._space(layers[0], len(C))
+                space = space.grown(C, epsilon, energy=self.energy, balance=self.balance)
+                self.state[f"basis/{layers[0]}"] = space.basis
+                self.state[f"complement/{layers[0]}"] = space.complement
+        self.state["learned"] = self._learned + 1
+
+    @property
+    def _learned(self) -> int:
+        return self.state.get("learned", 0)
+
+    def _space(self, layer: str, d: int) -> Subspace:
+        basis = self.state.get(f"basis/{layer}")
+        return Subspace.empty(d) if basis is None else Subspace(basis, self.state[f"complement/{layer}"])
+
+    def _covariances(self, backbone: Backbone, task: Task, *, full: bool = True) -> dict[tuple[str, ...], Tensor]:
+        """One pass over the task's examples; not `full`: over one, to find which layers have the same input."""
+        examples = backbone.encode(task.rows("train"))
+        limit = self.statistics_examples if full else 1
+        return input_covariances(backbone, examples, list(adapters.factors(backbone.model)), limit=limit)

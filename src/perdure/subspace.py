@@ -1,0 +1,209 @@
+"""What goes into layers: covariances of inputs, and the subspace of them that earlier tasks have taken.
+
+Gradient projection memory (Saha et al. 2021, arXiv 2103.09762) in its dual form (Liang & Li 2023, arXiv 2310.03843): a
+basis of the subspace or of its complement, whichever is smaller. The algebra is in double precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from perdure.backbone import Backbone, Batch, Encoded
+
+Energy = Literal["covariance", "features"]
+NOISE = 1e-13
+"""Covariances add up products in single precision: below this share of their energy there is no direction."""
+
+
+# -- what goes into layers
+
+
+@torch.no_grad()
+def input_covariances(
+    backbone: Backbone, examples: Encoded, layers: Sequence[str], *, limit: int | None = None
+) -> dict[tuple[str, ...], Float[Tensor, "in in"]]:
+    """E[x xᵀ] (not centred) over what goes into each layer, all tokens but padding. One pass over the examples.
+
+    Layers that read the same tensor, such as key and value, have one covariance.
+
+    Parameters
+    ----------
+    layers
+        Names of layers in `backbone.model`.
+    limit
+        Take about so many examples, evenly spread; by default all.
+
+    Returns
+    -------
+    dict
+        By the names of the layers with the same input; in double precision, on the CPU.
+    """
+    backbone.eval()
+    step = max(1, round(len(examples) / limit)) if limit else 1
+    groups: list[tuple[str, ...]] = []
+    sums: dict[str, Tensor] = {}
+    tokens: dict[str, int] = {}
+    for _, batch in examples.batches(range(0, len(examples), step)):
+        groups = groups or _same_inputs(backbone, batch, layers)
+
+        def add(name: str, x: Tensor, batch: Batch = batch) -> None:
+            rows = _tokens(x, batch)
+            before = sums.setdefault(name, torch.zeros(x.shape[-1], x.shape[-1], dtype=torch.double, device=x.device))
+            before += rows.T @ rows  # one matrix is the only temporary, whatever the batch
+            tokens[name] = tokens.get(name, 0) + len(rows)
+
+        with _watched(backbone.model, [group[0] for group in groups], add):
+            backbone(batch["inputs"])
+    return {group: (sums[group[0]] / tokens[group[0]]).cpu() for group in groups}
+
+
+def _same_inputs(backbone: Backbone, batch: Batch, layers: Sequence[str]) -> list[tuple[str, ...]]:
+    """The layers in groups that read the very same tensors."""
+    seen: dict[str, list[Tensor]] = {name: [] for name in layers}  # held, so that no address is used twice
+    with _watched(backbone.model, layers, lambda name, x: seen[name].append(x)):
+        backbone({name: value[:1] for name, value in batch["inputs"].items()})
+    groups: dict[tuple[int, ...], tuple[str, ...]] = {}
+    for name, tensors in seen.items():
+        key = tuple(id(x) for x in tensors)
+        groups[key] = (*groups.get(key, ()), name)
+    return list(groups.values())
+
+
+@contextmanager
+def _watched(model: nn.Module, layers: Sequence[str], receive: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Call `receive(name, input)` whenever one of the layers runs."""
+
+    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        return lambda _, arguments: receive(name, arguments[0])
+
+    handles = [model.get_submodule(name).register_forward_pre_hook(hook(name)) for name in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _tokens(x: Tensor, batch: Batch) -> Float[Tensor, "tokens in"]:
+    mask = batch["inputs"].get("attention_mask")
+    if mask is not None and mask.shape == x.shape[:-1]:
+        return x[mask.bool()]
+    return x.flatten(0, -2)
+
+
+# -- the subspace that is taken
+
+
+@dataclass(frozen=True)
+class Subspace:
+    """M, a subspace of R^d, by an orthonormal basis of itself or of its complement.
+
+    Examples
+    --------
+    >>> first, second = torch.diag(torch.tensor([4.0, 1.0, 0.0])), torch.diag(torch.tensor([1.0, 1.0, 3.0]))
+    >>> one = Subspace.empty(3).grown(first.double(), 0.99)
+    >>> one.dimension, one.outside(torch.eye(3).double()).diagonal().tolist()
+    (1, [0.0, 1.0, 1.0])
+    >>> two = one.grown(second.double(), 0.9)
+    >>> two.dimension, two.complement
+    (2, True)
+    """
+
+    basis: Float[Tensor, "d vectors"]
+    complement: bool
+
+    @classmethod
+    def empty(cls, d: int) -> Subspace:
+        """Nothing is taken yet."""
+        return cls(torch.zeros(d, 0, dtype=torch.double), complement=False)
+
+    @property
+    def dimension(self) -> int:
+        d, vectors = self.basis.shape
+        return d - vectors if self.complement else vectors
+
+    @property
+    def free(self) -> int:
+        """The dimension of the complement."""
+        return len(self.basis) - self.dimension
+
+    def outside(self, x: Float[Tensor, "d n"]) -> Float[Tensor, "d n"]:
+        """What of the columns of x lies in the complement: x - M Mᵀ x, or M⊥ M⊥ᵀ x."""
+        inside = self.basis @ (self.basis.T @ x)
+        return inside if self.complement else x - inside
+
+    def directions(
+        self, C: Float[Tensor, "d d"], count: int, energy: Energy = "covariance"
+    ) -> Float[Tensor, "d found"]:
+        """The leading directions outside M of inputs with covariance C: at most `count`, orthonormal, none of noise.
+
+        `energy="covariance"`: left singular vectors of (I - M Mᵀ) C, as InfLoRA's code has it; `"features"`: those of
+        (I - M Mᵀ) H, H being the inputs themselves, as the paper has it.
+        """
+        values, vectors = _leading(self._outside(C, energy), min(count, self.free))
+        return self._clean(vectors[:, values > NOISE * _energy(C, energy)])
+
+    def random_directions(self, count: int, random: torch.Generator) -> Float[Tensor, "d found"]:
+        """Random orthonormal directions outside M: at most `count`."""
+        d = len(self.basis)
+        return self._clean(torch.randn(d, min(count, self.free), dtype=torch.double, generator=random))
+
+    def grown(
+        self, C: Float[Tensor, "d d"], epsilon: float, *, energy: Energy = "covariance", balance: float | None = None
+    ) -> Subspace:
+        """M with so many leading directions of inputs with covariance C that it holds the share `epsilon` of energy.
+
+        Energies are squared singular values of (I - M Mᵀ) C, or of (I - M Mᵀ) H. Of the first task one direction fewer
+        is taken, at least one, as in InfLoRA's code.
+
+        With `balance`, not `epsilon` but the share of each direction decides: it is taken if balance · share > 1 / d,
+        its cost in room to learn.
+        """
+        total = _energy(C, energy)
+        values, vectors = (x.flip(-1) for x in torch.linalg.eigh(self._outside(C, energy)))
+        shares = values.clamp_min(0) / total
+        if balance is not None:
+            count = int((balance * shares > 1 / len(C)).sum())
+        elif self.dimension == 0:
+            count = max(1, int((shares.cumsum(0) < epsilon).sum()))
+        else:
+            left = shares.sum() - torch.cat([shares.new_zeros(1), shares.cumsum(0)])
+            count = int((left > 1 - epsilon).sum())
+        return self._with(vectors[:, : min(count, self.free)])
+
+    def _outside(self, C: Tensor, energy: Energy) -> Tensor:
+        """The matrix outside M whose eigenvectors are the directions and whose eigenvalues are their energies."""
+        half = self.outside(C)
+        return half @ half.T if energy == "covariance" else self.outside(half.T)
+
+    def _clean(self, vectors: Tensor) -> Tensor:
+        """Orthonormal and outside M to the last digit."""
+        return torch.linalg.qr(self.outside(torch.linalg.qr(self.outside(vectors))[0]))[0]
+
+    def _with(self, vectors: Tensor) -> Subspace:
+        d, new = len(self.basis), self._clean(vectors)
+        if self.complement:  # what is left of the complement, in its own coordinates
+            rest = torch.linalg.qr(self.basis.T @ new, mode="complete")[0][:, new.shape[1] :]
+            return Subspace(torch.linalg.qr(self.basis @ rest)[0].contiguous(), complement=True)
+        basis = torch.linalg.qr(torch.cat([self.basis, new], dim=1), mode="complete")[0]
+        taken = self.dimension + new.shape[1]
+        kept = basis[:, taken:] if taken > d / 2 else basis[:, :taken]
+        return Subspace(kept.contiguous(), complement=taken > d / 2)
+
+
+def _energy(C: Tensor, energy: Energy) -> Tensor:
+    """All of it: the sum of squared singular values of C, or of H."""
+    return C.square().sum() if energy == "covariance" else C.trace()
+
+
+def _leading(G: Float[Tensor, "d d"], count: int) -> tuple[Float[Tensor, " count"], Float[Tensor, "d count"]]:
+    """The largest eigenvalues of a symmetric matrix, and their vectors."""
+    values, vectors = (x.flip(-1) for x in torch.linalg.eigh(G))
+    return values[:count], vectors[:, :count]
