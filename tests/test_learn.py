@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 import torch
 
-from perdure import Backbone, InputError, Training, TrainingError, adapters, learn
+from perdure import Backbone, InputError, Training, TrainingError, adapters, learn, registry
 from perdure.learn import Best, LengthGroupedBatches, _decay
 from perdure.methods.isolated import Isolated
 
@@ -122,25 +122,19 @@ def test_a_progress_bar_names_the_task(bert, toy, monkeypatch, capsys):
     assert shown and all(text.startswith("Learning fruit  loss ") for text in shown)
 
 
-@pytest.mark.parametrize("kind", ["isolated", "sequential", "joint"])
+@pytest.mark.parametrize("kind", registry.names("method"))
 def test_golden_loss(kind, pico, toy, request):
     """The loss of every step on the toy stream. A change of these numbers is a change of behaviour."""
-    from perdure import registry
-
     file = request.path.parent / "golden" / f"{kind}.json"
     losses, backbone, method = (
         [],
         Backbone.load(pico("bert"), pooling="mean"),
         registry.find("method", kind)(rank=2),
     )
+    training, earlier = Training(epochs=1, batch_size=8), []
     for i in range(3):
-        learn(
-            backbone,
-            toy.tasks[: i + 1],
-            method,
-            Training(epochs=1, batch_size=8),
-            log=lambda e: losses.append(e["loss"]),
-        )
+        log = lambda event: losses.append(event["loss"])  # noqa: E731
+        earlier.append(learn(backbone, toy.tasks[: i + 1], method, training, earlier=earlier, log=log))
     if not file.exists():
         file.parent.mkdir(exist_ok=True)
         file.write_text(json.dumps([round(x, 5) for x in losses], indent=0) + "\n")

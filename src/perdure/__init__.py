@@ -1,6 +1,7 @@
 """perdure teaches one pre-trained transformer new tasks, one after another, without forgetting the old ones."""
 
 from perdure.adapters import Adapter
+from perdure.alignment import Alignment, Gaussians, align
 from perdure.backbone import Backbone
 from perdure.data import read_tasks
 from perdure.errors import (
@@ -29,12 +30,14 @@ from perdure.task_vector import LowRank, TaskVector
 
 __all__ = [
     "Adapter",
+    "Alignment",
     "Backbone",
     "BackboneError",
     "Combined",
     "DataError",
     "Evaluation",
     "FetchError",
+    "Gaussians",
     "InputError",
     "LowRank",
     "Method",
@@ -54,6 +57,7 @@ __all__ = [
     "Training",
     "TrainingError",
     "UnknownName",
+    "align",
     "combine",
     "evaluate_run",
     "find",

@@ -208,7 +208,7 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
 def factors(model: nn.Module) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
     """The LoRA parameters A (rank × in) and B (out × rank) of each layer that holds them."""
     return {
-        name: (module.lora_A["default"].weight, module.lora_B["default"].weight)
+        name: (module.lora_A["default"].weight, module.lora_B["default"].weight)  # pyright: ignore
         for name, module in model.named_modules()
         if isinstance(module, LoraLayer)
     }

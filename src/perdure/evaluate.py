@@ -26,16 +26,24 @@ def task_logits(
     backbone: Backbone, combined: Combined, examples: Encoded, tasks: Sequence[str]
 ) -> dict[str, Float[Tensor, "examples _"]]:
     """The logits of each task's head. One pass over the examples; a routed model needs one for each task."""
-    backbone.eval()
     if combined.routed:
         return {task: _pass(backbone, combined, examples, [task])[task] for task in tasks}
     return _pass(backbone, combined, examples, tasks)
 
 
 def _pass(backbone: Backbone, combined: Combined, examples: Encoded, tasks: Sequence[str]) -> dict[str, Tensor]:
-    with combined.applied(backbone, tasks[0]):
-        features = in_order((rows, backbone(batch["inputs"])) for rows, batch in examples.batches())
-    return {task: backbone.head(task)(features).cpu() for task in tasks}
+    found = features(backbone, combined, examples, task=tasks[0])
+    return {task: backbone.head(task)(found).cpu() for task in tasks}
+
+
+@torch.no_grad()
+def features(
+    backbone: Backbone, combined: Combined, examples: Encoded, *, task: str | None = None
+) -> Float[Tensor, "examples width"]:
+    """What the heads get: the combined model's pooled features (of the model for `task`, if it is routed)."""
+    backbone.eval()
+    with combined.applied(backbone, task):
+        return in_order((rows, backbone(batch["inputs"])) for rows, batch in examples.batches())
 
 
 def probabilities(

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from perdure import adapters
 from perdure.adapters import Adapter
+from perdure.alignment import Alignment
 from perdure.backbone import Backbone, Encoded, in_order
 from perdure.errors import InputError, TrainingError
 from perdure.merge import folded, task_vectors
@@ -52,6 +53,8 @@ class Training:
         Keep the epoch with the best validation accuracy (the task given), not the last.
     patience
         Stop after so many epochs without a better one; keeps the best.
+    alignment
+        After each task, align the heads of all tasks (its settings, or `{}` for the usual ones); by default not.
     trackers
         accelerate's trackers, such as `tensorboard` or `wandb`.
     """
@@ -69,6 +72,7 @@ class Training:
     backbone_dropout: bool = True
     best: bool = False
     patience: Annotated[int, Ge(1)] | None = None
+    alignment: Alignment | None = None
     trackers: tuple[str, ...] = ()
 
 

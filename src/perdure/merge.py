@@ -61,6 +61,17 @@ class Rule:
         """The rule with another scale."""
         return replace(self, options={**self.options, "scale": scale})
 
+    def tried(self) -> "Combined":
+        """What the rule makes of two small task vectors: whatever is wrong with its settings shows here.
+
+        Raises
+        ------
+        PerdureError
+            As the rule does.
+        """
+        nothing = {name: TaskVector({"w": torch.zeros(1)}) for name in ("a", "b")}
+        return Combined(registry.find("rule", self.name)(nothing, **self.options))
+
     @property
     def searches(self) -> bool:
         """Whether its scale is to be searched on validation data."""

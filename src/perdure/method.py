@@ -46,7 +46,7 @@ class Method:
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
     target_modules: list[str] | str | None = None
 
-    state: dict[str, Tensor | Any] = field(default_factory=dict, init=False, repr=False)
+    state: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
     """What is remembered between tasks: tensors and JSON values by name, saved after each task."""
 
     def beneath(self, earlier: Sequence[Adapter]) -> Sequence[Adapter]:

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import yaml
 from annotated_types import Ge
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
@@ -22,7 +21,6 @@ from perdure.method import Method
 from perdure.results import Run
 from perdure.run import Evaluation, environment, go_on, settings_of
 from perdure.stream import Scenario, TaskStream
-from perdure.task_vector import TaskVector
 
 Section = str | dict[str, Any]
 
@@ -156,8 +154,7 @@ def _check_together(method: Method, rule: Rule) -> None:
     if method.peft == "bottleneck" and rule.space == "delta":
         raise InputError("`peft: bottleneck` has no ΔW: give the rule `space: factor`.")
     if not rule.searches:
-        nothing = {name: TaskVector({"w": torch.zeros(1)}) for name in ("a", "b")}
-        registry.find("rule", rule.name)(nothing, **rule.options)
+        rule.tried()
 
 
 def own_stream(entries: Sequence[Mapping[str, Any]], *, scenario: Scenario = "class", seed: int = 0) -> TaskStream:

@@ -4,7 +4,7 @@
     tasks/00-name/                                    one folder per task, complete or absent
         adapter/            a PEFT folder that stock peft loads
         start.safetensors   the module before the task
-        head.safetensors · statistics.safetensors · method.safetensors
+        head.safetensors · statistics.safetensors · method.safetensors · gaussians.safetensors (with alignment)
         task.json           name, classes, digests of the examples, the method's JSON state
         manifest.json       size and SHA-256 of each file
     combined.json                                     the rule as it was last applied, with the scale that was found
@@ -34,9 +34,11 @@ from torch import Tensor, nn
 
 from perdure import adapters
 from perdure.adapters import Adapter
+from perdure.alignment import Gaussians
 from perdure.errors import RunError
 from perdure.task_id import Statistics
 
+GAUSSIANS = "gaussians.safetensors"
 COLUMNS = ("step", "task", "scenario", "task_id", "rule", "metric", "value")
 
 
@@ -52,6 +54,8 @@ class Learned:
     state: dict[str, Any]
     digests: dict[str, str]
     """The SHA-256 of each split."""
+    gaussians: Gaussians | None = None
+    """Of the combined model's features when it had been learned; only where heads are aligned."""
 
     @property
     def name(self) -> str:
@@ -123,6 +127,8 @@ class Run:
             heads = {f"{task}/{key}": value for task, head in learned.heads.items() for key, value in head.items()}
             save_file(heads, folder / "head.safetensors")
             save_file(learned.statistics.tensors(), folder / "statistics.safetensors")
+            if learned.gaussians:
+                save_file(learned.gaussians.tensors(), folder / GAUSSIANS)
             save_file(tensors, folder / "method.safetensors")
             plain = {key: value for key, value in learned.state.items() if key not in tensors}
             about = {"name": learned.name, "classes": list(learned.classes), "digests": learned.digests, "state": plain}
@@ -162,6 +168,7 @@ class Run:
             statistics=Statistics(**load_file(folder / "statistics.safetensors")),
             state=about["state"] | load_file(folder / "method.safetensors"),
             digests=about["digests"],
+            gaussians=Gaussians(**load_file(folder / GAUSSIANS)) if GAUSSIANS in manifest else None,
         )
 
     # -- values

@@ -15,9 +15,10 @@ import torch
 
 from perdure import adapters
 from perdure.adapters import same
+from perdure.alignment import Alignment, Gaussians, align
 from perdure.backbone import Backbone
-from perdure.errors import RunError
-from perdure.evaluate import TASK_IDS, Evaluator, TaskId
+from perdure.errors import InputError, RunError
+from perdure.evaluate import TASK_IDS, Evaluator, TaskId, features
 from perdure.learn import Training, learn
 from perdure.merge import Combined, Rule, combine
 from perdure.method import Method
@@ -112,16 +113,20 @@ def go_on(
     RunError
         The stream does not begin with the tasks that the run has learned.
     """
+    if training.alignment and (rule.searches or rule.tried().routed):
+        raise InputError(f"`alignment` needs one model with a fixed scale, but the rule is `{rule.label}`.")
     learned = restore(results, backbone, stream)
     if learned:
         method.state.update(learned[-1].state)
     measured = {row["step"] for row in results.scores() if row["rule"] == rule.label}
     for step in range(len(learned), len(stream) + 1):
         if step > len(learned):
-            task = _learn_task(
-                results, learned, stream.until(step), backbone, method, training=training, seed=seed, quiet=quiet
+            seen = stream.until(step)
+            learned.append(
+                _learn_task(
+                    results, learned, seen, backbone, method, rule=rule, training=training, seed=seed, quiet=quiet
+                )
             )
-            learned.append(task)
             if not rule.searches:  # a search has its result only when it is measured
                 results.save_combined(_described(rule))
         due = evaluation.future if step == 0 else evaluation.steps == "all" or step == len(stream)
@@ -137,6 +142,7 @@ def _learn_task(
     backbone: Backbone,
     method: Method,
     *,
+    rule: Rule,
     training: Training,
     seed: int,
     quiet: bool,
@@ -156,6 +162,10 @@ def _learn_task(
         quiet=quiet,
     )
     rows = backbone.encode(task.rows("train"))
+    gaussians = None
+    if training.alignment:
+        combined = combine([*(old.adapter for old in earlier), adapter], rule)
+        gaussians = _align(backbone, earlier, task, combined, training.alignment, seed=seed)
     after = {name: backbone.head_state(name) for name in backbone.head_names}
     learned = Learned(
         classes=task.classes,
@@ -164,6 +174,7 @@ def _learn_task(
         statistics=Statistics.of(describe(backbone, rows), torch.tensor(rows.labels), len(task.classes)),
         state=dict(method.state),
         digests=task.digests(),
+        gaussians=gaussians,
     )
     stock_head = (backbone.head_name, backbone.head(task.name)) if backbone.head_name else None
     results.save_task(learned, base=backbone.published, head=stock_head)
@@ -171,6 +182,18 @@ def _learn_task(
     seconds = round(time.perf_counter() - started, 3)
     results.event({"event": "task", "task": task.name, "seconds": seconds, "examples": len(rows), "trained": trained})
     return learned
+
+
+def _align(
+    backbone: Backbone, earlier: Sequence[Learned], task: Task, combined: Combined, settings: Alignment, *, seed: int
+) -> Gaussians:
+    """Align the heads of all tasks so far; return what is to be remembered of the newest."""
+    rows = backbone.encode(task.rows("train"))
+    found = features(backbone, combined, rows).cpu()
+    gaussians = Gaussians.of(found, torch.tensor(rows.labels), len(task.classes))
+    remembered = {old.name: old.gaussians for old in earlier if old.gaussians} | {task.name: gaussians}
+    align(backbone, remembered, settings, seed=seed + 1000 * len(remembered))
+    return gaussians
 
 
 def restore(results: Run, backbone: Backbone, stream: TaskStream | None = None) -> list[Learned]:
