@@ -6,7 +6,7 @@ import numpy as np
 from datasets import Dataset
 
 from perdure.errors import DataError
-from perdure.stream import Split
+from perdure.stream import Split, Task
 
 SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
     "train": ("train",),
@@ -125,3 +125,35 @@ def of_classes(data: Dataset, numbers: Sequence[int]) -> Dataset:
     place[list(numbers)] = np.arange(len(numbers))
     mine = place[labels]
     return data.remove_columns("label").add_column("label", mine).select(np.flatnonzero(mine >= 0))
+
+
+def class_tasks(
+    classes: Sequence[str],
+    data: Mapping[Split, Dataset],
+    *,
+    tasks: int,
+    order_seed: int | None,
+    sizes: Mapping[Split, int | None],
+    seed: int,
+) -> tuple[Task, ...]:
+    """Deal the classes of one data set out to tasks of equal size, about `sizes[split]` examples each (see `bounded`).
+
+    With `order_seed` the classes are shuffled first, by the legacy generator of NumPy: the orders of the literature
+    come from it.
+
+    Raises
+    ------
+    DataError
+        `tasks` does not divide the number of classes, or a class has a single training example.
+    """
+    if tasks < 1 or len(classes) % tasks or tasks == len(classes):
+        raise DataError(f"`tasks` must divide the {len(classes)} classes into tasks of at least two, got {tasks}.")
+    order = np.arange(len(classes))
+    if order_seed is not None:
+        order = np.random.RandomState(order_seed).permutation(len(classes))
+    found = []
+    for i, group in enumerate(np.split(order, tasks)):
+        numbers = group.tolist()
+        parts = bounded({split: of_classes(part, numbers) for split, part in data.items()}, sizes, seed)
+        found.append(Task(f"part{i + 1:02}", tuple(classes[number] for number in numbers), **parts))
+    return tuple(found)

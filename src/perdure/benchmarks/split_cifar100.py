@@ -3,14 +3,13 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pyarrow.parquet as pq
 from datasets import Dataset, Image
 
 from perdure.data import from_hub
 from perdure.errors import DataError
-from perdure.splits import bounded, by_split, of_classes
-from perdure.stream import Scenario, Split, Task, TaskStream
+from perdure.splits import by_split, class_tasks
+from perdure.stream import Scenario, Split, TaskStream
 
 
 def split_cifar100(
@@ -61,18 +60,9 @@ def split_cifar100(
     arXiv 1611.07725; Liang & Li (InfLoRA), arXiv 2404.00228.
     """
     classes, data = _from_folder(Path(folder)) if folder else _from_hub()
-    if tasks < 1 or len(classes) % tasks or tasks == len(classes):
-        raise DataError(f"`tasks` must divide the {len(classes)} classes into tasks of at least two, got {tasks}.")
-    order = np.arange(len(classes))
-    if order_seed is not None:  # not a Generator: the orders of the literature come from this one
-        order = np.random.RandomState(order_seed).permutation(len(classes))
     sizes: dict[Split, int | None] = {"train": train, "validation": validation, "test": test}
-    found = []
-    for i, group in enumerate(np.split(order, tasks)):
-        numbers = group.tolist()
-        parts = bounded({split: of_classes(part, numbers) for split, part in data.items()}, sizes, seed)
-        found.append(Task(f"part{i + 1:02}", tuple(classes[number] for number in numbers), **parts))
-    return TaskStream("split_cifar100", tuple(found), scenario)
+    found = class_tasks(classes, data, tasks=tasks, order_seed=order_seed, sizes=sizes, seed=seed)
+    return TaskStream("split_cifar100", found, scenario)
 
 
 def _from_folder(folder: Path) -> tuple[list[str], dict[Split, Dataset]]:

@@ -90,16 +90,15 @@ class InfLoRA(Method):
         self.attach(backbone, target_modules=targets, blocks=self.blocks)
         factors, found = adapters.factors(backbone.model), []
         random = torch.Generator().manual_seed(torch.initial_seed() + 1000 * self._learned)
-        for layers, C in self._covariances(backbone, task, full=self.design in ("both", "new_task")).items():
-            space = self._space(layers[0], len(C)) if self.design in ("both", "orthogonal") else Subspace.empty(len(C))
-            if self.design in ("both", "new_task"):
-                rows = space.directions(C, self.rank, self.energy).T
+        for layers, C in self._covariances(backbone, task, whole=self._of_new_task).items():
+            space = self._space(layers[0], len(C))
+            if self._of_new_task:
+                B = self.row_norm * space.directions(C, self.rank, self.energy).T
             else:
-                rows = space.random_directions(self.rank, random).T
+                B = self.row_norm * space.random_directions(self.rank, random).T
             for name in layers:
-                lora_A = factors[name][0].data
-                lora_A.zero_()[: len(rows)] = self.row_norm * rows.to(lora_A)
-            found.append(len(rows))
+                factors[name][0].data.zero_()[: len(B)] = B
+            found.append(len(B))
         short = [rows for rows in found if rows < self.rank]
         if short:
             warnings.warn(
@@ -118,24 +117,32 @@ class InfLoRA(Method):
         """Let M_t take up the leading directions of the task's inputs, as they are after training."""
         rise = min(self._learned, self.tasks - 1) / self.tasks
         epsilon = self.epsilon + (self.last_epsilon - self.epsilon) * rise
-        if self.design in ("both", "orthogonal"):
+        if self._outside_old_tasks:
             for layers, C in self._covariances(backbone, task).items():
-                space = self._space(layers[0], len(C))
-                space = space.grown(C, epsilon, energy=self.energy, balance=self.balance)
+                space = self._space(layers[0], len(C)).grown(C, epsilon, energy=self.energy, balance=self.balance)
                 self.state[f"basis/{layers[0]}"] = space.basis
                 self.state[f"complement/{layers[0]}"] = space.complement
         self.state["learned"] = self._learned + 1
+
+    @property
+    def _of_new_task(self) -> bool:
+        return self.design in ("both", "new_task")
+
+    @property
+    def _outside_old_tasks(self) -> bool:
+        return self.design in ("both", "orthogonal")
 
     @property
     def _learned(self) -> int:
         return self.state.get("learned", 0)
 
     def _space(self, layer: str, d: int) -> Subspace:
+        """M_t of the inputs of a layer; empty where the design does not look at it."""
         basis = self.state.get(f"basis/{layer}")
         return Subspace.empty(d) if basis is None else Subspace(basis, self.state[f"complement/{layer}"])
 
-    def _covariances(self, backbone: Backbone, task: Task, *, full: bool = True) -> dict[tuple[str, ...], Tensor]:
-        """One pass over the task's examples; not `full`: over one, to find which layers have the same input."""
+    def _covariances(self, backbone: Backbone, task: Task, *, whole: bool = True) -> dict[tuple[str, ...], Tensor]:
+        """One pass over the task's examples; not `whole`: over one, to find which layers have the same input."""
         examples = backbone.encode(task.rows("train"))
-        limit = self.statistics_examples if full else 1
+        limit = self.statistics_examples if whole else 1
         return input_covariances(backbone, examples, list(adapters.factors(backbone.model)), limit=limit)
