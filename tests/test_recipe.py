@@ -1,10 +1,13 @@
 """Recipes: what is written is checked against what it names, before anything is trained."""
 
+from pathlib import Path
+
 import pytest
 import yaml
 
-from perdure import InputError, Recipe, Run
+from perdure import InputError, Recipe, Run, registry
 from perdure.learn import Training
+from perdure.recipe import named
 
 GOOD = {"stream": "demo", "backbone": "minilm"}
 
@@ -118,3 +121,15 @@ def test_a_resolved_recipe_gives_the_same_run_again(pico, tmp_path):
     again = Recipe.parse(Run(tmp_path / "one").recipe).run(tmp_path / "two")
     assert first.scores() == again.scores() and first.recipe == again.recipe
     assert first.recipe["method"]["rank"] == 8 and first.recipe["training"]["batch_size"] == 32
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_the_recipes_that_are_published_can_be_made(path):
+    recipe = Recipe.read(path)
+    assert recipe.make_method() and recipe.make_rule() and recipe.make_training() and recipe.make_evaluation()
+    name, options = named(recipe.stream, "stream")
+    assert set(options) <= set(registry.options(registry.find("benchmark", name)))
+    backbone = {} if isinstance(recipe.backbone, str) else dict(recipe.backbone)
+    assert set(backbone) <= {"model", "pooling", "max_length", "image_size", "head"}
