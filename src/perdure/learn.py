@@ -118,31 +118,36 @@ def learn(
     TrainingError
         The loss is not a finite number.
     """
+    task, order = seen[-1], seed + 1000 * len(seen)
+    accelerator = _accelerator(training, folder)
+    set_seed(order)
+    backbone.to(accelerator.device).add_head(task.name, len(task.classes))
     beneath = total([TaskVector({}), *task_vectors(method.beneath(earlier)).values()])
     with folded(backbone.model, beneath):
-        return _learn(backbone, seen, method, training, seed=seed, log=log, folder=folder, quiet=quiet)
+        set_seed(seed)
+        method.begin(backbone, task)
+        start = adapters.read(backbone.model)
+        set_seed(order)
+        _train(accelerator, backbone, seen, method, training, order=order, log=log, quiet=quiet)
+        backbone.eval()
+        method.end(backbone, task)
+    accelerator.end_training()
+    return Adapter(task.name, adapters.config_of(backbone.model), start, adapters.read(backbone.model))
 
 
-def _learn(
+def _train(
+    accelerator: Accelerator,
     backbone: Backbone,
     seen: Sequence[Task],
     method: Method,
     training: Training,
     *,
-    seed: int,
+    order: int,
     log: Log | None,
-    folder: Path | None,
     quiet: bool,
-) -> Adapter:
+) -> None:
+    """The epochs of one task, over batches in an order that follows the seed `order`."""
     task = seen[-1]
-    accelerator = _accelerator(training, folder)
-    order = seed + 1000 * len(seen)
-    set_seed(order)
-    backbone.to(accelerator.device).add_head(task.name, len(task.classes))
-    set_seed(seed)
-    method.begin(backbone, task)
-    start = adapters.read(backbone.model)
-    set_seed(order)
     rows = backbone.encode(method.examples(seen))
     groups = _trainable(backbone, method, training, rows)
     sampler = LengthGroupedBatches(rows.lengths, training.batch_size, seed=order)
@@ -171,10 +176,6 @@ def _learn(
     best.restore()
     for parameter in best.parameters:  # the last step's update has no loss that would tell
         _check(parameter.sum(), task, step, training)
-    backbone.eval()
-    method.end(backbone, task)
-    accelerator.end_training()
-    return Adapter(task.name, adapters.config_of(backbone.model), start, adapters.read(backbone.model))
 
 
 def _optimizer(groups: list[dict[str, Any]], training: Training, *, batches: int) -> tuple[Any, Any]:

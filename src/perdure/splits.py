@@ -153,7 +153,7 @@ def class_tasks(
         order = np.random.RandomState(order_seed).permutation(len(classes))
     found = []
     for i, group in enumerate(np.split(order, tasks)):
-        numbers = group.tolist()
+        numbers: list[int] = group.tolist()
         parts = bounded({split: of_classes(part, numbers) for split, part in data.items()}, sizes, seed)
         found.append(Task(f"part{i + 1:02}", tuple(classes[number] for number in numbers), **parts))
     return tuple(found)
