@@ -79,5 +79,7 @@ def read(file: Path) -> dict[str, np.ndarray]:
             found[f"{name}.weight"] = np.ascontiguousarray(weight.T)
     parts = [places[node] for node in POSITIONS if node in places]
     if len(parts) != len(POSITIONS) or len(found) != 3 + 18 * CONFIG["num_hidden_layers"] + 2:
-        raise FetchError(f"`{file.name}` does not hold the DINOv2 ViT-S/14 that was expected. Delete it from the cache.")
+        raise FetchError(
+            f"`{file.name}` does not hold the DINOv2 ViT-S/14 that was expected. Delete it from the cache."
+        )
     return found | {"embeddings.position_embeddings": np.concatenate(parts, axis=1)}
