@@ -2,15 +2,15 @@
 
 import gzip
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import PIL.Image
 from datasets import Dataset, Image
 
 from perdure import packages
-from perdure.errors import DataError
-from perdure.splits import bounded, of_classes, split_rows
-from perdure.stream import Scenario, Split, Task, TaskStream
+from perdure.splits import class_tasks, split_rows
+from perdure.stream import Scenario, Split, TaskStream
 
 TEST = 0.2  # of each digit's images: the package has one set of 500 each
 
@@ -58,17 +58,10 @@ def split_mnist(
     its scenarios: van de Ven, Tuytelaars & Tolias, Three types of incremental learning, Nature Machine Intelligence
     2022.
     """
-    if tasks < 1 or 10 % tasks or tasks == 10:
-        raise DataError(f"`tasks` must divide the 10 digits into tasks of at least two: 1, 2 or 5; got {tasks}.")
-    data = _digits()
     sizes: dict[Split, int | None] = {"train": train, "validation": validation, "test": test}
-    found = []
-    for group in np.split(np.arange(10), tasks):
-        digits = group.tolist()
-        names = tuple(str(digit) for digit in digits)
-        parts = bounded({split: of_classes(part, digits) for split, part in data.items()}, sizes, seed)
-        found.append(Task(f"digits{''.join(names)}", names, **parts))
-    return TaskStream("split_mnist", tuple(found), scenario)
+    found = class_tasks(list("0123456789"), _digits(), tasks=tasks, order_seed=None, sizes=sizes, seed=seed)
+    named = (replace(task, name="digits" + "".join(task.classes)) for task in found)
+    return TaskStream("split_mnist", tuple(named), scenario)
 
 
 def _digits() -> dict[Split, Dataset]:
