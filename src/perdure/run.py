@@ -178,7 +178,8 @@ def _learn_task(
     )
     stock_head = (backbone.head_name, backbone.head(task.name)) if backbone.head_name else None
     results.save_task(learned, base=backbone.published, head=stock_head)
-    trained = sum(value.numel() for part in (adapter.parameters, *learned.heads.values()) for value in part.values())
+    moved = {name: value for name, value in adapter.parameters.items() if not torch.equal(value, adapter.start[name])}
+    trained = sum(value.numel() for part in (moved, *learned.heads.values()) for value in part.values())
     seconds = round(time.perf_counter() - started, 3)
     results.event({"event": "task", "task": task.name, "seconds": seconds, "examples": len(rows), "trained": trained})
     return learned
