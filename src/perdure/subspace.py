@@ -16,10 +16,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from perdure.backbone import Backbone, Batch, Encoded
+from perdure.eigen import Wanted, leading
 
 Energy = Literal["covariance", "features"]
-NOISE = 1e-13
-"""Covariances add up products in single precision: below this share of their energy there is no direction."""
+NOISE = 2e-6
+"""Covariances add up products in single precision: below this share of the sum of their eigenvalues is no direction."""
 
 
 # -- what goes into layers
@@ -147,8 +148,8 @@ class Subspace:
         `energy="covariance"`: left singular vectors of (I - M Mᵀ) C, as InfLoRA's code has it; `"features"`: those of
         (I - M Mᵀ) H, H being the inputs themselves, as the paper has it.
         """
-        values, vectors = _leading(self._outside(C, energy), min(count, self.free))
-        return self._clean(vectors[:, values > NOISE * _energy(C, energy)])
+        outside, floor, room = self._outside(C, energy), _noise(C, energy), min(count, self.free)
+        return self._leading(outside, energy, lambda energies: min(room, int((energies > floor).sum())))
 
     def random_directions(self, count: int, random: torch.Generator) -> Float[Tensor, "d found"]:
         """Random orthonormal directions outside M: at most `count`."""
@@ -166,44 +167,58 @@ class Subspace:
         With `balance`, not `epsilon` but the share of each direction decides: it is taken if balance · share > 1 / d,
         its cost in room to learn.
         """
-        total = _energy(C, energy)
-        values, vectors = (x.flip(-1) for x in torch.linalg.eigh(self._outside(C, energy)))
-        shares = values.clamp_min(0) / total
-        if balance is not None:
-            count = int((balance * shares > 1 / len(C)).sum())
-        elif self.dimension == 0:
-            count = max(1, int((shares.cumsum(0) < epsilon).sum()))
-        else:
-            left = shares.sum() - torch.cat([shares.new_zeros(1), shares.cumsum(0)])
-            count = int((left > 1 - epsilon).sum())
-        return self._with(vectors[:, : min(count, self.free)])
+        outside, floor = self._outside(C, energy), _noise(C, energy)
+        total, all_left = _energy(C, energy), _energy(outside, energy)
+
+        def wanted(energies: Tensor) -> int:
+            if balance is not None:
+                count = (balance * energies / total > 1 / len(C)).sum()
+            elif self.dimension == 0:
+                count = (energies.cumsum(0) < epsilon * total).sum().clamp_min(1)
+            else:
+                left = all_left - torch.cat([energies.new_zeros(1), energies.cumsum(0)])
+                count = (left > (1 - epsilon) * total).sum()
+            return min(int(count), int((energies > floor).sum()))
+
+        return self._with(self._leading(outside, energy, wanted))
 
     def _outside(self, C: Tensor, energy: Energy) -> Tensor:
-        """The matrix outside M whose eigenvectors are the directions and whose eigenvalues are their energies."""
-        half = self.outside(C)
-        return half @ half.T if energy == "covariance" else self.outside(half.T)
+        """(I - M Mᵀ) C, for features (I - M Mᵀ) C (I - M Mᵀ); in coordinates of the complement if that is stored."""
+        half = self.basis.T @ C if self.complement else self.outside(C)
+        if energy == "covariance":
+            return half
+        return half @ self.basis if self.complement else self.outside(half.T)
+
+    def _leading(self, outside: Tensor, energy: Energy, wanted: Wanted) -> Tensor:
+        """The leading directions of what `_outside` has found."""
+        vectors = leading(outside, wanted, square=energy == "covariance")
+        return self._clean(self.basis @ vectors if self.complement else vectors)
 
     def _clean(self, vectors: Tensor) -> Tensor:
         """Orthonormal and outside M to the last digit."""
-        return torch.linalg.qr(self.outside(torch.linalg.qr(self.outside(vectors))[0]))[0]
+        return _orthonormal(self.outside(_orthonormal(self.outside(vectors))))
 
-    def _with(self, vectors: Tensor) -> Subspace:
-        d, new = len(self.basis), self._clean(vectors)
+    def _with(self, new: Tensor) -> Subspace:
+        """M and new directions, which are orthonormal and outside it."""
+        d, taken = len(self.basis), self.dimension + new.shape[1]
         if self.complement:  # what is left of the complement, in its own coordinates
             rest = torch.linalg.qr(self.basis.T @ new, mode="complete")[0][:, new.shape[1] :]
-            return Subspace(torch.linalg.qr(self.basis @ rest)[0].contiguous(), complement=True)
-        basis = torch.linalg.qr(torch.cat([self.basis, new], dim=1), mode="complete")[0]
-        taken = self.dimension + new.shape[1]
-        kept = basis[:, taken:] if taken > d / 2 else basis[:, :taken]
-        return Subspace(kept.contiguous(), complement=taken > d / 2)
+            return Subspace((self.basis @ rest).contiguous(), complement=True)
+        basis = torch.cat([self.basis, new], dim=1)
+        if taken > d / 2:
+            basis = torch.linalg.qr(basis, mode="complete")[0][:, taken:]
+        return Subspace(basis.contiguous(), complement=taken > d / 2)
 
 
-def _energy(C: Tensor, energy: Energy) -> Tensor:
-    """All of it: the sum of squared singular values of C, or of H."""
-    return C.square().sum() if energy == "covariance" else C.trace()
+def _energy(X: Tensor, energy: Energy) -> Tensor:
+    """All of it: the sum of squared singular values of a covariance, or of the inputs themselves."""
+    return X.square().sum() if energy == "covariance" else X.trace()
 
 
-def _leading(G: Float[Tensor, "d d"], count: int) -> tuple[Float[Tensor, " count"], Float[Tensor, "d count"]]:
-    """The largest eigenvalues of a symmetric matrix, and their vectors."""
-    values, vectors = (x.flip(-1) for x in torch.linalg.eigh(G))
-    return values[:count], vectors[:, :count]
+def _noise(C: Tensor, energy: Energy) -> Tensor:
+    """The energy of a direction that may be noise."""
+    return (NOISE * C.trace()) ** (2 if energy == "covariance" else 1)
+
+
+def _orthonormal(vectors: Tensor) -> Tensor:
+    return torch.linalg.qr(vectors)[0]
