@@ -1,41 +1,44 @@
 """Compare methods on one recipe: tune each on validation data with the same budget, then measure it on test data.
 
-    python recipes/compare.py recipes/inflora_cifar100_small.yaml --folder DATA --seeds 0 1 2
+    python recipes/compare.py recipes/inflora_mnist.yaml --seeds 0 1 2
 
-Each variant of the recipe (see VARIANTS) is run with each learning rate of RATES on the first seed; the one with the
-best average accuracy on the validation splits after the last task is then run on all seeds. A seed is also the order of
-the classes, where the stream has one. Runs that are there already are taken as they are. The table goes to
-recipes/results/<recipe>.csv: one row per variant and seed.
+Each variant of the recipe (see VARIANTS) is run with each of its learning rates on the first seed. For either way to
+use the heads (`own`: as each task left its own; `aligned`: all aligned after the last task, as the recipe's `alignment`
+says) the rate with the best average accuracy on the validation splits is then run on all seeds. A seed is also the
+order of the classes. Runs that are there already are taken as they are. The table goes to
+recipes/results/<recipe>.csv: average accuracy after the last task in percent, for each way to know the task.
 """
 
 import argparse
 import csv
 from pathlib import Path
 
-import numpy as np
+import torch
 
-from perdure import Recipe, Run, combine, metrics, registry
-from perdure.evaluate import TASK_IDS, Evaluator
+from perdure import Alignment, Gaussians, Recipe, Run, TaskPosterior, align, combine
+from perdure.evaluate import TASK_IDS, Evaluator, features
 from perdure.run import restore
 
-LORA = "rank: 10, alpha: 10, target_modules: [k_proj, v_proj, key, value]"
-VARIANTS: dict[str, list[str]] = {
-    "InfLoRA": [],
-    "sequential LoRA": [f"method={{name: sequential, {LORA}}}", "rule=last"],
-    "PIC": [f"method={{name: isolated, {LORA}}}", "rule={name: task_arithmetic, scale: 1/n}"],
-    "PIC in designed subspaces": ["method.upon=pretrained", "rule={name: task_arithmetic, scale: 1/n}"],
-    "InfLoRA, random B": ["method.design=random"],
-    "InfLoRA, B from the new task": ["method.design=new_task"],
-    "InfLoRA, random B outside the old": ["method.design=orthogonal"],
+RATES = ("3.0e-4", "1.0e-3", "3.0e-3")
+LORA = "rank: 10, alpha: 10, target_modules: [key, value, k_proj, v_proj]"
+VARIANTS: dict[str, tuple[list[str], tuple[str, ...]]] = {
+    "InfLoRA": ([], RATES),
+    "sequential LoRA": ([f"method={{name: sequential, {LORA}}}", "rule=last"], (*RATES, "1.0e-4")),
+    "PIC": ([f"method={{name: isolated, {LORA}}}", "rule={name: task_arithmetic, scale: 1/n}"], RATES),
+    "PIC in designed subspaces": (["method.upon=pretrained", "rule={name: task_arithmetic, scale: 1/n}"], RATES),
+    # ablations, at InfLoRA's rate
+    "random": (["method.design=random"], ("1.0e-3",)),
+    "new_task": (["method.design=new_task"], ("1.0e-3",)),
+    "orthogonal": (["method.design=orthogonal"], ("1.0e-3",)),
+    "statistics of 10 %": (["method.statistics_examples=20"], ("1.0e-3",)),
 }
-RATES = ("1.0e-3", "3.0e-3", "1.0e-2")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--folder", help="the data, where they are not to come from the hub")
-    parser.add_argument("--model", help="the backbone's folder, where it is not to come from the hub")
+    parser.add_argument("--model", help="the backbone, where it is not to come from the hub")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS))
     parser.add_argument("--runs", type=Path, default=Path("runs"))
@@ -43,66 +46,63 @@ def main() -> None:
     common = [f"stream.folder={arguments.folder}"] if arguments.folder else []
     common += [f"backbone.model={arguments.model}"] if arguments.model else []
     rows = []
-    for name in arguments.variants:
-        settings = [*common, *VARIANTS[name]]
-        rate = tuned(arguments.recipe, settings, arguments.runs / slug(arguments.recipe, name), arguments.seeds[0])
-        for seed in arguments.seeds:
-            results = done(arguments.recipe, [*settings, rate], arguments.runs / slug(arguments.recipe, name), seed)
-            rows.append({"variant": name, "seed": seed, "learning_rate": rate.split("=")[1], **scores(results)})
-            output = arguments.recipe.parent / "results" / f"{arguments.recipe.stem}.csv"
-            output.parent.mkdir(exist_ok=True)
-            with output.open("w", newline="") as file:
-                writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(rows)
-            print(rows[-1])
+    for variant in arguments.variants:
+        settings, rates = VARIANTS[variant]
+        place = arguments.runs / arguments.recipe.stem / variant.replace(" ", "-")
+
+        def measured(rate: str, seed: int, settings: list[str] = settings, place: Path = place) -> dict:
+            every = [*common, *settings, f"training.learning_rate={rate}", f"seed={seed}", f"stream.order_seed={seed}"]
+            return measure(Recipe.read(arguments.recipe, every), place.with_name(f"{place.name}-{rate}-{seed}"))
+
+        for heads in ("own", "aligned"):
+            first = {rate: measured(rate, arguments.seeds[0]) for rate in rates}
+            best = max(rates, key=lambda rate: first[rate]["validation", heads]["concatenated"])
+            for seed in arguments.seeds:
+                found = measured(best, seed)
+                values = {name: f"{100 * value:.1f}" for name, value in found["test", heads].items()}
+                rows.append({"variant": variant, "heads": heads, "learning_rate": best, "seed": seed, **values})
+                print(rows[-1], flush=True)
+    write(arguments.recipe.parent / "results" / f"{arguments.recipe.stem}.csv", rows)
 
 
-def slug(recipe: Path, variant: str) -> str:
-    return f"{recipe.stem}-{''.join(c if c.isalnum() else '-' for c in variant)}"
+def write(path: Path, rows: list[dict]) -> None:
+    """Rows of variants that were measured now take the place of the old ones."""
+    kept = list(csv.DictReader(path.open(newline=""))) if path.is_file() else []
+    now = {row["variant"] for row in rows}
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows([*(row for row in kept if row["variant"] not in now), *rows])
 
 
-def tuned(recipe: Path, settings: list[str], folder: Path, seed: int) -> str:
-    """The learning rate that is best on validation data."""
-    found = {}
-    for rate in RATES:
-        setting = f"training.learning_rate={rate}"
-        results = done(recipe, [*settings, setting], folder, seed)
-        found[setting] = validation_accuracy(results)
-        print(folder.name, setting, f"validation {found[setting]:.3f}", flush=True)
-    return max(found, key=lambda setting: found[setting])
+CACHE: dict[Path, dict] = {}
 
 
-def done(recipe: Path, settings: list[str], folder: Path, seed: int) -> Run:
-    """The run with these settings; it is there already, or is made."""
-    place = folder.with_name(f"{folder.name}-{settings[-1].split('=')[1]}-{seed}")
-    if (place / "scores.csv").is_file():
-        return Run(place)
-    ordered = "order_seed" in registry.options(
-        registry.find("benchmark", str(Recipe.read(recipe, settings).stream["name"]))
-    )
-    seeds = [f"seed={seed}", *([f"stream.order_seed={seed}"] if ordered else [])]
-    return Recipe.read(recipe, [*settings, *seeds]).run(place, quiet=False)
-
-
-def validation_accuracy(results: Run) -> float:
-    """Without the task: all heads concatenated, over all tasks, after the last of them."""
-    recipe = Recipe.parse(results.recipe)
-    stream, backbone = recipe.make_stream(), recipe.make_backbone()
+def measure(recipe: Recipe, place: Path) -> dict[tuple[str, str], dict[str, float]]:
+    """By split and heads: the average accuracy over all tasks after the last, for each way to know the task."""
+    if place in CACHE:
+        return CACHE[place]
+    alignment = recipe.make_training().alignment or Alignment()
+    recipe.training["alignment"] = None
+    results = Run(place) if (place / "scores.csv").is_file() else recipe.run(place, quiet=False)
+    stream, backbone, rule = recipe.make_stream(), recipe.make_backbone(), recipe.make_rule()
     learned = restore(results, backbone)
-    combined = combine([task.adapter for task in learned], recipe.make_rule())
-    evaluator = Evaluator(backbone, stream, stream.names, None)
-    found = [evaluator.accuracy(combined, task, ["concatenated"], "validation") for task in stream.names]
-    return float(np.mean([accuracy["concatenated"] for accuracy in found]))
-
-
-def scores(results: Run) -> dict[str, str]:
-    """In percent, for each way to know the task: after the last task, and averaged over the steps."""
+    vectors = [task.adapter for task in learned]
+    posterior = TaskPosterior({task.name: task.statistics for task in learned})
+    evaluator = Evaluator(backbone, stream, stream.names, posterior)
     found = {}
-    for task_id in TASK_IDS:
-        R = results.matrix(task_id=task_id)
-        found[f"{task_id}_last"] = f"{100 * metrics.average_accuracy(R):.1f}"
-        found[f"{task_id}_mean"] = f"{100 * metrics.average_incremental_accuracy(R):.1f}"
+    for heads in ("own", "aligned"):
+        if heads == "aligned":
+            gaussians = {}
+            for step, task in enumerate(learned, start=1):  # each as it was when the task had just been learned
+                rows = backbone.encode(stream[step - 1].rows("train"))
+                seen = features(backbone, combine(vectors[:step], rule), rows).cpu()
+                gaussians[task.name] = Gaussians.of(seen, torch.tensor(rows.labels), len(task.classes))
+            align(backbone, gaussians, alignment, seed=recipe.seed)
+        for split in ("validation", "test"):
+            scores = [evaluator.accuracy(combine(vectors, rule), task, TASK_IDS, split) for task in stream.names]
+            found[split, heads] = {name: sum(row[name] for row in scores) / len(scores) for name in TASK_IDS}
+    CACHE[place] = found
     return found
 
 

@@ -18,6 +18,7 @@ TEST = 0.2  # of each digit's images: the package has one set of 500 each
 def split_mnist(
     *,
     tasks: int = 5,
+    order_seed: int | None = None,
     train: int | None = None,
     validation: int | None = None,
     test: int | None = None,
@@ -34,6 +35,8 @@ def split_mnist(
     ----------
     tasks
         1, 2 or 5.
+    order_seed
+        Shuffles the digits, by the legacy generator of NumPy; by default they come in their order.
     train, test
         About so many images a task, with all digits alike; by default all.
     validation
@@ -59,7 +62,7 @@ def split_mnist(
     2022.
     """
     sizes: dict[Split, int | None] = {"train": train, "validation": validation, "test": test}
-    found = class_tasks(list("0123456789"), _digits(), tasks=tasks, order_seed=None, sizes=sizes, seed=seed)
+    found = class_tasks(list("0123456789"), _digits(), tasks=tasks, order_seed=order_seed, sizes=sizes, seed=seed)
     named = (replace(task, name="digits" + "".join(task.classes)) for task in found)
     return TaskStream("split_mnist", tuple(named), scenario)
 
