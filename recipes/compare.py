@@ -98,7 +98,8 @@ def measure(recipe: Recipe, place: Path) -> dict[tuple[str, str], dict[str, floa
                 rows = backbone.encode(stream[step - 1].rows("train"))
                 seen = features(backbone, combine(vectors[:step], rule), rows).cpu()
                 gaussians[task.name] = Gaussians.of(seen, torch.tensor(rows.labels), len(task.classes))
-            align(backbone, gaussians, alignment, seed=recipe.seed)
+            classes = {task.name: task.classes for task in learned}
+            align(backbone, gaussians, classes, alignment, seed=recipe.seed)
         for split in ("validation", "test"):
             scores = [evaluator.accuracy(combine(vectors, rule), task, TASK_IDS, split) for task in stream.names]
             found[split, heads] = {name: sum(row[name] for row in scores) / len(scores) for name in TASK_IDS}

@@ -7,6 +7,8 @@ from perdure import Alignment, Backbone, Gaussians, InputError, Rule, Run, Train
 from perdure.methods.isolated import Isolated
 from perdure.run import Evaluation, go_on
 
+CLASSES = {"a": ("p", "q"), "b": ("r", "s")}
+
 
 def test_gaussians_are_means_and_covariances_of_classes():
     torch.manual_seed(0)
@@ -46,19 +48,19 @@ def accuracy(backbone: Backbone, centres: torch.Tensor) -> float:
 def test_heads_that_never_met_become_comparable(heads, temperature):
     backbone, gaussians, centres = heads
     assert accuracy(backbone, centres) == pytest.approx(0.5, abs=0.01)
-    align(backbone, gaussians, Alignment(temperature=temperature, epochs=20, learning_rate=0.1), seed=0)
+    align(backbone, gaussians, CLASSES, Alignment(temperature=temperature, epochs=20, learning_rate=0.1), seed=0)
     assert accuracy(backbone, centres) > 0.95
 
 
 def test_the_same_seed_gives_the_same_heads_and_one_task_is_left_alone(heads):
     backbone, gaussians, _ = heads
     before = backbone.head_state("a")
-    align(backbone, {"a": gaussians["a"]}, Alignment(), seed=0)
+    align(backbone, {"a": gaussians["a"]}, CLASSES, Alignment(), seed=0)
     assert torch.equal(backbone.head_state("a")["weight"], before["weight"])
     found = []
     for seed in (0, 0, 1):
         backbone.head("a").load_state_dict(before)
-        align(backbone, gaussians, Alignment(epochs=1), seed=seed)
+        align(backbone, gaussians, CLASSES, Alignment(epochs=1), seed=seed)
         found.append(backbone.head_state("a")["weight"])
         backbone.head("b").weight.data.fill_(1.0)
         backbone.head("b").bias.data.fill_(0.0)
@@ -97,6 +99,7 @@ def test_in_a_run_heads_of_all_tasks_change_and_it_goes_on_bit_for_bit(pico, toy
 def test_it_needs_one_model(bert, toy, rule, tmp_path):
     with pytest.raises(InputError, match="`alignment` needs one model with a fixed scale, but the rule is"):
         run(toy, bert, Isolated(), rule, training=Training(alignment=Alignment()), output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_in_a_recipe():
@@ -107,3 +110,34 @@ def test_in_a_recipe():
     assert Recipe.parse(values | {"training": {"alignment": {}}}).make_training().alignment == Alignment()
     with pytest.raises(InputError, match="nope"):
         Recipe.parse(values | {"training": {"alignment": {"nope": 1}}}).make_training()
+
+
+def test_classes_of_the_same_name_are_no_rivals(heads):
+    """Both tasks have the same two classes, at the same places: neither head is to win."""
+    backbone, gaussians, centres = heads
+    twice = {"a": gaussians["a"], "b": gaussians["a"]}
+    backbone.head("b").load_state_dict(backbone.head_state("a"))
+    align(backbone, twice, {"a": ("p", "q"), "b": ("p", "q")}, Alignment(shrinkage=0.0, epochs=10), seed=0)
+    with torch.no_grad():
+        logits = torch.cat([backbone.head(task)(centres[:2]) for task in "ab"], dim=1).softmax(1)
+    torch.testing.assert_close(logits[:, :2], logits[:, 2:], rtol=0, atol=1e-3)
+    assert logits[0, 0] > 5 * logits[0, 1] and logits[1, 1] > 5 * logits[1, 0]
+
+
+def test_features_of_large_scale():
+    from perdure.alignment import _prepared
+
+    torch.manual_seed(0)
+    features = 100 * torch.randn(50, 384) + 3000 * torch.randn(50, 1) * torch.randn(384)
+    found = Gaussians.of(features, torch.zeros(50, dtype=torch.long), classes=1)
+    _, roots = _prepared({"a": found}, Alignment())
+    root = roots[0].double()
+    torch.testing.assert_close(root @ root.T, found.covariances[0].double(), rtol=1e-2, atol=1e3)
+
+
+def test_it_cannot_be_switched_on_later(bert, toy, tmp_path):
+    rule, evaluation = Rule(name="sum"), Evaluation()
+    results = run(toy.until(1), bert, Isolated(), rule, training=Training(epochs=1), output=tmp_path / "run")
+    later = Training(epochs=1, alignment=Alignment())
+    with pytest.raises(InputError, match="`alignment` must be on from the first task on"):
+        go_on(results, toy, bert, Isolated(), rule, training=later, evaluation=evaluation, seed=0)

@@ -24,9 +24,10 @@ from perdure import (
     run,
     task_vectors,
 )
+from perdure.backbone import Encoded
 from perdure.methods.inflora import InfLoRA
 from perdure.run import Evaluation, go_on
-from perdure.subspace import Subspace
+from perdure.subspace import Subspace, input_covariances
 
 FEW = Training(epochs=2, batch_size=8, learning_rate=0.05)
 
@@ -239,13 +240,23 @@ def test_statistics_examples(bert, toy, monkeypatch):
     learn(bert, toy.until(1).tasks, InfLoRA(rank=2), FEW)
     assert sum(sizes) == 2 * 2 * 32  # two passes over 32 examples, each at two blocks
     sizes.clear()
-    learn(bert, toy.until(1).tasks, InfLoRA(rank=2, statistics_examples=8), FEW)
-    assert sum(sizes) == 2 * 2 * 8
+    learn(bert, toy.until(1).tasks, InfLoRA(rank=2, statistics_examples=7), FEW)
+    assert sum(sizes) == 2 * 2 * 7
+
+
+def test_the_examples_looked_at_are_of_all_classes(bert, toy, monkeypatch):
+    """The classes of the toy tasks alternate: every second example would be of one class."""
+    taken = []
+    batches = Encoded.batches
+    monkeypatch.setattr(Encoded, "batches", lambda self, rows=None, **o: taken.append(rows) or batches(self, rows, **o))
+    examples = bert.encode(toy[0].rows("train"))
+    input_covariances(bert, examples, ["encoder.layer.0.attention.self.key"], limit=8)
+    assert len(taken[0]) == 8 and {examples.labels[i] for i in taken[0]} == {0, 1}
 
 
 def test_what_it_cannot_do(bert, toy):
     with pytest.raises(InputError, match="`inflora` designs a half of LoRA: it needs `peft: lora`"):
-        learn(bert, toy.until(1).tasks, InfLoRA(peft="bottleneck"), FEW)
+        InfLoRA(peft="bottleneck")
     method = InfLoRA(rank=2)
     learn(bert, toy.until(1).tasks, method, FEW)
     with pytest.raises(InputError, match="`inflora` has seen 1 tasks, but got 0 adapters as `earlier`"):

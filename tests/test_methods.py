@@ -48,8 +48,8 @@ def test_only_its_parameters_change(name, bert, toy):
         for key, value in before.items():
             if key not in trained | heads and ".default" not in key:
                 assert torch.equal(held[key.replace(".base_layer", "")], value), key
-        for name, (A, B) in adapters.factors(bert.model).items():
-            for key, value in ((f"{name}.lora_A.weight", A), (f"{name}.lora_B.weight", B)):
+        for layer, (A, B) in adapters.factors(bert.model).items():
+            for key, value in ((f"{layer}.lora_A.weight", A), (f"{layer}.lora_B.weight", B)):
                 frozen = id(value) not in own
                 assert not frozen or torch.equal(value, earlier[-1].start[key]), key
 
@@ -99,9 +99,9 @@ def test_a_run_that_stopped_between_tasks_goes_on_bit_for_bit(name, pico, toy, t
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_backbone_that_was_used_before_is_as_good_as_new(name, pico, toy, tmp_path):
-    backbone = Backbone.load(pico("bert"), pooling="mean")
-    runs = [run(toy.until(2), backbone, make(name), training=FEW, output=tmp_path / str(i)) for i in range(2)]
+def test_what_was_used_before_is_as_good_as_new(name, pico, toy, tmp_path):
+    backbone, method = Backbone.load(pico("bert"), pooling="mean"), make(name)
+    runs = [run(toy.until(2), backbone, method, training=FEW, output=tmp_path / str(i)) for i in range(2)]
     assert fingerprint(runs[0].folder) == fingerprint(runs[1].folder) and runs[0].scores() == runs[1].scores()
 
 

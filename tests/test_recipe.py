@@ -123,6 +123,16 @@ def test_a_resolved_recipe_gives_the_same_run_again(pico, tmp_path):
     assert first.recipe["method"]["rank"] == 8 and first.recipe["training"]["batch_size"] == 32
 
 
+def test_a_method_has_its_usual_rule():
+    assert [parse(method=name).make_rule().name for name in ("isolated", "inflora", "sequential")] == [
+        "task_arithmetic",
+        "sum",
+        "last",
+    ]
+    assert parse(["method=inflora", "rule.space=delta"]).make_rule().name == "sum"
+    assert parse(["rule.scale=0.3", "rule=task_arithmetic"], method="inflora").make_rule().options == {}
+
+
 @pytest.mark.parametrize(
     "path", sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml")), ids=lambda path: path.stem
 )

@@ -55,6 +55,18 @@ def test_the_margin_that_is_cut_off_keeps_its_share():
     assert processor.size["shortest_edge"] == 112
 
 
+def test_models_that_cannot(pico, tmp_path):
+    """Swin's grid of windows is fixed; texts have no size."""
+    sizes = {"embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 2}
+    config = transformers.SwinConfig(image_size=16, patch_size=4, use_absolute_embeddings=True, **sizes)
+    transformers.AutoModelForImageClassification.from_config(config).save_pretrained(tmp_path)
+    transformers.ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(tmp_path)
+    with pytest.raises(BackboneError, match="`SwinForImageClassification` reads images of its own size only"):
+        Backbone.load(tmp_path, image_size=8)
+    with pytest.raises(BackboneError, match="`image_size` is for images, and"):
+        Backbone.load(pico("bert"), image_size=8)
+
+
 def test_sizes_that_cannot_be(pico, tmp_path):
     with pytest.raises(BackboneError, match="`image_size=10` must be a multiple of the model's patches of 4 pixels"):
         Backbone.load(pico("vit"), image_size=10)

@@ -258,3 +258,10 @@ def test_layers_that_also_read_something_else_have_a_covariance_of_their_own(deb
     for i, C in enumerate(found.values()):
         rows = [state[i // 2] for state in states] + [positions] * (i % 2 == 0)
         assert distance(C, mean_of_products(rows)) < 1e-5
+
+
+def test_balance_counts_each_of_many_equal_directions():
+    """More of them than a block of the Krylov space has: only a whole decomposition is sure to find them all."""
+    values = torch.cat([torch.ones(20), 0.1 * torch.rand(280, generator=torch.Generator().manual_seed(0))]).double()
+    Q = torch.linalg.qr(torch.randn(300, 300, generator=torch.Generator().manual_seed(1)).double())[0]
+    assert Subspace.empty(300).grown((Q * values) @ Q.T, 0.9, balance=0.1).dimension == 20

@@ -7,10 +7,11 @@ class is remembered as a Gaussian of its features, so that no example is kept.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
+import numpy as np
 import torch
 from annotated_types import Ge, Gt, Le
 from jaxtyping import Float, Int
@@ -84,17 +85,28 @@ class Gaussians:
         return {"means": self.means, "covariances": self.covariances}
 
 
-def align(backbone: Backbone, gaussians: Mapping[str, Gaussians], settings: Alignment, *, seed: int) -> None:
+def align(
+    backbone: Backbone,
+    gaussians: Mapping[str, Gaussians],
+    classes: Mapping[str, Sequence[str]],
+    settings: Alignment,
+    *,
+    seed: int,
+) -> None:
     """Train the heads of these tasks together, in place. With one task there is nothing to align.
 
     Parameters
     ----------
     gaussians
         By task name, in the order in which they were learned: features as the heads get them.
+    classes
+        The names of each task's classes; of the same name in several tasks they are one class.
     """
     if len(gaussians) < 2:
         return
     random = torch.Generator().manual_seed(seed)
+    names = np.array([name for task in gaussians for name in classes[task]])
+    same = torch.tensor(names[:, None] == names).to(backbone.device)
     means, roots = _prepared(gaussians, settings)
     heads = [backbone.head(task).requires_grad_(True) for task in gaussians]
     parameters = [parameter for head in heads for parameter in head.parameters()]
@@ -107,7 +119,8 @@ def align(backbone: Backbone, gaussians: Mapping[str, Gaussians], settings: Alig
         answers = torch.arange(len(means)).repeat(settings.samples).to(backbone.device)
         for rows in torch.randperm(len(answers), generator=random).split(settings.batch_size):
             logits = _balanced([head(features[rows]) for head in heads], settings.temperature)
-            loss = torch.nn.functional.cross_entropy(logits, answers[rows])
+            right = logits.log_softmax(1).masked_fill(~same[answers[rows]], -torch.inf)
+            loss = -right.logsumexp(1).mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -120,8 +133,11 @@ def _prepared(
     T, s = len(gaussians), settings.shrinkage
     means = [(1 - s + s * (t + 1) / T) * of.means for t, of in enumerate(gaussians.values())]
     covariances = torch.cat([of.covariances for of in gaussians.values()]).double()
-    ridge = RIDGE * torch.eye(covariances.shape[-1], dtype=torch.double)
-    return torch.cat(means).float(), torch.linalg.cholesky(covariances + ridge).float()
+    d = covariances.shape[-1]
+    # relative to features of large scale, whose covariances single precision leaves with larger errors
+    ridges = RIDGE * (covariances.diagonal(dim1=1, dim2=2).sum(1) / d).clamp_min(1)
+    covariances = covariances + ridges[:, None, None] * torch.eye(d, dtype=torch.double)
+    return torch.cat(means).float(), torch.linalg.cholesky(covariances).float()
 
 
 def _balanced(logits: list[Tensor], temperature: float | None) -> Float[Tensor, "batch classes"]:

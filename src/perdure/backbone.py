@@ -111,7 +111,9 @@ class Backbone(nn.Module):
             if model is None:
                 pooling, model = "mean", transformers.AutoModel.from_pretrained(path, dtype=torch.float32)
             width = int(model.config.hidden_size) if head_name is None else _take_head(model, head_name)
-            if image_size and kind == "image":
+            if image_size and kind == "text":
+                raise BackboneError(f"`image_size` is for images, and `{source}` reads texts. Leave it out.")
+            if image_size:
                 resolution.change(model, processor, image_size)
         limit = _length_limit(processor, model.config) if kind == "text" else max_length
         return cls(
@@ -122,7 +124,7 @@ class Backbone(nn.Module):
             head_name=head_name,
             width=width,
             max_length=min(max_length, limit),
-            image_size=image_size if kind == "image" else None,
+            image_size=image_size,
         )
 
     # -- heads and features

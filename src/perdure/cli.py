@@ -2,6 +2,7 @@
 
 import json
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -215,8 +216,15 @@ def _table(title: str, rows: Any) -> None:
 
 def main() -> None:
     """Run the command line: a user's mistake is one red sentence and status 1; a traceback is a bug."""
-    from perdure.errors import PerdureError
+    from perdure.errors import PerdureError, PerdureWarning
 
+    def show(message: Warning | str, category: type[Warning], *where: Any) -> None:
+        if issubclass(category, PerdureWarning):  # one sentence, and not which line of ours gave it
+            typer.secho(f"Warning: {message}", fg="yellow", err=True)
+        else:
+            usual(message, category, *where)
+
+    usual, warnings.showwarning = warnings.showwarning, show
     try:
         app()
     except PerdureError as error:

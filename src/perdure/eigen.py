@@ -18,8 +18,13 @@ LIMIT = 0.4
 """The share of all dimensions at which the Krylov space is given up."""
 
 
-def leading(X: Float[Tensor, "d n"], wanted: Wanted, *, square: bool = True) -> Float[Tensor, "d wanted"]:
+def leading(
+    X: Float[Tensor, "d n"], wanted: Wanted, *, square: bool = True, whole: bool = False
+) -> Float[Tensor, "d wanted"]:
     """The leading eigenvectors of G = X Xᵀ (which are left singular vectors of X), or of G = X if not `square`.
+
+    Of an eigenvalue that G has more than eight times, exactly, some vectors may not be seen before others are wanted;
+    with `whole` G is decomposed in any case, and all are.
 
     Examples
     --------
@@ -27,7 +32,7 @@ def leading(X: Float[Tensor, "d n"], wanted: Wanted, *, square: bool = True) -> 
     >>> leading(X, lambda values: int((values >= 4).sum())).abs().argmax(dim=0).tolist()
     [1, 2]
     """
-    few = _few(X, wanted, square)
+    few = None if whole else _few(X, wanted, square)
     if few is not None:
         return few
     values, vectors = _eigen(X @ X.T if square else X)

@@ -9,7 +9,7 @@ overrides what its paper changes, and no method derives from another.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from annotated_types import Ge, Gt, Lt
@@ -46,6 +46,8 @@ class Method:
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
     target_modules: list[str] | str | None = None
 
+    usual_rule: ClassVar[str] = "task_arithmetic"
+    """The rule of `merging/` that goes with it, where none is named."""
     state: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
     """What is remembered between tasks: tensors and JSON values by name, saved after each task."""
 

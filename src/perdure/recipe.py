@@ -19,7 +19,7 @@ from perdure.learn import Training
 from perdure.merge import Rule, Since, Space
 from perdure.method import Method
 from perdure.results import Run
-from perdure.run import Evaluation, environment, go_on, settings_of
+from perdure.run import Evaluation, check_alignment, environment, go_on, settings_of
 from perdure.stream import Scenario, TaskStream
 
 Section = str | dict[str, Any]
@@ -59,9 +59,12 @@ class Recipe(BaseModel):
         """Check a mapping, after `settings` (`key.key=value`) have been put into it."""
         if not isinstance(values, dict):
             raise InputError(f"{where} must be a mapping of settings such as `stream` and `backbone`.")
-        values = {"method": "isolated", "rule": "task_arithmetic"} | copy.deepcopy(values)
-        for setting in settings:
+        values = {"method": "isolated"} | copy.deepcopy(values)
+        for setting in sorted(settings, key=lambda setting: setting.startswith("rule")):
+            if setting.startswith("rule."):
+                values.setdefault("rule", _usual_rule(values["method"]))
             put(values, setting)
+        values.setdefault("rule", _usual_rule(values["method"]))
         try:
             return cls.model_validate(values)
         except ValidationError as error:
@@ -120,6 +123,7 @@ class Recipe(BaseModel):
         method, rule = self.make_method(), self.make_rule()
         _check_together(method, rule)
         training, evaluation = self.make_training(), self.make_evaluation()
+        check_alignment(training, rule)
         stream, backbone = self.make_stream(), self.make_backbone()
         settings = self.resolved(method, rule, training, evaluation, backbone)
         if more:
@@ -147,6 +151,12 @@ class Recipe(BaseModel):
         settings = settings_of(backbone, method, rule, training=training, evaluation=evaluation, seed=self.seed)
         settings["method"]["name"] = named(self.method, "method")[0]
         return written | settings
+
+
+def _usual_rule(method: Any) -> str:
+    """The rule that goes with a method, where none is named."""
+    known = isinstance(method, (str, dict))
+    return registry.find("method", named(method, "method")[0]).usual_rule if known else Method.usual_rule
 
 
 def _check_together(method: Method, rule: Rule) -> None:

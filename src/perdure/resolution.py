@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from perdure.errors import BackboneError
@@ -16,12 +17,12 @@ def change(model: Any, processor: Any, size: int) -> None:
     Raises
     ------
     BackboneError
-        It has no position embeddings to interpolate, or `size` is no multiple of its patches.
+        It has no position embeddings to interpolate, `size` is no multiple of its patches, or it cannot read that size.
     """
     embeddings = next((module for module in model.modules() if hasattr(module, "interpolate_pos_encoding")), None)
     if embeddings is None or getattr(embeddings, "position_embeddings", None) is None:
         raise BackboneError(f"`image_size`: `{type(model).__name__}` has no position embeddings. Leave it out.")
-    patch = model.config.patch_size
+    patch = getattr(model.config, "patch_size", None)
     if not isinstance(patch, int) or size % patch:
         raise BackboneError(f"`image_size={size}` must be a multiple of the model's patches of {patch} pixels.")
     old = embeddings.position_embeddings
@@ -35,6 +36,11 @@ def change(model: Any, processor: Any, size: int) -> None:
                 setattr(module, name, value)
     model.config.image_size = size
     _resize(processor, size)
+    try:
+        with torch.no_grad():
+            model(torch.zeros(1, 3, size, size))
+    except RuntimeError as error:
+        raise BackboneError(f"`image_size`: `{type(model).__name__}` reads images of its own size only.") from error
 
 
 def _resize(processor: Any, size: int) -> None:

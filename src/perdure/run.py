@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 
 from perdure import adapters
-from perdure.adapters import same
+from perdure.adapters import Adapter, same
 from perdure.alignment import Alignment, Gaussians, align
 from perdure.backbone import Backbone
 from perdure.errors import InputError, RunError
@@ -52,7 +52,7 @@ def run(
     stream: TaskStream,
     backbone: Backbone,
     method: Method,
-    rule: Rule | str = "task_arithmetic",
+    rule: Rule | str | None = None,
     *,
     output: str | Path,
     training: Training | None = None,
@@ -64,6 +64,8 @@ def run(
 
     Parameters
     ----------
+    rule
+        By default the method's usual one.
     output
         The run folder; it must be new or empty.
     quiet
@@ -74,8 +76,9 @@ def run(
     Run
         The folder, from which everything can be read.
     """
-    rule = Rule(name=rule) if isinstance(rule, str) else rule
+    rule = rule if isinstance(rule, Rule) else Rule(name=rule or method.usual_rule)
     training, evaluation = training or Training(), evaluation or Evaluation()
+    check_alignment(training, rule)
     settings = {
         "stream": {"name": stream.name, "scenario": stream.scenario, "tasks_made_in_python": stream.names},
         **settings_of(backbone, method, rule, training=training, evaluation=evaluation, seed=seed),
@@ -113,11 +116,11 @@ def go_on(
     RunError
         The stream does not begin with the tasks that the run has learned.
     """
-    if training.alignment and (rule.searches or rule.tried().routed):
-        raise InputError(f"`alignment` needs one model with a fixed scale, but the rule is `{rule.label}`.")
+    check_alignment(training, rule)
     learned = restore(results, backbone, stream)
-    if learned:
-        method.state.update(learned[-1].state)
+    if training.alignment and any(task.gaussians is None for task in learned):
+        raise InputError("`alignment` must be on from the first task on, but the run has learned tasks without it.")
+    method.state = dict(learned[-1].state) if learned else {}  # it may have served another run before
     measured = {row["step"] for row in results.scores() if row["rule"] == rule.label}
     for step in range(len(learned), len(stream) + 1):
         if step > len(learned):
@@ -133,6 +136,18 @@ def go_on(
         if due and step not in measured:
             measure(results, learned, stream, backbone, rule, evaluation=evaluation)
     return results
+
+
+def check_alignment(training: Training, rule: Rule) -> None:
+    """Whether heads can be aligned with a rule.
+
+    Raises
+    ------
+    InputError
+        The rule gives no single model, or its scale is found only afterwards.
+    """
+    if training.alignment and (rule.searches or rule.tried().routed):
+        raise InputError(f"`alignment` needs one model with a fixed scale, but the rule is `{rule.label}`.")
 
 
 def _learn_task(
@@ -155,7 +170,7 @@ def _learn_task(
         seen.tasks,
         method,
         training,
-        earlier=[task.adapter for task in earlier],
+        earlier=[old.adapter for old in earlier],
         seed=seed,
         log=results.event,
         folder=results.folder,
@@ -164,8 +179,7 @@ def _learn_task(
     rows = backbone.encode(task.rows("train"))
     gaussians = None
     if training.alignment:
-        combined = combine([*(old.adapter for old in earlier), adapter], rule)
-        gaussians = _align(backbone, earlier, task, combined, training.alignment, seed=seed)
+        gaussians = _align(backbone, earlier, task, adapter, rule, settings=training.alignment, seed=seed)
     after = {name: backbone.head_state(name) for name in backbone.head_names}
     learned = Learned(
         classes=task.classes,
@@ -186,14 +200,23 @@ def _learn_task(
 
 
 def _align(
-    backbone: Backbone, earlier: Sequence[Learned], task: Task, combined: Combined, settings: Alignment, *, seed: int
+    backbone: Backbone,
+    earlier: Sequence[Learned],
+    task: Task,
+    adapter: Adapter,
+    rule: Rule,
+    *,
+    settings: Alignment,
+    seed: int,
 ) -> Gaussians:
     """Align the heads of all tasks so far; return what is to be remembered of the newest."""
+    combined = combine([*(old.adapter for old in earlier), adapter], rule)
     rows = backbone.encode(task.rows("train"))
     found = features(backbone, combined, rows).cpu()
     gaussians = Gaussians.of(found, torch.tensor(rows.labels), len(task.classes))
     remembered = {old.name: old.gaussians for old in earlier if old.gaussians} | {task.name: gaussians}
-    align(backbone, remembered, settings, seed=seed + 1000 * len(remembered))
+    classes = {old.name: old.classes for old in earlier} | {task.name: task.classes}
+    align(backbone, remembered, classes, settings, seed=seed + 1000 * len(remembered))
     return gaussians
 
 

@@ -1,7 +1,7 @@
 """What goes into layers: covariances of inputs, and the subspace of them that earlier tasks have taken.
 
-Gradient projection memory (Saha et al. 2021, arXiv 2103.09762) in its dual form (Liang & Li 2023, arXiv 2310.03843): a
-basis of the subspace or of its complement, whichever is smaller. The algebra is in double precision.
+Gradient projection memory (Saha et al. 2021, arXiv 2103.09762) in its dual form (Liang & Li, CVPR 2023): a basis
+of the subspace or of its complement, whichever is smaller. The algebra is in double precision.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ Energy = Literal["covariance", "features"]
 NOISE = 2e-6
 """Covariances add up products in single precision: below this share of the sum of their eigenvalues is no direction."""
 
+CHUNK = 4096
+"""Tokens whose products are added up in single precision, before the sum goes on in double."""
+
 
 # -- what goes into layers
 
@@ -39,7 +42,7 @@ def input_covariances(
     layers
         Names of layers in `backbone.model`.
     limit
-        Take about so many examples, evenly spread; by default all.
+        Take so many examples, drawn with a fixed seed; by default all.
 
     Returns
     -------
@@ -47,17 +50,19 @@ def input_covariances(
         By the names of the layers with the same input; in double precision, on the CPU.
     """
     backbone.eval()
-    step = max(1, round(len(examples) / limit)) if limit else 1
+    drawn = torch.randperm(len(examples), generator=torch.Generator().manual_seed(0))[:limit].tolist()
     groups: list[tuple[str, ...]] = []
     sums: dict[str, Tensor] = {}
     tokens: dict[str, int] = {}
-    for _, batch in examples.batches(range(0, len(examples), step)):
+    for _, batch in examples.batches(drawn):
         groups = groups or _same_inputs(backbone, batch, layers)
 
         def add(name: str, x: Tensor, batch: Batch = batch) -> None:
             rows = _tokens(x, batch)
-            before = sums.setdefault(name, torch.zeros(x.shape[-1], x.shape[-1], dtype=torch.double, device=x.device))
-            before += rows.T @ rows  # one matrix is the only temporary, whatever the batch
+            device = "cpu" if x.device.type == "mps" else x.device  # which has no double precision
+            before = sums.setdefault(name, torch.zeros(x.shape[-1], x.shape[-1], dtype=torch.double, device=device))
+            for part in rows.split(CHUNK):  # one matrix is the only temporary: there is none for each example
+                before += (part.T @ part).to(device)
             tokens[name] = tokens.get(name, 0) + len(rows)
 
         with _watched(backbone.model, [group[0] for group in groups], add):
@@ -180,7 +185,8 @@ class Subspace:
                 count = (left > (1 - epsilon) * total).sum()
             return min(int(count), int((energies > floor).sum()))
 
-        return self._with(self._leading(outside, energy, wanted))
+        # a threshold counts each of several equal eigenvalues, which only the whole decomposition is sure to find
+        return self._with(self._leading(outside, energy, wanted, whole=balance is not None))
 
     def _outside(self, C: Tensor, energy: Energy) -> Tensor:
         """(I - M Mᵀ) C, for features (I - M Mᵀ) C (I - M Mᵀ); in coordinates of the complement if that is stored."""
@@ -189,9 +195,9 @@ class Subspace:
             return half
         return half @ self.basis if self.complement else self.outside(half.T)
 
-    def _leading(self, outside: Tensor, energy: Energy, wanted: Wanted) -> Tensor:
+    def _leading(self, outside: Tensor, energy: Energy, wanted: Wanted, *, whole: bool = False) -> Tensor:
         """The leading directions of what `_outside` has found."""
-        vectors = leading(outside, wanted, square=energy == "covariance")
+        vectors = leading(outside, wanted, square=energy == "covariance", whole=whole)
         return self._clean(self.basis @ vectors if self.complement else vectors)
 
     def _clean(self, vectors: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ class InfLoRA(Method):
 
     e = W h + sum of A_j B_j h. The rows of B_t are the leading directions of the new task's inputs outside M_t, the
     space of the old tasks' inputs, so that training A_t (from zero) changes W only inside N_t ∩ M_t⊥. After the task
-    M_t takes up the leading directions of its inputs (DualGPM). Combine with the rule `sum`.
+    M_t takes up the leading directions of its inputs (DualGPM). Combine with the rule `sum`, in delta space.
 
     A_t is peft's `lora_B`, and B_t its `lora_A`.
 
@@ -33,7 +33,8 @@ class InfLoRA(Method):
     rank, alpha
         ΔW = alpha / rank · A_t B_t, with at most `rank` rows of B_t: no more than there are directions left.
     target_modules
-        By default key and value (query and value in T5's family); those with the same input share one B_t.
+        By default key and value (query and value in T5's family; all of attention's input where it is one layer). Those
+        with the same input share one B_t.
     blocks
         Only the first so many blocks of the transformer have branches (5 in InfLoRA-b5); by default all.
     design
@@ -49,7 +50,7 @@ class InfLoRA(Method):
         singular values of the inputs themselves.
     balance
         Instead of epsilon, a size for each module, after SplitLoRA's idea: a direction with the share e of the energy
-        is taken up if balance · e is more than 1 / dimension, what it costs in room. Its authors weigh with 20.
+        is taken up if balance · e is more than 1 / dimension, what it costs in room.
     statistics_examples
         Look at about so many of a task's examples; by default all, once before training and once after.
     upon
@@ -64,6 +65,8 @@ class InfLoRA(Method):
     above half of the dimension repaired, and rows that would leave M_t⊥ left zero.
     """
 
+    usual_rule = "sum"
+
     rank: Annotated[int, Ge(1)] = 10
     alpha: Annotated[float, Gt(0)] = 10.0
     blocks: Annotated[int, Ge(1)] | None = None
@@ -77,6 +80,10 @@ class InfLoRA(Method):
     statistics_examples: Annotated[int, Ge(1)] | None = None
     upon: Literal["earlier", "pretrained"] = "earlier"
 
+    def __post_init__(self):
+        if self.peft != "lora":
+            raise InputError("`inflora` designs a half of LoRA: it needs `peft: lora`.")
+
     def beneath(self, earlier: Sequence[Adapter]) -> Sequence[Adapter]:
         if len(earlier) != self._learned:
             raise InputError(f"`inflora` has seen {self._learned} tasks, but got {len(earlier)} adapters as `earlier`.")
@@ -84,8 +91,6 @@ class InfLoRA(Method):
 
     def begin(self, backbone: Backbone, task: Task) -> None:
         """Put the branch in and design B_t; A_t is zero."""
-        if self.peft != "lora":
-            raise InputError("`inflora` designs a half of LoRA: it needs `peft: lora`.")
         targets = self.target_modules or adapters.key_value(backbone.model)
         self.attach(backbone, target_modules=targets, blocks=self.blocks)
         factors, found = adapters.factors(backbone.model), []

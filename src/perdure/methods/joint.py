@@ -20,6 +20,8 @@ class Joint(Method):
     Caruana, Multitask Learning, Machine Learning 28, 1997.
     """
 
+    usual_rule = "last"
+
     def begin(self, backbone: Backbone, task: Task) -> None:
         self.attach(backbone)
         for name in backbone.head_names:

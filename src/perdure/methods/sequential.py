@@ -17,6 +17,8 @@ class Sequential(Method):
     McCloskey & Cohen, Catastrophic interference in connectionist networks, 1989 (what happens then).
     """
 
+    usual_rule = "last"
+
     def begin(self, backbone: Backbone, task: Task) -> None:
         if not adapters.attached(backbone.model):
             self.attach(backbone)
