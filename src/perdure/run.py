@@ -192,11 +192,17 @@ def _learn_task(
     )
     stock_head = (backbone.head_name, backbone.head(task.name)) if backbone.head_name else None
     results.save_task(learned, base=backbone.published, head=stock_head)
-    moved = {name: value for name, value in adapter.parameters.items() if not torch.equal(value, adapter.start[name])}
-    trained = sum(value.numel() for part in (moved, *learned.heads.values()) for value in part.values())
     seconds = round(time.perf_counter() - started, 3)
-    results.event({"event": "task", "task": task.name, "seconds": seconds, "examples": len(rows), "trained": trained})
+    about = {"seconds": seconds, "examples": len(rows), "trained": _trained(learned)}
+    results.event({"event": "task", "task": task.name, **about})
     return learned
+
+
+def _trained(learned: Learned) -> int:
+    """How many parameters training has changed: a module's frozen half is none of them."""
+    before, after = learned.adapter.start, learned.adapter.parameters
+    moved = {name: value for name, value in after.items() if not torch.equal(value, before[name])}
+    return sum(value.numel() for part in (moved, *learned.heads.values()) for value in part.values())
 
 
 def _align(
