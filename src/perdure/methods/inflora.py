@@ -20,13 +20,12 @@ from perdure.subspace import Energy, Subspace, input_covariances
 
 @dataclass(kw_only=True)
 class InfLoRA(Method):
-    """Train A_t of a branch A_t B_t whose B_t is designed from inputs, frozen, and orthogonal to those of old tasks.
+    """Train a branch A_t B_t per task, whose frozen B_t is designed to leave the inputs of earlier tasks alone.
 
-    e = W h + sum of A_j B_j h. The rows of B_t are the leading directions of the new task's inputs outside M_t, the
-    space of the old tasks' inputs, so that training A_t (from zero) changes W only inside N_t ∩ M_t⊥. After the task
-    M_t takes up the leading directions of its inputs (DualGPM). Combine with the rule `sum`, in delta space.
-
-    A_t is peft's `lora_B`, and B_t its `lora_A`.
+    e = W h + sum of A_j B_j h (A_t is peft's `lora_B`, B_t its `lora_A`). The rows of B_t are the leading directions
+    of the new task's inputs outside M_t, the space of the old tasks' inputs, so that training A_t (from zero) changes W
+    only inside N_t ∩ M_t⊥. After the task M_t takes up the leading directions of its inputs (DualGPM). Combine with the
+    rule `sum`, in delta space.
 
     Parameters
     ----------
@@ -47,12 +46,12 @@ class InfLoRA(Method):
         would reach `last_epsilon` after so many `tasks`, and stays when they are more.
     energy
         `covariance`: of squared eigenvalues of E[h hᵀ], to which the published epsilons belong; `features`: of squared
-        singular values of the inputs themselves.
+        singular values of the inputs themselves, for backbones such as DINOv2, where a few directions dominate.
     balance
         Instead of epsilon, a size for each module, after SplitLoRA's idea: a direction with the share e of the energy
         is taken up if balance · e is more than 1 / dimension, what it costs in room.
     statistics_examples
-        Look at about so many of a task's examples; by default all, once before training and once after.
+        Look at so many of a task's examples; by default at all, once before training and once after.
     upon
         `earlier`: train on top of the earlier tasks' branches (InfLoRA); `pretrained`: each task on the pre-trained
         model alone, isolated inside its designed subspace, for a rule such as `task_arithmetic` to combine.
@@ -106,13 +105,12 @@ class InfLoRA(Method):
             found.append(len(B))
         short = [rows for rows in found if rows < self.rank]
         if short:
-            warnings.warn(
+            message = (
                 f"Task `{task.name}` has fewer than `rank={self.rank}` directions to learn in ({min(short)} or more) in"
                 f" {len(short)} of {len(found)} groups of layers: its inputs vary too little outside what earlier tasks"
-                " have taken up. Lower `rank`, `epsilon` or `last_epsilon`, or set `balance`.",
-                PerdureWarning,
-                stacklevel=2,
+                " have taken up. Lower `rank`, `epsilon` or `last_epsilon`, or set `balance`."
             )
+            warnings.warn(message, PerdureWarning, stacklevel=2)
 
     def parameters(self, backbone: Backbone) -> list[nn.Parameter]:
         """A_t alone."""
@@ -120,8 +118,7 @@ class InfLoRA(Method):
 
     def end(self, backbone: Backbone, task: Task) -> None:
         """Let M_t take up the leading directions of the task's inputs, as they are after training."""
-        rise = min(self._learned, self.tasks - 1) / self.tasks
-        epsilon = self.epsilon + (self.last_epsilon - self.epsilon) * rise
+        epsilon = self.epsilon + (self.last_epsilon - self.epsilon) * min(self._learned, self.tasks - 1) / self.tasks
         if self._outside_old_tasks:
             for layers, C in self._covariances(backbone, task).items():
                 space = self._space(layers[0], len(C)).grown(C, epsilon, energy=self.energy, balance=self.balance)
