@@ -2,6 +2,7 @@
 
 import csv
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -173,3 +174,12 @@ def test_list_and_show(perdure):
 def test_help_fits_80_columns(command, perdure):
     status, out, _ = perdure(*([command] if command else []), "--help")
     assert status == 0 and max(map(len, out.splitlines())) <= 80
+
+
+def test_a_warning_of_ours_is_one_sentence(tmp_path):
+    """In a process of its own: pytest takes warnings for itself."""
+    script = "import warnings, perdure, perdure.cli as cli; cli.app = lambda: [warnings.warn(w) for w in ours]"
+    ours = "ours = [perdure.PerdureWarning('Too little room.'), UserWarning('Other.')]"
+    command = [sys.executable, "-c", f"{script}\n{ours}\ncli.main()"]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stderr.splitlines()
+    assert lines[0] == "Warning: Too little room." and lines[1].endswith("UserWarning: Other.")

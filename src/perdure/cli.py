@@ -216,15 +216,9 @@ def _table(title: str, rows: Any) -> None:
 
 def main() -> None:
     """Run the command line: a user's mistake is one red sentence and status 1; a traceback is a bug."""
-    from perdure.errors import PerdureError, PerdureWarning
+    from perdure.errors import PerdureError
 
-    def show(message: Warning | str, category: type[Warning], *where: Any) -> None:
-        if issubclass(category, PerdureWarning):  # one sentence, and not which line of ours gave it
-            typer.secho(f"Warning: {message}", fg="yellow", err=True)
-        else:
-            usual(message, category, *where)
-
-    usual, warnings.showwarning = warnings.showwarning, show
+    warnings.formatwarning = _sentence
     try:
         app()
     except PerdureError as error:
@@ -235,6 +229,14 @@ def main() -> None:
         if stop.code == 130:  # Ctrl-C
             _stop("Stopped. Tasks that were finished are kept.", 130)
         raise
+
+
+def _sentence(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning of ours as one sentence; of others with the place that gave it."""
+    ours = category.__module__.startswith("perdure.")
+    return f"Warning: {message}\n" if ours else f"{filename}:{lineno}: {category.__name__}: {message}\n"
 
 
 def _stop(sentence: str, status: int) -> NoReturn:
