@@ -92,7 +92,7 @@ def test_a_run_that_stopped_between_tasks_goes_on_bit_for_bit(name, pico, toy, t
 
     whole = run(toy, backbone(), make(name), training=FEW, output=tmp_path / "whole")
     part = run(toy.until(2), backbone(), make(name), training=FEW, output=tmp_path / "part")
-    rule = Rule()
+    rule = Rule(name=make(name).usual_rule)
     go_on(Run(part.folder), toy, backbone(), make(name), rule, training=FEW, evaluation=Evaluation(), seed=0)
     assert fingerprint(whole.folder) == fingerprint(part.folder)
     assert whole.scores() == part.scores()
