@@ -89,6 +89,7 @@ def measure(recipe: Recipe, place: Path) -> dict[tuple[str, str], dict[str, floa
     stream, backbone, rule = recipe.make_stream(), recipe.make_backbone(), recipe.make_rule()
     learned = restore(results, backbone)
     vectors = [task.adapter for task in learned]
+    combined = combine(vectors, rule)
     posterior = TaskPosterior({task.name: task.statistics for task in learned})
     evaluator = Evaluator(backbone, stream, stream.names, posterior)
     found = {}
@@ -102,7 +103,7 @@ def measure(recipe: Recipe, place: Path) -> dict[tuple[str, str], dict[str, floa
             classes = {task.name: task.classes for task in learned}
             align(backbone, gaussians, classes, alignment, seed=recipe.seed)
         for split in ("validation", "test"):
-            scores = [evaluator.accuracy(combine(vectors, rule), task, TASK_IDS, split) for task in stream.names]
+            scores = [evaluator.accuracy(combined, task, TASK_IDS, split) for task in stream.names]
             found[split, heads] = {name: sum(row[name] for row in scores) / len(scores) for name in TASK_IDS}
     CACHE[place] = found
     return found

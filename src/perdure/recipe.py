@@ -60,11 +60,13 @@ class Recipe(BaseModel):
         if not isinstance(values, dict):
             raise InputError(f"{where} must be a mapping of settings such as `stream` and `backbone`.")
         values = {"method": "isolated"} | copy.deepcopy(values)
-        for setting in sorted(settings, key=lambda setting: setting.startswith("rule")):
-            if setting.startswith("rule."):
-                values.setdefault("rule", _usual_rule(values["method"]))
+        of_rule = [setting for setting in settings if setting.startswith("rule")]
+        for setting in settings:
+            if setting not in of_rule:
+                put(values, setting)
+        values.setdefault("rule", _usual_rule(values["method"]))  # the method is known now
+        for setting in of_rule:
             put(values, setting)
-        values.setdefault("rule", _usual_rule(values["method"]))
         try:
             return cls.model_validate(values)
         except ValidationError as error:
