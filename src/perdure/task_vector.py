@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import ItemsView, Mapping, Sequence
+from collections.abc import Callable, ItemsView, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +28,15 @@ class LowRank:
     B: Float[Tensor, "out rank"]
     A: Float[Tensor, "rank in"]
 
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size((self.B.shape[0], self.A.shape[1]))
+
+    @property
+    def rank(self) -> int:
+        """The number of columns of B: the rank of B A is at most that."""
+        return self.A.shape[0]
+
     def __add__(self, other: LowRank) -> LowRank:
         """Exact, by setting the factors side by side: B₁A₁ + B₂A₂ = [B₁ B₂] [A₁; A₂]."""
         return LowRank(torch.cat([self.B, other.B], dim=1), torch.cat([self.A, other.A]))
@@ -40,12 +49,81 @@ class LowRank:
     def dense(self) -> Float[Tensor, "out in"]:
         return self.B @ self.A
 
+    def svd(self) -> tuple[Float[Tensor, "out r"], Float[Tensor, " r"], Float[Tensor, "r in"]]:
+        """U, S and Vᵀ with U diag(S) Vᵀ = B A, r = min(out, in, rank), by QR of both factors and a small SVD.
+
+        Singular vectors of a value that is zero are arbitrary: `significant` says which count.
+        """
+        left, upper = torch.linalg.qr(self.B)
+        right, lower = torch.linalg.qr(self.A.T)
+        U, S, Vh = torch.linalg.svd(upper @ lower.T, full_matrices=False)
+        return left @ U, S, Vh @ right.T
+
+    def truncate(self, rank: int) -> LowRank:
+        """The nearest matrix of at most this rank (Eckart & Young), exact and itself if it has no more."""
+        if self.rank <= rank:
+            return self
+        U, S, Vh = self.svd()
+        return LowRank(U[:, :rank] * S[:rank], Vh[:rank])
+
+
+@dataclass(frozen=True)
+class Deferred:
+    """A full tensor that is made when it is wanted and not kept, so that one at a time is in memory.
+
+    Examples
+    --------
+    >>> Deferred(torch.Size((2,)), lambda: torch.ones(2)).dense().tolist()
+    [1.0, 1.0]
+    """
+
+    shape: torch.Size
+    make: Callable[[], Tensor]
+
+    def __mul__(self, factor: float) -> Deferred:
+        return Deferred(self.shape, lambda: factor * self.make())
+
+    __rmul__ = __mul__
+
+    def dense(self) -> Tensor:
+        return self.make()
+
+
+Entry = LowRank | Deferred | Tensor
+
+
+def dense(entry: Entry) -> Tensor:
+    """A full tensor."""
+    return entry if isinstance(entry, Tensor) else entry.dense()
+
+
+def svd(entry: Entry) -> tuple[Float[Tensor, "out r"], Float[Tensor, " r"], Float[Tensor, "r in"]]:
+    """The singular value decomposition of a matrix, reduced to its numerical rank: what is left of S is not zero.
+
+    Zero means at most 1e-6 of the greatest. A direction whose singular value is zero is arbitrary, and no rule may
+    depend on it.
+    """
+    if isinstance(entry, LowRank):
+        U, S, Vh = entry.svd()
+    else:
+        U, S, Vh = torch.linalg.svd(dense(entry), full_matrices=False)
+    rank = int((1e-6 * S[:1] < S).sum())
+    return U[:, :rank], S[:rank], Vh[:rank]
+
+
+def inner(left: Entry, right: Entry) -> float:
+    """The Frobenius inner product <left, right>, in double precision; no full matrix for two low-rank ones."""
+    if isinstance(left, LowRank) and isinstance(right, LowRank):
+        columns, rows = left.B.double().T @ right.B.double(), left.A.double() @ right.A.double().T
+        return (columns * rows).sum().item()
+    return (dense(left).double() * dense(right).double()).sum().item()
+
 
 @dataclass(frozen=True)
 class TaskVector:
     """What a task adds, by the name of a layer (delta space: `LowRank`) or of a parameter (factor space: a tensor).
 
-    A layer that one vector lacks is zero there.
+    A layer that one vector lacks is zero there. What a rule cannot keep low-rank is a tensor, or `Deferred`.
 
     Examples
     --------
@@ -54,23 +132,24 @@ class TaskVector:
     5.0
     """
 
-    entries: Mapping[str, LowRank | Tensor]
+    entries: Mapping[str, Entry]
 
-    def __getitem__(self, name: str) -> LowRank | Tensor:
+    def __getitem__(self, name: str) -> Entry:
         return self.entries[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.entries
 
     def __len__(self) -> int:
         return len(self.entries)
 
-    def items(self) -> ItemsView[str, LowRank | Tensor]:
+    def items(self) -> ItemsView[str, Entry]:
         return self.entries.items()
 
     def __add__(self, other: TaskVector) -> TaskVector:
         both = dict(self.entries)
         for name, value in other.items():
-            if name in both and type(both[name]) is not type(value):
-                raise InputError(f"Task vectors of different spaces cannot be added (`{name}`).")
-            both[name] = both[name] + value if name in both else value  # pyright: ignore
+            both[name] = _plus(name, both[name], value) if name in both else value
         return TaskVector(both)
 
     def __mul__(self, factor: float) -> TaskVector:
@@ -83,12 +162,51 @@ class TaskVector:
 
     def dense(self, name: str) -> Tensor:
         """The change of one layer or parameter, as a full tensor."""
-        value = self.entries[name]
-        return value.dense() if isinstance(value, LowRank) else value
+        return dense(self.entries[name])
+
+    def made(self) -> TaskVector:
+        """With every deferred tensor made, for those who use it more than once."""
+        return TaskVector({k: v.dense() if isinstance(v, Deferred) else v for k, v in self.items()})
+
+    def inner(self, other: TaskVector) -> float:
+        """The Frobenius inner product over all layers."""
+        return sum(inner(value, other[name]) for name, value in self.items() if name in other)
 
     def norm(self) -> float:
         """The Frobenius norm over all layers."""
-        return sum(self.dense(name).double().square().sum().item() for name in self.entries) ** 0.5
+        return sum(max(0.0, _square(value)) for value in self.entries.values()) ** 0.5
+
+    def cosine(self, other: TaskVector) -> float:
+        """The cosine of the angle between two task vectors; 0 if one of them is zero.
+
+        Examples
+        --------
+        >>> a, b = TaskVector({"w": torch.tensor([1.0, 0.0])}), TaskVector({"w": torch.tensor([1.0, 1.0])})
+        >>> round(a.cosine(b), 4)
+        0.7071
+        """
+        norms = self.norm() * other.norm()
+        return self.inner(other) / norms if norms else 0.0
+
+    def truncate(self, rank: int) -> TaskVector:
+        """Each low-rank layer at most of this rank, the nearest there is; of other entries nothing changes."""
+        return TaskVector({k: v.truncate(rank) if isinstance(v, LowRank) else v for k, v in self.items()})
+
+
+def _plus(name: str, left: Entry, right: Entry) -> Entry:
+    if left.shape != right.shape:
+        shapes = f"{tuple(left.shape)} in one task vector, {tuple(right.shape)} in another"
+        raise InputError(f"`{name}` has the shape {shapes}: they belong to different models, or different spaces.")
+    if isinstance(left, LowRank) and isinstance(right, LowRank):
+        return left + right
+    if isinstance(left, Tensor) and isinstance(right, Tensor):
+        return left + right
+    return Deferred(left.shape, lambda: dense(left) + dense(right))
+
+
+def _square(value: Entry) -> float:
+    whole = value.dense() if isinstance(value, Deferred) else value  # made once, not twice
+    return inner(whole, whole)
 
 
 def total(vectors: Sequence[TaskVector]) -> TaskVector:

@@ -1,10 +1,12 @@
 """The last state alone, as sequential fine-tuning leaves it."""
 
+from perdure.rule import nature
 from perdure.task_vector import TaskVector
 
 
+@nature("sequential", state="one task vector")
 def last(vectors: dict[str, TaskVector]) -> TaskVector:
-    """Theta = Theta_pre + tau_T: what was learned last, and nothing else. Sequential.
+    """Theta = Theta_pre + tau_T: what was learned last, and nothing else.
 
     Examples
     --------

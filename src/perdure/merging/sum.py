@@ -1,10 +1,12 @@
 """The plain sum, for methods whose task vectors were trained not to disturb each other."""
 
+from perdure.rule import nature
 from perdure.task_vector import TaskVector, total
 
 
+@nature("order-free", state="one task vector")
 def sum(vectors: dict[str, TaskVector]) -> TaskVector:
-    """Theta = Theta_pre + sum of tau_t. Order-free.
+    """Theta = Theta_pre + sum of tau_t.
 
     What O-LoRA (arXiv 2310.14152) and InfLoRA (arXiv 2404.00228) do, and task arithmetic at scale 1.
 

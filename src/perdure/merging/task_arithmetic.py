@@ -3,11 +3,13 @@
 import math
 
 from perdure.errors import InputError
+from perdure.rule import nature
 from perdure.task_vector import TaskVector, total
 
 
+@nature("order-free", state="one task vector")
 def task_arithmetic(vectors: dict[str, TaskVector], *, scale: float | str = "1/n") -> TaskVector:
-    """Theta = Theta_pre + scale · sum of tau_t over the n tasks. Order-free.
+    """Theta = Theta_pre + scale · sum of tau_t over the n tasks.
 
     Parameters
     ----------
