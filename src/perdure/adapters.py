@@ -145,6 +145,16 @@ def base_layer(model: nn.Module, name: str) -> nn.Linear:
     return module.get_base_layer() if isinstance(module, BaseTunerLayer) else module  # pyright: ignore
 
 
+def put_base_layer(model: nn.Module, name: str, layer: nn.Module) -> None:
+    """Put another in the place of the layer that `base_layer` gives."""
+    module = model.get_submodule(name)
+    if isinstance(module, BaseTunerLayer):
+        module.base_layer = layer
+    else:
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, layer)
+
+
 def attach(model: nn.Module, config: peft.PeftConfig) -> None:
     """Put a fresh adapter into the model, in the place of any other. Its random start follows torch's seed."""
     detach(model)

@@ -23,27 +23,63 @@ SCALES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.8, 1.0)
 
 @torch.no_grad()
 def task_logits(
-    backbone: Backbone, combined: Combined, examples: Encoded, tasks: Sequence[str]
+    backbone: Backbone,
+    combined: Combined,
+    examples: Encoded,
+    tasks: Sequence[str],
+    log_weights: Float[Tensor, "examples tasks"] | None = None,
 ) -> dict[str, Float[Tensor, "examples _"]]:
-    """The logits of each task's head. One pass over the examples; a routed model needs one for each task."""
+    """The logits of each task's head. One pass over the examples; a routed model needs one for each task.
+
+    Where the task posterior picks one task for each example, `log_weights` = log p(t | x) make it one pass too.
+    """
+    if combined.picks and log_weights is not None:
+        numbers: list[int] = log_weights.argmax(1).tolist()
+        picked = [tasks[i] for i in numbers]
+        return _heads(backbone, features(backbone, combined, examples, picked=picked), tasks)
     if combined.routed:
-        return {task: _pass(backbone, combined, examples, [task])[task] for task in tasks}
-    return _pass(backbone, combined, examples, tasks)
+        return {
+            task: _heads(backbone, features(backbone, combined, examples, task=task), [task])[task] for task in tasks
+        }
+    return _heads(backbone, features(backbone, combined, examples), tasks)
 
 
-def _pass(backbone: Backbone, combined: Combined, examples: Encoded, tasks: Sequence[str]) -> dict[str, Tensor]:
-    found = features(backbone, combined, examples, task=tasks[0])
+def _heads(backbone: Backbone, found: Float[Tensor, "examples width"], tasks: Sequence[str]) -> dict[str, Tensor]:
     return {task: backbone.head(task)(found).cpu() for task in tasks}
 
 
 @torch.no_grad()
 def features(
-    backbone: Backbone, combined: Combined, examples: Encoded, *, task: str | None = None
+    backbone: Backbone,
+    combined: Combined,
+    examples: Encoded,
+    *,
+    task: str | None = None,
+    picked: Sequence[str] | None = None,
 ) -> Float[Tensor, "examples width"]:
-    """What the heads get: the combined model's pooled features (of the model for `task`, if it is routed)."""
+    """What the heads get: the combined model's pooled features (of the model for `task`, if it is routed).
+
+    `picked` names the task of each example, for a mixture whose experts are chosen from outside.
+    """
     backbone.eval()
-    with combined.applied(backbone, task):
-        return in_order((rows, backbone(batch["inputs"])) for rows, batch in examples.batches())
+    parts = []
+    with combined.applied(backbone, task) as choice:
+        for rows, batch in examples.batches():
+            if picked:
+                choice.of([picked[row] for row in rows])
+            parts.append((rows, backbone(batch["inputs"])))
+    return in_order(parts)
+
+
+def settled(log_weights: Float[Tensor, "examples tasks"]) -> Float[Tensor, "examples tasks"]:
+    """All weight on the likeliest task.
+
+    Examples
+    --------
+    >>> settled(torch.tensor([[0.3, 0.7]]).log()).tolist()
+    [[-inf, 0.0]]
+    """
+    return torch.nn.functional.one_hot(log_weights.argmax(1), log_weights.shape[1]).to(log_weights).log()
 
 
 def probabilities(
@@ -110,8 +146,11 @@ class Evaluator:
         labels = torch.tensor(examples.labels)
         answers = torch.tensor(self.stream.class_index(task))[labels]
         weights = self._log_weights(examples) if "posterior" in task_ids else None
+        if weights is not None and combined.picks:
+            weights = settled(weights)
         heads = [task] if set(task_ids) == {"given"} else [*self.seen, task]
-        logits = task_logits(self.backbone, combined, examples, list(dict.fromkeys(heads)))
+        alone = weights if set(task_ids) == {"posterior"} else None  # the others need a pass for each task anyway
+        logits = task_logits(self.backbone, combined, examples, list(dict.fromkeys(heads)), alone)
         of_seen = {name: logits[name] for name in self.seen if name in logits}
         places = [self.stream.class_index(name) for name in of_seen]
         right: dict[TaskId, Tensor] = {}

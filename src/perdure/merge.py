@@ -1,21 +1,25 @@
 """From adapters to one model: task vectors, a rule, and the model as it acts at test time."""
 
 import contextlib
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from perdure import adapters, registry
 from perdure.adapters import Adapter
 from perdure.backbone import Backbone
 from perdure.errors import InputError
+from perdure.mixture import Choice, Mixture
 from perdure.task_vector import LowRank, TaskVector
 
 Space = Literal["delta", "factor"]
 Since = Literal["pretrained", "start"]
+Inputs = Mapping[str, Mapping[str, Float[Tensor, "in in"]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +73,29 @@ class Rule:
         PerdureError
             As the rule does.
         """
-        nothing = {name: TaskVector({"w": torch.zeros(1)}) for name in ("a", "b")}
-        return Combined(registry.find("rule", self.name)(nothing, **self.options))
+        small = LowRank(torch.ones(2, 1), torch.ones(1, 2)) if self.space == "delta" else torch.ones(2)
+        inputs = {name: {"w": torch.eye(2)} for name in ("a", "b")}
+        return Combined(self({name: TaskVector({"w": small}) for name in inputs}, inputs))
+
+    def __call__(
+        self, vectors: Mapping[str, TaskVector], inputs: Inputs | None = None
+    ) -> TaskVector | dict[str, TaskVector] | Mixture:
+        """What the rule makes of task vectors; `inputs` as `combine` has it.
+
+        Raises
+        ------
+        InputError
+            The rule needs statistics of inputs, and none were kept.
+        """
+        function = registry.find("rule", self.name)
+        if "inputs" not in inspect.signature(function).parameters:
+            return function(vectors, **self.options)
+        if not inputs:
+            raise InputError(
+                f"The rule `{self.name}` needs statistics of the layers' inputs, which were not kept: learn the tasks "
+                "with `training: {keep_inputs: true}`."
+            )
+        return function(vectors, inputs, **self.options)
 
     @property
     def searches(self) -> bool:
@@ -124,29 +149,42 @@ def _factor_vectors(learned: Sequence[Adapter], since: Since) -> dict[str, TaskV
 
 @dataclass(frozen=True)
 class Combined:
-    """What a rule made of the adapters: one task vector, or one for each task.
+    """What a rule made of the adapters: one task vector, one for each task, or a mixture of experts.
 
     In factor space `origin` is the adapter whose start the vectors are relative to.
     """
 
-    vectors: TaskVector | dict[str, TaskVector]
+    vectors: TaskVector | dict[str, TaskVector] | Mixture
     origin: Adapter | None = None
 
     @property
     def routed(self) -> bool:
         """Whether each task has a model of its own."""
-        return isinstance(self.vectors, dict)
+        return isinstance(self.vectors, dict) or self.picks
+
+    @property
+    def picks(self) -> bool:
+        """Whether the task posterior picks one task for each sample."""
+        return isinstance(self.vectors, Mixture) and not self.vectors.gate_rank
 
     @contextlib.contextmanager
-    def applied(self, backbone: Backbone, task: str | None = None) -> Iterator[None]:
-        """The backbone with the combination in it, while the block runs; afterwards it is as before, bit for bit."""
+    def applied(self, backbone: Backbone, task: str | None = None) -> Iterator[Choice]:
+        """The backbone with the combination in it, while the block runs; afterwards it is as before, bit for bit.
+
+        Where the posterior picks, `task` acts on all samples until the `Choice` is told those of the next batch.
+        """
+        if isinstance(self.vectors, Mixture):
+            with adapters.disabled(backbone.model), self.vectors.inserted(backbone.model) as choice:
+                choice.of([task])
+                yield choice
+            return
         vector = self.vectors.get(task or "") if isinstance(self.vectors, dict) else self.vectors
         if vector is not None and self.origin is not None:
             with _adapted(backbone.model, self.origin, vector):
-                yield
+                yield Choice()
         else:  # no vector is a task to come: nothing has been learned for it
             with adapters.disabled(backbone.model), folded(backbone.model, vector or TaskVector({})):
-                yield
+                yield Choice()
 
 
 @contextlib.contextmanager
@@ -172,8 +210,13 @@ def _adapted(model: nn.Module, origin: Adapter, vector: TaskVector) -> Iterator[
             adapters.write(model, before)
 
 
-def combine(learned: Sequence[Adapter], rule: Rule) -> Combined:
+def combine(learned: Sequence[Adapter], rule: Rule, inputs: Inputs | None = None) -> Combined:
     """Apply a rule to the adapters of the tasks, in the order in which they were learned.
+
+    Parameters
+    ----------
+    inputs
+        By task and layer the covariance of the layer's inputs, for a rule that needs it (`regmean`).
 
     Raises
     ------
@@ -184,6 +227,6 @@ def combine(learned: Sequence[Adapter], rule: Rule) -> Combined:
     """
     if rule.searches:
         raise InputError("`scale: search` needs validation data; give a number, `1/n` or `1/sqrt(n)` here.")
-    vectors = task_vectors(learned, space=rule.space, since=rule.since)
-    merged = registry.find("rule", rule.name)(vectors, **rule.options)
+    merged = rule(task_vectors(learned, space=rule.space, since=rule.since), inputs)
+    merged = merged.made() if isinstance(merged, TaskVector) else merged  # it will be applied many times
     return Combined(merged, learned[0] if rule.space == "factor" else None)
