@@ -1,24 +1,28 @@
 """Score a combined model on tasks: one row of the accuracy matrix R, for each way to know the task."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from perdure import search
 from perdure.adapters import Adapter
 from perdure.backbone import Backbone, Encoded, in_order
-from perdure.merge import Combined, Rule, combine
+from perdure.merge import Combined, Rule, combine, task_vectors
+from perdure.scaled import Scaled
+from perdure.search import Scales
 from perdure.stream import Scenario, Split, TaskStream
 from perdure.task_id import TaskPosterior, describe
+from perdure.task_vector import TaskVector
 
 TaskId = Literal["given", "posterior", "concatenated"]
 """How the task is known: it is given, by the task posterior, or not at all (all heads' logits under one softmax)."""
 
 TASK_IDS: tuple[TaskId, ...] = get_args(TaskId)
-SCALES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.8, 1.0)
 
 
 @torch.no_grad()
@@ -176,17 +180,40 @@ class Evaluator:
 
     def search_scale(
         self, learned: Sequence[Adapter], rule: Rule, scenario: Scenario
-    ) -> tuple[Rule, dict[float, float]]:
+    ) -> tuple[Rule, list[dict[str, Any]]]:
         """The rule with the scale that is best on the validation splits of the tasks seen, and each candidate's score.
 
         Test data is never looked at. The validation examples of earlier tasks have to be kept for it; where that is not
         allowed, use a scale that needs no data (`1/n`).
         """
         task_id: TaskId = "given" if scenario == "task" else "posterior"
-        scores = {}
-        for scale in sorted({*SCALES, 1 / len(learned)}):
-            combined = combine(learned, rule.with_scale(scale))
-            found = [self.accuracy(combined, task, [task_id], "validation")[task_id] for task in self.seen]
-            scores[scale] = sum(found) / len(found)
-        # of equally good ones the smallest: it stays nearest to the pre-trained model
-        return rule.with_scale(max(scores, key=lambda scale: (scores[scale], -scale))), scores
+
+        def named(scales: Scales) -> Any:
+            return search.named(scales, [adapter.name for adapter in learned], rule.search)
+
+        with self._scored(learned, rule) as combined:
+
+            def score(scales: Scales) -> float:
+                now = combined(named(scales))
+                found = [self.accuracy(now, task, [task_id], "validation")[task_id] for task in self.seen]
+                return sum(found) / len(found)
+
+            tried = search.candidates(score, search.start_of(len(learned), rule.search), rule.search)
+        scores = [{"scale": named(scales), "score": value} for scales, value in tried.items()]
+        return rule.with_scale(named(search.best(tried))), scores
+
+    @contextlib.contextmanager
+    def _scored(self, learned: Sequence[Adapter], rule: Rule) -> Iterator[Callable[[Any], Combined]]:
+        """From a scale to the combination with it; that of low-rank task vectors moves in the model itself."""
+        if rule.name != "task_arithmetic" or rule.space != "delta":
+            yield lambda scale: combine(learned, rule.with_scale(scale))
+            return
+        vectors = task_vectors(learned, since=rule.since)
+        with Scaled.on(self.backbone.model, list(vectors.values())) as folded:
+
+            def moved(scale: Any) -> Combined:
+                each = list(scale.values()) if isinstance(scale, dict) else [scale] * len(vectors)
+                folded.move([value if isinstance(value, list) else [value] for value in each])
+                return Combined(TaskVector({}))  # the weights hold it already
+
+            yield moved

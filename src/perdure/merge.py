@@ -15,6 +15,7 @@ from perdure.adapters import Adapter
 from perdure.backbone import Backbone
 from perdure.errors import InputError
 from perdure.mixture import Choice, Mixture
+from perdure.search import Search
 from perdure.task_vector import LowRank, TaskVector
 
 Space = Literal["delta", "factor"]
@@ -40,12 +41,15 @@ class Rule:
         `pretrained`: a task vector is all that the module adds to the pre-trained model (the paper's tau = Phi -
         Phi_pre); with modules started from the previous task it contains the earlier tasks, which so count several
         times. `start`: only what training on the task itself has added.
+    search
+        How the scale is searched where it is `search`.
     """
 
     name: str = "task_arithmetic"
     options: Mapping[str, Any] = field(default_factory=dict)
     space: Space = "delta"
     since: Since = "pretrained"
+    search: Search = field(default_factory=Search)
 
     @property
     def label(self) -> str:
@@ -57,11 +61,13 @@ class Rule:
         'task_arithmetic(scale=0.3, space=factor)'
         """
         settings = {**self.options, "space": self.space, "since": self.since}
+        if self.searches and self.search.over != "all":
+            settings["scale"] = f"search over {self.search.over} by {self.search.by}"
         usual = {"space": "delta", "since": "pretrained"}
         own = [f"{name}={value}" for name, value in settings.items() if usual.get(name) != value]
         return f"{self.name}({', '.join(own)})" if own else self.name
 
-    def with_scale(self, scale: float | str) -> "Rule":
+    def with_scale(self, scale: Any) -> "Rule":
         """The rule with another scale."""
         return replace(self, options={**self.options, "scale": scale})
 
@@ -73,6 +79,10 @@ class Rule:
         PerdureError
             As the rule does.
         """
+        if self.search.over != "all" and self.name != "task_arithmetic":
+            raise InputError(f"`search.over: {self.search.over}` is for `task_arithmetic`, not for `{self.name}`.")
+        if self.searches:
+            return self.with_scale(1.0).tried()
         small = LowRank(torch.ones(2, 1), torch.ones(1, 2)) if self.space == "delta" else torch.ones(2)
         inputs = {name: {"w": torch.eye(2)} for name in ("a", "b")}
         return Combined(self({name: TaskVector({"w": small}) for name in inputs}, inputs))
@@ -80,7 +90,9 @@ class Rule:
     def __call__(
         self, vectors: Mapping[str, TaskVector], inputs: Inputs | None = None
     ) -> TaskVector | dict[str, TaskVector] | Mixture:
-        """What the rule makes of task vectors; `inputs` as `combine` has it.
+        """What the rule makes of task vectors, by task name.
+
+        `inputs` are the kept covariances of the layers' inputs, by task and layer.
 
         Raises
         ------
@@ -88,7 +100,7 @@ class Rule:
             The rule needs statistics of inputs, and none were kept.
         """
         function = registry.find("rule", self.name)
-        if "inputs" not in inspect.signature(function).parameters:
+        if not self.needs_inputs:
             return function(vectors, **self.options)
         if not inputs:
             raise InputError(
@@ -96,6 +108,11 @@ class Rule:
                 "with `training: {keep_inputs: true}`."
             )
         return function(vectors, inputs, **self.options)
+
+    @property
+    def needs_inputs(self) -> bool:
+        """Whether it takes statistics of the layers' inputs."""
+        return "inputs" in inspect.signature(registry.find("rule", self.name)).parameters
 
     @property
     def searches(self) -> bool:
@@ -210,13 +227,8 @@ def _adapted(model: nn.Module, origin: Adapter, vector: TaskVector) -> Iterator[
             adapters.write(model, before)
 
 
-def combine(learned: Sequence[Adapter], rule: Rule, inputs: Inputs | None = None) -> Combined:
+def combine(learned: Sequence[Adapter], rule: Rule) -> Combined:
     """Apply a rule to the adapters of the tasks, in the order in which they were learned.
-
-    Parameters
-    ----------
-    inputs
-        By task and layer the covariance of the layer's inputs, for a rule that needs it (`regmean`).
 
     Raises
     ------
@@ -227,6 +239,7 @@ def combine(learned: Sequence[Adapter], rule: Rule, inputs: Inputs | None = None
     """
     if rule.searches:
         raise InputError("`scale: search` needs validation data; give a number, `1/n` or `1/sqrt(n)` here.")
+    inputs = {adapter.name: adapter.inputs for adapter in learned if adapter.inputs}
     merged = rule(task_vectors(learned, space=rule.space, since=rule.since), inputs)
     merged = merged.made() if isinstance(merged, TaskVector) else merged  # it will be applied many times
     return Combined(merged, learned[0] if rule.space == "factor" else None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, ItemsView, Mapping, Sequence
+from collections.abc import Callable, ItemsView, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -207,6 +207,19 @@ def _plus(name: str, left: Entry, right: Entry) -> Entry:
 def _square(value: Entry) -> float:
     whole = value.dense() if isinstance(value, Deferred) else value  # made once, not twice
     return inner(whole, whole)
+
+
+def by_depth(names: Iterable[str], parts: int) -> dict[str, int]:
+    """Which of so many parts of equal depth each layer is in, by the first number in its name; without one, the first.
+
+    Examples
+    --------
+    >>> by_depth(["embed", "layer.0.q", "layer.1.q", "layer.2.q", "layer.3.q"], 2)
+    {'embed': 0, 'layer.0.q': 0, 'layer.1.q': 0, 'layer.2.q': 1, 'layer.3.q': 1}
+    """
+    blocks = {name: int(next((part for part in name.split(".") if part.isdigit()), -1)) for name in names}
+    depth = {block: i for i, block in enumerate(sorted({block for block in blocks.values() if block >= 0}))}
+    return {name: depth.get(block, 0) * parts // max(1, len(depth)) for name, block in blocks.items()}
 
 
 def total(vectors: Sequence[TaskVector]) -> TaskVector:
