@@ -225,3 +225,20 @@ def by_depth(names: Iterable[str], parts: int) -> dict[str, int]:
 def total(vectors: Sequence[TaskVector]) -> TaskVector:
     """The sum of task vectors."""
     return functools.reduce(operator.add, vectors)
+
+
+def shapes(vectors: Mapping[str, TaskVector]) -> dict[str, torch.Size]:
+    """The shape of every layer that any of the task vectors changes, in their own order.
+
+    Raises
+    ------
+    InputError
+        A layer has not one shape.
+    """
+    found: dict[str, torch.Size] = {}
+    for task, vector in vectors.items():
+        for name, value in vector.items():
+            if found.setdefault(name, value.shape) != value.shape:
+                both = f"{tuple(value.shape)} in `{task}`, {tuple(found[name])} before"
+                raise InputError(f"`{name}` has the shape {both}: they belong to different models, or spaces.")
+    return found
