@@ -1,7 +1,7 @@
 """Task vectors folded into a model with scales that can be moved, for searches."""
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -9,12 +9,14 @@ from torch import Tensor, nn
 from perdure import adapters
 from perdure.task_vector import LowRank, TaskVector, by_depth
 
+REFRESH = 32
+"""After so many updates in place a sum is made anew: each adds a rounding error of single precision."""
+
 
 class Scaled:
     """Low-rank task vectors folded into a model with scales that can be moved, each at the cost of its own update.
 
-    W = W0 + sum of scale_t ΔW_t. Of each layer the sum without the task that was moved last is kept beside W0, so that
-    its next move adds one product B_t A_t to that sum; nothing is subtracted, so no error adds up.
+    W = W0 + sum of scale_t ΔW_t is kept in single precision; a move of scale_t by d adds d B_t A_t to it.
     """
 
     def __init__(self, model: nn.Module, vectors: Sequence[TaskVector]):
@@ -22,8 +24,9 @@ class Scaled:
         self.weights = {name: adapters.base_layer(model, name).weight for name in names}
         self.factors = [self._factors(vector) for vector in vectors]
         self.before = {name: weight.data for name, weight in self.weights.items()}
+        self.sums: dict[str, Tensor] = {}
         self.now: dict[str, tuple[float, ...]] = {}
-        self.rest: dict[str, tuple[int, list[tuple[int, float]], Tensor]] = {}
+        self.updates = dict.fromkeys(names, 0)
 
     def _factors(self, vector: TaskVector) -> dict[str, tuple[Tensor, Tensor]]:
         device = {name: weight.device for name, weight in self.weights.items()}
@@ -50,22 +53,18 @@ class Scaled:
         for name, weight in self.weights.items():
             wanted = tuple(of_task[part[name]] for of_task in scales)
             if wanted != self.now.get(name):
-                weight.data = self._folded(name, wanted).to(weight.dtype)
+                self._update(name, wanted)
                 self.now[name] = wanted
+                weight.data = self.sums[name].to(weight.dtype)
 
-    def _folded(self, name: str, wanted: tuple[float, ...]) -> Tensor:
-        before, (last, _, _) = self.now.get(name), self.rest.get(name, (-1, [], None))
-        moved = [t for t, scale in enumerate(wanted) if not before or scale != before[t]]
-        # a search that goes on to the next task takes the last one back: the sum without the next is what it needs
-        task = last if moved == [last] else next(t for t in moved if t != last)
-        others = [(t, scale) for t, scale in enumerate(wanted) if t != task]
-        if name not in self.rest or self.rest[name][:2] != (task, others):
-            self.rest[name] = task, others, self._plus(name, self.before[name].float(), others)
-        return self._plus(name, self.rest[name][2], [(task, wanted[task])])
-
-    def _plus(self, name: str, base: Tensor, scales: Iterable[tuple[int, float]]) -> Tensor:
-        held = [(scale, self.factors[t][name]) for t, scale in scales if name in self.factors[t]]
-        if not held:
-            return base
-        B = torch.cat([scale * B for scale, (B, _) in held], dim=1)
-        return torch.addmm(base, B, torch.cat([A for _, (_, A) in held]))
+    def _update(self, name: str, wanted: tuple[float, ...]) -> None:
+        steps = [(t, to - now) for t, (to, now) in enumerate(zip(wanted, self.now.get(name, wanted), strict=True))]
+        steps = [(t, step) for t, step in steps if step]
+        if name not in self.sums or 2 * len(steps) > len(wanted) or self.updates[name] == REFRESH:
+            self.sums[name], steps = self.before[name].float().clone(), list(enumerate(wanted))
+            self.updates[name] = 0
+        held = [(step, *self.factors[t][name]) for t, step in steps if name in self.factors[t]]
+        if held:
+            B = torch.cat([step * B for step, B, _ in held], dim=1)
+            self.sums[name].addmm_(B, torch.cat([A for _, _, A in held]))
+            self.updates[name] += 1
