@@ -20,30 +20,33 @@ from perdure.search import GRID, Search
 METHODS: dict[str, dict[str, Any]] = {"isolated": {"training": {"keep_inputs": True}}, "sequential": {"rule": "last"}}
 BEYOND: dict[str, list[dict[str, Any]]] = {
     "smile": [{"gate_rank": 1}, {"gate_rank": 8}, {"top_k": 2}],
-    "dare": [{"p": 0.9}],
     "iso": [{"mode": "cts"}],
-    "knots": [{"then": "sum"}],
     "continual_ties": [{"mode": "reference"}, {"mode": "batch"}],
-    "opcm": [{"alpha": 0.0}, {"alpha": 0.8}],
 }
 """Other settings than the usual ones."""
+
+SEARCH = Search(grid=(0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 3.0))
+BUDGET = 24
+"""Candidates for scales by task, and by task and layers."""
 
 
 def rules(method: str) -> list[Rule]:
     """What is measured: for the sequential method only what is meant for it."""
     if method == "sequential":
         return [Rule(name=name) for name in ("last", "magmax", "average", "ties", "opcm")] + [
-            Rule(name="magmax", options={"scale": "search"})
+            Rule(name="magmax", options={"scale": "search"}, search=SEARCH)
         ]
     found = []
     for name in names("rule"):
         if name == "slerp":  # of two tasks only
             continue
         found += [Rule(name=name, options=options) for options in [{}, *BEYOND.get(name, [])]]
-        if "scale" in registry.options(registry.find("rule", name)):
-            found.append(Rule(name=name, options={"scale": "search"}))
-    iso_cts = Rule(name="iso", options={"mode": "cts", "scale": "search"})
-    per_task = [Rule(options={"scale": "search"}, search=Search(over=over)) for over in ("tasks", "layers")]
+        if name != "dare" and "scale" in registry.options(registry.find("rule", name)):
+            found.append(Rule(name=name, options={"scale": "search"}, search=SEARCH))
+    iso_cts = Rule(name="iso", options={"mode": "cts", "scale": "search"}, search=SEARCH)
+    per_task = [
+        Rule(options={"scale": "search"}, search=Search(over=over, budget=BUDGET)) for over in ("tasks", "layers")
+    ]
     return [*found, iso_cts, *per_task]
 
 

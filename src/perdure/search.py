@@ -29,7 +29,9 @@ class Search:
         One scale for `all` tasks; one for each of the `tasks`; or one for each task and part of the `layers`.
     by
         `coordinate`: move one scale at a time by a step that is halved when no move is better; `tpe` (of Optuna) or
-        `cma-es` (pip install 'perdure[search]'). One scale for all is looked up on a fixed grid.
+        `cma-es` (pip install 'perdure[search]'). One scale for all is looked up on a grid.
+    grid
+        What is tried of one scale for all, besides 1/n.
     groups
         In how many parts of equal depth the layers are divided.
     budget
@@ -42,6 +44,7 @@ class Search:
 
     over: Literal["all", "tasks", "layers"] = "all"
     by: Literal["coordinate", "tpe", "cma-es"] = "coordinate"
+    grid: tuple[float, ...] = GRID
     groups: Annotated[int, Ge(2)] = 3
     budget: Annotated[int, Ge(1)] = 60
     highest: Annotated[float, Gt(0)] = 2.0
@@ -65,7 +68,7 @@ def candidates(score: Callable[[Scales], float], start: Scales, settings: Search
         return tried[scales]
 
     if settings.over == "all":
-        for scale in sorted({*GRID, *start}):
+        for scale in sorted({*settings.grid, *start}):
             tell((scale,))
     elif settings.by == "coordinate":
         _coordinate(tell, start, settings, tried)
