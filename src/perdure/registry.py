@@ -100,7 +100,9 @@ def about(name: str) -> dict[str, Any]:
     settings = {
         key: "needed" if p.default is inspect.Parameter.empty else repr(p.default) for key, p in options(thing).items()
     }
-    return {"kind": kind, "name": name, "text": inspect.getdoc(thing) or "", "settings": settings}
+    nature = getattr(thing, "nature", None)  # of a rule
+    declared = f"\n\n{nature.order.capitalize()}. Kept for the next task: {nature.state}." if nature else ""
+    return {"kind": kind, "name": name, "text": (inspect.getdoc(thing) or "") + declared, "settings": settings}
 
 
 def _first(kinds: list[Kind], name: str) -> tuple[Callable[..., Any], Kind]:
