@@ -110,8 +110,8 @@ def most(changes: Float[Tensor, "tasks *shape"]) -> Float[Tensor, ""]:
 def disjoint(
     changes: Float[Tensor, "tasks *shape"], signs: Float[Tensor, "*shape"], how: How
 ) -> Float[Tensor, "*shape"]:
-    """The sum or the mean, for each entry, over the tasks whose change is not zero and has the elected sign."""
-    agree = (changes.sign() == signs) & (changes != 0)
+    """The sum or the mean, for each entry, over the tasks whose change has the elected sign (0 elects nothing)."""
+    agree = changes.sign() == signs
     together = (changes * agree).sum(0)
     return together if how == "sum" else together / agree.sum(0).clamp(min=1)
 

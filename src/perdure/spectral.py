@@ -88,15 +88,14 @@ def coordinates(changes: Sequence[Entry]) -> tuple[Float[Tensor, "out k"], list[
     """
     if all(isinstance(change, LowRank) for change in changes):
         factors = [torch.linalg.qr(change.A.T) for change in changes if isinstance(change, LowRank)]
-        right = [Q.T for Q, _ in factors]
+        right, widths = [Q.T for Q, _ in factors], [len(R) for _, R in factors]
         columns = torch.cat([change.B for change in changes if isinstance(change, LowRank)], 1)
         U, S, Vh = svd(LowRank(columns, torch.block_diag(*[R.T for _, R in factors])))
     else:
         full = [dense(change) for change in changes]
-        right = [None] * len(full)
+        right, widths = [None] * len(full), [change.shape[1] for change in full]
         U, S, Vh = svd(torch.cat(full, 1))
-        factors = [(None, change) for change in full]
-    parts = (S[:, None] * Vh).split([R.shape[1] for _, R in factors], 1)
+    parts = (S[:, None] * Vh).split(widths, 1)
     return U, [part if Q is None else part @ Q for part, Q in zip(parts, right, strict=True)]
 
 

@@ -23,7 +23,7 @@ def iso(vectors: dict[str, TaskVector], *, mode: Mode = "c", common: float = 0.8
     common
         The share of the common directions for `cts`, in (0, 1].
     scale
-        alpha, which the authors search for each model. They need values above 1 for LoRA.
+        alpha, which the authors search for each model; their mean (see Notes) is small for LoRA, and asks for more.
 
     Notes
     -----

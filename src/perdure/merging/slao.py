@@ -2,7 +2,7 @@
 
 from perdure.errors import InputError
 from perdure.rule import nature
-from perdure.task_vector import LowRank, TaskVector
+from perdure.task_vector import LowRank, TaskVector, shapes
 
 
 @nature("sequential", state="one task vector, of the rank of one")
@@ -30,6 +30,7 @@ def slao(vectors: dict[str, TaskVector]) -> TaskVector:
     ----------
     Qiao & Mahdavi, Merge before Forget, arXiv 2512.23017.
     """
+    shapes(vectors)  # which belong together
     merged: dict[str, LowRank] = {}
     for t, (task, vector) in enumerate(vectors.items(), start=1):
         for name, entry in vector.items():

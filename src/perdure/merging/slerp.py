@@ -5,7 +5,7 @@ from typing import Literal
 
 from perdure.errors import InputError
 from perdure.rule import bounded, chosen, nature
-from perdure.task_vector import TaskVector
+from perdure.task_vector import TaskVector, shapes
 
 Per = Literal["layer", "model"]
 
@@ -43,9 +43,10 @@ def slerp(vectors: dict[str, TaskVector], *, t: float = 0.5, per: Per = "layer")
     if len(vectors) == 1:
         return next(iter(vectors.values()))
     one, two = vectors.values()
+    names = shapes(vectors)
     if per == "model":
         return _between(one, two, t)
-    layers = [[TaskVector({k: v[k]} if k in v else {}) for v in (one, two)] for k in {**one.entries, **two.entries}]
+    layers = [[TaskVector({k: v[k]} if k in v else {}) for v in (one, two)] for k in names]
     return TaskVector({name: value for a, b in layers for name, value in _between(a, b, t).items()})
 
 

@@ -19,7 +19,7 @@ def tsv(vectors: dict[str, TaskVector], *, rank: int = 0, scale: float = 1.0) ->
     rank
         How many triples of each task; 0 (published): min(out, in) / n, which for LoRA leaves out none as a rule.
     scale
-        alpha of the paper, which finds 1 good.
+        alpha of the paper.
 
     Examples
     --------
