@@ -6,9 +6,10 @@ from typing import Any, Literal
 
 from perdure.errors import InputError
 from perdure.merge import Rule
-from perdure.recipe import Recipe, Section, make_rule, named, put
+from perdure.recipe import Recipe, make_rule
 from perdure.results import Run
 from perdure.run import measure, restore
+from perdure.settings import Section, named, put
 from perdure.stream import TaskStream
 
 
