@@ -12,9 +12,11 @@ if TYPE_CHECKING:
     from perdure.data import read_tasks
     from perdure.errors import (
         BackboneError,
+        CheckpointError,
         DataError,
         FetchError,
         InputError,
+        OutputError,
         PerdureError,
         PerdureWarning,
         RunError,
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     )
     from perdure.learn import Training, learn
     from perdure.merge import Combined, Rule, combine, task_vectors
+    from perdure.merge_card import Merged
+    from perdure.merge_checkpoint import merge_checkpoint
     from perdure.method import Method
     from perdure.model import Model, Prediction
     from perdure.recipe import Recipe
@@ -39,6 +43,7 @@ __all__ = [
     "Alignment",
     "Backbone",
     "BackboneError",
+    "CheckpointError",
     "Combined",
     "DataError",
     "Evaluation",
@@ -46,8 +51,10 @@ __all__ = [
     "Gaussians",
     "InputError",
     "LowRank",
+    "Merged",
     "Method",
     "Model",
+    "OutputError",
     "PerdureError",
     "PerdureWarning",
     "Prediction",
@@ -69,6 +76,7 @@ __all__ = [
     "find",
     "learn",
     "learn_more",
+    "merge_checkpoint",
     "names",
     "read_tasks",
     "run",
@@ -84,9 +92,11 @@ _HOMES = {
     "data": ["read_tasks"],
     "errors": [
         "BackboneError",
+        "CheckpointError",
         "DataError",
         "FetchError",
         "InputError",
+        "OutputError",
         "PerdureError",
         "PerdureWarning",
         "RunError",
@@ -95,6 +105,8 @@ _HOMES = {
     ],
     "learn": ["Training", "learn"],
     "merge": ["Combined", "Rule", "combine", "task_vectors"],
+    "merge_card": ["Merged"],
+    "merge_checkpoint": ["merge_checkpoint"],
     "method": ["Method"],
     "model": ["Model", "Prediction"],
     "recipe": ["Recipe"],

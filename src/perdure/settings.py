@@ -1,7 +1,7 @@
 """Settings as a user writes them: `key=value` put into mappings, and checked against a signature."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -11,6 +11,20 @@ from perdure import registry
 from perdure.errors import InputError, UnknownName
 
 Section = str | dict[str, Any]
+
+
+def section(name: str, settings: Sequence[str]) -> dict[str, Any]:
+    """A section from a name and `key=value` texts.
+
+    Examples
+    --------
+    >>> section("task_arithmetic", ["scale=0.3"])
+    {'name': 'task_arithmetic', 'scale': 0.3}
+    """
+    values: dict[str, Any] = {"name": name}
+    for setting in settings:
+        put(values, setting)
+    return values
 
 
 def named(section: Section, where: str, key: str = "name") -> tuple[str, dict[str, Any]]:
