@@ -129,15 +129,16 @@ def _is_transposed(base: Checkpoint, folder: PeftFolder, layer: str, tensor: str
 
 def _check_not_tied(base: Checkpoint, folder: PeftFolder, tensor: str) -> None:
     """The table of the input's embeddings is the output's too in many language models: a change would act twice."""
-    text = base.config.get("text_config") or {}
-    vocabulary = base.config.get("vocab_size", text.get("vocab_size"))
-    architectures = base.config.get("architectures") or [""]
-    if tensor not in base.where or not str(architectures[0]).endswith(LANGUAGE_MODELS):
+    nested, named = base.config.get("text_config"), base.config.get("architectures")
+    config = {**(nested if isinstance(nested, dict) else {}), **base.config}
+    architecture = str(named[0]) if isinstance(named, list) and named else ""
+    in_a_block = any(part.isdigit() for part in tensor.split("."))
+    if tensor not in base.where or in_a_block or not architecture.endswith(LANGUAGE_MODELS):
         return
     shape = base.stored(tensor).shape
-    if len(shape) != 2 or shape[0] != vocabulary:
+    if len(shape) != 2 or shape[0] != config.get("vocab_size"):
         return
-    stated = base.config.get("tie_word_embeddings", text.get("tie_word_embeddings"))
+    stated = config.get("tie_word_embeddings")
     alone = not any(base.stored(other).shape == shape for other in base.where if other != tensor)
     if stated or (stated is None and alone):
         raise CheckpointError(

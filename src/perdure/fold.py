@@ -4,7 +4,6 @@ What does not change is copied by the operating system, without passing through 
 """
 
 import errno
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from perdure.errors import CheckpointError
 from perdure.task_vector import Entry, LowRank, dense
-from perdure.tensor_file import FLOATS, Stored, TensorFile, as_bytes, header, new
+from perdure.tensor_file import FLOATS, Stored, TensorFile, as_bytes, header, is_finite, new
 
 BLOCK = 1 << 20  # values in a block of rows
 CHUNK = 1 << 26  # bytes copied between two steps of the progress bar
@@ -104,10 +103,9 @@ def _fold(source: TensorFile, name: str, change: Change, file: IO[bytes]) -> Non
     rows, step = stored.shape[0], max(1, BLOCK // max(1, stored.row))
     for i, block in zip(range(0, rows, step), change.blocks(rows, step, wide), strict=True):
         W = source.read(name, i, min(i + step, rows)).flatten(1)
-        result = (block + W).to(dtype)
-        # infinities and NaN stay in a sum; only where it is not finite itself each value is looked at
-        if not math.isfinite(result.sum(dtype=wide).item()) and not torch.isfinite(result).all():
-            own = "the base model's own values are not" if not torch.isfinite(W).all() else "the change is too great"
+        result = torch.add(block, W, out=torch.empty(W.shape, dtype=dtype))  # rounded once, when it is stored
+        if not is_finite(result):
+            own = "the change is too great" if is_finite(W) else "the base model's own values are not"
             raise CheckpointError(f"`{name}` of the merged model would not be finite (NaN or Inf): {own}.")
         _write(file, as_bytes(result))
 

@@ -9,6 +9,7 @@ names are not found otherwise, because that loads transformers.
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from perdure.checkpoint import Checkpoint
 from perdure.errors import CheckpointError
@@ -89,16 +90,16 @@ def _renamed(base: Checkpoint) -> dict[str, str]:
         from transformers.core_model_loading import WeightRenaming, rename_source_key
 
         config = transformers.AutoConfig.from_pretrained(base.folder)
-        kind = getattr(transformers, (config.architectures or [""])[0], transformers.AutoModel)
+        kind: Any = getattr(transformers, (config.architectures or ["AutoModel"])[0], transformers.AutoModel)
         with torch.device("meta"):
-            model = kind._from_config(config) if hasattr(kind, "_from_config") else kind.from_config(config)
+            model = (kind.from_config if kind is transformers.AutoModel else kind._from_config)(config)
         table = get_model_conversion_mapping(model)
         renamings = [entry for entry in table if isinstance(entry, WeightRenaming)]
-        others = [entry for entry in table if not isinstance(entry, WeightRenaming)]
+        others: Any = [entry for entry in table if not isinstance(entry, WeightRenaming)]
         state = model.state_dict()
         found = {}
         for name in base.where:
-            new, converted = rename_source_key(name, renamings, others, model.base_model_prefix, state)  # pyright: ignore
+            new, converted = rename_source_key(name, renamings, others, model.base_model_prefix, state)
             if converted is None and new.endswith(".weight"):
                 found[new.removesuffix(".weight")] = name
     except (ImportError, AttributeError, TypeError, ValueError, OSError, KeyError):

@@ -64,7 +64,7 @@ class Merged:
         return f"{self.rule}({own})" if own else self.rule
 
     def __str__(self) -> str:
-        lines = [f"{self.label} of {len(self.adapters)} adapters on {self.base}: {self.layers} layers change."]
+        lines = [f"{self.label} of {len(self.adapters)} adapters: {self.layers} layers change.", f"  base: {self.base}"]
         lines += [f"  {part.name}: {part.settings}, {part.layers} layers" for part in self.adapters]
         if self.saved:
             lines.append(f"  taken whole: {', '.join(self.saved)}")

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
@@ -19,7 +19,6 @@ from perdure.settings import Section, checked, named
 from perdure.task_vector import Deferred, Entry, LowRank, TaskVector
 from perdure.tensor_file import FLOATS, TensorFile, total_bytes
 
-Form = Literal["model", "adapter"]
 RUNTIME = 230_000_000  # bytes that Python and torch take
 HEADS = ("classifier.weight", "score.weight", "classifier.out_proj.weight")  # whose rows are the labels
 
@@ -62,7 +61,7 @@ def merge_checkpoint(
     rule: Section = "task_arithmetic",
     output: str | Path | None = None,
     *,
-    form: Form = "model",
+    form: str = "model",
     rank: int | None = None,
     saved_modules: str | None = None,
     any_base: bool = False,
@@ -184,7 +183,7 @@ def _head_modules() -> tuple[str, ...]:
 # -- what is or would be written
 
 
-def _summary(merger: Merger, output: Path, form: Form, rank: int | None) -> Merged:
+def _summary(merger: Merger, output: Path, form: str, rank: int | None) -> Merged:
     if form == "model":
         size = sum(fold.size_of(file, merger.replaced(name)) for name, file in merger.base.files.items())
         size += sum((merger.base.folder / name).stat().st_size for name in merger.base.companions())
@@ -250,8 +249,8 @@ def _write_index(merger: Merger, folder: Path) -> None:
 def _write_labels(merger: Merger, folder: Path) -> None:
     """The number of labels, where a head was taken that has another."""
     heads = [value for tensor, value in merger.saved.items() if tensor.endswith(HEADS) and value.ndim == 2]
-    labels = merger.base.config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
-    if heads and len(heads[-1]) != len(labels):
+    labels = merger.base.config.get("id2label")
+    if heads and len(heads[-1]) != (len(labels) if isinstance(labels, dict) else 2):
         names = {str(i): f"LABEL_{i}" for i in range(len(heads[-1]))}
         config = dict(merger.base.config) | {"id2label": names, "label2id": {v: int(k) for k, v in names.items()}}
         (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from perdure.checkpoint import find, inside
 from perdure.errors import CheckpointError, PerdureWarning
 from perdure.task_vector import LowRank
-from perdure.tensor_file import FLOATS, TensorFile, read_json
+from perdure.tensor_file import FLOATS, TensorFile, is_finite, read_json
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 PREFIX = "base_model.model."
@@ -183,7 +182,7 @@ def _finite(file: TensorFile, key: str) -> Tensor:
             f"`{key}` in `{file.path}` has the type {file.tensors[key].dtype}; allowed: {', '.join(FLOATS)}."
         )
     value = file.read(key)
-    if not torch.isfinite(value.float()).all():  # a double may be too great for the single precision that follows
+    if not is_finite(value.float()):  # a double may be too great for the single precision that follows
         raise CheckpointError(f"`{key}` in `{file.path}` holds values that are not finite (NaN or Inf).")
     return value
 
@@ -203,7 +202,7 @@ def _factors(path: Path, layer: str, parts: Mapping[str, Tensor], config: Mappin
             f"`{CONFIG}` (rank {rank:g}) does not fit."
         )
     A, B = A.flatten(1), B.flatten(1) * (alpha / (rank**0.5 if config.get("use_rslora") else rank))
-    if not torch.isfinite(B).all():
+    if not is_finite(B):
         raise CheckpointError(f"`{path}`: with alpha {alpha:g} the factor B of `{layer}` is not finite.")
     return Factors(LowRank(A.T, B.T) if embedding else LowRank(B, A), alpha, embedding)
 

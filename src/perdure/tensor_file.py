@@ -108,7 +108,7 @@ class TensorFile:
             start += first * stored.row * dtype.itemsize
             stop = start + math.prod(shape) * dtype.itemsize
         place = torch.empty(stop - start, dtype=torch.uint8)
-        self._fill(memoryview(place.numpy()), start)
+        self._fill(as_bytes(place), start)
         return place.view(dtype).reshape(shape)
 
     def _fill(self, place: memoryview, start: int) -> None:
@@ -175,9 +175,16 @@ def new(value: Tensor) -> Stored:
     return Stored(name, tuple(value.shape), 0, value.numel() * value.element_size())
 
 
+def is_finite(value: Tensor) -> bool:
+    """Whether all values are finite. In a sum NaN and infinities stay, so that mostly no value is looked at alone."""
+    wide = torch.promote_types(value.dtype, torch.float32)
+    return math.isfinite(value.sum(dtype=wide).item()) or bool(torch.isfinite(value).all())
+
+
 def as_bytes(value: Tensor) -> memoryview:
     """The bytes of a contiguous tensor on the CPU, not copied."""
-    return memoryview(value.detach().reshape(-1).view(torch.uint8).numpy()) if value.numel() else memoryview(b"")
+    flat: Any = value.detach().reshape(-1).view(torch.uint8).numpy() if value.numel() else b""
+    return memoryview(flat)
 
 
 def _parse(text: bytes, what: str) -> dict[str, Any]:
@@ -206,11 +213,10 @@ def _metadata(path: Path, value: Any) -> dict[str, str]:
 def _stored(path: Path, name: str, value: Any, start: int) -> Stored:
     """One entry of a header, its offsets counted from the beginning of the file."""
     entry = value if isinstance(value, dict) else {}
-    dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
-    known = isinstance(dtype, str) and dtype in BITS
-    if not known or not _counts(shape) or not _counts(offsets) or len(offsets) != 2:
+    dtype, shape, offsets = entry.get("dtype"), _counts(entry.get("shape")), _counts(entry.get("data_offsets"))
+    dtype = dtype if isinstance(dtype, str) and dtype in BITS else None
+    if dtype is None or shape is None or offsets is None or len(offsets) != 2:
         raise CheckpointError(f"The header of `{path}` is damaged: `{name}` is {str(value)[:200]}.")
-    assert isinstance(dtype, str)
     begin, end = offsets
     if 8 * (end - begin) != math.prod(shape) * BITS[dtype]:
         raise CheckpointError(
@@ -219,8 +225,10 @@ def _stored(path: Path, name: str, value: Any, start: int) -> Stored:
     return Stored(dtype, tuple(shape), start + begin, start + end)
 
 
-def _counts(value: Any) -> bool:
-    return isinstance(value, list) and all(type(number) is int and 0 <= number < 2**63 for number in value)
+def _counts(value: Any) -> list[int] | None:
+    """A list of natural numbers, or nothing."""
+    natural = isinstance(value, list) and all(type(number) is int and 0 <= number < 2**63 for number in value)
+    return value if natural else None
 
 
 def _check_filled(path: Path, tensors: Mapping[str, Stored], start: int, size: int) -> None:
@@ -232,7 +240,7 @@ def _check_filled(path: Path, tensors: Mapping[str, Stored], start: int, size: i
             )
         place = stored.stop
     if place != size:
-        last = next(reversed(tensors), "the header")
+        last = [*tensors, "the header"][len(tensors) - 1]
         raise CheckpointError(
             f"`{path}` has {size} bytes, but `{last}` ends at byte {place}: the file was cut, or something was added."
         )
