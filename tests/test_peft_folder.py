@@ -187,8 +187,8 @@ def test_saved_modules(made, tmp_path):
     with pytest.raises(InputError, match="--saved-modules`: first, other, or `none`"):
         merge_checkpoint(folder, [first, other], "sum", tmp_path / "out")
     for choice, expected in (("other", head[other]), ("none", values(folder)["lm_head.weight"])):
-        merge_checkpoint(folder, [first, other], "sum", tmp_path / choice, saved_modules=choice)
-        assert torch.equal(values(tmp_path / choice)["lm_head.weight"], expected)
+        merge_checkpoint(folder, [first, other], "sum", tmp_path / f"{choice}-out", saved_modules=choice)
+        assert torch.equal(values(tmp_path / f"{choice}-out")["lm_head.weight"], expected)
     plain = adapter(folder, tmp_path / "plain", seed=3)
     merged = merge_checkpoint(folder, [first, plain], "sum", tmp_path / "one")  # in one only
     assert torch.equal(values(tmp_path / "one")["lm_head.weight"], head[first]) and merged.saved == ("lm_head.weight",)

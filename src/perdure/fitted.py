@@ -117,7 +117,7 @@ def _is_transposed(base: Checkpoint, folder: PeftFolder, layer: str, tensor: str
             f"`{tensor}` in `{base.folder}` has the type {stored.dtype}: the base is quantized. Give the model before "
             "quantization."
         )
-    conv1d = base.config.get("model_type") in CONV1D and layer.split(".")[-1] in CONV1D_LAYERS
+    conv1d = str(base.config.get("model_type")) in CONV1D and layer.split(".")[-1] in CONV1D_LAYERS
     may = not factors.embedding and len(stored.shape) == 2 and (conv1d or bool(folder.config.get("fan_in_fan_out")))
     if len(stored.shape) < 2 or (shape != found and not (may and shape[::-1] == found)):
         raise CheckpointError(
