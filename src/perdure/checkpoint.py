@@ -78,6 +78,11 @@ class Checkpoint:
         cached = re.search(r"models--(?:[^/]+--)?([^/]+?)/snapshots/", f"{self.folder.resolve()}/")
         return {last_part(self.source), self.folder.resolve().name} | ({cached[1]} if cached else set())
 
+    @property
+    def published(self) -> str:
+        """The folder or hub id under which others can load it."""
+        return packages.MINILM_HUB_ID if self.source == "minilm" else packages.folder_of(self.source)
+
     def companions(self) -> list[Path]:
         """The other files of the model, relative to its folder: configuration, tokenizer, processor, modules, licence.
 

@@ -17,7 +17,7 @@ from perdure.errors import CheckpointError
 from perdure.task_vector import Entry, LowRank, dense
 from perdure.tensor_file import FLOATS, Stored, TensorFile, as_bytes, header, is_finite, new
 
-BLOCK = 1 << 20  # values in a block of rows
+BLOCK = 1 << 19  # values in a block of rows
 CHUNK = 1 << 26  # bytes copied between two steps of the progress bar
 Progress = Callable[[int], None]
 
@@ -29,18 +29,33 @@ class Change:
     entry: Entry
     transposed: bool = False
 
-    def blocks(self, rows: int, step: int, dtype: torch.dtype) -> Iterator[Tensor]:
-        """ΔW, `step` rows of W at a time. A deferred matrix is made once."""
+    def blocks(self, rows: int, step: int, place: Tensor) -> Iterator[Tensor]:
+        """ΔW, `step` rows of W at a time, in `place`. A deferred matrix is made once."""
         if isinstance(self.entry, LowRank):
-            B, A = self.entry.B.to(dtype), self.entry.A.to(dtype)
+            B, A = self.entry.B.to(place.dtype), self.entry.A.to(place.dtype)
             B, A = (A.T, B.T.contiguous()) if self.transposed else (B, A)
             for i in range(0, rows, step):
-                yield B[i : i + step] @ A
+                part = B[i : i + step]
+                yield torch.mm(part, A, out=place[: len(part) * A.shape[1]].view(len(part), -1))
         else:
-            whole = dense(self.entry).to(dtype)
+            whole = dense(self.entry).to(place.dtype)
             whole = whole.T if self.transposed else whole
             for i in range(0, rows, step):
                 yield whole[i : i + step]
+
+
+class Places:
+    """Memory that is used again and again: new memory costs more time than the arithmetic that is done in it."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Tensor] = {}
+
+    def get(self, use: str, values: int, dtype: torch.dtype) -> Tensor:
+        """A vector of so many values; what was in it is lost."""
+        size = values * dtype.itemsize
+        if use not in self._kept or len(self._kept[use]) < size:
+            self._kept[use] = torch.empty(size, dtype=torch.uint8)
+        return self._kept[use][:size].view(dtype)
 
 
 def fold(
@@ -59,6 +74,7 @@ def fold(
     """
     tensors = {**source.tensors, **{name: new(value) for name, value in replaced.items()}}
     start, places = header(tensors, source.metadata or {"format": "pt"})
+    work = Places()
     try:
         with open(target, "wb", buffering=0) as file:
             _write(file, start)
@@ -71,7 +87,7 @@ def fold(
                     if name in replaced:
                         _write(file, as_bytes(replaced[name].contiguous()))
                     else:
-                        _fold(source, name, changes[name], file)
+                        _fold(source, name, changes[name], file, work)
                     progress(places[name].stop - places[name].start)
     except OSError as error:  # a failed write does not say of which file
         raise OSError(error.errno, error.strerror, str(error.filename or target)) from error
@@ -96,14 +112,19 @@ def _runs(names: list[str], same: Callable[[str], bool]) -> Iterator[tuple[bool,
         yield same(run[0]), run
 
 
-def _fold(source: TensorFile, name: str, change: Change, file: IO[bytes]) -> None:
+def _fold(source: TensorFile, name: str, change: Change, file: IO[bytes], work: Places) -> None:
     stored = source.tensors[name]
     dtype = FLOATS[stored.dtype]
     wide = torch.promote_types(dtype, torch.float32)
     rows, step = stored.shape[0], max(1, BLOCK // max(1, stored.row))
-    for i, block in zip(range(0, rows, step), change.blocks(rows, step, wide), strict=True):
-        W = source.read(name, i, min(i + step, rows)).flatten(1)
-        result = torch.add(block, W, out=torch.empty(W.shape, dtype=dtype))  # rounded once, when it is stored
+    values = min(rows, step) * stored.row
+    blocks = change.blocks(rows, step, work.get("change", values, wide))
+    for i, block in zip(range(0, rows, step), blocks, strict=True):
+        count = block.numel()
+        W = source.read(name, i, i + len(block), work.get("W", count, dtype).view(torch.uint8)).flatten(1)
+        total = work.get("total", count, wide).view(W.shape).copy_(W)
+        torch.add(total, block, out=total)  # (of mixed types it would make copies)
+        result = work.get("result", count, dtype).view(W.shape).copy_(total)  # rounded once
         if not is_finite(result):
             own = "the change is too great" if is_finite(W) else "the base model's own values are not"
             raise CheckpointError(f"`{name}` of the merged model would not be finite (NaN or Inf): {own}.")

@@ -64,7 +64,10 @@ class Merged:
         return f"{self.rule}({own})" if own else self.rule
 
     def __str__(self) -> str:
-        lines = [f"{self.label} of {len(self.adapters)} adapters: {self.layers} layers change.", f"  base: {self.base}"]
+        lines = [
+            f"{self.label} of {len(self.adapters)} adapter{'s'[: len(self.adapters) - 1]}: {self.layers} layers change.",
+            f"  base: {self.base}",
+        ]
         lines += [f"  {part.name}: {part.settings}, {part.layers} layers" for part in self.adapters]
         if self.saved:
             lines.append(f"  taken whole: {', '.join(self.saved)}")
@@ -92,7 +95,7 @@ def card(merged: Merged) -> str:
     lines = [
         f"# {merged.output.name}",
         "",
-        f"{len(merged.adapters)} LoRA adapters, merged into `{merged.base}` with the rule `{merged.rule}` ({settings}) "
+        f"{len(merged.adapters)} LoRA adapter{'s'[: len(merged.adapters) - 1]}, merged into `{merged.base}` with the rule `{merged.rule}` ({settings}) "
         f"by perdure {version('perdure')}. {merged.layers} layers change.",
         "",
         "| adapter | folder | LoRA | layers |",

@@ -193,7 +193,7 @@ def _summary(merger: Merger, output: Path, form: str, rank: int | None) -> Merge
     return Merged(
         output=output,
         form=form,
-        base=merger.base.source,
+        base=merger.base.published,
         rule=merger.rule,
         settings=merger.settings,
         adapters=tuple(MergedAdapter.of(adapter) for adapter in merger.adapters),
@@ -274,7 +274,7 @@ def _write_adapter(merger: Merger, summary: Merged, rank: int | None, quiet: boo
     tasks = {adapter.folder.config.get("task_type") for adapter in merger.adapters}
     configuration = peft_export.config(
         layers,
-        base_model_name_or_path=first.folder.base or str(merger.base.folder.resolve()),
+        base_model_name_or_path=first.folder.base or merger.base.published,
         fan_in_fan_out=any(adapter.transposed for adapter in merger.adapters),
         modules_to_save=sorted({name.rpartition(".")[0] for name in merger.saved}) or None,
         task_type=tasks.pop() if len(tasks) == 1 else None,

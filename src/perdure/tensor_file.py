@@ -90,8 +90,8 @@ class TensorFile:
     def __contains__(self, name: object) -> bool:
         return name in self.tensors
 
-    def read(self, name: str, first: int = 0, last: int | None = None) -> Tensor:
-        """A tensor, or its rows from `first` up to `last`, as it is stored.
+    def read(self, name: str, first: int = 0, last: int | None = None, into: Tensor | None = None) -> Tensor:
+        """A tensor, or its rows from `first` up to `last`, as it is stored; `into` bytes that are there, or new ones.
 
         Raises
         ------
@@ -107,7 +107,7 @@ class TensorFile:
             shape = (last - first, *stored.shape[1:])
             start += first * stored.row * dtype.itemsize
             stop = start + math.prod(shape) * dtype.itemsize
-        place = torch.empty(stop - start, dtype=torch.uint8)
+        place = torch.empty(stop - start, dtype=torch.uint8) if into is None else into
         self._fill(as_bytes(place), start)
         return place.view(dtype).reshape(shape)
 
