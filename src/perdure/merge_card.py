@@ -65,7 +65,7 @@ class Merged:
 
     def __str__(self) -> str:
         lines = [
-            f"{self.label} of {len(self.adapters)} adapter{'s'[: len(self.adapters) - 1]}: {self.layers} layers change.",
+            f"{self.label} of {_adapters(len(self.adapters))}: {self.layers} layers change.",
             f"  base: {self.base}",
         ]
         lines += [f"  {part.name}: {part.settings}, {part.layers} layers" for part in self.adapters]
@@ -95,7 +95,7 @@ def card(merged: Merged) -> str:
     lines = [
         f"# {merged.output.name}",
         "",
-        f"{len(merged.adapters)} LoRA adapter{'s'[: len(merged.adapters) - 1]}, merged into `{merged.base}` with the rule `{merged.rule}` ({settings}) "
+        f"{_adapters(len(merged.adapters))}, merged into `{merged.base}` with the rule `{merged.rule}` ({settings}) "
         f"by perdure {version('perdure')}. {merged.layers} layers change.",
         "",
         "| adapter | folder | LoRA | layers |",
@@ -126,6 +126,10 @@ def _loading(merged: Merged) -> list[str]:
         f"base = AutoModel.from_pretrained({json.dumps(merged.base)})",
         f"PeftModel.from_pretrained(base, {place})",
     ]
+
+
+def _adapters(count: int) -> str:
+    return "1 LoRA adapter" if count == 1 else f"{count} LoRA adapters"
 
 
 def _mb(size: int) -> str:
