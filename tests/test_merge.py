@@ -150,7 +150,7 @@ def test_scales(two):
 
 
 def test_errors(two, bert, toy, pico):
-    with pytest.raises(InputError, match="must be a number or one of .*got `1/x`"):
+    with pytest.raises(InputError, match="must be a number, a mapping by task, or one of .*got `1/x`"):
         combine(two, Rule(options={"scale": "1/x"}))
     with pytest.raises(InputError, match="needs validation data"):
         combine(two, Rule(options={"scale": "search"}))

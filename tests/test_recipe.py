@@ -87,8 +87,11 @@ def test_files(tmp_path):
     ("values", "message"),
     [
         ({"method": {"name": "isolated", "peft": "bottleneck"}}, "give the rule `space: factor`"),
-        ({"rule": {"name": "task_arithmetic", "scale": "abc"}}, "must be a number or one of"),
-        ({"rule": {"name": "task_arithmetic", "scale": float("nan")}}, "must be a number or one of"),
+        ({"rule": {"name": "task_arithmetic", "scale": "abc"}}, "must be a number, a mapping by task, or one"),
+        (
+            {"rule": {"name": "task_arithmetic", "scale": float("nan")}},
+            "must be a number, a mapping by task, or one",
+        ),
     ],
 )
 def test_what_does_not_go_together_fails_before_training(values, message, tmp_path):

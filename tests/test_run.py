@@ -8,9 +8,11 @@ import pytest
 import torch
 import transformers
 
-from perdure import Backbone, Evaluation, Model, Recipe, Rule, Run, RunError, Training, run
+from perdure import Backbone, Evaluation, Model, Recipe, Rule, Run, RunError, Training, combine, run, task_vectors
 from perdure.methods.isolated import Isolated
+from perdure.recipe import make_rule
 from perdure.runs import evaluate_run
+from perdure.search import Search
 
 FEW = Training(epochs=3, batch_size=8, learning_rate=0.01)
 
@@ -85,7 +87,7 @@ def test_search_takes_the_best_on_validation_data(pico, toy, tmp_path):
         output=tmp_path / "r",
     )
     combined = results.combined()
-    scores = {float(scale): score for scale, score in combined["candidates"].items()}
+    scores = {one["scale"]: one["score"] for one in combined["candidates"]}
     assert 0.5 in scores and len(scores) >= 12
     assert scores[combined["options"]["scale"]] == max(scores.values())
     assert combined["label"] == "task_arithmetic(scale=search)"
@@ -312,3 +314,54 @@ def test_bottleneck_run(pico, toy, tmp_path):
 def test_evaluate_again_needs_a_stream_that_can_be_made(finished):
     with pytest.raises(ValueError, match="The stream `toy` was made in Python, not by a recipe: give it as"):
         evaluate_run(finished.folder)
+
+
+@pytest.mark.parametrize(("over", "numbers"), [("tasks", float), ("layers", list)])
+def test_a_scale_for_each_task_is_searched_and_kept(over, numbers, finished, toy, bert):
+    """Every candidate's score is that of the model which the rule makes with it."""
+    from perdure.evaluate import Evaluator
+    from perdure.run import restore
+
+    learned = [task.adapter for task in restore(finished, bert)]
+    evaluator = Evaluator(bert, toy, toy.names, None)
+    rule = Rule(options={"scale": "search"}, search=Search(over=over, groups=2, budget=12))
+    found, candidates = evaluator.search_scale(learned, rule, "task")
+    assert 2 < len(candidates) <= 12 and set(found.options["scale"]) == set(toy.names)
+    assert all(isinstance(value, numbers) for value in found.options["scale"].values())
+    for one in candidates[::4]:
+        combined = combine(learned, Rule(options={"scale": one["scale"]}))
+        scores = [evaluator.accuracy(combined, name, ["given"], "validation")["given"] for name in toy.names]
+        assert one["score"] == pytest.approx(sum(scores) / 3)
+    assert max(one["score"] for one in candidates) == next(
+        one["score"] for one in candidates if one["scale"] == found.options["scale"]
+    )
+
+
+def test_a_search_over_tasks_is_a_recipe(pico, toy, tmp_path):
+    recipe = Recipe.parse(
+        {"stream": "toy", "backbone": str(pico("bert")), "method": "isolated", "rule": "task_arithmetic"},
+        ["rule.scale=search", "rule.search.over=tasks", "rule.search.budget=8", "training.epochs=1"],
+    )
+    rule = recipe.make_rule()
+    assert rule.search == Search(over="tasks", budget=8)
+    results = run(toy.until(2), recipe.make_backbone(), recipe.make_method(), rule, training=FEW, output=tmp_path / "r")
+    combined = results.combined()
+    assert combined["label"] == "task_arithmetic(scale=search over tasks by coordinate)"
+    assert len(combined["candidates"]) <= 8 and combined["options"]["scale"].keys() == {"fruit", "colour"}
+    assert results.recipe["rule"]["search"]["over"] == "tasks"
+    assert Model(results).rule.options == combined["options"]
+    assert make_rule(results.recipe["rule"]) == rule
+
+
+def test_inputs_are_kept_by_layer_and_shared(pico, toy, tmp_path):
+    """Query and value read the same tensor: one matrix on the disk, the same under both names."""
+    training = Training(epochs=1, keep_inputs=True)
+    results = run(
+        toy.until(1), Backbone.load(pico("bert"), pooling="mean"), Isolated(rank=2), training=training, output=tmp_path
+    )
+    inputs = results.load_task("fruit").adapter.inputs
+    assert set(inputs) == set(task_vectors([results.load_task("fruit").adapter])["fruit"].entries)
+    layer = "encoder.layer.1.attention.self"
+    assert inputs[f"{layer}.query"].shape == (32, 32)
+    assert inputs[f"{layer}.query"].data_ptr() == inputs[f"{layer}.value"].data_ptr()
+    assert torch.linalg.eigvalsh(inputs[f"{layer}.query"].double()).min() > -1e-6

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import peft
 import torch
+from jaxtyping import Float
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from safetensors.torch import load_file, save_file
@@ -45,12 +46,15 @@ class Adapter:
         peft's configuration of the module.
     start, parameters
         The module's parameters before and after the task, on the CPU, by peft's names.
+    inputs
+        E[x xᵀ] of what went into each layer, by the layer's name, where it was kept.
     """
 
     name: str
     config: peft.PeftConfig
     start: Parameters
     parameters: Parameters
+    inputs: dict[str, Float[Tensor, "in in"]] | None = None
 
 
 def configure(
@@ -143,6 +147,16 @@ def base_layer(model: nn.Module, name: str) -> nn.Linear:
     except AttributeError as error:
         raise BackboneError(f"`{type(model).__name__}` has no layer `{name}`, which the adapter changes.") from error
     return module.get_base_layer() if isinstance(module, BaseTunerLayer) else module  # pyright: ignore
+
+
+def put_base_layer(model: nn.Module, name: str, layer: nn.Module) -> None:
+    """Put another in the place of the layer that `base_layer` gives."""
+    module = model.get_submodule(name)
+    if isinstance(module, BaseTunerLayer):
+        module.base_layer = layer
+    else:
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, layer)
 
 
 def attach(model: nn.Module, config: peft.PeftConfig) -> None:
@@ -265,6 +279,7 @@ def _scale(config: peft.LoraConfig) -> float:
 # -- files
 
 PREFIX = "base_model.model."
+INPUTS = "inputs.safetensors"
 
 
 def save(folder: Path, adapter: Adapter, *, base: str, head: tuple[str, nn.Linear] | None) -> None:
@@ -284,6 +299,16 @@ def save(folder: Path, adapter: Adapter, *, base: str, head: tuple[str, nn.Linea
     (folder / "adapter_config.json").write_text(json.dumps(plain, indent=2, sort_keys=True, default=str))
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     save_file(adapter.start, folder.parent / "start.safetensors")
+    if adapter.inputs:
+        save_file(_shared(adapter.inputs), folder.parent / INPUTS)
+
+
+def _shared(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Layers that read the same tensor have one matrix, under all their names."""
+    names: dict[int, list[str]] = {}
+    for name, value in inputs.items():
+        names.setdefault(id(value), []).append(name)
+    return {",".join(group): inputs[group[0]] for group in names.values()}
 
 
 def load(folder: Path, name: str) -> Adapter:
@@ -294,7 +319,14 @@ def load(folder: Path, name: str) -> Adapter:
     start = load_file(folder.parent / "start.safetensors")
     tensors = load_file(folder / "adapter_model.safetensors")
     # a head may lie beside the adapter's own parameters
-    return Adapter(name, config, start, {key: tensors[PREFIX + key] for key in start})
+    return Adapter(name, config, start, {key: tensors[PREFIX + key] for key in start}, load_inputs(folder.parent))
+
+
+def load_inputs(folder: Path) -> dict[str, Tensor] | None:
+    """The kept covariances by layer, if there are any."""
+    if not (folder / INPUTS).is_file():
+        return None
+    return {name: value for group, value in load_file(folder / INPUTS).items() for name in group.split(",")}
 
 
 def same(left: Parameters, right: Parameters) -> bool:

@@ -1,49 +1,89 @@
 """Score a combined model on tasks: one row of the accuracy matrix R, for each way to know the task."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from perdure import search
 from perdure.adapters import Adapter
 from perdure.backbone import Backbone, Encoded, in_order
-from perdure.merge import Combined, Rule, combine
+from perdure.merge import Combined, Rule, combine, task_vectors
+from perdure.scaled import Scaled
+from perdure.search import Scales
 from perdure.stream import Scenario, Split, TaskStream
 from perdure.task_id import TaskPosterior, describe
+from perdure.task_vector import TaskVector
 
 TaskId = Literal["given", "posterior", "concatenated"]
 """How the task is known: it is given, by the task posterior, or not at all (all heads' logits under one softmax)."""
 
 TASK_IDS: tuple[TaskId, ...] = get_args(TaskId)
-SCALES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.8, 1.0)
 
 
 @torch.no_grad()
 def task_logits(
-    backbone: Backbone, combined: Combined, examples: Encoded, tasks: Sequence[str]
+    backbone: Backbone,
+    combined: Combined,
+    examples: Encoded,
+    tasks: Sequence[str],
+    log_weights: Float[Tensor, "examples tasks"] | None = None,
 ) -> dict[str, Float[Tensor, "examples _"]]:
-    """The logits of each task's head. One pass over the examples; a routed model needs one for each task."""
+    """The logits of each task's head. One pass over the examples; a routed model needs one for each task.
+
+    Where the task posterior picks one task for each example, `log_weights` = log p(t | x) make it one pass too.
+    """
+    if combined.picks and log_weights is not None:
+        numbers: list[int] = log_weights.argmax(1).tolist()
+        picked = [tasks[i] for i in numbers]
+        return _heads(backbone, features(backbone, combined, examples, picked=picked), tasks)
     if combined.routed:
-        return {task: _pass(backbone, combined, examples, [task])[task] for task in tasks}
-    return _pass(backbone, combined, examples, tasks)
+        return {
+            task: _heads(backbone, features(backbone, combined, examples, task=task), [task])[task] for task in tasks
+        }
+    return _heads(backbone, features(backbone, combined, examples), tasks)
 
 
-def _pass(backbone: Backbone, combined: Combined, examples: Encoded, tasks: Sequence[str]) -> dict[str, Tensor]:
-    found = features(backbone, combined, examples, task=tasks[0])
+def _heads(backbone: Backbone, found: Float[Tensor, "examples width"], tasks: Sequence[str]) -> dict[str, Tensor]:
     return {task: backbone.head(task)(found).cpu() for task in tasks}
 
 
 @torch.no_grad()
 def features(
-    backbone: Backbone, combined: Combined, examples: Encoded, *, task: str | None = None
+    backbone: Backbone,
+    combined: Combined,
+    examples: Encoded,
+    *,
+    task: str | None = None,
+    picked: Sequence[str] | None = None,
 ) -> Float[Tensor, "examples width"]:
-    """What the heads get: the combined model's pooled features (of the model for `task`, if it is routed)."""
+    """What the heads get: the combined model's pooled features (of the model for `task`, if it is routed).
+
+    `picked` names the task of each example, for a mixture whose experts are chosen from outside.
+    """
     backbone.eval()
-    with combined.applied(backbone, task):
-        return in_order((rows, backbone(batch["inputs"])) for rows, batch in examples.batches())
+    parts = []
+    with combined.applied(backbone, task) as choice:
+        for rows, batch in examples.batches():
+            if picked:
+                choice.of([picked[row] for row in rows])
+            parts.append((rows, backbone(batch["inputs"])))
+    return in_order(parts)
+
+
+def settled(log_weights: Float[Tensor, "examples tasks"]) -> Float[Tensor, "examples tasks"]:
+    """All weight on the likeliest task.
+
+    Examples
+    --------
+    >>> settled(torch.tensor([[0.3, 0.7]]).log()).tolist()
+    [[-inf, 0.0]]
+    """
+    return torch.nn.functional.one_hot(log_weights.argmax(1), log_weights.shape[1]).to(log_weights).log()
 
 
 def probabilities(
@@ -110,8 +150,11 @@ class Evaluator:
         labels = torch.tensor(examples.labels)
         answers = torch.tensor(self.stream.class_index(task))[labels]
         weights = self._log_weights(examples) if "posterior" in task_ids else None
+        if weights is not None and combined.picks:
+            weights = settled(weights)
         heads = [task] if set(task_ids) == {"given"} else [*self.seen, task]
-        logits = task_logits(self.backbone, combined, examples, list(dict.fromkeys(heads)))
+        alone = weights if set(task_ids) == {"posterior"} else None  # the others need a pass for each task anyway
+        logits = task_logits(self.backbone, combined, examples, list(dict.fromkeys(heads)), alone)
         of_seen = {name: logits[name] for name in self.seen if name in logits}
         places = [self.stream.class_index(name) for name in of_seen]
         right: dict[TaskId, Tensor] = {}
@@ -137,17 +180,40 @@ class Evaluator:
 
     def search_scale(
         self, learned: Sequence[Adapter], rule: Rule, scenario: Scenario
-    ) -> tuple[Rule, dict[float, float]]:
+    ) -> tuple[Rule, list[dict[str, Any]]]:
         """The rule with the scale that is best on the validation splits of the tasks seen, and each candidate's score.
 
         Test data is never looked at. The validation examples of earlier tasks have to be kept for it; where that is not
         allowed, use a scale that needs no data (`1/n`).
         """
         task_id: TaskId = "given" if scenario == "task" else "posterior"
-        scores = {}
-        for scale in sorted({*SCALES, 1 / len(learned)}):
-            combined = combine(learned, rule.with_scale(scale))
-            found = [self.accuracy(combined, task, [task_id], "validation")[task_id] for task in self.seen]
-            scores[scale] = sum(found) / len(found)
-        # of equally good ones the smallest: it stays nearest to the pre-trained model
-        return rule.with_scale(max(scores, key=lambda scale: (scores[scale], -scale))), scores
+
+        def named(scales: Scales) -> Any:
+            return search.named(scales, [adapter.name for adapter in learned], rule.search)
+
+        with self._scored(learned, rule) as combined:
+
+            def score(scales: Scales) -> float:
+                now = combined(named(scales))
+                found = [self.accuracy(now, task, [task_id], "validation")[task_id] for task in self.seen]
+                return sum(found) / len(found)
+
+            tried = search.candidates(score, search.start_of(len(learned), rule.search), rule.search)
+        scores = [{"scale": named(scales), "score": value} for scales, value in tried.items()]
+        return rule.with_scale(named(search.best(tried))), scores
+
+    @contextlib.contextmanager
+    def _scored(self, learned: Sequence[Adapter], rule: Rule) -> Iterator[Callable[[Any], Combined]]:
+        """From a scale to the combination with it; that of low-rank task vectors moves in the model itself."""
+        if rule.name != "task_arithmetic" or rule.space != "delta":
+            yield lambda scale: combine(learned, rule.with_scale(scale))
+            return
+        vectors = task_vectors(learned, since=rule.since)
+        with Scaled.on(self.backbone.model, list(vectors.values())) as folded:
+
+            def moved(scale: Any) -> Combined:
+                each = list(scale.values()) if isinstance(scale, dict) else [scale] * len(vectors)
+                folded.move([value if isinstance(value, list) else [value] for value in each])
+                return Combined(TaskVector({}))  # the weights hold it already
+
+            yield moved

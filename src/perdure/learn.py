@@ -23,6 +23,7 @@ from perdure.errors import InputError, TrainingError
 from perdure.merge import folded, task_vectors
 from perdure.method import Method
 from perdure.stream import Task
+from perdure.subspace import input_covariances
 from perdure.task_vector import TaskVector, total
 
 
@@ -55,6 +56,9 @@ class Training:
         Stop after so many epochs without a better one; keeps the best.
     alignment
         After each task, align the heads of all tasks (its settings, or `{}` for the usual ones); by default not.
+    keep_inputs
+        Keep the covariance of what goes into each layer with an adapter, which the rule `regmean` needs: one more pass
+        over a task's examples, and in² numbers for each such input.
     trackers
         accelerate's trackers, such as `tensorboard` or `wandb`.
     """
@@ -73,6 +77,7 @@ class Training:
     best: bool = False
     patience: Annotated[int, Ge(1)] | None = None
     alignment: Alignment | None = None
+    keep_inputs: bool = False
     trackers: tuple[str, ...] = ()
 
 
@@ -131,8 +136,17 @@ def learn(
         _train(accelerator, backbone, seen, method, training, order=order, log=log, quiet=quiet)
         backbone.eval()
         method.end(backbone, task)
+        inputs = _inputs(backbone, task) if training.keep_inputs else None
     accelerator.end_training()
-    return Adapter(task.name, adapters.config_of(backbone.model), start, adapters.read(backbone.model))
+    return Adapter(task.name, adapters.config_of(backbone.model), start, adapters.read(backbone.model), inputs)
+
+
+def _inputs(backbone: Backbone, task: Task) -> dict[str, Tensor]:
+    """The covariance of what goes into each layer with an adapter, in the model that has learned the task."""
+    layers = list(adapters.factors(backbone.model))
+    found = input_covariances(backbone, backbone.encode(task.rows("train")), layers)
+    single = {group: covariance.float() for group, covariance in found.items()}
+    return {name: covariance for group, covariance in single.items() for name in group}
 
 
 def _train(

@@ -1,21 +1,26 @@
 """From adapters to one model: task vectors, a rule, and the model as it acts at test time."""
 
 import contextlib
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from perdure import adapters, registry
 from perdure.adapters import Adapter
 from perdure.backbone import Backbone
 from perdure.errors import InputError
+from perdure.mixture import Choice, Mixture
+from perdure.search import Search
 from perdure.task_vector import LowRank, TaskVector
 
 Space = Literal["delta", "factor"]
 Since = Literal["pretrained", "start"]
+Inputs = Mapping[str, Mapping[str, Float[Tensor, "in in"]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,12 +41,15 @@ class Rule:
         `pretrained`: a task vector is all that the module adds to the pre-trained model (the paper's tau = Phi -
         Phi_pre); with modules started from the previous task it contains the earlier tasks, which so count several
         times. `start`: only what training on the task itself has added.
+    search
+        How the scale is searched where it is `search`.
     """
 
     name: str = "task_arithmetic"
     options: Mapping[str, Any] = field(default_factory=dict)
     space: Space = "delta"
     since: Since = "pretrained"
+    search: Search = field(default_factory=Search)
 
     @property
     def label(self) -> str:
@@ -53,11 +61,13 @@ class Rule:
         'task_arithmetic(scale=0.3, space=factor)'
         """
         settings = {**self.options, "space": self.space, "since": self.since}
+        if self.searches and self.search.over != "all":
+            settings["scale"] = f"search over {self.search.over} by {self.search.by}"
         usual = {"space": "delta", "since": "pretrained"}
         own = [f"{name}={value}" for name, value in settings.items() if usual.get(name) != value]
         return f"{self.name}({', '.join(own)})" if own else self.name
 
-    def with_scale(self, scale: float | str) -> "Rule":
+    def with_scale(self, scale: Any) -> "Rule":
         """The rule with another scale."""
         return replace(self, options={**self.options, "scale": scale})
 
@@ -69,8 +79,40 @@ class Rule:
         PerdureError
             As the rule does.
         """
-        nothing = {name: TaskVector({"w": torch.zeros(1)}) for name in ("a", "b")}
-        return Combined(registry.find("rule", self.name)(nothing, **self.options))
+        if self.search.over != "all" and self.name != "task_arithmetic":
+            raise InputError(f"`search.over: {self.search.over}` is for `task_arithmetic`, not for `{self.name}`.")
+        if self.searches:
+            return self.with_scale(1.0).tried()
+        small = LowRank(torch.ones(2, 1), torch.ones(1, 2)) if self.space == "delta" else torch.ones(2)
+        inputs = {name: {"w": torch.eye(2)} for name in ("a", "b")}
+        return Combined(self({name: TaskVector({"w": small}) for name in inputs}, inputs))
+
+    def __call__(
+        self, vectors: Mapping[str, TaskVector], inputs: Inputs | None = None
+    ) -> TaskVector | dict[str, TaskVector] | Mixture:
+        """What the rule makes of task vectors, by task name.
+
+        `inputs` are the kept covariances of the layers' inputs, by task and layer.
+
+        Raises
+        ------
+        InputError
+            The rule needs statistics of inputs, and none were kept.
+        """
+        function = registry.find("rule", self.name)
+        if not self.needs_inputs:
+            return function(vectors, **self.options)
+        if not inputs:
+            raise InputError(
+                f"The rule `{self.name}` needs statistics of the layers' inputs, which were not kept: learn the tasks "
+                "with `training: {keep_inputs: true}`."
+            )
+        return function(vectors, inputs, **self.options)
+
+    @property
+    def needs_inputs(self) -> bool:
+        """Whether it takes statistics of the layers' inputs."""
+        return "inputs" in inspect.signature(registry.find("rule", self.name)).parameters
 
     @property
     def searches(self) -> bool:
@@ -124,29 +166,42 @@ def _factor_vectors(learned: Sequence[Adapter], since: Since) -> dict[str, TaskV
 
 @dataclass(frozen=True)
 class Combined:
-    """What a rule made of the adapters: one task vector, or one for each task.
+    """What a rule made of the adapters: one task vector, one for each task, or a mixture of experts.
 
     In factor space `origin` is the adapter whose start the vectors are relative to.
     """
 
-    vectors: TaskVector | dict[str, TaskVector]
+    vectors: TaskVector | dict[str, TaskVector] | Mixture
     origin: Adapter | None = None
 
     @property
     def routed(self) -> bool:
         """Whether each task has a model of its own."""
-        return isinstance(self.vectors, dict)
+        return isinstance(self.vectors, dict) or self.picks
+
+    @property
+    def picks(self) -> bool:
+        """Whether the task posterior picks one task for each sample."""
+        return isinstance(self.vectors, Mixture) and not self.vectors.gate_rank
 
     @contextlib.contextmanager
-    def applied(self, backbone: Backbone, task: str | None = None) -> Iterator[None]:
-        """The backbone with the combination in it, while the block runs; afterwards it is as before, bit for bit."""
+    def applied(self, backbone: Backbone, task: str | None = None) -> Iterator[Choice]:
+        """The backbone with the combination in it, while the block runs; afterwards it is as before, bit for bit.
+
+        Where the posterior picks, `task` acts on all samples until the `Choice` is told those of the next batch.
+        """
+        if isinstance(self.vectors, Mixture):
+            with adapters.disabled(backbone.model), self.vectors.inserted(backbone.model) as choice:
+                choice.of([task])
+                yield choice
+            return
         vector = self.vectors.get(task or "") if isinstance(self.vectors, dict) else self.vectors
         if vector is not None and self.origin is not None:
             with _adapted(backbone.model, self.origin, vector):
-                yield
+                yield Choice()
         else:  # no vector is a task to come: nothing has been learned for it
             with adapters.disabled(backbone.model), folded(backbone.model, vector or TaskVector({})):
-                yield
+                yield Choice()
 
 
 @contextlib.contextmanager
@@ -184,6 +239,7 @@ def combine(learned: Sequence[Adapter], rule: Rule) -> Combined:
     """
     if rule.searches:
         raise InputError("`scale: search` needs validation data; give a number, `1/n` or `1/sqrt(n)` here.")
-    vectors = task_vectors(learned, space=rule.space, since=rule.since)
-    merged = registry.find("rule", rule.name)(vectors, **rule.options)
+    inputs = {adapter.name: adapter.inputs for adapter in learned if adapter.inputs}
+    merged = rule(task_vectors(learned, space=rule.space, since=rule.since), inputs)
+    merged = merged.made() if isinstance(merged, TaskVector) else merged  # it will be applied many times
     return Combined(merged, learned[0] if rule.space == "factor" else None)

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from perdure import adapters
 from perdure.backbone import Backbone, Encoded
 from perdure.errors import InputError, RunError, UnknownName
-from perdure.evaluate import by_task, probabilities, task_logits
+from perdure.evaluate import by_task, probabilities, settled, task_logits
 from perdure.merge import Rule, combine
 from perdure.results import Run, check_empty
 from perdure.run import restore
 from perdure.task_id import TaskPosterior, describe
+from perdure.task_vector import TaskVector
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,9 @@ class Model:
         log_weights = (
             torch.zeros(len(examples), 1) if task else self.posterior.log_prob(describe(self.backbone, examples))
         )
-        logits = task_logits(self.backbone, self.combined, examples, names)
+        if self.combined.picks:
+            log_weights = settled(log_weights)
+        logits = task_logits(self.backbone, self.combined, examples, names, log_weights)
         labels = tuple(dict.fromkeys(label for name in names for label in self.classes[name]))
         places = [[labels.index(label) for label in self.classes[name]] for name in names]
         best = probabilities(logits, places, log_weights).max(1)
@@ -126,8 +129,9 @@ class Model:
             The rule is routed, or combines bottleneck adapters: there is no one set of weights.
         """
         output = check_empty(output)
-        if self.combined.routed or self.combined.origin is not None:
-            why = "is routed" if self.combined.routed else "combines in factor space"
+        routed = not isinstance(self.combined.vectors, TaskVector)
+        if routed or self.combined.origin is not None:
+            why = "is routed" if routed else "combines in factor space"
             raise RunError(
                 f"The rule `{self.rule.label}` {why}, so there is no one set of weights to export. Choose another with "
                 "`--rule`, such as `task_arithmetic` in delta space."

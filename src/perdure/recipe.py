@@ -19,6 +19,7 @@ from perdure.merge import Rule, Since, Space
 from perdure.method import Method
 from perdure.results import Run
 from perdure.run import Evaluation, check_alignment, environment, go_on, settings_of
+from perdure.search import Search
 from perdure.settings import Section, checked, named, put, sentence, validate
 from perdure.stream import Scenario, TaskStream
 
@@ -121,8 +122,8 @@ class Recipe(BaseModel):
         With `more` the run is there already: it learns what it has not learned yet, and the recipe becomes its own.
         """
         method, rule = self.make_method(), self.make_rule()
-        _check_together(method, rule)
         training, evaluation = self.make_training(), self.make_evaluation()
+        _check_together(method, rule, training)
         check_alignment(training, rule)
         stream, backbone = self.make_stream(), self.make_backbone()
         settings = self.resolved(method, rule, training, evaluation, backbone)
@@ -159,12 +160,13 @@ def _usual_rule(method: Any) -> str:
     return registry.find("method", named(method, "method")[0]).usual_rule if known else Method.usual_rule
 
 
-def _check_together(method: Method, rule: Rule) -> None:
+def _check_together(method: Method, rule: Rule, training: Training) -> None:
     """Try the rule on nothing, so that it fails now and not after hours of training."""
     if method.peft == "bottleneck" and rule.space == "delta":
         raise InputError("`peft: bottleneck` has no ΔW: give the rule `space: factor`.")
-    if not rule.searches:
-        rule.tried()
+    if rule.needs_inputs and not training.keep_inputs:
+        raise InputError(f"The rule `{rule.name}` needs `training: {{keep_inputs: true}}`.")
+    rule.tried()
 
 
 def own_stream(entries: Sequence[Mapping[str, Any]], *, scenario: Scenario = "class", seed: int = 0) -> TaskStream:
@@ -195,8 +197,8 @@ def _benchmark(name: str, options: dict[str, Any], seed: int) -> TaskStream:
 def make_rule(section: Section) -> Rule:
     """A rule from its name, or from a mapping of its name and settings."""
     name, options = named(section, "rule")
-    where = {key: options.pop(key) for key in ("space", "since") if key in options}
+    where = {key: options.pop(key) for key in ("space", "since", "search") if key in options}
     function = registry.find("rule", name)
-    kinds: dict[str, Any] = {"space": (Space, "delta"), "since": (Since, "pretrained")}
+    kinds: dict[str, Any] = {"space": (Space, "delta"), "since": (Since, "pretrained"), "search": (Search, Search())}
     where = validate(create_model("where", **kinds), where, f"rule `{name}`")
     return Rule(name=name, options=checked(function, options, f"rule `{name}`"), **where)

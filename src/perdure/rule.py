@@ -7,7 +7,9 @@ keyword, and returns a `TaskVector`, or what acts differently for different inpu
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
+
+from perdure.errors import InputError
 
 Order = Literal["order-free", "sequential", "routed"]
 F = TypeVar("F", bound=Callable[..., Any])
@@ -51,3 +53,44 @@ def nature(order: Order, *, state: str) -> Callable[[F], F]:
 def nature_of(rule: Callable[..., Any]) -> Nature | None:
     """What a rule declares, if it does."""
     return getattr(rule, "nature", None)
+
+
+def bounded(name: str, value: float, interval: str) -> None:
+    """Check that a setting is a number of an interval, written as in mathematics.
+
+    Examples
+    --------
+    >>> bounded("alpha", 0.5, "[0, 1)")
+    >>> bounded("alpha", 1, "[0, 1)")
+    Traceback (most recent call last):
+    perdure.errors.InputError: `alpha` must be a number in [0, 1), got `1`.
+
+    Raises
+    ------
+    InputError
+        It is not.
+    """
+    low, high = map(float, interval[1:-1].split(","))
+    number = isinstance(value, int | float)
+    above = number and (low <= value if interval[0] == "[" else low < value)
+    below = number and (value <= high if interval[-1] == "]" else value < high)
+    if not (above and below):
+        raise InputError(f"`{name}` must be a number in {interval}, got `{value}`.")
+
+
+def chosen(name: str, value: str, choices: Any) -> None:
+    """Check that a setting is one of the values of a `Literal`.
+
+    Examples
+    --------
+    >>> chosen("how", "median", Literal["mean", "sum"])
+    Traceback (most recent call last):
+    perdure.errors.InputError: `how` must be one of 'mean', 'sum', got `median`.
+
+    Raises
+    ------
+    InputError
+        It is not.
+    """
+    if value not in get_args(choices):
+        raise InputError(f"`{name}` must be one of {', '.join(map(repr, get_args(choices)))}, got `{value}`.")

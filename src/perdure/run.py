@@ -288,7 +288,7 @@ def measure(
     posterior = TaskPosterior({task.name: task.statistics for task in learned}) if learned else None
     # before the first task every head is untrained, and every task as likely as the others
     evaluator = Evaluator(backbone, stream, seen or stream.names, posterior)
-    found, candidates = rule, {}
+    found, candidates = rule, []
     if rule.searches and learned:
         found, candidates = evaluator.search_scale([task.adapter for task in learned], rule, stream.scenario)
     combined = combine([task.adapter for task in learned], found) if learned else Combined(TaskVector({}))
@@ -315,7 +315,7 @@ def measure(
 
 
 def _described(rule: Rule) -> dict[str, Any]:
-    return {"label": rule.label, **dataclasses.asdict(rule), "candidates": {}}
+    return {"label": rule.label, **dataclasses.asdict(rule), "candidates": []}
 
 
 def _give_fresh_heads(backbone: Backbone, tasks: Sequence[Task], seed: int) -> None:
@@ -334,6 +334,7 @@ def settings_of(
 ) -> dict[str, Any]:
     """All settings of a run but its stream, as a recipe states them."""
     options = {field.name: getattr(method, field.name) for field in dataclasses.fields(method) if field.init}
+    searched = {"search": _plain(rule.search)} if rule.searches else {}
     return {
         "backbone": {
             "model": backbone.source,
@@ -343,7 +344,7 @@ def settings_of(
             "head": backbone.head_name,
         },
         "method": {"name": type(method).__module__.rpartition(".")[2], **options},
-        "rule": {"name": rule.name, "space": rule.space, "since": rule.since, **rule.options},
+        "rule": {"name": rule.name, "space": rule.space, "since": rule.since, **searched, **rule.options},
         "training": _plain(training),
         "evaluation": _plain(evaluation),
         "seed": seed,

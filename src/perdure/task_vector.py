@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, ItemsView, Mapping, Sequence
+from collections.abc import Callable, ItemsView, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -208,6 +208,19 @@ def _square(value: Entry) -> float:
     return inner(whole, whole)
 
 
+def by_depth(names: Iterable[str], parts: int) -> dict[str, int]:
+    """Which of so many parts of equal depth each layer is in, by the first number in its name; without one, the first.
+
+    Examples
+    --------
+    >>> by_depth(["embed", "layer.0.q", "layer.1.q", "layer.2.q", "layer.3.q"], 2)
+    {'embed': 0, 'layer.0.q': 0, 'layer.1.q': 0, 'layer.2.q': 1, 'layer.3.q': 1}
+    """
+    blocks = {name: int(next((part for part in name.split(".") if part.isdigit()), -1)) for name in names}
+    depth = {block: i for i, block in enumerate(sorted({block for block in blocks.values() if block >= 0}))}
+    return {name: depth.get(block, 0) * parts // max(1, len(depth)) for name, block in blocks.items()}
+
+
 def total(vectors: Sequence[TaskVector]) -> TaskVector:
     """The sum of task vectors. Low-rank layers are put together once, not vector by vector."""
     entries: dict[str, list[Entry]] = {}
@@ -222,3 +235,20 @@ def _total(name: str, values: list[Entry]) -> Entry:
     if len(low) == len(values) > 1:
         return LowRank(torch.cat([value.B for value in low], dim=1), torch.cat([value.A for value in low]))
     return functools.reduce(functools.partial(_plus, name), values)
+
+
+def shapes(vectors: Mapping[str, TaskVector]) -> dict[str, torch.Size]:
+    """The shape of every layer that any of the task vectors changes, in their own order.
+
+    Raises
+    ------
+    InputError
+        A layer has not one shape.
+    """
+    found: dict[str, torch.Size] = {}
+    for task, vector in vectors.items():
+        for name, value in vector.items():
+            if found.setdefault(name, value.shape) != value.shape:
+                both = f"{tuple(value.shape)} in `{task}`, {tuple(found[name])} before"
+                raise InputError(f"`{name}` has the shape {both}: they belong to different models, or spaces.")
+    return found

@@ -94,8 +94,11 @@ def _scores(text: str) -> list[dict[str, Any]]:
 
 def _combined(text: str) -> dict[str, Any]:
     rule = _mapping(json.loads(text))
-    scores = {float(scale): float(score) for scale, score in _mapping(rule.get("candidates", {})).items()}
-    return {**rule, "options": _mapping(rule.get("options", {})), "candidates": dict(sorted(scores.items()))}
+    found = rule.get("candidates", [])
+    if isinstance(found, dict):  # as version 0.1 wrote them
+        found = [{"scale": float(scale), "score": score} for scale, score in found.items()]
+    candidates = [{"scale": one["scale"], "score": float(one["score"])} for one in found]
+    return {**rule, "options": _mapping(rule.get("options", {})), "candidates": candidates}
 
 
 def _events(text: str) -> list[dict[str, Any]]:

@@ -128,10 +128,12 @@ def _numbers(values: Any) -> list[float | None]:
 
 def _search(combined: Mapping[str, Any]) -> dict[str, Any] | None:
     """The candidates of the last search, their scores, and the one that was taken."""
-    if not (scores := combined.get("candidates")):
+    found = combined.get("candidates", [])
+    if not found or any(isinstance(one["scale"], dict) for one in found):  # one for each task is no curve
         return None
-    chosen = combined["options"].get("scale")
-    return {"scales": [*scores], "scores": _numbers(scores.values()), "chosen": chosen}
+    found = sorted(found, key=lambda one: one["scale"])
+    scores = _numbers(one["score"] for one in found)
+    return {"scales": [one["scale"] for one in found], "scores": scores, "chosen": combined["options"].get("scale")}
 
 
 def _losses(files: Files) -> list[dict[str, Any]]:
@@ -176,8 +178,17 @@ def _name(value: Any) -> str:
     return "an unnamed one" if value is None else str(value)
 
 
+def _number(scale: Any) -> str:
+    """A scale, or those of tasks and their parts, as text."""
+    if isinstance(scale, dict):
+        return ", ".join(f"{task} {_number(value)}" for task, value in scale.items())
+    if isinstance(scale, list):
+        return "/".join(_number(value) for value in scale)
+    return f"{scale:.3g}" if isinstance(scale, float) else str(scale)
+
+
 def _scale(combined: Mapping[str, Any]) -> str:
     scale = combined.get("options", {}).get("scale")
-    number = f"{scale:.3g}" if isinstance(scale, float) else scale
+    number = _number(scale)
     searched = ", found by search on validation data" if combined.get("candidates") else ""
     return "" if scale is None else f"(λ = {number}{searched}) "

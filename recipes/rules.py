@@ -1,0 +1,121 @@
+"""Every rule on the demo's tasks: train once for each seed, then combine in every way, and write the tables.
+
+    python recipes/rules.py --seeds 0 1 2
+
+A run that is there already is taken up, and so is a rule that was measured already. `results/rules_demo.csv` has a row
+for each method, rule, seed and way to know the task; `results/rules_demo_scales.csv` the accuracy at each scale of task
+arithmetic. A rule with a scale is measured at its usual one and at the best of the grid on validation data.
+"""
+
+import argparse
+import csv
+from pathlib import Path
+from typing import Any
+
+from perdure import Recipe, Rule, Run, metrics, names, registry
+from perdure.demo import TEXT
+from perdure.run import measure, restore
+from perdure.search import GRID, Search
+
+METHODS: dict[str, dict[str, Any]] = {"isolated": {"training": {"keep_inputs": True}}, "sequential": {"rule": "last"}}
+BEYOND: dict[str, list[dict[str, Any]]] = {
+    "smile": [{"gate_rank": 1}, {"gate_rank": 8}, {"top_k": 2}],
+    "iso": [{"mode": "cts"}],
+    "continual_ties": [{"mode": "reference"}, {"mode": "batch"}],
+}
+"""Other settings than the usual ones."""
+
+SEARCH = Search(grid=(0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 3.0))
+BUDGET = 24
+"""Candidates for scales by task, and by task and layers."""
+
+
+def rules(method: str) -> list[Rule]:
+    """What is measured: for the sequential method only what is meant for it."""
+    if method == "sequential":
+        return [Rule(name=name) for name in ("last", "magmax", "average", "ties", "opcm")] + [
+            Rule(name="magmax", options={"scale": "search"}, search=SEARCH)
+        ]
+    found = []
+    for name in names("rule"):
+        if name == "slerp":  # of two tasks only
+            continue
+        found += [Rule(name=name, options=options) for options in [{}, *BEYOND.get(name, [])]]
+        if name != "dare" and "scale" in registry.options(registry.find("rule", name)):
+            found.append(Rule(name=name, options={"scale": "search"}, search=SEARCH))
+    iso_cts = Rule(name="iso", options={"mode": "cts", "scale": "search"}, search=SEARCH)
+    per_task = [
+        Rule(options={"scale": "search"}, search=Search(over=over, budget=BUDGET)) for over in ("tasks", "layers")
+    ]
+    return [*found, iso_cts, *per_task]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--runs", type=Path, default=Path("runs/rules"))
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
+    arguments = parser.parse_args()
+    rows, scales = [], []
+    for seed in arguments.seeds:
+        for method, settings in METHODS.items():
+            folder = arguments.runs / f"{method}-{seed}"
+            training = TEXT["training"] | settings.get("training", {})
+            recipe = Recipe.parse(TEXT | {"method": method, "seed": seed} | settings | {"training": training})
+            if not (folder / "combined.json").is_file():
+                recipe.run(folder)
+            measure_all(Run(folder), rules(method))
+            rows += table(Run(folder), method, seed)
+        curve = [Rule(options={"scale": scale}) for scale in (0.0, *GRID)]
+        measure_all(Run(arguments.runs / f"isolated-{seed}"), curve)
+        scales += of_scales(Run(arguments.runs / f"isolated-{seed}"), curve, seed)
+        write(arguments.results / "rules_demo.csv", rows)
+        write(arguments.results / "rules_demo_scales.csv", scales)
+
+
+def measure_all(results: Run, wanted: list[Rule]) -> None:
+    """Measure the rules that have not been measured yet, after the last task."""
+    recipe = Recipe.parse(results.recipe)
+    stream, backbone = recipe.make_stream(), recipe.make_backbone()
+    learned = restore(results, backbone)
+    done = {row["rule"] for row in results.scores() if row["step"] == len(learned)}
+    for rule in wanted:
+        if rule.label not in done:
+            measure(results, learned, stream, backbone, rule, evaluation=recipe.make_evaluation(), own=False)
+
+
+def accuracies(results: Run, rule: str) -> dict[str, str]:
+    """The average accuracy after the last task, in percent."""
+    ways = ("given", "posterior", "concatenated")
+    return {way: f"{100 * metrics.average_accuracy(results.matrix(rule, way)):.1f}" for way in ways}
+
+
+def table(results: Run, method: str, seed: int) -> list[dict[str, Any]]:
+    """A row for each rule, with the scale that a search has found."""
+    found = {event["rule"]: event for event in results.events() if event["event"] == "evaluation"}
+    return [
+        {
+            "method": method,
+            "rule": rule.label,
+            "seed": seed,
+            "scale": found[rule.label]["options"].get("scale", "") if rule.searches else "",
+            **accuracies(results, rule.label),
+        }
+        for rule in rules(method)
+    ]
+
+
+def of_scales(results: Run, curve: list[Rule], seed: int) -> list[dict[str, Any]]:
+    """A row for each scale of task arithmetic."""
+    return [{"seed": seed, "scale": rule.options["scale"], **accuracies(results, rule.label)} for rule in curve]
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()
