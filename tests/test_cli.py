@@ -169,7 +169,7 @@ def test_list_and_show(perdure):
 
 
 @pytest.mark.parametrize(
-    "command", ["", "demo", "run", "learn", "evaluate", "predict", "export", "report", "list", "show"]
+    "command", ["", "demo", "run", "learn", "evaluate", "predict", "export", "merge", "report", "list", "show"]
 )
 def test_help_fits_80_columns(command, perdure):
     status, out, _ = perdure(*([command] if command else []), "--help")

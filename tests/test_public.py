@@ -1,6 +1,9 @@
 """The public face: names, and what the house has agreed on."""
 
 import ast
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import perdure
@@ -9,11 +12,21 @@ SOURCE = Path(perdure.__file__).parent
 
 
 def test_all_is_what_is_there_sorted():
-    public = {
-        name for name, value in vars(perdure).items() if not name.startswith("_") and not hasattr(value, "__path__")
-    }
-    modules = {path.stem for path in SOURCE.glob("*.py")} | {"benchmarks", "merging", "methods", "report"}
-    assert perdure.__all__ == sorted(perdure.__all__) == sorted(public - modules | {"learn", "run"})
+    homes = {name: home for home, names in perdure._HOMES.items() for name in names}
+    tree = ast.parse((SOURCE / "__init__.py").read_text())
+    imported = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 0]
+    ours = {alias.name: node.module for node in imported if "perdure." in node.module for alias in node.names}
+    assert perdure.__all__ == sorted(perdure.__all__) == sorted(homes)
+    assert {name: f"perdure.{home}" for name, home in homes.items()} == ours  # what pyright reads is what happens
+
+
+def test_importing_is_cheap_and_a_function_is_not_its_module():
+    code = "import sys, perdure; assert not {'torch', 'peft', 'transformers'} & set(sys.modules); "
+    code += "import perdure.learn, perdure.run; from perdure import run; print(run is perdure.run, callable(run), "
+    code += "callable(perdure.learn), perdure.run.__module__, callable(getattr(perdure, 'nothing', None)))"
+    source = {"PYTHONPATH": str(SOURCE.parent)}
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | source)
+    assert out.stdout.split() == ["True", "True", "True", "perdure.run", "False"], out.stderr
 
 
 def test_every_public_name_is_explained():

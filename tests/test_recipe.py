@@ -7,7 +7,7 @@ import yaml
 
 from perdure import InputError, Recipe, Run, registry
 from perdure.learn import Training
-from perdure.recipe import named
+from perdure.settings import named
 
 GOOD = {"stream": "demo", "backbone": "minilm"}
 

@@ -1,38 +1,49 @@
 """perdure teaches one pre-trained transformer new tasks, one after another, without forgetting the old ones."""
 
-from perdure.adapters import Adapter
-from perdure.alignment import Alignment, Gaussians, align
-from perdure.backbone import Backbone
-from perdure.data import read_tasks
-from perdure.errors import (
-    BackboneError,
-    DataError,
-    FetchError,
-    InputError,
-    PerdureError,
-    PerdureWarning,
-    RunError,
-    TrainingError,
-    UnknownName,
-)
-from perdure.learn import Training, learn
-from perdure.merge import Combined, Rule, combine, task_vectors
-from perdure.method import Method
-from perdure.model import Model, Prediction
-from perdure.recipe import Recipe
-from perdure.registry import find, names
-from perdure.results import Run
-from perdure.run import Evaluation, run
-from perdure.runs import evaluate_run, learn_more
-from perdure.stream import Task, TaskStream
-from perdure.task_id import Statistics, TaskPosterior
-from perdure.task_vector import LowRank, TaskVector
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from perdure.adapters import Adapter
+    from perdure.alignment import Alignment, Gaussians, align
+    from perdure.backbone import Backbone
+    from perdure.data import read_tasks
+    from perdure.errors import (
+        BackboneError,
+        CheckpointError,
+        DataError,
+        FetchError,
+        InputError,
+        OutputError,
+        PerdureError,
+        PerdureWarning,
+        RunError,
+        TrainingError,
+        UnknownName,
+    )
+    from perdure.learn import Training, learn
+    from perdure.merge import Combined, Rule, combine, task_vectors
+    from perdure.merge_card import Merged
+    from perdure.merge_checkpoint import merge_checkpoint
+    from perdure.method import Method
+    from perdure.model import Model, Prediction
+    from perdure.recipe import Recipe
+    from perdure.registry import find, names
+    from perdure.results import Run
+    from perdure.run import Evaluation, run
+    from perdure.runs import evaluate_run, learn_more
+    from perdure.stream import Task, TaskStream
+    from perdure.task_id import Statistics, TaskPosterior
+    from perdure.task_vector import LowRank, TaskVector
 
 __all__ = [
     "Adapter",
     "Alignment",
     "Backbone",
     "BackboneError",
+    "CheckpointError",
     "Combined",
     "DataError",
     "Evaluation",
@@ -40,8 +51,10 @@ __all__ = [
     "Gaussians",
     "InputError",
     "LowRank",
+    "Merged",
     "Method",
     "Model",
+    "OutputError",
     "PerdureError",
     "PerdureWarning",
     "Prediction",
@@ -63,8 +76,69 @@ __all__ = [
     "find",
     "learn",
     "learn_more",
+    "merge_checkpoint",
     "names",
     "read_tasks",
     "run",
     "task_vectors",
 ]
+
+# Where each name is defined: the module is imported when the name is first used, because transformers and peft are
+# 250 MB of memory and four seconds that merging two folders on disk does not need.
+_HOMES = {
+    "adapters": ["Adapter"],
+    "alignment": ["Alignment", "Gaussians", "align"],
+    "backbone": ["Backbone"],
+    "data": ["read_tasks"],
+    "errors": [
+        "BackboneError",
+        "CheckpointError",
+        "DataError",
+        "FetchError",
+        "InputError",
+        "OutputError",
+        "PerdureError",
+        "PerdureWarning",
+        "RunError",
+        "TrainingError",
+        "UnknownName",
+    ],
+    "learn": ["Training", "learn"],
+    "merge": ["Combined", "Rule", "combine", "task_vectors"],
+    "merge_card": ["Merged"],
+    "merge_checkpoint": ["merge_checkpoint"],
+    "method": ["Method"],
+    "model": ["Model", "Prediction"],
+    "recipe": ["Recipe"],
+    "registry": ["find", "names"],
+    "results": ["Run"],
+    "run": ["Evaluation", "run"],
+    "runs": ["evaluate_run", "learn_more"],
+    "stream": ["Task", "TaskStream"],
+    "task_id": ["Statistics", "TaskPosterior"],
+    "task_vector": ["LowRank", "TaskVector"],
+}
+
+
+class _Package(ModuleType):
+    """Some functions are called as their module, and stay functions when Python binds the module here."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        same = isinstance(value, ModuleType) and name in __all__
+        super().__setattr__(name, getattr(value, name) if same else value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            value = getattr(importlib.import_module(f"perdure.{home}"), name)
+            globals()[name] = value
+            return value
+    raise AttributeError(f"module `perdure` has no attribute `{name}`")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

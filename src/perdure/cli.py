@@ -153,6 +153,41 @@ def export(
 
 
 @app.command()
+def merge(
+    base: Annotated[str, typer.Argument(metavar="BASE|RUN", help="A model's folder or hub id; or a run, alone.")],
+    adapters: Annotated[list[Path], typer.Argument(metavar="[ADAPTER]…", help="PEFT LoRA folders.")] = [],
+    rule: Annotated[str, typer.Option("--rule", help="How the adapters are combined.")] = "task_arithmetic",
+    settings: Settings = [],
+    output: Output = None,
+    form: Annotated[str, typer.Option("--as", help="model or adapter: what is written.")] = "model",
+    rank: Annotated[int | None, typer.Option(help="Of the adapter that is written.")] = None,
+    saved_modules: Annotated[
+        str | None, typer.Option(help="Whose heads (modules_to_save) are taken: an adapter's name, or none.")
+    ] = None,
+    any_base: Annotated[bool, typer.Option("--any-base", help="Take adapters that name another base.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Merge PEFT adapters, made anywhere, into their base model; or try another rule on a finished run."""
+    if not adapters and (Path(base) / "recipe.yaml").is_file():
+        return _try_rule(Path(base), rule, settings, output)
+    from perdure.merge_checkpoint import merge_checkpoint
+    from perdure.settings import section
+
+    options = {"form": form, "rank": rank, "saved_modules": saved_modules, "any_base": any_base, "dry_run": dry_run}
+    merged = merge_checkpoint(base, adapters, section(rule, settings), output, **options, quiet=quiet)
+    typer.echo(merged.output if quiet and merged.written else merged)
+
+
+def _try_rule(run: Path, rule: str, settings: list[str], output: Path | None) -> None:
+    from perdure.report import report
+    from perdure.runs import try_rule
+
+    try_rule(run, rule, settings, output)
+    _show(report([run], run / "report.html"), run)
+
+
+@app.command()
 def report(runs: Annotated[list[Path], typer.Argument(metavar="RUN…")], output: Output = None) -> None:
     """Write an HTML report of one run, or a comparison of several."""
     from perdure.report import report

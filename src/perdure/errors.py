@@ -7,6 +7,8 @@ PerdureError
 ├── BackboneError     the pre-trained model has not the parts that are needed
 ├── TrainingError     training went wrong: the loss is not a number
 ├── RunError          a run folder is missing, incomplete or damaged
+├── CheckpointError   the files of a model or an adapter are damaged, foreign, or of a kind that cannot be merged
+├── OutputError       a result cannot be written: it is there already, the disk is full, or writing is not allowed
 └── FetchError        a package with a model or data could not be had
 
 PerdureWarning        what was asked for can be done only in part (a UserWarning)
@@ -51,6 +53,14 @@ class TrainingError(PerdureError):
 
 class RunError(PerdureError):
     """A run folder is missing, incomplete or damaged."""
+
+
+class CheckpointError(PerdureError):
+    """The files of a model or an adapter are damaged, foreign, or of a kind that cannot be merged."""
+
+
+class OutputError(PerdureError):
+    """A result cannot be written: it is there already, the disk is full, or writing is not allowed."""
 
 
 class FetchError(PerdureError):

@@ -1,8 +1,7 @@
 """Recipes: YAML ⇄ objects, validated against the signatures of what they name."""
 
 import copy
-import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,16 +13,15 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from perdure import registry
 from perdure.backbone import Backbone
 from perdure.data import read_tasks
-from perdure.errors import InputError, UnknownName
+from perdure.errors import InputError
 from perdure.learn import Training
 from perdure.merge import Rule, Since, Space
 from perdure.method import Method
 from perdure.results import Run
 from perdure.run import Evaluation, check_alignment, environment, go_on, settings_of
 from perdure.search import Search
+from perdure.settings import Section, checked, named, put, sentence, validate
 from perdure.stream import Scenario, TaskStream
-
-Section = str | dict[str, Any]
 
 
 class Recipe(BaseModel):
@@ -71,7 +69,7 @@ class Recipe(BaseModel):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise _sentence(error, where, cls.model_fields) from error
+            raise sentence(error, where, cls.model_fields) from error
 
     @classmethod
     def read(cls, path: str | Path, settings: Sequence[str] = ()) -> "Recipe":
@@ -98,23 +96,23 @@ class Recipe(BaseModel):
     def make_backbone(self) -> Backbone:
         """The pre-trained model."""
         name, options = named(self.backbone, "backbone", key="model")
-        return Backbone.load(name, **_checked(Backbone.load, options, "backbone"))
+        return Backbone.load(name, **checked(Backbone.load, options, "backbone"))
 
     def make_method(self) -> Method:
         """The method, with its settings."""
         name, options = named(self.method, "method")
         found = registry.find("method", name)
-        return found(**_checked(found, options, f"method `{name}`"))
+        return found(**checked(found, options, f"method `{name}`"))
 
     def make_rule(self) -> Rule:
         """The rule, with its settings."""
         return make_rule(self.rule)
 
     def make_training(self) -> Training:
-        return Training(**_checked(Training, self.training, "training"))
+        return Training(**checked(Training, self.training, "training"))
 
     def make_evaluation(self) -> Evaluation:
-        return Evaluation(**_checked(Evaluation, self.evaluation, "evaluation"))
+        return Evaluation(**checked(Evaluation, self.evaluation, "evaluation"))
 
     # -- doing
 
@@ -180,7 +178,7 @@ def own_stream(entries: Sequence[Mapping[str, Any]], *, scenario: Scenario = "cl
             tasks += _benchmark(options.pop("benchmark"), options, seed).tasks
         elif isinstance(options.get("data"), (str, dict)):
             source = options.pop("data")
-            tasks += read_tasks(source, **_checked(read_tasks, {"seed": seed} | options, "stream"))
+            tasks += read_tasks(source, **checked(read_tasks, {"seed": seed} | options, "stream"))
         else:
             raise InputError(f"`stream`: the entry {options} has no `data` (a file, a folder, or a hub id).")
     return TaskStream("own", tuple(tasks), scenario)
@@ -193,7 +191,7 @@ def _benchmark(name: str, options: dict[str, Any], seed: int) -> TaskStream:
     function = registry.find("benchmark", name)
     if "seed" in registry.options(function):
         options = {"seed": seed} | options
-    return function(**_checked(function, options, f"stream `{name}`"))
+    return function(**checked(function, options, f"stream `{name}`"))
 
 
 def make_rule(section: Section) -> Rule:
@@ -202,62 +200,5 @@ def make_rule(section: Section) -> Rule:
     where = {key: options.pop(key) for key in ("space", "since", "search") if key in options}
     function = registry.find("rule", name)
     kinds: dict[str, Any] = {"space": (Space, "delta"), "since": (Since, "pretrained"), "search": (Search, Search())}
-    where = _validate(create_model("where", **kinds), where, f"rule `{name}`")
-    return Rule(name=name, options=_checked(function, options, f"rule `{name}`"), **where)
-
-
-def named(section: Section, where: str, key: str = "name") -> tuple[str, dict[str, Any]]:
-    if isinstance(section, str):
-        return section, {}
-    options = dict(section)
-    if key not in options:
-        raise InputError(f"`{where}` needs `{key}`: write a name, or a mapping with `{key}` and settings.")
-    return str(options.pop(key)), options
-
-
-def _checked(thing: Callable[..., Any], options: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The options, converted to the types of the keyword parameters of `thing`; only those that were given."""
-    fields: dict[str, Any] = {
-        name: (p.annotation, ... if p.default is inspect.Parameter.empty else p.default)
-        for name, p in registry.options(thing).items()
-    }
-    return _validate(create_model("options", __config__=ConfigDict(extra="forbid"), **fields), options, where)
-
-
-def _validate(model: type[BaseModel], options: Mapping[str, Any], where: str) -> dict[str, Any]:
-    try:
-        found = model.model_validate(dict(options))
-    except ValidationError as error:
-        raise _sentence(error, where, model.model_fields) from error
-    return {name: getattr(found, name) for name in options}
-
-
-def _sentence(error: ValidationError, where: str, known: Mapping[str, Any]) -> InputError:
-    """pydantic's first complaint as one of ours."""
-    first = error.errors()[0]
-    name = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        return UnknownName(f"setting of {where}", name, known)
-    if first["type"] == "missing":
-        return InputError(f"{where} needs `{name}`.")
-    got = first["input"]
-    return InputError(f"{where}: `{name}` is {got!r}, but: {first['msg'][0].lower()}{first['msg'][1:]}.")
-
-
-def put(values: dict[str, Any], setting: str) -> None:
-    """Put `a.b=value` into nested mappings. The value is read as YAML."""
-    path, equals, value = setting.partition("=")
-    if not equals:
-        raise InputError(f"`--set {setting}` must be `key=value`, such as `method.rank=4`.")
-    *above, last = path.split(".")
-    for key in above:
-        inner = values.setdefault(key, {})
-        if isinstance(inner, str):  # a name alone
-            inner = values[key] = {"model" if key == "backbone" else "name": inner}
-        if not isinstance(inner, dict):
-            raise InputError(f"`--set {setting}`: `{key}` has no settings of its own.")
-        values = inner
-    try:
-        values[last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise InputError(f"`--set {setting}`: `{value}` is not YAML.") from error
+    where = validate(create_model("where", **kinds), where, f"rule `{name}`")
+    return Rule(name=name, options=checked(function, options, f"rule `{name}`"), **where)

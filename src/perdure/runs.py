@@ -6,9 +6,11 @@ from typing import Any, Literal
 
 from perdure.errors import InputError
 from perdure.merge import Rule
-from perdure.recipe import Recipe, Section, make_rule, named, put
-from perdure.results import Run
+from perdure.model import Model
+from perdure.recipe import Recipe, make_rule
+from perdure.results import Run, check_empty
 from perdure.run import measure, restore
+from perdure.settings import Section, named, put
 from perdure.stream import TaskStream
 
 
@@ -62,6 +64,24 @@ def rule_of(folder: str | Path, name: str | None, settings: Sequence[str] = ()) 
     for setting in settings:
         put(section, setting)
     return make_rule(section)
+
+
+def try_rule(
+    folder: str | Path, rule: str | None = None, settings: Sequence[str] = (), output: str | Path | None = None
+) -> Run:
+    """Measure a finished run with another rule, and write its combined model if there is an `output`.
+
+    Raises
+    ------
+    RunError
+        The rule's model is no one set of weights, or there is something at `output`.
+    """
+    if output:
+        check_empty(output)
+    run = evaluate_run(folder, rule, settings, steps="last")
+    if output:
+        Model(run, rule=rule_of(folder, rule, settings)).export(output)
+    return run
 
 
 def learn_more(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import operator
 from collections.abc import Callable, ItemsView, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -223,8 +222,19 @@ def by_depth(names: Iterable[str], parts: int) -> dict[str, int]:
 
 
 def total(vectors: Sequence[TaskVector]) -> TaskVector:
-    """The sum of task vectors."""
-    return functools.reduce(operator.add, vectors)
+    """The sum of task vectors. Low-rank layers are put together once, not vector by vector."""
+    entries: dict[str, list[Entry]] = {}
+    for vector in vectors:
+        for name, value in vector.items():
+            entries.setdefault(name, []).append(value)
+    return TaskVector({name: _total(name, values) for name, values in entries.items()})
+
+
+def _total(name: str, values: list[Entry]) -> Entry:
+    low = [value for value in values if isinstance(value, LowRank) and value.shape == values[0].shape]
+    if len(low) == len(values) > 1:
+        return LowRank(torch.cat([value.B for value in low], dim=1), torch.cat([value.A for value in low]))
+    return functools.reduce(functools.partial(_plus, name), values)
 
 
 def shapes(vectors: Mapping[str, TaskVector]) -> dict[str, torch.Size]:

@@ -1,0 +1,136 @@
+"""What a merger did, as a value, as a few lines for the terminal, and as a model card."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from perdure.fitted import Fitted
+
+
+@dataclass(frozen=True)
+class MergedAdapter:
+    """An adapter that went into a merger."""
+
+    name: str
+    folder: str
+    settings: str
+    layers: int
+
+    @classmethod
+    def of(cls, adapter: Fitted) -> "MergedAdapter":
+        """Of an adapter that was fitted to the base."""
+        return cls(adapter.name, str(adapter.folder.folder), adapter.folder.settings, len(adapter.vector))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merged:
+    """What was, or with `dry_run` would be, written.
+
+    Attributes
+    ----------
+    layers
+        How many layers of the base change.
+    saved
+        The tensors that were taken whole from adapters.
+    error
+        ‖ΔW - written ΔW‖ / ‖ΔW‖ over all layers (Frobenius); nothing for an adapter that is not written yet. A model
+        holds all of ΔW, rounded once with W to the type of the base.
+    size, free, memory
+        In bytes: of the output, on the disk, and an estimate of what the process needs.
+    """
+
+    output: Path
+    form: str
+    base: str
+    rule: str
+    settings: Mapping[str, Any]
+    adapters: tuple[MergedAdapter, ...]
+    layers: int
+    saved: tuple[str, ...]
+    error: float | None
+    rank: int | None
+    size: int
+    free: int
+    memory: int
+    written: bool = False
+
+    @property
+    def label(self) -> str:
+        """The rule with its settings."""
+        own = ", ".join(f"{name}={value}" for name, value in self.settings.items())
+        return f"{self.rule}({own})" if own else self.rule
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.label} of {_adapters(len(self.adapters))}: {self.layers} layers change.",
+            f"  base: {self.base}",
+        ]
+        lines += [f"  {part.name}: {part.settings}, {part.layers} layers" for part in self.adapters]
+        if self.saved:
+            lines.append(f"  taken whole: {', '.join(self.saved)}")
+        if self.form == "adapter" and self.error is not None:
+            lines.append(f"Relative truncation error (Frobenius): {self.error:.2e}")
+        if self.written:
+            return "\n".join([*lines, f"Written ({_mb(self.size)}): {self.output}"])
+        lines.append(f"Would write {_mb(self.size)} as {self.form}; {_mb(self.free)} are free on the disk.")
+        lines.append(f"Would need about {_mb(self.memory)} of memory.")
+        return "\n".join(lines)
+
+
+def card(merged: Merged) -> str:
+    """A model card: README.md with its YAML front matter (JSON texts are YAML texts)."""
+    library = "transformers" if merged.form == "model" else "peft"
+    front = [
+        f"library_name: {library}",
+        f"base_model: {json.dumps(merged.base)}",
+        f"base_model_relation: {'merge' if merged.form == 'model' else 'adapter'}",
+        "tags:",
+        *(f"- {tag}" for tag in ("merge", "perdure", *(["lora"] if merged.form == "adapter" else []))),
+    ]
+    rows = [f"| {part.name} | `{part.folder}` | {part.settings} | {part.layers} |" for part in merged.adapters]
+    settings = ", ".join(f"`{name}={value}`" for name, value in merged.settings.items()) or "its defaults"
+    lines = [
+        f"# {merged.output.name}",
+        "",
+        f"{_adapters(len(merged.adapters))}, merged into `{merged.base}` with the rule `{merged.rule}` ({settings}) "
+        f"by perdure {version('perdure')}. {merged.layers} layers change.",
+        "",
+        "| adapter | folder | LoRA | layers |",
+        "|---|---|---|---|",
+        *rows,
+        "",
+    ]
+    if merged.saved:
+        lines += [f"Taken whole from an adapter: {', '.join(f'`{name}`' for name in merged.saved)}.", ""]
+    if merged.form == "adapter":
+        lines += [f"Relative truncation error (Frobenius, all layers): {merged.error:.2e}.", ""]
+    lines += ["## Loading", "", "```python", *_loading(merged), "```", ""]
+    return "\n".join(["---", *front, "---", "", *lines])
+
+
+def _loading(merged: Merged) -> list[str]:
+    place = json.dumps(str(merged.output))
+    if merged.form == "model":
+        return [
+            "from transformers import AutoModel  # or the class for your task",
+            "",
+            f"AutoModel.from_pretrained({place})",
+        ]
+    return [
+        "from peft import PeftModel",
+        "from transformers import AutoModel  # or the class that the adapters were trained with",
+        "",
+        f"base = AutoModel.from_pretrained({json.dumps(merged.base)})",
+        f"PeftModel.from_pretrained(base, {place})",
+    ]
+
+
+def _adapters(count: int) -> str:
+    return "1 LoRA adapter" if count == 1 else f"{count} LoRA adapters"
+
+
+def _mb(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"

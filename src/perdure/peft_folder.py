@@ -1,0 +1,223 @@
+"""A PEFT folder as a value, read as JSON and safetensors without peft: a LoRA's factors by layer, and saved modules.
+
+What LoRA adds to W is s B A with s = alpha / r (or alpha / sqrt(r), rsLoRA); rank and alpha may differ by layer. What
+acts in another way than that is refused by name.
+"""
+
+import math
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from perdure.checkpoint import find, inside
+from perdure.errors import CheckpointError, PerdureWarning
+from perdure.task_vector import LowRank
+from perdure.tensor_file import FLOATS, TensorFile, is_finite, read_json
+
+CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+PREFIX = "base_model.model."
+# Starts that leave W as it was. Others (pissa, olora, corda, loftq, lora_ga) take a part of it away.
+KEEPS_BASE = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
+REFUSED = {
+    "use_dora": "DoRA scales the rows of W by their norm: it is no sum of W and B A",
+    "lora_bias": "it adds a bias",
+    "layer_replication": "it copies layers of the model",
+    "trainable_token_indices": "it changes single rows of the embeddings",
+    "target_parameters": "it changes parameters that are no layer's weight",
+    "alora_invocation_tokens": "an activated LoRA acts on some tokens only",
+    "use_qalora": "QALoRA pools the layer's inputs",
+    "use_bdlora": "its factors are block-diagonal",
+    "arrow_config": "Arrow routes between adapters",
+    "monteclora_config": "its weights are random variables",
+    "kasa_config": "KaSA scales the singular values of W",
+}
+HARMLESS = {
+    *("alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "corda_config", "ensure_weight_tying"),
+    *("eva_config", "exclude_modules", "fan_in_fan_out", "inference_mode", "init_lora_weights", "layers_pattern"),
+    *("layers_to_transform", "loftq_config", "lora_alpha", "lora_dropout", "lora_ga_config", "megatron_config"),
+    *("megatron_core", "modules_to_save", "peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern"),
+    *("revision", "runtime_config", "target_modules", "task_type", "use_rslora", "velora_config"),
+}
+FACTOR = re.compile(r"(.+)\.lora_(embedding_)?([AB])(?:\.([^.]+))??(?:\.(weight|bias))?")
+SAVED = re.compile(r"(.+?)\.modules_to_save\.[^.]+\.(.+)")
+
+
+@dataclass(frozen=True)
+class Factors:
+    """The change of one layer: s B A, with s in B; for an embedding its rows are those of the table.
+
+    Attributes
+    ----------
+    change
+        In float32; a convolution's kernel is flattened.
+    alpha
+        As the adapter states it, for the layer's own rank.
+    """
+
+    change: LowRank
+    alpha: float
+    embedding: bool
+
+
+@dataclass(frozen=True)
+class PeftFolder:
+    """A LoRA adapter.
+
+    Attributes
+    ----------
+    factors
+        By the name of the layer, as the model that it was trained on calls it.
+    saved
+        The tensors of modules that were trained whole (`modules_to_save`).
+    copies
+        Other whole tensors that lie beside: peft adds the embeddings of the base model in some cases.
+    """
+
+    folder: Path
+    name: str
+    config: Mapping[str, Any]
+    factors: Mapping[str, Factors]
+    saved: Mapping[str, Tensor]
+    copies: Mapping[str, Tensor]
+
+    @property
+    def base(self) -> str:
+        """The model that it says it was trained on; empty if it does not say."""
+        return str(self.config.get("base_model_name_or_path") or "")
+
+    @property
+    def settings(self) -> str:
+        """Its rank and alpha."""
+        pairs = sorted({(factors.change.rank, factors.alpha) for factors in self.factors.values()})
+        return ", ".join(f"rank {rank}, alpha {alpha:g}" for rank, alpha in pairs)
+
+
+def read(source: str | Path) -> PeftFolder:
+    """Read a PEFT folder (or one on the hub).
+
+    Raises
+    ------
+    CheckpointError
+        It is none, is damaged, or acts in another way than adding B A to weights.
+    """
+    folder = find(source)
+    config = read_json(inside(folder, CONFIG))
+    _check_config(folder, config)
+    if not (folder / WEIGHTS).exists() and (folder / PICKLE).exists():
+        raise CheckpointError(
+            f"`{folder / PICKLE}` is not read: unpickling can run any code. Load the adapter where you trust it, and "
+            "save it with `save_pretrained` (safetensors)."
+        )
+    file = TensorFile(inside(folder, WEIGHTS))
+    parts: dict[str, dict[str, Tensor]] = {}
+    saved, copies = {}, {}
+    for key in file.tensors:
+        layer, part = _place(file, key.removeprefix(PREFIX))
+        value = _finite(file, key)
+        if part in ("A", "B", "embedding_A", "embedding_B"):
+            if part in parts.setdefault(layer, {}):
+                raise CheckpointError(f"`{file.path}` holds two adapters for `{layer}`. Save them into a folder each.")
+            parts[layer][part] = value.float()
+        else:
+            (saved if _is_saved(layer, config) else copies)[layer] = value
+    factors = {layer: _factors(file.path, layer, found, config) for layer, found in parts.items()}
+    if not factors:
+        raise CheckpointError(f"`{file.path}` holds no LoRA: it has no tensor `….lora_A.weight`.")
+    return PeftFolder(folder, _name(folder), config, factors, saved, copies)
+
+
+def _name(folder: Path) -> str:
+    """The folder's name; in a run of perdure, the task's."""
+    folder = folder.resolve()
+    return re.sub(r"^\d+-", "", folder.parent.name) if folder.name == "adapter" else folder.name
+
+
+def _check_config(folder: Path, config: Mapping[str, Any]) -> None:
+    kind, start, path = config.get("peft_type"), config.get("init_lora_weights", True), folder / CONFIG
+    if kind != "LORA":
+        raise CheckpointError(f"`{path}`: `peft_type` is {kind!r}. Only LoRA (`LORA`) is a change of weights B A.")
+    for key, why in REFUSED.items():
+        if config.get(key):
+            raise CheckpointError(f"`{path}`: `{key}` is {str(config[key])[:80]}, and {why}. It cannot be merged.")
+    if config.get("bias", "none") != "none":
+        raise CheckpointError(
+            f"`{path}`: `bias` is {config['bias']!r}: biases were trained too. Only `none` is merged."
+        )
+    if not any(start is allowed or (isinstance(start, str) and start == allowed) for allowed in KEEPS_BASE):
+        raise CheckpointError(
+            f"`{path}`: `init_lora_weights` is {start!r}, which changed the base model before training. Convert the "
+            "adapter: peft's `save_pretrained(…, path_initial_model_for_weight_conversion=…)`."
+        )
+    for key, kinds in {"rank_pattern": dict, "alpha_pattern": dict, "modules_to_save": list}.items():
+        if not isinstance(config.get(key) or kinds(), kinds):
+            raise CheckpointError(f"`{path}`: `{key}` is {config[key]!r}, not a {kinds.__name__}.")
+    new = sorted(key for key, value in config.items() if value and key not in HARMLESS)
+    if new:
+        warnings.warn(f"`{path}`: `{new[0]}` is not known here, and has no effect.", PerdureWarning, stacklevel=3)
+
+
+def _place(file: TensorFile, key: str) -> tuple[str, str]:
+    """What a tensor is part of, and which part: a factor's letter, or nothing."""
+    found = FACTOR.fullmatch(key)
+    if found and found[5] != "bias":
+        return found[1], (found[2] or "") + found[3]
+    if found or ".lora_" in key or ".trainable_tokens_" in key:
+        raise CheckpointError(f"`{file.path}`: `{key}` is no factor of a LoRA: it acts in another way than B A.")
+    saved = SAVED.fullmatch(key)
+    return (f"{saved[1]}.{saved[2]}" if saved else key.replace(".base_layer.", ".")), ""
+
+
+def _is_saved(name: str, config: Mapping[str, Any]) -> bool:
+    return any(f".{module}." in f".{name}" for module in config.get("modules_to_save") or ())
+
+
+def _finite(file: TensorFile, key: str) -> Tensor:
+    if file.tensors[key].dtype not in FLOATS:
+        raise CheckpointError(
+            f"`{key}` in `{file.path}` has the type {file.tensors[key].dtype}; allowed: {', '.join(FLOATS)}."
+        )
+    value = file.read(key)
+    if not is_finite(value.float()):  # a double may be too great for the single precision that follows
+        raise CheckpointError(f"`{key}` in `{file.path}` holds values that are not finite (NaN or Inf).")
+    return value
+
+
+def _factors(path: Path, layer: str, parts: Mapping[str, Tensor], config: Mapping[str, Any]) -> Factors:
+    embedding = any(part.startswith("embedding_") for part in parts)
+    wanted = {"embedding_A", "embedding_B"} if embedding else {"A", "B"}
+    if set(parts) != wanted:
+        raise CheckpointError(f"`{path}`: `{layer}` has the factors {sorted(parts)}, but needs {sorted(wanted)}.")
+    A, B = (parts[part] for part in sorted(wanted))
+    rank = _number(path, config, "r", layer, "rank_pattern")
+    alpha = _number(path, config, "lora_alpha", layer, "alpha_pattern")
+    fits = A.ndim >= 2 and A.ndim == B.ndim and A.shape[0] == B.shape[1] and all(n == 1 for n in B.shape[2:])
+    if not fits or A.shape[0] != rank or not A.numel() * B.numel():
+        raise CheckpointError(
+            f"`{path}`: the factors of `{layer}` have the shapes {tuple(A.shape)} and {tuple(B.shape)}, which "
+            f"`{CONFIG}` (rank {rank:g}) does not fit."
+        )
+    A, B = A.flatten(1), B.flatten(1) * (alpha / (rank**0.5 if config.get("use_rslora") else rank))
+    if not is_finite(B):
+        raise CheckpointError(f"`{path}`: with alpha {alpha:g} the factor B of `{layer}` is not finite.")
+    return Factors(LowRank(A.T, B.T) if embedding else LowRank(B, A), alpha, embedding)
+
+
+def _number(path: Path, config: Mapping[str, Any], key: str, layer: str, pattern: str) -> float:
+    """A setting of a layer: the first pattern that is the end of its name, as peft matches it, or the usual one."""
+    value = config.get(key, 8)
+    try:
+        for name, own in (config.get(pattern) or {}).items():
+            if re.match(rf"(.*\.)?({name})$", layer):
+                value = own
+                break
+    except re.error as error:
+        raise CheckpointError(f"`{path.parent / CONFIG}`: `{pattern}` has {name!r}, no regular expression.") from error
+    whole, fraction = type(value) is int, type(value) is float and math.isfinite(value)
+    if not (whole and value > 0 if key == "r" else whole or fraction) or abs(value) > 1e9:
+        raise CheckpointError(f"`{path.parent / CONFIG}`: `{key}` of `{layer}` is {value!r}, no such number.")
+    return value

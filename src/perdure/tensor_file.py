@@ -1,0 +1,251 @@
+"""Safetensors files without loading them: a header that is checked, and tensors read by rows or copied by bytes.
+
+The library `safetensors` maps a whole file into memory, which then counts as the process's own. Here a tensor is read
+where it lies, and released after its use. A header is believed only as far as the file bears it out: its size is
+bounded, and its tensors must fill the rest of the file, each with the bytes of its type and shape, without gap or
+overlap.
+"""
+
+import json
+import math
+import os
+import stat
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from perdure.errors import CheckpointError
+
+MAX_HEADER = 100_000_000  # bytes, as the library has it
+MAX_JSON = 100_000_000
+FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+WHOLE = {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8}
+TORCH: dict[str, torch.dtype] = FLOATS | WHOLE | {"BOOL": torch.bool}
+BITS = {name: 8 * dtype.itemsize for name, dtype in TORCH.items()} | {
+    "C64": 64,
+    "U64": 64,
+    "U32": 32,
+    "U16": 16,
+    "F8_E5M2": 8,
+    "F8_E4M3": 8,
+    "F8_E8M0": 8,
+    "F8_E4M3FNUZ": 8,
+    "F8_E5M2FNUZ": 8,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+    "F4": 4,
+}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in a file: its type by the name that safetensors has for it, its shape, and where its bytes lie."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+    @property
+    def row(self) -> int:
+        """The number of values in a row: of one index of the first dimension."""
+        return math.prod(self.shape[1:])
+
+
+class TensorFile:
+    """A safetensors file whose header has been read and checked.
+
+    Attributes
+    ----------
+    tensors
+        By name, in the order in which they lie in the file.
+
+    Raises
+    ------
+    CheckpointError
+        It is no safetensors file, or a damaged one.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or not 2 <= length <= min(MAX_HEADER, size - 8):
+                raise CheckpointError(
+                    f"`{path}` is no safetensors file, or was cut: it has {size} bytes, and its header says that it "
+                    f"has {length} (allowed: at most {MAX_HEADER}, and what the file holds)."
+                )
+            header = _parse(file.read(length), f"the header of `{path}`")
+        self.metadata = _metadata(path, header.pop("__metadata__", {}))
+        self.start = 8 + length
+        stored = {name: _stored(path, name, value, self.start) for name, value in header.items()}
+        self.tensors = dict(sorted(stored.items(), key=lambda item: (item[1].start, item[1].stop)))
+        _check_filled(path, self.tensors, self.start, size)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.tensors
+
+    def read(self, name: str, first: int = 0, last: int | None = None, into: Tensor | None = None) -> Tensor:
+        """A tensor, or its rows from `first` up to `last`, as it is stored; `into` bytes that are there, or new ones.
+
+        Raises
+        ------
+        CheckpointError
+            Its type is none of torch's, or the file is not what it was.
+        """
+        stored = self.tensors[name]
+        if stored.dtype not in TORCH:
+            raise CheckpointError(f"`{name}` in `{self.path}` has the type {stored.dtype}, which cannot be read here.")
+        dtype = TORCH[stored.dtype]
+        start, stop, shape = stored.start, stored.stop, stored.shape
+        if last is not None:
+            shape = (last - first, *stored.shape[1:])
+            start += first * stored.row * dtype.itemsize
+            stop = start + math.prod(shape) * dtype.itemsize
+        place = torch.empty(stop - start, dtype=torch.uint8) if into is None else into
+        self._fill(as_bytes(place), start)
+        return place.view(dtype).reshape(shape)
+
+    def _fill(self, place: memoryview, start: int) -> None:
+        with open_regular(self.path) as file:
+            done = 0
+            while done < len(place):
+                count = os.preadv(file.fileno(), [place[done:]], start + done)
+                if not count:
+                    raise CheckpointError(f"`{self.path}` has become shorter while it was read. Begin again.")
+                done += count
+
+
+def open_regular(path: Path) -> Any:
+    """A file opened for reading in bytes; never a pipe or a device, on which reading would wait.
+
+    Raises
+    ------
+    CheckpointError
+        There is no such file, or it cannot be read.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise CheckpointError(f"`{path}` is not a file.")
+        return path.open("rb", buffering=0)
+    except OSError as error:
+        raise CheckpointError(f"`{path}` cannot be read: {error.strerror}.") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises
+    ------
+    CheckpointError
+        There is no such file, or it holds something else.
+    """
+    with open_regular(path) as file:
+        if os.fstat(file.fileno()).st_size > MAX_JSON:
+            raise CheckpointError(f"`{path}` has more than {MAX_JSON} bytes, which no such file needs.")
+        return _parse(file.readall(), f"`{path}`")
+
+
+def header(tensors: Mapping[str, Stored], metadata: Mapping[str, str]) -> tuple[bytes, dict[str, Stored]]:
+    """The first bytes of a safetensors file with these tensors, in this order, and where each of them will lie."""
+    described: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    offset = 0
+    for name, stored in tensors.items():
+        stop = offset + stored.stop - stored.start
+        described[name] = {"dtype": stored.dtype, "shape": list(stored.shape), "data_offsets": [offset, stop]}
+        offset = stop
+    text = json.dumps(described, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    start, places = 8 + len(text), {}
+    for name, stored in tensors.items():
+        stop = start + stored.stop - stored.start
+        places[name] = Stored(stored.dtype, stored.shape, start, stop)
+        start = stop
+    return len(text).to_bytes(8, "little") + text, places
+
+
+def new(value: Tensor) -> Stored:
+    """How a tensor will be stored, at a place that is not known yet."""
+    name = next(name for name, dtype in TORCH.items() if dtype == value.dtype)
+    return Stored(name, tuple(value.shape), 0, value.numel() * value.element_size())
+
+
+def is_finite(value: Tensor) -> bool:
+    """Whether all values are finite. In a sum NaN and infinities stay, so that mostly no value is looked at alone."""
+    wide = torch.promote_types(value.dtype, torch.float32)
+    return math.isfinite(value.sum(dtype=wide).item()) or bool(torch.isfinite(value).all())
+
+
+def as_bytes(value: Tensor) -> memoryview:
+    """The bytes of a contiguous tensor on the CPU, not copied."""
+    flat: Any = value.detach().reshape(-1).view(torch.uint8).numpy() if value.numel() else b""
+    return memoryview(flat)
+
+
+def _parse(text: bytes, what: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text.decode("utf-8"), object_pairs_hook=_without_twins)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{what[0].upper()}{what[1:]} is not JSON: {str(error)[:200]}.") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{what[0].upper()}{what[1:]} is not a JSON object, but {type(value).__name__}.")
+    return value
+
+
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key is there twice")
+    return found
+
+
+def _metadata(path: Path, value: Any) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
+        raise CheckpointError(f"The header of `{path}` is damaged: `__metadata__` holds more than texts.")
+    return value
+
+
+def _stored(path: Path, name: str, value: Any, start: int) -> Stored:
+    """One entry of a header, its offsets counted from the beginning of the file."""
+    entry = value if isinstance(value, dict) else {}
+    dtype, shape, offsets = entry.get("dtype"), _counts(entry.get("shape")), _counts(entry.get("data_offsets"))
+    dtype = dtype if isinstance(dtype, str) and dtype in BITS else None
+    if dtype is None or shape is None or offsets is None or len(offsets) != 2:
+        raise CheckpointError(f"The header of `{path}` is damaged: `{name}` is {str(value)[:200]}.")
+    begin, end = offsets
+    if 8 * (end - begin) != math.prod(shape) * BITS[dtype]:
+        raise CheckpointError(
+            f"The header of `{path}` is damaged: `{name}` ({dtype}, {shape}) cannot have {end - begin} bytes."
+        )
+    return Stored(dtype, tuple(shape), start + begin, start + end)
+
+
+def _counts(value: Any) -> list[int] | None:
+    """A list of natural numbers, or nothing."""
+    natural = isinstance(value, list) and all(type(number) is int and 0 <= number < 2**63 for number in value)
+    return value if natural else None
+
+
+def _check_filled(path: Path, tensors: Mapping[str, Stored], start: int, size: int) -> None:
+    place = start
+    for name, stored in tensors.items():
+        if stored.start != place:
+            raise CheckpointError(
+                f"The header of `{path}` is damaged: `{name}` begins at byte {stored.start}, not {place}."
+            )
+        place = stored.stop
+    if place != size:
+        last = [*tensors, "the header"][len(tensors) - 1]
+        raise CheckpointError(
+            f"`{path}` has {size} bytes, but `{last}` ends at byte {place}: the file was cut, or something was added."
+        )
+
+
+def total_bytes(tensors: Iterable[Stored]) -> int:
+    """The bytes of the values of these tensors."""
+    return sum(stored.stop - stored.start for stored in tensors)
