@@ -105,7 +105,7 @@ def put(name: str, value):
         (lambda t: t.pop(f"{Q}B.weight"), "q_proj` has the factors"),
         (put(f"{Q}A.weight", torch.full((4, 16), float("nan"))), "q_proj.lora_A.weight` in .* not finite"),
         (put(f"{Q}B.weight", torch.full((16, 4), float("inf"))), "q_proj.lora_B.weight` in .* not finite"),
-        (put(f"{Q}B.weight", torch.full((16, 4), 3e38)), "B of `.*q_proj` is not finite"),
+        (put(f"{Q}B.weight", torch.full((16, 4), 3e38)), "q_proj.lora_B.weight` in .* is not finite times alpha"),
         (put(f"{Q}B.weight", torch.full((16, 4), 1e300, dtype=torch.float64)), "not finite"),
         (put(f"{Q}A.weight", torch.ones(4, 16, dtype=torch.int8)), "has the type I8"),
         (put(f"{Q}A.weight", torch.ones(4, 17)), r"by a matrix of the shape \(16, 17\)"),

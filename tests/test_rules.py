@@ -14,7 +14,9 @@ from perdure.errors import InputError
 from perdure.rule import nature_of
 from perdure.task_vector import Deferred
 
-RULES = names("rule")
+NATURES = {name: nature_of(registry.find("rule", name)) for name in names("rule")}
+MIXTURES = {"smile", "routed"}  # see test_mixture
+RULES = sorted(set(NATURES) - MIXTURES)
 FACTORS = {"slao"}  # for rules of factors, not of what the factors make
 MOST = {"slerp": 2}  # tasks that a rule takes
 # Where nothing is left out and the scale is 1. Iso's spectrum is flat whatever its settings.
@@ -50,13 +52,11 @@ sizes = st.fixed_dictionaries({"out": st.integers(2, 6), "width": st.integers(2,
 
 
 def apply(name: str, vectors: dict[str, TaskVector], **options) -> list[TaskVector]:
-    """What a rule makes: one task vector or several. Rules that look at the input are tested elsewhere."""
+    """What a rule makes: one task vector or several."""
     rule = registry.find("rule", name)
     if "inputs" in inspect.signature(rule).parameters:
         options["inputs"] = {task: covariances(task, vectors) for task in vectors}
     merged = rule(vectors, **options)
-    if not isinstance(merged, TaskVector | dict):
-        pytest.skip(f"`{name}` makes a {type(merged).__name__}")
     return list(merged.values()) if isinstance(merged, dict) else [merged]
 
 
@@ -124,6 +124,21 @@ def test_the_result_of_lora_is_kept_in_factors_where_that_is_exact(name):
     entrywise = {"ties", "dare", "della", "magmax", "breadcrumbs", "continual_ties"}
     for merged in apply(name, made(name)):
         assert isinstance(merged["w"], LowRank) == (name not in entrywise)
+
+
+@pytest.mark.parametrize("name", [name for name in RULES if NATURES[name].layerwise])
+def test_a_layer_depends_on_itself_alone_where_a_rule_says_so(name):
+    """Then a model can be merged one layer at a time."""
+    vectors = made(name, dtype=torch.float64)
+    (whole,) = apply(name, vectors)
+    for layer in whole.entries:
+        alone = {t: TaskVector({layer: v[layer]} if layer in v else {}) for t, v in vectors.items()}
+        torch.testing.assert_close(apply(name, alone)[0].dense(layer), whole.dense(layer))
+
+
+def test_every_rule_declares_what_it_is():
+    assert all(nature and nature.state for nature in NATURES.values())
+    assert {name for name, nature in NATURES.items() if nature.order == "routed"} == MIXTURES | {"oracle"}
 
 
 @pytest.mark.parametrize("name", sorted(set(RULES) - {"iso"}))

@@ -11,8 +11,8 @@ from perdure import layer_names, peft_folder
 from perdure.checkpoint import Checkpoint, last_part
 from perdure.errors import CheckpointError, InputError, UnknownName
 from perdure.layer_names import LayerNames
-from perdure.peft_folder import PeftFolder
-from perdure.task_vector import TaskVector
+from perdure.peft_folder import Factors, PeftFolder
+from perdure.task_vector import OnDemand, TaskVector
 from perdure.tensor_file import FLOATS, TensorFile
 
 CONV1D = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer"}  # models whose linear layers store W transposed
@@ -30,7 +30,7 @@ class Fitted:
     ----------
     name
         Its own among the adapters that are merged.
-    vector
+    factors
         By the layer's name in the base: its weight's without `.weight`.
     transposed
         The layers whose weight the base stores transposed.
@@ -41,9 +41,19 @@ class Fitted:
     name: str
     folder: PeftFolder
     names: LayerNames
-    vector: TaskVector
+    factors: Mapping[str, Factors]
     transposed: frozenset[str]
     saved: Mapping[str, Tensor]
+
+    @property
+    def vector(self) -> TaskVector:
+        """The task vector, whose factors stay on the disk until they are wanted."""
+        return TaskVector(OnDemand({name: lambda one=one: one.change for name, one in self.factors.items()}))
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """The shape of each layer's change."""
+        return {layer: factors.shape for layer, factors in self.factors.items()}
 
 
 def fit(base: Checkpoint, sources: Sequence[str | Path], *, any_base: bool = False) -> list[Fitted]:
@@ -96,7 +106,7 @@ def _fit(base: Checkpoint, folder: PeftFolder, name: str) -> Fitted:
         stem = tensor.removesuffix(".weight")
         if stem in entries:
             raise CheckpointError(f"`{folder.folder}`: two of its layers are the one weight `{tensor}` of the base.")
-        entries[stem] = factors.change
+        entries[stem] = factors
         if _is_transposed(base, folder, layer, tensor):
             transposed.add(stem)
         _check_not_tied(base, folder, tensor)
@@ -105,13 +115,13 @@ def _fit(base: Checkpoint, folder: PeftFolder, name: str) -> Fitted:
         _check_not_tied(base, folder, tensor)
     for key, value in folder.copies.items():
         _check_copy(base, folder, _tensor(base, names, key), value)
-    return Fitted(name, folder, names, TaskVector(entries), frozenset(transposed), saved)
+    return Fitted(name, folder, names, entries, frozenset(transposed), saved)
 
 
 def _is_transposed(base: Checkpoint, folder: PeftFolder, layer: str, tensor: str) -> bool:
     """Whether W is stored as in × out. Shapes say it, or for a square matrix the kind of the model."""
     stored, factors = base.stored(tensor), folder.factors[layer]
-    shape, found = tuple(factors.change.shape), (*stored.shape[:1], stored.row)
+    shape, found = factors.shape, (*stored.shape[:1], stored.row)
     if stored.dtype not in FLOATS:
         raise CheckpointError(
             f"`{tensor}` in `{base.folder}` has the type {stored.dtype}: the base is quantized. Give the model before "
@@ -231,8 +241,8 @@ def _statistics(adapter: Fitted, file: TensorFile, path: Path) -> dict[str, Tens
             tensor = adapter.names.tensor(layer)
             if tensor:
                 found[tensor.removesuffix(".weight")] = value
-    for layer, change in adapter.vector.items():
-        wanted = (change.shape[1],) * 2
+    for layer, shape in adapter.shapes.items():
+        wanted = (shape[1],) * 2
         value = found.get(layer)
         if value is None or tuple(value.shape) != wanted or not torch.isfinite(value).all():
             has = "nothing" if value is None else f"a matrix of the shape {tuple(value.shape)}, or one not finite"

@@ -24,21 +24,25 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Change:
-    """ΔW of a stored weight: a matrix whose rows are those of W, or its columns if W is stored transposed (Conv1D)."""
+    """ΔW of a stored weight: a matrix whose rows are those of W, or its columns if W is stored transposed (Conv1D).
 
-    entry: Entry
+    It is made when it is wanted.
+    """
+
+    make: Callable[[], Entry]
     transposed: bool = False
 
     def blocks(self, rows: int, step: int, place: Tensor) -> Iterator[Tensor]:
         """ΔW, `step` rows of W at a time, in `place`. A deferred matrix is made once."""
-        if isinstance(self.entry, LowRank):
-            B, A = self.entry.B.to(place.dtype), self.entry.A.to(place.dtype)
+        entry = self.make()
+        if isinstance(entry, LowRank):
+            B, A = entry.B.to(place.dtype), entry.A.to(place.dtype)
             B, A = (A.T, B.T.contiguous()) if self.transposed else (B, A)
             for i in range(0, rows, step):
                 part = B[i : i + step]
                 yield torch.mm(part, A, out=place[: len(part) * A.shape[1]].view(len(part), -1))
         else:
-            whole = dense(self.entry).to(place.dtype)
+            whole = dense(entry).to(place.dtype)
             whole = whole.T if self.transposed else whole
             for i in range(0, rows, step):
                 yield whole[i : i + step]

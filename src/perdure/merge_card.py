@@ -22,7 +22,7 @@ class MergedAdapter:
     @classmethod
     def of(cls, adapter: Fitted) -> "MergedAdapter":
         """Of an adapter that was fitted to the base."""
-        return cls(adapter.name, str(adapter.folder.folder), adapter.folder.settings, len(adapter.vector))
+        return cls(adapter.name, str(adapter.folder.folder), adapter.folder.settings, len(adapter.factors))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,10 @@
 """PEFT folders and a base model on disk → one model on disk, or one adapter; nothing is loaded whole."""
 
+import functools
 import inspect
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,8 +17,9 @@ from perdure.checkpoint import INDEX, Checkpoint, inside
 from perdure.errors import CheckpointError, InputError
 from perdure.fitted import Fitted
 from perdure.merge_card import Merged, MergedAdapter
+from perdure.rule import nature_of
 from perdure.settings import Section, checked, named
-from perdure.task_vector import Deferred, Entry, LowRank, TaskVector
+from perdure.task_vector import Deferred, Entry, LowRank, OnDemand, TaskVector
 from perdure.tensor_file import FLOATS, TensorFile, total_bytes
 
 RUNTIME = 230_000_000  # bytes that Python and torch take
@@ -47,7 +50,8 @@ class Merger:
         turned = frozenset().union(*(adapter.transposed for adapter in self.adapters))
         layers = {f"{layer}.weight": layer for layer in self.vector.entries}
         found = {tensor: layers[tensor] for tensor in file.tensors if tensor in layers}
-        return {tensor: fold.Change(self.vector[layer], layer in turned) for tensor, layer in found.items()}
+        made = {tensor: functools.partial(self.vector.__getitem__, layer) for tensor, layer in found.items()}
+        return {tensor: fold.Change(made[tensor], layer in turned) for tensor, layer in found.items()}
 
     def replaced(self, name: str) -> dict[str, Tensor]:
         """The whole tensors of a file; new ones go into the last."""
@@ -136,24 +140,40 @@ def combine(
     found = fitted.fit(checkpoint, adapters, any_base=any_base)
     saved = fitted.choose_saved(found, saved_modules)
     extra = {"inputs": fitted.inputs(found, name)} if "inputs" in inspect.signature(function).parameters else {}
-    vector = function({adapter.name: adapter.vector for adapter in found}, **extra, **settings)
-    if not isinstance(vector, TaskVector):
-        raise InputError(
-            f"The rule `{name}` is routed: what acts depends on the input, so there is no one model to write. Choose "
-            "another, such as `task_arithmetic`."
-        )
-    _check_vector(name, vector, found)
+    vector = _apply(name, function, {**extra, **settings}, found)
     return Merger(checkpoint, found, name, settings, vector, _typed(checkpoint, saved))
 
 
-def _check_vector(rule: str, vector: TaskVector, adapters: Sequence[Fitted]) -> None:
-    known = {layer: entry.shape for adapter in adapters for layer, entry in adapter.vector.items()}
-    for layer, entry in vector.items():
-        if known.get(layer) != entry.shape:
+def _apply(
+    rule: str, function: Callable[..., Any], settings: Mapping[str, Any], adapters: Sequence[Fitted]
+) -> TaskVector:
+    """What the rule makes of the adapters; a layer at a time, when it is wanted, if the rule can."""
+    shapes = {layer: shape for adapter in adapters for layer, shape in adapter.shapes.items()}
+
+    def applied(vectors: dict[str, TaskVector]) -> TaskVector:
+        vector = function(vectors, **settings)
+        if not isinstance(vector, TaskVector):
             raise InputError(
-                f"The rule `{rule}` changes `{layer}` by a matrix of the shape {tuple(entry.shape)}; the adapters "
-                f"change it by {tuple(known.get(layer, ())) or 'nothing'}."
+                f"The rule `{rule}` is routed: what acts depends on the input, so there is no one model to write. "
+                "Choose another, such as `task_arithmetic`."
             )
+        for layer, entry in vector.items():
+            if shapes.get(layer) != tuple(entry.shape):
+                raise InputError(
+                    f"The rule `{rule}` changes `{layer}` by a matrix of the shape {tuple(entry.shape)}; the adapters "
+                    f"change it by {shapes.get(layer) or 'nothing'}."
+                )
+        return vector
+
+    def of(layer: str) -> Entry:
+        parts = {a.name: {layer: a.vector[layer]} if layer in a.vector else {} for a in adapters}
+        return applied({name: TaskVector(entries) for name, entries in parts.items()})[layer]
+
+    nature = nature_of(registry.find("rule", rule))
+    if not (nature and nature.layerwise) or any(isinstance(value, dict) for value in settings.values()):
+        return applied({adapter.name: adapter.vector for adapter in adapters})
+    of(min(shapes, key=lambda layer: math.prod(shapes[layer])))  # wrong settings show before anything is written
+    return TaskVector(OnDemand({layer: functools.partial(of, layer) for layer in shapes}))
 
 
 def _typed(base: Checkpoint, saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -213,12 +233,19 @@ def _rank(entry: Entry, rank: int | None) -> int:
 
 
 def _memory(merger: Merger) -> int:
-    """An estimate: the factors twice (a result may hold its own), and the greatest full matrix with its SVD."""
-    factors = [entry for adapter in merger.adapters for _, entry in adapter.vector.items()]
-    low = sum(4 * entry.rank * sum(entry.shape) for entry in factors if isinstance(entry, LowRank))
-    whole = [4 * entry.shape.numel() for _, entry in merger.vector.items() if isinstance(entry, Deferred)]
-    kept = sum(4 * entry.numel() for _, entry in merger.vector.items() if isinstance(entry, Tensor))
-    return RUNTIME + 2 * low + 4 * max(whole, default=0) + kept + 6 * 4 * fold.BLOCK
+    """An estimate: the factors that are held, twice (a result has its own), and the greatest full matrix's SVD."""
+    low: dict[str, int] = {}
+    for adapter in merger.adapters:
+        for layer, factors in adapter.factors.items():
+            low[layer] = low.get(layer, 0) + 4 * factors.rank * sum(factors.shape)
+    if isinstance(merger.vector.entries, OnDemand):  # one layer at a time
+        greatest = max(low, key=low.__getitem__)
+        entries, factors = [merger.vector[greatest]], low[greatest]
+    else:
+        entries, factors = list(merger.vector.entries.values()), sum(low.values())
+    whole = [4 * entry.shape.numel() for entry in entries if isinstance(entry, Deferred)]
+    kept = sum(4 * entry.numel() for entry in entries if isinstance(entry, Tensor))
+    return RUNTIME + 2 * factors + 4 * max(whole, default=0) + kept + 6 * 4 * fold.BLOCK
 
 
 def _write_model(merger: Merger, summary: Merged, rank: int | None, quiet: bool) -> Merged:

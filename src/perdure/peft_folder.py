@@ -53,15 +53,38 @@ class Factors:
 
     Attributes
     ----------
-    change
-        In float32; a convolution's kernel is flattened.
+    file, keys
+        Where A and B lie. They are read when they are wanted, and not kept.
+    scale
+        s: alpha / rank, or alpha / √rank.
+    shape
+        Of the change; a convolution's kernel is flattened.
     alpha
         As the adapter states it, for the layer's own rank.
     """
 
-    change: LowRank
+    file: TensorFile
+    keys: tuple[str, str]
+    scale: float
+    shape: tuple[int, int]
+    rank: int
     alpha: float
     embedding: bool
+
+    @property
+    def change(self) -> LowRank:
+        """The factors, in float32.
+
+        Raises
+        ------
+        CheckpointError
+            They are not finite.
+        """
+        A, B = (_finite(self.file, key).float().flatten(1) for key in self.keys)
+        B = B * self.scale
+        if not is_finite(B):
+            raise CheckpointError(f"`{self.keys[1]}` in `{self.file.path}` is not finite times alpha {self.alpha:g}.")
+        return LowRank(A.T, B.T) if self.embedding else LowRank(B, A)
 
 
 @dataclass(frozen=True)
@@ -93,7 +116,7 @@ class PeftFolder:
     @property
     def settings(self) -> str:
         """Its rank and alpha."""
-        pairs = sorted({(factors.change.rank, factors.alpha) for factors in self.factors.values()})
+        pairs = sorted({(factors.rank, factors.alpha) for factors in self.factors.values()})
         return ", ".join(f"rank {rank}, alpha {alpha:g}" for rank, alpha in pairs)
 
 
@@ -114,18 +137,17 @@ def read(source: str | Path) -> PeftFolder:
             "save it with `save_pretrained` (safetensors)."
         )
     file = TensorFile(inside(folder, WEIGHTS))
-    parts: dict[str, dict[str, Tensor]] = {}
+    parts: dict[str, dict[str, str]] = {}
     saved, copies = {}, {}
     for key in file.tensors:
         layer, part = _place(file, key.removeprefix(PREFIX))
-        value = _finite(file, key)
         if part in ("A", "B", "embedding_A", "embedding_B"):
             if part in parts.setdefault(layer, {}):
                 raise CheckpointError(f"`{file.path}` holds two adapters for `{layer}`. Save them into a folder each.")
-            parts[layer][part] = value.float()
+            parts[layer][part] = key
         else:
-            (saved if _is_saved(layer, config) else copies)[layer] = value
-    factors = {layer: _factors(file.path, layer, found, config) for layer, found in parts.items()}
+            (saved if _is_saved(layer, config) else copies)[layer] = _finite(file, key)
+    factors = {layer: _factors(file, layer, found, config) for layer, found in parts.items()}
     if not factors:
         raise CheckpointError(f"`{file.path}` holds no LoRA: it has no tensor `….lora_A.weight`.")
     return PeftFolder(folder, _name(folder), config, factors, saved, copies)
@@ -187,24 +209,28 @@ def _finite(file: TensorFile, key: str) -> Tensor:
     return value
 
 
-def _factors(path: Path, layer: str, parts: Mapping[str, Tensor], config: Mapping[str, Any]) -> Factors:
+def _factors(file: TensorFile, layer: str, parts: Mapping[str, str], config: Mapping[str, Any]) -> Factors:
+    path = file.path
     embedding = any(part.startswith("embedding_") for part in parts)
     wanted = {"embedding_A", "embedding_B"} if embedding else {"A", "B"}
     if set(parts) != wanted:
         raise CheckpointError(f"`{path}`: `{layer}` has the factors {sorted(parts)}, but needs {sorted(wanted)}.")
-    A, B = (parts[part] for part in sorted(wanted))
+    keys = parts[min(wanted)], parts[max(wanted)]
+    A, B = (file.tensors[key].shape for key in keys)
     rank = _number(path, config, "r", layer, "rank_pattern")
     alpha = _number(path, config, "lora_alpha", layer, "alpha_pattern")
-    fits = A.ndim >= 2 and A.ndim == B.ndim and A.shape[0] == B.shape[1] and all(n == 1 for n in B.shape[2:])
-    if not fits or A.shape[0] != rank or not A.numel() * B.numel():
+    fits = len(A) >= 2 and len(A) == len(B) and A[0] == B[1] and all(n == 1 for n in B[2:])
+    if not fits or [*A[:1]] != [rank] or not math.prod(A) * math.prod(B):
         raise CheckpointError(
-            f"`{path}`: the factors of `{layer}` have the shapes {tuple(A.shape)} and {tuple(B.shape)}, which "
+            f"`{path}`: the factors of `{layer}` have the shapes {A} and {B}, which "
             f"`{CONFIG}` (rank {rank:g}) does not fit."
         )
-    A, B = A.flatten(1), B.flatten(1) * (alpha / (rank**0.5 if config.get("use_rslora") else rank))
-    if not is_finite(B):
-        raise CheckpointError(f"`{path}`: with alpha {alpha:g} the factor B of `{layer}` is not finite.")
-    return Factors(LowRank(A.T, B.T) if embedding else LowRank(B, A), alpha, embedding)
+    scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
+    width, height = math.prod(A[1:]), math.prod(B[:1])
+    shape = (width, height) if embedding else (height, width)
+    found = Factors(file, keys, scale, shape, int(rank), alpha, embedding)
+    _ = found.change  # what is damaged shows now
+    return found
 
 
 def _number(path: Path, config: Mapping[str, Any], key: str, layer: str, pattern: str) -> float:

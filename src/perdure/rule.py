@@ -26,13 +26,17 @@ class Nature:
         input.
     state
         What has to be kept for the next task, and how it grows with the number n of tasks.
+    layerwise
+        Whether what a layer becomes depends on that layer alone, so that a model can be merged one layer at a time
+        (unless a setting is a mapping, which may speak of layers).
     """
 
     order: Order
     state: str
+    layerwise: bool = False
 
 
-def nature(order: Order, *, state: str) -> Callable[[F], F]:
+def nature(order: Order, *, state: str, layerwise: bool = False) -> Callable[[F], F]:
     """Declare what a rule is; `nature_of` reads it.
 
     Examples
@@ -44,7 +48,7 @@ def nature(order: Order, *, state: str) -> Callable[[F], F]:
     """
 
     def declare(rule: F) -> F:
-        rule.nature = Nature(order, state)  # pyright: ignore[reportFunctionMemberAccess]
+        rule.nature = Nature(order, state, layerwise)  # pyright: ignore[reportFunctionMemberAccess]
         return rule
 
     return declare

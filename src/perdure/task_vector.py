@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, ItemsView, Iterable, Mapping, Sequence
+from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -89,6 +89,31 @@ class Deferred:
 
 
 Entry = LowRank | Deferred | Tensor
+
+
+class OnDemand(Mapping[str, Entry]):
+    """Entries that are made each time they are asked for, and not kept.
+
+    Examples
+    --------
+    >>> TaskVector(OnDemand({"w": lambda: torch.ones(2)})).dense("w").tolist()
+    [1.0, 1.0]
+    """
+
+    def __init__(self, makers: Mapping[str, Callable[[], Entry]]):
+        self._makers = makers
+
+    def __getitem__(self, name: str) -> Entry:
+        return self._makers[name]()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._makers
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._makers)
+
+    def __len__(self) -> int:
+        return len(self._makers)
 
 
 def dense(entry: Entry) -> Tensor:

@@ -4,7 +4,7 @@ from perdure.rule import nature
 from perdure.task_vector import TaskVector, total
 
 
-@nature("order-free", state="one task vector and the number of tasks")
+@nature("order-free", state="one task vector and the number of tasks", layerwise=True)
 def average(vectors: dict[str, TaskVector]) -> TaskVector:
     """Theta = Theta_pre + 1/n · sum of tau_t over the n tasks.
 

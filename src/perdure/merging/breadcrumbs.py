@@ -8,7 +8,7 @@ from perdure.rule import bounded, nature
 from perdure.task_vector import TaskVector
 
 
-@nature("order-free", state="one task vector")
+@nature("order-free", state="one task vector", layerwise=True)
 def breadcrumbs(
     vectors: dict[str, TaskVector], *, beta: float = 0.9, gamma: float = 0.99, scale: float = 0.3
 ) -> TaskVector:

@@ -7,7 +7,7 @@ from perdure.rule import bounded, chosen, nature
 from perdure.task_vector import TaskVector
 
 
-@nature("order-free", state="n task vectors; for the sum and the average, one")
+@nature("order-free", state="n task vectors; for the sum and the average, one", layerwise=True)
 def dare(
     vectors: dict[str, TaskVector], *, p: float = 0.5, scale: float = 1.0, then: sparse.Then = "average", seed: int = 0
 ) -> TaskVector:

@@ -8,7 +8,7 @@ from perdure.rule import bounded, chosen, nature
 from perdure.task_vector import TaskVector
 
 
-@nature("order-free", state="n task vectors")
+@nature("order-free", state="n task vectors", layerwise=True)
 def della(
     vectors: dict[str, TaskVector],
     *,

@@ -9,7 +9,7 @@ from perdure.task_vector import LowRank, TaskVector, svd
 Mode = Literal["c", "cts"]
 
 
-@nature("order-free", state="one task vector; for cts, n")
+@nature("order-free", state="one task vector; for cts, n", layerwise=True)
 def iso(vectors: dict[str, TaskVector], *, mode: Mode = "c", common: float = 0.8, scale: float = 1.0) -> TaskVector:
     """Theta = Theta_pre + scale · mean(S) U Vᵀ, with U S Vᵀ = sum of tau_t of each matrix.
 

@@ -9,7 +9,7 @@ from perdure.rule import bounded, nature
 from perdure.task_vector import TaskVector
 
 
-@nature("order-free", state="one task vector")
+@nature("order-free", state="one task vector", layerwise=True)
 def magmax(vectors: dict[str, TaskVector], *, scale: float = 0.5) -> TaskVector:
     """Theta = Theta_pre + scale · tau, with tau_i = the (tau_t)_i of greatest magnitude.
 

@@ -10,7 +10,7 @@ from perdure.spectral import Changes, each_matrix, summed, times
 from perdure.task_vector import Entry, TaskVector
 
 
-@nature("order-free", state="sums over tasks of tau_t C_t and of C_t")
+@nature("order-free", state="sums over tasks of tau_t C_t and of C_t", layerwise=True)
 def regmean(
     vectors: dict[str, TaskVector], inputs: Mapping[str, Mapping[str, torch.Tensor]], *, alpha: float = 0.9
 ) -> TaskVector:

@@ -4,7 +4,7 @@ from perdure.rule import nature
 from perdure.task_vector import TaskVector
 
 
-@nature("order-free", state="one task vector and the number of tasks")
+@nature("order-free", state="one task vector and the number of tasks", layerwise=True)
 def running_average(vectors: dict[str, TaskVector]) -> TaskVector:
     """M_t = ((t - 1) M_(t-1) + tau_t) / t: to rounding the same as `average`.
 

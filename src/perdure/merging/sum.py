@@ -4,7 +4,7 @@ from perdure.rule import nature
 from perdure.task_vector import TaskVector, total
 
 
-@nature("order-free", state="one task vector")
+@nature("order-free", state="one task vector", layerwise=True)
 def sum(vectors: dict[str, TaskVector]) -> TaskVector:
     """Theta = Theta_pre + sum of tau_t.
 

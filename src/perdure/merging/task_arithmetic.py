@@ -10,7 +10,7 @@ from perdure.task_vector import TaskVector, by_depth, total
 Scale = float | str | dict[str, float | list[float]]
 
 
-@nature("order-free", state="one task vector")
+@nature("order-free", state="one task vector", layerwise=True)
 def task_arithmetic(vectors: dict[str, TaskVector], *, scale: Scale = "1/n") -> TaskVector:
     """Theta = Theta_pre + scale · sum of tau_t over the n tasks.
 

@@ -6,7 +6,7 @@ from perdure.spectral import Changes, each_matrix, joined, strongest
 from perdure.task_vector import LowRank, TaskVector
 
 
-@nature("order-free", state="n task vectors")
+@nature("order-free", state="n task vectors", layerwise=True)
 def tsv(vectors: dict[str, TaskVector], *, rank: int = 0, scale: float = 1.0) -> TaskVector:
     """Theta = Theta_pre + scale · U diag(S_1, …, S_n) Vᵀ, with U the nearest orthonormal matrix to [U_1 … U_n].
 
