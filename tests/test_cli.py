@@ -58,6 +58,14 @@ def test_own_data_from_the_command_line(pico, tmp_path, monkeypatch, perdure):
     assert perdure("predict", "mine", table, "--task", "mail", "-o", "mail.csv")[0] == 0
 
     assert perdure("evaluate", "mine", "--rule", "oracle", "--last")[0] == 0
+    status, out, err = perdure("merge", "mine", "--rule", "ties", "--set", "scale=search", "--output", "by-ties")
+    assert (status, err) == (0, "") and "ties(scale=search)" in " ".join(out.split())
+    assert transformers.AutoConfig.from_pretrained("by-ties").num_labels == 6
+    status, _, err = perdure("merge", "mine", "--rule", "smile", "--output", "by-smile")
+    assert status == 1 and "`smile` is routed" in err and not Path("by-smile").exists()
+    adapters = [str(folder / "adapter") for folder in Run("mine").task_folders()]
+    assert perdure("merge", pico("bert"), *adapters, "--saved-modules", "none", "--output", "merged", "--quiet")[0] == 0
+    transformers.AutoModel.from_pretrained("merged")
     assert {row["rule"] for row in Run("mine").scores()} == {"task_arithmetic", "oracle"}
     status, out, _ = perdure("evaluate", "mine", "--set", "scale=0.5", "--json")
     assert status == 0 and json.loads(out)

@@ -28,12 +28,14 @@ if TYPE_CHECKING:
     from perdure.merge_card import Merged
     from perdure.merge_checkpoint import merge_checkpoint
     from perdure.method import Method
+    from perdure.mixture import Mixture
     from perdure.model import Model, Prediction
     from perdure.recipe import Recipe
     from perdure.registry import find, names
     from perdure.results import Run
     from perdure.run import Evaluation, run
     from perdure.runs import evaluate_run, learn_more
+    from perdure.search import Search
     from perdure.stream import Task, TaskStream
     from perdure.task_id import Statistics, TaskPosterior
     from perdure.task_vector import LowRank, TaskVector
@@ -53,6 +55,7 @@ __all__ = [
     "LowRank",
     "Merged",
     "Method",
+    "Mixture",
     "Model",
     "OutputError",
     "PerdureError",
@@ -62,6 +65,7 @@ __all__ = [
     "Rule",
     "Run",
     "RunError",
+    "Search",
     "Statistics",
     "Task",
     "TaskPosterior",
@@ -107,6 +111,7 @@ _HOMES = {
     "merge": ["Combined", "Rule", "combine", "task_vectors"],
     "merge_card": ["Merged"],
     "merge_checkpoint": ["merge_checkpoint"],
+    "mixture": ["Mixture"],
     "method": ["Method"],
     "model": ["Model", "Prediction"],
     "recipe": ["Recipe"],
@@ -114,6 +119,7 @@ _HOMES = {
     "results": ["Run"],
     "run": ["Evaluation", "run"],
     "runs": ["evaluate_run", "learn_more"],
+    "search": ["Search"],
     "stream": ["Task", "TaskStream"],
     "task_id": ["Statistics", "TaskPosterior"],
     "task_vector": ["LowRank", "TaskVector"],

@@ -169,7 +169,7 @@ def _apply(
         parts = {a.name: {layer: a.vector[layer]} if layer in a.vector else {} for a in adapters}
         return applied({name: TaskVector(entries) for name, entries in parts.items()})[layer]
 
-    nature = nature_of(registry.find("rule", rule))
+    nature = nature_of(function)
     if not (nature and nature.layerwise) or any(isinstance(value, dict) for value in settings.values()):
         return applied({adapter.name: adapter.vector for adapter in adapters})
     of(min(shapes, key=lambda layer: math.prod(shapes[layer])))  # wrong settings show before anything is written

@@ -201,4 +201,7 @@ def make_rule(section: Section) -> Rule:
     function = registry.find("rule", name)
     kinds: dict[str, Any] = {"space": (Space, "delta"), "since": (Since, "pretrained"), "search": (Search, Search())}
     where = validate(create_model("where", **kinds), where, f"rule `{name}`")
-    return Rule(name=name, options=checked(function, options, f"rule `{name}`"), **where)
+    searched = {}
+    if options.get("scale") == "search" and "scale" in registry.options(function):
+        searched = {"scale": options.pop("scale")}  # a run finds the number
+    return Rule(name=name, options=checked(function, options, f"rule `{name}`") | searched, **where)

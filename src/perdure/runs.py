@@ -1,6 +1,7 @@
 """What can be done with a run that is there: measure it again, or let it learn more."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -79,8 +80,10 @@ def try_rule(
     if output:
         check_empty(output)
     run = evaluate_run(folder, rule, settings, steps="last")
+    wanted = rule_of(folder, rule, settings)
     if output:
-        Model(run, rule=rule_of(folder, rule, settings)).export(output)
+        found = run.events()[-1]["options"]  # with the scale that a search has found
+        Model(run, rule=replace(wanted, options=found) if wanted else None).export(output)
     return run
 
 
