@@ -223,11 +223,17 @@ def test_the_adapters_of_a_run_give_its_combined_model(run, pico, tmp_path):
 
 
 def test_try_another_rule_on_a_run(run, tmp_path, monkeypatch):
-    """The recipe of a run made in Python has no tasks: the stream is given."""
+    """The recipe of a run made in Python has no tasks to measure (`test_cli` has one that does)."""
     from perdure import runs
 
     called = []
-    monkeypatch.setattr(runs, "evaluate_run", lambda *given, **more: called.append((given, more)) or run)
+
+    def measured(*given, **more):
+        called.append((given, more))
+        run.event({"event": "evaluation", "options": {"scale": 0.25} if given[2] else {}})
+        return run
+
+    monkeypatch.setattr(runs, "evaluate_run", measured)
     runs.try_rule(run.folder, "task_arithmetic", ["scale=0.25"], tmp_path / "out")
     assert called == [((run.folder, "task_arithmetic", ["scale=0.25"]), {"steps": "last"})]
     scaled = values(tmp_path / "out")
@@ -370,10 +376,10 @@ def test_merged_values_by_hand():
     from perdure.fold import Change
 
     entry = LowRank(torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([[1.0, 10.0]]))
-    assert [block.tolist() for block in Change(entry).blocks(3, 2, torch.empty(4))] == [
+    assert [block.tolist() for block in Change(lambda: entry).blocks(3, 2, torch.empty(4))] == [
         [[1.0, 10.0], [2.0, 20.0]],
         [[3.0, 30.0]],
     ]
-    turned = Change(entry, transposed=True).blocks(2, 1, torch.empty(3, dtype=torch.float64))
+    turned = Change(lambda: entry, transposed=True).blocks(2, 1, torch.empty(3, dtype=torch.float64))
     assert [block.tolist() for block in turned] == [[[1.0, 2.0, 3.0]], [[10.0, 20.0, 30.0]]]
     assert TaskVector({"w": entry}).dense("w").shape == (3, 2)

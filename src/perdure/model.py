@@ -129,13 +129,7 @@ class Model:
             The rule is routed, or combines bottleneck adapters: there is no one set of weights.
         """
         output = check_empty(output)
-        routed = not isinstance(self.combined.vectors, TaskVector)
-        if routed or self.combined.origin is not None:
-            why = "is routed" if routed else "combines in factor space"
-            raise RunError(
-                f"The rule `{self.rule.label}` {why}, so there is no one set of weights to export. Choose another with "
-                "`--rule`, such as `task_arithmetic` in delta space."
-            )
+        check_exportable(self.rule)
         adapters.detach(self.backbone.model)
         with self.combined.applied(self.backbone):
             self.backbone.save(output, self._joined_head(), self._labels())
@@ -156,6 +150,23 @@ class Model:
             for task, classes in self.classes.items()
             for label in classes
         ]
+
+
+def check_exportable(rule: Rule) -> None:
+    """Whether what a rule makes is one set of weights.
+
+    Raises
+    ------
+    RunError
+        It is routed, or combines in factor space.
+    """
+    routed = not isinstance(rule.tried().vectors, TaskVector)
+    if routed or rule.space == "factor":
+        why = "is routed" if routed else "combines in factor space"
+        raise RunError(
+            f"The rule `{rule.label}` {why}, so there is no one set of weights to export. Choose another with "
+            "`--rule`, such as `task_arithmetic` in delta space."
+        )
 
 
 def _likeliest_task(

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from perdure.errors import InputError
 from perdure.merge import Rule
-from perdure.model import Model
+from perdure.model import Model, check_exportable
 from perdure.recipe import Recipe, make_rule
 from perdure.results import Run, check_empty
 from perdure.run import measure, restore
@@ -77,10 +77,11 @@ def try_rule(
     RunError
         The rule's model is no one set of weights, or there is something at `output`.
     """
+    wanted = rule_of(folder, rule, settings)
     if output:
         check_empty(output)
+        check_exportable(wanted or Recipe.parse(Run(folder).recipe).make_rule())
     run = evaluate_run(folder, rule, settings, steps="last")
-    wanted = rule_of(folder, rule, settings)
     if output:
         found = run.events()[-1]["options"]  # with the scale that a search has found
         Model(run, rule=replace(wanted, options=found) if wanted else None).export(output)
