@@ -6,9 +6,21 @@ import numpy as np
 import peft
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
-from perdure import Adapter, InputError, LowRank, Rule, TaskPosterior, TaskVector, UnknownName, adapters, combine
+from perdure import (
+    Adapter,
+    CheckpointError,
+    InputError,
+    LowRank,
+    Rule,
+    TaskPosterior,
+    TaskVector,
+    UnknownName,
+    adapters,
+    combine,
+)
 from perdure.evaluate import Evaluator, features, settled
 from perdure.merging.smile import smile
 from perdure.methods.isolated import Isolated
@@ -96,6 +108,27 @@ def test_files(tmp_path):
         assert torch.equal(model(x), expected)
         remove(model)
         assert not torch.equal(model(x), expected)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda about, file: about.unlink(), "mixture.json` cannot be read"),
+        (lambda about, file: about.write_text("{"), "mixture.json` is not JSON"),
+        (lambda about, file: about.write_text("{}"), "does not name its `experts`"),
+        (lambda about, file: about.write_text('{"experts": ["a"], "depth": 1}'), "a setting that is not known"),
+        (lambda about, file: about.write_text('{"experts": []}'), "belongs to no expert"),
+        (lambda about, file: file.write_bytes(file.read_bytes()[:-4]), "mixture.safetensors` has"),
+        (lambda about, file: save_file({"0.w.A": torch.ones(1, 2)}, file), "lacks its B"),
+        (lambda about, file: save_file({"0.w.A": torch.ones(1, 2), "0.w.B": torch.ones(2, 3)}, file), "no product"),
+        (lambda about, file: save_file({"0.w.A": torch.ones(1, 2) / 0, "0.w.B": torch.ones(2, 1)}, file), "finite"),
+    ],
+)
+def test_damaged_files(damage, message, tmp_path):
+    smile({"a": expert(0)}).save(tmp_path)
+    damage(tmp_path / "mixture.json", tmp_path / "mixture.safetensors")
+    with pytest.raises(CheckpointError, match=message):
+        Mixture.load(tmp_path)
 
 
 @pytest.mark.parametrize("setting", ["top_k", "gate_rank", "expert_rank"])

@@ -15,14 +15,13 @@ class MergedAdapter:
     """An adapter that went into a merger."""
 
     name: str
-    folder: str
     settings: str
     layers: int
 
     @classmethod
     def of(cls, adapter: Fitted) -> "MergedAdapter":
         """Of an adapter that was fitted to the base."""
-        return cls(adapter.name, str(adapter.folder.folder), adapter.folder.settings, len(adapter.factors))
+        return cls(adapter.name, adapter.folder.settings, len(adapter.factors))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +89,7 @@ def card(merged: Merged) -> str:
         "tags:",
         *(f"- {tag}" for tag in ("merge", "perdure", *(["lora"] if merged.form == "adapter" else []))),
     ]
-    rows = [f"| {part.name} | `{part.folder}` | {part.settings} | {part.layers} |" for part in merged.adapters]
+    rows = [f"| {part.name} | {part.settings} | {part.layers} |" for part in merged.adapters]
     settings = ", ".join(f"`{name}={value}`" for name, value in merged.settings.items()) or "its defaults"
     lines = [
         f"# {merged.output.name}",
@@ -98,8 +97,8 @@ def card(merged: Merged) -> str:
         f"{_adapters(len(merged.adapters))}, merged into `{merged.base}` with the rule `{merged.rule}` ({settings}) "
         f"by perdure {version('perdure')}. {merged.layers} layers change.",
         "",
-        "| adapter | folder | LoRA | layers |",
-        "|---|---|---|---|",
+        "| adapter | LoRA | layers |",
+        "|---|---|---|",
         *rows,
         "",
     ]
@@ -112,7 +111,7 @@ def card(merged: Merged) -> str:
 
 
 def _loading(merged: Merged) -> list[str]:
-    place = json.dumps(str(merged.output))
+    place = json.dumps(merged.output.name)  # where it lies is nobody else's business
     if merged.form == "model":
         return [
             "from transformers import AutoModel  # or the class for your task",

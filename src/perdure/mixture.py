@@ -10,12 +10,15 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from perdure import adapters
-from perdure.errors import InputError, UnknownName
+from perdure.errors import CheckpointError, InputError, UnknownName
 from perdure.task_vector import Entry, LowRank, TaskVector
+from perdure.tensor_file import TensorFile, read_json
+
+ABOUT, WEIGHTS = "mixture.json", "mixture.safetensors"
 
 
 @dataclass
@@ -208,24 +211,43 @@ class Mixture:
             for name, value in vector.items():
                 assert isinstance(value, LowRank)
                 tensors |= {f"{number}.{name}.A": value.A.contiguous(), f"{number}.{name}.B": value.B.contiguous()}
-        save_file(tensors, folder / "mixture.safetensors")
+        save_file(tensors, folder / WEIGHTS)
         settings = {"gate_rank": self.gate_rank, "top_k": self.top_k, "expert_rank": self.expert_rank}
         about = {"experts": list(self.experts), **settings}
-        (folder / "mixture.json").write_text(json.dumps(about, indent=2), encoding="utf-8")
+        (folder / ABOUT).write_text(json.dumps(about, indent=2), encoding="utf-8")
         return folder
 
     @classmethod
     def load(cls, folder: str | Path) -> Mixture:
-        """Read what `save` wrote."""
-        about = json.loads((Path(folder) / "mixture.json").read_text(encoding="utf-8"))
-        tensors = load_file(Path(folder) / "mixture.safetensors")
-        experts: list[dict[str, LowRank]] = [{} for _ in about["experts"]]
-        for key in tensors:
-            number, _, name = key.removesuffix(".A").partition(".")
+        """Read what `save` wrote.
+
+        Raises
+        ------
+        CheckpointError
+            A file is missing, damaged, or holds something else.
+        """
+        about, file = read_json(Path(folder) / ABOUT), TensorFile(Path(folder) / WEIGHTS)
+        names = about.pop("experts", None)
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise CheckpointError(f"`{Path(folder) / ABOUT}` does not name its `experts`.")
+        experts: dict[str, dict[str, Entry]] = {name: {} for name in names}
+        for key in file.tensors:
+            number, _, layer = key.removesuffix(".A").partition(".")
             if key.endswith(".A"):
-                experts[int(number)][name] = LowRank(tensors[f"{number}.{name}.B"], tensors[key])
-        named = {task: TaskVector(held) for task, held in zip(about["experts"], experts, strict=True)}
-        return cls(named, **{key: value for key, value in about.items() if key != "experts"})
+                if not (number.isdigit() and int(number) < len(names)) or f"{number}.{layer}.B" not in file:
+                    raise CheckpointError(f"`{key}` in `{file.path}` belongs to no expert, or lacks its B.")
+                experts[names[int(number)]][layer] = _read(file, f"{number}.{layer}")
+        try:
+            return cls({name: TaskVector(held) for name, held in experts.items()}, **about)
+        except TypeError as error:
+            raise CheckpointError(f"`{Path(folder) / ABOUT}` has a setting that is not known: {error}.") from error
+
+
+def _read(file: TensorFile, key: str) -> LowRank:
+    A, B = file.read(f"{key}.A"), file.read(f"{key}.B")
+    if A.ndim != 2 or B.ndim != 2 or len(A) != B.shape[1] or not (A.isfinite().all() and B.isfinite().all()):
+        raise CheckpointError(f"`{key}` in `{file.path}` is no product of two finite matrices.")
+    return LowRank(B, A)
 
 
 def remove(model: nn.Module) -> None:
