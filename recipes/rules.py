@@ -12,6 +12,8 @@ import csv
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from perdure import Recipe, Rule, Run, metrics, names, registry
 from perdure.demo import TEXT
 from perdure.run import measure, restore
@@ -28,6 +30,8 @@ BEYOND: dict[str, list[dict[str, Any]]] = {
 SEARCH = Search(grid=(0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 3.0))
 BUDGET = 24
 """Candidates for scales by task, and by task and layers."""
+
+WAYS = ("given", "posterior", "concatenated")
 
 
 def rules(method: str) -> list[Rule]:
@@ -71,6 +75,8 @@ def main() -> None:
         scales += of_scales(Run(arguments.runs / f"isolated-{seed}"), curve, seed)
         write(arguments.results / "rules_demo.csv", rows)
         write(arguments.results / "rules_demo_scales.csv", scales)
+    print(over_seeds(rows, ["method", "rule"]))
+    print(over_seeds(scales, ["scale"]))
 
 
 def measure_all(results: Run, wanted: list[Rule]) -> None:
@@ -86,8 +92,7 @@ def measure_all(results: Run, wanted: list[Rule]) -> None:
 
 def accuracies(results: Run, rule: str) -> dict[str, str]:
     """The average accuracy after the last task, in percent."""
-    ways = ("given", "posterior", "concatenated")
-    return {way: f"{100 * metrics.average_accuracy(results.matrix(rule, way)):.1f}" for way in ways}
+    return {way: f"{100 * metrics.average_accuracy(results.matrix(rule, way)):.1f}" for way in WAYS}
 
 
 def table(results: Run, method: str, seed: int) -> list[dict[str, Any]]:
@@ -108,6 +113,20 @@ def table(results: Run, method: str, seed: int) -> list[dict[str, Any]]:
 def of_scales(results: Run, curve: list[Rule], seed: int) -> list[dict[str, Any]]:
     """A row for each scale of task arithmetic."""
     return [{"seed": seed, "scale": rule.options["scale"], **accuracies(results, rule.label)} for rule in curve]
+
+
+def over_seeds(rows: list[dict[str, Any]], keys: list[str]) -> str:
+    """A Markdown table of mean ± standard deviation over the seeds."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
+    lines = [f"| {' | '.join(keys)} | {' | '.join(WAYS)} |", "|---" * (len(keys) + len(WAYS)) + "|"]
+    for group, members in groups.items():
+        found = np.array([[float(member[way]) for way in WAYS] for member in members])
+        spread = found.std(axis=0, ddof=1) if len(found) > 1 else np.zeros(len(WAYS))
+        cells = [f"{mean:.1f} ± {deviation:.1f}" for mean, deviation in zip(found.mean(axis=0), spread, strict=True)]
+        lines.append(f"| {' | '.join(map(str, group))} | {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> None:

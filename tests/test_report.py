@@ -135,6 +135,19 @@ def test_the_sentence(tmp_path):
     assert run["search"] == {"scales": [0.25, 0.5], "scores": [0.7, 0.6], "chosen": 0.25}
 
 
+def test_candidates_of_a_search(tmp_path):
+    """A list of them now, a mapping in older folders; scales of tasks are told in words, for they make no curve."""
+    found = [{"scale": 0.5, "score": 0.6}, {"scale": 0.25, "score": 0.7}]
+    combined = {"name": "ties", "options": {"scale": 0.25}, "candidates": found}
+    run = summarise([make_run(tmp_path / "list", rows(R, "ab"), combined=combined)])["runs"][0]
+    assert run["search"] == {"scales": [0.25, 0.5], "scores": [0.7, 0.6], "chosen": 0.25}
+    options = {"scale": {"a": 0.5, "b": [0.25, 1.0]}}
+    found = [{"scale": {"a": 0.5, "b": 0.5}, "score": 0.6}, {"scale": options["scale"], "score": 0.7}]
+    combined = {"name": "task_arithmetic", "options": options, "candidates": found}
+    run = summarise([make_run(tmp_path / "tasks", rows(R, "ab"), combined=combined)])["runs"][0]
+    assert run["search"] is None and "(λ = a 0.5, b 0.25/1, found by search on validation data)" in run["sentence"]
+
+
 def test_own_data(tmp_path):
     recipe = {"stream": [{"data": "x.csv"}], "scenario": "domain", "name": "mine"}
     run = summarise([make_run(tmp_path / "run", rows(R, "ab"), recipe=recipe)])["runs"][0]
