@@ -63,6 +63,11 @@ def test_own_data_from_the_command_line(pico, tmp_path, monkeypatch, perdure):
     assert transformers.AutoConfig.from_pretrained("by-ties").num_labels == 6
     status, _, err = perdure("merge", "mine", "--rule", "smile", "--output", "by-smile")
     assert status == 1 and "`smile` is routed" in err and not Path("by-smile").exists()
+    before = Run("mine").scores()
+    for option in ("--dry-run", "--as=adapter", "--rank=4", "--any-base"):
+        status, _, err = perdure("merge", "mine", "--rule", "sum", option)
+        assert status == 1 and f"`{option.split('=')[0]}` is for adapters" in err
+    assert Run("mine").scores() == before
     adapters = [str(folder / "adapter") for folder in Run("mine").task_folders()]
     assert perdure("merge", pico("bert"), *adapters, "--saved-modules", "none", "--output", "merged", "--quiet")[0] == 0
     transformers.AutoModel.from_pretrained("merged")

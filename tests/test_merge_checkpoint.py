@@ -347,7 +347,6 @@ def test_dry_run_card_and_command_line(tmp_path, monkeypatch, capsys):
     for wrong, message in [
         (("-o", tmp_path / "out"), "is there already and not empty"),
         (("-o", tmp_path / "new", "--rank", "3"), "is for `--as adapter`"),
-        (("-o", tmp_path / "new", "--as", "both"), "`--as both`"),
         ((), "Give `--output`"),
         (("-o", tmp_path / "new", "--set", "scael=1"), "Did you mean `scale`?"),
         (("-o", tmp_path / "new", "--set", "scale=search"), "needs the tasks' validation data"),
@@ -357,6 +356,8 @@ def test_dry_run_card_and_command_line(tmp_path, monkeypatch, capsys):
         status, out, err = call(*wrong)
         assert status == 1 and message in err and err.count("\n") == 1, err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "llama", "lora", "out", "second"]
+    status, _, err = call("-o", tmp_path / "new", "--as", "both")
+    assert status == 2 and "'adapter'" in err
 
 
 def test_merging_imports_no_transformers(tmp_path):
@@ -383,3 +384,91 @@ def test_merged_values_by_hand():
     turned = Change(lambda: entry, transposed=True).blocks(2, 1, torch.empty(3, dtype=torch.float64))
     assert [block.tolist() for block in turned] == [[[1.0, 2.0, 3.0]], [[10.0, 20.0, 30.0]]]
     assert TaskVector({"w": entry}).dense("w").shape == (3, 2)
+
+
+# -- what is not to be lost in silence
+
+
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers` to `True`")
+def test_a_weight_that_one_adapter_changes_and_another_replaces_is_refused(tmp_path):
+    folder = base("llama", tmp_path, tie_word_embeddings=False)
+    changed = adapter(folder, tmp_path / "q", seed=1, target_modules=["q_proj", "embed_tokens"])
+    replaced = adapter(folder, tmp_path / "r", seed=2, modules_to_save=["embed_tokens"])
+    with pytest.raises(InputError, match=r"embed_tokens` is changed by the adapter `q`, and taken whole"):
+        merge_checkpoint(folder, [changed, replaced], SUM, tmp_path / "out")
+    merge_checkpoint(folder, [changed, replaced], SUM, tmp_path / "out", saved_modules="none")
+
+
+@pytest.mark.parametrize("rule", ["tsv", "iso", "knots", SUM])
+def test_an_adapter_that_changes_nothing_can_be_written(rule, tmp_path):
+    folder = base("llama", tmp_path)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path / "fresh")
+    merge_checkpoint(folder, [tmp_path / "fresh"], rule, tmp_path / "out", form="adapter")
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    expected = logits(model)
+    torch.testing.assert_close(logits(peft.PeftModel.from_pretrained(model, tmp_path / "out")), expected)
+
+
+def test_saved_modules_are_written_as_the_adapter_spells_them(pico, tmp_path):
+    """The base is a plain encoder, the adapter of a classifier that holds it as `bert`."""
+    encoder = transformers.AutoModel.from_pretrained(pico("bert"))
+    encoder.save_pretrained(tmp_path / "encoder")
+    config = peft.LoraConfig(target_modules=["query"], modules_to_save=["classifier", "pooler"], task_type="SEQ_CLS")
+    auto = transformers.AutoModelForSequenceClassification
+    torch.manual_seed(0)
+    made = peft.get_peft_model(auto.from_pretrained(tmp_path / "encoder", num_labels=3), config)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    made.save_pretrained(tmp_path / "one")
+    merge_checkpoint(tmp_path / "encoder", [tmp_path / "one"], SUM, tmp_path / "out", form="adapter")
+    batch = {"input_ids": ids() + 2, "attention_mask": torch.ones(2, 12, dtype=torch.long)}
+    fresh = auto.from_pretrained(tmp_path / "encoder", num_labels=3)
+    found = peft.PeftModel.from_pretrained(fresh, tmp_path / "out").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(found(**batch).logits, made.eval()(**batch).logits, rtol=0, atol=1e-5)
+
+
+def test_code_in_the_base_folder_is_never_run(tmp_path):
+    folder = base("llama", tmp_path)
+    one = adapter(folder, tmp_path / "one", seed=1)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Mine"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Mine: ...\n")
+    tensors = {f"other.{name}": value for name, value in load_file(folder / "model.safetensors").items()}
+    save_file(
+        {name.replace("self_attn", "attn"): value for name, value in tensors.items()}, folder / "model.safetensors"
+    )
+    with pytest.raises(PerdureError, match="has no weight of that name"):
+        merge_checkpoint(folder, [one], SUM, tmp_path / "out")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("scale", "message"),
+    [
+        (1e39, "not be finite"),
+        ({"one": float("nan")}, "no number for the task `one`, but nan"),
+        ({"one": []}, r"no number for the task `one`, but \[\]"),
+        ({"one": 1.0, "two": 1.0}, r"No adapter \(in `scale`\) named `two`"),
+    ],
+)
+@pytest.mark.parametrize("form", ["model", "adapter"])
+def test_scales_that_are_none(scale, message, form, tmp_path):
+    folder = base("llama", tmp_path)
+    one = adapter(folder, tmp_path / "one", seed=1)
+    with pytest.raises(PerdureError, match=message):
+        merge_checkpoint(folder, [one], {"name": "task_arithmetic", "scale": scale}, tmp_path / "out", form=form)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_or_an_adapter_is_no_base(run, tmp_path):
+    folder = base("llama", tmp_path)
+    one = adapter(folder, tmp_path / "one", seed=1)
+    with pytest.raises(PerdureError, match="is an adapter, no model"):
+        merge_checkpoint(one, [one], SUM, tmp_path / "out")
+    with pytest.raises(PerdureError, match="is a run: give it alone"):
+        merge_checkpoint(run.folder, [one], SUM, tmp_path / "out")

@@ -320,3 +320,28 @@ def test_each_by_hand():
     assert registry.find("rule", "average")(both)["w"].tolist() == [3.0, -1.0]
     assert registry.find("rule", "running_average")(both)["w"].tolist() == [3.0, -1.0]
     assert registry.find("rule", "oracle")(both)["a"] is a
+
+
+@given(common=st.floats(0.01, 1.0), tasks=st.integers(1, 4), size=st.integers(2, 6), seed=st.integers(0, 9))
+@settings(max_examples=20, deadline=None, derandomize=True)
+def test_all_singular_values_of_iso_are_equal_whatever_is_common(common, tasks, size, seed):
+    torch.manual_seed(seed)
+    vectors = {str(t): TaskVector({"w": torch.randn(size, size, dtype=torch.float64)}) for t in range(tasks)}
+    (merged,) = apply("iso", vectors, mode="cts", common=common)
+    S = torch.linalg.svdvals(merged.dense("w"))
+    torch.testing.assert_close(S, S.mean().expand(size), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_truncated_in_single(dtype):
+    vector = TaskVector({"w": cast(LowRank(torch.randn(8, 4), torch.randn(4, 6)), dtype)})
+    cut = vector.truncate(2)
+    exact = TaskVector({"w": cast(vector["w"], torch.float32)}).truncate(2).dense("w")
+    assert cut["w"].B.dtype == dtype
+    torch.testing.assert_close(cut.dense("w").float(), exact, rtol=0.05, atol=0.1)
+
+
+def test_inner_products_need_equal_shapes():
+    a, b = TaskVector({"w": torch.ones(3)}), TaskVector({"w": torch.ones(1)})
+    with pytest.raises(InputError, match=r"equal shapes, got \(3,\) and \(1,\)"):
+        a.inner(b)

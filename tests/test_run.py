@@ -8,7 +8,21 @@ import pytest
 import torch
 import transformers
 
-from perdure import Backbone, Evaluation, Model, Recipe, Rule, Run, RunError, Training, combine, run, task_vectors
+from perdure import (
+    Backbone,
+    Evaluation,
+    InputError,
+    Model,
+    OutputError,
+    Recipe,
+    Rule,
+    Run,
+    RunError,
+    Training,
+    combine,
+    run,
+    task_vectors,
+)
 from perdure.methods.isolated import Isolated
 from perdure.recipe import make_rule
 from perdure.runs import evaluate_run
@@ -365,3 +379,20 @@ def test_inputs_are_kept_by_layer_and_shared(pico, toy, tmp_path):
     assert inputs[f"{layer}.query"].shape == (32, 32)
     assert inputs[f"{layer}.query"].data_ptr() == inputs[f"{layer}.value"].data_ptr()
     assert torch.linalg.eigvalsh(inputs[f"{layer}.query"].double()).min() > -1e-6
+
+
+def test_an_export_that_fails_leaves_nothing(finished, tmp_path, monkeypatch):
+    def cut(self, folder, *_):
+        (folder / "model.safetensors").write_bytes(b"half")
+        raise OSError(28, "No space left on device", str(folder / "model.safetensors"))
+
+    monkeypatch.setattr(Backbone, "save", cut)
+    with pytest.raises(OutputError, match="No space left on device"):
+        Model(finished).export(tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_rule_of_two_tasks_is_refused_for_a_longer_stream(pico, toy, tmp_path):
+    with pytest.raises(InputError, match="`slerp` combines at most 2 tasks; the stream has 3"):
+        run(toy, Backbone.load(pico("bert"), pooling="mean"), Isolated(rank=2), "slerp", output=tmp_path / "r")
+    assert not (tmp_path / "r").exists()

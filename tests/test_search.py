@@ -144,5 +144,12 @@ def test_scales_of_parts_of_the_depth():
 
 def test_scale_of_a_task_is_missing():
     _, vectors = model_and_vectors()
-    with pytest.raises(InputError, match="has no number for the task `1`"):
+    with pytest.raises(InputError, match="has no number for the task `1`, but None"):
         task_arithmetic({"0": vectors[0], "1": vectors[1]}, scale={"0": 1.0})
+
+
+@pytest.mark.parametrize("by", ["coordinate", "tpe", "cma-es"])
+def test_bounds_and_small_budgets(by):
+    settings = Search(over="tasks", by=by, highest=0.3, budget=5)
+    tried = candidates(bowl(0.2, 0.1), start_of(2, settings), settings)
+    assert 2 < len(tried) <= 5 and all(0 <= scale <= 0.3 for scales in tried for scale in scales)

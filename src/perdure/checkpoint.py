@@ -52,6 +52,10 @@ class Checkpoint:
             The hub has no such model, or cannot be reached.
         """
         folder = find(source)
+        others = {"recipe.yaml": "a run: give it alone", "adapter_config.json": "an adapter, no model"}
+        for file, what in others.items():
+            if (folder / file).is_file() and not (folder / "config.json").exists():
+                raise CheckpointError(f"`{folder}` is {what}. First comes the base model, then the adapters.")
         config = read_json(inside(folder, "config.json"))
         if (folder / SINGLE).exists() or (folder / SINGLE).is_symlink():
             index, found = None, [SINGLE]

@@ -4,7 +4,7 @@ import json
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -21,7 +21,9 @@ Output = Annotated[Path | None, typer.Option("--output", "-o", help="Where to wr
 Seed = Annotated[int, typer.Option(help="Of the splits, the start and the order of examples.")]
 Settings = Annotated[
     list[str],
-    typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, such as method.rank=4. Repeatable."),
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change a setting: method.rank=4, or of a rule scale=0.3. Repeatable."
+    ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the result.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -155,12 +157,12 @@ def export(
 @app.command()
 def merge(
     base: Annotated[str, typer.Argument(metavar="BASE|RUN", help="A model's folder or hub id; or a run, alone.")],
-    adapters: Annotated[list[Path], typer.Argument(metavar="[ADAPTER]…", help="PEFT LoRA folders.")] = [],
+    adapters: Annotated[list[Path], typer.Argument(metavar="ADAPTER", help="PEFT LoRA folders.")] = [],
     rule: Annotated[str, typer.Option("--rule", help="How the adapters are combined.")] = "task_arithmetic",
     settings: Settings = [],
     output: Output = None,
-    form: Annotated[str, typer.Option("--as", help="model or adapter: what is written.")] = "model",
-    rank: Annotated[int | None, typer.Option(help="Of the adapter that is written.")] = None,
+    form: Annotated[Literal["model", "adapter"], typer.Option("--as", help="What is written.")] = "model",
+    rank: Annotated[int | None, typer.Option(help="Of the adapter that is written; by default exact.")] = None,
     saved_modules: Annotated[
         str | None, typer.Option(help="Whose heads (modules_to_save) are taken: an adapter's name, or none.")
     ] = None,
@@ -169,20 +171,25 @@ def merge(
     quiet: Quiet = False,
 ) -> None:
     """Merge PEFT adapters, made anywhere, into their base model; or try another rule on a finished run."""
-    if not adapters and (Path(base) / "recipe.yaml").is_file():
-        return _try_rule(Path(base), rule, settings, output)
     from perdure.merge_checkpoint import merge_checkpoint
     from perdure.settings import section
 
-    options = {"form": form, "rank": rank, "saved_modules": saved_modules, "any_base": any_base, "dry_run": dry_run}
+    options: dict[str, Any] = {"rank": rank, "saved_modules": saved_modules, "any_base": any_base, "dry_run": dry_run}
+    if not adapters and (Path(base) / "recipe.yaml").is_file():
+        return _try_rule(Path(base), rule, settings, output, options | {"as": form if form != "model" else None})
+    options["form"] = form
     merged = merge_checkpoint(base, adapters, section(rule, settings), output, **options, quiet=quiet)
     typer.echo(merged.output if quiet and merged.written else merged)
 
 
-def _try_rule(run: Path, rule: str, settings: list[str], output: Path | None) -> None:
+def _try_rule(run: Path, rule: str, settings: list[str], output: Path | None, options: dict[str, Any]) -> None:
+    from perdure.errors import InputError
     from perdure.report import report
     from perdure.runs import try_rule
 
+    if given := [name for name, value in options.items() if value]:
+        option = given[0].replace("_", "-")
+        raise InputError(f"`--{option}` is for adapters. With a run the rule is measured, and exported to `--output`.")
     try_rule(run, rule, settings, output)
     _show(report([run], run / "report.html"), run)
 
@@ -262,7 +269,7 @@ def main() -> None:
         _stop(f"Error: {error.strerror or error}: `{error.filename}`.", 1)
     except SystemExit as stop:
         if stop.code == 130:  # Ctrl-C
-            _stop("Stopped. Tasks that were finished are kept.", 130)
+            _stop("Stopped. What was finished is kept.", 130)
         raise
 
 

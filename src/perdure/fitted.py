@@ -1,5 +1,6 @@
 """Adapters fitted to a base model on disk: whose layer is which weight, and what goes beyond B A, decided for all."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,8 @@ class Fitted:
         The layers whose weight the base stores transposed.
     saved
         Modules that were trained whole, by the tensor's name in the base (or their own if it has none).
+    spelled
+        What the adapter itself calls those tensors.
     """
 
     name: str
@@ -44,6 +47,7 @@ class Fitted:
     factors: Mapping[str, Factors]
     transposed: frozenset[str]
     saved: Mapping[str, Tensor]
+    spelled: Mapping[str, str]
 
     @property
     def vector(self) -> TaskVector:
@@ -110,12 +114,13 @@ def _fit(base: Checkpoint, folder: PeftFolder, name: str) -> Fitted:
         if _is_transposed(base, folder, layer, tensor):
             transposed.add(stem)
         _check_not_tied(base, folder, tensor)
-    saved = {_tensor(base, names, key): value for key, value in folder.saved.items()}
+    spelled = {_tensor(base, names, key): key for key in folder.saved}
+    saved = OnDemand({tensor: functools.partial(folder.saved.__getitem__, key) for tensor, key in spelled.items()})
     for tensor in saved:
         _check_not_tied(base, folder, tensor)
     for key, value in folder.copies.items():
         _check_copy(base, folder, _tensor(base, names, key), value)
-    return Fitted(name, folder, names, entries, frozenset(transposed), saved)
+    return Fitted(name, folder, names, entries, frozenset(transposed), saved, spelled)
 
 
 def _is_transposed(base: Checkpoint, folder: PeftFolder, layer: str, tensor: str) -> bool:

@@ -89,7 +89,7 @@ def _renamed(base: Checkpoint) -> dict[str, str]:
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import WeightRenaming, rename_source_key
 
-        config = transformers.AutoConfig.from_pretrained(base.folder)
+        config = transformers.AutoConfig.from_pretrained(base.folder, trust_remote_code=False)
         kind: Any = getattr(transformers, (config.architectures or ["AutoModel"])[0], transformers.AutoModel)
         with torch.device("meta"):
             model = (kind.from_config if kind is transformers.AutoModel else kind._from_config)(config)

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from perdure import fitted, fold, merge_card, peft_export, registry, staging
 from perdure.checkpoint import INDEX, Checkpoint, inside
-from perdure.errors import CheckpointError, InputError
+from perdure.errors import CheckpointError, InputError, UnknownName
 from perdure.fitted import Fitted
 from perdure.merge_card import Merged, MergedAdapter
 from perdure.rule import nature_of
 from perdure.settings import Section, checked, named
-from perdure.task_vector import Deferred, Entry, LowRank, OnDemand, TaskVector
+from perdure.task_vector import Deferred, Entry, OnDemand, TaskVector
 from perdure.tensor_file import FLOATS, TensorFile, total_bytes
 
 RUNTIME = 230_000_000  # bytes that Python and torch take
@@ -44,6 +44,11 @@ class Merger:
     settings: Mapping[str, Any]
     vector: TaskVector
     saved: Mapping[str, Tensor]
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """The shape of each layer's change."""
+        return {layer: shape for adapter in self.adapters for layer, shape in adapter.shapes.items()}
 
     def changes(self, file: TensorFile) -> dict[str, fold.Change]:
         """ΔW of each weight in a file."""
@@ -134,14 +139,31 @@ def combine(
     for key in {"space", "since"} & set(options):
         raise InputError(f"`{key}` is for the rules of a run. PEFT folders are merged by what they add to the weights.")
     settings = checked(function, options, f"rule `{name}`")
-    if settings.get("scale") == "search":
+    scales = settings.get("scale")
+    if scales == "search":
         raise InputError("`scale: search` needs the tasks' validation data: give a run folder, or a number here.")
     checkpoint = Checkpoint.open(base)
     found = fitted.fit(checkpoint, adapters, any_base=any_base)
+    names = [adapter.name for adapter in found]
+    if isinstance(scales, dict) and (unknown := [task for task in scales if task not in names]):
+        raise UnknownName("adapter (in `scale`)", unknown[0], names)
     saved = fitted.choose_saved(found, saved_modules)
     extra = {"inputs": fitted.inputs(found, name)} if "inputs" in inspect.signature(function).parameters else {}
+    _check_saved(found, saved)
     vector = _apply(name, function, {**extra, **settings}, found)
-    return Merger(checkpoint, found, name, settings, vector, _typed(checkpoint, saved))
+    usual = {key: parameter.default for key, parameter in registry.options(function).items()}
+    return Merger(checkpoint, found, name, usual | settings, vector, _typed(checkpoint, saved))
+
+
+def _check_saved(adapters: Sequence[Fitted], saved: Mapping[str, Tensor]) -> None:
+    """A weight cannot be changed by one adapter and replaced by another."""
+    for layer in (tensor.removesuffix(".weight") for tensor in saved):
+        both = [adapter.name for adapter in adapters if layer in adapter.factors]
+        if both:
+            raise InputError(
+                f"`{layer}` is changed by the adapter `{both[0]}`, and taken whole (`modules_to_save`) from another: "
+                "one of them would be lost. Give `--saved-modules none`, or merge without one of them."
+            )
 
 
 def _apply(
@@ -208,7 +230,7 @@ def _summary(merger: Merger, output: Path, form: str, rank: int | None) -> Merge
         size = sum(fold.size_of(file, merger.replaced(name)) for name, file in merger.base.files.items())
         size += sum((merger.base.folder / name).stat().st_size for name in merger.base.companions())
     else:
-        size = sum(4 * sum(entry.shape) * _rank(entry, rank) for _, entry in merger.vector.items())
+        size = sum(4 * sum(shape) * _most(merger, layer, shape, rank) for layer, shape in merger.shapes.items())
         size += sum(value.numel() * value.element_size() for value in merger.saved.values())
     return Merged(
         output=output,
@@ -227,13 +249,14 @@ def _summary(merger: Merger, output: Path, form: str, rank: int | None) -> Merge
     )
 
 
-def _rank(entry: Entry, rank: int | None) -> int:
-    own = entry.rank if isinstance(entry, LowRank) else min(entry.shape)
-    return min(own, *entry.shape, rank or own)
+def _most(merger: Merger, layer: str, shape: tuple[int, int], rank: int | None) -> int:
+    """The highest rank that a layer of an adapter can have, without applying the rule to it."""
+    ranks = sum(adapter.factors[layer].rank for adapter in merger.adapters if layer in adapter.factors)
+    return min(ranks, *shape, rank or ranks)
 
 
 def _memory(merger: Merger) -> int:
-    """An estimate: the factors that are held, twice (a result has its own), and the greatest full matrix's SVD."""
+    """An estimate: the factors that are held, twice (a result has its own), and the greatest full matrices."""
     low: dict[str, int] = {}
     for adapter in merger.adapters:
         for layer, factors in adapter.factors.items():
@@ -245,14 +268,17 @@ def _memory(merger: Merger) -> int:
         entries, factors = list(merger.vector.entries.values()), sum(low.values())
     whole = [4 * entry.shape.numel() for entry in entries if isinstance(entry, Deferred)]
     kept = sum(4 * entry.numel() for entry in entries if isinstance(entry, Tensor))
-    return RUNTIME + 2 * factors + 4 * max(whole, default=0) + kept + 6 * 4 * fold.BLOCK
+    kept += sum(value.numel() * value.element_size() for value in merger.saved.values())
+    # of a full matrix: that of each task, their stack, what is left of it, signs, and the result
+    full = (3 * len(merger.adapters) + 3) * max(whole, default=0)
+    return RUNTIME + 2 * factors + full + kept + 6 * 4 * fold.BLOCK
 
 
 def _write_model(merger: Merger, summary: Merged, rank: int | None, quiet: bool) -> Merged:
     base = merger.base
     with staging.new_folder(summary.output, size=summary.size) as folder, _progress(summary.size, quiet) as progress:
         for name in base.companions():
-            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(inside(base.folder, str(name)).read_bytes())
         for name, file in base.files.items():
             fold.fold(file, folder / name, merger.changes(file), merger.replaced(name), progress)
@@ -297,13 +323,14 @@ def _write_adapter(merger: Merger, summary: Merged, rank: int | None, quiet: boo
     if not layers:
         raise InputError(f"The rule `{merger.rule}` changes no layer: there is no adapter to write.")
     tensors = peft_export.tensors(layers)
-    tensors |= {f"{peft_export.PREFIX}{name}": value for name, value in merger.saved.items()}
+    saved = {_spelled(merger.adapters, name): value for name, value in merger.saved.items()}
+    tensors |= {f"{peft_export.PREFIX}{name}": value for name, value in saved.items()}
     tasks = {adapter.folder.config.get("task_type") for adapter in merger.adapters}
     configuration = peft_export.config(
         layers,
         base_model_name_or_path=first.folder.base or merger.base.published,
         fan_in_fan_out=any(adapter.transposed for adapter in merger.adapters),
-        modules_to_save=sorted({name.rpartition(".")[0] for name in merger.saved}) or None,
+        modules_to_save=sorted({name.rpartition(".")[0] for name in saved}) or None,
         task_type=tasks.pop() if len(tasks) == 1 else None,
     )
     size = sum(value.numel() * value.element_size() for value in tensors.values())
@@ -312,6 +339,11 @@ def _write_adapter(merger: Merger, summary: Merged, rank: int | None, quiet: boo
         peft_export.write(folder, configuration, tensors)
         (folder / "README.md").write_text(merge_card.card(summary), encoding="utf-8")
     return replace(summary, written=True)
+
+
+def _spelled(adapters: Sequence[Fitted], tensor: str) -> str:
+    """What the adapter that has trained a tensor whole calls it."""
+    return next(adapter.spelled[tensor] for adapter in adapters if tensor in adapter.saved)
 
 
 def _embeddings(adapters: Sequence[Fitted]) -> set[str]:

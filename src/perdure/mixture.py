@@ -13,9 +13,9 @@ from jaxtyping import Float, Int
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from perdure import adapters
+from perdure import adapters, staging
 from perdure.errors import CheckpointError, InputError, UnknownName
-from perdure.task_vector import Entry, LowRank, TaskVector
+from perdure.task_vector import Entry, LowRank, TaskVector, svd
 from perdure.tensor_file import TensorFile, read_json
 
 ABOUT, WEIGHTS = "mixture.json", "mixture.safetensors"
@@ -53,6 +53,7 @@ class ExpertLinear(nn.Module):
 
     A: Tensor
     B: Tensor
+    acts: Tensor
 
     def __init__(
         self,
@@ -68,6 +69,8 @@ class ExpertLinear(nn.Module):
         self.base, self.gate_rank, self.top_k, self.choice = base, gate_rank, top_k, choice
         self.register_buffer("A", A.to(base.weight), persistent=False)
         self.register_buffer("B", B.to(base.weight), persistent=False)
+        # without it the gate would give a share to experts that leave this layer as it is
+        self.register_buffer("acts", B.flatten(1).any(1).to(base.weight.device), persistent=False)
 
     @property
     def weight(self) -> Tensor:
@@ -85,7 +88,7 @@ class ExpertLinear(nn.Module):
         return self.base(x) + (inside * p[..., None]).flatten(-2) @ self.B.permute(0, 2, 1).flatten(0, 1)
 
     def _gate(self, inside: Float[Tensor, "*tokens experts rank"]) -> Float[Tensor, "*tokens experts"]:
-        p = inside[..., : self.gate_rank].norm(dim=-1).softmax(-1)
+        p = inside[..., : self.gate_rank].norm(dim=-1).where(self.acts, -torch.inf).softmax(-1)
         if self.top_k < p.shape[-1]:
             best = p.topk(self.top_k, dim=-1)
             p = torch.zeros_like(p).scatter(-1, best.indices, best.values)
@@ -107,8 +110,8 @@ class Mixture:
     experts
         Each task's change of linear layers, low-rank. A layer that none changes stays as it is.
     gate_rank
-        How many leading singular directions of an expert the gate reads; 0: no gate, the expert is chosen for each
-        sample from outside (by the task posterior).
+        How many leading singular directions of an expert the gate reads (at most those that the expert has); 0: no
+        gate, the expert is chosen for each sample from outside (by the task posterior).
     top_k
         How many experts act on a token.
     expert_rank
@@ -131,6 +134,10 @@ class Mixture:
     _layers: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        for setting, least in {"gate_rank": 0, "top_k": 1, "expert_rank": 1}.items():
+            value = getattr(self, setting)
+            if not (type(value) is int and value >= least) and (setting != "expert_rank" or value is not None):
+                raise InputError(f"`{setting}` of a mixture must be a whole number, at least {least}, got {value!r}.")
         for task, vector in self.experts.items():
             for name, value in vector.items():
                 if not isinstance(value, LowRank):
@@ -164,6 +171,8 @@ class Mixture:
         choice = Choice(list(self.experts))
         for name in dict.fromkeys(name for vector in self.experts.values() for name in vector.entries):
             A, B = self._stacked(name)
+            if not B.any():  # no expert changes this layer
+                continue
             base = adapters.base_layer(model, name)
             layer = ExpertLinear(base, A, B, gate_rank=self.gate_rank, top_k=self.top_k, choice=choice)
             adapters.put_base_layer(model, name, layer)
@@ -194,7 +203,7 @@ class Mixture:
         assert isinstance(value, LowRank)
         if not self.gate_rank:
             return value
-        U, S, Vh = value.svd()
+        U, S, Vh = svd(value)  # of the numerical rank: other directions are arbitrary, and the gate must not read them
         rank = self.expert_rank or len(S)
         kept = max(rank, self.gate_rank)  # the gate may read directions in which the expert does not act
         S = torch.where(torch.arange(len(S)) < rank, S, 0)
@@ -203,19 +212,19 @@ class Mixture:
     # -- files
 
     def save(self, folder: str | Path) -> Path:
-        """Write `mixture.safetensors` and `mixture.json` into a folder."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        """Write `mixture.safetensors` and `mixture.json` into a folder that is not there yet."""
         tensors = {}
         for number, vector in enumerate(self.experts.values()):
             for name, value in vector.items():
                 assert isinstance(value, LowRank)
-                tensors |= {f"{number}.{name}.A": value.A.contiguous(), f"{number}.{name}.B": value.B.contiguous()}
-        save_file(tensors, folder / WEIGHTS)
+                tensors |= {f"{number}.{name}.A": value.A.clone(), f"{number}.{name}.B": value.B.clone()}
         settings = {"gate_rank": self.gate_rank, "top_k": self.top_k, "expert_rank": self.expert_rank}
         about = {"experts": list(self.experts), **settings}
-        (folder / ABOUT).write_text(json.dumps(about, indent=2), encoding="utf-8")
-        return folder
+        size = sum(value.numel() * value.element_size() for value in tensors.values())
+        with staging.new_folder(Path(folder), size=size) as place:
+            save_file(tensors, place / WEIGHTS)
+            (place / ABOUT).write_text(json.dumps(about, indent=2), encoding="utf-8")
+        return Path(folder)
 
     @classmethod
     def load(cls, folder: str | Path) -> Mixture:

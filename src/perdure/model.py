@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor, nn
 
-from perdure import adapters
+from perdure import adapters, staging
 from perdure.backbone import Backbone, Encoded
 from perdure.errors import InputError, RunError, UnknownName
 from perdure.evaluate import by_task, probabilities, settled, task_logits
@@ -131,8 +131,9 @@ class Model:
         output = check_empty(output)
         check_exportable(self.rule)
         adapters.detach(self.backbone.model)
-        with self.combined.applied(self.backbone):
-            self.backbone.save(output, self._joined_head(), self._labels())
+        size = sum(value.numel() * value.element_size() for value in self.backbone.model.parameters())
+        with staging.new_folder(output, size=size) as folder, self.combined.applied(self.backbone):
+            self.backbone.save(folder, self._joined_head(), self._labels())
         return output
 
     def _joined_head(self) -> nn.Linear:

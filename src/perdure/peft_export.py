@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from perdure.errors import InputError
+from perdure.errors import CheckpointError, InputError
 from perdure.peft_folder import CONFIG, PREFIX, WEIGHTS
 from perdure.task_vector import Entry, LowRank, dense
-from perdure.tensor_file import as_bytes, header, new
+from perdure.tensor_file import as_bytes, header, is_finite, new
 
 
 @dataclass(frozen=True)
@@ -33,16 +33,23 @@ def truncated(entry: Entry, rank: int | None) -> tuple[LowRank, float, float]:
     ------
     InputError
         No rank is asked for, and the change is not low-rank.
+    CheckpointError
+        The change is not finite.
     """
-    least = min(entry.shape)
     if rank is None and not isinstance(entry, LowRank):
         raise InputError("The rule gives a full matrix, which an adapter holds to some rank only: give `--rank`.")
+    entry = entry if isinstance(entry, LowRank) else dense(entry).float()
+    if not all(is_finite(part) for part in ((entry.B, entry.A) if isinstance(entry, LowRank) else (entry,))):
+        raise CheckpointError("The merged change would not be finite (NaN or Inf): a scale is too great, or no number.")
+    if isinstance(entry, LowRank) and not entry.rank:  # peft has no adapters of rank 0
+        return LowRank(entry.B.new_zeros(entry.shape[0], 1), entry.A.new_zeros(1, entry.shape[1])), 0.0, 0.0
+    least = min(entry.shape)
     if isinstance(entry, LowRank) and entry.rank <= min(least, rank or least):
         return entry, 0.0, entry.svd()[1].double().square().sum().item()
     if isinstance(entry, LowRank):
         U, S, Vh = entry.svd()
     else:
-        U, S, Vh = torch.linalg.svd(dense(entry).float(), full_matrices=False)
+        U, S, Vh = torch.linalg.svd(entry, full_matrices=False)
     squares = S.double().square()
     kept = rank or least
     change = LowRank(U[:, :kept] * S[:kept], Vh[:kept])

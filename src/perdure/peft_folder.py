@@ -4,10 +4,11 @@ What LoRA adds to W is s B A with s = alpha / r (or alpha / sqrt(r), rsLoRA); ra
 acts in another way than that is refused by name.
 """
 
+import functools
 import math
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from perdure.checkpoint import find, inside
 from perdure.errors import CheckpointError, PerdureWarning
-from perdure.task_vector import LowRank
+from perdure.task_vector import LowRank, OnDemand
 from perdure.tensor_file import FLOATS, TensorFile, is_finite, read_json
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
@@ -98,7 +99,8 @@ class PeftFolder:
     saved
         The tensors of modules that were trained whole (`modules_to_save`).
     copies
-        Other whole tensors that lie beside: peft adds the embeddings of the base model in some cases.
+        Other whole tensors that lie beside: peft adds the embeddings of the base model in some cases. Like the saved
+        ones they are read when they are wanted.
     """
 
     folder: Path
@@ -138,7 +140,8 @@ def read(source: str | Path) -> PeftFolder:
         )
     file = TensorFile(inside(folder, WEIGHTS))
     parts: dict[str, dict[str, str]] = {}
-    saved, copies = {}, {}
+    saved: dict[str, Callable[[], Tensor]] = {}
+    copies: dict[str, Callable[[], Tensor]] = {}
     for key in file.tensors:
         layer, part = _place(file, key.removeprefix(PREFIX))
         if part in ("A", "B", "embedding_A", "embedding_B"):
@@ -146,11 +149,11 @@ def read(source: str | Path) -> PeftFolder:
                 raise CheckpointError(f"`{file.path}` holds two adapters for `{layer}`. Save them into a folder each.")
             parts[layer][part] = key
         else:
-            (saved if _is_saved(layer, config) else copies)[layer] = _finite(file, key)
+            (saved if _is_saved(layer, config) else copies)[layer] = functools.partial(_finite, file, key)
     factors = {layer: _factors(file, layer, found, config) for layer, found in parts.items()}
     if not factors:
         raise CheckpointError(f"`{file.path}` holds no LoRA: it has no tensor `….lora_A.weight`.")
-    return PeftFolder(folder, _name(folder), config, factors, saved, copies)
+    return PeftFolder(folder, _name(folder), config, factors, OnDemand(saved), OnDemand(copies))
 
 
 def _name(folder: Path) -> str:

@@ -18,7 +18,7 @@ from perdure.learn import Training
 from perdure.merge import Rule, Since, Space
 from perdure.method import Method
 from perdure.results import Run
-from perdure.run import Evaluation, check_alignment, environment, go_on, settings_of
+from perdure.run import Evaluation, check_alignment, check_length, environment, go_on, settings_of
 from perdure.search import Search
 from perdure.settings import Section, checked, named, put, sentence, validate
 from perdure.stream import Scenario, TaskStream
@@ -126,6 +126,7 @@ class Recipe(BaseModel):
         _check_together(method, rule, training)
         check_alignment(training, rule)
         stream, backbone = self.make_stream(), self.make_backbone()
+        check_length(stream, rule)
         settings = self.resolved(method, rule, training, evaluation, backbone)
         if more:
             results = Run(output)

@@ -29,14 +29,17 @@ class Nature:
     layerwise
         Whether what a layer becomes depends on that layer alone, so that a model can be merged one layer at a time
         (unless a setting is a mapping, which may speak of layers).
+    most
+        How many tasks it can combine, if that is limited.
     """
 
     order: Order
     state: str
     layerwise: bool = False
+    most: int | None = None
 
 
-def nature(order: Order, *, state: str, layerwise: bool = False) -> Callable[[F], F]:
+def nature(order: Order, *, state: str, layerwise: bool = False, most: int | None = None) -> Callable[[F], F]:
     """Declare what a rule is; `nature_of` reads it.
 
     Examples
@@ -48,7 +51,7 @@ def nature(order: Order, *, state: str, layerwise: bool = False) -> Callable[[F]
     """
 
     def declare(rule: F) -> F:
-        rule.nature = Nature(order, state, layerwise)  # pyright: ignore[reportFunctionMemberAccess]
+        rule.nature = Nature(order, state, layerwise, most)  # pyright: ignore[reportFunctionMemberAccess]
         return rule
 
     return declare

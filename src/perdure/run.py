@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 
-from perdure import adapters
+from perdure import adapters, registry
 from perdure.adapters import Adapter, same
 from perdure.alignment import Alignment, Gaussians, align
 from perdure.backbone import Backbone
@@ -23,6 +23,7 @@ from perdure.learn import Training, learn
 from perdure.merge import Combined, Rule, combine
 from perdure.method import Method
 from perdure.results import Learned, Run
+from perdure.rule import nature_of
 from perdure.stream import Task, TaskStream
 from perdure.task_id import Statistics, TaskPosterior, describe
 from perdure.task_vector import TaskVector
@@ -79,6 +80,7 @@ def run(
     rule = rule if isinstance(rule, Rule) else Rule(name=rule or method.usual_rule)
     training, evaluation = training or Training(), evaluation or Evaluation()
     check_alignment(training, rule)
+    check_length(stream, rule)
     settings = {
         "stream": {"name": stream.name, "scenario": stream.scenario, "tasks_made_in_python": stream.names},
         **settings_of(backbone, method, rule, training=training, evaluation=evaluation, seed=seed),
@@ -148,6 +150,19 @@ def check_alignment(training: Training, rule: Rule) -> None:
     """
     if training.alignment and (rule.searches or rule.tried().routed):
         raise InputError(f"`alignment` needs one model with a fixed scale, but the rule is `{rule.label}`.")
+
+
+def check_length(stream: TaskStream, rule: Rule) -> None:
+    """Whether a rule can combine so many tasks.
+
+    Raises
+    ------
+    InputError
+        It cannot.
+    """
+    nature = nature_of(registry.find("rule", rule.name))
+    if nature and nature.most and len(stream) > nature.most:
+        raise InputError(f"The rule `{rule.name}` combines at most {nature.most} tasks; the stream has {len(stream)}.")
 
 
 def _learn_task(

@@ -118,10 +118,13 @@ def _tpe(tell: Callable[[Scales], float], start: Scales, settings: Search) -> No
 def _cma_es(tell: Callable[[Scales], float], start: Scales, settings: Search) -> None:
     cmaes = _needed("cmaes", settings)
     bounds = np.array([[0.0, settings.highest]] * len(start))
-    strategy = cmaes.CMA(mean=np.array(start), sigma=max(start) / 2, bounds=bounds, seed=settings.seed)
+    usual = 4 + int(3 * math.log(len(start)))
+    size = max(2, min(usual, settings.budget - 1))
+    sigma = max(start) / 2
+    strategy = cmaes.CMA(mean=np.array(start), sigma=sigma, bounds=bounds, seed=settings.seed, population_size=size)
     tell(start)
-    for _ in range((settings.budget - 1) // strategy.population_size):
-        asked = [strategy.ask() for _ in range(strategy.population_size)]
+    for _ in range((settings.budget - 1) // size):
+        asked = [strategy.ask() for _ in range(size)]
         strategy.tell([(scales, -tell(tuple(scales.tolist()))) for scales in asked])
 
 
@@ -151,6 +154,6 @@ def named(scales: Scales, tasks: Sequence[str], settings: Search) -> float | dic
 
 
 def start_of(tasks: int, settings: Search) -> Scales:
-    """1/n for each task, or for each of its parts."""
+    """1/n for each task, or for each of its parts (or the highest that is allowed)."""
     each = {"all": 1, "tasks": tasks, "layers": tasks * settings.groups}[settings.over]
-    return (1 / tasks,) * each
+    return (min(1 / tasks, settings.highest),) * each

@@ -45,6 +45,7 @@ def new_folder(output: Path, *, size: int) -> Iterator[Path]:
                 yield folder
                 _sync_all(folder)
                 os.rename(folder, output)  # fails if another process has put something there meanwhile
+            with contextlib.suppress(OSError):  # it is there now; a folder that cannot be opened cannot be synced
                 _sync(output.parent)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -58,6 +59,8 @@ def new_folder(output: Path, *, size: int) -> Iterator[Path]:
 
 def check_free(output: Path) -> None:
     """Raise `OutputError` if there is something at this place; an empty folder is nothing."""
+    if output.name in ("", ".."):
+        raise OutputError(f"`--output {output}` names no new folder. Give the name of one.")
     if output.is_symlink() or (output.exists() and (not output.is_dir() or any(output.iterdir()))):
         raise OutputError(f"`{output}` is there already and not empty. Give another `--output`, or remove it.")
 

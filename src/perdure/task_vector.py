@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -13,7 +14,7 @@ from torch import Tensor
 from perdure.errors import InputError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LowRank:
     """A matrix B A, as its factors.
 
@@ -51,12 +52,14 @@ class LowRank:
     def svd(self) -> tuple[Float[Tensor, "out r"], Float[Tensor, " r"], Float[Tensor, "r in"]]:
         """U, S and Vᵀ with U diag(S) Vᵀ = B A, r = min(out, in, rank), by QR of both factors and a small SVD.
 
-        Singular vectors of a value that is zero are arbitrary: `significant` says which count.
+        In single precision at least, the small part in double. Singular vectors of a value that is zero are arbitrary:
+        the function `svd` leaves them out.
         """
-        left, upper = torch.linalg.qr(self.B)
-        right, lower = torch.linalg.qr(self.A.T)
-        U, S, Vh = torch.linalg.svd(upper @ lower.T, full_matrices=False)
-        return left @ U, S, Vh @ right.T
+        wide = torch.promote_types(self.B.dtype, torch.float32)
+        left, upper = torch.linalg.qr(self.B.to(wide))
+        right, lower = torch.linalg.qr(self.A.T.to(wide))
+        U, S, Vh = (part.to(wide) for part in torch.linalg.svd(upper.double() @ lower.double().T, full_matrices=False))
+        return tuple(part.to(self.B.dtype) for part in (left @ U, S, Vh @ right.T))
 
     def truncate(self, rank: int) -> LowRank:
         """The nearest matrix of at most this rank (Eckart & Young), exact and itself if it has no more."""
@@ -89,9 +92,10 @@ class Deferred:
 
 
 Entry = LowRank | Deferred | Tensor
+T = TypeVar("T")
 
 
-class OnDemand(Mapping[str, Entry]):
+class OnDemand(Mapping[str, T]):
     """Entries that are made each time they are asked for, and not kept.
 
     Examples
@@ -100,10 +104,10 @@ class OnDemand(Mapping[str, Entry]):
     [1.0, 1.0]
     """
 
-    def __init__(self, makers: Mapping[str, Callable[[], Entry]]):
+    def __init__(self, makers: Mapping[str, Callable[[], T]]):
         self._makers = makers
 
-    def __getitem__(self, name: str) -> Entry:
+    def __getitem__(self, name: str) -> T:
         return self._makers[name]()
 
     def __contains__(self, name: object) -> bool:
@@ -130,20 +134,24 @@ def svd(entry: Entry) -> tuple[Float[Tensor, "out r"], Float[Tensor, " r"], Floa
     if isinstance(entry, LowRank):
         U, S, Vh = entry.svd()
     else:
-        U, S, Vh = torch.linalg.svd(dense(entry), full_matrices=False)
+        whole = dense(entry)
+        wide = torch.promote_types(whole.dtype, torch.float32)
+        U, S, Vh = (part.to(whole.dtype) for part in torch.linalg.svd(whole.to(wide), full_matrices=False))
     rank = int((1e-6 * S[:1] < S).sum())
     return U[:, :rank], S[:rank], Vh[:rank]
 
 
 def inner(left: Entry, right: Entry) -> float:
     """The Frobenius inner product <left, right>, in double precision; no full matrix for two low-rank ones."""
+    if left.shape != right.shape:
+        raise InputError(f"An inner product needs equal shapes, got {tuple(left.shape)} and {tuple(right.shape)}.")
     if isinstance(left, LowRank) and isinstance(right, LowRank):
         columns, rows = left.B.double().T @ right.B.double(), left.A.double() @ right.A.double().T
         return (columns * rows).sum().item()
     return (dense(left).double() * dense(right).double()).sum().item()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TaskVector:
     """What a task adds, by the name of a layer (delta space: `LowRank`) or of a parameter (factor space: a tensor).
 

@@ -49,6 +49,7 @@ def iso(vectors: dict[str, TaskVector], *, mode: Mode = "c", common: float = 0.8
         U, S, Vh = svd(summed(list(changes.values())))
         if mode == "cts":
             own = round((len(S) - int(common * len(S))) / len(vectors))  # directions of each task
+            own = min(own, len(S) // len(vectors))
             k = len(S) - own * len(vectors)
             specific = [strongest(change, own, outside=U[:, :k]) for change in changes.values()]
             U, S, Vh = joined([*specific, (U[:, :k], S[:k], Vh[:k])])

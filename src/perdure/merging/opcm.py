@@ -44,6 +44,6 @@ def opcm(vectors: dict[str, TaskVector], *, alpha: float = 0.5, block: Block = "
             entries[name] = added(merged[name], factor, vector[name], alpha=alpha, block=block)
         merged, mean = TaskVector(entries), sum(norms) / len(norms)
         size = merged.norm()
-        factor = size / mean if size and mean and len(norms) > 1 else 1.0
+        factor = size / mean if len(norms) > 1 and size > 1e-6 * mean else 1.0  # what is less is rounding
         merged = merged * (1 / factor)
     return merged

@@ -10,7 +10,7 @@ from perdure.task_vector import TaskVector, shapes
 Per = Literal["layer", "model"]
 
 
-@nature("sequential", state="two task vectors, and no more tasks than two")
+@nature("sequential", state="two task vectors, and no more tasks than two", most=2)
 def slerp(vectors: dict[str, TaskVector], *, t: float = 0.5, per: Per = "layer") -> TaskVector:
     """Theta = Theta_pre + (sin((1 - t) phi) tau_1 + sin(t phi) tau_2) / sin(phi), with phi the angle of the two.
 

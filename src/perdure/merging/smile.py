@@ -38,7 +38,6 @@ def smile(
     Tang et al., SMILE: Zero-Shot Sparse Mixture of Low-Rank Experts Construction From Pre-Trained Foundation Models,
     arXiv 2408.10174. Its public code changes the fine-tuned models that it is given; this does not.
     """
-    for name, value in {"top_k": top_k, "gate_rank": gate_rank, "expert_rank": expert_rank}.items():
-        if value is not None and value < 1:
-            raise InputError(f"`{name}` of `smile` must be at least 1, got {value}.")
+    if gate_rank < 1:  # without a gate it is the rule `routed`
+        raise InputError(f"`gate_rank` of `smile` must be at least 1, got {gate_rank}.")
     return Mixture(vectors, gate_rank=gate_rank, top_k=top_k, expert_rank=expert_rank)

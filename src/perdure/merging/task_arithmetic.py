@@ -32,8 +32,11 @@ def task_arithmetic(vectors: dict[str, TaskVector], *, scale: Scale = "1/n") -> 
     Ilharco et al., Editing Models with Task Arithmetic, arXiv 2212.04089; Zeng et al., arXiv 2502.10966.
     """
     if isinstance(scale, Mapping):
-        if missing := [task for task in vectors if task not in scale]:
-            raise InputError(f"`scale` of `task_arithmetic` has no number for the task `{missing[0]}`.")
+        for task in vectors:
+            given = scale.get(task)
+            numbers = given if isinstance(given, list) else [given]
+            if not numbers or not all(isinstance(one, int | float) and math.isfinite(one) for one in numbers):
+                raise InputError(f"`scale` of `task_arithmetic` has no number for the task `{task}`, but {given!r}.")
         return total([_scaled(vector, scale[task], vectors) for task, vector in vectors.items()])
     n = len(vectors)
     named = {"1/n": 1 / n, "1/sqrt(n)": n**-0.5}
