@@ -116,17 +116,27 @@ def of_scales(results: Run, curve: list[Rule], seed: int) -> list[dict[str, Any]
 
 
 def over_seeds(rows: list[dict[str, Any]], keys: list[str]) -> str:
-    """A Markdown table of mean ± standard deviation over the seeds."""
-    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    """A Markdown table of mean ± standard deviation over the seeds, the best first.
+
+    The last column is the difference to task arithmetic with 1/n on the same seeds: what the seeds have in common (the
+    examples, the adapters) is not in it.
+    """
+    groups: dict[tuple[Any, ...], dict[int, list[float]]] = {}
     for row in rows:
-        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
-    lines = [f"| {' | '.join(keys)} | {' | '.join(WAYS)} |", "|---" * (len(keys) + len(WAYS)) + "|"]
-    for group, members in groups.items():
-        found = np.array([[float(member[way]) for way in WAYS] for member in members])
-        spread = found.std(axis=0, ddof=1) if len(found) > 1 else np.zeros(len(WAYS))
-        cells = [f"{mean:.1f} ± {deviation:.1f}" for mean, deviation in zip(found.mean(axis=0), spread, strict=True)]
+        values = [float(row[way]) for way in WAYS]
+        groups.setdefault(tuple(row[key] for key in keys), {})[row["seed"]] = values
+    usual = groups.get(("isolated", "task_arithmetic")) or groups[(0.2,)]
+    lines = [f"| {' | '.join(keys)} | {' | '.join(WAYS)} | posterior, to 1/n |", "|---" * (len(keys) + 4) + "|"]
+    for group, seeds in sorted(groups.items(), key=lambda item: -np.mean([v[1] for v in item[1].values()])):
+        found = np.array(list(seeds.values()))
+        difference = np.array([values[1] - usual[seed][1] for seed, values in seeds.items()])
+        cells = [_spread(column) for column in [*found.T, difference]]
         lines.append(f"| {' | '.join(map(str, group))} | {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
+
+
+def _spread(values: np.ndarray) -> str:
+    return f"{values.mean():.1f} ± {values.std(ddof=1) if len(values) > 1 else 0:.1f}"
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> None:
