@@ -192,7 +192,7 @@ def _apply(
         return applied({name: TaskVector(entries) for name, entries in parts.items()})[layer]
 
     nature = nature_of(function)
-    if not (nature and nature.layerwise) or any(isinstance(value, dict) for value in settings.values()):
+    if not (nature and nature.layerwise) or isinstance(settings.get("scale"), dict):  # which may speak of depth
         return applied({adapter.name: adapter.vector for adapter in adapters})
     of(min(shapes, key=lambda layer: math.prod(shapes[layer])))  # wrong settings show before anything is written
     return TaskVector(OnDemand({layer: functools.partial(of, layer) for layer in shapes}))

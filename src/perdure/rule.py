@@ -28,7 +28,7 @@ class Nature:
         What has to be kept for the next task, and how it grows with the number n of tasks.
     layerwise
         Whether what a layer becomes depends on that layer alone, so that a model can be merged one layer at a time
-        (unless a setting is a mapping, which may speak of layers).
+        (unless its `scale` is a mapping, which may speak of depth).
     most
         How many tasks it can combine, if that is limited.
     """
