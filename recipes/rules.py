@@ -116,7 +116,7 @@ def of_scales(results: Run, curve: list[Rule], seed: int) -> list[dict[str, Any]
 
 
 def over_seeds(rows: list[dict[str, Any]], keys: list[str]) -> str:
-    """A Markdown table of mean ± standard deviation over the seeds, the best first.
+    """A Markdown table of mean ± standard deviation over the seeds; rules with the best first.
 
     The last column is the difference to task arithmetic with 1/n on the same seeds: what the seeds have in common (the
     examples, the adapters) is not in it.
@@ -127,7 +127,9 @@ def over_seeds(rows: list[dict[str, Any]], keys: list[str]) -> str:
         groups.setdefault(tuple(row[key] for key in keys), {})[row["seed"]] = values
     usual = groups.get(("isolated", "task_arithmetic")) or groups[(0.2,)]
     lines = [f"| {' | '.join(keys)} | {' | '.join(WAYS)} | posterior, to 1/n |", "|---" * (len(keys) + 4) + "|"]
-    for group, seeds in sorted(groups.items(), key=lambda item: -np.mean([v[1] for v in item[1].values()])):
+    if "rule" in keys:
+        groups = dict(sorted(groups.items(), key=lambda item: -np.mean([v[1] for v in item[1].values()])))
+    for group, seeds in groups.items():
         found = np.array(list(seeds.values()))
         difference = np.array([values[1] - usual[seed][1] for seed, values in seeds.items()])
         cells = [_spread(column) for column in [*found.T, difference]]
