@@ -52,13 +52,13 @@ class LowRank:
     def svd(self) -> tuple[Float[Tensor, "out r"], Float[Tensor, " r"], Float[Tensor, "r in"]]:
         """U, S and Vᵀ with U diag(S) Vᵀ = B A, r = min(out, in, rank), by QR of both factors and a small SVD.
 
-        In single precision at least, the small part in double. Singular vectors of a value that is zero are arbitrary:
+        In single precision at least. Singular vectors of a value that is zero are arbitrary:
         the function `svd` leaves them out.
         """
         wide = torch.promote_types(self.B.dtype, torch.float32)
         left, upper = torch.linalg.qr(self.B.to(wide))
         right, lower = torch.linalg.qr(self.A.T.to(wide))
-        U, S, Vh = (part.to(wide) for part in torch.linalg.svd(upper.double() @ lower.double().T, full_matrices=False))
+        U, S, Vh = torch.linalg.svd(upper @ lower.T, full_matrices=False)
         return tuple(part.to(self.B.dtype) for part in (left @ U, S, Vh @ right.T))
 
     def truncate(self, rank: int) -> LowRank:
@@ -128,7 +128,8 @@ def dense(entry: Entry) -> Tensor:
 def svd(entry: Entry) -> tuple[Float[Tensor, "out r"], Float[Tensor, " r"], Float[Tensor, "r in"]]:
     """The singular value decomposition of a matrix, reduced to its numerical rank: what is left of S is not zero.
 
-    Zero means at most 1e-6 of the greatest. A direction whose singular value is zero is arbitrary, and no rule may
+    Zero means below rounding: at most 1e-6 of the greatest, or as many roundings as there are values. A direction whose
+    singular value is zero is arbitrary, and no rule may
     depend on it.
     """
     if isinstance(entry, LowRank):
@@ -137,7 +138,7 @@ def svd(entry: Entry) -> tuple[Float[Tensor, "out r"], Float[Tensor, " r"], Floa
         whole = dense(entry)
         wide = torch.promote_types(whole.dtype, torch.float32)
         U, S, Vh = (part.to(whole.dtype) for part in torch.linalg.svd(whole.to(wide), full_matrices=False))
-    rank = int((1e-6 * S[:1] < S).sum())
+    rank = int((max(1e-6, len(S) * torch.finfo(S.dtype).eps) * S[:1] < S).sum())
     return U[:, :rank], S[:rank], Vh[:rank]
 
 
