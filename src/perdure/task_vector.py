@@ -129,8 +129,7 @@ def svd(entry: Entry) -> tuple[Float[Tensor, "out r"], Float[Tensor, " r"], Floa
     """The singular value decomposition of a matrix, reduced to its numerical rank: what is left of S is not zero.
 
     Zero means below rounding: at most 1e-6 of the greatest, or as many roundings as there are values. A direction whose
-    singular value is zero is arbitrary, and no rule may
-    depend on it.
+    singular value is zero is arbitrary, and no rule may depend on it.
     """
     if isinstance(entry, LowRank):
         U, S, Vh = entry.svd()
