@@ -87,6 +87,7 @@ def test_files(tmp_path):
     ("values", "message"),
     [
         ({"method": {"name": "isolated", "peft": "bottleneck"}}, "give the rule `space: factor`"),
+        ({"rule": {"name": "task_arithmetic", "search": {"over": "tasks"}}}, "give it with `scale: search`"),
         ({"rule": {"name": "task_arithmetic", "scale": "abc"}}, "must be a number, a mapping by task, or one"),
         (
             {"rule": {"name": "task_arithmetic", "scale": float("nan")}},

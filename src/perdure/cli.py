@@ -192,6 +192,8 @@ def _try_rule(run: Path, rule: str, settings: list[str], output: Path | None, op
         raise InputError(f"`--{option}` is for adapters. With a run the rule is measured, and exported to `--output`.")
     try_rule(run, rule, settings, output)
     _show(report([run], run / "report.html"), run)
+    if output:
+        typer.echo(f"Model: {output}")
 
 
 @app.command()
@@ -248,11 +250,12 @@ def _show(summary: dict[str, Any], folder: Path | None = None) -> None:
 
 def _table(title: str, rows: Any) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))  # brackets are text here
     Console().print(table)
 
 

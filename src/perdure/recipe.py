@@ -202,6 +202,8 @@ def make_rule(section: Section) -> Rule:
     function = registry.find("rule", name)
     kinds: dict[str, Any] = {"space": (Space, "delta"), "since": (Since, "pretrained"), "search": (Search, Search())}
     where = validate(create_model("where", **kinds), where, f"rule `{name}`")
+    if "search" in where and "scale" not in options:
+        raise InputError(f"`search` of rule `{name}` says how a scale is found: give it with `scale: search`.")
     searched = {}
     if options.get("scale") == "search" and "scale" in registry.options(function):
         searched = {"scale": options.pop("scale")}  # a run finds the number

@@ -80,8 +80,10 @@ def candidates(score: Callable[[Scales], float], start: Scales, settings: Search
 
 
 def best(tried: dict[Scales, float]) -> Scales:
-    """The candidate with the highest score; of equally good ones the smallest, nearest to the pre-trained model."""
-    return max(tried, key=lambda scales: (tried[scales], -math.hypot(*scales)))
+    """The candidate with the highest score. Of equally good ones: of one scale the smallest, which is nearest to the
+    pre-trained model; of several the first that was tried, which is nearest to 1/n for all.
+    """
+    return max(tried, key=lambda scales: (tried[scales], -scales[0] if len(scales) == 1 else 0.0))
 
 
 def _coordinate(tell: Callable[[Scales], float], start: Scales, settings: Search, tried: dict[Scales, float]) -> None:
