@@ -1,7 +1,6 @@
 """From adapters to one model: task vectors, a rule, and the model as it acts at test time."""
 
 import contextlib
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -15,6 +14,7 @@ from perdure.adapters import Adapter
 from perdure.backbone import Backbone
 from perdure.errors import InputError
 from perdure.mixture import Choice, Mixture
+from perdure.rule import takes_inputs
 from perdure.search import Search
 from perdure.task_vector import LowRank, TaskVector
 
@@ -100,7 +100,7 @@ class Rule:
             The rule needs statistics of inputs, and none were kept.
         """
         function = registry.find("rule", self.name)
-        if not self.needs_inputs:
+        if not takes_inputs(function):
             return function(vectors, **self.options)
         if not inputs:
             raise InputError(
@@ -112,7 +112,7 @@ class Rule:
     @property
     def needs_inputs(self) -> bool:
         """Whether it takes statistics of the layers' inputs."""
-        return "inputs" in inspect.signature(registry.find("rule", self.name)).parameters
+        return takes_inputs(registry.find("rule", self.name))
 
     @property
     def searches(self) -> bool:

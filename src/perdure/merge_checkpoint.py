@@ -1,7 +1,6 @@
 """PEFT folders and a base model on disk → one model on disk, or one adapter; nothing is loaded whole."""
 
 import functools
-import inspect
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +16,7 @@ from perdure.checkpoint import INDEX, Checkpoint, inside
 from perdure.errors import CheckpointError, InputError, UnknownName
 from perdure.fitted import Fitted
 from perdure.merge_card import Merged, MergedAdapter
-from perdure.rule import nature_of
+from perdure.rule import nature_of, takes_inputs
 from perdure.settings import Section, checked, named
 from perdure.task_vector import Deferred, Entry, OnDemand, TaskVector
 from perdure.tensor_file import FLOATS, TensorFile, total_bytes
@@ -148,7 +147,7 @@ def combine(
     if isinstance(scales, dict) and (unknown := [task for task in scales if task not in names]):
         raise UnknownName("adapter (in `scale`)", unknown[0], names)
     saved = fitted.choose_saved(found, saved_modules)
-    extra = {"inputs": fitted.inputs(found, name)} if "inputs" in inspect.signature(function).parameters else {}
+    extra = {"inputs": fitted.inputs(found, name)} if takes_inputs(function) else {}
     _check_saved(found, saved)
     vector = _apply(name, function, {**extra, **settings}, found)
     usual = {key: parameter.default for key, parameter in registry.options(function).items()}

@@ -5,6 +5,7 @@ keyword, and returns a `TaskVector`, or what acts differently for different inpu
 `dict`), or a `Mixture`. A parameter called `inputs` is given the kept statistics of the layers' inputs.
 """
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_args
@@ -60,6 +61,11 @@ def nature(order: Order, *, state: str, layerwise: bool = False, most: int | Non
 def nature_of(rule: Callable[..., Any]) -> Nature | None:
     """What a rule declares, if it does."""
     return getattr(rule, "nature", None)
+
+
+def takes_inputs(rule: Callable[..., Any]) -> bool:
+    """Whether a rule takes statistics of the layers' inputs."""
+    return "inputs" in inspect.signature(rule).parameters
 
 
 def bounded(name: str, value: float, interval: str) -> None:
