@@ -170,6 +170,7 @@ def _apply(
 ) -> TaskVector:
     """What the rule makes of the adapters; a layer at a time, when it is wanted, if the rule can."""
     shapes = {layer: shape for adapter in adapters for layer, shape in adapter.shapes.items()}
+    whole = {adapter.name: adapter.vector for adapter in adapters}
 
     def applied(vectors: dict[str, TaskVector]) -> TaskVector:
         vector = function(vectors, **settings)
@@ -187,12 +188,11 @@ def _apply(
         return vector
 
     def of(layer: str) -> Entry:
-        parts = {a.name: {layer: a.vector[layer]} if layer in a.vector else {} for a in adapters}
-        return applied({name: TaskVector(entries) for name, entries in parts.items()})[layer]
+        return applied({name: TaskVector({layer: v[layer]} if layer in v else {}) for name, v in whole.items()})[layer]
 
     nature = nature_of(function)
     if not (nature and nature.layerwise) or isinstance(settings.get("scale"), dict):  # which may speak of depth
-        return applied({adapter.name: adapter.vector for adapter in adapters})
+        return applied(whole)
     of(min(shapes, key=lambda layer: math.prod(shapes[layer])))  # wrong settings show before anything is written
     return TaskVector(OnDemand({layer: functools.partial(of, layer) for layer in shapes}))
 
