@@ -17,7 +17,7 @@ import torch
 
 from perdure import Alignment, Gaussians, Recipe, Run, TaskPosterior, align, combine
 from perdure.evaluate import TASK_IDS, Evaluator, features
-from perdure.run import restore
+from perdure.restore import restore
 
 RATES = ("3.0e-4", "1.0e-3", "3.0e-3")
 LORA = "rank: 10, alpha: 10, target_modules: [key, value, k_proj, v_proj]"

@@ -16,7 +16,8 @@ import numpy as np
 
 from perdure import Recipe, Rule, Run, metrics, names, registry
 from perdure.demo import TEXT
-from perdure.run import measure, restore
+from perdure.measure import measure
+from perdure.restore import restore
 from perdure.search import GRID, Search
 
 METHODS: dict[str, dict[str, Any]] = {"isolated": {"training": {"keep_inputs": True}}, "sequential": {"rule": "last"}}

@@ -11,7 +11,8 @@ import csv
 from pathlib import Path
 
 from perdure import Recipe, Run, metrics
-from perdure.run import measure, restore
+from perdure.measure import measure
+from perdure.restore import restore
 from perdure.runs import rule_of
 
 SCALES = ("0.0", "0.1", "0.2", "0.3", "0.5", "1.0")

@@ -18,7 +18,7 @@ from datasets import Dataset
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from perdure import Backbone, Task, TaskStream
+from perdure import Backbone, Task, TaskStream, adapter_folder
 
 SHARED = Path(__file__).parents[2] / "shared"
 WORDS = [f"w{i}" for i in range(60)]
@@ -49,6 +49,14 @@ def tokenizer() -> transformers.PreTrainedTokenizerFast:
         model_max_length=32,
         model_input_names=["input_ids", "attention_mask"],
     )
+
+
+def write_adapter(folder: Path, adapter: Any, *, base: str = "", head: Any = None) -> Path:
+    """The files of an adapter; `folder` is the PEFT folder, beside which its start lies."""
+    folder.mkdir(parents=True)
+    for name, content in adapter_folder.contents(adapter, base=base, head=head).items():
+        (folder.parent / name).write_bytes(content)
+    return folder
 
 
 def make(kind: str, folder: Path) -> Path:

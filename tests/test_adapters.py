@@ -4,9 +4,10 @@ import peft
 import pytest
 import torch
 import transformers
+from conftest import write_adapter
 from safetensors.torch import load_file
 
-from perdure import Backbone, RunError, Training, adapters, learn
+from perdure import Backbone, RunError, Training, adapter_folder, adapters, learn
 from perdure.methods.isolated import Isolated
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")  # peft asks transformers
@@ -18,7 +19,7 @@ def test_stock_peft_gives_the_same_logits(kind, pico, toy, tmp_path):
     backbone = Backbone.load(pico("bert"))
     adapter = learn(backbone, [toy[1]], Isolated(peft=kind, rank=4), FEW)
     head = backbone.head("colour")
-    adapters.save(tmp_path / "adapter", adapter, base=str(pico("bert")), head=(backbone.head_name, head))
+    write_adapter(tmp_path / "adapter", adapter, base=str(pico("bert")), head=(backbone.head_name, head))
     stock = transformers.AutoModelForSequenceClassification.from_pretrained(
         pico("bert"), num_labels=3, ignore_mismatched_sizes=True
     )
@@ -30,7 +31,7 @@ def test_stock_peft_gives_the_same_logits(kind, pico, toy, tmp_path):
 
 def test_stock_peft_with_mean_pooling(bert, pico, toy, tmp_path):
     adapter = learn(bert, [toy[0]], Isolated(), FEW)
-    adapters.save(tmp_path / "adapter", adapter, base=str(pico("bert")), head=None)
+    write_adapter(tmp_path / "adapter", adapter, base=str(pico("bert")), head=None)
     model = peft.PeftModel.from_pretrained(
         transformers.AutoModel.from_pretrained(pico("bert")), str(tmp_path / "adapter")
     )
@@ -42,8 +43,8 @@ def test_stock_peft_with_mean_pooling(bert, pico, toy, tmp_path):
 
 def test_save_and_load_are_exact(bert, toy, tmp_path):
     adapter = learn(bert, [toy[0]], Isolated(peft="bottleneck", rank=3), FEW)
-    adapters.save(tmp_path / "adapter", adapter, base="x", head=None)
-    again = adapters.load(tmp_path / "adapter", "fruit")
+    write_adapter(tmp_path / "adapter", adapter, base="x", head=None)
+    again = adapter_folder.load(tmp_path / "adapter", "fruit")
     assert adapters.same(again.parameters, adapter.parameters) and adapters.same(again.start, adapter.start)
     assert set(load_file(tmp_path / "start.safetensors")) == set(adapter.start)
     assert again.config.width == 3
@@ -86,6 +87,6 @@ def test_parameters_of_another_model_are_refused(bert):
 def test_reading_an_adapter_asks_no_hub(bert, toy, tmp_path):
     """peft would look for the base model's config; a warning, which the tests turn into an error, would say so."""
     adapter = learn(bert, [toy[0]], Isolated(), FEW)
-    adapters.save(tmp_path / "adapter", adapter, base="nobody/nothing", head=None)
-    adapters.attach(bert.model, adapters.load(tmp_path / "adapter", "fruit").config)
+    write_adapter(tmp_path / "adapter", adapter, base="nobody/nothing", head=None)
+    adapters.attach(bert.model, adapter_folder.load(tmp_path / "adapter", "fruit").config)
     adapters.read(bert.model)

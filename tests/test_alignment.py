@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from perdure import Alignment, Backbone, Gaussians, InputError, Rule, Run, Training, align, run
+from perdure import Alignment, Backbone, Gaussians, InputError, Rule, Training, align, run
 from perdure.methods.isolated import Isolated
-from perdure.run import Evaluation, go_on
+from perdure.run import Evaluation, Plan, go_on
 
 CLASSES = {"a": ("p", "q"), "b": ("r", "s")}
 
@@ -86,9 +86,8 @@ def test_in_a_run_heads_of_all_tasks_change_and_it_goes_on_bit_for_bit(pico, toy
     for number, name in enumerate(toy.names):
         assert set(whole.load_task(name).heads) == set(toy.names[: number + 1])
     assert whole.load_task("colour").gaussians.means.shape == (3, 32)
-    part = run(toy.until(2), backbone(), Isolated(rank=2), "sum", training=training, output=tmp_path / "part")
-    rule, evaluation = Rule(name="sum"), Evaluation()
-    go_on(Run(part.folder), toy, backbone(), Isolated(rank=2), rule, training=training, evaluation=evaluation, seed=0)
+    for stream in (toy.until(2), toy):
+        part = run(stream, backbone(), Isolated(rank=2), "sum", training=training, output=tmp_path / "part")
     assert part.scores() == whole.scores()
     for name in toy.names:
         heads, again = whole.load_task(name).heads, part.load_task(name).heads
@@ -136,8 +135,8 @@ def test_features_of_large_scale():
 
 
 def test_it_cannot_be_switched_on_later(bert, toy, tmp_path):
-    rule, evaluation = Rule(name="sum"), Evaluation()
+    rule = Rule(name="sum")
     results = run(toy.until(1), bert, Isolated(), rule, training=Training(epochs=1), output=tmp_path / "run")
     later = Training(epochs=1, alignment=Alignment())
     with pytest.raises(InputError, match="`alignment` must be on from the first task on"):
-        go_on(results, toy, bert, Isolated(), rule, training=later, evaluation=evaluation, seed=0)
+        go_on(results, Plan(toy, bert, Isolated(), rule, later, Evaluation(), 0))

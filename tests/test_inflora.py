@@ -14,7 +14,6 @@ from perdure import (
     Model,
     PerdureWarning,
     Rule,
-    Run,
     Task,
     TaskStream,
     Training,
@@ -25,8 +24,8 @@ from perdure import (
     task_vectors,
 )
 from perdure.backbone import Encoded
+from perdure.measure import Evaluation
 from perdure.methods.inflora import InfLoRA
-from perdure.run import Evaluation, go_on
 from perdure.subspace import Subspace, input_covariances
 
 FEW = Training(epochs=2, batch_size=8, learning_rate=0.05)
@@ -326,9 +325,8 @@ def test_ten_tasks_interrupted_go_on_bit_for_bit(pico, tmp_path):
         return InfLoRA(rank=2, epsilon=0.9, last_epsilon=0.95)
 
     whole = run(stream, backbone(), method(), "sum", output=tmp_path / "whole", **options)
-    part = run(stream.until(3), backbone(), method(), "sum", output=tmp_path / "part", **options)
-    for stop in (7, 10):
-        go_on(Run(part.folder), stream.until(stop), backbone(), method(), Rule(name="sum"), seed=0, **options)
+    for stop in (3, 7, 10):
+        part = run(stream.until(stop), backbone(), method(), "sum", output=tmp_path / "part", **options)
     for name in stream.names:
         one, two = whole.load_task(name), part.load_task(name)
         assert adapters.same(one.adapter.parameters, two.adapter.parameters)

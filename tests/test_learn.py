@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from perdure import Backbone, InputError, Training, TrainingError, adapters, learn, registry
-from perdure.learn import Best, LengthGroupedBatches, _decay
+from perdure.course import Best, _decay, length_grouped
 from perdure.methods.isolated import Isolated
 
 
@@ -28,11 +28,10 @@ def test_a_loss_that_is_no_number(bert, toy):
 
 def test_batches_hold_every_example_once_and_are_of_like_length():
     lengths = [int(n) for n in torch.randint(1, 60, (1000,), generator=torch.Generator().manual_seed(0))]
-    sampler = LengthGroupedBatches(lengths, 16, seed=0)
-    first, second = list(sampler), list(sampler)
+    first, second = length_grouped(lengths, 16, seed=0), length_grouped(lengths, 16, seed=1)
     assert Counter(i for batch in first for i in batch) == Counter(range(1000))
-    assert len(first) == len(sampler) == math.ceil(1000 / 16) and first != second
-    assert list(LengthGroupedBatches(lengths, 16, seed=0)) == first
+    assert len(first) == math.ceil(1000 / 16) and first != second
+    assert length_grouped(lengths, 16, seed=0) == first
 
     def padding(batches):
         return sum(len(b) * max(lengths[i] for i in b) for b in batches) - sum(lengths)

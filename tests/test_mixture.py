@@ -6,6 +6,7 @@ import numpy as np
 import peft
 import pytest
 import torch
+from conftest import write_adapter
 from safetensors.torch import save_file
 from torch import nn
 
@@ -161,7 +162,7 @@ def test_a_mixed_batch_is_that_of_peft(bert, toy, tmp_path):
     """peft's own path for batches of several adapters, on the same folders."""
     found = learned(bert, toy)
     for adapter in found:
-        adapters.save(tmp_path / adapter.name / "adapter", adapter, base="", head=None)
+        write_adapter(tmp_path / adapter.name / "adapter", adapter, base="", head=None)
     adapters.detach(bert.model)
     bert.eval()
     examples = bert.encode([*toy[0].rows("test"), *toy[1].rows("test")])

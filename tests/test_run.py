@@ -72,8 +72,10 @@ def test_scenarios_in_the_scores(finished):
 
 
 def test_a_folder_is_never_overwritten(finished, toy, bert):
-    with pytest.raises(RunError, match="is there already and not empty"):
-        run(toy, bert, Isolated(), output=finished.folder)
+    with pytest.raises(RunError, match="(?s)a run with other settings.*`method.rank`: 2 before, 8 now"):
+        run(toy, bert, Isolated(), training=FEW, output=finished.folder)
+    with pytest.raises(OutputError, match="is there already and not empty"):
+        run(toy, bert, Isolated(), output=finished.folder / "tasks")
     with pytest.raises(RunError, match="is not a run"):
         Run(finished.folder / "tasks")
 
@@ -110,7 +112,7 @@ def test_search_takes_the_best_on_validation_data(pico, toy, tmp_path):
 
 def test_search_never_looks_at_test_data(finished, toy, bert, monkeypatch):
     from perdure.evaluate import Evaluator
-    from perdure.run import restore
+    from perdure.restore import restore
 
     learned = restore(finished, bert)
     asked = []
@@ -257,25 +259,13 @@ def test_data_that_has_changed_is_refused(pico, tmp_path):
 
 
 def test_another_order_is_refused(pico, toy, tmp_path):
-    from perdure.run import go_on
-
-    results = run(toy.until(1), Backbone.load(pico("bert")), Isolated(), training=FEW, output=tmp_path / "r")
+    run(toy.until(1), Backbone.load(pico("bert")), Isolated(), training=FEW, output=tmp_path / "r")
+    other = toy.ordered(["colour", "fruit"])
     with pytest.raises(RunError, match="Keep their order"):
-        go_on(
-            results,
-            toy.ordered(["colour", "fruit"]),
-            Backbone.load(pico("bert")),
-            Isolated(),
-            Rule(),
-            training=FEW,
-            evaluation=Evaluation(),
-            seed=0,
-        )
+        run(other, Backbone.load(pico("bert")), Isolated(), training=FEW, output=tmp_path / "r")
 
 
 def test_a_stop_before_measuring_is_made_up_for(pico, toy, tmp_path, monkeypatch):
-    from perdure.run import go_on
-
     def stop(*arguments, **options):
         raise KeyboardInterrupt
 
@@ -285,16 +275,7 @@ def test_a_stop_before_measuring_is_made_up_for(pico, toy, tmp_path, monkeypatch
         patch.setattr(module, "measure", stop)
         run(toy.until(2), Backbone.load(pico("bert")), Isolated(), training=FEW, output=tmp_path / "part")
     assert len(Model(tmp_path / "part").predict(["w1"])) == 1  # what was learned can be used
-    part = go_on(
-        Run(tmp_path / "part"),
-        toy.until(2),
-        Backbone.load(pico("bert")),
-        Isolated(),
-        Rule(),
-        training=FEW,
-        evaluation=Evaluation(),
-        seed=0,
-    )
+    part = run(toy.until(2), Backbone.load(pico("bert")), Isolated(), training=FEW, output=tmp_path / "part")
     assert part.scores() == whole.scores()
 
 
@@ -302,7 +283,7 @@ def test_oracle_with_the_task_given_is_each_adapter(finished, bert, toy):
     """Each task as it was right after it was learned: nothing that came later matters."""
     from perdure import combine
     from perdure.evaluate import Evaluator
-    from perdure.run import restore
+    from perdure.restore import restore
 
     learned = restore(finished, bert)
     evaluator = Evaluator(bert, toy, toy.names, None)
@@ -334,7 +315,7 @@ def test_evaluate_again_needs_a_stream_that_can_be_made(finished):
 def test_a_scale_for_each_task_is_searched_and_kept(over, numbers, finished, toy, bert):
     """Every candidate's score is that of the model which the rule makes with it."""
     from perdure.evaluate import Evaluator
-    from perdure.run import restore
+    from perdure.restore import restore
 
     learned = [task.adapter for task in restore(finished, bert)]
     evaluator = Evaluator(bert, toy, toy.names, None)

@@ -20,10 +20,13 @@ if TYPE_CHECKING:
         PerdureError,
         PerdureWarning,
         RunError,
+        Stopped,
         TrainingError,
         UnknownName,
     )
-    from perdure.learn import Training, learn
+    from perdure.forget import Forgotten, forget
+    from perdure.learn import learn
+    from perdure.measure import Evaluation
     from perdure.merge import Combined, Rule, combine, task_vectors
     from perdure.merge_card import Merged
     from perdure.merge_checkpoint import merge_checkpoint
@@ -33,12 +36,14 @@ if TYPE_CHECKING:
     from perdure.recipe import Recipe
     from perdure.registry import find, names
     from perdure.results import Run
-    from perdure.run import Evaluation, run
+    from perdure.run import run
     from perdure.runs import evaluate_run, learn_more
     from perdure.search import Search
     from perdure.stream import Task, TaskStream
     from perdure.task_id import Statistics, TaskPosterior
     from perdure.task_vector import LowRank, TaskVector
+    from perdure.training import Training
+    from perdure.verify import Verification, verify
 
 __all__ = [
     "Adapter",
@@ -50,6 +55,7 @@ __all__ = [
     "DataError",
     "Evaluation",
     "FetchError",
+    "Forgotten",
     "Gaussians",
     "InputError",
     "LowRank",
@@ -67,6 +73,7 @@ __all__ = [
     "RunError",
     "Search",
     "Statistics",
+    "Stopped",
     "Task",
     "TaskPosterior",
     "TaskStream",
@@ -74,10 +81,12 @@ __all__ = [
     "Training",
     "TrainingError",
     "UnknownName",
+    "Verification",
     "align",
     "combine",
     "evaluate_run",
     "find",
+    "forget",
     "learn",
     "learn_more",
     "merge_checkpoint",
@@ -85,6 +94,7 @@ __all__ = [
     "read_tasks",
     "run",
     "task_vectors",
+    "verify",
 ]
 
 # Where each name is defined: the module is imported when the name is first used, because transformers and peft are
@@ -104,10 +114,13 @@ _HOMES = {
         "PerdureError",
         "PerdureWarning",
         "RunError",
+        "Stopped",
         "TrainingError",
         "UnknownName",
     ],
-    "learn": ["Training", "learn"],
+    "forget": ["Forgotten", "forget"],
+    "learn": ["learn"],
+    "measure": ["Evaluation"],
     "merge": ["Combined", "Rule", "combine", "task_vectors"],
     "merge_card": ["Merged"],
     "merge_checkpoint": ["merge_checkpoint"],
@@ -117,12 +130,14 @@ _HOMES = {
     "recipe": ["Recipe"],
     "registry": ["find", "names"],
     "results": ["Run"],
-    "run": ["Evaluation", "run"],
+    "run": ["run"],
     "runs": ["evaluate_run", "learn_more"],
     "search": ["Search"],
     "stream": ["Task", "TaskStream"],
     "task_id": ["Statistics", "TaskPosterior"],
     "task_vector": ["LowRank", "TaskVector"],
+    "training": ["Training"],
+    "verify": ["Verification", "verify"],
 }
 
 

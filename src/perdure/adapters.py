@@ -5,7 +5,6 @@ The model holds one adapter at a time, under peft's own name `default`. What a t
 """
 
 import contextlib
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,11 +17,11 @@ import torch
 from jaxtyping import Float
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from perdure.bottleneck import BottleneckConfig
-from perdure.errors import BackboneError, RunError
+from perdure import files
+from perdure.bottleneck import BOTTLENECK, BottleneckConfig
+from perdure.errors import BackboneError, CheckpointError, RunError
 
 Kind = Literal["lora", "bottleneck"]
 Parameters = dict[str, Tensor]
@@ -94,6 +93,7 @@ def configure(
         raise BackboneError(f"`target_modules={target_modules}` is no regular expression ({error}).") from error
     if blocks is not None:
         found = [name for name in found if _block(name) < blocks]
+    if blocks is not None or isinstance(targets, str):  # a file names layers: no pattern in it is ever matched
         config.target_modules = set(found)  # pyright: ignore
     if not found:
         raise BackboneError(
@@ -276,57 +276,64 @@ def _scale(config: peft.LoraConfig) -> float:
     return config.lora_alpha / (config.r**0.5 if config.use_rslora else config.r)
 
 
-# -- files
+# -- the configuration that a file states
 
-PREFIX = "base_model.model."
-INPUTS = "inputs.safetensors"
+PATTERNS = (rf".*({FEED_FORWARD_OUTPUT})", rf".*({ATTENTION_OUTPUT}|{FEED_FORWARD_OUTPUT})")
+"""What version 0.1 wrote as `target_modules` of bottleneck adapters; now the layers are named."""
 
 
-def save(folder: Path, adapter: Adapter, *, base: str, head: tuple[str, nn.Linear] | None) -> None:
-    """Write a PEFT folder that `peft.PeftModel.from_pretrained` loads, and beside it the start.
+def config_from(path: Path, pattern: str | None) -> peft.PeftConfig:
+    """peft's configuration from its file: the settings that this library makes; any other must be as usual.
 
-    `head` (name and layer) goes with it as peft's `modules_to_save`, so that the stock classification model gives the
-    task's logits.
+    Raises
+    ------
+    CheckpointError
+        It is damaged, or states what no run writes.
     """
-    folder.mkdir(parents=True)
-    config = adapter.config.to_dict() | {"base_model_name_or_path": base, "inference_mode": True}
-    tensors = {PREFIX + name: value.contiguous() for name, value in adapter.parameters.items()}
-    if head:
-        name, layer = head
-        config["modules_to_save"] = [name]
-        tensors |= {f"{PREFIX}{name}.{key}": value.detach().cpu() for key, value in layer.state_dict().items()}
-    plain: Any = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
-    (folder / "adapter_config.json").write_text(json.dumps(plain, indent=2, sort_keys=True, default=str))
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    save_file(adapter.start, folder.parent / "start.safetensors")
-    if adapter.inputs:
-        save_file(_shared(adapter.inputs), folder.parent / INPUTS)
+    values = files.read_json(path)
+    targets, lora = values.get("target_modules"), values.get("peft_type") == "LORA"
+    names = ("r", "lora_alpha", "lora_dropout") if lora else ("width", "dropout")
+    if isinstance(targets, list):
+        targets = set(targets) if all(isinstance(one, str) for one in targets) else None
+    elif targets not in (pattern, *PATTERNS):
+        targets = None
+    taken: dict[str, Any] = {key: values.get(key) for key in names}
+    numbers = all(type(value) in (int, float) and math.isfinite(value) for value in taken.values())
+    rank = taken[names[0]]
+    if values.get("peft_type") not in ("LORA", BOTTLENECK) or not targets or not numbers or rank not in range(1, 10**6):
+        raise CheckpointError(f"`{path}` is no configuration of LoRA or a bottleneck adapter that a run has written.")
+    config = (peft.LoraConfig if lora else BottleneckConfig)(target_modules=targets, **taken)  # pyright: ignore
+    usual = config.to_dict()
+    free = {*taken, "target_modules", "base_model_name_or_path", "inference_mode", "modules_to_save", "peft_version"}
+    other = [key for key, value in values.items() if key not in free and value and value != usual.get(key)]
+    if other:
+        raise CheckpointError(f"`{path}`: `{other[0]}` is {str(values[other[0]])[:100]}, which no run writes.")
+    return config
 
 
-def _shared(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Layers that read the same tensor have one matrix, under all their names."""
-    names: dict[int, list[str]] = {}
-    for name, value in inputs.items():
-        names.setdefault(id(value), []).append(name)
-    return {",".join(group): inputs[group[0]] for group in names.values()}
+def width_of(config: peft.PeftConfig) -> int:
+    """The rank of LoRA, the width of a bottleneck."""
+    return config.width if isinstance(config, BottleneckConfig) else config.r  # pyright: ignore
 
 
-def load(folder: Path, name: str) -> Adapter:
-    """Read what `save` wrote."""
-    config = peft.PeftConfig.from_pretrained(str(folder))
-    config.modules_to_save = None  # pyright: ignore
-    config.inference_mode = False
-    start = load_file(folder.parent / "start.safetensors")
-    tensors = load_file(folder / "adapter_model.safetensors")
-    # a head may lie beside the adapter's own parameters
-    return Adapter(name, config, start, {key: tensors[PREFIX + key] for key in start}, load_inputs(folder.parent))
+def check_fits(model: nn.Module, adapter: Adapter) -> None:
+    """Whether an adapter is one for this model, before it is put in.
 
-
-def load_inputs(folder: Path) -> dict[str, Tensor] | None:
-    """The kept covariances by layer, if there are any."""
-    if not (folder / INPUTS).is_file():
-        return None
-    return {name: value for group, value in load_file(folder / INPUTS).items() for name in group.split(",")}
+    Raises
+    ------
+    BackboneError
+        The model has no such layer, or one of another shape.
+    """
+    for key, value in adapter.parameters.items():
+        layer, _, part = key.removesuffix(".weight").removesuffix(".bias").rpartition(".")
+        weight = getattr(base_layer(model, layer), "weight", torch.empty(0))
+        rows, columns = weight.shape if weight.dim() == 2 else (0, 0)
+        fits = {"lora_A": value.shape[-1] == columns, "lora_B": len(value) == rows}
+        if not fits.get(part, rows in value.shape or key.endswith("_down.bias")):
+            raise BackboneError(
+                f"`{key}` of task `{adapter.name}` has the shape {list(value.shape)}, but the layer of "
+                f"`{type(model).__name__}` is {rows} × {columns}. Is it the model that the run began with?"
+            )
 
 
 def same(left: Parameters, right: Parameters) -> bool:

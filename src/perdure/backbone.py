@@ -270,9 +270,13 @@ class Encoded(torch.utils.data.Dataset):
         order = sorted(range(len(self)) if rows is None else rows, key=self.lengths.__getitem__)
         for start in range(0, len(order), size):
             index = order[start : start + size]
-            batch = self.backbone.collate([self[i] for i in index])
-            inputs = {name: value.to(self.backbone.device) for name, value in batch["inputs"].items()}
-            yield index, batch | {"inputs": inputs}
+            yield index, self.batch(index)
+
+    def batch(self, rows: Sequence[int]) -> Batch:
+        """These rows as one batch, on the model's device."""
+        batch, device = self.backbone.collate([self[i] for i in rows]), self.backbone.device
+        inputs = {name: value.to(device) for name, value in batch["inputs"].items()}
+        return batch | {"inputs": inputs, "labels": batch["labels"].to(device)}
 
 
 def in_order(parts: Iterable[tuple[list[int], Tensor]]) -> Tensor:

@@ -25,7 +25,7 @@ BOTTLENECK = "BOTTLENECK"
 class BottleneckConfig(PeftConfig):
     """The layers whose outputs get an adapter, and its width."""
 
-    target_modules: list[str] | str | None = field(default=None)
+    target_modules: list[str] | set[str] | str | None = field(default=None)
     exclude_modules: list[str] | str | None = field(default=None)
     modules_to_save: list[str] | None = field(default=None)
     width: int = field(default=24)

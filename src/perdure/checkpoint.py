@@ -8,7 +8,8 @@ from typing import Any
 
 from perdure import packages
 from perdure.errors import CheckpointError, FetchError, InputError
-from perdure.tensor_file import Stored, TensorFile, read_json
+from perdure.files import read_json
+from perdure.tensor_file import Stored, TensorFile
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack")

@@ -1,6 +1,7 @@
 """The command line. Commands hold no logic: they read options, call the library, and print what it returns."""
 
 import json
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -58,20 +59,20 @@ def demo(
 
 @app.command()
 def run(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.yaml")],
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.yaml|RUN", help="A recipe; or a run, to go on with it.")],
     output: Output = None,
     seed: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
     settings: Settings = [],
     quiet: Quiet = False,
 ) -> None:
-    """Do what a recipe says: learn its tasks in order, combine them, measure after each."""
+    """Do what a recipe says: learn its tasks in order, combine them, measure after each. Or go on where it stopped."""
     from perdure.recipe import Recipe
-    from perdure.report import report
 
     changes = [*settings, *([f"seed={seed}"] if seed is not None else [])]
-    output = output or Path("runs") / recipe.stem
-    Recipe.read(recipe, changes).run(output, quiet=quiet)
-    _show(report([output], output / "report.html"), output)
+    begun = (recipe / "recipe.yaml").is_file()
+    output = output or (recipe if begun else Path("runs") / recipe.stem)
+    Recipe.read(recipe / "recipe.yaml" if begun else recipe, changes).run(output, quiet=quiet)
+    _report(output)
 
 
 @app.command()
@@ -93,13 +94,47 @@ def learn(
     quiet: Quiet = False,
 ) -> None:
     """Learn one's own data: one more task for a run, or the first of a new one."""
-    from perdure.report import report
     from perdure.runs import learn_more
 
     names = {"name": task, "text": text, "image": image, "label": label, "task": task_column, "config": config}
     entry = {"data": data, "encoding": encoding} | {key: value for key, value in names.items() if value is not None}
     learn_more(run, entry, backbone=backbone, seed=seed, settings=settings, quiet=quiet)
-    _show(report([run], run / "report.html"), run)
+    _report(run)
+
+
+@app.command()
+def forget(
+    run: RunFolder,
+    task: Annotated[str, typer.Argument(metavar="TASK", help="The name of a task that the run has learned.")],
+    retrain_later: Annotated[
+        bool, typer.Option("--retrain-later", help="Learn later tasks again, if something of it would stay in them.")
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Take a task out of a run: its adapter, head and statistics."""
+    from perdure.forget import forget
+
+    found = forget(run, task, retrain_later=retrain_later, quiet=quiet)
+    typer.echo(found)
+
+
+@app.command()
+def verify(run: RunFolder, as_json: AsJson = False) -> None:
+    """Check every file of a run: hashes, shapes, and that all values are finite."""
+    from perdure.verify import verify
+
+    found = verify(run)
+    if as_json:
+        typer.echo(json.dumps({"sound": found.sound, "faults": found.faults, "notes": found.notes}, indent=2))
+    else:
+        _table(f"\n{run}", found.sound.items())
+        for note in found.notes:
+            typer.echo(note)
+        typer.echo(f"{len(found.faults)} faults." if found.faults else "All is as it was written.")
+    for fault in found.faults:
+        typer.secho(fault, fg="red", err=True)
+    if found.faults:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -184,14 +219,13 @@ def merge(
 
 def _try_rule(run: Path, rule: str, settings: list[str], output: Path | None, options: dict[str, Any]) -> None:
     from perdure.errors import InputError
-    from perdure.report import report
     from perdure.runs import try_rule
 
     if given := [name for name, value in options.items() if value]:
         option = given[0].replace("_", "-")
         raise InputError(f"`--{option}` is for adapters. With a run the rule is measured, and exported to `--output`.")
     try_rule(run, rule, settings, output)
-    _show(report([run], run / "report.html"), run)
+    _report(run)
     if output:
         typer.echo(f"Model: {output}")
 
@@ -240,6 +274,14 @@ def show(
     _table("\nSettings", ((key, value) for key, value in about["settings"].items()))
 
 
+def _report(run: Path) -> None:
+    """Write a run's report and show its scores: of several processes the first one does."""
+    from perdure.report import report
+
+    if os.environ.get("RANK", "0") == "0":
+        _show(report([run], run / "report.html"), run)
+
+
 def _show(summary: dict[str, Any], folder: Path | None = None) -> None:
     from perdure.report import terminal
 
@@ -261,11 +303,13 @@ def _table(title: str, rows: Any) -> None:
 
 def main() -> None:
     """Run the command line: a user's mistake is one red sentence and status 1; a traceback is a bug."""
-    from perdure.errors import PerdureError
+    from perdure.errors import PerdureError, Stopped
 
     warnings.formatwarning = _sentence
     try:
         app()
+    except Stopped as stopped:
+        _stop(str(stopped), 128 + stopped.signal)
     except PerdureError as error:
         _stop(f"Error: {error}", 1)
     except OSError as error:

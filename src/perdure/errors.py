@@ -6,7 +6,8 @@ PerdureError
 │   └── DataError     the examples of a task cannot be used
 ├── BackboneError     the pre-trained model has not the parts that are needed
 ├── TrainingError     training went wrong: the loss is not a number
-├── RunError          a run folder is missing, incomplete or damaged
+├── RunError          a run folder is missing, incomplete, damaged, or held by another process
+├── Stopped           the run was asked to stop (Ctrl-C, SIGTERM): what was learned is kept
 ├── CheckpointError   the files of a model or an adapter are damaged, foreign, or of a kind that cannot be merged
 ├── OutputError       a result cannot be written: it is there already, the disk is full, or writing is not allowed
 └── FetchError        a package with a model or data could not be had
@@ -52,7 +53,15 @@ class TrainingError(PerdureError):
 
 
 class RunError(PerdureError):
-    """A run folder is missing, incomplete or damaged."""
+    """A run folder is missing, incomplete, damaged, or held by another process."""
+
+
+class Stopped(PerdureError):
+    """The run was asked to stop by the signal of that number: what was learned is kept."""
+
+    def __init__(self, message: str, *, signal: int):
+        super().__init__(message)
+        self.signal = signal
 
 
 class CheckpointError(PerdureError):

@@ -49,7 +49,19 @@ class Method:
     usual_rule: ClassVar[str] = "task_arithmetic"
     """The rule of `merging/` that goes with it, where none is named."""
     state: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
-    """What is remembered between tasks: tensors and JSON values by name, saved after each task."""
+    """What is remembered, between tasks and (if it changes in training) inside one: tensors and JSON values by name.
+
+    It is saved after each task, and with every state inside a task. A run that goes on inside a task calls `begin` as
+    for a new one, and then puts back the parameters and this: so whatever else changes in training would be lost.
+    """
+
+    @property
+    def isolates(self) -> bool:
+        """Whether a task is learned as if there were no others, so that it can be taken out again without a trace.
+
+        A method has to say so itself.
+        """
+        return False
 
     def beneath(self, earlier: Sequence[Adapter]) -> Sequence[Adapter]:
         """Those of the earlier tasks' adapters on whose sum the new task is learned; by default none of them."""

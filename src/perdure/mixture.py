@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from perdure import adapters, staging
 from perdure.errors import CheckpointError, InputError, UnknownName
+from perdure.files import read_json
 from perdure.task_vector import Entry, LowRank, TaskVector, svd
-from perdure.tensor_file import TensorFile, read_json
+from perdure.tensor_file import TensorFile
 
 ABOUT, WEIGHTS = "mixture.json", "mixture.safetensors"
 

@@ -17,8 +17,8 @@ from perdure.backbone import Backbone, Encoded
 from perdure.errors import InputError, RunError, UnknownName
 from perdure.evaluate import by_task, probabilities, settled, task_logits
 from perdure.merge import Rule, combine
-from perdure.results import Run, check_empty
-from perdure.run import restore
+from perdure.restore import restore
+from perdure.results import Run
 from perdure.task_id import TaskPosterior, describe
 from perdure.task_vector import TaskVector
 
@@ -128,7 +128,7 @@ class Model:
         RunError
             The rule is routed, or combines bottleneck adapters: there is no one set of weights.
         """
-        output = check_empty(output)
+        staging.check_free(output := Path(output))
         check_exportable(self.rule)
         adapters.detach(self.backbone.model)
         size = sum(value.numel() * value.element_size() for value in self.backbone.model.parameters())

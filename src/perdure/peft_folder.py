@@ -17,8 +17,9 @@ from torch import Tensor
 
 from perdure.checkpoint import find, inside
 from perdure.errors import CheckpointError, PerdureWarning
+from perdure.files import read_json
 from perdure.task_vector import LowRank, OnDemand
-from perdure.tensor_file import FLOATS, TensorFile, is_finite, read_json
+from perdure.tensor_file import FLOATS, TensorFile, is_finite
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 PREFIX = "base_model.model."

@@ -14,21 +14,23 @@ from perdure import registry
 from perdure.backbone import Backbone
 from perdure.data import read_tasks
 from perdure.errors import InputError
-from perdure.learn import Training
+from perdure.measure import Evaluation
 from perdure.merge import Rule, Since, Space
 from perdure.method import Method
 from perdure.results import Run
-from perdure.run import Evaluation, check_alignment, check_length, environment, go_on, settings_of
+from perdure.run import Plan, begin, check, check_alignment, go_on, settings_of
 from perdure.search import Search
 from perdure.settings import Section, checked, named, put, sentence, validate
 from perdure.stream import Scenario, TaskStream
+from perdure.training import Training
 
 
 class Recipe(BaseModel):
     """One run: a stream, a backbone, a method, a rule, and how to train.
 
     `stream` names a benchmark (with its settings), or lists one's own data, an entry per table (`scenario` is for
-    these). `backbone`, `method` and `rule` are a name, or a mapping of `name` (`model` for the backbone) and settings.
+    these); tasks that are `forgotten` are left out of it. `backbone`, `method` and `rule` are a name, or a mapping of
+    `name` (`model` for the backbone) and settings.
 
     Examples
     --------
@@ -50,6 +52,7 @@ class Recipe(BaseModel):
     training: dict[str, Any] = {}
     evaluation: dict[str, Any] = {}
     seed: Annotated[int, Ge(0)] = 0
+    forgotten: list[str] = []
 
     # -- reading
 
@@ -86,12 +89,13 @@ class Recipe(BaseModel):
     # -- the objects
 
     def make_stream(self) -> TaskStream:
-        """The tasks."""
+        """The tasks, but for those that were forgotten."""
         if isinstance(self.stream, list):
-            return own_stream(self.stream, scenario=self.scenario or "class", seed=self.seed)
-        name, options = named(self.stream, "stream")
-        stream = _benchmark(name, options, self.seed)
-        return replace(stream, scenario=self.scenario) if self.scenario else stream
+            stream = own_stream(self.stream, scenario=self.scenario or "class", seed=self.seed)
+        else:
+            stream = _benchmark(*named(self.stream, "stream"), self.seed)
+            stream = replace(stream, scenario=self.scenario) if self.scenario else stream
+        return replace(stream, tasks=tuple(task for task in stream if task.name not in self.forgotten))
 
     def make_backbone(self) -> Backbone:
         """The pre-trained model."""
@@ -116,41 +120,35 @@ class Recipe(BaseModel):
 
     # -- doing
 
-    def run(self, output: str | Path, *, more: bool = False, quiet: bool = True) -> Run:
-        """Do what the recipe says. Everything is checked before anything is trained.
-
-        With `more` the run is there already: it learns what it has not learned yet, and the recipe becomes its own.
-        """
+    def plan(self, stream: TaskStream | None = None) -> Plan:
+        """All that the run needs, checked before anything is trained; its `stream`, if the recipe cannot make it."""
         method, rule = self.make_method(), self.make_rule()
         training, evaluation = self.make_training(), self.make_evaluation()
         _check_together(method, rule, training)
         check_alignment(training, rule)
-        stream, backbone = self.make_stream(), self.make_backbone()
-        check_length(stream, rule)
-        settings = self.resolved(method, rule, training, evaluation, backbone)
-        if more:
-            results = Run(output)
-            results.recipe = settings
-        else:
-            results = Run.create(output, settings, environment())
-        return go_on(
-            results,
-            stream,
-            backbone,
-            method,
-            rule,
-            training=training,
-            evaluation=evaluation,
-            seed=self.seed,
-            quiet=quiet,
-        )
+        plan = Plan(stream or self.make_stream(), self.make_backbone(), method, rule, training, evaluation, self.seed)
+        check(plan)
+        return plan
 
-    def resolved(
-        self, method: Method, rule: Rule, training: Training, evaluation: Evaluation, backbone: Backbone
-    ) -> dict[str, Any]:
+    def run(self, output: str | Path, *, change: bool = False, quiet: bool = True) -> Run:
+        """Do what the recipe says, or go on with it. Everything is checked before anything is trained.
+
+        With `change` it becomes the recipe of the run that is there, whatever differs.
+
+        Raises
+        ------
+        RunError
+            Another process is writing the folder, or it holds a run with other settings.
+        Stopped
+            The run was asked to stop.
+        """
+        plan = self.plan()
+        return go_on(begin(output, self.resolved(plan), change=change), plan, quiet=quiet)
+
+    def resolved(self, plan: Plan) -> dict[str, Any]:
         """The recipe with all defaults written out."""
-        written = self.model_dump(exclude_none=True)
-        settings = settings_of(backbone, method, rule, training=training, evaluation=evaluation, seed=self.seed)
+        written = self.model_dump(exclude_none=True, exclude={"forgotten"} if not self.forgotten else None)
+        settings = settings_of(plan)
         settings["method"]["name"] = named(self.method, "method")[0]
         return written | settings
 

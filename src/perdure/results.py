@@ -1,65 +1,30 @@
-"""The run folder: write it, read it. Everything after training needs nothing else.
-
-    recipe.yaml · environment.json                    what was run, and on what
-    tasks/00-name/                                    one folder per task, complete or absent
-        adapter/            a PEFT folder that stock peft loads
-        start.safetensors   the module before the task
-        head.safetensors · statistics.safetensors · method.safetensors · gaussians.safetensors (with alignment)
-        task.json           name, classes, digests of the examples, the method's JSON state
-        manifest.json       size and SHA-256 of each file
-    combined.json                                     the rule as it was last applied, with the scale that was found
-    scores.csv · events.jsonl                         measured values; losses, times and sizes
+"""The run folder: write it, read it. Everything after training needs nothing else. `perdure.run_files` describes it.
 
 Every file is written under a temporary name, synced and renamed. safetensors and JSON only: nothing is unpickled.
 """
 
+import contextlib
+import copy
 import csv
-import hashlib
 import io
-import json
 import os
 import shutil
-import tempfile
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from jaxtyping import Float
 from numpy import ndarray
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
-from perdure import adapters
-from perdure.adapters import Adapter
-from perdure.alignment import Gaussians
-from perdure.errors import RunError
-from perdure.task_id import Statistics
+from perdure import files, lock, run_files, staging, task_folder
+from perdure.errors import OutputError
+from perdure.run_files import COLUMNS, reading
+from perdure.snapshot import Snapshot
+from perdure.task_folder import Learned
 
-GAUSSIANS = "gaussians.safetensors"
-COLUMNS = ("step", "task", "scenario", "task_id", "rule", "metric", "value")
-
-
-@dataclass(frozen=True)
-class Learned:
-    """All that is kept of one task."""
-
-    classes: tuple[str, ...]
-    adapter: Adapter
-    heads: dict[str, dict[str, Tensor]]
-    """By task: those that this task's training changed, which is its own and perhaps earlier ones."""
-    statistics: Statistics
-    state: dict[str, Any]
-    digests: dict[str, str]
-    """The SHA-256 of each split."""
-    gaussians: Gaussians | None = None
-    """Of the combined model's features when it had been learned; only where heads are aligned."""
-
-    @property
-    def name(self) -> str:
-        return self.adapter.name
+UNFINISHED = "unfinished.safetensors"
 
 
 class Run:
@@ -73,10 +38,8 @@ class Run:
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        if not (self.folder / "recipe.yaml").is_file():
-            raise RunError(
-                f"`{folder}` is not a run: it has no `recipe.yaml`. Give the folder that `perdure run` wrote."
-            )
+        self._recipe: tuple[Any, dict[str, Any]] | None = None
+        run_files.check_run(self.folder)
 
     @classmethod
     def create(cls, folder: str | Path, recipe: Mapping[str, Any], environment: Mapping[str, Any]) -> "Run":
@@ -86,61 +49,77 @@ class Run:
         ------
         RunError
             There is something in the folder already: nothing is ever overwritten.
+        OutputError
+            It cannot be written.
         """
-        folder = check_empty(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        write(folder / "environment.json", json.dumps(environment, indent=2))
-        write(folder / "recipe.yaml", dump_yaml(recipe))
+        folder = Path(folder)
+        try:
+            if not _was_being_made(folder):
+                staging.check_free(folder)
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"`{error.filename}` cannot be made: {error.strerror}.") from error
+        with lock.held(folder):
+            files.write(folder / "environment.json", files.to_json({"format": run_files.FORMAT, **environment}))
+            files.write(folder / "recipe.yaml", files.to_yaml(recipe))  # the last: with it the folder is a run
         return cls(folder)
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the run, so that no other process writes it, and remove what dead ones left.
+
+        Raises
+        ------
+        RunError
+            Another process is writing it.
+        """
+        with lock.held(self.folder):
+            for place in (self.folder, self.folder / "tasks"):
+                staging.sweep(place)
+            self._finish_forgetting()
+            yield
 
     # -- the recipe
 
     @property
     def recipe(self) -> dict[str, Any]:
         """The resolved recipe."""
-        return yaml.safe_load((self.folder / "recipe.yaml").read_text(encoding="utf-8"))
+        path = self.folder / "recipe.yaml"
+        with reading(path):
+            status = path.stat()
+            key = status.st_ino, status.st_mtime_ns, status.st_size
+        if self._recipe is None or self._recipe[0] != key:
+            self._recipe = key, run_files.recipe(self.folder)
+        return copy.deepcopy(self._recipe[1])
 
     @recipe.setter
     def recipe(self, value: Mapping[str, Any]) -> None:
-        write(self.folder / "recipe.yaml", dump_yaml(value))
+        files.write(self.folder / "recipe.yaml", files.to_yaml(value))
 
     # -- tasks
 
-    def task_folders(self) -> list[Path]:
-        """The folders of the tasks that are complete, in the order in which they were learned."""
-        folders = [path.parent for path in self.folder.glob("tasks/[0-9]*-*/manifest.json")]
-        return sorted(folders, key=lambda folder: int(folder.name.split("-", 1)[0]))
+    def task_folders(self) -> dict[str, Path]:
+        """The folders of the tasks that are complete, by name, in the order in which they were learned."""
+        return run_files.task_folders(self.folder, run_files.forgotten(self.recipe))
 
     @property
     def tasks(self) -> list[str]:
         """The names of the tasks learned."""
-        return [folder.name.split("-", 1)[1] for folder in self.task_folders()]
+        return list(self.task_folders())
 
     def save_task(self, learned: Learned, *, base: str, head: tuple[str, nn.Linear] | None) -> Path:
-        """Write a task's folder: all of it, or nothing."""
+        """Write a task's folder, all of it or nothing, and remove the state inside it, which is over.
+
+        Raises
+        ------
+        OutputError
+            The disk is full, or writing is not allowed.
+        """
         place = self.folder / "tasks" / f"{len(self.tasks):02d}-{learned.name}"
-        place.parent.mkdir(exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=place.parent, prefix=".") as temporary:
-            folder = Path(temporary) / place.name
-            adapters.save(folder / "adapter", learned.adapter, base=base, head=head)
-            tensors = {key: value for key, value in learned.state.items() if isinstance(value, Tensor)}
-            heads = {f"{task}/{key}": value for task, head in learned.heads.items() for key, value in head.items()}
-            save_file(heads, folder / "head.safetensors")
-            save_file(learned.statistics.tensors(), folder / "statistics.safetensors")
-            if learned.gaussians:
-                save_file(learned.gaussians.tensors(), folder / GAUSSIANS)
-            save_file(tensors, folder / "method.safetensors")
-            plain = {key: value for key, value in learned.state.items() if key not in tensors}
-            about = {"name": learned.name, "classes": list(learned.classes), "digests": learned.digests, "state": plain}
-            (folder / "task.json").write_text(json.dumps(about, indent=2), encoding="utf-8")
-            files = sorted(path for path in folder.rglob("*") if path.is_file())
-            for path in files:
-                sync(path)
-            manifest = {str(path.relative_to(folder)): _fingerprint(path) for path in files}
-            write(folder / "manifest.json", json.dumps(manifest, indent=2))
-            if place.exists():  # without a manifest: the remains of a write that never ended
-                shutil.rmtree(place)
-            os.replace(folder, place)
+        if place.exists():  # without a manifest: it counts for nothing
+            _remove(place)
+        task_folder.save(place, learned, base=base, head=head)
+        self.drop_unfinished()
         return place
 
     def load_task(self, name: str) -> Learned:
@@ -151,107 +130,188 @@ class Run:
         RunError
             A file is missing or is not what was written.
         """
-        folder = self.task_folders()[self.tasks.index(name)]
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        for file, expected in manifest.items():
-            if not (folder / file).is_file() or _fingerprint(folder / file) != expected:
-                raise RunError(f"`{folder / file}` is not what was written: it is damaged or was changed.")
-        about = json.loads((folder / "task.json").read_text(encoding="utf-8"))
-        heads: dict[str, dict[str, Tensor]] = {}
-        for key, value in load_file(folder / "head.safetensors").items():
-            task, _, part = key.partition("/")
-            heads.setdefault(task, {})[part] = value
-        return Learned(
-            classes=tuple(about["classes"]),
-            adapter=adapters.load(folder / "adapter", about["name"]),
-            heads=heads,
-            statistics=Statistics(**load_file(folder / "statistics.safetensors")),
-            state=about["state"] | load_file(folder / "method.safetensors"),
-            digests=about["digests"],
-            gaussians=Gaussians(**load_file(folder / GAUSSIANS)) if GAUSSIANS in manifest else None,
-        )
+        method = self.recipe.get("method")
+        pattern = method.get("target_modules") if isinstance(method, dict) else None
+        return task_folder.load(self.task_folders()[name], pattern=pattern if isinstance(pattern, str) else None)
+
+    def save_unfinished(self, snapshot: Snapshot) -> None:
+        """Write the state inside a task."""
+        snapshot.save(self.folder / UNFINISHED)
+
+    def load_unfinished(self) -> Snapshot | None:
+        """The state inside the task that was being learned, if there is one.
+
+        Raises
+        ------
+        RunError
+            It is damaged.
+        """
+        path = self.folder / UNFINISHED
+        with reading(path):
+            return Snapshot.load(path) if path.exists() else None
+
+    def drop_unfinished(self) -> None:
+        """Remove the state inside a task."""
+        _remove(self.folder / UNFINISHED)
+
+    def remove_task(self, name: str) -> None:
+        """Take the task that was learned last out of the run, with all that was measured of it."""
+        self._drop_values({name}, step=len(self.tasks) - 1)
+        _remove(self.task_folders()[name])
+        self.drop_unfinished()
+
+    def forget(self, name: str, recipe: Mapping[str, Any]) -> None:
+        """Take a task out of the run: its folder, and all that was measured of it or with it.
+
+        The moment that counts is the writing of the `recipe`, which has to list the task as `forgotten`; what is left
+        to do should the process die then, the next one does.
+        """
+        self.recipe = recipe
+        self._finish_forgetting()
+
+    def _finish_forgetting(self) -> None:
+        """Remove the folders of tasks that the recipe lists as forgotten, and what was measured with them."""
+        gone = set(run_files.forgotten(self.recipe))
+        present = run_files.task_folders(self.folder, [])
+        left = [name for name in present if name in gone]
+        if left:
+            _remove(self.folder / "report.html")
+            self.drop_unfinished()
+        for name in reversed(left):
+            self._drop_values({name}, step=list(present).index(name))
+            self._combine_without(name)
+            _remove(present[name])
+        self._renumber()
+
+    def _combine_without(self, name: str) -> None:
+        """A scale that was found with a task is no longer the one to use."""
+        if not self.tasks:
+            return _remove(self.folder / "combined.json")
+        rule, scales = self.combined(), self.combined()["options"].get("scale")
+        if rule["candidates"]:
+            rule["options"].pop("scale", None)
+        elif isinstance(scales, dict):
+            scales.pop(name, None)
+            rule["options"]["scale"] = scales
+        self.save_combined(rule | {"candidates": []})
+
+    def _renumber(self) -> None:
+        """Give the tasks' folders the numbers that they would have had without the others."""
+        for number, (name, place) in enumerate(self.task_folders().items()):
+            wanted = place.with_name(f"{number:02d}-{name}")
+            if place != wanted:
+                _moved(place, wanted)
+
+    def _drop_values(self, names: set[str], *, step: int) -> None:
+        """Drop what was measured after so many tasks, and every event of the tasks `names`."""
+        rows = [row for row in self.scores() if row["step"] <= step and row["task"] not in names]
+        self._write_scores(rows)
+        kept = [e for e in self.events() if e.get("task") not in names and not _after(e, step)]
+        files.write(self.folder / "events.jsonl", "".join(map(run_files.line, kept)))
 
     # -- values
 
     def add_scores(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Add measured values; one of the same step, task, scenario, task_id, rule and metric is replaced."""
         table = {_key(row): row for row in [*self.scores(), *rows]}
+        self._write_scores(table.values())
+
+    def _write_scores(self, rows: Iterable[Mapping[Any, Any]]) -> None:
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(table.values())
-        write(self.folder / "scores.csv", text.getvalue())
+        writer.writerows(rows)
+        files.write(self.folder / "scores.csv", text.getvalue())
 
     def scores(self) -> list[dict[str, Any]]:
         """The rows of scores.csv: `step` tasks had been learned when `value` was measured on `task`."""
-        path = self.folder / "scores.csv"
-        if not path.is_file():
-            return []
-        with path.open(newline="", encoding="utf-8") as file:
-            return [{**row, "step": int(row["step"]), "value": float(row["value"])} for row in csv.DictReader(file)]
+        return run_files.scores(self.folder)
 
     def matrix(self, rule: str | None = None, task_id: str = "posterior") -> Float[ndarray, "steps tasks"]:
         """The accuracy matrix R of a rule (by default the run's own): nan where nothing was measured."""
-        rule = rule or self.combined()["label"]
-        R = np.full((len(self.tasks), len(self.tasks)), np.nan)
+        rule, tasks = rule or self.combined()["label"], self.tasks
+        R = np.full((len(tasks), len(tasks)), np.nan)
         for row in self.scores():
-            if row["rule"] == rule and row["task_id"] == task_id and row["step"] > 0 and row["task"] in self.tasks:
-                R[row["step"] - 1, self.tasks.index(row["task"])] = row["value"]
+            if row["rule"] == rule and row["task_id"] == task_id and row["step"] > 0 and row["task"] in tasks:
+                R[row["step"] - 1, tasks.index(row["task"])] = row["value"]
         return R
 
     def event(self, values: Mapping[str, Any]) -> None:
         """Add one line to events.jsonl."""
-        with (self.folder / "events.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
+        path = self.folder / "events.jsonl"
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(run_files.line(dict(values)))
+        except OSError as error:
+            raise OutputError(f"`{path}` cannot be written: {error.strerror}. Finished tasks are kept.") from error
 
     def events(self) -> list[dict[str, Any]]:
         """The lines of events.jsonl."""
-        path = self.folder / "events.jsonl"
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+        return run_files.events(self.folder)
+
+    def trim_events(self, task: str | None, step: int) -> None:
+        """Drop the events of tasks that are not finished, but for the first steps of `task`, which are kept.
+
+        A process that was killed may have written more than it saved, and a part of a line.
+        """
+        learned = set(self.tasks)
+
+        def counts(event: dict[str, Any]) -> bool:
+            name = event.get("task")
+            inside = event.get("event") == "step" and name == task and event.get("step", 0) <= step
+            return name is None or name in learned or inside
+
+        if (self.folder / "events.jsonl").exists():
+            kept = "".join(run_files.line(event) for event in self.events() if counts(event))
+            files.write(self.folder / "events.jsonl", kept)
 
     def save_combined(self, rule: Mapping[str, Any]) -> None:
         """Write how the adapters are combined now."""
-        write(self.folder / "combined.json", json.dumps(rule, indent=2))
+        files.write(self.folder / "combined.json", files.to_json(rule))
 
     def combined(self) -> dict[str, Any]:
         """How the adapters are combined: name, options, space, since, and the candidates of a search."""
-        path = self.folder / "combined.json"
-        if not path.is_file():
-            raise RunError(f"`{self.folder}` holds no combined model yet: no task was finished.")
-        return json.loads(path.read_text(encoding="utf-8"))
+        return run_files.combined(self.folder)
+
+
+def _was_being_made(folder: Path) -> bool:
+    """Whether there is nothing in a folder but what a process leaves that dies while it makes a run."""
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return all(name in (lock.NAME, "environment.json") or name.endswith(files.ENDING) for name in names)
 
 
 def _key(row: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(str(row[name]) for name in COLUMNS[:-1])
 
 
-def _fingerprint(path: Path) -> dict[str, Any]:
-    return {"size": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+def _after(event: Mapping[str, Any], step: int) -> bool:
+    """Whether an event is a measurement after more than so many tasks."""
+    found = event.get("step")
+    return event.get("event") == "evaluation" and isinstance(found, int) and found > step
 
 
-def check_empty(folder: str | Path) -> Path:
-    """A folder that can be written: one that is not there, or has nothing in it."""
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise RunError(f"`{folder}` is there already and not empty. Give another `--output`, or remove it.")
-    return folder
+def _remove(path: Path) -> None:
+    """Remove a file or a folder; a folder disappears at once, under a name that counts for nothing.
+
+    Raises
+    ------
+    OutputError
+        It is not allowed.
+    """
+    try:
+        if path.is_dir():
+            hidden = path.with_name(f".{path.name}.{os.getpid()}{files.ENDING}")
+            os.rename(path, hidden)
+            files.sync(path.parent)
+            shutil.rmtree(hidden)
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"`{error.filename or path}` cannot be removed: {error.strerror}.") from error
 
 
-def write(path: Path, text: str) -> None:
-    """Write a file so that at any moment it is whole: the old one or the new."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    sync(temporary)
-    os.replace(temporary, path)
-
-
-def sync(path: Path) -> None:
-    """See to it that a file is on the disk, and that others may read it as they may its folder."""
-    path.chmod(path.parent.stat().st_mode & 0o666 or 0o644)
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def dump_yaml(value: Mapping[str, Any]) -> str:
-    """A mapping as YAML, in its own order."""
-    return yaml.safe_dump(dict(value), sort_keys=False, allow_unicode=True, width=110)
+def _moved(path: Path, place: Path) -> None:
+    try:
+        os.rename(path, place)
+    except OSError as error:
+        raise OutputError(f"`{path}` cannot be renamed: {error.strerror}.") from error

@@ -1,52 +1,37 @@
-"""The whole story: for each task of a stream, learn it, merge, evaluate, save."""
+"""The whole story: for each task of a stream, learn it, merge, evaluate, save; and go on where it was stopped."""
 
+import contextlib
 import dataclasses
-import importlib.metadata
-import os
-import platform
-import subprocess
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
-from perdure import adapters, registry
+from perdure import files, processes, registry, run_files
 from perdure.adapters import Adapter, same
-from perdure.alignment import Alignment, Gaussians, align
+from perdure.alignment import Gaussians, align
 from perdure.backbone import Backbone
-from perdure.errors import InputError, RunError
-from perdure.evaluate import TASK_IDS, Evaluator, TaskId, features
-from perdure.learn import Training, learn
-from perdure.merge import Combined, Rule, combine
+from perdure.changes import HARMLESS_IN_TRAINING, check_changes
+from perdure.environment import environment
+from perdure.errors import InputError, PerdureWarning
+from perdure.evaluate import features
+from perdure.learn import learn
+from perdure.measure import Evaluation, described, measure
+from perdure.merge import Rule, combine
 from perdure.method import Method
-from perdure.results import Learned, Run
+from perdure.restore import give_heads, restore
+from perdure.results import Run
 from perdure.rule import nature_of
+from perdure.snapshot import Snapshot
+from perdure.stopping import Stopping, stopping
 from perdure.stream import Task, TaskStream
-from perdure.task_id import Statistics, TaskPosterior, describe
-from perdure.task_vector import TaskVector
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """What is measured while a stream is learned.
-
-    Parameters
-    ----------
-    task_ids
-        How the task of a test example is known: `given`, by the task `posterior`, or not at all, with all heads
-        `concatenated`.
-    steps
-        After `all` tasks, or after the `last` only.
-    future
-        Also measure tasks before they are learned, which forward transfer needs.
-    """
-
-    task_ids: tuple[TaskId, ...] = TASK_IDS
-    steps: Literal["all", "last"] = "all"
-    future: bool = False
+from perdure.task_folder import Learned
+from perdure.task_id import Statistics, describe
+from perdure.training import Training
 
 
 def run(
@@ -63,12 +48,15 @@ def run(
 ) -> Run:
     """Learn a stream of tasks by a method, combine what was learned by a rule after each task, and measure it.
 
+    A run that was stopped, or killed, goes on when it is called again with the same settings and `output`, and comes to
+    the same result, bit for bit (in the same environment). Ctrl-C and SIGTERM finish the step and save.
+
     Parameters
     ----------
     rule
         By default the method's usual one.
     output
-        The run folder; it must be new or empty.
+        The run folder: new, empty, or that of this run.
     quiet
         Show no progress bars.
 
@@ -76,68 +64,151 @@ def run(
     -------
     Run
         The folder, from which everything can be read.
-    """
-    rule = rule if isinstance(rule, Rule) else Rule(name=rule or method.usual_rule)
-    training, evaluation = training or Training(), evaluation or Evaluation()
-    check_alignment(training, rule)
-    check_length(stream, rule)
-    settings = {
-        "stream": {"name": stream.name, "scenario": stream.scenario, "tasks_made_in_python": stream.names},
-        **settings_of(backbone, method, rule, training=training, evaluation=evaluation, seed=seed),
-    }
-    results = Run.create(output, settings, environment())
-    return go_on(
-        results,
-        stream,
-        backbone,
-        method,
-        rule,
-        training=training,
-        evaluation=evaluation,
-        seed=seed,
-        quiet=quiet,
-    )
-
-
-def go_on(
-    results: Run,
-    stream: TaskStream,
-    backbone: Backbone,
-    method: Method,
-    rule: Rule,
-    *,
-    training: Training,
-    evaluation: Evaluation,
-    seed: int,
-    quiet: bool = True,
-) -> Run:
-    """Learn the tasks of a stream that the run has not learned yet, and measure what has not been measured.
 
     Raises
     ------
     RunError
-        The stream does not begin with the tasks that the run has learned.
+        Another process is writing the folder, or it belongs to a run with other settings.
+    Stopped
+        The run was asked to stop.
     """
-    check_alignment(training, rule)
-    learned = restore(results, backbone, stream)
-    if training.alignment and any(task.gaussians is None for task in learned):
-        raise InputError("`alignment` must be on from the first task on, but the run has learned tasks without it.")
-    method.state = dict(learned[-1].state) if learned else {}  # it may have served another run before
-    measured = {row["step"] for row in results.scores() if row["rule"] == rule.label}
-    for step in range(len(learned), len(stream) + 1):
-        if step > len(learned):
-            seen = stream.until(step)
-            learned.append(
-                _learn_task(
-                    results, learned, seen, backbone, method, rule=rule, training=training, seed=seed, quiet=quiet
-                )
-            )
-            if not rule.searches:  # a search has its result only when it is measured
-                results.save_combined(_described(rule))
-        due = evaluation.future if step == 0 else evaluation.steps == "all" or step == len(stream)
-        if due and step not in measured:
-            measure(results, learned, stream, backbone, rule, evaluation=evaluation)
+    rule = rule if isinstance(rule, Rule) else Rule(name=rule or method.usual_rule)
+    plan = Plan(stream, backbone, method, rule, training or Training(), evaluation or Evaluation(), seed)
+    check(plan)
+    settings = {
+        "stream": {"name": stream.name, "scenario": stream.scenario, "tasks_made_in_python": stream.names},
+        **settings_of(plan),
+    }
+    return go_on(begin(output, settings), plan, quiet=quiet)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a run needs: what is learned, by what, and how."""
+
+    stream: TaskStream
+    backbone: Backbone
+    method: Method
+    rule: Rule
+    training: Training
+    evaluation: Evaluation
+    seed: int
+
+
+def begin(output: str | Path, settings: Mapping[str, Any], *, change: bool = False) -> Run:
+    """Make the folder of a run, or take the one that is there; `change` whatever its recipe says otherwise.
+
+    Raises
+    ------
+    RunError
+        It is that of a run with other settings, such as touch what was learned.
+    """
+    output, settings = Path(output), files.plain(settings)
+    if processes.first() and not (output / "recipe.yaml").is_file():
+        Run.create(output, settings, environment())
+    processes.wait()
+    results = Run(output)
+    before = results.recipe
+    if made_in_python(settings) and (gone := run_files.forgotten(before)):
+        settings["forgotten"] = gone  # such a stream says itself which tasks it has
+    if not change:
+        check_changes(output, before, settings)
+    if processes.first() and before != settings:
+        with results.writing():
+            results.recipe = settings
+    processes.wait()
     return results
+
+
+def go_on(results: Run, plan: Plan, *, quiet: bool = True) -> Run:
+    """Learn the tasks of a stream that the run has not learned yet, and measure what has not been measured.
+
+    With several processes all of them learn, and the first alone measures and writes.
+
+    Raises
+    ------
+    RunError
+        The stream does not begin with the tasks that the run has learned, or another process is writing the run.
+    Stopped
+        The run was asked to stop.
+    """
+    check(plan)
+    with contextlib.ExitStack() as stack:
+        if processes.first():
+            stack.enter_context(results.writing())
+        processes.wait()
+        again = "Call it again with the same `output`." if made_in_python(results.recipe) else ""
+        stop = stack.enter_context(stopping(again or f"Go on with `perdure run {results.folder}`."))
+        learned = restore(results, plan.backbone, plan.stream)
+        if plan.training.alignment and any(task.gaussians is None for task in learned):
+            raise InputError("`alignment` must be on from the first task on, but the run has learned tasks without it.")
+        plan.method.state = dict(learned[-1].state) if learned else {}  # it may have served another run before
+        resume = _unfinished(results, plan, len(learned))
+        processes.wait()  # before the first process writes
+        _settle(results, resume)
+        measured = _measured(results, plan)
+        for step in range(len(plan.stream) + 1):
+            if step > len(learned):
+                give_heads(plan.backbone, learned)
+                learned.append(_learn_task(results, learned, plan, resume=resume, quiet=quiet, stop=stop))
+                resume = None
+            due = plan.evaluation.future if step == 0 else plan.evaluation.steps == "all" or step == len(plan.stream)
+            if due and step not in measured and processes.first():
+                measure(results, learned[:step], plan.stream, plan.backbone, plan.rule, evaluation=plan.evaluation)
+    return results
+
+
+def made_in_python(recipe: Mapping[str, Any]) -> bool:
+    """Whether a run's stream was made in Python, so that its recipe cannot make it again."""
+    return isinstance(recipe["stream"], Mapping) and "tasks_made_in_python" in recipe["stream"]
+
+
+def _measured(results: Run, plan: Plan) -> set[int]:
+    """The steps whose values are there, for each way to know the task."""
+    rows = [row for row in results.scores() if row["rule"] == plan.rule.label]
+    found = [{row["step"] for row in rows if row["task_id"] == task_id} for task_id in plan.evaluation.task_ids]
+    return set.intersection(*found) if found else set()
+
+
+def _unfinished(results: Run, plan: Plan, learned: int) -> Snapshot | None:
+    """The state inside the next task, if it was begun with the same settings and examples."""
+    snapshot = results.load_unfinished()
+    if snapshot is None or learned == len(plan.stream):
+        return None
+    if snapshot.about.get("belongs_to") == _belongs_to(plan, plan.stream.until(learned + 1)):
+        return snapshot
+    message = "A task was being learned with other settings or examples when the run was stopped: it is begun again."
+    warnings.warn(message, PerdureWarning, stacklevel=3)
+    return None
+
+
+def _belongs_to(plan: Plan, seen: TaskStream) -> dict[str, Any]:
+    """What has to be the same for the training of a task to go on inside it."""
+    settings = settings_of(plan)
+    training = {key: value for key, value in settings["training"].items() if key not in HARMLESS_IN_TRAINING}
+    same = {"method": settings["method"], "backbone": settings["backbone"], "seed": plan.seed, "training": training}
+    return {"tasks": {task.name: task.digests()["train"] for task in seen}, **same}
+
+
+def _settle(results: Run, resume: Snapshot | None) -> None:
+    """Take back what a process that was stopped or killed wrote beyond what it saved."""
+    if processes.first():
+        task = list(resume.about["belongs_to"]["tasks"])[-1] if resume else None
+        results.trim_events(task, resume.about["step"] if resume else 0)
+        if resume is None:
+            results.drop_unfinished()
+
+
+def check(plan: Plan) -> None:
+    """Whether the parts of a run go together.
+
+    Raises
+    ------
+    InputError
+        They do not.
+    """
+    check_alignment(plan.training, plan.rule)
+    check_length(plan.stream, plan.rule)
 
 
 def check_alignment(training: Training, rule: Rule) -> None:
@@ -168,33 +239,40 @@ def check_length(stream: TaskStream, rule: Rule) -> None:
 def _learn_task(
     results: Run,
     earlier: Sequence[Learned],
-    seen: TaskStream,
-    backbone: Backbone,
-    method: Method,
+    plan: Plan,
     *,
-    rule: Rule,
-    training: Training,
-    seed: int,
+    resume: Snapshot | None,
     quiet: bool,
+    stop: Stopping,
 ) -> Learned:
-    """Learn the newest task, and save all that is kept of it."""
-    task, started = seen[-1], time.perf_counter()
+    """Learn the next task, and save all that is kept of it."""
+    backbone, method, seen = plan.backbone, plan.method, plan.stream.until(len(earlier) + 1)
+    task, started = seen[-1], time.perf_counter() - (resume.about["seconds"] if resume else 0.0)
     before = {name: backbone.head_state(name) for name in backbone.head_names}
+    belongs_to, first = _belongs_to(plan, seen), processes.first()
+
+    def keep(snapshot: Snapshot) -> None:
+        about = {"belongs_to": belongs_to, "seconds": time.perf_counter() - started}
+        results.save_unfinished(replace(snapshot, about=snapshot.about | about))
+
     adapter = learn(
         backbone,
         seen.tasks,
         method,
-        training,
+        plan.training,
         earlier=[old.adapter for old in earlier],
-        seed=seed,
-        log=results.event,
+        seed=plan.seed,
+        log=results.event if first else None,
         folder=results.folder,
-        quiet=quiet,
+        quiet=quiet or not first,
+        resume=resume,
+        keep=keep if first else None,
+        stop=stop,
     )
     rows = backbone.encode(task.rows("train"))
     gaussians = None
-    if training.alignment:
-        gaussians = _align(backbone, earlier, task, adapter, rule, settings=training.alignment, seed=seed)
+    if plan.training.alignment:
+        gaussians = _align(backbone, earlier, task, adapter, plan)
     after = {name: backbone.head_state(name) for name in backbone.head_names}
     learned = Learned(
         classes=task.classes,
@@ -205,12 +283,21 @@ def _learn_task(
         digests=task.digests(),
         gaussians=gaussians,
     )
-    stock_head = (backbone.head_name, backbone.head(task.name)) if backbone.head_name else None
-    results.save_task(learned, base=backbone.published, head=stock_head)
-    seconds = round(time.perf_counter() - started, 3)
-    about = {"seconds": seconds, "examples": len(rows), "trained": _trained(learned)}
-    results.event({"event": "task", "task": task.name, **about})
+    if first:
+        with stop.later():
+            _save(results, learned, plan, examples=len(rows), seconds=round(time.perf_counter() - started, 3))
     return learned
+
+
+def _save(results: Run, learned: Learned, plan: Plan, *, examples: int, seconds: float) -> None:
+    """All that is kept of a task, and what it took."""
+    about = {"seconds": seconds, "examples": examples, "trained": _trained(learned)}
+    results.event({"event": "task", "task": learned.name, **about})  # it counts only with the task's folder
+    backbone = plan.backbone
+    stock_head = (backbone.head_name, backbone.head(learned.name)) if backbone.head_name else None
+    results.save_task(learned, base=backbone.published, head=stock_head)
+    if not plan.rule.searches:  # a search has its result only when it is measured
+        results.save_combined(described(plan.rule))
 
 
 def _trained(learned: Learned) -> int:
@@ -220,134 +307,26 @@ def _trained(learned: Learned) -> int:
     return sum(value.numel() for part in (moved, *learned.heads.values()) for value in part.values())
 
 
-def _align(
-    backbone: Backbone,
-    earlier: Sequence[Learned],
-    task: Task,
-    adapter: Adapter,
-    rule: Rule,
-    *,
-    settings: Alignment,
-    seed: int,
-) -> Gaussians:
+def _align(backbone: Backbone, earlier: Sequence[Learned], task: Task, adapter: Adapter, plan: Plan) -> Gaussians:
     """Align the heads of all tasks so far; return what is to be remembered of the newest."""
-    combined = combine([*(old.adapter for old in earlier), adapter], rule)
+    settings = plan.training.alignment
+    assert settings
+    combined = combine([*(old.adapter for old in earlier), adapter], plan.rule)
     rows = backbone.encode(task.rows("train"))
     found = features(backbone, combined, rows).cpu()
     gaussians = Gaussians.of(found, torch.tensor(rows.labels), len(task.classes))
     remembered = {old.name: old.gaussians for old in earlier if old.gaussians} | {task.name: gaussians}
     classes = {old.name: old.classes for old in earlier} | {task.name: task.classes}
-    align(backbone, remembered, classes, settings, seed=seed + 1000 * len(remembered))
+    align(backbone, remembered, classes, settings, seed=plan.seed + 1000 * len(remembered))
     return gaussians
-
-
-def restore(results: Run, backbone: Backbone, stream: TaskStream | None = None) -> list[Learned]:
-    """Give the backbone the heads of a run's tasks and the last task's adapter, as they were left; return the tasks.
-
-    Raises
-    ------
-    RunError
-        The `stream` does not begin with the tasks that the run has learned, or their examples are others now.
-    """
-    learned = [results.load_task(name) for name in results.tasks]
-    if stream:
-        _check(learned, stream)
-    adapters.detach(backbone.model)  # another run may have used this backbone before
-    backbone.heads.clear()
-    give_heads(backbone, learned)
-    if learned:
-        adapters.attach(backbone.model, learned[-1].adapter.config)
-        adapters.write(backbone.model, learned[-1].adapter.parameters)
-    return learned
-
-
-def _check(learned: Sequence[Learned], stream: TaskStream) -> None:
-    names = [task.name for task in learned]
-    if stream.names[: len(names)] != names:
-        raise RunError(f"The run has learned the tasks {names}, but the stream has {stream.names}. Keep their order.")
-    for old, task in zip(learned, stream, strict=False):
-        if old.classes != task.classes or old.digests != task.digests():
-            raise RunError(
-                f"The examples of task `{task.name}` are not those that the run learned: the data has changed, and "
-                "what is test now may have been trained on. Put the old data back, or start a new run."
-            )
-
-
-def give_heads(backbone: Backbone, learned: Sequence[Learned]) -> None:
-    """The heads as they were after the last of these tasks; a later task may have trained an earlier one's head on."""
-    for task in learned:
-        for name, head in task.heads.items():
-            backbone.add_head(name, len(head["bias"]))
-            backbone.head(name).load_state_dict(head)
-
-
-def measure(
-    results: Run,
-    learned: Sequence[Learned],
-    stream: TaskStream,
-    backbone: Backbone,
-    rule: Rule,
-    *,
-    evaluation: Evaluation,
-    own: bool = True,
-) -> None:
-    """Combine the tasks learned and add one row of R for each way to know the task.
-
-    `own` says whether the rule is the run's own: the one that `predict` and `export` will take.
-    """
-    started = time.perf_counter()
-    seen = [task.name for task in learned]
-    give_heads(backbone, learned)
-    if evaluation.future:
-        _give_fresh_heads(backbone, stream.tasks[len(seen) :], results.recipe["seed"])
-    posterior = TaskPosterior({task.name: task.statistics for task in learned}) if learned else None
-    # before the first task every head is untrained, and every task as likely as the others
-    evaluator = Evaluator(backbone, stream, seen or stream.names, posterior)
-    found, candidates = rule, []
-    if rule.searches and learned:
-        found, candidates = evaluator.search_scale([task.adapter for task in learned], rule, stream.scenario)
-    combined = combine([task.adapter for task in learned], found) if learned else Combined(TaskVector({}))
-    row = evaluator.row(combined, stream.names if evaluation.future else seen, evaluation.task_ids)
-    unknown = "class" if stream.scenario == "task" else stream.scenario
-    results.add_scores(
-        {
-            "step": len(learned),
-            "task": task,
-            "scenario": "task" if task_id == "given" else unknown,
-            "task_id": task_id,
-            "rule": rule.label,
-            "metric": "accuracy",
-            "value": value,
-        }
-        for task_id, values in row.items()
-        for task, value in values.items()
-    )
-    about = {"rule": rule.label, "options": dict(found.options), "candidates": candidates}
-    seconds = round(time.perf_counter() - started, 3)
-    results.event({"event": "evaluation", "step": len(learned), "seconds": seconds, **about})
-    if learned and own:
-        results.save_combined(_described(found) | {"label": rule.label, "candidates": candidates})
-
-
-def _described(rule: Rule) -> dict[str, Any]:
-    return {"label": rule.label, **dataclasses.asdict(rule), "candidates": []}
-
-
-def _give_fresh_heads(backbone: Backbone, tasks: Sequence[Task], seed: int) -> None:
-    """Untrained heads for tasks to come, the same whenever they are measured."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for task in tasks:
-            backbone.add_head(task.name, len(task.classes))
 
 
 # -- what was run, and on what
 
 
-def settings_of(
-    backbone: Backbone, method: Method, rule: Rule, *, training: Training, evaluation: Evaluation, seed: int
-) -> dict[str, Any]:
+def settings_of(plan: Plan) -> dict[str, Any]:
     """All settings of a run but its stream, as a recipe states them."""
+    backbone, method, rule = plan.backbone, plan.method, plan.rule
     options = {field.name: getattr(method, field.name) for field in dataclasses.fields(method) if field.init}
     searched = {"search": _plain(rule.search)} if rule.searches else {}
     return {
@@ -360,9 +339,9 @@ def settings_of(
         },
         "method": {"name": type(method).__module__.rpartition(".")[2], **options},
         "rule": {"name": rule.name, "space": rule.space, "since": rule.since, **searched, **rule.options},
-        "training": _plain(training),
-        "evaluation": _plain(evaluation),
-        "seed": seed,
+        "training": _plain(plan.training),
+        "evaluation": _plain(plan.evaluation),
+        "seed": plan.seed,
     }
 
 
@@ -370,30 +349,3 @@ def _plain(settings: Any) -> dict[str, Any]:
     """A dataclass as YAML can hold it."""
     values = dataclasses.asdict(settings)
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-
-
-def environment() -> dict[str, Any]:
-    """Versions, source revision and hardware."""
-    packages = ("perdure", "torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "numpy")
-    return {
-        "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in packages},
-        "revision": _revision(),
-        "machine": platform.machine(),
-        "system": platform.system(),
-        "cpus": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }
-
-
-def _revision() -> str | None:
-    """The git revision of perdure's own source, if it is run from a checkout."""
-    here = Path(__file__).parent
-    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--exclude", "*"]
-    try:
-        tracked = subprocess.run(["git", "-C", str(here), "ls-files", "--error-unmatch", __file__], capture_output=True)
-        found = subprocess.run(command, capture_output=True, text=True)
-    except OSError:
-        return None
-    return found.stdout.strip() if tracked.returncode == 0 and found.returncode == 0 else None

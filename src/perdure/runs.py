@@ -5,13 +5,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from perdure.errors import InputError
+from perdure import processes
+from perdure.errors import InputError, Stopped
+from perdure.measure import measure
 from perdure.merge import Rule
 from perdure.model import Model, check_exportable
-from perdure.recipe import Recipe, make_rule
-from perdure.results import Run, check_empty
-from perdure.run import measure, restore
+from perdure.recipe import Recipe, make_rule, own_stream
+from perdure.restore import restore
+from perdure.results import Run
+from perdure.run_files import forgotten
 from perdure.settings import Section, named, put
+from perdure.staging import check_free
 from perdure.stream import TaskStream
 
 
@@ -40,20 +44,21 @@ def evaluate_run(
         The tasks or their examples are not those that the run learned.
     """
     results = Run(folder)
-    recipe = Recipe.parse(results.recipe)
-    stream, backbone = stream or recipe.make_stream(), recipe.make_backbone()
-    found = rule_of(folder, rule, settings)
-    learned = restore(results, backbone, stream)
-    for step in range(1 if steps == "all" else len(learned), len(learned) + 1):
-        measure(
-            results,
-            learned[:step],
-            stream,
-            backbone,
-            found or recipe.make_rule(),
-            evaluation=recipe.make_evaluation(),
-            own=found is None,
-        )
+    with results.writing():
+        recipe = Recipe.parse(results.recipe)
+        stream, backbone = stream or recipe.make_stream(), recipe.make_backbone()
+        found = rule_of(folder, rule, settings)
+        learned = restore(results, backbone, stream)
+        for step in range(1 if steps == "all" else len(learned), len(learned) + 1):
+            measure(
+                results,
+                learned[:step],
+                stream,
+                backbone,
+                found or recipe.make_rule(),
+                evaluation=recipe.make_evaluation(),
+                own=found is None,
+            )
     return results
 
 
@@ -79,7 +84,7 @@ def try_rule(
     """
     wanted = rule_of(folder, rule, settings)
     if output:
-        check_empty(output)
+        check_free(Path(output))
         check_exportable(wanted or Recipe.parse(Run(folder).recipe).make_rule())
     run = evaluate_run(folder, rule, settings, steps="last")
     if output:
@@ -104,7 +109,7 @@ def learn_more(
     entry
         The arguments of `read_tasks`, with `data`.
     backbone, seed, settings
-        For a new run. Of one that has learned something only `training` and `evaluation` can be changed.
+        For a new run. Of one that has learned something, only `training` and `evaluation` can be changed.
 
     Raises
     ------
@@ -117,6 +122,8 @@ def learn_more(
     results = Run(folder)
     before, learned = results.recipe, results.tasks
     values = before | {"stream": _entries(before["stream"], entry, learned)}
+    if gone := forgotten(before):  # what is learned again is no longer forgotten
+        values["forgotten"] = [name for name in gone if name not in own_stream([entry]).names]
     if learned:
         _check_unchanged(before, backbone, seed, settings)
         values["scenario"] = Recipe.parse(before).make_stream().scenario
@@ -126,9 +133,11 @@ def learn_more(
     if recipe.make_stream().names == learned:
         raise InputError(f"The run `{folder}` has learned these tasks already: {', '.join(learned)}.")
     try:
-        return recipe.run(folder, more=True, quiet=quiet)
+        return recipe.run(folder, change=True, quiet=quiet)
+    except Stopped:
+        raise
     except BaseException:
-        if results.tasks == learned:  # nothing came of it: the next attempt may name other columns
+        if results.tasks == learned and processes.first():  # nothing came of it: the next attempt may name others
             results.recipe = before
         raise
 

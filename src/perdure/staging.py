@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from perdure.errors import OutputError
-
-ENDING = ".perdure-partial"
+from perdure.files import ENDING, sync
+from perdure.lock import is_alive
 
 
 @contextlib.contextmanager
@@ -46,7 +46,7 @@ def new_folder(output: Path, *, size: int) -> Iterator[Path]:
                 _sync_all(folder)
                 os.rename(folder, output)  # fails if another process has put something there meanwhile
             with contextlib.suppress(OSError):  # it is there now; a folder that cannot be opened cannot be synced
-                _sync(output.parent)
+                sync(output.parent)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
             os.close(lock)
@@ -74,6 +74,9 @@ def room(output: Path) -> int:
 def sweep(parent: Path) -> None:
     """Remove what processes left that no longer live."""
     for folder in parent.glob(f".*{ENDING}"):
+        if not folder.is_dir():
+            _sweep_file(folder)
+            continue
         with contextlib.suppress(OSError):
             lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:
@@ -81,6 +84,14 @@ def sweep(parent: Path) -> None:
                 shutil.rmtree(folder)
             finally:
                 os.close(lock)
+
+
+def _sweep_file(path: Path) -> None:
+    """Remove a file that `files.write` left, whose name has the number of its process."""
+    pid = path.name.removesuffix(ENDING).rpartition(".")[2]
+    if not pid.isdecimal() or not is_alive(int(pid)):
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def _locked(output: Path) -> tuple[Path, int]:
@@ -139,13 +150,5 @@ def _explained(output: Path, size: int) -> Iterator[None]:
 
 def _sync_all(folder: Path) -> None:
     for path in sorted(folder.rglob("*")):
-        _sync(path)
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    file = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
+        sync(path)
+    sync(folder)

@@ -9,7 +9,6 @@ overlap.
 import json
 import math
 import os
-import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +18,9 @@ import torch
 from torch import Tensor
 
 from perdure.errors import CheckpointError
+from perdure.files import open_regular, parse_json
 
 MAX_HEADER = 100_000_000  # bytes, as the library has it
-MAX_JSON = 100_000_000
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 WHOLE = {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8}
 TORCH: dict[str, torch.dtype] = FLOATS | WHOLE | {"BOOL": torch.bool}
@@ -80,7 +79,7 @@ class TensorFile:
                     f"`{path}` is no safetensors file, or was cut: it has {size} bytes, and its header says that it "
                     f"has {length} (allowed: at most {MAX_HEADER}, and what the file holds)."
                 )
-            header = _parse(file.read(length), f"the header of `{path}`")
+            header = parse_json(file.read(length), f"the header of `{path}`")
         self.metadata = _metadata(path, header.pop("__metadata__", {}))
         self.start = 8 + length
         stored = {name: _stored(path, name, value, self.start) for name, value in header.items()}
@@ -111,6 +110,10 @@ class TensorFile:
         self._fill(as_bytes(place), start)
         return place.view(dtype).reshape(shape)
 
+    def read_all(self) -> dict[str, Tensor]:
+        """All tensors."""
+        return {name: self.read(name) for name in self.tensors}
+
     def _fill(self, place: memoryview, start: int) -> None:
         with open_regular(self.path) as file:
             done = 0
@@ -119,36 +122,6 @@ class TensorFile:
                 if not count:
                     raise CheckpointError(f"`{self.path}` has become shorter while it was read. Begin again.")
                 done += count
-
-
-def open_regular(path: Path) -> Any:
-    """A file opened for reading in bytes; never a pipe or a device, on which reading would wait.
-
-    Raises
-    ------
-    CheckpointError
-        There is no such file, or it cannot be read.
-    """
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise CheckpointError(f"`{path}` is not a file.")
-        return path.open("rb", buffering=0)
-    except OSError as error:
-        raise CheckpointError(f"`{path}` cannot be read: {error.strerror}.") from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises
-    ------
-    CheckpointError
-        There is no such file, or it holds something else.
-    """
-    with open_regular(path) as file:
-        if os.fstat(file.fileno()).st_size > MAX_JSON:
-            raise CheckpointError(f"`{path}` has more than {MAX_JSON} bytes, which no such file needs.")
-        return _parse(file.readall(), f"`{path}`")
 
 
 def header(tensors: Mapping[str, Stored], metadata: Mapping[str, str]) -> tuple[bytes, dict[str, Stored]]:
@@ -185,23 +158,6 @@ def as_bytes(value: Tensor) -> memoryview:
     """The bytes of a contiguous tensor on the CPU, not copied."""
     flat: Any = value.detach().reshape(-1).view(torch.uint8).numpy() if value.numel() else b""
     return memoryview(flat)
-
-
-def _parse(text: bytes, what: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text.decode("utf-8"), object_pairs_hook=_without_twins)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{what[0].upper()}{what[1:]} is not JSON: {str(error)[:200]}.") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{what[0].upper()}{what[1:]} is not a JSON object, but {type(value).__name__}.")
-    return value
-
-
-def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key is there twice")
-    return found
 
 
 def _metadata(path: Path, value: Any) -> dict[str, str]:

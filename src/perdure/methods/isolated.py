@@ -29,6 +29,10 @@ class Isolated(Method):
 
     start: Literal["fresh", "previous"] = "fresh"
 
+    @property
+    def isolates(self) -> bool:
+        return self.start == "fresh"
+
     def begin(self, backbone: Backbone, task: Task) -> None:
         if self.start == "fresh" or not adapters.attached(backbone.model):
             self.attach(backbone)

@@ -1,6 +1,5 @@
 """A report's dict → one HTML page that needs nothing else: no network, no scripts."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from perdure import files
 from perdure.report import figures
 from perdure.report.markdown import percent, table
 from perdure.report.summary import summarise
@@ -37,9 +37,7 @@ def report(folders: Sequence[str | Path], output: str | Path) -> dict[str, Any]:
     summary = summarise(folders)
     output = Path(output)
     output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_name(f".{output.name}.{os.getpid()}")
-    temporary.write_text(to_html(summary), encoding="utf-8")
-    temporary.replace(output)
+    files.write(output, to_html(summary))
     return summary
 
 

@@ -1,0 +1,5 @@
+"""`python -m perdure`, which `accelerate launch -m perdure` needs."""
+
+from perdure.cli import main
+
+main()

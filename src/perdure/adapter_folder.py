@@ -1,0 +1,85 @@
+"""What a task has learned, as files: a PEFT folder that stock peft loads, and beside it the start of training."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save as to_bytes
+from torch import Tensor, nn
+
+from perdure import adapters
+from perdure.adapters import Adapter
+from perdure.errors import CheckpointError
+from perdure.tensor_file import TensorFile
+
+PREFIX = "base_model.model."
+CONFIG, WEIGHTS, START, INPUTS = (
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "start.safetensors",
+    "inputs.safetensors",
+)
+MIDDLE = {"lora_A.weight": 0, "lora_B.weight": 1, "_down.weight": 0, "_down.bias": 0, "_up.weight": 1, "_up.bias": -1}
+"""Which dimension of a parameter is the module's rank: A and `down` have it as rows, B and `up` as columns."""
+
+
+def contents(adapter: Adapter, *, base: str, head: tuple[str, nn.Linear] | None) -> dict[str, bytes]:
+    """The files of an adapter: a PEFT folder `adapter/` that `peft.PeftModel.from_pretrained` loads, and the start.
+
+    `head` (name and layer) goes with it as peft's `modules_to_save`, so that the stock classification model gives the
+    task's logits.
+    """
+    config = adapter.config.to_dict() | {"base_model_name_or_path": base, "inference_mode": True}
+    tensors = {PREFIX + name: value.contiguous() for name, value in adapter.parameters.items()}
+    if head:
+        name, layer = head
+        config["modules_to_save"] = [name]
+        tensors |= {f"{PREFIX}{name}.{key}": value.detach().cpu() for key, value in layer.state_dict().items()}
+    plain: Any = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
+    found = {
+        f"adapter/{CONFIG}": json.dumps(plain, indent=2, sort_keys=True, default=str).encode(),
+        f"adapter/{WEIGHTS}": to_bytes(tensors, metadata={"format": "pt"}),
+        START: to_bytes(adapter.start),
+    }
+    return found | ({INPUTS: to_bytes(_shared(adapter.inputs))} if adapter.inputs else {})
+
+
+def _shared(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Layers that read the same tensor have one matrix, under all their names."""
+    names: dict[int, list[str]] = {}
+    for name, value in inputs.items():
+        names.setdefault(id(value), []).append(name)
+    return {",".join(group): inputs[group[0]] for group in names.values()}
+
+
+def load(folder: Path, name: str, *, pattern: str | None = None) -> Adapter:
+    """Read such files; `folder` is the PEFT folder. Shapes are compared with the configuration before anything is read.
+
+    `pattern` is the regular expression that `target_modules` may be: no other is matched, for it could take forever.
+
+    Raises
+    ------
+    CheckpointError
+        A file is missing or damaged, or they do not fit each other.
+    """
+    config = adapters.config_from(folder / CONFIG, pattern)
+    start, weights = TensorFile(folder.parent / START), TensorFile(folder / WEIGHTS)
+    rank = adapters.width_of(config)
+    for key, stored in start.tensors.items():
+        other = weights.tensors.get(PREFIX + key)
+        shape, middle = stored.shape, next((place for part, place in MIDDLE.items() if key.endswith(part)), None)
+        inner = shape[middle : middle + 1] if middle is not None and middle >= 0 else (rank,)
+        if middle is None or other is None or other.shape != shape or inner != (rank,):
+            raise CheckpointError(
+                f"`{key}` in `{start.path}` (shape {shape}) does not fit `{folder / CONFIG}` (rank {rank}) or "
+                f"`{weights.path}`."
+            )
+    parameters = {key: weights.read(PREFIX + key) for key in start.tensors}  # a head may lie beside them
+    return Adapter(name, config, start.read_all(), parameters, load_inputs(folder.parent))
+
+
+def load_inputs(folder: Path) -> dict[str, Tensor] | None:
+    """The kept covariances by layer, if there are any."""
+    if not (folder / INPUTS).is_file():
+        return None
+    return {name: value for group, value in TensorFile(folder / INPUTS).read_all().items() for name in group.split(",")}

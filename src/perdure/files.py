@@ -1,0 +1,180 @@
+"""Files read with care and written whole.
+
+Read: regular files of bounded size, as JSON, or as YAML without aliases (which a few lines can blow up to gigabytes).
+Written: under a temporary name, synced, and renamed, so that at any moment a file is the old one or the new.
+"""
+
+import contextlib
+import json
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from perdure.errors import CheckpointError, OutputError
+
+ENDING = ".perdure-partial"
+"""Of what is being written: a name that ends so, of a process that is gone, is rubbish."""
+MAX_JSON = 100_000_000  # bytes
+MAX_YAML = 1_000_000
+
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same in C, where PyYAML was built with it
+
+
+def open_regular(path: Path) -> Any:
+    """A file opened for reading in bytes; never a pipe or a device, on which reading would wait.
+
+    Raises
+    ------
+    CheckpointError
+        There is no such file, or it cannot be read.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise CheckpointError(f"`{path}` is not a file.")
+        return path.open("rb", buffering=0)
+    except OSError as error:
+        raise CheckpointError(f"`{path}` cannot be read: {error.strerror}.") from error
+
+
+def read_bytes(path: Path, limit: int) -> bytes:
+    """A file's content, if it has at most `limit` bytes.
+
+    Raises
+    ------
+    CheckpointError
+        It has more, or cannot be read.
+    """
+    with open_regular(path) as file:
+        if os.fstat(file.fileno()).st_size > limit:
+            raise CheckpointError(f"`{path}` has more than {limit} bytes, which no such file needs.")
+        return file.readall()
+
+
+def read_text(path: Path, limit: int = MAX_JSON) -> str:
+    """A text in UTF-8.
+
+    Raises
+    ------
+    CheckpointError
+        It has too many bytes, is no such text, or cannot be read.
+    """
+    try:
+        return read_bytes(path, limit).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"`{path}` is not written in UTF-8 ({error.reason} at byte {error.start}).") from error
+
+
+def read_json(path: Path, limit: int = MAX_JSON) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises
+    ------
+    CheckpointError
+        There is no such file, or it holds something else.
+    """
+    return parse_json(read_bytes(path, limit), f"`{path}`")
+
+
+def parse_json(text: bytes | str, what: str) -> dict[str, Any]:
+    """A JSON object; `what` it is, for the error."""
+    try:
+        text = text.decode("utf-8") if isinstance(text, bytes) else text
+        value = json.loads(text, object_pairs_hook=_without_twins)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{what[0].upper()}{what[1:]} is not JSON: {str(error)[:200]}.") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{what[0].upper()}{what[1:]} is not a JSON object, but {type(value).__name__}.")
+    return value
+
+
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key is there twice")
+    return found
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A mapping of plain values from a YAML file (a date becomes its text).
+
+    Raises
+    ------
+    CheckpointError
+        It is none, or too large, or has aliases.
+    """
+    text = read_text(path, MAX_YAML)
+    try:
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=_Loader)):
+            raise CheckpointError(f"`{path}` has aliases (`*name`), which are not read. Write their values out.")
+        value = yaml.load(text, Loader=_Loader)  # a safe loader
+        if not isinstance(value, dict):
+            raise CheckpointError(f"`{path}` is not a mapping of names and values, but {type(value).__name__}.")
+        return plain(value)
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError, OverflowError) as error:
+        why = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"`{path}` is not YAML that can be read: {why}.") from error
+
+
+def plain(value: Mapping[str, Any]) -> dict[str, Any]:
+    """A mapping as a file gives it back: lists for tuples, texts for what JSON does not know."""
+    return json.loads(json.dumps(value, default=str))
+
+
+def write(path: Path, content: str | bytes) -> None:
+    """Write a file, whole or not at all.
+
+    Raises
+    ------
+    OutputError
+        The disk is full, or writing is not allowed. What was at this place before is as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{ENDING}")
+    try:
+        put(temporary, content)
+        os.replace(temporary, path)
+        sync(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        why = error.strerror or str(error)
+        raise OutputError(f"`{path}` cannot be written: {why}. What was there before is as it was.") from error
+
+
+def put(path: Path, content: str | bytes) -> None:
+    """Write a file under its own name and see it onto the disk: for a place that nobody reads yet."""
+    try:
+        with path.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk does not say which file
+        raise
+
+
+def sync(path: Path) -> None:
+    """See to it that a file, or the names in a folder, are on the disk."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def to_json(value: Mapping[str, Any]) -> str:
+    """A mapping as the JSON of our files: indented, and without NaN or infinities, which JSON does not know."""
+    return json.dumps(value, indent=2, allow_nan=False)
+
+
+def to_yaml(value: Mapping[str, Any]) -> str:
+    """A mapping as YAML, in its own order, and without aliases."""
+    return yaml.dump(dict(value), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+
+
+class _Dumper(yaml.SafeDumper):
+    def ignore_aliases(self, data: Any) -> bool:
+        return True

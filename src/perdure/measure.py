@@ -1,0 +1,101 @@
+"""Measure what was learned: combine it, score it, and add the values to the run."""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from perdure.backbone import Backbone
+from perdure.evaluate import TASK_IDS, Evaluator, TaskId
+from perdure.merge import Combined, Rule, combine
+from perdure.restore import give_heads
+from perdure.results import Run
+from perdure.seeds import derived
+from perdure.stream import Task, TaskStream
+from perdure.task_folder import Learned
+from perdure.task_id import TaskPosterior
+from perdure.task_vector import TaskVector
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What is measured while a stream is learned.
+
+    Parameters
+    ----------
+    task_ids
+        How the task of a test example is known: `given`, by the task `posterior`, or not at all, with all heads
+        `concatenated`.
+    steps
+        After `all` tasks, or after the `last` only.
+    future
+        Also measure tasks before they are learned, which forward transfer needs.
+    """
+
+    task_ids: tuple[TaskId, ...] = TASK_IDS
+    steps: Literal["all", "last"] = "all"
+    future: bool = False
+
+
+def measure(
+    results: Run,
+    learned: Sequence[Learned],
+    stream: TaskStream,
+    backbone: Backbone,
+    rule: Rule,
+    *,
+    evaluation: Evaluation,
+    own: bool = True,
+) -> None:
+    """Combine the tasks learned and add one row of R for each way to know the task.
+
+    `own` says whether the rule is the run's own: the one that `predict` and `export` will take.
+    """
+    started = time.perf_counter()
+    seen = [task.name for task in learned]
+    give_heads(backbone, learned)
+    if evaluation.future:
+        _give_fresh_heads(backbone, stream.tasks[len(seen) :], results.recipe["seed"])
+    posterior = TaskPosterior({task.name: task.statistics for task in learned}) if learned else None
+    # before the first task every head is untrained, and every task as likely as the others
+    evaluator = Evaluator(backbone, stream, seen or stream.names, posterior)
+    found, candidates = rule, []
+    if rule.searches and learned:
+        found, candidates = evaluator.search_scale([task.adapter for task in learned], rule, stream.scenario)
+    combined = combine([task.adapter for task in learned], found) if learned else Combined(TaskVector({}))
+    row = evaluator.row(combined, stream.names if evaluation.future else seen, evaluation.task_ids)
+    unknown = "class" if stream.scenario == "task" else stream.scenario
+    about = {"rule": rule.label, "options": dict(found.options), "candidates": candidates}
+    seconds = round(time.perf_counter() - started, 3)
+    if learned and own:
+        results.save_combined(described(found) | {"label": rule.label, "candidates": candidates})
+    results.add_scores(
+        {
+            "step": len(learned),
+            "task": task,
+            "scenario": "task" if task_id == "given" else unknown,
+            "task_id": task_id,
+            "rule": rule.label,
+            "metric": "accuracy",
+            "value": value,
+        }
+        for task_id, values in row.items()
+        for task, value in values.items()
+    )
+    results.event({"event": "evaluation", "step": len(learned), "seconds": seconds, **about})
+
+
+def described(rule: Rule) -> dict[str, Any]:
+    """A rule as `combined.json` holds it, before a search."""
+    return {"label": rule.label, **dataclasses.asdict(rule), "candidates": []}
+
+
+def _give_fresh_heads(backbone: Backbone, tasks: Sequence[Task], seed: int) -> None:
+    """Untrained heads for tasks to come, the same whenever they are measured."""
+    with torch.random.fork_rng(devices=[]):
+        for task in tasks:
+            torch.manual_seed(derived(seed, task.name, "head"))
+            backbone.add_head(task.name, len(task.classes))

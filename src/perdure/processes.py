@@ -1,0 +1,62 @@
+"""Several processes that train one model: how many they are, which this one is, and what they say to each other.
+
+All run the same program on the same values (`accelerate launch`); the first alone writes.
+"""
+
+import os
+from collections.abc import Sequence
+from datetime import timedelta
+
+import torch
+from accelerate import InitProcessGroupKwargs, PartialState
+from accelerate.utils import broadcast, reduce
+from torch import Tensor
+
+PATIENCE = timedelta(days=7)  # the others wait while the first process evaluates
+
+
+def state() -> PartialState:
+    """accelerate's view of the processes; made when it is first asked for."""
+    launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return PartialState(**InitProcessGroupKwargs(timeout=PATIENCE).to_kwargs()) if launched else PartialState()
+
+
+def count() -> int:
+    """How many processes there are."""
+    return state().num_processes
+
+
+def number() -> int:
+    """Which of them this one is."""
+    return state().process_index
+
+
+def first() -> bool:
+    """Whether this is the process that writes."""
+    return state().is_main_process
+
+
+def wait() -> None:
+    """Go on when all processes have come here."""
+    state().wait_for_everyone()
+
+
+@torch.no_grad()
+def add_up(values: Sequence[Tensor]) -> None:
+    """Put into each tensor the sum of it over all processes."""
+    if count() > 1:
+        _through(values, lambda flat: reduce(flat, "sum"))
+
+
+@torch.no_grad()
+def as_the_first(values: Sequence[Tensor]) -> None:
+    """Put into each tensor what it is in the first process."""
+    if count() > 1:
+        _through(values, broadcast)
+
+
+def _through(values: Sequence[Tensor], exchange) -> None:
+    """Exchange many tensors as one: what costs is the number of messages."""
+    flat = exchange(torch.cat([value.detach().reshape(-1).double() for value in values]))
+    for value, part in zip(values, flat.split([value.numel() for value in values]), strict=True):
+        value.copy_(part.view_as(value))

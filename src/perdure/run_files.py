@@ -1,0 +1,176 @@
+"""The files of a run folder as plain values, read without torch: what everything that comes after training begins with.
+
+    recipe.yaml · environment.json                    what was run, and on what; the format of the folder
+    tasks/00-name/                                    one folder per task, complete or absent (`perdure.task_folder`)
+        task.json · manifest.json                     name, classes, …; size and SHA-256 of each file
+    unfinished.safetensors                            where the training of a task was stopped (`perdure.snapshot`)
+    combined.json                                     the rule as it was last applied, with the scale that was found
+    scores.csv · events.jsonl                         measured values; losses, times and sizes
+    lock.json                                         who is writing, while somebody is (`perdure.lock`)
+
+Formats: 1 (perdure 0.1.0), whose `environment.json` does not name it; 2. All are read, the newest is written.
+"""
+
+import contextlib
+import csv
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from perdure.errors import PerdureError, RunError
+from perdure.files import parse_json, read_json, read_text, read_yaml
+
+FORMAT = 2
+COLUMNS = ("step", "task", "scenario", "task_id", "rule", "metric", "value")
+PLACE = re.compile(r"(\d{2,6})-([A-Za-z0-9][\w-]*)")
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Whatever is wrong with a file of a run, as one sentence that names it."""
+    try:
+        yield
+    except RunError:
+        raise
+    except PerdureError as error:
+        raise RunError(f"{error} It is damaged or was changed.") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error, RecursionError) as error:
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise RunError(f"`{path}` cannot be read: {why}. It is damaged or was changed.") from error
+
+
+def check_run(folder: Path) -> None:
+    """Raise `RunError` if a folder is no run, or one of a format that is not known here."""
+    if not (folder / "recipe.yaml").is_file():
+        raise RunError(f"`{folder}` is not a run: it has no `recipe.yaml`. Give the folder that `perdure run` wrote.")
+    found = environment(folder).get("format", 1)
+    if type(found) is not int or not 1 <= found <= FORMAT:
+        raise RunError(
+            f"`{folder}` is a run of format {found!r}; this version of perdure reads the formats 1 to {FORMAT}. "
+            "Install a newer one."
+        )
+
+
+def recipe(folder: Path) -> dict[str, Any]:
+    """The resolved recipe."""
+    with reading(path := folder / "recipe.yaml"):
+        return read_yaml(path)
+
+
+def environment(folder: Path) -> dict[str, Any]:
+    """Versions and hardware, and the format; empty if the file is not there."""
+    path = folder / "environment.json"
+    with reading(path):
+        return read_json(path) if path.exists() else {}
+
+
+def task_folders(folder: Path, forgotten: list[str]) -> dict[str, Path]:
+    """The folders of the tasks that are complete, by name, in the order in which they were learned."""
+    found = [path.parent for path in folder.glob("tasks/*/manifest.json") if PLACE.fullmatch(path.parent.name)]
+    found.sort(key=lambda place: int(place.name.split("-", 1)[0]))
+    names = {place.name.split("-", 1)[1]: place for place in found}
+    return {name: place for name, place in names.items() if name not in forgotten}
+
+
+def forgotten(recipe: dict[str, Any]) -> list[str]:
+    """The tasks that were taken out of the run."""
+    names = recipe.get("forgotten") or []
+    return names if isinstance(names, list) else []
+
+
+def scores(folder: Path) -> list[dict[str, Any]]:
+    """The rows of scores.csv: `step` tasks had been learned when `value` was measured on `task`."""
+    path = folder / "scores.csv"
+    if not path.exists():
+        return []
+    with reading(path):
+        rows = csv.DictReader(read_text(path).splitlines(), strict=True)
+        if missing := set(COLUMNS) - set(rows.fieldnames or ()):
+            raise RunError(f"`{path}` has no column `{min(missing)}`. It is damaged or was changed.")
+        return [{**{name: row[name] or "" for name in COLUMNS}, **_numbers(row)} for row in rows]
+
+
+def _numbers(row: dict[str, Any]) -> dict[str, Any]:
+    return {"step": int(row["step"]), "value": float(row["value"])}
+
+
+def events(folder: Path) -> list[dict[str, Any]]:
+    """The lines of events.jsonl that are whole: a run that was killed may leave a part of one."""
+    path = folder / "events.jsonl"
+    if not path.exists():
+        return []
+    with reading(path):
+        return [event for line in read_text(path).splitlines() for event in _event(line)]
+
+
+def _event(line: str) -> list[dict[str, Any]]:
+    try:
+        return [parse_json(line, "a line")]
+    except PerdureError:
+        return []
+
+
+def combined(folder: Path) -> dict[str, Any]:
+    """How the adapters are combined: name, options, space, since, and the candidates of a search.
+
+    Raises
+    ------
+    RunError
+        There is none, because no task was finished; or it cannot be read.
+    """
+    path = folder / "combined.json"
+    if not path.exists():
+        raise RunError(f"`{folder}` holds no combined model yet: no task was finished.")
+    with reading(path):
+        rule = read_json(path)
+        found = rule.get("candidates", [])
+        if isinstance(found, dict):  # as version 0.1 wrote them
+            found = [{"scale": float(scale), "score": score} for scale, score in found.items()]
+        rule["candidates"] = [{"scale": one["scale"], "score": float(one["score"])} for one in found]
+        if not isinstance(rule.setdefault("options", {}), dict):
+            raise RunError(f"`{path}`: `options` is no table of settings. It is damaged or was changed.")
+        return rule
+
+
+def manifest(place: Path) -> dict[str, dict[str, Any]]:
+    """Size and SHA-256 of each file of a task's folder, by its name.
+
+    Raises
+    ------
+    RunError
+        It is damaged, or names a file outside the folder.
+    """
+    with reading(path := place / "manifest.json"):
+        found = read_json(path)
+        for name, about in found.items():
+            if not re.fullmatch(r"(adapter/)?[A-Za-z]\w*\.(json|safetensors)", name, flags=re.ASCII):
+                raise RunError(f"`{path}` names the file {name!r}, which no task has. It is damaged or was changed.")
+            if type(about["size"]) is not int or not isinstance(about["sha256"], str):
+                raise RunError(f"`{path}`: {name!r} is {str(about)[:100]}. It is damaged or was changed.")
+        return found
+
+
+def task(place: Path) -> dict[str, Any]:
+    """What `task.json` says: `name`, `classes`, `digests` of the examples, and the method's `state`.
+
+    Raises
+    ------
+    RunError
+        It is damaged.
+    """
+    with reading(path := place / "task.json"):
+        found = read_json(path)
+        wanted: dict[str, Any] = {"name": str, "classes": list, "digests": dict, "state": dict}
+        for key, kind in wanted.items():
+            if not isinstance(found[key], kind):
+                raise RunError(f"`{path}`: `{key}` is no {kind.__name__}. It is damaged or was changed.")
+        if found["name"] != place.name.split("-", 1)[1] or not all(isinstance(c, str) for c in found["classes"]):
+            raise RunError(f"`{path}` does not belong to its folder, or its classes are no texts.")
+        return found
+
+
+def line(event: dict[str, Any]) -> str:
+    """An event as a line."""
+    return json.dumps(event) + "\n"

@@ -1,0 +1,165 @@
+"""All that is kept of one task, and its folder: complete or absent, and checked before it is believed."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save as to_bytes
+from torch import Tensor, nn
+
+from perdure import adapter_folder, files, run_files, staging
+from perdure.adapters import Adapter
+from perdure.alignment import Gaussians
+from perdure.errors import RunError
+from perdure.run_files import reading
+from perdure.task_id import Statistics
+from perdure.tensor_file import TensorFile, is_finite
+
+HEAD, STATISTICS, METHOD, GAUSSIANS = (
+    "head.safetensors",
+    "statistics.safetensors",
+    "method.safetensors",
+    "gaussians.safetensors",
+)
+
+
+@dataclass(frozen=True)
+class Learned:
+    """All that is kept of one task."""
+
+    classes: tuple[str, ...]
+    adapter: Adapter
+    heads: dict[str, dict[str, Tensor]]
+    """By task: those that this task's training changed, which is its own and perhaps earlier ones."""
+    statistics: Statistics
+    state: dict[str, Any]
+    digests: dict[str, str]
+    """The SHA-256 of each split."""
+    gaussians: Gaussians | None = None
+    """Of the combined model's features when it had been learned; only where heads are aligned."""
+
+    @property
+    def name(self) -> str:
+        return self.adapter.name
+
+
+def save(place: Path, learned: Learned, *, base: str, head: tuple[str, nn.Linear] | None) -> None:
+    """Write a task's folder: all of it, or nothing.
+
+    Raises
+    ------
+    OutputError
+        The disk is full, or writing is not allowed.
+    """
+    tensors = {key: value for key, value in learned.state.items() if isinstance(value, Tensor)}
+    plain = {key: value for key, value in learned.state.items() if key not in tensors}
+    heads = {f"{task}/{key}": value for task, head in learned.heads.items() for key, value in head.items()}
+    about = {"name": learned.name, "classes": list(learned.classes), "digests": learned.digests, "state": plain}
+    contents = adapter_folder.contents(learned.adapter, base=base, head=head) | {
+        HEAD: to_bytes(heads),
+        STATISTICS: to_bytes(learned.statistics.tensors()),
+        METHOD: to_bytes(tensors),
+        "task.json": files.to_json(about).encode(),
+    }
+    if learned.gaussians:
+        contents[GAUSSIANS] = to_bytes(learned.gaussians.tensors())
+    manifest = {
+        name: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        for name, content in sorted(contents.items())
+    }
+    with staging.new_folder(place, size=sum(map(len, contents.values()))) as folder:
+        (folder / "adapter").mkdir()
+        for name, content in contents.items():
+            files.put(folder / name, content)
+        files.put(folder / "manifest.json", files.to_json(manifest))
+
+
+def load(place: Path, *, pattern: str | None = None) -> Learned:
+    """Read a task's folder, after its files have been compared with its manifest and their shapes with each other.
+
+    Parameters
+    ----------
+    pattern
+        The regular expression that may say which layers have an adapter: the recipe's.
+
+    Raises
+    ------
+    RunError
+        A file is missing or is not what was written.
+    """
+    manifest = run_files.manifest(place)
+    check(place, manifest)
+    about = run_files.task(place)
+    with reading(place):
+        head, statistics = TensorFile(place / HEAD), TensorFile(place / STATISTICS)
+        _check_shapes(place, len(about["classes"]), head, statistics)
+        found = TensorFile(place / GAUSSIANS).read_all() if GAUSSIANS in manifest else None
+        heads: dict[str, dict[str, Tensor]] = {}
+        for key, value in head.read_all().items():
+            task, _, name = key.partition("/")
+            heads.setdefault(task, {})[name] = value
+        return Learned(
+            classes=tuple(about["classes"]),
+            adapter=adapter_folder.load(place / "adapter", about["name"], pattern=pattern),
+            heads=heads,
+            statistics=Statistics(**statistics.read_all()),
+            state=about["state"] | TensorFile(place / METHOD).read_all(),
+            digests=about["digests"],
+            gaussians=Gaussians(**found) if found else None,
+        )
+
+
+def check(place: Path, manifest: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise `RunError` if a file of a task is missing or is not what was written."""
+    home = place.resolve()
+    for name, expected in manifest.items():
+        path = place / name
+        whole = path.is_file() and path.resolve().is_relative_to(home) and path.stat().st_size == expected["size"]
+        with reading(path):
+            if not whole or _fingerprint(path) != expected:
+                raise RunError(f"`{path}` is not what was written: it is missing, damaged, or was changed.")
+
+
+def _check_shapes(place: Path, classes: int, head: TensorFile, statistics: TensorFile) -> None:
+    """Before anything is read: the shapes of heads and statistics, which have to fit the number of classes."""
+    shapes = {key: stored.shape for key, stored in statistics.tensors.items()}
+    width = shapes.get("products", (0,))[:1]
+    if shapes != {"counts": (classes,), "sums": (classes, *width), "products": (*width, *width)}:
+        raise RunError(f"`{statistics.path}` is damaged: {shapes} are no statistics of {classes} classes.")
+    own = place.name.split("-", 1)[1]
+    for key, stored in head.tensors.items():
+        task, _, name = key.partition("/")
+        outputs = head.tensors.get(f"{task}/bias", stored).shape
+        columns = head.tensors.get(f"{own}/weight", stored).shape[1:]
+        shape = {"weight": (*outputs, *columns), "bias": outputs}.get(name)
+        if stored.shape != shape or len(outputs) != 1 or len(columns) != 1:
+            raise RunError(f"`{head.path}` is damaged: `{key}` has the shape {stored.shape}.")
+    if f"{own}/bias" not in head.tensors or head.tensors[f"{own}/bias"].shape != (classes,):
+        raise RunError(f"`{head.path}` is damaged: it has no head of {classes} classes for the task `{own}`.")
+
+
+def not_finite(learned: Learned) -> list[str]:
+    """What of a task holds values that are not finite."""
+    parts: dict[str, Mapping[str, Any]] = {
+        "adapter": learned.adapter.parameters,
+        "start": learned.adapter.start,
+        "inputs": learned.adapter.inputs or {},
+        "statistics": learned.statistics.tensors(),
+        "method": learned.state,
+        "gaussians": learned.gaussians.tensors() if learned.gaussians else {},
+        **{f"head {task}": head for task, head in learned.heads.items()},
+    }
+    return [
+        f"{where} {name}"
+        for where, values in parts.items()
+        for name, value in values.items()
+        if isinstance(value, Tensor) and value.dtype.is_floating_point and not is_finite(value)
+    ]
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    with files.open_regular(path) as file:
+        digest = hashlib.file_digest(file, "sha256")
+        return {"size": path.stat().st_size, "sha256": digest.hexdigest()}

@@ -1,0 +1,135 @@
+"""Check every file of a run: hashes, shapes, and that all values are finite."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from perdure import lock, run_files, task_folder
+from perdure.adapters import width_of
+from perdure.backbone import Backbone
+from perdure.errors import PerdureError
+from perdure.recipe import Recipe
+from perdure.restore import check_fits
+from perdure.results import UNFINISHED, Run
+from perdure.task_folder import Learned
+from perdure.tensor_file import is_finite
+
+
+@dataclass
+class Verification:
+    """What was found.
+
+    Attributes
+    ----------
+    sound
+        What is as it should be: by file or folder, one sentence each.
+    faults
+        What is not.
+    notes
+        What is no fault, but worth knowing.
+    """
+
+    sound: dict[str, str] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def attempt(self, what: str, check: Callable[[], str]) -> None:
+        """Note what a check says; whatever is wrong with it is a fault."""
+        try:
+            self.sound[what] = check()
+        except PerdureError as error:
+            self.faults.append(str(error))
+
+
+def verify(folder: str | Path, *, backbone: bool = True) -> Verification:
+    """Read all of a run: each file's size and SHA-256, shapes, finite values, and that its parts fit each other.
+
+    Parameters
+    ----------
+    backbone
+        Also load the run's pre-trained model and compare the shapes of adapters and heads with it.
+
+    Raises
+    ------
+    RunError
+        The folder is no run at all, or one of a format that is not known here.
+    """
+    run, found = Run(folder), Verification()
+    if holder := lock.holder(run.folder):
+        found.notes.append(f"Process {holder.get('pid')} on {holder.get('host')} is writing it now.")
+    found.attempt("recipe.yaml", lambda: _recipe(run))
+    if found.faults:  # nothing can be compared with it
+        return found
+    tasks: list[Learned] = []
+    for name, place in run.task_folders().items():
+        found.attempt(f"tasks/{place.name}", lambda name=name: _task(run, name, tasks))
+    found.attempt("tasks", lambda: _together(tasks))
+    found.attempt("scores.csv", lambda: _scores(run))
+    found.attempt("events.jsonl", lambda: f"{len(run.events())} events")
+    if tasks:
+        found.attempt("combined.json", lambda: _combined(run))
+    if (run.folder / UNFINISHED).exists():
+        found.attempt(UNFINISHED, lambda: _unfinished(run))
+    if backbone and tasks and not found.faults:
+        found.attempt("the pre-trained model", lambda: _backbone(run, tasks))
+    for path in sorted((run.folder / "tasks").glob("*")):
+        if path not in run.task_folders().values():
+            found.notes.append(f"`{path}` was never finished and counts for nothing.")
+    return found
+
+
+def _recipe(run: Run) -> str:
+    Recipe.parse(run.recipe, where=f"`{run.folder / 'recipe.yaml'}`")
+    return f"format {run_files.environment(run.folder).get('format', 1)}"
+
+
+def _task(run: Run, name: str, tasks: list[Learned]) -> str:
+    learned = run.load_task(name)
+    place, rank = run.task_folders()[name], run.recipe["method"].get("rank")
+    if wrong := task_folder.not_finite(learned):
+        raise PerdureError(f"`{place}` holds values that are not finite: {', '.join(wrong[:5])}.")
+    if rank is not None and width_of(learned.adapter.config) != rank:
+        raise PerdureError(f"`{place}` has rank {width_of(learned.adapter.config)}, but the recipe says {rank}.")
+    tasks.append(learned)
+    size = sum(about["size"] for about in run_files.manifest(place).values())
+    return f"{len(learned.classes)} classes, {size / 1e6:.1f} MB"
+
+
+def _together(tasks: list[Learned]) -> str:
+    features = {task.name: task.statistics.sums.shape[1] for task in tasks}
+    if len(set(features.values())) > 1:
+        raise PerdureError(f"The statistics of the tasks are of different widths: {features}.")
+    return f"{len(tasks)} learned"
+
+
+def _scores(run: Run) -> str:
+    rows = run.scores()
+    for number, row in enumerate(rows, start=2):
+        if not math.isfinite(row["value"]) or not 0 <= row["step"] <= len(run.tasks):
+            raise PerdureError(f"Line {number} of `{run.folder / 'scores.csv'}` has step {row['step']} of "
+                               f"{len(run.tasks)}, value {row['value']}.")  # fmt: skip
+    return f"{len(rows)} values"
+
+
+def _combined(run: Run) -> str:
+    label = run.combined()["label"]
+    if not isinstance(label, str):
+        raise PerdureError(f"`{run.folder / 'combined.json'}`: `label` is {label!r}, no text.")
+    return label
+
+
+def _unfinished(run: Run) -> str:
+    snapshot: Any = run.load_unfinished()
+    wrong = [name for name, value in snapshot.tensors.items() if value.is_floating_point() and not is_finite(value)]
+    if wrong:
+        raise PerdureError(f"`{run.folder / UNFINISHED}` holds values that are not finite: {', '.join(wrong[:5])}.")
+    return f"inside a task, after step {snapshot.about.get('step')}"
+
+
+def _backbone(run: Run, tasks: list[Learned]) -> str:
+    model: Backbone = Recipe.parse(run.recipe).make_backbone()
+    for task in tasks:
+        check_fits(model, task)
+    return f"`{model.source}` fits {len(tasks)} adapters"
