@@ -51,8 +51,8 @@ def make_run(folder, scores, tasks=("a", "b"), *, recipe=None, combined=None, ev
     for number, task in enumerate(tasks):
         place = folder / "tasks" / f"{number:02d}-{task}"
         place.mkdir(parents=True)
-        (place / "manifest.json").write_text('{"x": {"size": 40, "sha256": ""}, "y": {"size": 2, "sha256": ""}}')
-        (place / "task.json").write_text(json.dumps({"name": task, "classes": ["no", "yes"], "state": {}}))
+        (place / "manifest.json").write_text('{"x.json": {"size": 40, "sha256": ""}, "y.json": {"size": 2, "sha256": ""}}')
+        (place / "task.json").write_text(json.dumps({"name": task, "classes": ["no", "yes"], "digests": {}, "state": {}}))
     (folder / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
     return folder
 
@@ -314,7 +314,7 @@ def test_a_folder_that_is_no_run(tmp_path):
         ("recipe.yaml", "a: [1"),
         ("combined.json", '{"candidates": [1]}'),
         ("combined.json", "{"),
-        ("tasks/00-a/manifest.json", '{"x": {}}'),
+        ("tasks/00-a/manifest.json", '{"x.json": {}}'),
     ],
 )
 def test_a_broken_file_is_named(tmp_path, file, text):

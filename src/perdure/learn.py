@@ -99,6 +99,7 @@ def learn(
         with stop.later():
             _train(accelerator, course, log=log, quiet=quiet, keep=keep, stop=stop)
         backbone.eval()
+        plant(derived(seed, task.name, "end"))  # the same whether the last step was made now or before a stop
         method.end(backbone, task)
         inputs = _inputs(backbone, task) if training.keep_inputs else None
     accelerator.end_training()
