@@ -56,8 +56,9 @@ def counted(place, which, where):
     return calls
 
 def contents(place):
-    keep = [path for path in place.rglob("*") if path.is_file() and path.name not in ("environment.json", "events.jsonl")]
-    return {str(path.relative_to(place)): path.read_bytes() for path in keep}
+    found = [path for path in place.rglob("*") if path.is_file()]
+    found = [path for path in found if path.name not in ("environment.json", "events.jsonl")]  # they hold times
+    return {str(path.relative_to(place)): path.read_bytes() for path in found}
 
 attempt(folder / "whole")
 whole = contents(folder / "whole")

@@ -51,8 +51,12 @@ def make_run(folder, scores, tasks=("a", "b"), *, recipe=None, combined=None, ev
     for number, task in enumerate(tasks):
         place = folder / "tasks" / f"{number:02d}-{task}"
         place.mkdir(parents=True)
-        (place / "manifest.json").write_text('{"x.json": {"size": 40, "sha256": ""}, "y.json": {"size": 2, "sha256": ""}}')
-        (place / "task.json").write_text(json.dumps({"name": task, "classes": ["no", "yes"], "digests": {}, "state": {}}))
+        (place / "manifest.json").write_text(
+            '{"x.json": {"size": 40, "sha256": ""}, "y.json": {"size": 2, "sha256": ""}}'
+        )
+        (place / "task.json").write_text(
+            json.dumps({"name": task, "classes": ["no", "yes"], "digests": {}, "state": {}})
+        )
     (folder / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
     return folder
 
