@@ -80,6 +80,6 @@ def load(folder: Path, name: str, *, pattern: str | None = None) -> Adapter:
 
 def load_inputs(folder: Path) -> dict[str, Tensor] | None:
     """The kept covariances by layer, if there are any."""
-    if not (folder / INPUTS).is_file():
+    if not (path := folder / INPUTS).exists():
         return None
-    return {name: value for group, value in TensorFile(folder / INPUTS).read_all().items() for name in group.split(",")}
+    return {name: value for group, value in TensorFile(path).read_all().items() for name in group.split(",")}

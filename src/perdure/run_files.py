@@ -35,15 +35,18 @@ def reading(path: Path) -> Iterator[None]:
     except RunError:
         raise
     except PerdureError as error:
-        raise RunError(f"{error} It is damaged or was changed.") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error, RecursionError) as error:
+        refused = isinstance(error.__cause__, OSError)  # by the system: that says nothing of what is in the file
+        raise RunError(str(error) if refused else f"{error} It is damaged or was changed.") from error
+    except OSError as error:
+        raise RunError(f"`{error.filename or path}` cannot be read: {error.strerror or error}.") from error
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, csv.Error, RecursionError) as error:
         why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise RunError(f"`{path}` cannot be read: {why}. It is damaged or was changed.") from error
 
 
 def check_run(folder: Path) -> None:
     """Raise `RunError` if a folder is no run, or one of a format that is not known here."""
-    if not (folder / "recipe.yaml").is_file():
+    if not is_run(folder):
         raise RunError(f"`{folder}` is not a run: it has no `recipe.yaml`. Give the folder that `perdure run` wrote.")
     found = environment(folder).get("format", 1)
     if type(found) is not int or not 1 <= found <= FORMAT:
@@ -51,6 +54,12 @@ def check_run(folder: Path) -> None:
             f"`{folder}` is a run of format {found!r}; this version of perdure reads the formats 1 to {FORMAT}. "
             "Install a newer one."
         )
+
+
+def is_run(folder: Path) -> bool:
+    """Whether there is a run in a folder."""
+    with reading(path := folder / "recipe.yaml"):
+        return path.is_file()
 
 
 def recipe(folder: Path) -> dict[str, Any]:
@@ -68,7 +77,9 @@ def environment(folder: Path) -> dict[str, Any]:
 
 def task_folders(folder: Path, forgotten: list[str]) -> dict[str, Path]:
     """The folders of the tasks that are complete, by name, in the order in which they were learned."""
-    found = [path.parent for path in folder.glob("tasks/*/manifest.json") if PLACE.fullmatch(path.parent.name)]
+    with reading(home := folder / "tasks"):
+        places = sorted(home.iterdir()) if home.is_dir() else []  # `glob` would pass over what may not be read
+        found = [place for place in places if PLACE.fullmatch(place.name) and (place / "manifest.json").exists()]
     found.sort(key=lambda place: int(place.name.split("-", 1)[0]))
     names = {place.name.split("-", 1)[1]: place for place in found}
     return {name: place for name, place in names.items() if name not in forgotten}
@@ -82,10 +93,9 @@ def forgotten(recipe: dict[str, Any]) -> list[str]:
 
 def scores(folder: Path) -> list[dict[str, Any]]:
     """The rows of scores.csv: `step` tasks had been learned when `value` was measured on `task`."""
-    path = folder / "scores.csv"
-    if not path.exists():
-        return []
-    with reading(path):
+    with reading(path := folder / "scores.csv"):
+        if not path.exists():
+            return []
         rows = csv.DictReader(read_text(path).splitlines(), strict=True)
         if missing := set(COLUMNS) - set(rows.fieldnames or ()):
             raise RunError(f"`{path}` has no column `{min(missing)}`. It is damaged or was changed.")
@@ -98,10 +108,9 @@ def _numbers(row: dict[str, Any]) -> dict[str, Any]:
 
 def events(folder: Path) -> list[dict[str, Any]]:
     """The lines of events.jsonl that are whole: a run that was killed may leave a part of one."""
-    path = folder / "events.jsonl"
-    if not path.exists():
-        return []
-    with reading(path):
+    with reading(path := folder / "events.jsonl"):
+        if not path.exists():
+            return []
         return [event for line in read_text(path).splitlines() for event in _event(line)]
 
 
@@ -120,10 +129,9 @@ def combined(folder: Path) -> dict[str, Any]:
     RunError
         There is none, because no task was finished; or it cannot be read.
     """
-    path = folder / "combined.json"
-    if not path.exists():
-        raise RunError(f"`{folder}` holds no combined model yet: no task was finished.")
-    with reading(path):
+    with reading(path := folder / "combined.json"):
+        if not path.exists():
+            raise RunError(f"`{folder}` holds no combined model yet: no task was finished.")
         rule = read_json(path)
         found = rule.get("candidates", [])
         if isinstance(found, dict):  # as version 0.1 wrote them

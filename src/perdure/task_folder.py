@@ -116,8 +116,8 @@ def check(place: Path, manifest: Mapping[str, Mapping[str, Any]]) -> None:
     home = place.resolve()
     for name, expected in manifest.items():
         path = place / name
-        whole = path.is_file() and path.resolve().is_relative_to(home) and path.stat().st_size == expected["size"]
         with reading(path):
+            whole = path.is_file() and path.resolve().is_relative_to(home) and path.stat().st_size == expected["size"]
             if not whole or _fingerprint(path) != expected:
                 raise RunError(f"`{path}` is not what was written: it is missing, damaged, or was changed.")
 
