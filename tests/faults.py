@@ -20,8 +20,6 @@ EVENTS = {
     "os.rmdir",
     "os.scandir",
     "os.truncate",
-    "shutil.rmtree",
-    "tempfile.mkdtemp",
     "fcntl.flock",
 }
 READS = {"os.listdir", "os.scandir", "stat", "fstat", "read", "preadv", "readinto"}
@@ -80,7 +78,7 @@ def _place(path: Any) -> str:
 def _hook(event: str, arguments: tuple[Any, ...]) -> None:
     if _now is None or event not in EVENTS:
         return
-    path, name = arguments[0], event.removeprefix("os.").removeprefix("shutil.")
+    path, name = arguments[0], event.removeprefix("os.")
     at = arguments[-1] if event in ("os.remove", "os.rmdir", "os.mkdir") else -1  # relative to an open folder
     if isinstance(at, int) and at >= 0 and not os.path.isabs(os.fsdecode(path)):
         path = f"{_place(at)}/{os.fsdecode(path)}"

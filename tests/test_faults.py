@@ -122,6 +122,8 @@ def _read(folder: Path, made: dict[str, Any]) -> None:
     Model(folder).predict(["w1 w2"])
 
 
+READING = ("report", "verify", "read")
+"""They change nothing but `report.html`, and take longer: a part of their operations fails in turn, but in a soak."""
 ACTIONS: dict[str, tuple[str, Callable[[Path, dict[str, Any]], Any]]] = {
     "create": ("", _create),
     "lock": ("two", _writing(lambda results, made: None)),
@@ -169,21 +171,24 @@ def test_every_operation_fails_in_every_way(name, made, tmp_path, monkeypatch):
         act()
     after, refused, wrong = whole(folder), 0, list[str]()
     assert len(counted.done) > 5
-    for number, (operation, kinds) in enumerate(counted.done):
-        for kind in kinds:
+    cases = [(number, kind) for number, (_, kinds) in enumerate(counted.done) for kind in kinds]
+    if name in READING and not SOAK:
+        cases = random.Random(0).sample(cases, min(len(cases), 60))
+    for number, kind in cases:
+        if name not in READING:
             fresh()
-            faults = Faults(folder, number, kind)
-            try:
-                said = attempt(act, faults)
-                refused += bool(said)
-                assert not said or re.search(rf"`{re.escape(str(folder))}(/[^`]*)?`", said), f"no place in: {said}"
-                check_readable(folder, before, after)
+        try:
+            said = attempt(act, Faults(folder, number, kind))
+            refused += bool(said)
+            assert not said or re.search(rf"`{re.escape(str(folder))}(/[^`]*)?`", said), f"no place in: {said}"
+            check_readable(folder, before, after)
+            if name not in READING and (said or name != "event"):
                 act()
-                if name not in ("event", "report") or said:
-                    assert counting(whole(folder)) == counting(after), "done again, it is something else"
-            except Exception as error:
-                frame = traceback.extract_tb(error.__traceback__)[-2:]
-                wrong.append(f"{kind} at {number}, {operation}: {type(error).__name__}: {error} ({frame})")
+            assert counting(whole(folder)) == counting(after), "done again, it is something else"
+        except Exception as error:
+            trace = [f"{Path(one.filename).name}:{one.lineno}" for one in traceback.extract_tb(error.__traceback__)]
+            operation = counted.done[number][0]
+            wrong.append(f"{kind} at {number}, {operation}: {type(error).__name__}: {error} ({trace[-6:]})")
     assert not wrong, f"{len(wrong)} wrong:\n" + "\n".join(wrong[:20])
     assert refused > 5
 

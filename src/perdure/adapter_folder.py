@@ -52,18 +52,16 @@ def _shared(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     return {",".join(group): inputs[group[0]] for group in names.values()}
 
 
-def load(folder: Path, name: str, *, pattern: str | None = None) -> Adapter:
+def load(folder: Path, name: str) -> Adapter:
     """Read such files; `folder` is the PEFT folder. Shapes are compared with the configuration before anything is read.
-
-    `pattern` is the regular expression that `target_modules` may be: no other is matched, for it could take forever.
 
     Raises
     ------
     CheckpointError
         A file is missing or damaged, or they do not fit each other.
     """
-    config = adapters.config_from(folder / CONFIG, pattern)
     start, weights = TensorFile(folder.parent / START), TensorFile(folder / WEIGHTS)
+    config = adapters.config_from(folder / CONFIG, {_layer(key) for key in start.tensors})
     rank = adapters.width_of(config)
     for key, stored in start.tensors.items():
         other = weights.tensors.get(PREFIX + key)
@@ -76,6 +74,11 @@ def load(folder: Path, name: str, *, pattern: str | None = None) -> Adapter:
             )
     parameters = {key: weights.read(PREFIX + key) for key in start.tensors}  # a head may lie beside them
     return Adapter(name, config, start.read_all(), parameters, load_inputs(folder.parent))
+
+
+def _layer(key: str) -> str:
+    """The layer that a parameter belongs to."""
+    return key.removesuffix(".weight").removesuffix(".bias").rpartition(".")[0]
 
 
 def load_inputs(folder: Path) -> dict[str, Tensor] | None:

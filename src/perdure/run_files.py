@@ -68,6 +68,42 @@ def recipe(folder: Path) -> dict[str, Any]:
         return read_yaml(path)
 
 
+SECTIONS: dict[str, type | tuple[type, ...]] = {
+    "stream": (dict, list),
+    "backbone": dict,
+    "method": dict,
+    "rule": dict,
+    "training": dict,
+    "evaluation": dict,
+    "seed": int,
+}
+EVENT: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("event", "task", "rule"), str),
+    **dict.fromkeys(("step", "epoch", "examples", "trained"), int),
+    **dict.fromkeys(("loss", "learning_rate", "seconds"), (int, float)),
+    "options": dict,
+}
+
+
+def whole_recipe(folder: Path) -> dict[str, Any]:
+    """The resolved recipe, if it has every section that a run writes: to do something by it, not only to show it.
+
+    Raises
+    ------
+    RunError
+        It has not.
+    """
+    with reading(path := folder / "recipe.yaml"):
+        found = recipe(folder)
+        for section, kind in SECTIONS.items():
+            if not isinstance(found[section], kind):
+                raise RunError(f"`{path}`: `{section}` is {str(found[section])[:100]}. It is damaged or was changed.")
+        names = [found["backbone"]["model"], found["method"]["name"], found["rule"]["name"], *forgotten(found)]
+        if not all(isinstance(name, str) for name in names):
+            raise RunError(f"`{path}`: a name is no text. It is damaged or was changed.")
+        return found
+
+
 def environment(folder: Path) -> dict[str, Any]:
     """Versions and hardware, and the format; empty if the file is not there."""
     path = folder / "environment.json"
@@ -111,14 +147,18 @@ def events(folder: Path) -> list[dict[str, Any]]:
     with reading(path := folder / "events.jsonl"):
         if not path.exists():
             return []
-        return [event for line in read_text(path).splitlines() for event in _event(line)]
+        return [event for line in read_text(path).splitlines() for event in _event(path, line)]
 
 
-def _event(line: str) -> list[dict[str, Any]]:
+def _event(path: Path, line: str) -> list[dict[str, Any]]:
     try:
-        return [parse_json(line, "a line")]
+        event = parse_json(line, "a line")
     except PerdureError:
         return []
+    for name, kind in EVENT.items():
+        if event.get(name) is not None and not isinstance(event[name], kind):
+            raise RunError(f"`{path}`: `{name}` is {str(event[name])[:100]} in a line. It is damaged or was changed.")
+    return [event]
 
 
 def combined(folder: Path) -> dict[str, Any]:
@@ -136,10 +176,17 @@ def combined(folder: Path) -> dict[str, Any]:
         found = rule.get("candidates", [])
         if isinstance(found, dict):  # as version 0.1 wrote them
             found = [{"scale": float(scale), "score": score} for scale, score in found.items()]
-        rule["candidates"] = [{"scale": one["scale"], "score": float(one["score"])} for one in found]
-        if not isinstance(rule.setdefault("options", {}), dict):
-            raise RunError(f"`{path}`: `options` is no table of settings. It is damaged or was changed.")
+        rule["candidates"] = [{"scale": _scale(one["scale"]), "score": float(one["score"])} for one in found]
+        rule = {"options": {}, "space": "delta", "since": "pretrained", "label": rule["name"]} | rule
+        for key, kind in {"name": str, "label": str, "options": dict, "space": str, "since": str}.items():
+            if not isinstance(rule[key], kind):
+                raise RunError(f"`{path}`: `{key}` is {str(rule[key])[:100]}. It is damaged or was changed.")
         return rule
+
+
+def _scale(value: Any) -> float | dict[str, Any]:
+    """One number, or those of each task."""
+    return value if isinstance(value, dict) else float(value)
 
 
 def manifest(place: Path) -> dict[str, dict[str, Any]]:

@@ -76,13 +76,8 @@ def save(place: Path, learned: Learned, *, base: str, head: tuple[str, nn.Linear
         files.put(folder / "manifest.json", files.to_json(manifest))
 
 
-def load(place: Path, *, pattern: str | None = None) -> Learned:
+def load(place: Path) -> Learned:
     """Read a task's folder, after its files have been compared with its manifest and their shapes with each other.
-
-    Parameters
-    ----------
-    pattern
-        The regular expression that may say which layers have an adapter: the recipe's.
 
     Raises
     ------
@@ -102,7 +97,7 @@ def load(place: Path, *, pattern: str | None = None) -> Learned:
             heads.setdefault(task, {})[name] = value
         return Learned(
             classes=tuple(about["classes"]),
-            adapter=adapter_folder.load(place / "adapter", about["name"], pattern=pattern),
+            adapter=adapter_folder.load(place / "adapter", about["name"]),
             heads=heads,
             statistics=Statistics(**statistics.read_all()),
             state=about["state"] | TensorFile(place / METHOD).read_all(),

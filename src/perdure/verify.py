@@ -70,11 +70,15 @@ def verify(folder: str | Path, *, backbone: bool = True) -> Verification:
     found.attempt("events.jsonl", lambda: f"{len(run.events())} events")
     if tasks:
         found.attempt("combined.json", lambda: _combined(run))
-    if (run.folder / UNFINISHED).exists():
+    with run_files.reading(path := run.folder / UNFINISHED):
+        inside = path.exists()
+    if inside:
         found.attempt(UNFINISHED, lambda: _unfinished(run))
     if backbone and tasks and not found.faults:
         found.attempt("the pre-trained model", lambda: _backbone(run, tasks))
-    for path in sorted((run.folder / "tasks").glob("*")):
+    with run_files.reading(home := run.folder / "tasks"):
+        places = sorted(home.iterdir()) if home.is_dir() else []
+    for path in places:
         if path not in run.task_folders().values():
             found.notes.append(f"`{path}` was never finished and counts for nothing.")
     return found
