@@ -192,3 +192,85 @@ def test_every_operation_fails_in_every_way(name, made, tmp_path, monkeypatch):
     assert not wrong, f"{len(wrong)} wrong:\n" + "\n".join(wrong[:20])
     assert refused > 5
 
+
+
+@pytest.fixture(scope="module")
+def table(pico, tmp_path_factory) -> dict[str, Any]:
+    """A recipe of two small tables."""
+    place = tmp_path_factory.mktemp("tables")
+    for number, name in enumerate(("fruit", "colour")):
+        rows = [("text", "label"), *((f"w{i} w{number} w{i % 2}", "ab"[i % 2]) for i in range(16))]
+        with open(place / f"{name}.csv", "w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows(rows)
+    return {
+        "stream": [{"data": str(place / f"{name}.csv")} for name in ("fruit", "colour")],
+        "backbone": {"model": str(pico()), "pooling": "mean", "max_length": 8},
+        "method": {"name": "isolated", "rank": 1},
+        "training": {"epochs": 1, "batch_size": 8, "checkpoint_steps": 1},
+    }
+
+
+def test_a_whole_run_fails_somewhere_and_goes_on(table, tmp_path, monkeypatch):
+    """It comes to the same result, whatever was refused on the way: a sample of all moments; in a soak each of them."""
+    monkeypatch.setattr(os, "fsync", lambda number: None)
+    folder = tmp_path / "run"
+
+    def act() -> None:
+        Recipe.parse(table).run(folder)
+
+    with watching(Faults(folder)) as counted:
+        act()
+    expected, refused = counting(whole(folder)), 0
+    moments, drawn = list(range(len(counted.done))), random.Random(0)
+    for number in moments if SOAK else drawn.sample(moments, 20):
+        operation, kinds = counted.done[number]
+        kind = drawn.choice(kinds)
+        shutil.rmtree(folder)
+        said = attempt(act, Faults(folder, number, kind))
+        refused += bool(said)
+        assert not said or str(folder) in said, f"{kind} at {number}, {operation}: {said}"
+        act()
+        assert counting(whole(folder)) == expected, f"{kind} at {number}, {operation}"
+    assert refused > 10 and len(moments) > 500
+
+
+LIMITED = """
+import resource, sys
+import torch
+from perdure import OutputError, Run
+from perdure.snapshot import Snapshot
+resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))
+run = Run(sys.argv[1])
+try:
+    with run.writing():
+        run.save_unfinished(Snapshot({"step": 2}, {"parameter/0": torch.ones(5000)}))
+except OutputError as error:
+    sys.exit(f"refused: {error}")
+"""
+
+
+def test_a_limit_of_the_system(made, tmp_path):
+    folder = Path(shutil.copytree(made["two"], tmp_path / "run"))
+    before = whole(folder)
+    environment = os.environ | {"PYTHONPATH": str(Path(perdure.__file__).parents[1])}
+    command = [sys.executable, "-c", LIMITED, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 1 and f"refused: `{folder / UNFINISHED}` cannot be written" in done.stderr, done.stderr
+    assert whole(folder) == before
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_may_not_be_written(made, tmp_path):
+    folder = Path(shutil.copytree(made["two"], tmp_path / "run"))
+    before = whole(folder)
+    for place in (folder / "tasks", folder):
+        place.chmod(0o555)
+    try:
+        assert len(Model(folder).predict(["w1 w2"])) == 1 and not verify(folder, backbone=False).faults
+        for name, (start, action) in ACTIONS.items():
+            if start == "two" and name not in READING:
+                with pytest.raises(PerdureError, match=re.escape(str(folder))):
+                    action(folder, made)
+        assert whole(folder) == before
+    finally:
+        folder.chmod(0o755)

