@@ -9,7 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-KINDS = {"full": errno.ENOSPC, "denied": errno.EACCES, "read-only": errno.EROFS, "broken": errno.EIO, "torn": errno.ENOSPC}
+KINDS = {
+    "full": errno.ENOSPC,
+    "denied": errno.EACCES,
+    "read-only": errno.EROFS,
+    "broken": errno.EIO,
+    "torn": errno.ENOSPC,
+}
 EVENTS = {
     "open",
     "os.chmod",

@@ -47,7 +47,7 @@ class Hang(BaseException):
 
 
 def prepare() -> None:
-    """Beside the runs of format 1: one of the newest format that was stopped inside its second task, and bottlenecks."""
+    """Beside the runs of format 1: one of the newest that was stopped inside its second task, and one of bottlenecks."""
     Path("outside").mkdir()
     Path("outside/file").write_text("mine")
     stream = [{"data": "fruit.csv"}, {"data": "colour.csv"}]

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -16,7 +17,19 @@ HOSTILE: list[Any] = [
     *(0, -1, 1, 2, 3, 7, 16, 17, 2**31, 2**63, 10**30, 10**400, 0.5, -0.0, 1e-320, 1e308),
     *(float("nan"), float("inf"), -float("inf"), True, False, None, [], {}, [[]], [None], {"": {}}, [1, "a"]),
     *("", " ", "x", "fruit", "colour", "..", "../../../etc/passwd", "/etc/passwd", "/dev/zero", "~", "a/b", "a\0b"),
-    *("(a+)+$", r"(\w+\.?)+!", r".*(.*)*(.+)+\d!", "(", "[", "\ud800", "\n", "name,with,commas", '"', "\u202e", "é" * 9),
+    *(
+        "(a+)+$",
+        r"(\w+\.?)+!",
+        r".*(.*)*(.+)+\d!",
+        "(",
+        "[",
+        "\ud800",
+        "\n",
+        "name,with,commas",
+        '"',
+        "\u202e",
+        "é" * 9,
+    ),
     *("a" * 10_000, "nan", "1e999", "search", "1/n", "9" * 5000, ["query", "(x+x+)+y"], ["a"] * 1000, {"scale": {}}),
     *({"a": float("nan")}, [10**18], [0, 10**15], [10**9, 10**9], [-1, 4], "I64", "F64", "BOOL", "F4", "U16", "C64"),
     *("isolated", "inflora", "joint", "oracle", "sum", "slerp", "smile", "regmean", "delta", "factor", "start", DEEP),
@@ -228,7 +241,9 @@ def in_header(path: Path, random: Random) -> str:
     length = int.from_bytes(content[:8], "little")
     value, said = in_value(json.loads(content[8 : 8 + length]), random)
     text = dumped(value).encode()
-    path.write_bytes(random.choice([len(text)] * 20 + [2**63, 0, length]).to_bytes(8, "little") + text + content[8 + length :])
+    path.write_bytes(
+        random.choice([len(text)] * 20 + [2**63, 0, length]).to_bytes(8, "little") + text + content[8 + length :]
+    )
     return f"header: {said}"
 
 
@@ -237,57 +252,70 @@ def in_tensors(path: Path, random: Random) -> str:
     content = path.read_bytes()
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
-    about = header.pop("__metadata__", None)
+    about = {"__metadata__": header.pop("__metadata__")} if "__metadata__" in header else {}
     tensors = {
-        name: [one["dtype"], one["shape"], content[8 + length :][slice(*one["data_offsets"])]]
+        name: (one["dtype"], one["shape"], content[8 + length :][slice(*one["data_offsets"])])
         for name, one in header.items()
     }
     said = []
     for _ in range(random.choice([1, 1, 2])):
         name = random.choice([*tensors, "new"])
-        dtype, shape, data = tensors.get(name, ["F32", [1], b"\0\0\0\0"])
-        kind = random.choice(["shape", "shape", "dtype", "name", "out", "values", "values", "size", "copy"])
-        said.append(f"{kind} {name}")
-        numbers = len(data) // BYTES.get(dtype, 4)
-        if kind == "shape":
-            shape = random.choice([[numbers], [1, numbers], [numbers, 1], shape[::-1], [*shape, 1], [2, numbers // 2]])
-            tensors[name] = [dtype, shape, data[: BYTES[dtype] * _product(shape)]]
-        elif kind == "size":
-            shape = random.choice([[], [0], [0, 10**15], [10**15, 0], [1], [10**5, 1], [1000, 1000], [2, 3], [*shape, 0]])
-            shape = shape if random.random() < 0.5 else [max(0, n + random.choice([-1, 0, 1, n])) for n in shape]
-            tensors[name] = [dtype, shape, bytes(min(BYTES[dtype] * _product(shape), 20_000_000))]
-        elif kind == "dtype":
-            dtype = random.choice(list(BYTES))
-            tensors[name] = [dtype, shape, (data * 8)[: BYTES[dtype] * _product(shape)]]
-        elif kind == "name":
-            new = random.choice(["", "x", "fruit/bias", "../x/weight", "colour/weight", f"{name}x", f"x.{name}", "\0", "a.b"])
-            tensors[new] = tensors.pop(name, [dtype, shape, data])
-        elif kind == "out":
+        change = random.choice(["shape", "shape", "dtype", "name", "out", "values", "values", "size", "copy"])
+        said.append(f"{change} {name}")
+        old = tensors.get(name, ("F32", [1], b"\0\0\0\0"))
+        if change in ("name", "out"):
             tensors.pop(name, None)
-        elif kind == "values":
-            one = random.choice([b"\xff" * 8, b"\0" * 8, b"\0\0\x80\x7f" * 2, b"\x7f" * 8, b"\0\0\0\0\0\0\xf0\x7f"])
-            data = random.choice([(one * (len(data) // 8 + 1))[: len(data)], (one + data)[: len(data)]])
-            tensors[name] = [dtype, shape, data]
-        else:
-            tensors[random.choice(list(tensors) or ["x"])] = [dtype, shape, data]
-        if not tensors:
-            break
-    place, entries, end = {}, {}, 0
+        if change == "name":
+            names = ["", "x", "fruit/bias", "../x/weight", "colour/weight", f"{name}x", f"x.{name}", "\0", "a.b"]
+            tensors[random.choice(names)] = old
+        elif change == "copy":
+            tensors[random.choice([*tensors, "x"])] = old
+        elif change != "out":
+            tensors[name] = TENSOR[change](*old, random)
+    entries, end = {}, 0
     for name, (dtype, shape, data) in tensors.items():
         entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + len(data)]}
         end += len(data)
-    if about and random.random() < 0.9:
-        place = {"__metadata__": about}
-    text = json.dumps(place | entries).encode()
+    text = json.dumps((about if random.random() < 0.9 else {}) | entries).encode()
     path.write_bytes(len(text).to_bytes(8, "little") + text + b"".join(data for _, _, data in tensors.values()))
     return "; ".join(said)
 
 
-def _product(shape: list[int]) -> int:
-    found = 1
-    for number in shape:
-        found *= number
-    return found
+Stored = tuple[str, list[int], bytes]
+
+
+def _shape(dtype: str, shape: list[int], data: bytes, random: Random) -> Stored:
+    """The same numbers in other rows."""
+    n = len(data) // BYTES[dtype]
+    shape = random.choice([[n], [1, n], [n, 1], shape[::-1], [*shape, 1], [2, n // 2]])
+    return dtype, shape, data[: BYTES[dtype] * math.prod(shape)]
+
+
+def _size(dtype: str, shape: list[int], data: bytes, random: Random) -> Stored:
+    """More or fewer zeros."""
+    other = random.choice([[], [0], [0, 10**15], [10**15, 0], [1], [10**5, 1], [1000, 1000], [2, 3], [*shape, 0]])
+    shape = random.choice([other, [max(0, n + random.choice([-1, 0, 1, n])) for n in shape]])
+    return dtype, shape, bytes(min(BYTES[dtype] * math.prod(shape), 20_000_000))
+
+
+def _dtype(dtype: str, shape: list[int], data: bytes, random: Random) -> Stored:
+    """The same shape of another type."""
+    dtype = random.choice(list(BYTES))
+    return dtype, shape, (data * 8)[: BYTES[dtype] * math.prod(shape)]
+
+
+def _values(dtype: str, shape: list[int], data: bytes, random: Random) -> Stored:
+    """One or all of the numbers are NaN, infinite, zero, or very large."""
+    one = random.choice([b"\xff" * 8, b"\0" * 8, b"\0\0\x80\x7f" * 2, b"\x7f" * 8, b"\0\0\0\0\0\0\xf0\x7f"])
+    return dtype, shape, (random.choice([one + data, one * (len(data) // 8 + 1)]))[: len(data)]
+
+
+TENSOR: dict[str, Callable[[str, list[int], bytes, Random], Stored]] = {
+    "shape": _shape,
+    "size": _size,
+    "dtype": _dtype,
+    "values": _values,
+}
 
 
 CHANGES: dict[str, list[Callable[[Path, Random], str]]] = {

@@ -76,6 +76,6 @@ print(len(lost))
 
 
 def test_nothing_is_asked_of_the_network(tmp_path, monkeypatch):
-    """Neither for a sound run nor for one that lacks a file, `adapter_config.json` among them; without HF_HUB_OFFLINE."""
+    """Neither for a sound run nor for one that lacks a file, `adapter_config.json` among them."""
     monkeypatch.delenv("HF_HUB_OFFLINE")
     assert int(python(tmp_path / "runs", "-c", OFFLINE, timeout=300)) > 15

@@ -53,7 +53,9 @@ def make_run(folder, scores, tasks=("a", "b"), *, recipe=None, combined=None, ev
         place.mkdir(parents=True)
         manifest = {"task.json": {"size": 40, "sha256": ""}, "x.safetensors": {"size": 2, "sha256": ""}}
         (place / "manifest.json").write_text(json.dumps(manifest))
-        (place / "task.json").write_text(json.dumps({"name": task, "classes": ["no", "yes"], "digests": {}, "state": {}}))
+        (place / "task.json").write_text(
+            json.dumps({"name": task, "classes": ["no", "yes"], "digests": {}, "state": {}})
+        )
     (folder / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
     return folder
 

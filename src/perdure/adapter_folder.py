@@ -52,8 +52,10 @@ def _shared(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     return {",".join(group): inputs[group[0]] for group in names.values()}
 
 
-def load(folder: Path, name: str) -> Adapter:
+def load(folder: Path, name: str, wanted: int | None = None) -> Adapter:
     """Read such files; `folder` is the PEFT folder. Shapes are compared with the configuration before anything is read.
+
+    `wanted` is the rank that it has to have, if that is known.
 
     Raises
     ------
@@ -62,7 +64,8 @@ def load(folder: Path, name: str) -> Adapter:
     """
     start, weights = TensorFile(folder.parent / START), TensorFile(folder / WEIGHTS)
     config = adapters.config_from(folder / CONFIG, {_layer(key) for key in start.tensors})
-    rank = adapters.width_of(config)
+    if (rank := adapters.width_of(config)) != (wanted or rank):
+        raise CheckpointError(f"`{folder / CONFIG}` has rank {rank}, but the recipe says {wanted}.")
     for key, stored in start.tensors.items():
         other = weights.tensors.get(PREFIX + key)
         shape, middle = stored.shape, next((place for part, place in MIDDLE.items() if key.endswith(part)), None)

@@ -278,6 +278,7 @@ def _scale(config: peft.LoraConfig) -> float:
 
 # -- the configuration that a file states
 
+
 def config_from(path: Path, layers: set[str]) -> peft.PeftConfig:
     """peft's configuration from its file: the settings that this library makes; any other must be as usual.
 

@@ -129,7 +129,7 @@ class Run:
         RunError
             A file is missing or is not what was written.
         """
-        return task_folder.load(self.task_folders()[name])
+        return task_folder.load(self.task_folders()[name], rank=self.recipe["method"].get("rank"))
 
     def save_unfinished(self, snapshot: Snapshot) -> None:
         """Write the state inside a task."""

@@ -76,8 +76,13 @@ def save(place: Path, learned: Learned, *, base: str, head: tuple[str, nn.Linear
         files.put(folder / "manifest.json", files.to_json(manifest))
 
 
-def load(place: Path) -> Learned:
+def load(place: Path, *, rank: int | None = None) -> Learned:
     """Read a task's folder, after its files have been compared with its manifest and their shapes with each other.
+
+    Parameters
+    ----------
+    rank
+        Of the module, as the recipe says.
 
     Raises
     ------
@@ -97,7 +102,7 @@ def load(place: Path) -> Learned:
             heads.setdefault(task, {})[name] = value
         return Learned(
             classes=tuple(about["classes"]),
-            adapter=adapter_folder.load(place / "adapter", about["name"]),
+            adapter=adapter_folder.load(place / "adapter", about["name"], rank),
             heads=heads,
             statistics=Statistics(**statistics.read_all()),
             state=about["state"] | TensorFile(place / METHOD).read_all(),

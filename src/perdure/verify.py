@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from perdure import lock, run_files, task_folder
-from perdure.adapters import width_of
 from perdure.backbone import Backbone
 from perdure.errors import PerdureError
 from perdure.recipe import Recipe
@@ -91,11 +90,9 @@ def _recipe(run: Run) -> str:
 
 def _task(run: Run, name: str, tasks: list[Learned]) -> str:
     learned = run.load_task(name)
-    place, rank = run.task_folders()[name], run.recipe["method"].get("rank")
+    place = run.task_folders()[name]
     if wrong := task_folder.not_finite(learned):
         raise PerdureError(f"`{place}` holds values that are not finite: {', '.join(wrong[:5])}.")
-    if rank is not None and width_of(learned.adapter.config) != rank:
-        raise PerdureError(f"`{place}` has rank {width_of(learned.adapter.config)}, but the recipe says {rank}.")
     tasks.append(learned)
     size = sum(about["size"] for about in run_files.manifest(place).values())
     return f"{len(learned.classes)} classes, {size / 1e6:.1f} MB"
