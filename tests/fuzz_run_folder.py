@@ -47,7 +47,7 @@ class Hang(BaseException):
 
 
 def prepare() -> None:
-    """Beside the runs of format 1: one of the newest that was stopped inside its second task, and one of bottlenecks."""
+    """Beside the runs of format 1: one of the newest that stopped inside its second task, and one of bottlenecks."""
     Path("outside").mkdir()
     Path("outside/file").write_text("mine")
     stream = [{"data": "fruit.csv"}, {"data": "colour.csv"}]
