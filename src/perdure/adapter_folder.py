@@ -52,19 +52,20 @@ def _shared(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     return {",".join(group): inputs[group[0]] for group in names.values()}
 
 
-def load(folder: Path, name: str, *, pattern: str | None = None) -> Adapter:
+def load(folder: Path, name: str, wanted: int | None = None) -> Adapter:
     """Read such files; `folder` is the PEFT folder. Shapes are compared with the configuration before anything is read.
 
-    `pattern` is the regular expression that `target_modules` may be: no other is matched, for it could take forever.
+    `wanted` is the rank that it has to have, if that is known.
 
     Raises
     ------
     CheckpointError
         A file is missing or damaged, or they do not fit each other.
     """
-    config = adapters.config_from(folder / CONFIG, pattern)
     start, weights = TensorFile(folder.parent / START), TensorFile(folder / WEIGHTS)
-    rank = adapters.width_of(config)
+    config = adapters.config_from(folder / CONFIG, {_layer(key) for key in start.tensors})
+    if (rank := adapters.width_of(config)) != (wanted or rank):
+        raise CheckpointError(f"`{folder / CONFIG}` has rank {rank}, but the recipe says {wanted}.")
     for key, stored in start.tensors.items():
         other = weights.tensors.get(PREFIX + key)
         shape, middle = stored.shape, next((place for part, place in MIDDLE.items() if key.endswith(part)), None)
@@ -78,8 +79,13 @@ def load(folder: Path, name: str, *, pattern: str | None = None) -> Adapter:
     return Adapter(name, config, start.read_all(), parameters, load_inputs(folder.parent))
 
 
+def _layer(key: str) -> str:
+    """The layer that a parameter belongs to."""
+    return key.removesuffix(".weight").removesuffix(".bias").rpartition(".")[0]
+
+
 def load_inputs(folder: Path) -> dict[str, Tensor] | None:
     """The kept covariances by layer, if there are any."""
-    if not (folder / INPUTS).is_file():
+    if not (path := folder / INPUTS).exists():
         return None
-    return {name: value for group, value in TensorFile(folder / INPUTS).read_all().items() for name in group.split(",")}
+    return {name: value for group, value in TensorFile(path).read_all().items() for name in group.split(",")}

@@ -287,12 +287,12 @@ def _scale(config: peft.LoraConfig) -> float:
 
 # -- the configuration that a file states
 
-PATTERNS = (rf".*({FEED_FORWARD_OUTPUT})", rf".*({ATTENTION_OUTPUT}|{FEED_FORWARD_OUTPUT})")
-"""What version 0.1 wrote as `target_modules` of bottleneck adapters; now the layers are named."""
 
-
-def config_from(path: Path, pattern: str | None) -> peft.PeftConfig:
+def config_from(path: Path, layers: set[str]) -> peft.PeftConfig:
     """peft's configuration from its file: the settings that this library makes; any other must be as usual.
+
+    Where it has a pattern for `target_modules`, as version 0.1 wrote, the configuration names the `layers` that have
+    parameters instead: a pattern of a file is never matched, for that could take forever.
 
     Raises
     ------
@@ -304,8 +304,8 @@ def config_from(path: Path, pattern: str | None) -> peft.PeftConfig:
     names = ("r", "lora_alpha", "lora_dropout") if lora else ("width", "dropout")
     if isinstance(targets, list):
         targets = set(targets) if all(isinstance(one, str) for one in targets) else None
-    elif targets not in (pattern, *PATTERNS):
-        targets = None
+    elif isinstance(targets, str):
+        targets = layers
     taken: dict[str, Any] = {key: values.get(key) for key in names}
     numbers = all(type(value) in (int, float) and math.isfinite(value) for value in taken.values())
     rank = taken[names[0]]

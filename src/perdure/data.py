@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import datasets.config
 import numpy as np
 from datasets import ClassLabel, Dataset, Image
 
@@ -110,6 +111,8 @@ def _has_tables(folder: Path) -> bool:
 def _load_dataset(files: Mapping[str, str], arguments: Sequence[str], options: Mapping[str, Any]) -> Any:
     """`datasets.load_dataset`, quietly, with one sentence for whatever goes wrong."""
     verbosity, bars = datasets.logging.get_verbosity(), datasets.is_progress_bar_enabled()
+    counts = datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # else the hub is told of each table, of one's own too
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     datasets.disable_progress_bars()
     try:
@@ -121,6 +124,7 @@ def _load_dataset(files: Mapping[str, str], arguments: Sequence[str], options: M
             reason = "it has no rows"
         raise DataError(f"{where} could not be read: {reason}.") from error
     finally:
+        datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = counts
         datasets.logging.set_verbosity(verbosity)
         if bars:
             datasets.enable_progress_bars()

@@ -5,6 +5,7 @@ Written: under a temporary name, synced, and renamed, so that at any moment a fi
 """
 
 import contextlib
+import errno
 import json
 import os
 import stat
@@ -20,6 +21,7 @@ ENDING = ".perdure-partial"
 """Of what is being written: a name that ends so, of a process that is gone, is rubbish."""
 MAX_JSON = 100_000_000  # bytes
 MAX_YAML = 1_000_000
+MAX_DEPTH = 50  # of lists and mappings within each other in YAML, whose reader takes the square of it in time
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same in C, where PyYAML was built with it
 
@@ -108,8 +110,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     text = read_text(path, MAX_YAML)
     try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=_Loader)):
-            raise CheckpointError(f"`{path}` has aliases (`*name`), which are not read. Write their values out.")
+        _check_yaml(path, text)
         value = yaml.load(text, Loader=_Loader)  # a safe loader
         if not isinstance(value, dict):
             raise CheckpointError(f"`{path}` is not a mapping of names and values, but {type(value).__name__}.")
@@ -117,6 +118,17 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError, TypeError, RecursionError, OverflowError) as error:
         why = " ".join(str(error).split())[:300]
         raise CheckpointError(f"`{path}` is not YAML that can be read: {why}.") from error
+
+
+def _check_yaml(path: Path, text: str) -> None:
+    """Refuse what would take long to read, before any of it is made."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        if isinstance(event, yaml.AliasEvent):
+            raise CheckpointError(f"`{path}` has aliases (`*name`), which are not read. Write their values out.")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise CheckpointError(f"`{path}` has more than {MAX_DEPTH} lists or mappings within each other.")
 
 
 def plain(value: Mapping[str, Any]) -> dict[str, Any]:
@@ -154,6 +166,25 @@ def put(path: Path, content: str | bytes) -> None:
     except OSError as error:
         error.filename = error.filename or str(path)  # a full disk does not say which file
         raise
+
+
+def append(path: Path, line: str) -> None:
+    """Add a line to a file of this folder (a link is not followed), all of it or nothing."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
+    number = os.open(path, flags, 0o666)
+    try:
+        size, content = os.fstat(number).st_size, line.encode()
+        if size and os.pread(number, 1, size - 1) != b"\n":  # a process was killed inside its last line
+            content = b"\n" + content
+        try:
+            if os.write(number, content) != len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.truncate(number, size)
+            raise
+    finally:
+        os.close(number)
 
 
 def sync(path: Path) -> None:

@@ -58,11 +58,13 @@ def held(folder: Path) -> Iterator[None]:
 def holder(folder: Path) -> dict[str, Any] | None:
     """Who is writing the run now: `pid`, `host`, `since`; nothing if nobody is."""
     try:
-        number = os.open(folder / NAME, os.O_RDONLY)
+        number = os.open(folder / NAME, os.O_RDONLY | os.O_NONBLOCK)  # it does not wait for somebody to fill a pipe
     except OSError:
         return None
     try:
         return None if _locked(number, folder, fcntl.LOCK_SH) else _read(folder)
+    except OSError:  # nobody can say
+        return None
     finally:
         os.close(number)
 
@@ -72,12 +74,14 @@ def _taken(folder: Path) -> int:
     path = folder / NAME
     for wait in (0.02, 0.1, 0.0):  # another process may just be looking who holds it
         try:
-            number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
-            if _locked(number, folder, fcntl.LOCK_EX) and _is_at(number, path):
-                os.truncate(number, 0)
-                os.pwrite(number, json.dumps(_self()).encode(), 0)
-                return number
-            os.close(number)
+            with contextlib.ExitStack() as stack:
+                number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+                stack.callback(os.close, number)  # which unlocks it
+                if _locked(number, folder, fcntl.LOCK_EX) and _is_at(number, path):
+                    os.truncate(number, 0)
+                    os.pwrite(number, json.dumps(_self()).encode(), 0)
+                    stack.pop_all()
+                    return number
         except OSError as error:
             raise OutputError(f"`{path}` cannot be written: {error.strerror}. The run is as it was.") from error
         time.sleep(wait)

@@ -12,13 +12,16 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor, nn
 
-from perdure import adapters, staging
+from perdure import adapters, registry, staging
 from perdure.backbone import Backbone, Encoded
 from perdure.errors import InputError, RunError, UnknownName
 from perdure.evaluate import by_task, probabilities, settled, task_logits
-from perdure.merge import Rule, combine
+from perdure.merge import Rule, Since, Space, combine
 from perdure.restore import restore
 from perdure.results import Run
+from perdure.rule import chosen
+from perdure.run_files import reading
+from perdure.settings import checked, named
 from perdure.task_id import TaskPosterior, describe
 from perdure.task_vector import TaskVector
 
@@ -45,12 +48,13 @@ class Model:
 
     def __init__(self, folder: str | Path | Run, *, rule: Rule | None = None):
         self.results = folder if isinstance(folder, Run) else Run(folder)
-        combined = self.results.combined()
-        self.rule = rule or Rule(**{name: combined[name] for name in ("name", "options", "space", "since")})
-        settings = self.results.recipe["backbone"]
-        self.backbone = Backbone.load(
-            settings["model"], **{name: value for name, value in settings.items() if name != "model"}
-        )
+        self.rule = rule or _rule(self.results)
+        if not self.results.tasks:
+            raise RunError(f"`{self.results.folder}` holds no combined model yet: no task was finished.")
+        with reading(self.results.folder / "recipe.yaml"):
+            source, settings = named(self.results.recipe["backbone"], "backbone", key="model")
+            settings = checked(Backbone.load, settings, f"`{self.results.folder / 'recipe.yaml'}`: backbone")
+        self.backbone = Backbone.load(source, **settings)
         self.learned = restore(self.results, self.backbone)
         if not self.learned:
             raise RunError(f"`{self.results.folder}` holds no combined model yet: no task was finished.")
@@ -153,6 +157,17 @@ class Model:
             for task, classes in self.classes.items()
             for label in classes
         ]
+
+
+def _rule(results: Run) -> Rule:
+    """How a run combined its adapters last."""
+    combined, path = results.combined(), results.folder / "combined.json"
+    function = registry.find("rule", combined["name"])
+    with reading(path):
+        chosen("space", combined["space"], Space)
+        chosen("since", combined["since"], Since)
+        options = checked(function, combined["options"], f"`{path}`: rule `{combined['name']}`")
+    return Rule(name=combined["name"], options=options, space=combined["space"], since=combined["since"])
 
 
 def check_exportable(rule: Rule) -> None:

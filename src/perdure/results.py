@@ -89,7 +89,7 @@ class Run:
             status = path.stat()
             key = status.st_ino, status.st_mtime_ns, status.st_size
         if self._recipe is None or self._recipe[0] != key:
-            self._recipe = key, run_files.recipe(self.folder)
+            self._recipe = key, run_files.whole_recipe(self.folder)
         return copy.deepcopy(self._recipe[1])
 
     @recipe.setter
@@ -116,8 +116,7 @@ class Run:
             The disk is full, or writing is not allowed.
         """
         place = self.folder / "tasks" / f"{len(self.tasks):02d}-{learned.name}"
-        if place.exists():  # without a manifest: it counts for nothing
-            _remove(place)
+        _remove(place)  # what may be there has no manifest: it counts for nothing
         task_folder.save(place, learned, base=base, head=head)
         self.drop_unfinished()
         return place
@@ -130,9 +129,7 @@ class Run:
         RunError
             A file is missing or is not what was written.
         """
-        method = self.recipe.get("method")
-        pattern = method.get("target_modules") if isinstance(method, dict) else None
-        return task_folder.load(self.task_folders()[name], pattern=pattern if isinstance(pattern, str) else None)
+        return task_folder.load(self.task_folders()[name], rank=self.recipe["method"].get("rank"))
 
     def save_unfinished(self, snapshot: Snapshot) -> None:
         """Write the state inside a task."""
@@ -156,9 +153,9 @@ class Run:
 
     def remove_task(self, name: str) -> None:
         """Take the task that was learned last out of the run, with all that was measured of it."""
-        self._drop_values({name}, step=len(self.tasks) - 1)
-        _remove(self.task_folders()[name])
         self.drop_unfinished()
+        self._drop_values({name}, step=len(self.tasks) - 1)
+        _remove(self.task_folders()[name])  # the last: with it the task is gone
 
     def forget(self, name: str, recipe: Mapping[str, Any]) -> None:
         """Take a task out of the run: its folder, and all that was measured of it or with it.
@@ -232,7 +229,8 @@ class Run:
         rule, tasks = rule or self.combined()["label"], self.tasks
         R = np.full((len(tasks), len(tasks)), np.nan)
         for row in self.scores():
-            if row["rule"] == rule and row["task_id"] == task_id and row["step"] > 0 and row["task"] in tasks:
+            known = row["task"] in tasks and 0 < row["step"] <= len(tasks)
+            if known and row["rule"] == rule and row["task_id"] == task_id:
                 R[row["step"] - 1, tasks.index(row["task"])] = row["value"]
         return R
 
@@ -240,8 +238,7 @@ class Run:
         """Add one line to events.jsonl."""
         path = self.folder / "events.jsonl"
         try:
-            with path.open("a", encoding="utf-8") as file:
-                file.write(run_files.line(dict(values)))
+            files.append(path, run_files.line(dict(values)))
         except OSError as error:
             raise OutputError(f"`{path}` cannot be written: {error.strerror}. Finished tasks are kept.") from error
 
@@ -261,9 +258,10 @@ class Run:
             inside = event.get("event") == "step" and name == task and event.get("step", 0) <= step
             return name is None or name in learned or inside
 
-        if (self.folder / "events.jsonl").exists():
-            kept = "".join(run_files.line(event) for event in self.events() if counts(event))
-            files.write(self.folder / "events.jsonl", kept)
+        with reading(path := self.folder / "events.jsonl"):
+            present = path.exists()
+        if present:
+            files.write(path, "".join(run_files.line(event) for event in self.events() if counts(event)))
 
     def save_combined(self, rule: Mapping[str, Any]) -> None:
         """Write how the adapters are combined now."""

@@ -104,7 +104,7 @@ def begin(output: str | Path, settings: Mapping[str, Any], *, change: bool = Fal
         It is that of a run with other settings, such as touch what was learned.
     """
     output, settings = Path(output), files.plain(settings)
-    if processes.first() and not (output / "recipe.yaml").is_file():
+    if processes.first() and not run_files.is_run(output):
         Run.create(output, settings, environment())
     processes.wait()
     results = Run(output)

@@ -35,15 +35,18 @@ def reading(path: Path) -> Iterator[None]:
     except RunError:
         raise
     except PerdureError as error:
-        raise RunError(f"{error} It is damaged or was changed.") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error, RecursionError) as error:
+        refused = isinstance(error.__cause__, OSError)  # by the system: that says nothing of what is in the file
+        raise RunError(str(error) if refused else f"{error} It is damaged or was changed.") from error
+    except OSError as error:
+        raise RunError(f"`{error.filename or path}` cannot be read: {error.strerror or error}.") from error
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, csv.Error, RecursionError) as error:
         why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise RunError(f"`{path}` cannot be read: {why}. It is damaged or was changed.") from error
 
 
 def check_run(folder: Path) -> None:
     """Raise `RunError` if a folder is no run, or one of a format that is not known here."""
-    if not (folder / "recipe.yaml").is_file():
+    if not is_run(folder):
         raise RunError(f"`{folder}` is not a run: it has no `recipe.yaml`. Give the folder that `perdure run` wrote.")
     found = environment(folder).get("format", 1)
     if type(found) is not int or not 1 <= found <= FORMAT:
@@ -53,10 +56,52 @@ def check_run(folder: Path) -> None:
         )
 
 
+def is_run(folder: Path) -> bool:
+    """Whether there is a run in a folder."""
+    with reading(path := folder / "recipe.yaml"):
+        return path.is_file()
+
+
 def recipe(folder: Path) -> dict[str, Any]:
     """The resolved recipe."""
     with reading(path := folder / "recipe.yaml"):
         return read_yaml(path)
+
+
+SECTIONS: dict[str, type | tuple[type, ...]] = {
+    "stream": (dict, list),
+    "backbone": dict,
+    "method": dict,
+    "rule": dict,
+    "training": dict,
+    "evaluation": dict,
+    "seed": int,
+}
+EVENT: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("event", "task", "rule"), str),
+    **dict.fromkeys(("step", "epoch", "examples", "trained"), int),
+    **dict.fromkeys(("loss", "learning_rate", "seconds"), (int, float)),
+    "options": dict,
+}
+
+
+def whole_recipe(folder: Path) -> dict[str, Any]:
+    """The resolved recipe, if it has every section that a run writes: to do something by it, not only to show it.
+
+    Raises
+    ------
+    RunError
+        It has not.
+    """
+    with reading(path := folder / "recipe.yaml"):
+        found = recipe(folder)
+        for section, kind in SECTIONS.items():
+            if not isinstance(found[section], kind):
+                raise RunError(f"`{path}`: `{section}` is {str(found[section])[:100]}. It is damaged or was changed.")
+        names = [found["backbone"]["model"], found["method"]["name"], found["rule"]["name"], *forgotten(found)]
+        if not all(isinstance(name, str) for name in names):
+            raise RunError(f"`{path}`: a name is no text. It is damaged or was changed.")
+        return found
 
 
 def environment(folder: Path) -> dict[str, Any]:
@@ -68,7 +113,9 @@ def environment(folder: Path) -> dict[str, Any]:
 
 def task_folders(folder: Path, forgotten: list[str]) -> dict[str, Path]:
     """The folders of the tasks that are complete, by name, in the order in which they were learned."""
-    found = [path.parent for path in folder.glob("tasks/*/manifest.json") if PLACE.fullmatch(path.parent.name)]
+    with reading(home := folder / "tasks"):
+        places = sorted(home.iterdir()) if home.is_dir() else []  # `glob` would pass over what may not be read
+        found = [place for place in places if PLACE.fullmatch(place.name) and (place / "manifest.json").exists()]
     found.sort(key=lambda place: int(place.name.split("-", 1)[0]))
     names = {place.name.split("-", 1)[1]: place for place in found}
     return {name: place for name, place in names.items() if name not in forgotten}
@@ -82,10 +129,9 @@ def forgotten(recipe: dict[str, Any]) -> list[str]:
 
 def scores(folder: Path) -> list[dict[str, Any]]:
     """The rows of scores.csv: `step` tasks had been learned when `value` was measured on `task`."""
-    path = folder / "scores.csv"
-    if not path.exists():
-        return []
-    with reading(path):
+    with reading(path := folder / "scores.csv"):
+        if not path.exists():
+            return []
         rows = csv.DictReader(read_text(path).splitlines(), strict=True)
         if missing := set(COLUMNS) - set(rows.fieldnames or ()):
             raise RunError(f"`{path}` has no column `{min(missing)}`. It is damaged or was changed.")
@@ -98,18 +144,21 @@ def _numbers(row: dict[str, Any]) -> dict[str, Any]:
 
 def events(folder: Path) -> list[dict[str, Any]]:
     """The lines of events.jsonl that are whole: a run that was killed may leave a part of one."""
-    path = folder / "events.jsonl"
-    if not path.exists():
-        return []
-    with reading(path):
-        return [event for line in read_text(path).splitlines() for event in _event(line)]
+    with reading(path := folder / "events.jsonl"):
+        if not path.exists():
+            return []
+        return [event for line in read_text(path).splitlines() for event in _event(path, line)]
 
 
-def _event(line: str) -> list[dict[str, Any]]:
+def _event(path: Path, line: str) -> list[dict[str, Any]]:
     try:
-        return [parse_json(line, "a line")]
+        event = parse_json(line, "a line")
     except PerdureError:
         return []
+    for name, kind in EVENT.items():
+        if event.get(name) is not None and not isinstance(event[name], kind):
+            raise RunError(f"`{path}`: `{name}` is {str(event[name])[:100]} in a line. It is damaged or was changed.")
+    return [event]
 
 
 def combined(folder: Path) -> dict[str, Any]:
@@ -120,18 +169,24 @@ def combined(folder: Path) -> dict[str, Any]:
     RunError
         There is none, because no task was finished; or it cannot be read.
     """
-    path = folder / "combined.json"
-    if not path.exists():
-        raise RunError(f"`{folder}` holds no combined model yet: no task was finished.")
-    with reading(path):
+    with reading(path := folder / "combined.json"):
+        if not path.exists():
+            raise RunError(f"`{folder}` holds no combined model yet: no task was finished.")
         rule = read_json(path)
         found = rule.get("candidates", [])
         if isinstance(found, dict):  # as version 0.1 wrote them
             found = [{"scale": float(scale), "score": score} for scale, score in found.items()]
-        rule["candidates"] = [{"scale": one["scale"], "score": float(one["score"])} for one in found]
-        if not isinstance(rule.setdefault("options", {}), dict):
-            raise RunError(f"`{path}`: `options` is no table of settings. It is damaged or was changed.")
+        rule["candidates"] = [{"scale": _scale(one["scale"]), "score": float(one["score"])} for one in found]
+        rule = {"options": {}, "space": "delta", "since": "pretrained", "label": rule["name"]} | rule
+        for key, kind in {"name": str, "label": str, "options": dict, "space": str, "since": str}.items():
+            if not isinstance(rule[key], kind):
+                raise RunError(f"`{path}`: `{key}` is {str(rule[key])[:100]}. It is damaged or was changed.")
         return rule
+
+
+def _scale(value: Any) -> float | dict[str, Any]:
+    """One number, or those of each task."""
+    return value if isinstance(value, dict) else float(value)
 
 
 def manifest(place: Path) -> dict[str, dict[str, Any]]:

@@ -13,7 +13,7 @@ from perdure.model import Model, check_exportable
 from perdure.recipe import Recipe, make_rule, own_stream
 from perdure.restore import restore
 from perdure.results import Run
-from perdure.run_files import forgotten
+from perdure.run_files import forgotten, is_run
 from perdure.settings import Section, named, put
 from perdure.staging import check_free
 from perdure.stream import TaskStream
@@ -116,7 +116,7 @@ def learn_more(
     InputError
         Something else is to be changed, or the run has learned these tasks already.
     """
-    if not (folder / "recipe.yaml").is_file():
+    if not is_run(folder):
         values = {"stream": [dict(entry)], "backbone": backbone or "minilm", "seed": seed or 0}
         return Recipe.parse(values, settings).run(folder, quiet=quiet)
     results = Run(folder)

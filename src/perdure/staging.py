@@ -72,26 +72,27 @@ def room(output: Path) -> int:
 
 
 def sweep(parent: Path) -> None:
-    """Remove what processes left that no longer live."""
-    for folder in parent.glob(f".*{ENDING}"):
-        if not folder.is_dir():
-            _sweep_file(folder)
-            continue
-        with contextlib.suppress(OSError):
-            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder)
-            finally:
-                os.close(lock)
+    """Remove what processes left that no longer live. What cannot be removed stays: it counts for nothing."""
+    with contextlib.suppress(OSError):
+        for path in list(parent.glob(f".*{ENDING}")):
+            with contextlib.suppress(OSError):
+                _sweep_folder(path) if path.is_dir() else _sweep_file(path)
+
+
+def _sweep_folder(folder: Path) -> None:
+    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder)
+    finally:
+        os.close(lock)
 
 
 def _sweep_file(path: Path) -> None:
     """Remove a file that `files.write` left, whose name has the number of its process."""
     pid = path.name.removesuffix(ENDING).rpartition(".")[2]
     if not pid.isdecimal() or not is_alive(int(pid)):
-        with contextlib.suppress(OSError):
-            path.unlink()
+        path.unlink()
 
 
 def _locked(output: Path) -> tuple[Path, int]:

@@ -76,13 +76,13 @@ def save(place: Path, learned: Learned, *, base: str, head: tuple[str, nn.Linear
         files.put(folder / "manifest.json", files.to_json(manifest))
 
 
-def load(place: Path, *, pattern: str | None = None) -> Learned:
+def load(place: Path, *, rank: int | None = None) -> Learned:
     """Read a task's folder, after its files have been compared with its manifest and their shapes with each other.
 
     Parameters
     ----------
-    pattern
-        The regular expression that may say which layers have an adapter: the recipe's.
+    rank
+        Of the module, as the recipe says.
 
     Raises
     ------
@@ -102,7 +102,7 @@ def load(place: Path, *, pattern: str | None = None) -> Learned:
             heads.setdefault(task, {})[name] = value
         return Learned(
             classes=tuple(about["classes"]),
-            adapter=adapter_folder.load(place / "adapter", about["name"], pattern=pattern),
+            adapter=adapter_folder.load(place / "adapter", about["name"], rank),
             heads=heads,
             statistics=Statistics(**statistics.read_all()),
             state=about["state"] | TensorFile(place / METHOD).read_all(),
@@ -116,8 +116,8 @@ def check(place: Path, manifest: Mapping[str, Mapping[str, Any]]) -> None:
     home = place.resolve()
     for name, expected in manifest.items():
         path = place / name
-        whole = path.is_file() and path.resolve().is_relative_to(home) and path.stat().st_size == expected["size"]
         with reading(path):
+            whole = path.is_file() and path.resolve().is_relative_to(home) and path.stat().st_size == expected["size"]
             if not whole or _fingerprint(path) != expected:
                 raise RunError(f"`{path}` is not what was written: it is missing, damaged, or was changed.")
 

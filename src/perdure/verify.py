@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from perdure import lock, run_files, task_folder
-from perdure.adapters import width_of
 from perdure.backbone import Backbone
 from perdure.errors import PerdureError
 from perdure.recipe import Recipe
@@ -70,11 +69,15 @@ def verify(folder: str | Path, *, backbone: bool = True) -> Verification:
     found.attempt("events.jsonl", lambda: f"{len(run.events())} events")
     if tasks:
         found.attempt("combined.json", lambda: _combined(run))
-    if (run.folder / UNFINISHED).exists():
+    with run_files.reading(path := run.folder / UNFINISHED):
+        inside = path.exists()
+    if inside:
         found.attempt(UNFINISHED, lambda: _unfinished(run))
     if backbone and tasks and not found.faults:
         found.attempt("the pre-trained model", lambda: _backbone(run, tasks))
-    for path in sorted((run.folder / "tasks").glob("*")):
+    with run_files.reading(home := run.folder / "tasks"):
+        places = sorted(home.iterdir()) if home.is_dir() else []
+    for path in places:
         if path not in run.task_folders().values():
             found.notes.append(f"`{path}` was never finished and counts for nothing.")
     return found
@@ -87,11 +90,9 @@ def _recipe(run: Run) -> str:
 
 def _task(run: Run, name: str, tasks: list[Learned]) -> str:
     learned = run.load_task(name)
-    place, rank = run.task_folders()[name], run.recipe["method"].get("rank")
+    place = run.task_folders()[name]
     if wrong := task_folder.not_finite(learned):
         raise PerdureError(f"`{place}` holds values that are not finite: {', '.join(wrong[:5])}.")
-    if rank is not None and width_of(learned.adapter.config) != rank:
-        raise PerdureError(f"`{place}` has rank {width_of(learned.adapter.config)}, but the recipe says {rank}.")
     tasks.append(learned)
     size = sum(about["size"] for about in run_files.manifest(place).values())
     return f"{len(learned.classes)} classes, {size / 1e6:.1f} MB"

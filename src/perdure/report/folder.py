@@ -39,8 +39,8 @@ def read(folder: str | Path) -> Files:
     """
     folder = Path(folder)
     run_files.check_run(folder)
-    if not (folder / "scores.csv").exists():
-        raise RunError(f"`{folder / 'scores.csv'}` is missing, so there is nothing to report. Was the run evaluated?")
+    if not _is_there(path := folder / "scores.csv"):
+        raise RunError(f"`{path}` is missing, so there is nothing to report. Was the run evaluated?")
     recipe = run_files.recipe(folder)
     places = run_files.task_folders(folder, run_files.forgotten(recipe))
     return Files(
@@ -49,9 +49,14 @@ def read(folder: str | Path) -> Files:
         environment=run_files.environment(folder),
         scores=run_files.scores(folder),
         events=run_files.events(folder),
-        combined=run_files.combined(folder) if (folder / "combined.json").exists() else {},
+        combined=run_files.combined(folder) if _is_there(folder / "combined.json") else {},
         tasks=[_task(name, place) for name, place in places.items()],
     )
+
+
+def _is_there(path: Path) -> bool:
+    with run_files.reading(path):
+        return path.exists()
 
 
 def _task(name: str, place: Path) -> dict[str, Any]:

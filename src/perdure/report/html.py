@@ -9,6 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from perdure import files
+from perdure.errors import OutputError
 from perdure.report import figures
 from perdure.report.markdown import percent, table
 from perdure.report.summary import summarise
@@ -33,10 +34,15 @@ def report(folders: Sequence[str | Path], output: str | Path) -> dict[str, Any]:
     ------
     RunError
         A folder is not a run, or is damaged.
+    OutputError
+        The page cannot be written.
     """
     summary = summarise(folders)
     output = Path(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"`{output.parent}` cannot be made: {error.strerror}.") from error
     files.write(output, to_html(summary))
     return summary
 
