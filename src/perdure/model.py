@@ -56,8 +56,6 @@ class Model:
             settings = checked(Backbone.load, settings, f"`{self.results.folder / 'recipe.yaml'}`: backbone")
         self.backbone = Backbone.load(source, **settings)
         self.learned = restore(self.results, self.backbone)
-        if not self.learned:
-            raise RunError(f"`{self.results.folder}` holds no combined model yet: no task was finished.")
         self.classes = {task.name: task.classes for task in self.learned}
         self.combined = combine([task.adapter for task in self.learned], self.rule)
         self.posterior = TaskPosterior({task.name: task.statistics for task in self.learned})
