@@ -68,7 +68,7 @@ def test_own_data_from_the_command_line(pico, tmp_path, monkeypatch, perdure):
         status, _, err = perdure("merge", "mine", "--rule", "sum", option)
         assert status == 1 and f"`{option.split('=')[0]}` is for adapters" in err
     assert Run("mine").scores() == before
-    adapters = [str(folder / "adapter") for folder in Run("mine").task_folders()]
+    adapters = [str(folder / "adapter") for folder in Run("mine").task_folders().values()]
     assert perdure("merge", pico("bert"), *adapters, "--saved-modules", "none", "--output", "merged", "--quiet")[0] == 0
     transformers.AutoModel.from_pretrained("merged")
     assert {row["rule"] for row in Run("mine").scores()} == {"task_arithmetic", "oracle", "ties(scale=search)"}
@@ -110,7 +110,7 @@ def test_a_recipe_in_five_lines(pico, tmp_path, monkeypatch, perdure):
     assert status == 0 and Run("runs/mine").recipe["seed"] == 4
     assert Run("runs/mine").recipe["method"]["start"] == "previous"
     status, _, err = perdure("run", "mine.yaml", "--quiet")
-    assert status == 1 and "is there already and not empty" in err
+    assert status == 1 and "`seed`: 4 before, 0 now" in err
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def make_run(folder, scores, tasks=("a", "b"), *, recipe=None, combined=None, ev
     for number, task in enumerate(tasks):
         place = folder / "tasks" / f"{number:02d}-{task}"
         place.mkdir(parents=True)
-        (place / "manifest.json").write_text('{"x": {"size": 40, "sha256": ""}, "y": {"size": 2, "sha256": ""}}')
+        (place / "manifest.json").write_text('{"head.safetensors": {"size": 40, "sha256": ""}, "method.safetensors": {"size": 2, "sha256": ""}}')
         (place / "task.json").write_text(json.dumps({"name": task, "classes": ["no", "yes"], "state": {}}))
     (folder / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
     return folder

@@ -71,8 +71,11 @@ def run(
     changes = [*settings, *([f"seed={seed}"] if seed is not None else [])]
     begun = (recipe / "recipe.yaml").is_file()
     output = output or (recipe if begun else Path("runs") / recipe.stem)
+    before = _events(output)
     Recipe.read(recipe / "recipe.yaml" if begun else recipe, changes).run(output, quiet=quiet)
     _report(output)
+    if _events(output) == before:
+        typer.echo("Nothing was left to do: all tasks are learned and measured.")
 
 
 @app.command()
@@ -272,6 +275,13 @@ def show(
         return typer.echo(json.dumps(about, indent=2))
     typer.echo(about["text"])
     _table("\nSettings", ((key, value) for key, value in about["settings"].items()))
+
+
+def _events(run: Path) -> int:
+    """How much a run has done."""
+    from perdure import run_files
+
+    return len(run_files.events(run))
 
 
 def _report(run: Path) -> None:

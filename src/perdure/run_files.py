@@ -122,15 +122,17 @@ def combined(folder: Path) -> dict[str, Any]:
     """
     path = folder / "combined.json"
     if not path.exists():
-        raise RunError(f"`{folder}` holds no combined model yet: no task was finished.")
+        raise RunError(f"`{folder}` holds no combined model: no task is learned and measured yet.")
     with reading(path):
-        rule = read_json(path)
+        rule = {"options": {}, "space": "delta", "since": "pretrained"} | read_json(path)
+        rule.setdefault("label", rule["name"])
         found = rule.get("candidates", [])
         if isinstance(found, dict):  # as version 0.1 wrote them
             found = [{"scale": float(scale), "score": score} for scale, score in found.items()]
         rule["candidates"] = [{"scale": one["scale"], "score": float(one["score"])} for one in found]
-        if not isinstance(rule.setdefault("options", {}), dict):
-            raise RunError(f"`{path}`: `options` is no table of settings. It is damaged or was changed.")
+        for key, kind in {"label": str, "name": str, "options": dict, "space": str, "since": str}.items():
+            if not isinstance(rule[key], kind):
+                raise RunError(f"`{path}`: `{key}` is {str(rule[key])[:100]}. It is damaged or was changed.")
         return rule
 
 
