@@ -14,7 +14,7 @@ from perdure import Model, Recipe, Run
 TABLES = {
     "fruit": ("apple", "pear"),
     "colour": ("red", "green", "blue"),
-    "shape": ("round", "square"),
+    "texture": ("round", "square"),
     "size": ("big", "small"),
 }
 TEXTS = [f"{WORDS[i]} {WORDS[(7 * i) % 60]} {WORDS[(11 * i + 3) % 60]}" for i in range(30)]

@@ -73,16 +73,27 @@ def _taken(folder: Path) -> int:
     path = folder / NAME
     for wait in (0.02, 0.1, 0.0):  # another process may just be looking who holds it
         try:
-            number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
-            if _locked(number, folder, fcntl.LOCK_EX) and _is_at(number, path):
-                os.truncate(number, 0)
-                os.pwrite(number, json.dumps(_self()).encode(), 0)
+            if (number := _opened(folder, path)) is not None:
                 return number
-            os.close(number)
         except OSError as error:
             raise OutputError(f"`{path}` cannot be written: {error.strerror}. The run is as it was.") from error
         time.sleep(wait)
     raise RunError(_sentence(folder, _read(folder)))
+
+
+def _opened(folder: Path, path: Path) -> int | None:
+    """The lock file with our name in it, if it can be had now."""
+    number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+    try:
+        if _locked(number, folder, fcntl.LOCK_EX) and _is_at(number, path):
+            os.truncate(number, 0)
+            os.pwrite(number, json.dumps(_self()).encode(), 0)
+            return number
+    except BaseException:
+        os.close(number)
+        raise
+    os.close(number)
+    return None
 
 
 def _is_at(number: int, path: Path) -> bool:

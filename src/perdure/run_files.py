@@ -124,8 +124,9 @@ def combined(folder: Path) -> dict[str, Any]:
     if not path.exists():
         raise RunError(f"`{folder}` holds no combined model: no task is learned and measured yet.")
     with reading(path):
-        rule = {"options": {}, "space": "delta", "since": "pretrained"} | read_json(path)
-        rule.setdefault("label", rule["name"])
+        rule = read_json(path)
+        for key, usual in {"label": rule["name"], "options": {}, "space": "delta", "since": "pretrained"}.items():
+            rule.setdefault(key, usual)
         found = rule.get("candidates", [])
         if isinstance(found, dict):  # as version 0.1 wrote them
             found = [{"scale": float(scale), "score": score} for scale, score in found.items()]

@@ -58,7 +58,7 @@ def verify(folder: str | Path, *, backbone: bool = True) -> Verification:
     """
     run, found = Run(folder), Verification()
     if holder := lock.holder(run.folder):
-        found.notes.append(f"Process {holder.get('pid')} on {holder.get('host')} is writing it now.")
+        found.notes.append(f"Process {holder['pid']} on `{holder['host']}` is writing it now.")
     found.attempt("recipe.yaml", lambda: _recipe(run))
     if found.faults:  # nothing can be compared with it
         return found
@@ -128,9 +128,9 @@ def _together(tasks: list[Learned]) -> str:
 
 
 def _scores(run: Run) -> str:
-    rows = run.scores()
+    rows, most = run.scores(), len(run_files.task_folders(run.folder, []))
     for number, row in enumerate(rows, start=2):
-        if not math.isfinite(row["value"]) or not 0 <= row["step"] <= len(run.tasks):
+        if not math.isfinite(row["value"]) or not 0 <= row["step"] <= most:
             raise PerdureError(f"Line {number} of `{run.folder / 'scores.csv'}` has step {row['step']} of "
                                f"{len(run.tasks)}, value {row['value']}.")  # fmt: skip
     return f"{len(rows)} values"
