@@ -21,6 +21,7 @@ bench: $(VENV)/installed
 	-$(BIN)/python -m pip install --quiet --editable '.[bench]'  # what cannot be installed is not compared
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python bench/inflora.py
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python bench/combination.py
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python bench/saving.py
 
 check: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -30,7 +30,7 @@ def test_minilm_on_real_texts(demo_cache, shared, tmp_path):
     stock = sentence_transformers.SentenceTransformer(str(Model(results).export(tmp_path / "out")), device="cpu")
     torch.testing.assert_close(torch.tensor(stock.encode(texts)), ours, rtol=0, atol=1e-5)
 
-    adapter = results.task_folders()[1] / "adapter"
+    adapter = results.task_folders()[stream.names[1]] / "adapter"
     base = transformers.AutoModel.from_pretrained(Backbone.load("minilm").model.config._name_or_path)
     tuned = peft.PeftModel.from_pretrained(base, str(adapter)).eval()
     with torch.no_grad():
@@ -57,7 +57,7 @@ def test_vit_on_real_images(shared, tmp_path):
     assert list(stock.config.id2label.values()) == list(stream.classes)
     auto = transformers.AutoModelForImageClassification
     tuned = auto.from_pretrained(weights, num_labels=5, ignore_mismatched_sizes=True, dtype=torch.float32)
-    tuned = peft.PeftModel.from_pretrained(tuned, str(results.task_folders()[1] / "adapter")).eval()
+    tuned = peft.PeftModel.from_pretrained(tuned, str(results.task_folders()[stream.names[1]] / "adapter")).eval()
     own = combine([results.load_task(stream.names[1]).adapter], Rule(name="sum"))
     with torch.no_grad(), own.applied(model.backbone):
         expected = model.backbone.head(stream.names[1])(model.backbone(inputs))

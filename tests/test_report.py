@@ -51,11 +51,12 @@ def make_run(folder, scores, tasks=("a", "b"), *, recipe=None, combined=None, ev
     for number, task in enumerate(tasks):
         place = folder / "tasks" / f"{number:02d}-{task}"
         place.mkdir(parents=True)
-        sizes = {"head.safetensors": 40, "method.safetensors": 2}
-        manifest = {name: {"size": size, "sha256": ""} for name, size in sizes.items()}
-        (place / "manifest.json").write_text(json.dumps(manifest))
-        about = {"name": task, "classes": ["no", "yes"], "digests": {}, "state": {}}
-        (place / "task.json").write_text(json.dumps(about))
+        (place / "manifest.json").write_text(
+            '{"x.json": {"size": 40, "sha256": ""}, "y.json": {"size": 2, "sha256": ""}}'
+        )
+        (place / "task.json").write_text(
+            json.dumps({"name": task, "classes": ["no", "yes"], "digests": {}, "state": {}})
+        )
     (folder / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
     return folder
 
@@ -215,7 +216,7 @@ def test_the_page_needs_nothing_else(tmp_path):
 
 def test_names_are_escaped(tmp_path):
     hostile = "<script>alert('&')</script> $\\frac$ _{ | %"
-    task = "a"  # the name of a folder, which can be nothing else
+    task = "a<b>&c"
     events = [
         {"event": "step", "task": task, "step": 1, "loss": 1.0},
         {"event": "task", "task": task, "seconds": 2.0},
@@ -227,8 +228,8 @@ def test_names_are_escaped(tmp_path):
     ]
     summary = report(runs, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "<script" not in page and "<i>" not in page
-    assert "&lt;script&gt;" in page and "&lt;i&gt;rule" in page and "_hidden 日本" in page
+    assert "<script" not in page and "<i>" not in page and "a<b>" not in page
+    assert "&lt;script&gt;" in page and "a&lt;b&gt;&amp;c" in page and "_hidden 日本" in page
     assert "\\|" in to_markdown(summary)
     terminal.show(summary)
 
@@ -317,7 +318,7 @@ def test_a_folder_that_is_no_run(tmp_path):
         ("recipe.yaml", "a: [1"),
         ("combined.json", '{"candidates": [1]}'),
         ("combined.json", "{"),
-        ("tasks/00-a/manifest.json", '{"x": {}}'),
+        ("tasks/00-a/manifest.json", '{"x.json": {}}'),
     ],
 )
 def test_a_broken_file_is_named(tmp_path, file, text):

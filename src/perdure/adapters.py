@@ -219,6 +219,15 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for name, parameter in model.named_parameters() if ".default" in name]
 
 
+def linears(model: nn.Module) -> dict[str, nn.Linear]:
+    """The adapter's own linear layers, by name."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and name.endswith(".default")
+    }
+
+
 def factors(model: nn.Module) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
     """The LoRA parameters A (rank × in) and B (out × rank) of each layer that holds them."""
     return {

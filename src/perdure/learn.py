@@ -99,9 +99,11 @@ def learn(
         with stop.later():
             _train(accelerator, course, log=log, quiet=quiet, keep=keep, stop=stop)
         backbone.eval()
+        plant(derived(seed, task.name, "end"))  # the same whether the last step was made now or before a stop
         method.end(backbone, task)
         inputs = _inputs(backbone, task) if training.keep_inputs else None
-    accelerator.end_training()
+    for tracker in accelerator.trackers:  # `end_training` would also part the processes, which have more tasks to learn
+        tracker.finish()
     return Adapter(task.name, adapters.config_of(backbone.model), start, adapters.read(backbone.model), inputs)
 
 

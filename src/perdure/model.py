@@ -52,6 +52,8 @@ class Model:
             settings["model"], **{name: value for name, value in settings.items() if name != "model"}
         )
         self.learned = restore(self.results, self.backbone)
+        if not self.learned:
+            raise RunError(f"`{self.results.folder}` holds no combined model yet: no task was finished.")
         self.classes = {task.name: task.classes for task in self.learned}
         self.combined = combine([task.adapter for task in self.learned], self.rule)
         self.posterior = TaskPosterior({task.name: task.statistics for task in self.learned})

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 import torch
-from accelerate import InitProcessGroupKwargs, PartialState
+from accelerate import PartialState
 from accelerate.utils import broadcast, reduce
 from torch import Tensor
 
@@ -17,8 +17,11 @@ PATIENCE = timedelta(days=7)  # the others wait while the first process evaluate
 
 def state() -> PartialState:
     """accelerate's view of the processes; made when it is first asked for."""
-    launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    return PartialState(**InitProcessGroupKwargs(timeout=PATIENCE).to_kwargs()) if launched else PartialState()
+    if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
+        return PartialState()
+    # accelerate by itself sees one process where there is no accelerator, unless it is told that it is to use the CPU
+    alone = not torch.accelerator.is_available()
+    return PartialState(cpu=alone, timeout=PATIENCE)
 
 
 def count() -> int:

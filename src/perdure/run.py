@@ -199,12 +199,15 @@ def _belongs_to(plan: Plan, seen: TaskStream) -> dict[str, Any]:
     settings = settings_of(plan)
     training = {key: value for key, value in settings["training"].items() if key not in HARMLESS_IN_TRAINING}
     same = {"method": settings["method"], "backbone": settings["backbone"], "seed": plan.seed, "training": training}
-    return {"tasks": {task.name: task.digests()["train"] for task in seen}, **same}
+    return files.plain({"tasks": {task.name: task.digests()["train"] for task in seen}, **same})
 
 
 def _settle(results: Run, resume: Snapshot | None) -> None:
-    """Take back what a process that was stopped or killed wrote beyond what it saved."""
+    """Take back what a process that was stopped or killed wrote beyond what it saved; note where the run goes on."""
     if processes.first():
+        now, before = files.plain(environment()), run_files.environment(results.folder)
+        if now != {key: value for key, value in before.items() if key != "format"}:
+            results.event({"event": "environment", **now})
         task = list(resume.about["belongs_to"]["tasks"])[-1] if resume else None
         results.trim_events(task, resume.about["step"] if resume else 0)
         if resume is None:
@@ -307,9 +310,9 @@ def _save(results: Run, learned: Learned, plan: Plan, *, examples: int, seconds:
     results.event({"event": "task", "task": learned.name, **about})  # it counts only with the task's folder
     backbone = plan.backbone
     stock_head = (backbone.head_name, backbone.head(learned.name)) if backbone.head_name else None
-    results.save_task(learned, base=backbone.published, head=stock_head)
     if not plan.rule.searches:  # a search has its result only when it is measured
         results.save_combined(described(plan.rule))
+    results.save_task(learned, base=backbone.published, head=stock_head)
 
 
 def _trained(learned: Learned) -> int:

@@ -24,7 +24,7 @@ from perdure.files import parse_json, read_json, read_text, read_yaml
 
 FORMAT = 2
 COLUMNS = ("step", "task", "scenario", "task_id", "rule", "metric", "value")
-PLACE = re.compile(r"(\d{2,6})-([A-Za-z0-9][\w-]*)")
+PLACE = re.compile(r"(\d{2,6})-(.+)", re.DOTALL)
 
 
 @contextlib.contextmanager

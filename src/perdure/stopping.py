@@ -23,7 +23,7 @@ class Stopping:
         self._waits = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        again, self.asked = bool(self.asked), number
+        again, self.asked = self.asked == number, number  # a launcher sends SIGTERM after the terminal's SIGINT
         if again or not self._waits:
             self.now()
 
@@ -39,7 +39,7 @@ class Stopping:
 
     @contextlib.contextmanager
     def later(self) -> Iterator[None]:
-        """Only note a first signal while the block runs, and stop after it; a second one stops at once."""
+        """Only note a first signal while the block runs, and stop after it; a second of the same kind stops at once."""
         self._waits = True
         try:
             yield

@@ -1,0 +1,129 @@
+"""Kill -9 at any moment: the run goes on, and comes to the same adapters and scores, bit for bit."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import perdure
+
+KILLS = int(os.environ.get("PERDURE_KILLS", "32"))
+"""For each method."""
+
+# The process that imports everything once; each attempt is a fork of it, so that an attempt takes a second. What the
+# attempt does is a real run: nothing in it knows that it will be killed. It is killed at the n-th call of a C function
+# (seeded, so that a moment can be found again, and often inside training), in a function that writes (the moments that
+# matter most are short), or from outside after some time.
+SCRIPT = """
+import json, os, random, signal, sys, time, warnings
+from pathlib import Path
+os.environ["HF_HUB_OFFLINE"] = "1"
+sys.path.insert(0, sys.argv[1])
+warnings.filterwarnings("ignore")
+import torch
+torch.set_num_threads(1)
+from conftest import make, toy_task
+from perdure import Backbone, Evaluation, Run, TaskStream, Training, files, lock, registry, run, staging, verify
+from perdure import results as results_module
+
+name, kills, folder = sys.argv[2], int(sys.argv[3]), Path(sys.argv[4])
+make("bert", folder / "bert")
+stream = TaskStream("toy", (toy_task("fruit", ["apple", "pear"], 1), toy_task("colour", ["red", "green", "blue"], 2)))
+training = Training(epochs=2, batch_size=8, learning_rate=0.01, checkpoint_steps=2, best=name == "sequential")
+WRITING = {files.__file__, lock.__file__, staging.__file__, results_module.__file__}
+
+def attempt(place):
+    method = registry.find("method", name)(rank=2)
+    backbone = Backbone.load(folder / "bert", pooling="mean", max_length=16)
+    return run(stream, backbone, method, training=training, evaluation=Evaluation(future=True), output=place)
+
+calls, last, only = 0, None, None
+def count(frame, event, argument):
+    global calls
+    if event == "c_call" and (only is None or frame.f_code.co_filename in only):
+        calls += 1
+        if calls == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+def counted(place, which, where):
+    global calls, last, only
+    calls, last, only = 0, which, where
+    sys.setprofile(count)
+    attempt(place)
+    sys.setprofile(None)
+    return calls
+
+def contents(place):
+    found = [path for path in place.rglob("*") if path.is_file()]
+    found = [path for path in found if path.name not in ("environment.json", "events.jsonl")]  # they hold times
+    return {str(path.relative_to(place)): path.read_bytes() for path in found}
+
+attempt(folder / "whole")
+whole = contents(folder / "whole")
+steps = [event["step"] for event in Run(folder / "whole").events() if event["event"] == "step"]
+anywhere = counted(folder / "counted", None, None)
+writing = counted(folder / "counted-writing", None, WRITING)
+assert contents(folder / "counted") == contents(folder / "counted-writing") == whole
+
+seeded = random.Random(f"{name} {os.environ.get('PERDURE_SEED', '0')}")
+found = dict.fromkeys(("killed", "runs", "inside a task", "inside evaluation", "before a run", "inside writing"), 0)
+began = time.time(); attempt(folder / "timed"); took = time.time() - began
+while found["killed"] < kills:
+    place = folder / f"part-{found['runs']}"
+    found["runs"] += 1
+    while True:
+        how, moment = seeded.random(), seeded.random()
+        child = os.fork()
+        if not child:
+            if how < 0.4:
+                counted(place, 1 + int(moment * writing), WRITING)
+            elif how < 0.8:
+                counted(place, 1 + int(moment * anywhere), None)
+            else:
+                attempt(place)
+            os._exit(0)
+        if how >= 0.8:
+            time.sleep(moment * took)
+            os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        if not os.WIFSIGNALED(status):
+            assert status == 0, f"the run failed after {found}: {place}"
+            break
+        found["killed"] += 1
+        found["inside a task"] += (place / "unfinished.safetensors").exists()
+        found["inside writing"] += bool(list(place.rglob(".*perdure-partial")))
+        found["before a run"] += not (place / "recipe.yaml").exists()
+        if (place / "recipe.yaml").exists():  # whatever the moment: what is there can be read
+            results = Run(place)
+            for task in results.tasks:
+                results.load_task(task)
+            measured = {row["step"] for row in results.scores()}
+            found["inside evaluation"] += len(results.tasks) not in measured
+            results.events(), results.load_unfinished()
+    assert contents(place) == whole, f"{place} differs"
+    assert [event["step"] for event in Run(place).events() if event["event"] == "step"] == steps
+    assert not verify(place, backbone=False).faults
+    assert not list(place.rglob(".*perdure-partial")) and not (place / "lock.json").exists()
+print(json.dumps(found | {"calls": anywhere, "calls that write": writing}))
+"""
+
+
+def killed(name: str, kills: int, folder: Path) -> dict[str, int]:
+    import json
+
+    tests = Path(__file__).parent
+    environment = os.environ | {"PYTHONPATH": str(Path(perdure.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", SCRIPT, str(tests), name, str(kills), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60 * kills)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("name", ["isolated", "sequential", "inflora", "ewc"])
+def test_kill_9_at_many_moments(name, tmp_path):
+    found = killed(name, KILLS, tmp_path)
+    print(name, found)
+    assert found["killed"] >= KILLS and found["inside a task"] > 0 and found["inside evaluation"] > 0, found
+    assert found["inside writing"] > 0, found
