@@ -205,8 +205,12 @@ def _belongs_to(plan: Plan, seen: TaskStream) -> dict[str, Any]:
 def _settle(results: Run, resume: Snapshot | None) -> None:
     """Take back what a process that was stopped or killed wrote beyond what it saved; note where the run goes on."""
     if processes.first():
-        now, before = files.plain(environment()), run_files.environment(results.folder)
-        if now != {key: value for key, value in before.items() if key != "format"}:
+        now = files.plain(environment())
+        places = [
+            run_files.environment(results.folder),
+            *(e for e in results.events() if e.get("event") == "environment"),
+        ]
+        if now != {key: value for key, value in places[-1].items() if key not in ("format", "event")}:
             results.event({"event": "environment", **now})
         task = list(resume.about["belongs_to"]["tasks"])[-1] if resume else None
         results.trim_events(task, resume.about["step"] if resume else 0)
