@@ -11,16 +11,16 @@ from runs import TABLES, TEXTS, answers, contents, differing, make, recipe, tabl
 from test_cli import perdure  # noqa: F401
 from test_data import write
 
-from perdure import Backbone, InputError, Model, Recipe, Rule, Run, RunError, Stopped, Training, UnknownName, run
+from perdure import InputError, Model, Recipe, Rule, Run, RunError, Stopped, Training, UnknownName, run
 from perdure.forget import forget
 from perdure.methods.isolated import Isolated
 from perdure.methods.sequential import Sequential
 from perdure.report import report
 from perdure.runs import evaluate_run, learn_more
+from perdure.tables import read_table
 from perdure.verify import verify
 
 NAMES = ("fruit", "colour", "texture")
-module = sys.modules
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +187,7 @@ def test_retraining_that_is_stopped_goes_on(home, pico, tmp_path, monkeypatch):
         raise Stopped("Stopped.", signal=2)
 
     with monkeypatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(module["perdure.run"], "learn", stop)
+        patch.setattr(sys.modules["perdure.run"], "learn", stop)
         forget(whole.folder, "fruit", retrain_later=True)
     assert whole.tasks == [] and "traces" not in whole.recipe
     Recipe.read(whole.folder / "recipe.yaml").run(whole.folder)
@@ -198,11 +198,11 @@ def test_retraining_that_is_stopped_goes_on(home, pico, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("where", ["scores.csv", "events.jsonl", "combined.json", "rmtree", "rename"])
-def test_a_kill_on_the_way_is_made_up_for(where, three, learned, home, pico, tmp_path, monkeypatch):
+def test_a_kill_on_the_way_is_made_up_for(where, three, learned, tmp_path, monkeypatch):
     """Once the recipe says that a task is forgotten, it is; the next one to write finishes what is left to do."""
     whole = Run(shutil.copytree(learned.folder, tmp_path / "whole"))
     forget(whole.folder, "fruit")
-    results = module["perdure.results"]
+    results = sys.modules["perdure.results"]
     write_file = results.files.write
 
     class Kill(BaseException):
@@ -234,7 +234,7 @@ def test_a_kill_on_the_way_is_made_up_for(where, three, learned, home, pico, tmp
 
 
 def test_a_kill_before_it_counts_changes_nothing(three, monkeypatch):
-    before, results = contents(three), module["perdure.results"]
+    before, results = contents(three), sys.modules["perdure.results"]
 
     def die(*arguments):
         raise KeyboardInterrupt
@@ -357,7 +357,6 @@ def test_what_was_forgotten_is_learned_again(three, learned, home):
     forget(three.folder, "fruit")
     learn_more(three.folder, {"data": table(home, "fruit")})
     assert three.tasks == ["colour", "texture", "fruit"] and answers(three)
-    assert [Model(three).learned[i].adapter.parameters.keys() for i in (0, 2)]
 
 
 def test_a_task_that_was_only_begun(three, learned, home, monkeypatch):
@@ -367,7 +366,7 @@ def test_a_task_that_was_only_begun(three, learned, home, monkeypatch):
         raise Stopped("Stopped.", signal=2)
 
     with monkeypatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(module["perdure.run"], "learn", stop)
+        patch.setattr(sys.modules["perdure.run"], "learn", stop)
         learn_more(three.folder, {"data": table(home, "size")})
     assert len(three.recipe["stream"]) == 4 and three.tasks == list(NAMES)
     forget(three.folder, "size")
@@ -392,26 +391,21 @@ def test_the_only_task(home, pico, tmp_path, perdure):  # noqa: F811
 # -- the command line
 
 
-def test_commands_after_forgetting(three, learned, home, tmp_path, perdure):  # noqa: F811
+def test_commands_after_forgetting(three, home, tmp_path, perdure):  # noqa: F811
     report([three.folder], three.folder / "report.html")
     status, out, err = perdure("forget", three.folder, "colour")
     assert (status, err) == (0, "") and "`colour` is forgotten" in out
     assert not (three.folder / "report.html").exists()  # it told of the task
     for command in ("show", "report", "verify", "evaluate", "run"):
         status, out, err = perdure(command, three.folder)
-        assert (status, err) == (0, ""), (command, err)
-        assert command == "verify" or "colour" not in out
-    assert "colour" not in (three.folder / "report.html").read_text().replace("forgotten: [colour]", "").replace(
-        "- colour", "")  # fmt: skip
-    status, out, err = perdure("predict", three.folder, table(home, "colour"), "-o", tmp_path / "out.csv")
-    assert status == 0 and not {"red", "green", "blue"} & {line.split(",")[2] for line in
-                                                             (tmp_path / "out.csv").read_text().splitlines()[1:]}  # fmt: skip
+        assert (status, err) == (0, "") and "colour" not in out, (command, err)
+    assert (three.folder / "report.html").read_text().count("colour") == 1  # in the recipe, as forgotten
+    table_of_it, out = table(home, "colour"), tmp_path / "out.csv"
+    assert perdure("predict", three.folder, table_of_it, "-o", out)[0] == 0
+    assert not {row["predicted_label"] for row in read_table(out)} & set(TABLES["colour"])
     assert perdure("export", three.folder, "-o", tmp_path / "export")[0] == 0
-    config = json.loads((tmp_path / "export" / "config.json").read_text()) if (
-        tmp_path / "export" / "config.json").exists() else {}  # fmt: skip
-    assert "red" not in str(config)
     assert perdure("learn", three.folder, "--data", table(home, "size"), "-q")[0] == 0
-    assert Run(three.folder).tasks == ["fruit", "texture", "size"]
+    assert three.tasks == ["fruit", "texture", "size"]
     status, _, err = perdure("forget", three.folder, "colou")
     assert status == 1 and "No task named `colou`" in err
 
@@ -444,4 +438,3 @@ def test_the_last_state_of_a_sequence_needs_its_stream_again(toy, bert, tmp_path
         forget(whole.folder, "fruit", retrain_later=True)
     forget(whole.folder, "fruit", retrain_later=True, stream=toy)  # what is forgotten is left out of it
     assert differing(whole, never) == []
-    assert Backbone is not None

@@ -149,7 +149,7 @@ def test_parts_that_do_not_fit_each_other(folder, pico, tmp_path):
         ("scores.csv", "\n1,fruit", "\n7,fruit", "Line 2 of `{path}` has step 7 of 2"),
         ("scores.csv", ",accuracy,", ",accuracy,nan,", "scores.csv"),
         ("scores.csv", "step,", "steps,", "`{path}` has no column `step`"),
-        ("events.jsonl", '{{"event"', '{{"event', "`{path}` has lines that are no JSON objects"),
+        ("events.jsonl", '{{"event"', "{{event", "Line 1 of `{path}` is not JSON"),
         ("combined.json", "{{", "", "`{path}` is not JSON"),
         ("combined.json", '"task_arithmetic"', "5", "`{path}`: `label` is 5"),
         ("combined.json", '"name": "task_arithmetic"', '"name": "task_arithmetics"', "Did you mean `task_arithmetic`?"),
@@ -230,3 +230,17 @@ def test_the_command(folder, perdure, tmp_path):  # noqa: F811
     assert status == 1 and len(found["faults"]) == 1 and "tasks/00-fruit" in found["sound"] and found["notes"] == []
     status, _, err = perdure("verify", tmp_path)
     assert status == 1 and "is not a run: it has no `recipe.yaml`" in err
+
+
+def test_no_code_of_the_folder_is_run(folder, tmp_path):
+    """To verify is not to trust."""
+    (tmp_path / "mine.py").write_text(f"open({str(tmp_path / 'was-here')!r}, 'w')")
+    path, rule = folder / "recipe.yaml", folder / "combined.json"
+    values, hostile = yaml.safe_load(path.read_text()), str(tmp_path / "mine.py")
+    path.write_text(yaml.safe_dump(values | {"method": {"name": hostile}, "rule": {"name": hostile}}))
+    rule.write_text(json.dumps(json.loads(rule.read_text()) | {"name": hostile}))
+    verify(folder)
+    del values["rule"]
+    path.write_text(yaml.safe_dump(values | {"method": {"name": hostile}}))
+    assert "has no `rule`" in only_fault(folder)
+    assert not (tmp_path / "was-here").exists()

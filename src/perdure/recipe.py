@@ -68,7 +68,8 @@ class Recipe(BaseModel):
         for setting in settings:
             if setting not in of_rule:
                 put(values, setting)
-        values.setdefault("rule", _usual_rule(values["method"]))  # the method is known now
+        if "rule" not in values:
+            values["rule"] = _usual_rule(values["method"])  # the method is known now
         for setting in of_rule:
             put(values, setting)
         try:
