@@ -166,13 +166,14 @@ def _step(
             loss += share.detach()
     asked = torch.tensor(float(bool(stop.asked)))
     _add_up_gradients(course.parameters, [loss, asked])
-    _check(loss.item(), course)
+    value = loss.item()
+    _check(value, course)
     torch.nn.utils.clip_grad_norm_(course.parameters, course.training.max_grad_norm)
     rate = course.scheduler.get_last_lr()[0]
     course.optimizer.step()
     course.scheduler.step()
     course.optimizer.zero_grad()
-    return loss.item(), rate, asked.item() > 0
+    return value, rate, asked.item() > 0
 
 
 def _add_up_gradients(parameters: Sequence[nn.Parameter], beside: Sequence[Tensor]) -> None:
