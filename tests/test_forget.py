@@ -376,7 +376,8 @@ def test_a_task_that_was_only_begun(three, learned, home, monkeypatch):
 def test_the_only_task(home, pico, tmp_path, perdure):  # noqa: F811
     values = recipe(home, ["fruit"], pico("bert"), seed=3)
     whole = make(tmp_path, "whole", values)
-    assert forget(whole.folder, "fruit").traces == () and whole.tasks == []
+    found = forget(whole.folder, "fruit")
+    assert found.traces == () and whole.tasks == [] and "has learned no other task" in str(found)
     assert not (whole.folder / "combined.json").exists()
     for command, word in {"show": "none finished", "report": "report.html", "verify": "All is as it was"}.items():
         status, out, err = perdure(command, whole.folder)

@@ -28,18 +28,23 @@ class Forgotten:
         How it came into them.
     relearned
         The tasks that were learned again without it.
+    left
+        All tasks that the run has now.
     """
 
     task: str
     traces: tuple[str, ...] = ()
     why: str = ""
     relearned: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         gone = f"`{self.task}` is forgotten: its adapter, head and statistics are gone, and all that was measured of it"
         if self.relearned:
             return f"{gone}.\nLearned again without it: {', '.join(self.relearned)}."
         gone = f"{gone} or with it."
+        if not self.left:
+            return f"{gone}\nThe run has learned no other task. `perdure learn` teaches it one."
         if not self.traces:
             return f"{gone}\nThe other tasks are as if it had never been learned. `perdure evaluate` measures them."
         return (
@@ -91,12 +96,12 @@ def forget(
         plan = _plan(results, recipe, task, left, stream) if traces and retrain_later else None
         _take_out(results, task, recipe)
         if not plan:
-            return Forgotten(task, traces, why)
+            return Forgotten(task, traces, why, left=tuple(left))
         for name in reversed(traces):
             results.remove_task(name)
         results.recipe = _traced(recipe, {name: n for name, n in places.items() if n < places[task]})
         go_on(results, plan, quiet=quiet)
-        return Forgotten(task, relearned=traces)
+        return Forgotten(task, relearned=traces, left=tuple(results.tasks))
 
 
 def _take_out(results: Run, task: str, recipe: dict[str, Any]) -> None:
