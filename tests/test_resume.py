@@ -139,7 +139,7 @@ def test_a_search_that_was_stopped(home, pico, tmp_path, monkeypatch, perdure): 
     assert verify(tmp_path / "r").faults == []
     assert perdure("verify", tmp_path / "r")[0] == 0
     status, _, err = perdure("report", tmp_path / "r")
-    assert status == 1 and "Was the run evaluated?" in err
+    assert status == 1 and f"go on with `perdure run {tmp_path / 'r'}`" in err
     assert differing(make(tmp_path, "r", values), make(tmp_path, "whole", values)) == []
 
 

@@ -40,7 +40,10 @@ def read(folder: str | Path) -> Files:
     folder = Path(folder)
     run_files.check_run(folder)
     if not (folder / "scores.csv").exists():
-        raise RunError(f"`{folder / 'scores.csv'}` is missing, so there is nothing to report. Was the run evaluated?")
+        raise RunError(
+            f"`{folder / 'scores.csv'}` is missing: nothing was measured yet. If the run was stopped, go on with "
+            f"`perdure run {folder}`."
+        )
     recipe = run_files.recipe(folder)
     places = run_files.task_folders(folder, run_files.forgotten(recipe))
     return Files(
