@@ -182,7 +182,22 @@ def test_list_and_show(perdure):
 
 
 @pytest.mark.parametrize(
-    "command", ["", "demo", "run", "learn", "evaluate", "predict", "export", "merge", "report", "list", "show"]
+    "command",
+    [
+        "",
+        "demo",
+        "run",
+        "learn",
+        "forget",
+        "verify",
+        "evaluate",
+        "predict",
+        "export",
+        "merge",
+        "report",
+        "list",
+        "show",
+    ],
 )
 def test_help_fits_80_columns(command, perdure):
     status, out, _ = perdure(*([command] if command else []), "--help")

@@ -1,8 +1,11 @@
 """The demos on pico models: what they write, side by side, and what they fetch."""
 
+import shutil
+
+import numpy as np
 import pytest
 
-from perdure import Run, demo, packages
+from perdure import Run, RunError, demo, packages
 from perdure.merge import Rule
 
 
@@ -18,6 +21,12 @@ def test_vision(pico, digits, tmp_path, monkeypatch):
     assert all(run.tasks == ["digits01234", "digits56789"] for run in runs)
     own = Rule(name="task_arithmetic", options={"scale": "1/n"}).label
     assert [{row["rule"] for row in run.scores()} for run in runs] == [{"sum"}, {own}, {"last"}]
+    before = runs[2].matrix()
+    shutil.rmtree(tmp_path / "out" / "sequential" / "tasks" / "01-digits56789")  # as if it had been killed before
+    assert demo.demo(tmp_path / "out", vision=True)["runs"][2]["tasks"][1]["name"] == "digits56789"
+    assert np.array_equal(runs[2].matrix(), before, equal_nan=True)
+    with pytest.raises(RunError, match="`seed`: 0 before, 1 now"):
+        demo.demo(tmp_path / "out", vision=True, seed=1)
 
 
 @pytest.mark.parametrize(

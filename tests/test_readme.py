@@ -2,6 +2,8 @@
 
 import doctest
 import re
+import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -43,3 +45,31 @@ def test_the_tables_name_everything():
 def test_its_files_are_there():
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README.read_text()):
         assert (README.parent / target).exists(), target
+
+
+def test_a_run_cannot_be_lost(pico, tmp_path, monkeypatch, capsys):
+    """The commands of that section, one after the other."""
+    from runs import recipe
+    from test_data import ROWS, write
+
+    from perdure import Run, cli
+
+    monkeypatch.chdir(tmp_path)
+    section = README.read_text().split("## A run cannot be lost\n")[1].split("\n## ")[0]
+    commands = [shlex.split(line, comments=True) for line in section.splitlines() if line.startswith("    perdure ")]
+    assert [command[1] for command in commands] == ["run", "learn", "forget", "evaluate", "verify"]
+    for name, columns in {
+        "support": ("message", "queue"),
+        "reviews": ("body", "stars"),
+        "refunds": ("message", "queue"),
+    }.items():
+        write(tmp_path / f"{name}.csv", ROWS, columns)
+    entries = [{"data": f"{name}.csv", "text": text, "label": label}
+               for name, text, label in (("support", "message", "queue"), ("reviews", "body", "stars"))]  # fmt: skip
+    Recipe.parse(recipe(tmp_path, entries, pico("bert"), training={"epochs": 1})).run("runs/mine")
+    for command in commands:
+        monkeypatch.setattr(sys, "argv", command)
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert not stop.value.code, (command, capsys.readouterr())
+    assert Run("runs/mine").tasks == ["support", "refunds"]

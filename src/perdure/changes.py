@@ -24,7 +24,7 @@ def check_changes(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any
         raise RunError(
             f"`{folder}` holds a run with other settings, and cannot go on with these:\n  "
             + "\n  ".join(found)
-            + f"\nGive another `--output`; or go on as the run began, with `perdure run {folder}`."
+            + f"\nGive another `--output`; or go on with the run's own settings, by `perdure run {folder}`."
         )
 
 

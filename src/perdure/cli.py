@@ -71,8 +71,11 @@ def run(
     changes = [*settings, *([f"seed={seed}"] if seed is not None else [])]
     begun = (recipe / "recipe.yaml").is_file()
     output = output or (recipe if begun else Path("runs") / recipe.stem)
+    before = _done(output)
     Recipe.read(recipe / "recipe.yaml" if begun else recipe, changes).run(output, quiet=quiet)
     _report(output)
+    if _done(output) == before:
+        typer.echo("Nothing was left to do: all tasks are learned and measured.")
 
 
 @app.command()
@@ -107,11 +110,14 @@ def forget(
     run: RunFolder,
     task: Annotated[str, typer.Argument(metavar="TASK", help="The name of a task that the run has learned.")],
     retrain_later: Annotated[
-        bool, typer.Option("--retrain-later", help="Learn later tasks again, if something of it would stay in them.")
+        bool, typer.Option("--retrain-later", help="Learn the tasks again in which something of it remains.")
     ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Take a task out of a run: its adapter, head and statistics."""
+    """Take a task out of a run: its adapter, head and statistics, and all that was measured of it.
+
+    Tasks that were learned on top of it (not with the method `isolated`) keep something of it, which is said.
+    """
     from perdure.forget import forget
 
     found = forget(run, task, retrain_later=retrain_later, quiet=quiet)
@@ -130,7 +136,8 @@ def verify(run: RunFolder, as_json: AsJson = False) -> None:
         _table(f"\n{run}", found.sound.items())
         for note in found.notes:
             typer.echo(note)
-        typer.echo(f"{len(found.faults)} faults." if found.faults else "All is as it was written.")
+        count = len(found.faults)
+        typer.echo(f"{count} fault{'s' if count > 1 else ''}." if count else "All is as it was written.")
     for fault in found.faults:
         typer.secho(fault, fg="red", err=True)
     if found.faults:
@@ -272,6 +279,13 @@ def show(
         return typer.echo(json.dumps(about, indent=2))
     typer.echo(about["text"])
     _table("\nSettings", ((key, value) for key, value in about["settings"].items()))
+
+
+def _done(run: Path) -> int:
+    """How much a run has done."""
+    from perdure import run_files
+
+    return sum(event.get("event") in ("step", "evaluation") for event in run_files.events(run))
 
 
 def _report(run: Path) -> None:

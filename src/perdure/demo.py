@@ -61,6 +61,8 @@ def download(*, vision: bool = False) -> None:
 def demo(output: Path, *, vision: bool = False, seed: int = 0, quiet: bool = True) -> dict[str, Any]:
     """Run it, and write the run folders and a report into `output`; return the report's summary.
 
+    One that was stopped goes on.
+
     With texts the oracle is measured too, on the adapters of the PIC run: it uses each task's own.
 
     Parameters
@@ -73,7 +75,7 @@ def demo(output: Path, *, vision: bool = False, seed: int = 0, quiet: bool = Tru
     FetchError
         The model or the data are not in the cache and cannot be fetched.
     RunError
-        `output` is not empty.
+        `output` holds runs with other settings, such as another seed, or another process is writing them.
     """
     download(vision=vision)
     common, runs = (VISION, [INFLORA, PIC, SEQUENTIAL]) if vision else (TEXT, [PIC, SEQUENTIAL])

@@ -1,15 +1,16 @@
 """Take a task out of a run again."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from perdure.errors import InputError, UnknownName
+from perdure.errors import InputError, PerdureError, UnknownName
 from perdure.recipe import Recipe
 from perdure.restore import check_same
 from perdure.results import Run
-from perdure.run import go_on, made_in_python
+from perdure.run import Plan, go_on, made_in_python
+from perdure.run_files import forgotten
 from perdure.stream import TaskStream
 
 
@@ -22,28 +23,33 @@ class Forgotten:
     task
         Its name.
     traces
-        The tasks learned after it, in which something of it remains: none where tasks are isolated.
+        The tasks in which something of it remains: none where tasks are isolated.
     why
         How it came into them.
     relearned
         The tasks that were learned again without it.
+    left
+        All tasks that the run has now.
     """
 
     task: str
     traces: tuple[str, ...] = ()
     why: str = ""
     relearned: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         gone = f"`{self.task}` is forgotten: its adapter, head and statistics are gone, and all that was measured of it"
         if self.relearned:
-            return f"{gone}. Learned again without it: {', '.join(self.relearned)}."
-        gone = f"{gone} or with it. `perdure evaluate` measures what is left."
+            return f"{gone}.\nLearned again without it: {', '.join(self.relearned)}."
+        gone = f"{gone} or with it."
+        if not self.left:
+            return f"{gone}\nThe run has learned no other task. `perdure learn` teaches it one."
         if not self.traces:
-            return f"{gone} The other tasks are as if it had never been learned."
+            return f"{gone}\nThe other tasks are as if it had never been learned. `perdure evaluate` measures them."
         return (
-            f"{gone}\nWhat remains of it: {self.why} of {', '.join(self.traces)}. To learn those again without it, use "
-            "`--retrain-later` before a task is forgotten (it needs their examples)."
+            f"{gone}\nSomething of it remains in {', '.join(self.traces)}: {self.why} were learned on top of it.\n"
+            "To learn these again without it, give the same command with `--retrain-later` (it needs their examples)."
         )
 
 
@@ -58,39 +64,73 @@ def forget(
     """Remove a task from a run: its adapter, its head, its statistics, and what was measured of it or with it.
 
     Where tasks are isolated, the run is then the one, bit for bit, that never learned it. Where later tasks were
-    learned on top of it, something of it remains in them, unless they are learned again.
+    learned on top of it, something of it remains in them, until they are learned again.
 
     Parameters
     ----------
+    task
+        One that the run has learned, or was to learn; or one that was forgotten, to learn again what it left traces in.
     retrain_later
-        Learn the tasks after it again, without it, if something of it would remain in them.
+        Learn the tasks again in which something of it would remain.
     stream
-        The tasks without it, where the run's recipe does not say how they are made; for `retrain_later`.
+        The tasks, where the run's recipe does not say how they are made; for `retrain_later`.
 
     Raises
     ------
     UnknownName
-        The run has not learned this task.
+        The run has no such task.
     RunError
         Another process is writing the run, or the examples for learning again are not those of before.
+    Stopped
+        The run was asked to stop. The task is forgotten, and the run can go on.
     """
     results = Run(folder)
     with results.writing():
-        names = results.tasks
-        if task not in names:
+        recipe, names = results.recipe, results.tasks
+        if task not in forgotten(recipe) and task not in names and task not in _planned(recipe):
             raise UnknownName("task", task, names)
-        later, why = names[names.index(task) + 1 :], dependence(results.recipe)
-        recipe = without(results.recipe, task)
-        if not (retrain_later and later and why):
-            results.forget(task, recipe)
-            return Forgotten(task, tuple(later) if why else (), why)
-        plan = Recipe.parse(recipe).plan(stream)
-        check_same([results.load_task(name) for name in names if name != task], plan.stream)
-        for name in reversed(later):
+        why = dependence(recipe)
+        recipe = without(recipe, task, names, leaves_traces=bool(why))
+        left, places = _less(names, task), recipe.get("traces", {})
+        traces = tuple(left[places[task] :]) if task in places else ()
+        plan = _plan(results, recipe, task, left, stream) if traces and retrain_later else None
+        _take_out(results, task, recipe)
+        if not plan:
+            return Forgotten(task, traces, why, left=tuple(left))
+        for name in reversed(traces):
             results.remove_task(name)
-        results.forget(task, recipe)
+        results.recipe = _traced(recipe, {name: n for name, n in places.items() if n < places[task]})
         go_on(results, plan, quiet=quiet)
-        return Forgotten(task, relearned=tuple(later))
+        return Forgotten(task, relearned=traces, left=tuple(results.tasks))
+
+
+def _take_out(results: Run, task: str, recipe: dict[str, Any]) -> None:
+    if task in results.tasks:
+        results.forget(task, recipe)
+        return
+    if task not in forgotten(results.recipe):  # begun at most
+        results.trim_events(None, 0)
+        results.drop_unfinished()
+    results.recipe = recipe
+
+
+def _plan(results: Run, recipe: dict[str, Any], task: str, left: Sequence[str], stream: TaskStream | None) -> Plan:
+    """What is needed to learn again, checked before anything is removed."""
+    if stream:
+        stream = replace(stream, tasks=tuple(one for one in stream if one.name != task))
+    plan = Recipe.parse(recipe).plan(stream)
+    check_same([results.load_task(name) for name in left], plan.stream)
+    return plan
+
+
+def _planned(recipe: dict[str, Any]) -> list[str]:
+    """The names of the tasks that the run is to learn, if they can be had."""
+    if made_in_python(recipe):
+        return recipe["stream"]["tasks_made_in_python"]
+    try:
+        return Recipe.parse(recipe).make_stream().names
+    except PerdureError:  # the data is not here
+        return []
 
 
 def dependence(recipe: dict[str, Any]) -> str:
@@ -100,12 +140,12 @@ def dependence(recipe: dict[str, Any]) -> str:
     except InputError:  # a method that is not here says nothing
         isolates = False
     if not isolates:
-        return "the adapters and heads"
-    return "the aligned heads" if recipe["training"].get("alignment") else ""
+        return "their adapters, heads and states"
+    return "their aligned heads" if recipe["training"].get("alignment") else ""
 
 
-def without(recipe: dict[str, Any], task: str) -> dict[str, Any]:
-    """A recipe that has forgotten a task."""
+def without(recipe: dict[str, Any], task: str, learned: Sequence[str], *, leaves_traces: bool) -> dict[str, Any]:
+    """A recipe that has forgotten a task; `learned` are those before that."""
     stream, rule = recipe["stream"], dict(recipe["rule"])
     if isinstance(rule.get("scale"), dict):
         rule["scale"] = {name: value for name, value in rule["scale"].items() if name != task}
@@ -113,7 +153,21 @@ def without(recipe: dict[str, Any], task: str) -> dict[str, Any]:
         stream = {**stream, "tasks_made_in_python": _less(stream["tasks_made_in_python"], task)}
     elif isinstance(stream, list):  # an entry of this task alone is no longer read
         stream = [entry for entry in stream if _only_task(entry) != task]
-    return recipe | {"stream": stream, "rule": rule, "forgotten": [*_less(recipe.get("forgotten", []), task), task]}
+    places: dict[str, int] = dict(recipe.get("traces") or {})
+    if task in learned:
+        place = learned.index(task)
+        places = {name: n - (n > place) for name, n in places.items()}
+        if leaves_traces:  # it may have left some before, and have been learned again
+            places[task] = min(place, places.get(task, place))
+    places = {name: n for name, n in places.items() if n < len(_less(learned, task))}
+    gone = [*_less(recipe.get("forgotten") or [], task), task]
+    return _traced(recipe | {"stream": stream, "rule": rule, "forgotten": gone}, places)
+
+
+def _traced(recipe: dict[str, Any], places: dict[str, int]) -> dict[str, Any]:
+    """A recipe with these traces; without the entry if there are none, as when nothing was ever forgotten."""
+    kept = {key: value for key, value in recipe.items() if key != "traces"}
+    return kept | ({"traces": places} if places else {})
 
 
 def _less(names: Sequence[str], task: str) -> list[str]:

@@ -1,7 +1,8 @@
 """Only one process at a time writes a run: it holds `lock.json`, which says who it is.
 
 The operating system locks the file, and unlocks it when the process ends, even by `kill -9`; so what a dead process
-left is taken over without a word. Where the file system knows no locks, the process number decides.
+left is taken over without a word. Where the file system knows no locks, the process that the file names decides: it
+holds the run if it is alive, and began when the file says. (Another process may have got its number since.)
 """
 
 import contextlib
@@ -39,7 +40,7 @@ def held(folder: Path) -> Iterator[None]:
     place, me = folder.resolve(), threading.get_ident()
     thread, depth = _mine.get(place, (me, 0))
     if thread != me:
-        raise RunError(_sentence(folder, _self()))
+        raise RunError(_sentence(folder, _read(folder)))
     number = None if depth else _taken(folder)
     _mine[place] = (me, depth + 1)
     try:
@@ -58,7 +59,7 @@ def held(folder: Path) -> Iterator[None]:
 def holder(folder: Path) -> dict[str, Any] | None:
     """Who is writing the run now: `pid`, `host`, `since`; nothing if nobody is."""
     try:
-        number = os.open(folder / NAME, os.O_RDONLY | os.O_NONBLOCK)  # it does not wait for somebody to fill a pipe
+        number = os.open(folder / NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)  # a pipe would wait for a writer
     except OSError:
         return None
     try:
@@ -74,18 +75,27 @@ def _taken(folder: Path) -> int:
     path = folder / NAME
     for wait in (0.02, 0.1, 0.0):  # another process may just be looking who holds it
         try:
-            with contextlib.ExitStack() as stack:
-                number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
-                stack.callback(os.close, number)  # which unlocks it
-                if _locked(number, folder, fcntl.LOCK_EX) and _is_at(number, path):
-                    os.truncate(number, 0)
-                    os.pwrite(number, json.dumps(_self()).encode(), 0)
-                    stack.pop_all()
-                    return number
+            if (number := _opened(folder, path)) is not None:
+                return number
         except OSError as error:
             raise OutputError(f"`{path}` cannot be written: {error.strerror}. The run is as it was.") from error
         time.sleep(wait)
     raise RunError(_sentence(folder, _read(folder)))
+
+
+def _opened(folder: Path, path: Path) -> int | None:
+    """The lock file with our name in it, if it can be had now."""
+    number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+    try:
+        if _locked(number, folder, fcntl.LOCK_EX) and _is_at(number, path):
+            os.truncate(number, 0)
+            os.pwrite(number, json.dumps(_self()).encode(), 0)
+            return number
+    except BaseException:
+        os.close(number)
+        raise
+    os.close(number)
+    return None
 
 
 def _is_at(number: int, path: Path) -> bool:
@@ -107,7 +117,7 @@ def _locked(number: int, folder: Path, kind: int) -> bool:
         if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
             raise
     other = _read(folder)  # a file system without locks
-    return not other or (other.get("host") == socket.gethostname() and not is_alive(other["pid"]))
+    return not other or (other["host"] == socket.gethostname() and not _is_same(other))
 
 
 def is_alive(pid: int) -> bool:
@@ -121,9 +131,24 @@ def is_alive(pid: int) -> bool:
     return True
 
 
+def _is_same(other: dict[str, Any]) -> bool:
+    """Whether the process that held the run is still there, and is not this one, which would know."""
+    pid, then = other["pid"], other.get("began")
+    now = _began(pid)
+    return pid != os.getpid() and is_alive(pid) and (now == then or None in (now, then))
+
+
+def _began(pid: int) -> int | None:
+    """When a process began, in ticks since the machine did; nothing where that cannot be known."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
 def _self() -> dict[str, Any]:
-    now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-    return {"pid": os.getpid(), "host": socket.gethostname(), "since": now}
+    now, pid = datetime.datetime.now().astimezone().isoformat(timespec="seconds"), os.getpid()
+    return {"pid": pid, "host": socket.gethostname(), "since": now, "began": _began(pid)}
 
 
 def _read(folder: Path) -> dict[str, Any]:
@@ -132,11 +157,12 @@ def _read(folder: Path) -> dict[str, Any]:
         found = read_json(folder / NAME, limit=10_000)
     except CheckpointError:
         return {}
-    return found if type(found.get("pid")) is int else {}
+    texts = all(isinstance(found.get(key), str) for key in ("host", "since"))
+    return found if texts and type(found.get("pid")) is int else {}
 
 
 def _sentence(folder: Path, who: dict[str, Any]) -> str:
-    name = f"process {who['pid']} on {who.get('host')}, since {who.get('since')}" if who else "another process"
+    name = f"process {who['pid']} on `{who['host']}`, since {who['since']}" if who else "another process"
     return (
         f"`{folder}` is being written by {name}. Wait until it has ended, or stop it (Ctrl-C saves where it is). Should"
         f" that process be gone and its machine out of reach, remove `{folder / NAME}`."

@@ -70,7 +70,7 @@ def measure(
     unknown = "class" if stream.scenario == "task" else stream.scenario
     about = {"rule": rule.label, "options": dict(found.options), "candidates": candidates}
     seconds = round(time.perf_counter() - started, 3)
-    if learned and own:
+    if learned and own and seen == results.tasks:  # not that of an earlier step, when it is measured later
         results.save_combined(described(found) | {"label": rule.label, "candidates": candidates})
     results.add_scores(
         {

@@ -81,7 +81,7 @@ class Rule:
         """
         if self.search.over != "all" and self.name != "task_arithmetic":
             raise InputError(f"`search.over: {self.search.over}` is for `task_arithmetic`, not for `{self.name}`.")
-        if self.searches:
+        if self.searches or isinstance(self.options.get("scale"), Mapping):  # the tasks below have other names
             return self.with_scale(1.0).tried()
         small = LowRank(torch.ones(2, 1), torch.ones(1, 2)) if self.space == "delta" else torch.ones(2)
         inputs = {name: {"w": torch.eye(2)} for name in ("a", "b")}

@@ -10,7 +10,7 @@ import yaml
 from annotated_types import Ge
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
-from perdure import registry
+from perdure import files, registry
 from perdure.backbone import Backbone
 from perdure.data import read_tasks
 from perdure.errors import InputError
@@ -29,8 +29,9 @@ class Recipe(BaseModel):
     """One run: a stream, a backbone, a method, a rule, and how to train.
 
     `stream` names a benchmark (with its settings), or lists one's own data, an entry per table (`scenario` is for
-    these); tasks that are `forgotten` are left out of it. `backbone`, `method` and `rule` are a name, or a mapping of
-    `name` (`model` for the backbone) and settings.
+    these); tasks that are `forgotten` are left out of it (and `traces` says, by the name of such a task, how many were
+    learned before it, where something of it remains in the others). `backbone`, `method` and `rule` are a name, or a
+    mapping of `name` (`model` for the backbone) and settings.
 
     Examples
     --------
@@ -53,6 +54,7 @@ class Recipe(BaseModel):
     evaluation: dict[str, Any] = {}
     seed: Annotated[int, Ge(0)] = 0
     forgotten: list[str] = []
+    traces: dict[str, Annotated[int, Ge(0)]] = {}
 
     # -- reading
 
@@ -66,7 +68,8 @@ class Recipe(BaseModel):
         for setting in settings:
             if setting not in of_rule:
                 put(values, setting)
-        values.setdefault("rule", _usual_rule(values["method"]))  # the method is known now
+        if "rule" not in values:
+            values["rule"] = _usual_rule(values["method"])  # the method is known now
         for setting in of_rule:
             put(values, setting)
         try:
@@ -78,24 +81,37 @@ class Recipe(BaseModel):
     def read(cls, path: str | Path, settings: Sequence[str] = ()) -> "Recipe":
         """Read a YAML file."""
         path = Path(path)
+        if path.is_dir():
+            raise InputError(f"`{path}` is a folder, but no run: it has no `recipe.yaml`. Give a recipe, or a run.")
         try:
             values = yaml.safe_load(path.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise InputError(f"There is no file `{path}`.") from error
-        except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise InputError(f"`{path}` is not a YAML file: {' '.join(str(error).split())}.") from error
         return cls.parse(values, settings, f"`{path}`")
 
     # -- the objects
 
     def make_stream(self) -> TaskStream:
-        """The tasks, but for those that were forgotten."""
+        """The tasks, but for those that were forgotten.
+
+        Raises
+        ------
+        InputError
+            None is left.
+        """
+        if self.stream == [] and self.forgotten:
+            raise _nothing_left(self.forgotten)
         if isinstance(self.stream, list):
             stream = own_stream(self.stream, scenario=self.scenario or "class", seed=self.seed)
         else:
             stream = _benchmark(*named(self.stream, "stream"), self.seed)
             stream = replace(stream, scenario=self.scenario) if self.scenario else stream
-        return replace(stream, tasks=tuple(task for task in stream if task.name not in self.forgotten))
+        tasks = tuple(task for task in stream if task.name not in self.forgotten)
+        if not tasks:
+            raise _nothing_left(self.forgotten)
+        return replace(stream, tasks=tasks)
 
     def make_backbone(self) -> Backbone:
         """The pre-trained model."""
@@ -143,14 +159,19 @@ class Recipe(BaseModel):
             The run was asked to stop.
         """
         plan = self.plan()
-        return go_on(begin(output, self.resolved(plan), change=change), plan, quiet=quiet)
+        settings = self.resolved(plan)
+        return go_on(begin(output, settings, change=change), plan, settings, quiet=quiet)
 
     def resolved(self, plan: Plan) -> dict[str, Any]:
         """The recipe with all defaults written out."""
-        written = self.model_dump(exclude_none=True, exclude={"forgotten"} if not self.forgotten else None)
+        empty = {name for name in ("forgotten", "traces") if not getattr(self, name)}
         settings = settings_of(plan)
         settings["method"]["name"] = named(self.method, "method")[0]
-        return written | settings
+        return files.plain(self.model_dump(exclude_none=True, exclude=empty) | settings)
+
+
+def _nothing_left(forgotten: Sequence[str]) -> InputError:
+    return InputError(f"All tasks were forgotten: {', '.join(forgotten)}. Teach the run others, with `perdure learn`.")
 
 
 def _usual_rule(method: Any) -> str:
@@ -169,15 +190,23 @@ def _check_together(method: Method, rule: Rule, training: Training) -> None:
 
 
 def own_stream(entries: Sequence[Mapping[str, Any]], *, scenario: Scenario = "class", seed: int = 0) -> TaskStream:
-    """A stream of one's own data: the tasks of each entry, in order. An entry can also name a `benchmark`."""
+    """A stream of one's own data: the tasks of each entry, in order, `without` those that it names there.
+
+    An entry can also name a `benchmark`.
+    """
     tasks = []
     for entry in entries:
         options = dict(entry)
+        left_out = options.pop("without", [])
+        if not isinstance(left_out, list):
+            raise InputError(f"`stream`: `without` is {left_out!r}, but should be a list of names of tasks.")
         if "benchmark" in options:
-            tasks += _benchmark(options.pop("benchmark"), options, seed).tasks
+            found = _benchmark(options.pop("benchmark"), options, seed).tasks
+            tasks += [task for task in found if task.name not in left_out]
         elif isinstance(options.get("data"), (str, dict)):
             source = options.pop("data")
-            tasks += read_tasks(source, **checked(read_tasks, {"seed": seed} | options, "stream"))
+            found = read_tasks(source, **checked(read_tasks, {"seed": seed} | options, "stream"))
+            tasks += [task for task in found if task.name not in left_out]
         else:
             raise InputError(f"`stream`: the entry {options} has no `data` (a file, a folder, or a hub id).")
     return TaskStream("own", tuple(tasks), scenario)

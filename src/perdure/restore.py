@@ -36,7 +36,10 @@ def check_same(learned: Sequence[Learned], stream: TaskStream) -> None:
     """Raise `RunError` if a stream does not begin with these tasks, or their examples are others."""
     names = [task.name for task in learned]
     if stream.names[: len(names)] != names:
-        raise RunError(f"The run has learned the tasks {names}, but the stream has {stream.names}. Keep their order.")
+        raise RunError(
+            f"The run has learned the tasks {names}, but the stream has {stream.names}. Keep their order, and put new "
+            "ones behind them."
+        )
     for old, task in zip(learned, stream, strict=False):
         if old.classes != task.classes or old.digests != task.digests():
             raise RunError(

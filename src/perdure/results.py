@@ -20,6 +20,7 @@ from torch import nn
 
 from perdure import files, lock, run_files, staging, task_folder
 from perdure.errors import OutputError
+from perdure.merge import Rule
 from perdure.run_files import COLUMNS, reading
 from perdure.snapshot import Snapshot
 from perdure.task_folder import Learned
@@ -54,12 +55,12 @@ class Run:
         """
         folder = Path(folder)
         try:
-            if not _was_being_made(folder):
-                staging.check_free(folder)
+            _check_free(folder)
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(f"`{error.filename}` cannot be made: {error.strerror}.") from error
         with lock.held(folder):
+            _check_free(folder)  # another process may have made it meanwhile
             files.write(folder / "environment.json", files.to_json({"format": run_files.FORMAT, **environment}))
             files.write(folder / "recipe.yaml", files.to_yaml(recipe))  # the last: with it the folder is a run
         return cls(folder)
@@ -147,14 +148,21 @@ class Run:
         with reading(path):
             return Snapshot.load(path) if path.exists() else None
 
+    def begun(self) -> str | None:
+        """The name of the task that was being learned when the run was stopped, if its state was saved."""
+        snapshot = self.load_unfinished()
+        with reading(self.folder / UNFINISHED):
+            return list(snapshot.about["belongs_to"]["tasks"])[-1] if snapshot else None
+
     def drop_unfinished(self) -> None:
         """Remove the state inside a task."""
         _remove(self.folder / UNFINISHED)
 
     def remove_task(self, name: str) -> None:
-        """Take the task that was learned last out of the run, with all that was measured of it."""
+        """Take the task that was learned last out of the run, with all that was measured of it or with it."""
         self.drop_unfinished()
-        self._drop_values({name}, step=len(self.tasks) - 1)
+        self._drop_values(name, range(len(self.tasks)))
+        _remove(self.folder / "report.html")
         _remove(self.task_folders()[name])  # the last: with it the task is gone
 
     def forget(self, name: str, recipe: Mapping[str, Any]) -> None:
@@ -174,23 +182,26 @@ class Run:
         if left:
             _remove(self.folder / "report.html")
             self.drop_unfinished()
-        for name in reversed(left):
-            self._drop_values({name}, step=list(present).index(name))
+        for name in reversed(left):  # before anything was learned, all heads of the stream were asked: no step 0
+            self._drop_values(name, range(1, list(present).index(name) + 1))
             self._combine_without(name)
             _remove(present[name])
         self._renumber()
 
     def _combine_without(self, name: str) -> None:
         """A scale that was found with a task is no longer the one to use."""
-        if not self.tasks:
+        if not self.tasks or not (self.folder / "combined.json").exists():
             return _remove(self.folder / "combined.json")
-        rule, scales = self.combined(), self.combined()["options"].get("scale")
-        if rule["candidates"]:
-            rule["options"].pop("scale", None)
-        elif isinstance(scales, dict):
-            scales.pop(name, None)
-            rule["options"]["scale"] = scales
-        self.save_combined(rule | {"candidates": []})
+        rule = self.combined()
+        options, scales = rule["options"], rule["options"].get("scale")
+        if rule["candidates"]:  # a search: what it found before that task was learned is still true
+            before = [event for event in self.events() if _measured(event, rule["label"], len(self.tasks))]
+            options.pop("scale", None)
+            found = before[-1] if before else {"options": options, "candidates": []}
+            self.save_combined(rule | {key: found[key] for key in ("options", "candidates")})
+        elif isinstance(scales, dict) and scales.pop(name, None) is not None:
+            label = Rule(name=rule["name"], options=options, space=rule["space"], since=rule["since"]).label
+            self.save_combined(rule | {"label": label})
 
     def _renumber(self) -> None:
         """Give the tasks' folders the numbers that they would have had without the others."""
@@ -199,11 +210,17 @@ class Run:
             if place != wanted:
                 _moved(place, wanted)
 
-    def _drop_values(self, names: set[str], *, step: int) -> None:
-        """Drop what was measured after so many tasks, and every event of the tasks `names`."""
-        rows = [row for row in self.scores() if row["step"] <= step and row["task"] not in names]
-        self._write_scores(rows)
-        kept = [e for e in self.events() if e.get("task") not in names and not _after(e, step)]
+    def _drop_values(self, name: str, steps: range) -> None:
+        """Drop every value and event of a task, and what was measured after other numbers of tasks than `steps`.
+
+        So goes what was measured by a rule that names the task, which one with a scale for each does.
+        """
+
+        def counts(row: Mapping[str, Any]) -> bool:
+            return row.get("step") in steps and f"'{name}':" not in str(row.get("rule"))
+
+        self._write_scores(row for row in self.scores() if row["task"] != name and counts(row))
+        kept = [e for e in self.events() if e.get("task") != name and (e.get("event") != "evaluation" or counts(e))]
         files.write(self.folder / "events.jsonl", "".join(map(run_files.line, kept)))
 
     # -- values
@@ -272,20 +289,21 @@ class Run:
         return run_files.combined(self.folder)
 
 
-def _was_being_made(folder: Path) -> bool:
-    """Whether there is nothing in a folder but what a process leaves that dies while it makes a run."""
+def _check_free(folder: Path) -> None:
+    """Raise `OutputError` if there is more than what a process leaves that dies while it makes a run."""
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    return all(name in (lock.NAME, "environment.json") or name.endswith(files.ENDING) for name in names)
+    if not all(name in (lock.NAME, "environment.json") or name.endswith(files.ENDING) for name in names):
+        staging.check_free(folder)
 
 
 def _key(row: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(str(row[name]) for name in COLUMNS[:-1])
 
 
-def _after(event: Mapping[str, Any], step: int) -> bool:
-    """Whether an event is a measurement after more than so many tasks."""
-    found = event.get("step")
-    return event.get("event") == "evaluation" and isinstance(found, int) and found > step
+def _measured(event: Mapping[str, Any], label: str, step: int) -> bool:
+    """Whether an event tells of a measurement by a rule, after so many tasks."""
+    wanted = {"event": "evaluation", "rule": label, "step": step}
+    return wanted.items() <= event.items() and {"options", "candidates"} <= event.keys()
 
 
 def _remove(path: Path) -> None:

@@ -79,7 +79,8 @@ def run(
         "stream": {"name": stream.name, "scenario": stream.scenario, "tasks_made_in_python": stream.names},
         **settings_of(plan),
     }
-    return go_on(begin(output, settings), plan, quiet=quiet)
+    settings = files.plain(settings)
+    return go_on(begin(output, settings), plan, settings, quiet=quiet)
 
 
 @dataclass(frozen=True)
@@ -95,35 +96,38 @@ class Plan:
     seed: int
 
 
-def begin(output: str | Path, settings: Mapping[str, Any], *, change: bool = False) -> Run:
-    """Make the folder of a run, or take the one that is there; `change` whatever its recipe says otherwise.
+def begin(output: str | Path, settings: dict[str, Any], *, change: bool = False) -> Run:
+    """Make the folder of a run, or take the one that is there, if the settings are its own (or they may `change` it).
 
     Raises
     ------
     RunError
         It is that of a run with other settings, such as touch what was learned.
     """
-    output, settings = Path(output), files.plain(settings)
+    output = Path(output)
     if processes.first() and not run_files.is_run(output):
         Run.create(output, settings, environment())
     processes.wait()
     results = Run(output)
     before = results.recipe
-    if made_in_python(settings) and (gone := run_files.forgotten(before)):
-        settings["forgotten"] = gone  # such a stream says itself which tasks it has
+    if made_in_python(settings):  # such a stream says itself which tasks it has
+        gone = [name for name in run_files.forgotten(before) if name not in settings["stream"]["tasks_made_in_python"]]
+        settings |= {"forgotten": gone} if gone else {}
+        settings |= {"traces": before["traces"]} if before.get("traces") else {}
     if not change:
         check_changes(output, before, settings)
-    if processes.first() and before != settings:
-        with results.writing():
-            results.recipe = settings
-    processes.wait()
     return results
 
 
-def go_on(results: Run, plan: Plan, *, quiet: bool = True) -> Run:
+def go_on(results: Run, plan: Plan, settings: Mapping[str, Any] | None = None, *, quiet: bool = True) -> Run:
     """Learn the tasks of a stream that the run has not learned yet, and measure what has not been measured.
 
     With several processes all of them learn, and the first alone measures and writes.
+
+    Parameters
+    ----------
+    settings
+        The run's recipe from now on; by default as it is.
 
     Raises
     ------
@@ -146,6 +150,8 @@ def go_on(results: Run, plan: Plan, *, quiet: bool = True) -> Run:
         resume = _unfinished(results, plan, len(learned))
         processes.wait()  # before the first process writes
         _settle(results, resume)
+        if settings and processes.first() and results.recipe != settings:
+            results.recipe = settings  # not before all of it was found to go with what was learned
         measured = _measured(results, plan)
         for step in range(len(plan.stream) + 1):
             if step > len(learned):
@@ -164,10 +170,16 @@ def made_in_python(recipe: Mapping[str, Any]) -> bool:
 
 
 def _measured(results: Run, plan: Plan) -> set[int]:
-    """The steps whose values are there, for each way to know the task."""
+    """The steps whose values are there: of each task that is due then, for each way to know the task."""
     rows = [row for row in results.scores() if row["rule"] == plan.rule.label]
-    found = [{row["step"] for row in rows if row["task_id"] == task_id} for task_id in plan.evaluation.task_ids]
-    return set.intersection(*found) if found else set()
+    found = {(row["step"], row["task"], row["task_id"]) for row in rows}
+    names, ways = plan.stream.names, plan.evaluation.task_ids
+
+    def there(step: int) -> bool:
+        due = names if plan.evaluation.future else names[:step]
+        return all((step, name, way) in found for name in due for way in ways)
+
+    return {step for step in range(len(names) + 1) if there(step)}
 
 
 def _unfinished(results: Run, plan: Plan, learned: int) -> Snapshot | None:
@@ -193,8 +205,12 @@ def _belongs_to(plan: Plan, seen: TaskStream) -> dict[str, Any]:
 def _settle(results: Run, resume: Snapshot | None) -> None:
     """Take back what a process that was stopped or killed wrote beyond what it saved; note where the run goes on."""
     if processes.first():
-        now, before = files.plain(environment()), run_files.environment(results.folder)
-        if now != {key: value for key, value in before.items() if key != "format"}:
+        now = files.plain(environment())
+        places = [
+            run_files.environment(results.folder),
+            *(e for e in results.events() if e.get("event") == "environment"),
+        ]
+        if now != {key: value for key, value in places[-1].items() if key not in ("format", "event")}:
             results.event({"event": "environment", **now})
         task = list(resume.about["belongs_to"]["tasks"])[-1] if resume else None
         results.trim_events(task, resume.about["step"] if resume else 0)

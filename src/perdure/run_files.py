@@ -171,13 +171,14 @@ def combined(folder: Path) -> dict[str, Any]:
     """
     with reading(path := folder / "combined.json"):
         if not path.exists():
-            raise RunError(f"`{folder}` holds no combined model yet: no task was finished.")
+            raise RunError(f"`{folder}` holds no combined model: no task is learned and measured yet.")
         rule = read_json(path)
+        for key, usual in {"label": rule["name"], "options": {}, "space": "delta", "since": "pretrained"}.items():
+            rule.setdefault(key, usual)
         found = rule.get("candidates", [])
         if isinstance(found, dict):  # as version 0.1 wrote them
             found = [{"scale": float(scale), "score": score} for scale, score in found.items()]
         rule["candidates"] = [{"scale": _scale(one["scale"]), "score": float(one["score"])} for one in found]
-        rule = {"options": {}, "space": "delta", "since": "pretrained", "label": rule["name"]} | rule
         for key, kind in {"name": str, "label": str, "options": dict, "space": str, "since": str}.items():
             if not isinstance(rule[key], kind):
                 raise RunError(f"`{path}`: `{key}` is {str(rule[key])[:100]}. It is damaged or was changed.")

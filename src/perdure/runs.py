@@ -1,12 +1,13 @@
 """What can be done with a run that is there: measure it again, or let it learn more."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from perdure import processes
-from perdure.errors import InputError, Stopped
+from perdure.errors import InputError, RunError, Stopped
 from perdure.measure import measure
 from perdure.merge import Rule
 from perdure.model import Model, check_exportable
@@ -41,22 +42,25 @@ def evaluate_run(
     Raises
     ------
     RunError
-        The tasks or their examples are not those that the run learned.
+        The tasks or their examples are not those that the run learned, or it has learned none.
     """
     results = Run(folder)
     with results.writing():
         recipe = Recipe.parse(results.recipe)
         stream, backbone = stream or recipe.make_stream(), recipe.make_backbone()
         found = rule_of(folder, rule, settings)
-        learned = restore(results, backbone, stream)
-        for step in range(1 if steps == "all" else len(learned), len(learned) + 1):
+        learned, evaluation = restore(results, backbone, stream), recipe.make_evaluation()
+        if not learned:
+            raise RunError(f"`{folder}` has learned no task yet, so there is nothing to measure.")
+        first = 0 if evaluation.future and not found else 1  # before the first task every rule is the same
+        for step in range(first if steps == "all" else len(learned), len(learned) + 1):
             measure(
                 results,
                 learned[:step],
                 stream,
                 backbone,
                 found or recipe.make_rule(),
-                evaluation=recipe.make_evaluation(),
+                evaluation=evaluation,
                 own=found is None,
             )
     return results
@@ -120,26 +124,40 @@ def learn_more(
         values = {"stream": [dict(entry)], "backbone": backbone or "minilm", "seed": seed or 0}
         return Recipe.parse(values, settings).run(folder, quiet=quiet)
     results = Run(folder)
-    before, learned = results.recipe, results.tasks
-    values = before | {"stream": _entries(before["stream"], entry, learned)}
-    if gone := forgotten(before):  # what is learned again is no longer forgotten
+    with results.writing() if processes.first() else contextlib.nullcontext():
+        before, learned = results.recipe, results.tasks
+        begun = bool(learned) or results.begun() is not None
+        if begun:
+            _check_unchanged(before, backbone, seed, settings)
+        recipe = Recipe.parse(_with(before, entry, begun, backbone, seed), settings)
+        if recipe.make_stream().names == learned:
+            raise InputError(f"The run `{folder}` has learned these tasks already: {', '.join(learned)}.")
+        try:
+            return recipe.run(folder, change=True, quiet=quiet)
+        except Stopped:
+            raise
+        except BaseException:
+            if results.tasks == learned and processes.first():  # nothing came of it: the next attempt may name others
+                results.recipe = before
+            raise
+
+
+def _with(
+    before: Mapping[str, Any], entry: Mapping[str, Any], begun: bool, backbone: str | None, seed: int | None
+) -> dict[str, Any]:
+    """A run's recipe with one more table."""
+    gone, stream = forgotten(dict(before)), before["stream"]
+    if not begun and isinstance(stream, list) and len(stream) <= 1 and not gone:  # an attempt that came to nothing
+        return {**before, "stream": [dict(entry)], "backbone": backbone or "minilm", "seed": seed or 0}
+    values = {**before, "stream": _entries(stream, entry, gone)}
+    if not isinstance(stream, list):
+        values["scenario"] = Recipe.parse({**before, "forgotten": []}).make_stream().scenario
+    if gone:  # what is learned again is no longer forgotten
         values["forgotten"] = [name for name in gone if name not in own_stream([entry]).names]
-    if learned:
-        _check_unchanged(before, backbone, seed, settings)
-        values["scenario"] = Recipe.parse(before).make_stream().scenario
-    elif len(values["stream"]) == 1:  # an attempt that came to nothing
-        values |= {"backbone": backbone or "minilm", "seed": seed or 0}
-    recipe = Recipe.parse(values, settings)
-    if recipe.make_stream().names == learned:
-        raise InputError(f"The run `{folder}` has learned these tasks already: {', '.join(learned)}.")
-    try:
-        return recipe.run(folder, change=True, quiet=quiet)
-    except Stopped:
-        raise
-    except BaseException:
-        if results.tasks == learned and processes.first():  # nothing came of it: the next attempt may name others
-            results.recipe = before
-        raise
+    if not begun:
+        values |= {"backbone": backbone} if backbone else {}
+        values |= {"seed": seed} if seed is not None else {}
+    return values
 
 
 def _check_unchanged(
@@ -154,12 +172,23 @@ def _check_unchanged(
             raise InputError(f"`--set {setting}`: of a run that has begun only `training` and `evaluation` can change.")
 
 
-def _entries(stream: Section | list[dict[str, Any]], entry: Mapping[str, Any], learned: Sequence[str]) -> list[dict]:
-    """A run's stream with one more entry; without one that an earlier attempt left behind."""
+def _entries(
+    stream: Section | list[dict[str, Any]], entry: Mapping[str, Any], gone: Sequence[str]
+) -> list[dict[str, Any]]:
+    """A run's stream with one more entry, of which tasks that were forgotten are learned again, behind the others."""
     if not isinstance(stream, list):
         name, options = named(stream, "stream")
-        return [{"benchmark": name, **options}, dict(entry)]
-    if not learned and len(stream) == 1:
-        return [dict(entry)]
-    # the same entry is there already if an earlier attempt stopped before all of its tasks were finished
-    return [*stream, *([dict(entry)] if dict(entry) not in stream else [])]
+        stream = [{"benchmark": name, **options}]
+    plain = [{key: value for key, value in old.items() if key != "without"} for old in stream]
+    new = own_stream([entry]).names
+    again = [name for name in new if name in gone]
+    if not again:
+        # the same entry is there already if an earlier attempt stopped before all of its tasks were finished
+        return [*stream, *([dict(entry)] if dict(entry) not in plain else [])]
+    kept = [name for name in new if name not in gone] if dict(entry) in plain else []
+    before = [_without(old, again) if "benchmark" in old or old.get("task") else old for old in stream]
+    return [*before, dict(entry) | ({"without": kept} if kept else {})]
+
+
+def _without(entry: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return entry | {"without": list(dict.fromkeys([*entry.get("without", []), *names]))}

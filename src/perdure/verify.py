@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from perdure import lock, run_files, task_folder
+from perdure import files, lock, registry, run_files, task_folder
 from perdure.backbone import Backbone
 from perdure.errors import PerdureError
 from perdure.recipe import Recipe
@@ -57,7 +57,7 @@ def verify(folder: str | Path, *, backbone: bool = True) -> Verification:
     """
     run, found = Run(folder), Verification()
     if holder := lock.holder(run.folder):
-        found.notes.append(f"Process {holder.get('pid')} on {holder.get('host')} is writing it now.")
+        found.notes.append(f"Process {holder['pid']} on `{holder['host']}` is writing it now.")
     found.attempt("recipe.yaml", lambda: _recipe(run))
     if found.faults:  # nothing can be compared with it
         return found
@@ -66,25 +66,49 @@ def verify(folder: str | Path, *, backbone: bool = True) -> Verification:
         found.attempt(f"tasks/{place.name}", lambda name=name: _task(run, name, tasks))
     found.attempt("tasks", lambda: _together(tasks))
     found.attempt("scores.csv", lambda: _scores(run))
-    found.attempt("events.jsonl", lambda: f"{len(run.events())} events")
-    if tasks:
+    found.attempt("events.jsonl", lambda: _events(run))
+    if (run.folder / "combined.json").exists() or any(row["step"] == len(run.tasks) > 0 for row in _rows(run)):
         found.attempt("combined.json", lambda: _combined(run))
+    elif tasks:
+        found.notes.append("The scale is not searched yet: `perdure run` goes on with that.")
     with run_files.reading(path := run.folder / UNFINISHED):
         inside = path.exists()
     if inside:
         found.attempt(UNFINISHED, lambda: _unfinished(run))
     if backbone and tasks and not found.faults:
         found.attempt("the pre-trained model", lambda: _backbone(run, tasks))
-    with run_files.reading(home := run.folder / "tasks"):
-        places = sorted(home.iterdir()) if home.is_dir() else []
-    for path in places:
-        if path not in run.task_folders().values():
-            found.notes.append(f"`{path}` was never finished and counts for nothing.")
+    found.notes += _notes(run)
     return found
 
 
+def _notes(run: Run) -> list[str]:
+    """What is left of tasks that were never finished, or were forgotten."""
+    recipe, tasks, places = run.recipe, run.tasks, run.task_folders().values()
+    gone = run_files.task_folders(run.folder, []).values()
+    notes = [
+        f"`{path}` "
+        + (
+            "is forgotten, and removed as soon as the run is written again."
+            if path in gone
+            else "counts for nothing: it was never finished."
+        )  # fmt: skip
+        for path in sorted((run.folder / "tasks").glob("*"))
+        if path not in places
+    ]
+    for name, place in (recipe.get("traces") or {}).items():
+        if name not in tasks and tasks[place:]:
+            notes.append(
+                f"Something of `{name}`, which was forgotten, remains in {', '.join(tasks[place:])}. To learn these "
+                f"again without it: `perdure forget {run.folder} {name} --retrain-later`."
+            )
+    return notes
+
+
 def _recipe(run: Run) -> str:
-    Recipe.parse(run.recipe, where=f"`{run.folder / 'recipe.yaml'}`")
+    path = run.folder / "recipe.yaml"
+    if "rule" not in run.recipe:  # nor is a method's file run to ask for its usual one: to verify is not to trust
+        raise PerdureError(f"`{path}` has no `rule`. It is damaged or was changed.")
+    Recipe.parse(run.recipe, where=f"`{path}`")
     return f"format {run_files.environment(run.folder).get('format', 1)}"
 
 
@@ -106,19 +130,40 @@ def _together(tasks: list[Learned]) -> str:
 
 
 def _scores(run: Run) -> str:
-    rows = run.scores()
+    rows, most = run.scores(), len(run_files.task_folders(run.folder, []))
     for number, row in enumerate(rows, start=2):
-        if not math.isfinite(row["value"]) or not 0 <= row["step"] <= len(run.tasks):
+        if not math.isfinite(row["value"]) or not 0 <= row["step"] <= most:
             raise PerdureError(f"Line {number} of `{run.folder / 'scores.csv'}` has step {row['step']} of "
                                f"{len(run.tasks)}, value {row['value']}.")  # fmt: skip
     return f"{len(rows)} values"
 
 
+def _rows(run: Run) -> list[dict[str, Any]]:
+    try:
+        return run.scores()
+    except PerdureError:  # reported already
+        return []
+
+
+def _events(run: Run) -> str:
+    path = run.folder / "events.jsonl"
+    text = files.read_text(path) if path.exists() else ""
+    end = text.rfind("\n") + 1  # a kill may cut the last line off
+    for number, line in enumerate(text[:end].splitlines(), start=1):
+        files.parse_json(line, f"line {number} of `{path}`")
+    return f"{len(run.events())} events" + (", and a part of one" if text[end:] else "")
+
+
 def _combined(run: Run) -> str:
-    label = run.combined()["label"]
-    if not isinstance(label, str):
-        raise PerdureError(f"`{run.folder / 'combined.json'}`: `label` is {label!r}, no text.")
-    return label
+    rule, path = run.combined(), run.folder / "combined.json"
+    if not rule["name"].endswith(".py"):
+        unknown = rule["options"].keys() - registry.options(registry.find("rule", rule["name"])).keys()
+        if unknown:
+            raise PerdureError(f"`{path}`: the rule `{rule['name']}` has no setting `{min(unknown)}`.")
+    scales = rule["options"].get("scale")
+    if isinstance(scales, dict) and (missing := [name for name in run.tasks if name not in scales]):
+        raise PerdureError(f"`{path}` has no scale for the task `{missing[0]}`.")
+    return rule["label"]
 
 
 def _unfinished(run: Run) -> str:
@@ -133,4 +178,4 @@ def _backbone(run: Run, tasks: list[Learned]) -> str:
     model: Backbone = Recipe.parse(run.recipe).make_backbone()
     for task in tasks:
         check_fits(model, task)
-    return f"`{model.source}` fits {len(tasks)} adapters"
+    return f"`{model.source}` fits adapters and heads"

@@ -1,13 +1,15 @@
 """Make the regression folder of a format: `python tests/formats/make.py NUMBER`, once, when a format is new.
 
-Two small runs, the tables and the pico backbone they were made from, and what their models predict. They are committed
-and never made again: later versions have to read them as they are (`test_formats.py`).
+Small runs, one of them stopped inside its second task; the tables and the pico backbone they were made from; and what
+their models predict. They are committed and never made again: later versions have to read them as they are
+(`test_formats.py`).
 """
 
 import csv
 import json
 import os
 import random
+import signal
 import sys
 from pathlib import Path
 
@@ -18,7 +20,7 @@ import torch
 import transformers
 from conftest import WORDS, tokenizer
 
-from perdure import Model, Recipe
+from perdure import Model, Recipe, Run, Stopped
 
 TABLES = {"fruit": ("apple", "pear"), "colour": ("red", "green", "blue")}
 TEXTS = [f"{WORDS[i]} {WORDS[(7 * i) % 60]} {WORDS[(11 * i + 3) % 60]}" for i in range(12)]
@@ -26,6 +28,7 @@ TRAINING = {"epochs": 2, "batch_size": 8, "learning_rate": 0.01}
 RECIPES = {
     "isolated": {"method": {"name": "isolated", "rank": 2}, "training": {**TRAINING, "keep_inputs": True}},
     "inflora": {"method": {"name": "inflora", "rank": 2, "tasks": 2}, "training": {**TRAINING, "alignment": {}}},
+    "stopped": {"method": {"name": "sequential", "rank": 2}, "training": {**TRAINING, "checkpoint_steps": 2}},
 }
 
 
@@ -48,10 +51,29 @@ def main() -> None:
     stream = [{"data": f"{name}.csv"} for name in TABLES]
     expected = {}
     for name, settings in RECIPES.items():
-        Recipe.parse({"stream": stream, "backbone": {"model": "backbone", "pooling": "mean"}, **settings}).run(name)
+        recipe = Recipe.parse({"stream": stream, "backbone": {"model": "backbone", "pooling": "mean"}, **settings})
+        stop(recipe, name) if name == "stopped" else recipe.run(name)
         found = Model(name).predict(TEXTS)
         expected[name] = [[one.label, one.probability, one.task] for one in found]
     Path("expected.json").write_text(json.dumps({"texts": TEXTS, "predictions": expected}, indent=1) + "\n")
+
+
+def stop(recipe: Recipe, name: str) -> None:
+    """Do what a recipe says, and have a signal come in the fourth step of the second task."""
+    event = Run.event
+
+    def noted(self: Run, values: dict) -> None:
+        event(self, values)
+        if (values.get("task"), values.get("step")) == ("colour", 3):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    Run.event = noted
+    try:
+        recipe.run(name)
+    except Stopped:
+        return
+    finally:
+        Run.event = event
 
 
 if __name__ == "__main__":

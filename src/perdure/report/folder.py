@@ -40,7 +40,9 @@ def read(folder: str | Path) -> Files:
     folder = Path(folder)
     run_files.check_run(folder)
     if not _is_there(path := folder / "scores.csv"):
-        raise RunError(f"`{path}` is missing, so there is nothing to report. Was the run evaluated?")
+        raise RunError(
+            f"`{path}` is missing: nothing was measured yet. If the run was stopped, go on with `perdure run {folder}`."
+        )
     recipe = run_files.recipe(folder)
     places = run_files.task_folders(folder, run_files.forgotten(recipe))
     return Files(

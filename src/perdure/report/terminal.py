@@ -20,6 +20,8 @@ def show(summary: Mapping[str, Any], console: Console | None = None) -> None:
         console.print(run["sentence"] + "\n", markup=False, highlight=False)
     header, rows = table(summary)
     symbols = {metric["title"]: metric["symbol"] for metric in summary["metrics"].values()}
+    if not symbols:
+        return console.print("Nothing is measured. `perdure evaluate` does it.", markup=False, highlight=False)
     first = 0 if len(summary["runs"]) > 1 else 1  # which run is clear if there is one
     drawn = Table(**STYLE)
     for i, title in enumerate(header[first:], first):
