@@ -285,12 +285,12 @@ def test_values_beyond_what_was_saved(finished, whole, values):
 
 
 @pytest.mark.parametrize("left", [[], ["environment.json"], ["lock.json", ".recipe.yaml.99999999.perdure-partial"]])
-def test_a_folder_that_was_being_made(left, values, tmp_path):
+def test_a_folder_that_was_being_made(left, whole, tmp_path):
     folder = tmp_path / "r"
     folder.mkdir()
     for name in left:
         (folder / name).write_text("")
-    Run.create(folder, values, {})
+    Run.create(folder, whole.recipe, {})
     assert sorted(path.name for path in folder.iterdir()) == sorted({"environment.json", "recipe.yaml"}
                                                                      | {n for n in left if "partial" in n})  # fmt: skip
     with Run(folder).writing():

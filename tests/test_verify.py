@@ -160,7 +160,7 @@ def test_parts_that_do_not_fit_each_other(folder, pico, tmp_path):
             '"options": {{"scale": {{"fruit": 1}}}}',
             "no scale for the task `colour`",
         ),
-        ("recipe.yaml", "method:", "metod:", "No setting of `{path}` named `metod`"),
+        ("recipe.yaml", "method:", "metod:", "`{path}` has no `method`"),
         ("recipe.yaml", "seed: 0", "seed: [", "`{path}` is not YAML"),
     ],
 )

@@ -21,7 +21,7 @@ from torch import nn
 from perdure import files, lock, run_files, staging, task_folder
 from perdure.errors import OutputError
 from perdure.merge import Rule
-from perdure.run_files import COLUMNS, reading
+from perdure.run_files import COLUMNS, is_there, reading
 from perdure.snapshot import Snapshot
 from perdure.task_folder import Learned
 
@@ -190,7 +190,7 @@ class Run:
 
     def _combine_without(self, name: str) -> None:
         """A scale that was found with a task is no longer the one to use."""
-        if not self.tasks or not (self.folder / "combined.json").exists():
+        if not self.tasks or not is_there(self.folder / "combined.json"):
             return _remove(self.folder / "combined.json")
         rule = self.combined()
         options, scales = rule["options"], rule["options"].get("scale")
@@ -275,9 +275,7 @@ class Run:
             inside = event.get("event") == "step" and name == task and event.get("step", 0) <= step
             return name is None or name in learned or inside
 
-        with reading(path := self.folder / "events.jsonl"):
-            present = path.exists()
-        if present:
+        if is_there(path := self.folder / "events.jsonl"):
             files.write(path, "".join(run_files.line(event) for event in self.events() if counts(event)))
 
     def save_combined(self, rule: Mapping[str, Any]) -> None:
@@ -291,7 +289,8 @@ class Run:
 
 def _check_free(folder: Path) -> None:
     """Raise `OutputError` if there is more than what a process leaves that dies while it makes a run."""
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    with reading(folder):
+        names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     if not all(name in (lock.NAME, "environment.json") or name.endswith(files.ENDING) for name in names):
         staging.check_free(folder)
 

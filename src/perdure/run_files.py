@@ -62,6 +62,12 @@ def is_run(folder: Path) -> bool:
         return path.is_file()
 
 
+def is_there(path: Path) -> bool:
+    """Whether there is such a file; one that may not be asked for is an error."""
+    with reading(path):
+        return path.exists()
+
+
 def recipe(folder: Path) -> dict[str, Any]:
     """The resolved recipe."""
     with reading(path := folder / "recipe.yaml"):
@@ -69,7 +75,7 @@ def recipe(folder: Path) -> dict[str, Any]:
 
 
 SECTIONS: dict[str, type | tuple[type, ...]] = {
-    "stream": (dict, list),
+    "stream": (str, dict, list),
     "backbone": dict,
     "method": dict,
     "rule": dict,
@@ -96,6 +102,8 @@ def whole_recipe(folder: Path) -> dict[str, Any]:
     with reading(path := folder / "recipe.yaml"):
         found = recipe(folder)
         for section, kind in SECTIONS.items():
+            if section not in found:
+                raise RunError(f"`{path}` has no `{section}`. It is damaged or was changed.")
             if not isinstance(found[section], kind):
                 raise RunError(f"`{path}`: `{section}` is {str(found[section])[:100]}. It is damaged or was changed.")
         names = [found["backbone"]["model"], found["method"]["name"], found["rule"]["name"], *forgotten(found)]

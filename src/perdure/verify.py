@@ -12,6 +12,7 @@ from perdure.errors import PerdureError
 from perdure.recipe import Recipe
 from perdure.restore import check_fits
 from perdure.results import UNFINISHED, Run
+from perdure.run_files import is_there
 from perdure.task_folder import Learned
 from perdure.tensor_file import is_finite
 
@@ -67,13 +68,11 @@ def verify(folder: str | Path, *, backbone: bool = True) -> Verification:
     found.attempt("tasks", lambda: _together(tasks))
     found.attempt("scores.csv", lambda: _scores(run))
     found.attempt("events.jsonl", lambda: _events(run))
-    if (run.folder / "combined.json").exists() or any(row["step"] == len(run.tasks) > 0 for row in _rows(run)):
+    if is_there(run.folder / "combined.json") or any(row["step"] == len(run.tasks) > 0 for row in _rows(run)):
         found.attempt("combined.json", lambda: _combined(run))
     elif tasks:
         found.notes.append("The scale is not searched yet: `perdure run` goes on with that.")
-    with run_files.reading(path := run.folder / UNFINISHED):
-        inside = path.exists()
-    if inside:
+    if is_there(run.folder / UNFINISHED):
         found.attempt(UNFINISHED, lambda: _unfinished(run))
     if backbone and tasks and not found.faults:
         found.attempt("the pre-trained model", lambda: _backbone(run, tasks))
@@ -83,18 +82,13 @@ def verify(folder: str | Path, *, backbone: bool = True) -> Verification:
 
 def _notes(run: Run) -> list[str]:
     """What is left of tasks that were never finished, or were forgotten."""
-    recipe, tasks, places = run.recipe, run.tasks, run.task_folders().values()
+    recipe, tasks, home, notes = run.recipe, run.tasks, run.folder / "tasks", []
     gone = run_files.task_folders(run.folder, []).values()
-    notes = [
-        f"`{path}` "
-        + (
-            "is forgotten, and removed as soon as the run is written again."
-            if path in gone
-            else "counts for nothing: it was never finished."
-        )  # fmt: skip
-        for path in sorted((run.folder / "tasks").glob("*"))
-        if path not in places
-    ]
+    for path in sorted(set(home.iterdir()) - set(run.task_folders().values())) if is_there(home) else []:
+        if path in gone:
+            notes.append(f"`{path}` is forgotten, and removed as soon as the run is written again.")
+        else:
+            notes.append(f"`{path}` counts for nothing: it was never finished.")
     for name, place in (recipe.get("traces") or {}).items():
         if name not in tasks and tasks[place:]:
             notes.append(
@@ -147,7 +141,7 @@ def _rows(run: Run) -> list[dict[str, Any]]:
 
 def _events(run: Run) -> str:
     path = run.folder / "events.jsonl"
-    text = files.read_text(path) if path.exists() else ""
+    text = files.read_text(path) if is_there(path) else ""
     end = text.rfind("\n") + 1  # a kill may cut the last line off
     for number, line in enumerate(text[:end].splitlines(), start=1):
         files.parse_json(line, f"line {number} of `{path}`")

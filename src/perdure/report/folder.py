@@ -39,7 +39,7 @@ def read(folder: str | Path) -> Files:
     """
     folder = Path(folder)
     run_files.check_run(folder)
-    if not _is_there(path := folder / "scores.csv"):
+    if not run_files.is_there(path := folder / "scores.csv"):
         raise RunError(
             f"`{path}` is missing: nothing was measured yet. If the run was stopped, go on with `perdure run {folder}`."
         )
@@ -51,14 +51,9 @@ def read(folder: str | Path) -> Files:
         environment=run_files.environment(folder),
         scores=run_files.scores(folder),
         events=run_files.events(folder),
-        combined=run_files.combined(folder) if _is_there(folder / "combined.json") else {},
+        combined=run_files.combined(folder) if run_files.is_there(folder / "combined.json") else {},
         tasks=[_task(name, place) for name, place in places.items()],
     )
-
-
-def _is_there(path: Path) -> bool:
-    with run_files.reading(path):
-        return path.exists()
 
 
 def _task(name: str, place: Path) -> dict[str, Any]:
