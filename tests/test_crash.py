@@ -9,7 +9,7 @@ import pytest
 
 import perdure
 
-KILLS = int(os.environ.get("PERDURE_KILLS", "32"))
+KILLS = int(os.environ.get("PERDURE_KILLS") or ("60" if os.environ.get("PERDURE_SOAK") else "32"))
 """For each method."""
 
 # The process that imports everything once; each attempt is a fork of it, so that an attempt takes a second. What the
