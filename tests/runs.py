@@ -60,6 +60,7 @@ def contents(run: Run | Path) -> dict[str, Any]:
     found["recipe.yaml"] = yaml.safe_load((folder / "recipe.yaml").read_text())
     found["recipe.yaml"].pop("forgotten", None)
     events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    events = [event for event in events if event["event"] != "environment"]  # threads, the state of the sources, …
     found["events.jsonl"] = [{key: value for key, value in e.items() if key != "seconds"} for e in events]
     return found
 
