@@ -70,10 +70,11 @@ def load(folder: Path, name: str, wanted: int | None = None) -> Adapter:
         other = weights.tensors.get(PREFIX + key)
         shape, middle = stored.shape, next((place for part, place in MIDDLE.items() if key.endswith(part)), None)
         inner = shape[middle : middle + 1] if middle is not None and middle >= 0 else (rank,)
-        if middle is None or other is None or other.shape != shape or inner != (rank,):
+        kinds = {stored.dtype, other.dtype if other else ""}
+        if middle is None or other is None or other.shape != shape or inner != (rank,) or kinds != {"F32"}:
             raise CheckpointError(
-                f"`{key}` in `{start.path}` (shape {shape}) does not fit `{folder / CONFIG}` (rank {rank}) or "
-                f"`{weights.path}`."
+                f"`{key}` in `{start.path}` ({stored.dtype}, shape {shape}) does not fit "
+                f"`{folder / CONFIG}` (rank {rank}) or `{weights.path}`."
             )
     parameters = {key: weights.read(PREFIX + key) for key in start.tensors}  # a head may lie beside them
     return Adapter(name, config, start.read_all(), parameters, load_inputs(folder.parent))
