@@ -89,7 +89,8 @@ def actions(folder: Path, random: Random, *, recipe_is_sound: bool) -> Iterator[
         yield "Model", lambda: Model(folder).predict(TEXTS)
     if random.random() < 0.1:
         yield "forget", lambda: forget(folder, "fruit")
-    if random.random() < 0.1 and recipe_is_sound:  # one that is not may ask for endless training
+    often = 0.7 if (folder / "unfinished.safetensors").exists() else 0.1
+    if random.random() < often and recipe_is_sound:  # one that is not may ask for endless training
         yield "go on", lambda: Recipe.read(folder / "recipe.yaml").run(folder)
     elif random.random() < 0.3:
         yield "plan", lambda: Recipe.parse(Run(folder).recipe).plan()

@@ -12,6 +12,8 @@ from typing import Any
 
 import yaml
 
+from perdure.snapshot import Snapshot
+
 DEEP = "PERDURE_DEEP"  # a text that becomes 50,000 nested lists
 HOSTILE: list[Any] = [
     *(0, -1, 1, 2, 3, 7, 16, 17, 2**31, 2**63, 10**30, 10**400, 0.5, -0.0, 1e-320, 1e308),
@@ -64,7 +66,8 @@ def mutate(folder: Path, random: Random) -> str:
     kinds = sorted({path.name for path in files})
     kind = random.choice(kinds)  # each kind of file as often as the others
     path = random.choice([path for path in files if path.name == kind])
-    change = random.choice(CHANGES[path.suffix] * 3 + [in_bytes, None])
+    own = [in_snapshot] * 2 if path.name == "unfinished.safetensors" else []
+    change = random.choice((CHANGES[path.suffix] + own) * 3 + [in_bytes, None])
     said = change(path, random) if change else in_place(path, random, folder)
     place = next((parent for parent in path.parents if parent.parent.name == "tasks"), None)
     if place and path.name != "manifest.json" and random.random() < 0.93:
@@ -245,6 +248,19 @@ def in_header(path: Path, random: Random) -> str:
         random.choice([len(text)] * 20 + [2**63, 0, length]).to_bytes(8, "little") + text + content[8 + length :]
     )
     return f"header: {said}"
+
+
+def in_snapshot(path: Path, random: Random) -> str:
+    """A value of what is said about the state inside a task, or a tensor, with the hash that goes with it."""
+    kept = Snapshot.load(path)
+    if random.random() < 0.3:
+        name, other = random.choice(list(kept.tensors)), random.choice(list(kept.tensors))
+        Snapshot(kept.about, kept.tensors | {name: kept.tensors[other].clone()}).save(path)
+        return f"{name} is {other}"
+    about, said = in_value(kept.about, random)
+    if isinstance(about, dict):
+        Snapshot(about, kept.tensors).save(path)
+    return f"about: {said}"
 
 
 def in_tensors(path: Path, random: Random) -> str:

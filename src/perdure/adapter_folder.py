@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from perdure import adapters
 from perdure.adapters import Adapter
+from perdure.bottleneck import BottleneckConfig
 from perdure.errors import CheckpointError
 from perdure.tensor_file import TensorFile
 
@@ -19,7 +20,14 @@ CONFIG, WEIGHTS, START, INPUTS = (
     "start.safetensors",
     "inputs.safetensors",
 )
-MIDDLE = {"lora_A.weight": 0, "lora_B.weight": 1, "_down.weight": 0, "_down.bias": 0, "_up.weight": 1, "_up.bias": -1}
+MIDDLE = {
+    "lora_A.weight": 0,
+    "lora_B.weight": 1,
+    "bottleneck_down.weight": 0,
+    "bottleneck_down.bias": 0,
+    "bottleneck_up.weight": 1,
+    "bottleneck_up.bias": -1,
+}
 """Which dimension of a parameter is the module's rank: A and `down` have it as rows, B and `up` as columns."""
 
 
@@ -63,18 +71,23 @@ def load(folder: Path, name: str, wanted: int | None = None) -> Adapter:
         A file is missing or damaged, or they do not fit each other.
     """
     start, weights = TensorFile(folder.parent / START), TensorFile(folder / WEIGHTS)
-    config = adapters.config_from(folder / CONFIG, {_layer(key) for key in start.tensors})
+    layers = {_layer(key) for key in start.tensors}
+    config = adapters.config_from(folder / CONFIG, layers)
     if (rank := adapters.width_of(config)) != (wanted or rank):
         raise CheckpointError(f"`{folder / CONFIG}` has rank {rank}, but the recipe says {wanted}.")
     for key, stored in start.tensors.items():
         other = weights.tensors.get(PREFIX + key)
         shape, middle = stored.shape, next((place for part, place in MIDDLE.items() if key.endswith(part)), None)
         inner = shape[middle : middle + 1] if middle is not None and middle >= 0 else (rank,)
-        if middle is None or other is None or other.shape != shape or inner != (rank,):
+        kinds = {stored.dtype, other.dtype if other else ""}
+        if middle is None or other is None or other.shape != shape or inner != (rank,) or kinds != {"F32"}:
             raise CheckpointError(
-                f"`{key}` in `{start.path}` (shape {shape}) does not fit `{folder / CONFIG}` (rank {rank}) or "
-                f"`{weights.path}`."
+                f"`{key}` in `{start.path}` ({stored.dtype}, shape {shape}) does not fit "
+                f"`{folder / CONFIG}` (rank {rank}) or `{weights.path}`."
             )
+    parts = [part for part in MIDDLE if part.startswith("bottleneck") == isinstance(config, BottleneckConfig)]
+    if missing := {f"{layer}.{part}" for layer in layers for part in parts} - set(start.tensors):
+        raise CheckpointError(f"`{start.path}` has no `{min(missing)}`.")
     parameters = {key: weights.read(PREFIX + key) for key in start.tensors}  # a head may lie beside them
     return Adapter(name, config, start.read_all(), parameters, load_inputs(folder.parent))
 

@@ -303,7 +303,7 @@ def config_from(path: Path, layers: set[str]) -> peft.PeftConfig:
     targets, lora = values.get("target_modules"), values.get("peft_type") == "LORA"
     names = ("r", "lora_alpha", "lora_dropout") if lora else ("width", "dropout")
     if isinstance(targets, list):
-        targets = set(targets) if all(isinstance(one, str) for one in targets) else None
+        targets = set(targets) if _are_targets(targets, layers) else None
     elif isinstance(targets, str):
         targets = layers
     taken: dict[str, Any] = {key: values.get(key) for key in names}
@@ -318,6 +318,12 @@ def config_from(path: Path, layers: set[str]) -> peft.PeftConfig:
     if other:
         raise CheckpointError(f"`{path}`: `{other[0]}` is {str(values[other[0]])[:100]}, which no run writes.")
     return config
+
+
+def _are_targets(names: list[Any], layers: set[str]) -> bool:
+    """Whether these names, or ends of names, are those of the layers, each of some and all together of all."""
+    found = [{layer for layer in layers if f".{layer}".endswith(f".{name}")} for name in names]
+    return all(isinstance(name, str) for name in names) and all(found) and set().union(*found) == layers
 
 
 def width_of(config: peft.PeftConfig) -> int:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from perdure import processes
 from perdure.backbone import Backbone, Encoded, in_order
 from perdure.errors import RunError
+from perdure.files import plain
 from perdure.method import Method
 from perdure.seeds import derived
 from perdure.snapshot import Snapshot, part
@@ -57,13 +58,19 @@ class Course:
             "epoch": self.epoch,
             "batch": self.batch,
             "step": self.step,
-            "best": [self.best.score, self.best.waited],
-            "scheduler": self.scheduler.state_dict(),
-            "groups": state["param_groups"],
+            **self._numbers(),
             "optimizer": {key: value for key, value in inner.items() if not isinstance(value, Tensor)},
             "method": {key: value for key, value in method.items() if not isinstance(value, Tensor)},
         }
         return Snapshot(about, tensors)
+
+    def _numbers(self) -> dict[str, Any]:
+        """Of the best epoch, the schedule, and the optimizer."""
+        return {
+            "best": [self.best.score, self.best.waited],
+            "scheduler": self.scheduler.state_dict(),
+            "groups": self.optimizer.state_dict()["param_groups"],
+        }
 
     @torch.no_grad()
     def load(self, snapshot: Snapshot) -> None:
@@ -81,6 +88,11 @@ class Course:
             for name, value in (about["optimizer"] | part(snapshot.tensors, "optimizer")).items():
                 number, _, key = name.partition("/")
                 inner.setdefault(int(number), {})[key] = value
+            own = plain(self._numbers())
+            if not _alike({name: about[name] for name in own}, own) or _fixed(about["groups"]) != _fixed(own["groups"]):
+                raise ValueError("an optimizer with other settings")
+            for number, values in inner.items():
+                _check_state(values, self.parameters[number])
             self.optimizer.load_state_dict({"state": inner, "param_groups": about["groups"]})
             self.scheduler.load_state_dict(about["scheduler"])
             self.best.score, self.best.waited = about["best"]
@@ -88,7 +100,7 @@ class Course:
             _fill(self.best.kept, kept)
             self.method.state = about["method"] | part(snapshot.tensors, "method")
             self.epoch, self.batch, self.step = (int(about[name]) for name in ("epoch", "batch", "step"))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise RunError(
                 f"The saved state of task `{self.task.name}` belongs to other settings ({type(error).__name__}: "
                 f"{error}). Put the old ones back, or remove `unfinished.safetensors` to begin the task again."
@@ -103,6 +115,28 @@ def _fill(places: Sequence[Tensor], values: dict[str, Tensor]) -> None:
         if place.shape != values[str(number)].shape:
             raise ValueError(f"the shape {list(values[str(number)].shape)} for {list(place.shape)}")
         place.copy_(values[str(number)])
+
+
+def _alike(found: Any, own: Any) -> bool:
+    """Whether two values of JSON have the same form, whatever their numbers are."""
+    if isinstance(own, dict):
+        return isinstance(found, dict) and found.keys() == own.keys() and all(_alike(found[k], own[k]) for k in own)
+    if isinstance(own, list):
+        return isinstance(found, list) and len(found) == len(own) and all(map(_alike, found, own))
+    kinds = (bool, str, type(None))
+    return type(found) is type(own) if isinstance(own, kinds) else type(found) in (int, float) and abs(found) < 2**53
+
+
+def _fixed(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of the optimizer's settings those that a schedule does not change."""
+    return [{name: value for name, value in group.items() if name != "lr"} for group in groups]
+
+
+def _check_state(values: dict[str, Any], parameter: Tensor) -> None:
+    """What AdamW keeps of a parameter: the number of steps, and two means of its gradient."""
+    wanted = {"step": (), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
+    if {name: value.shape for name, value in values.items()} != wanted:
+        raise ValueError("what the optimizer kept does not fit the parameters")
 
 
 def _trainable(backbone: Backbone, method: Method, training: Training, rows: Encoded) -> list[dict[str, Any]]:

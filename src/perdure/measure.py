@@ -72,6 +72,8 @@ def measure(
     seconds = round(time.perf_counter() - started, 3)
     if learned and own and seen == results.tasks:  # not that of an earlier step, when it is measured later
         results.save_combined(described(found) | {"label": rule.label, "candidates": candidates})
+    # before the scores, with which alone it counts: so none is lost to a process that ends here
+    results.event({"event": "evaluation", "step": len(learned), "seconds": seconds, **about})
     results.add_scores(
         {
             "step": len(learned),
@@ -85,7 +87,6 @@ def measure(
         for task_id, values in row.items()
         for task, value in values.items()
     )
-    results.event({"event": "evaluation", "step": len(learned), "seconds": seconds, **about})
 
 
 def described(rule: Rule) -> dict[str, Any]:

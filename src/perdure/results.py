@@ -264,13 +264,16 @@ class Run:
         return run_files.events(self.folder)
 
     def trim_events(self, task: str | None, step: int) -> None:
-        """Drop the events of tasks that are not finished, but for the first steps of `task`, which are kept.
+        """Drop the events of tasks that are not finished, but for the first steps of `task`; and of what has no scores.
 
         A process that was killed may have written more than it saved, and a part of a line.
         """
         learned = set(self.tasks)
+        measured = {(row["step"], row["rule"]) for row in self.scores()}
 
         def counts(event: dict[str, Any]) -> bool:
+            if event.get("event") == "evaluation":
+                return (event.get("step"), event.get("rule")) in measured
             name = event.get("task")
             inside = event.get("event") == "step" and name == task and event.get("step", 0) <= step
             return name is None or name in learned or inside

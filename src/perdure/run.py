@@ -17,14 +17,14 @@ from perdure.alignment import Gaussians, align
 from perdure.backbone import Backbone
 from perdure.changes import HARMLESS_IN_TRAINING, check_changes
 from perdure.environment import environment
-from perdure.errors import InputError, PerdureWarning
+from perdure.errors import InputError, PerdureWarning, RunError
 from perdure.evaluate import features
 from perdure.learn import learn
 from perdure.measure import Evaluation, described, measure
 from perdure.merge import Rule, combine
 from perdure.method import Method
 from perdure.restore import give_heads, restore
-from perdure.results import Run
+from perdure.results import UNFINISHED, Run
 from perdure.rule import nature_of
 from perdure.snapshot import Snapshot
 from perdure.stopping import Stopping, stopping
@@ -187,8 +187,13 @@ def _unfinished(results: Run, plan: Plan, learned: int) -> Snapshot | None:
     snapshot = results.load_unfinished()
     if snapshot is None or learned == len(plan.stream):
         return None
-    if snapshot.about.get("belongs_to") == _belongs_to(plan, plan.stream.until(learned + 1)):
+    belongs_to = snapshot.about.get("belongs_to")
+    if belongs_to == _belongs_to(plan, plan.stream.until(learned + 1)):
+        if not all(isinstance(snapshot.about.get(name), int | float) for name in ("step", "seconds")):
+            raise RunError(f"`{results.folder / UNFINISHED}` does not say where it was stopped. Remove it.")
         return snapshot
+    if learned and belongs_to == _belongs_to(plan, plan.stream.until(learned)):
+        return None  # the process ended when it had saved the task, and before it had removed what was inside it
     message = "A task was being learned with other settings or examples when the run was stopped: it is begun again."
     warnings.warn(message, PerdureWarning, stacklevel=3)
     return None

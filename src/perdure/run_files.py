@@ -164,8 +164,9 @@ def _event(path: Path, line: str) -> list[dict[str, Any]]:
     except PerdureError:
         return []
     for name, kind in EVENT.items():
-        if event.get(name) is not None and not isinstance(event[name], kind):
-            raise RunError(f"`{path}`: `{name}` is {str(event[name])[:100]} in a line. It is damaged or was changed.")
+        value = event.get(name)
+        if value is not None and (not isinstance(value, kind) or (isinstance(value, int) and abs(value) > 2**53)):
+            raise RunError(f"`{path}`: `{name}` is {str(value)[:100]} in a line. It is damaged or was changed.")
     return [event]
 
 
