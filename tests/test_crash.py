@@ -22,6 +22,7 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 sys.path.insert(0, sys.argv[1])
 warnings.filterwarnings("ignore")
+warnings.filterwarnings("error", message="A task was being learned with other settings")
 import torch
 torch.set_num_threads(1)
 from conftest import make, toy_task

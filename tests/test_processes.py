@@ -128,7 +128,7 @@ def stop(process: subprocess.Popen[str], how: str) -> None:
         return os.killpg(process.pid, signal.SIGKILL)
     listed = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
     if listed:
-        os.kill(int(listed[0 if how == "first" else -1]), signal.SIGKILL)
+        os.kill(int(listed[0]), signal.SIGKILL)
 
 
 def test_a_second_run_is_told_who_holds_the_first(alone, recipe):

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from runs import TEXTS, answers, contents, differing, make, recipe, table
+from runs import answers, contents, differing, make, recipe, table
 from test_cli import perdure  # noqa: F401
 
-from perdure import Evaluation, PerdureWarning, Recipe, Run, RunError, Stopped, Training, run
+from perdure import PerdureWarning, Recipe, Run, RunError, Stopped, Training, run
 from perdure.changes import check_changes, differences
 from perdure.methods.isolated import Isolated
 from perdure.recipe import own_stream
@@ -279,7 +279,7 @@ def test_values_beyond_what_was_saved(finished, whole, values):
     (finished.folder / "tasks" / "01-colour" / "manifest.json").unlink()
     rows = (finished.folder / "scores.csv").read_text().splitlines()
     (finished.folder / "scores.csv").write_text("\n".join(row for row in rows if not row.startswith("2")) + "\n")
-    assert differing(make(finished.folder.parent, "finished", values), whole) == ["events.jsonl"]
+    assert differing(make(finished.folder.parent, "finished", values), whole) == []
     tasks = [event for event in finished.events() if event["event"] in ("task", "step")]
     assert len(tasks) == len([event for event in whole.events() if event["event"] in ("task", "step")])
 
@@ -311,7 +311,7 @@ def test_learning_more_that_fails_leaves_the_recipe_as_it_was(finished, home, pe
     hot = ("--set", "training.learning_rate=1e37", "--set", "training.epochs=4")
     status, _, err = perdure("learn", finished.folder, "--data", table(home, "size"), *hot, "-q")
     assert status == 1 and "Lower `learning_rate`" in err
-    assert set(differing(finished, finished)) == set() and finished.recipe == before["recipe.yaml"]
+    assert contents(finished) == before
 
 
 def test_learning_more_that_is_stopped_goes_on(finished, home, tmp_path, perdure):  # noqa: F811
@@ -356,7 +356,6 @@ def test_a_list_of_tasks_to_leave_out(home):
         own_stream([entry | {"without": "fruit"}])
     with pytest.raises(ValueError, match=r"All tasks were forgotten: fruit\. Teach the run others"):
         Recipe.parse({"stream": [entry], "backbone": "minilm", "forgotten": ["fruit"]}).make_stream()
-    assert Evaluation().future is False and TEXTS
 
 
 # -- signals, to a real process

@@ -89,7 +89,14 @@ def load(folder: Path, name: str, wanted: int | None = None) -> Adapter:
     if missing := {f"{layer}.{part}" for layer in layers for part in parts} - set(start.tensors):
         raise CheckpointError(f"`{start.path}` has no `{min(missing)}`.")
     parameters = {key: weights.read(PREFIX + key) for key in start.tensors}  # a head may lie beside them
-    return Adapter(name, config, start.read_all(), parameters, load_inputs(folder.parent))
+    inputs = load_inputs(folder.parent)
+    for layer, value in (inputs or {}).items():
+        down = start.tensors.get(f"{layer}.lora_A.weight")
+        if down is None or value.shape != (down.shape[1], down.shape[1]):
+            raise CheckpointError(
+                f"`{folder.parent / INPUTS}`: `{layer}` ({list(value.shape)}) does not fit the adapter."
+            )
+    return Adapter(name, config, start.read_all(), parameters, inputs)
 
 
 def _layer(key: str) -> str:

@@ -69,10 +69,9 @@ def run(
     from perdure.recipe import Recipe
 
     changes = [*settings, *([f"seed={seed}"] if seed is not None else [])]
-    begun = (recipe / "recipe.yaml").is_file()
-    output = output or (recipe if begun else Path("runs") / recipe.stem)
+    output = output or (recipe if recipe.is_dir() else Path("runs") / recipe.stem)
     before = _done(output)
-    Recipe.read(recipe / "recipe.yaml" if begun else recipe, changes).run(output, quiet=quiet)
+    Recipe.read(recipe, changes).run(output, quiet=quiet)
     _report(output)
     if _done(output) == before:
         typer.echo("Nothing was left to do: all tasks are learned and measured.")

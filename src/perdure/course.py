@@ -99,7 +99,11 @@ class Course:
             self.best.kept = [torch.empty_like(value) for value in self.parameters] if kept else []
             _fill(self.best.kept, kept)
             self.method.state = about["method"] | part(snapshot.tensors, "method")
-            self.epoch, self.batch, self.step = (int(about[name]) for name in ("epoch", "batch", "step"))
+            self.epoch, self.batch, self.step = (about[name] for name in ("epoch", "batch", "step"))
+            steps = len(self.plan(0))
+            inside = self.epoch in range(self.training.epochs + 1) and self.batch in range(steps + 1)
+            if not inside or self.step not in range(self.training.epochs * steps + 1):
+                raise ValueError(f"step {self.batch} of epoch {self.epoch}")
         except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise RunError(
                 f"The saved state of task `{self.task.name}` belongs to other settings ({type(error).__name__}: "

@@ -56,8 +56,11 @@ class RunError(PerdureError):
     """A run folder is missing, incomplete, damaged, or held by another process."""
 
 
-class Stopped(PerdureError):
-    """The run was asked to stop by the signal of that number: what was learned is kept."""
+class Stopped(BaseException):
+    """The run was asked to stop by the signal of that number: what was learned is kept.
+
+    Like `KeyboardInterrupt` it is no `Exception`, so that nothing takes it for something that went wrong.
+    """
 
     def __init__(self, message: str, *, signal: int):
         super().__init__(message)

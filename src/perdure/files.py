@@ -6,10 +6,11 @@ Written: under a temporary name, synced, and renamed, so that at any moment a fi
 
 import contextlib
 import errno
+import io
 import json
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ ENDING = ".perdure-partial"
 """Of what is being written: a name that ends so, of a process that is gone, is rubbish."""
 MAX_JSON = 100_000_000  # bytes
 MAX_YAML = 1_000_000
+MAX_LINE = 10_000_000
 MAX_DEPTH = 50  # of lists and mappings within each other in YAML, whose reader takes the square of it in time
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same in C, where PyYAML was built with it
@@ -68,6 +70,21 @@ def read_text(path: Path, limit: int = MAX_JSON) -> str:
         return read_bytes(path, limit).decode("utf-8")
     except UnicodeDecodeError as error:
         raise CheckpointError(f"`{path}` is not written in UTF-8 ({error.reason} at byte {error.start}).") from error
+
+
+def read_lines(path: Path) -> Iterator[bytes]:
+    """The lines of a file, each with its end; the file may be of any size.
+
+    Raises
+    ------
+    CheckpointError
+        A line has too many bytes, or the file cannot be read.
+    """
+    with open_regular(path) as plain_file, io.BufferedReader(plain_file) as file:
+        while line := file.readline(MAX_LINE + 1):
+            if len(line) > MAX_LINE:
+                raise CheckpointError(f"`{path}` has a line of more than {MAX_LINE} bytes, which it never needs.")
+            yield line
 
 
 def read_json(path: Path, limit: int = MAX_JSON) -> dict[str, Any]:

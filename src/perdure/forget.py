@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from perdure import processes
 from perdure.errors import InputError, PerdureError, UnknownName
 from perdure.recipe import Recipe
 from perdure.restore import check_same
@@ -44,11 +45,12 @@ class Forgotten:
             return f"{gone}.\nLearned again without it: {', '.join(self.relearned)}."
         gone = f"{gone} or with it."
         if not self.left:
-            return f"{gone}\nThe run has learned no other task. `perdure learn` teaches it one."
+            return f"{gone}\nThe run has learned no other task. `perdure run` or `perdure learn` teaches it one."
         if not self.traces:
             return f"{gone}\nThe other tasks are as if it had never been learned. `perdure evaluate` measures them."
         return (
-            f"{gone}\nSomething of it remains in {', '.join(self.traces)}: {self.why} were learned on top of it.\n"
+            f"{gone}\nSomething of it remains in {', '.join(self.traces)}: {self.why} were learned on top of it,\n"
+            "and they may keep its head as they trained it on. What remains is not used to answer.\n"
             "To learn these again without it, give the same command with `--retrain-later` (it needs their examples)."
         )
 
@@ -84,6 +86,8 @@ def forget(
     Stopped
         The run was asked to stop. The task is forgotten, and the run can go on.
     """
+    if processes.count() > 1:
+        raise InputError("`forget` is for one process: start it without `accelerate launch` or `torchrun`.")
     results = Run(folder)
     with results.writing():
         recipe, names = results.recipe, results.tasks
@@ -108,7 +112,7 @@ def _take_out(results: Run, task: str, recipe: dict[str, Any]) -> None:
     if task in results.tasks:
         results.forget(task, recipe)
         return
-    if task not in forgotten(results.recipe):  # begun at most
+    if results.begun() == task:
         results.trim_events(None, 0)
         results.drop_unfinished()
     results.recipe = recipe

@@ -66,7 +66,7 @@ def learn(
     resume
         Go on from here, in place of the beginning.
     keep
-        Called every `checkpoint_steps` steps, and before a stop, with what `resume` needs.
+        Called every `checkpoint_steps` steps, before a stop, and after the last step, with what `resume` needs.
     stop
         Whether to stop, which is done after a step.
 
@@ -144,9 +144,7 @@ def _train(
                     stop.now()
             ended = course.best.wanted and course.best.done(validation_accuracy(course))
             course.epoch, course.batch = training.epochs if ended else course.epoch + 1, 0
-    if stop.asked and processes.count() == 1:
-        keep(course.snapshot())
-        stop.now()
+    keep(course.snapshot())  # what comes now may take long, and be stopped too
     course.best.restore()
     for parameter in course.parameters:  # the last step's update has no loss that would tell
         _check(parameter.sum().item(), course)

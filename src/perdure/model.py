@@ -165,6 +165,12 @@ def _rule(results: Run) -> Rule:
         chosen("space", combined["space"], Space)
         chosen("since", combined["since"], Since)
         options = checked(function, combined["options"], f"`{path}`: rule `{combined['name']}`")
+        scales = options.get("scale")
+        if missing := [name for name in results.tasks if isinstance(scales, dict) and name not in scales]:
+            raise RunError(
+                f"`{path}` has no scale for the task `{missing[0]}`: it is not searched yet. Go on with "
+                f"`perdure run {results.folder}`, or measure with `perdure evaluate {results.folder}`."
+            )
     return Rule(name=combined["name"], options=options, space=combined["space"], since=combined["since"])
 
 

@@ -79,15 +79,17 @@ class Recipe(BaseModel):
 
     @classmethod
     def read(cls, path: str | Path, settings: Sequence[str] = ()) -> "Recipe":
-        """Read a YAML file."""
+        """Read a YAML file, or the recipe of a run."""
         path = Path(path)
+        if (path / "recipe.yaml").is_file():
+            return cls.parse(Run(path).recipe, settings, f"`{path / 'recipe.yaml'}`")
         if path.is_dir():
             raise InputError(f"`{path}` is a folder, but no run: it has no `recipe.yaml`. Give a recipe, or a run.")
         try:
             values = yaml.safe_load(path.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise InputError(f"There is no file `{path}`.") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise InputError(f"`{path}` is not a YAML file: {' '.join(str(error).split())}.") from error
         return cls.parse(values, settings, f"`{path}`")
 

@@ -19,7 +19,7 @@ from numpy import ndarray
 from torch import nn
 
 from perdure import files, lock, run_files, staging, task_folder
-from perdure.errors import OutputError
+from perdure.errors import OutputError, RunError
 from perdure.merge import Rule
 from perdure.run_files import COLUMNS, is_there, reading
 from perdure.snapshot import Snapshot
@@ -130,7 +130,10 @@ class Run:
         RunError
             A file is missing or is not what was written.
         """
-        return task_folder.load(self.task_folders()[name], rank=self.recipe["method"].get("rank"))
+        place = self.task_folders().get(name)
+        if place is None:
+            raise RunError(f"`{self.folder}` has no task `{name}`, or no longer.")
+        return task_folder.load(place, rank=self.recipe["method"].get("rank"))
 
     def save_unfinished(self, snapshot: Snapshot) -> None:
         """Write the state inside a task."""
@@ -187,6 +190,10 @@ class Run:
             self._combine_without(name)
             _remove(present[name])
         self._renumber()
+        recipe, count = self.recipe, len(self.tasks)
+        traces = recipe.get("traces") or {}
+        if any(place >= count for place in traces.values()):  # the tasks that had them are gone
+            self.recipe = recipe | {"traces": {name: place for name, place in traces.items() if place < count}}
 
     def _combine_without(self, name: str) -> None:
         """A scale that was found with a task is no longer the one to use."""

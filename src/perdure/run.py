@@ -179,7 +179,11 @@ def _measured(results: Run, plan: Plan) -> set[int]:
         due = names if plan.evaluation.future else names[:step]
         return all((step, name, way) in found for name in due for way in ways)
 
-    return {step for step in range(len(names) + 1) if there(step)}
+    steps = {step for step in range(len(names) + 1) if there(step)}
+    last = len(results.tasks)
+    # the rule was another one meanwhile: how the tasks are combined has to be found again
+    again = last in steps and last and results.combined()["label"] != plan.rule.label
+    return steps - {last} if again else steps
 
 
 def _unfinished(results: Run, plan: Plan, learned: int) -> Snapshot | None:
@@ -204,7 +208,7 @@ def _belongs_to(plan: Plan, seen: TaskStream) -> dict[str, Any]:
     settings = settings_of(plan)
     training = {key: value for key, value in settings["training"].items() if key not in HARMLESS_IN_TRAINING}
     same = {"method": settings["method"], "backbone": settings["backbone"], "seed": plan.seed, "training": training}
-    return files.plain({"tasks": {task.name: task.digests()["train"] for task in seen}, **same})
+    return files.plain({"tasks": {task.name: task.digests() for task in seen}, **same})
 
 
 def _settle(results: Run, resume: Snapshot | None) -> None:
@@ -301,7 +305,7 @@ def _learn_task(
     learned = Learned(
         classes=task.classes,
         adapter=adapter,
-        heads={name: head for name, head in after.items() if name not in before or not same(head, before[name])},
+        heads={name: after[name] for name in seen.names if name not in before or not same(after[name], before[name])},
         statistics=Statistics.of(describe(backbone, rows), torch.tensor(rows.labels), len(task.classes)),
         state=dict(method.state),
         digests=task.digests(),

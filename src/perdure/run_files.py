@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from perdure.errors import PerdureError, RunError
-from perdure.files import parse_json, read_json, read_text, read_yaml
+from perdure.files import parse_json, read_json, read_lines, read_text, read_yaml
 
 FORMAT = 2
 COLUMNS = ("step", "task", "scenario", "task_id", "rule", "metric", "value")
@@ -124,6 +124,8 @@ def task_folders(folder: Path, forgotten: list[str]) -> dict[str, Path]:
     with reading(home := folder / "tasks"):
         places = sorted(home.iterdir()) if home.is_dir() else []  # `glob` would pass over what may not be read
         found = [place for place in places if PLACE.fullmatch(place.name) and (place / "manifest.json").exists()]
+        if links := [place for place in found if place.is_symlink()]:
+            raise RunError(f"`{links[0]}` is a link. Put the folder itself there.")
     found.sort(key=lambda place: int(place.name.split("-", 1)[0]))
     names = {place.name.split("-", 1)[1]: place for place in found}
     return {name: place for name, place in names.items() if name not in forgotten}
@@ -155,10 +157,10 @@ def events(folder: Path) -> list[dict[str, Any]]:
     with reading(path := folder / "events.jsonl"):
         if not path.exists():
             return []
-        return [event for line in read_text(path).splitlines() for event in _event(path, line)]
+        return [event for line in read_lines(path) for event in _event(path, line)]
 
 
-def _event(path: Path, line: str) -> list[dict[str, Any]]:
+def _event(path: Path, line: bytes) -> list[dict[str, Any]]:
     try:
         event = parse_json(line, "a line")
     except PerdureError:

@@ -44,6 +44,8 @@ def evaluate_run(
     RunError
         The tasks or their examples are not those that the run learned, or it has learned none.
     """
+    if processes.count() > 1:
+        raise InputError("To measure is for one process: start it without `accelerate launch` or `torchrun`.")
     results = Run(folder)
     with results.writing():
         recipe = Recipe.parse(results.recipe)

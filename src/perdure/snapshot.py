@@ -34,7 +34,7 @@ class Snapshot:
         OutputError
             The disk is full, or writing is not allowed. The older one is as it was.
         """
-        tensors = {name: value.detach().cpu().contiguous() for name, value in self.tensors.items()}
+        tensors = {name: value.detach().cpu().contiguous().clone() for name, value in self.tensors.items()}
         about = json.dumps(self.about)
         files.write(path, save(tensors, metadata={"about": about, "sha256": _digest(about, tensors)}))
 

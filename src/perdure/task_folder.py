@@ -23,6 +23,10 @@ HEAD, STATISTICS, METHOD, GAUSSIANS = (
     "method.safetensors",
     "gaussians.safetensors",
 )
+ALWAYS = {
+    *(HEAD, STATISTICS, METHOD, "task.json", adapter_folder.START),
+    *(f"adapter/{name}" for name in (adapter_folder.CONFIG, adapter_folder.WEIGHTS)),
+}
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,8 @@ def save(place: Path, learned: Learned, *, base: str, head: tuple[str, nn.Linear
     OutputError
         The disk is full, or writing is not allowed.
     """
-    tensors = {key: value for key, value in learned.state.items() if isinstance(value, Tensor)}
+    found = {key: value for key, value in learned.state.items() if isinstance(value, Tensor)}
+    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in found.items()}
     plain = {key: value for key, value in learned.state.items() if key not in tensors}
     heads = {f"{task}/{key}": value for task, head in learned.heads.items() for key, value in head.items()}
     about = {"name": learned.name, "classes": list(learned.classes), "digests": learned.digests, "state": plain}
@@ -90,12 +95,18 @@ def load(place: Path, *, rank: int | None = None) -> Learned:
         A file is missing or is not what was written.
     """
     manifest = run_files.manifest(place)
+    present = {name for name in (GAUSSIANS, adapter_folder.INPUTS) if run_files.is_there(place / name)}
+    if unlisted := {*ALWAYS, *present} - manifest.keys():
+        raise RunError(f"`{place / 'manifest.json'}` does not list `{min(unlisted)}`. It is damaged or was changed.")
     check(place, manifest)
     about = run_files.task(place)
     with reading(place):
         head, statistics = TensorFile(place / HEAD), TensorFile(place / STATISTICS)
         _check_shapes(place, len(about["classes"]), head, statistics)
-        found = TensorFile(place / GAUSSIANS).read_all() if GAUSSIANS in manifest else None
+        gaussians = TensorFile(place / GAUSSIANS) if GAUSSIANS in manifest else None
+        if gaussians:
+            _check_gaussians(gaussians, len(about["classes"]), head.tensors[f"{about['name']}/weight"].shape[1])
+        found = gaussians.read_all() if gaussians else None
         heads: dict[str, dict[str, Tensor]] = {}
         for key, value in head.read_all().items():
             task, _, name = key.partition("/")
@@ -138,6 +149,14 @@ def _check_shapes(place: Path, classes: int, head: TensorFile, statistics: Tenso
             raise RunError(f"`{head.path}` is damaged: `{key}` has the shape {stored.shape}.")
     if f"{own}/bias" not in head.tensors or head.tensors[f"{own}/bias"].shape != (classes,):
         raise RunError(f"`{head.path}` is damaged: it has no head of {classes} classes for the task `{own}`.")
+
+
+def _check_gaussians(file: TensorFile, classes: int, width: int) -> None:
+    shapes = {key: stored.shape for key, stored in file.tensors.items()}
+    if shapes != {"means": (classes, width), "covariances": (classes, width, width)}:
+        raise RunError(
+            f"`{file.path}` is damaged: {shapes} are no Gaussians of {classes} classes in {width} dimensions."
+        )
 
 
 def not_finite(learned: Learned) -> list[str]:

@@ -9,6 +9,7 @@ overlap.
 import json
 import math
 import os
+import weakref
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +73,9 @@ class TensorFile:
     def __init__(self, path: Path):
         self.path = path
         with open_regular(path) as file:
+            # what is read later is of this file, even if another has taken its name
+            self._number = os.dup(file.fileno())
+            weakref.finalize(self, os.close, self._number)
             size = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or not 2 <= length <= min(MAX_HEADER, size - 8):
@@ -106,7 +110,12 @@ class TensorFile:
             shape = (last - first, *stored.shape[1:])
             start += first * stored.row * dtype.itemsize
             stop = start + math.prod(shape) * dtype.itemsize
-        place = torch.empty(stop - start, dtype=torch.uint8) if into is None else into
+        try:
+            place = torch.empty(stop - start, dtype=torch.uint8) if into is None else into
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"There is no memory for the {stop - start} bytes of `{name}` in `{self.path}`."
+            ) from error
         self._fill(as_bytes(place), start)
         return place.view(dtype).reshape(shape)
 
@@ -115,13 +124,15 @@ class TensorFile:
         return {name: self.read(name) for name in self.tensors}
 
     def _fill(self, place: memoryview, start: int) -> None:
-        with open_regular(self.path) as file:
-            done = 0
-            while done < len(place):
-                count = os.preadv(file.fileno(), [place[done:]], start + done)
-                if not count:
-                    raise CheckpointError(f"`{self.path}` has become shorter while it was read. Begin again.")
-                done += count
+        done = 0
+        while done < len(place):
+            try:
+                count = os.preadv(self._number, [place[done:]], start + done)
+            except OSError as error:
+                raise CheckpointError(f"`{self.path}` cannot be read: {error.strerror}.") from error
+            if not count:
+                raise CheckpointError(f"`{self.path}` has become shorter while it was read. Begin again.")
+            done += count
 
 
 def header(tensors: Mapping[str, Stored], metadata: Mapping[str, str]) -> tuple[bytes, dict[str, Stored]]:

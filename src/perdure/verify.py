@@ -68,7 +68,8 @@ def verify(folder: str | Path, *, backbone: bool = True) -> Verification:
     found.attempt("tasks", lambda: _together(tasks))
     found.attempt("scores.csv", lambda: _scores(run))
     found.attempt("events.jsonl", lambda: _events(run))
-    if is_there(run.folder / "combined.json") or any(row["step"] == len(run.tasks) > 0 for row in _rows(run)):
+    measured = any(row["step"] == len(run.tasks) > 0 for row in _rows(run))
+    if measured or (is_there(run.folder / "combined.json") and not run.recipe["rule"].get("search")):
         found.attempt("combined.json", lambda: _combined(run))
     elif tasks:
         found.notes.append("The scale is not searched yet: `perdure run` goes on with that.")
@@ -141,11 +142,12 @@ def _rows(run: Run) -> list[dict[str, Any]]:
 
 def _events(run: Run) -> str:
     path = run.folder / "events.jsonl"
-    text = files.read_text(path) if is_there(path) else ""
-    end = text.rfind("\n") + 1  # a kill may cut the last line off
-    for number, line in enumerate(text[:end].splitlines(), start=1):
-        files.parse_json(line, f"line {number} of `{path}`")
-    return f"{len(run.events())} events" + (", and a part of one" if text[end:] else "")
+    whole, line = 0, b""
+    for number, line in enumerate(files.read_lines(path) if is_there(path) else (), start=1):
+        if line.endswith(b"\n"):  # a kill may cut the last one off
+            files.parse_json(line, f"line {number} of `{path}`")
+            whole += 1
+    return f"{len(run.events())} events" + (", and a part of one" if line and not line.endswith(b"\n") else "")
 
 
 def _combined(run: Run) -> str:
@@ -161,7 +163,9 @@ def _combined(run: Run) -> str:
 
 
 def _unfinished(run: Run) -> str:
-    snapshot: Any = run.load_unfinished()
+    snapshot = run.load_unfinished()
+    if snapshot is None:
+        return "gone meanwhile: the task is finished"
     wrong = [name for name, value in snapshot.tensors.items() if value.is_floating_point() and not is_finite(value)]
     if wrong:
         raise PerdureError(f"`{run.folder / UNFINISHED}` holds values that are not finite: {', '.join(wrong[:5])}.")

@@ -84,7 +84,7 @@ class InfLoRA(Method):
             raise InputError("`inflora` designs a half of LoRA: it needs `peft: lora`.")
 
     def beneath(self, earlier: Sequence[Adapter]) -> Sequence[Adapter]:
-        if len(earlier) != self._learned:
+        if len(earlier) > self._learned or bool(earlier) != bool(self._learned):  # fewer: some were forgotten
             raise InputError(f"`inflora` has seen {self._learned} tasks, but got {len(earlier)} adapters as `earlier`.")
         return earlier if self.upon == "earlier" else ()
 
