@@ -308,6 +308,7 @@ def config_from(path: Path, layers: set[str]) -> peft.PeftConfig:
         targets = layers
     taken: dict[str, Any] = {key: values.get(key) for key in names}
     numbers = all(type(value) in (int, float) and math.isfinite(value) for value in taken.values())
+    numbers = numbers and 0 <= taken[names[-1]] <= 1  # the dropout
     rank = taken[names[0]]
     if values.get("peft_type") not in ("LORA", BOTTLENECK) or not targets or not numbers or rank not in range(1, 10**6):
         raise CheckpointError(f"`{path}` is no configuration of LoRA or a bottleneck adapter that a run has written.")
