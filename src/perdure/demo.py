@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from perdure import packages
+from perdure.errors import Stopped
 from perdure.recipe import Recipe
 from perdure.report import report
 from perdure.runs import evaluate_run
@@ -80,8 +81,11 @@ def demo(output: Path, *, vision: bool = False, seed: int = 0, quiet: bool = Tru
     download(vision=vision)
     common, runs = (VISION, [INFLORA, PIC, SEQUENTIAL]) if vision else (TEXT, [PIC, SEQUENTIAL])
     folders = [output / settings["name"].lower() for settings in runs]
-    for settings, folder in zip(runs, folders, strict=True):
-        Recipe.parse(common | settings | {"seed": seed}).run(folder, quiet=quiet)
+    try:
+        for settings, folder in zip(runs, folders, strict=True):
+            Recipe.parse(common | settings | {"seed": seed}).run(folder, quiet=quiet)
+    except Stopped as stop:  # a run by itself is not all of it
+        raise Stopped("Stopped. What was learned is kept. Go on with the same command.", signal=stop.signal) from None
     if not vision:  # heads that are aligned on the combined model do not fit each task's own
         evaluate_run(output / "pic", "oracle", steps="last")
     return report(folders, output / "report.html")

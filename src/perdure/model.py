@@ -160,6 +160,9 @@ class Model:
 def _rule(results: Run) -> Rule:
     """How a run combined its adapters last."""
     combined, path = results.combined(), results.folder / "combined.json"
+    recipes = results.recipe["rule"]["name"]
+    if combined["name"].endswith(".py") and combined["name"] != recipes:  # only the recipe says which code is run
+        raise RunError(f"`{path}` names the rule `{combined['name']}`, but the recipe `{recipes}`.")
     function = registry.find("rule", combined["name"])
     with reading(path):
         chosen("space", combined["space"], Space)

@@ -36,7 +36,8 @@ def reading(path: Path) -> Iterator[None]:
         raise
     except PerdureError as error:
         refused = isinstance(error.__cause__, OSError)  # by the system: that says nothing of what is in the file
-        raise RunError(str(error) if refused else f"{error} It is damaged or was changed.") from error
+        said = refused or "damaged" in str(error)
+        raise RunError(str(error) if said else f"{error} It is damaged or was changed.") from error
     except OSError as error:
         raise RunError(f"`{error.filename or path}` cannot be read: {error.strerror or error}.") from error
     except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, csv.Error, RecursionError) as error:
