@@ -85,7 +85,9 @@ def _notes(run: Run) -> list[str]:
     """What is left of tasks that were never finished, or were forgotten."""
     recipe, tasks, home, notes = run.recipe, run.tasks, run.folder / "tasks", []
     gone = run_files.task_folders(run.folder, []).values()
-    for path in sorted(set(home.iterdir()) - set(run.task_folders().values())) if is_there(home) else []:
+    with run_files.reading(home):
+        places = set(home.iterdir()) if home.exists() else set[Path]()
+    for path in sorted(places - set(run.task_folders().values())):
         if path in gone:
             notes.append(f"`{path}` is forgotten, and removed as soon as the run is written again.")
         else:
@@ -143,10 +145,11 @@ def _rows(run: Run) -> list[dict[str, Any]]:
 def _events(run: Run) -> str:
     path = run.folder / "events.jsonl"
     whole, line = 0, b""
-    for number, line in enumerate(files.read_lines(path) if is_there(path) else (), start=1):
-        if line.endswith(b"\n"):  # a kill may cut the last one off
-            files.parse_json(line, f"line {number} of `{path}`")
-            whole += 1
+    with run_files.reading(path):
+        for number, line in enumerate(files.read_lines(path) if path.exists() else (), start=1):
+            if line.endswith(b"\n"):  # a kill may cut the last one off
+                files.parse_json(line, f"line {number} of `{path}`")
+                whole += 1
     return f"{len(run.events())} events" + (", and a part of one" if line and not line.endswith(b"\n") else "")
 
 
