@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from perdure.merge import Combined, Rule, combine, task_vectors
     from perdure.merge_card import Merged
     from perdure.merge_checkpoint import merge_checkpoint
-    from perdure.method import Method
+    from perdure.method import Method, PeftMethod
     from perdure.mixture import Mixture
     from perdure.model import Model, Prediction
     from perdure.recipe import Recipe
@@ -39,8 +39,9 @@ if TYPE_CHECKING:
     from perdure.run import run
     from perdure.runs import evaluate_run, learn_more
     from perdure.search import Search
+    from perdure.statistics import Statistics
     from perdure.stream import Task, TaskStream
-    from perdure.task_id import Statistics, TaskPosterior
+    from perdure.task_id import TaskPosterior
     from perdure.task_vector import LowRank, TaskVector
     from perdure.training import Training
     from perdure.verify import Verification, verify
@@ -64,6 +65,7 @@ __all__ = [
     "Mixture",
     "Model",
     "OutputError",
+    "PeftMethod",
     "PerdureError",
     "PerdureWarning",
     "Prediction",
@@ -125,7 +127,7 @@ _HOMES = {
     "merge_card": ["Merged"],
     "merge_checkpoint": ["merge_checkpoint"],
     "mixture": ["Mixture"],
-    "method": ["Method"],
+    "method": ["Method", "PeftMethod"],
     "model": ["Model", "Prediction"],
     "recipe": ["Recipe"],
     "registry": ["find", "names"],
@@ -133,8 +135,9 @@ _HOMES = {
     "run": ["run"],
     "runs": ["evaluate_run", "learn_more"],
     "search": ["Search"],
+    "statistics": ["Statistics"],
     "stream": ["Task", "TaskStream"],
-    "task_id": ["Statistics", "TaskPosterior"],
+    "task_id": ["TaskPosterior"],
     "task_vector": ["LowRank", "TaskVector"],
     "training": ["Training"],
     "verify": ["Verification", "verify"],

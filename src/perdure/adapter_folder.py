@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from perdure import adapters
 from perdure.adapters import Adapter
-from perdure.bottleneck import BottleneckConfig
 from perdure.errors import CheckpointError
 from perdure.tensor_file import TensorFile
 
@@ -27,16 +26,24 @@ MIDDLE = {
     "bottleneck_down.bias": 0,
     "bottleneck_up.weight": 1,
     "bottleneck_up.bias": -1,
+    "full_weight": -1,
+    "full_bias": -1,
 }
-"""Which dimension of a parameter is the module's rank: A and `down` have it as rows, B and `up` as columns."""
+"""Which dimension of a parameter is the module's rank: A and `down` have it as rows, B and `up` as columns; -1: none."""
+MAY_LACK = "full_bias"
+"""Not every layer has a bias."""
 
 
 def contents(adapter: Adapter, *, base: str, head: tuple[str, nn.Linear] | None) -> dict[str, bytes]:
     """The files of an adapter: a PEFT folder `adapter/` that `peft.PeftModel.from_pretrained` loads, and the start.
 
+    No files where there is no module.
+
     `head` (name and layer) goes with it as peft's `modules_to_save`, so that the stock classification model gives the
     task's logits.
     """
+    if adapter.config is None:
+        return {}
     config = adapter.config.to_dict() | {"base_model_name_or_path": base, "inference_mode": True}
     tensors = {PREFIX + name: value.contiguous() for name, value in adapter.parameters.items()}
     if head:
@@ -63,7 +70,7 @@ def _shared(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
 def load(folder: Path, name: str, wanted: int | None = None) -> Adapter:
     """Read such files; `folder` is the PEFT folder. Shapes are compared with the configuration before anything is read.
 
-    `wanted` is the rank that it has to have, if that is known.
+    `wanted` is the method's rank, if that is known: the adapter has it, or a multiple where the method lets it grow.
 
     Raises
     ------
@@ -73,7 +80,8 @@ def load(folder: Path, name: str, wanted: int | None = None) -> Adapter:
     start, weights = TensorFile(folder.parent / START), TensorFile(folder / WEIGHTS)
     layers = {_layer(key) for key in start.tensors}
     config = adapters.config_from(folder / CONFIG, layers)
-    if (rank := adapters.width_of(config)) != (wanted or rank):
+    rank = adapters.width_of(config)
+    if rank and wanted and rank % wanted:
         raise CheckpointError(f"`{folder / CONFIG}` has rank {rank}, but the recipe says {wanted}.")
     for key, stored in start.tensors.items():
         other = weights.tensors.get(PREFIX + key)
@@ -85,7 +93,7 @@ def load(folder: Path, name: str, wanted: int | None = None) -> Adapter:
                 f"`{key}` in `{start.path}` ({stored.dtype}, shape {shape}) does not fit "
                 f"`{folder / CONFIG}` (rank {rank}) or `{weights.path}`."
             )
-    parts = [part for part in MIDDLE if part.startswith("bottleneck") == isinstance(config, BottleneckConfig)]
+    parts = [part for part in MIDDLE if part.startswith(adapters.prefix_of(config)) and part != MAY_LACK]
     if missing := {f"{layer}.{part}" for layer in layers for part in parts} - set(start.tensors):
         raise CheckpointError(f"`{start.path}` has no `{min(missing)}`.")
     parameters = {key: weights.read(PREFIX + key) for key in start.tensors}  # a head may lie beside them

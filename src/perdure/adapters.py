@@ -7,7 +7,7 @@ The model holds one adapter at a time, under peft's own name `default`. What a t
 import contextlib
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from perdure import files
 from perdure.bottleneck import BOTTLENECK, BottleneckConfig
 from perdure.errors import BackboneError, CheckpointError, RunError
+from perdure.full import FULL, FullConfig, trains
 
-Kind = Literal["lora", "bottleneck"]
+Kind = Literal["lora", "bottleneck", "full"]
 Parameters = dict[str, Tensor]
 
 QUERY_VALUE = ("query", "value", "query_proj", "value_proj", "q_proj", "v_proj", "q_lin", "v_lin", "q", "v")
@@ -31,6 +32,12 @@ KEY_VALUE = ("key", "value", "key_proj", "value_proj", "k_proj", "v_proj", "k_li
 FUSED_ATTENTION = ("Wqkv", "qkv", "query_key_value", "in_proj")
 ATTENTION_OUTPUT = r"attention\.output\.dense|out_lin|attn\.Wo|attention\.o_proj|self_attn\.out_proj|attn\.proj"
 FEED_FORWARD_OUTPUT = r"(?<!attention\.)output\.dense|ffn\.lin2|mlp\.Wo|mlp\.fc2|layers\.\d+\.fc2"
+KINDS: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "LORA": (peft.LoraConfig, ("r", "lora_alpha", "lora_dropout")),
+    BOTTLENECK: (BottleneckConfig, ("width", "dropout")),
+    FULL: (FullConfig, ()),
+}
+"""By peft's name: the configuration, and its numbers: the rank first and the dropout last, if it has them."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,7 @@ class Adapter:
     name
         The task's name.
     config
-        peft's configuration of the module.
+        peft's configuration of the module; none where a method has none, and so no parameters.
     start, parameters
         The module's parameters before and after the task, on the CPU, by peft's names.
     inputs
@@ -50,7 +57,7 @@ class Adapter:
     """
 
     name: str
-    config: peft.PeftConfig
+    config: peft.PeftConfig | None
     start: Parameters
     parameters: Parameters
     inputs: dict[str, Float[Tensor, "in in"]] | None = None
@@ -70,23 +77,27 @@ def configure(
 
     `target_modules` are names of linear layers (or one regular expression). By default LoRA takes the query and value
     projections, and a bottleneck adapter the outputs of attention and feed-forward parts (Houlsby et al. 2019);
-    `"pfeiffer"` takes those of the feed-forward parts only (Pfeiffer et al. 2021). With `blocks`, only layers of the
-    first so many blocks of the transformer are taken.
+    `"pfeiffer"` takes those of the feed-forward parts only (Pfeiffer et al. 2021). `full` takes all layers that have a
+    weight: linear ones, embeddings, norms, convolutions (parameters outside of such layers, as a class token, stay as
+    they are). With `blocks`, only layers of the first so many blocks of the transformer are taken.
 
     Raises
     ------
     BackboneError
         The model has no layers of these names.
     """
-    names = _linear_names(model)
-    targets = target_modules or (_present(names, QUERY_VALUE) if kind == "lora" else "houlsby")
+    names = _names(model, trains if kind == "full" else _is_linear)
+    usual = {"lora": _present(names, QUERY_VALUE), "bottleneck": "houlsby", "full": names}
+    targets = target_modules or usual[kind]
     if targets in ("houlsby", "pfeiffer"):
         where = FEED_FORWARD_OUTPUT if targets == "pfeiffer" else f"{ATTENTION_OUTPUT}|{FEED_FORWARD_OUTPUT}"
         targets = rf".*({where})"
     if kind == "lora":
         config = peft.LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets)  # pyright: ignore
-    else:
+    elif kind == "bottleneck":
         config = BottleneckConfig(width=rank, dropout=dropout, target_modules=targets)
+    else:
+        config = FullConfig(target_modules=targets)
     try:
         found = [name for name in names if targets and check_target_module_exists(config, name)]
     except re.error as error:
@@ -104,13 +115,17 @@ def configure(
     return config
 
 
-def _linear_names(model: nn.Module) -> list[str]:
-    """The names of the pre-trained linear layers, whether or not the model holds an adapter."""
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear)
+
+
+def _names(model: nn.Module, wanted: Callable[[nn.Module], bool] = _is_linear) -> list[str]:
+    """The names of the pre-trained layers of a kind, whether or not the model holds an adapter."""
     held = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, BaseTunerLayer))
     return [
         name.removesuffix(".base_layer")
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and (not name.startswith(held) or name.endswith(".base_layer"))
+        if wanted(module) and (not name.startswith(held) or name.endswith(".base_layer"))
     ]
 
 
@@ -121,7 +136,7 @@ def _block(name: str) -> float:
 
 def key_value(model: nn.Module) -> list[str]:
     """What the key and value projections of a model are called (query and value in T5's family)."""
-    return _present(_linear_names(model), KEY_VALUE)
+    return _present(_names(model), KEY_VALUE)
 
 
 def _present(names: list[str], wanted: Sequence[str]) -> list[str]:
@@ -159,10 +174,11 @@ def put_base_layer(model: nn.Module, name: str, layer: nn.Module) -> None:
         setattr(model.get_submodule(parent), child, layer)
 
 
-def attach(model: nn.Module, config: peft.PeftConfig) -> None:
-    """Put a fresh adapter into the model, in the place of any other. Its random start follows torch's seed."""
+def attach(model: nn.Module, config: peft.PeftConfig | None) -> None:
+    """Put a fresh adapter (or none) into the model, in the place of any other. Its start follows torch's seed."""
     detach(model)
-    peft.inject_adapter_in_model(config, model)
+    if config:
+        peft.inject_adapter_in_model(config, model)
 
 
 def detach(model: nn.Module) -> None:
@@ -180,9 +196,9 @@ def attached(model: nn.Module) -> bool:
     return hasattr(model, "peft_config")
 
 
-def config_of(model: nn.Module) -> peft.PeftConfig:
-    """The configuration of the adapter that the model holds."""
-    return model.peft_config["default"]  # pyright: ignore
+def config_of(model: nn.Module) -> peft.PeftConfig | None:
+    """The configuration of the adapter that the model holds, if it holds one."""
+    return model.peft_config["default"] if attached(model) else None  # pyright: ignore
 
 
 @contextlib.contextmanager
@@ -200,6 +216,8 @@ def disabled(model: nn.Module) -> Iterator[None]:
 
 def read(model: nn.Module) -> Parameters:
     """A copy of the adapter's parameters, on the CPU."""
+    if not attached(model):
+        return {}
     # by default peft asks the hub whether the vocabulary was changed; an adapter here never holds embeddings
     state = peft.get_peft_model_state_dict(model, adapter_name="default", save_embedding_layers=False)
     return {name: value.detach().cpu().clone() for name, value in state.items()}
@@ -207,6 +225,8 @@ def read(model: nn.Module) -> Parameters:
 
 def write(model: nn.Module, parameters: Parameters) -> None:
     """Give the adapter these parameters."""
+    if not attached(model) and not parameters:
+        return
     result = peft.set_peft_model_state_dict(model, parameters, adapter_name="default")
     missing = [name for name in result.missing_keys if ".default" in name]
     if result.unexpected_keys or missing:
@@ -214,9 +234,9 @@ def write(model: nn.Module, parameters: Parameters) -> None:
         raise RunError(f"The adapter does not fit the model: `{name}` is in one of them only.")
 
 
-def trainable(model: nn.Module) -> list[nn.Parameter]:
-    """The adapter's own parameters."""
-    return [parameter for name, parameter in model.named_parameters() if ".default" in name]
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The adapter's own parameters, by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if ".default" in name}
 
 
 def linears(model: nn.Module) -> dict[str, nn.Linear]:
@@ -239,14 +259,15 @@ def factors(model: nn.Module) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
 
 @contextlib.contextmanager
 def folded(model: nn.Module, changes: Mapping[str, Tensor]) -> Iterator[None]:
-    """W + ΔW in the place of W of each layer in `changes`, while the block runs.
+    """W + ΔW in the place of W of each layer in `changes`, b + Δb of what ends with `.bias`, while the block runs.
 
     W is kept and put back: nothing is ever subtracted. An adapter may be put in or taken out meanwhile.
     """
     kept: list[tuple[Tensor, Tensor]] = []
     try:
         for name, change in changes.items():
-            weight = base_layer(model, name).weight
+            layer, _, part = name.rpartition(".") if name.endswith(".bias") else (name, "", "weight")
+            weight = getattr(base_layer(model, layer), part)
             kept.append((weight, weight.data))
             weight.data = weight.data + change.to(weight)
         yield
@@ -255,14 +276,22 @@ def folded(model: nn.Module, changes: Mapping[str, Tensor]) -> Iterator[None]:
             weight.data = before
 
 
-def low_rank(config: peft.PeftConfig, parameters: Parameters) -> dict[str, tuple[Tensor, Tensor]]:
-    """The factors of ΔW = B A of each layer (out × rank, rank × in), the scale alpha / rank put into B.
+def deltas(
+    config: peft.PeftConfig | None, parameters: Parameters
+) -> dict[str, tuple[Float[Tensor, "out rank"], Float[Tensor, "rank in"]] | Tensor]:
+    """What is added to the weights, by layer: the factors B and A of ΔW = B A, with the scale alpha / rank put into B.
+
+    Of `full`, ΔW itself, and Δb by the layer's name and `.bias`.
 
     Raises
     ------
     BackboneError
-        The module is no LoRA: it has no ΔW.
+        The module is a bottleneck: it has no ΔW.
     """
+    if isinstance(config, FullConfig):
+        return {name.removesuffix(".full_weight").replace(".full_bias", ".bias"): v for name, v in parameters.items()}
+    if config is None:
+        return {}
     if not isinstance(config, peft.LoraConfig):
         raise BackboneError("A bottleneck adapter is not a change of weights: combine it with `space: factor`.")
     other = [name for name in parameters if not name.endswith((".lora_A.weight", ".lora_B.weight"))]
@@ -300,19 +329,18 @@ def config_from(path: Path, layers: set[str]) -> peft.PeftConfig:
         It is damaged, or states what no run writes.
     """
     values = files.read_json(path)
-    targets, lora = values.get("target_modules"), values.get("peft_type") == "LORA"
-    names = ("r", "lora_alpha", "lora_dropout") if lora else ("width", "dropout")
+    targets, (make, names) = values.get("target_modules"), KINDS.get(str(values.get("peft_type")), (None, ()))
     if isinstance(targets, list):
         targets = set(targets) if _are_targets(targets, layers) else None
     elif isinstance(targets, str):
         targets = layers
     taken: dict[str, Any] = {key: values.get(key) for key in names}
     numbers = all(type(value) in (int, float) and math.isfinite(value) for value in taken.values())
-    numbers = numbers and 0 <= taken[names[-1]] <= 1  # the dropout
-    rank = taken[names[0]]
-    if values.get("peft_type") not in ("LORA", BOTTLENECK) or not targets or not numbers or rank not in range(1, 10**6):
-        raise CheckpointError(f"`{path}` is no configuration of LoRA or a bottleneck adapter that a run has written.")
-    config = (peft.LoraConfig if lora else BottleneckConfig)(target_modules=targets, **taken)  # pyright: ignore
+    if names:
+        numbers = numbers and 0 <= taken[names[-1]] <= 1 and taken[names[0]] in range(1, 10**6)  # dropout and rank
+    if make is None or not targets or not numbers:
+        raise CheckpointError(f"`{path}` is no configuration of an adapter that a run has written.")
+    config = make(target_modules=targets, **taken)
     usual = config.to_dict()
     free = {*taken, "target_modules", "base_model_name_or_path", "inference_mode", "modules_to_save", "peft_version"}
     other = [key for key, value in values.items() if key not in free and value and value != usual.get(key)]
@@ -327,9 +355,14 @@ def _are_targets(names: list[Any], layers: set[str]) -> bool:
     return all(isinstance(name, str) for name in names) and all(found) and set().union(*found) == layers
 
 
-def width_of(config: peft.PeftConfig) -> int:
-    """The rank of LoRA, the width of a bottleneck."""
-    return config.width if isinstance(config, BottleneckConfig) else config.r  # pyright: ignore
+def width_of(config: peft.PeftConfig) -> int | None:
+    """The rank of LoRA, the width of a bottleneck; `full` has none."""
+    return getattr(config, "width", getattr(config, "r", None))
+
+
+def prefix_of(config: peft.PeftConfig) -> str:
+    """How the names of its parameters begin."""
+    return "lora_" if isinstance(config, peft.LoraConfig) else f"{str(config.peft_type).lower()}_"
 
 
 def check_fits(model: nn.Module, adapter: Adapter) -> None:
@@ -345,10 +378,13 @@ def check_fits(model: nn.Module, adapter: Adapter) -> None:
         weight = getattr(base_layer(model, layer), "weight", torch.empty(0))
         rows, columns = weight.shape if weight.dim() == 2 else (0, 0)
         fits = {"lora_A": value.shape[-1] == columns, "lora_B": len(value) == rows}
+        if part.startswith("full_"):
+            whole = getattr(base_layer(model, layer), part.removeprefix("full_"), None)
+            fits[part] = whole is not None and whole.shape == value.shape
         if not fits.get(part, rows in value.shape or key.endswith("_down.bias")):
             raise BackboneError(
                 f"`{key}` of task `{adapter.name}` has the shape {list(value.shape)}, but the layer of "
-                f"`{type(model).__name__}` is {rows} × {columns}. Is it the model that the run began with?"
+                f"`{type(model).__name__}` is {list(weight.shape)}. Is it the model that the run began with?"
             )
 
 

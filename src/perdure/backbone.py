@@ -1,21 +1,17 @@
 """A pre-trained transformer with its processor, its pooled feature, and one linear head per task."""
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-import transformers
 from annotated_types import Ge
 from datasets import Dataset
 from jaxtyping import Float
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers.models.auto import modeling_auto
-from transformers.utils.hub import cached_file
 
-from perdure import packages, resolution, sentence_transformer
+from perdure import heads, packages, pretrained, resolution, sentence_transformer
 from perdure.errors import BackboneError, InputError
 from perdure.stream import Rows
 
@@ -101,21 +97,21 @@ class Backbone(nn.Module):
             There is no such model, it classifies neither texts nor images, or its head is not found.
         """
         path = packages.folder_of(str(source))
-        with _quietly(), _loading(path):
-            kind, processor = _kind_and_processor(path)
+        with pretrained.quietly(), pretrained.loading(path):
+            kind, processor = pretrained.kind_and_processor(path)
             if pooling == "mean" and kind == "image":
                 raise BackboneError("`pooling='mean'` is for texts. Use `stock` or `auto` with an image model.")
-            if pooling == "auto" and kind == "text" and _made_by_sentence_transformers(path):
+            if pooling == "auto" and kind == "text" and pretrained.made_by_sentence_transformers(path):
                 pooling = "mean"
-            model, head_name = (None, None) if pooling == "mean" else _load_stock(path, kind, pooling, head)
+            model, head_name = (None, None) if pooling == "mean" else pretrained.load_stock(path, kind, pooling, head)
             if model is None:
-                pooling, model = "mean", transformers.AutoModel.from_pretrained(path, dtype=torch.float32)
-            width = int(model.config.hidden_size) if head_name is None else _take_head(model, head_name)
+                pooling, model = "mean", pretrained.load_encoder(path)
+            width = int(model.config.hidden_size) if head_name is None else pretrained.take_head(model, head_name)
             if image_size and kind == "text":
                 raise BackboneError(f"`image_size` is for images, and `{source}` reads texts. Leave it out.")
             if image_size:
                 resolution.change(model, processor, image_size)
-        limit = _length_limit(processor, model.config) if kind == "text" else max_length
+        limit = pretrained.length_limit(processor, model.config) if kind == "text" else max_length
         return cls(
             model,
             processor,
@@ -133,8 +129,12 @@ class Backbone(nn.Module):
         """Add a fresh head for a task (or make a fresh one)."""
         self.heads[f"task_{task}"] = nn.Linear(self.width, classes).to(self.device)
 
+    def put_head(self, task: str, state: Mapping[str, Tensor]) -> None:
+        """Add a head with these parameters (or put it in the place of another), as `head_state` gives them."""
+        self.heads[f"task_{task}"] = heads.made(state, self.width).to(self.device)
+
     def head(self, task: str) -> nn.Linear:
-        """The linear head of a task: `width` → its classes."""
+        """The head of a task, linear in the feature or in random features: `width` → its classes."""
         head = self.heads[f"task_{task}"]
         assert isinstance(head, nn.Linear)
         return head
@@ -183,7 +183,7 @@ class Backbone(nn.Module):
         if self.head_name is not None:
             owner, _, name = self.head_name.rpartition(".")
             setattr(self.model.get_submodule(owner), name, head)
-        with _quietly():
+        with pretrained.quietly():
             self.model.save_pretrained(folder)  # pyright: ignore
             self.processor.save_pretrained(folder)
         if self.head_name is None:
@@ -279,6 +279,25 @@ class Encoded(torch.utils.data.Dataset):
         return batch | {"inputs": inputs, "labels": batch["labels"].to(device)}
 
 
+@contextlib.contextmanager
+def evaluating(backbone: Backbone) -> Iterator[None]:
+    """Without any dropout, while the block runs; then as before."""
+    training = [module for module in backbone.modules() if module.training]
+    backbone.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@torch.no_grad()
+def pooled(backbone: Backbone, examples: Encoded) -> Float[Tensor, "examples width"]:
+    """What the heads get: the feature of each example, on the CPU, as the model is now."""
+    with evaluating(backbone):
+        return in_order((rows, backbone(batch["inputs"]).cpu()) for rows, batch in examples.batches())
+
+
 def in_order(parts: Iterable[tuple[list[int], Tensor]]) -> Tensor:
     """Results of batches, put back into the order of the rows."""
     rows, values = zip(*parts, strict=True)
@@ -293,106 +312,3 @@ def _labels(data: Dataset) -> list[int]:
 def _masked_mean(hidden: Tensor, mask: Tensor) -> Tensor:
     weights = mask[..., None].to(hidden.dtype)
     return (hidden * weights).sum(1) / weights.sum(1)
-
-
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Without transformers' progress bars and its advice to train a head: we make our own."""
-    verbosity, bars = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers.logging.set_verbosity(verbosity)
-        if bars:
-            transformers.logging.enable_progress_bar()
-
-
-@contextlib.contextmanager
-def _loading(path: str) -> Iterator[None]:
-    """Whatever goes wrong in transformers while a checkpoint is loaded, as one sentence."""
-    try:
-        yield
-    except (OSError, ValueError, SafetensorError) as error:
-        raise BackboneError(
-            f"No model could be loaded from `{path}`: give a folder with `config.json`, weights and processor, or a "
-            f"hub id that can be reached. ({str(error).splitlines()[0]})"
-        ) from error
-
-
-def _kind_and_processor(path: str) -> tuple[Literal["text", "image"], Any]:
-    config = transformers.AutoConfig.from_pretrained(path)
-    if config.model_type in modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES:
-        return "image", transformers.AutoImageProcessor.from_pretrained(path)
-    if config.model_type in modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(path)
-        if len(tokenizer) <= len(tokenizer.all_special_ids):
-            raise OSError("its tokenizer has no vocabulary")
-        # collating pads what was tokenized before; transformers advises against it because it is slower in one go
-        tokenizer.deprecation_warnings["Asking-to-pad-a-fast-tokenizer"] = True
-        return "text", tokenizer
-    raise BackboneError(f"`{path}` is a `{config.model_type}`, for which transformers has no classification model.")
-
-
-def _made_by_sentence_transformers(path: str) -> bool:
-    return bool(cached_file(path, "modules.json", _raise_exceptions_for_missing_entries=False))
-
-
-def _load_stock(path: str, kind: str, pooling: Pooling, head: str | None) -> tuple[Any, str | None]:
-    """The classification model and the name of its head; nothing if the feature would come from untrained layers."""
-    auto = (
-        transformers.AutoModelForSequenceClassification
-        if kind == "text"
-        else transformers.AutoModelForImageClassification
-    )
-    model, info = auto.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
-    head = head or _find_head(model)
-    untrained = sorted(name for name in info["missing_keys"] if not name.startswith(f"{head}."))
-    if not untrained:
-        return model, head
-    if pooling == "stock" or kind == "image":
-        raise BackboneError(
-            f"`{path}` has no trained weights for {untrained[:3]}, on which the feature would stand. "
-            + ("Use `pooling='mean'` or `'auto'`." if kind == "text" else "Give a complete checkpoint.")
-        )
-    return None, None
-
-
-def _find_head(model: Any) -> str:
-    """The last linear layer outside the encoder that gives as many outputs as there are labels."""
-    linear = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    inside = f"{model.base_model_prefix}."
-    found = [
-        name
-        for name, module in linear
-        if not name.startswith(inside) and module.out_features == model.config.num_labels
-    ]
-    if not found:
-        outside = [name for name, _ in linear if not name.startswith(inside)]
-        raise BackboneError(
-            f"The head of `{type(model).__name__}` was not found. Give its last linear layer as `head=…`; outside the "
-            f"encoder there are: {outside or 'none'}."
-        )
-    return found[-1]
-
-
-def _take_head(model: Any, name: str) -> int:
-    """Replace the head by an identity, so that the model returns its input; return the width of that."""
-    parent, _, child = name.rpartition(".")
-    try:
-        owner = model.get_submodule(parent)
-        layer = owner.get_submodule(child)
-    except AttributeError:
-        layer = None
-    if not isinstance(layer, nn.Linear):
-        raise BackboneError(f"`head={name}` is no linear layer of `{type(model).__name__}`.")
-    setattr(owner, child, nn.Identity())
-    return layer.in_features
-
-
-def _length_limit(processor: Any, config: Any) -> int:
-    """The longest text in tokens. Models of the RoBERTa family keep their first positions for padding."""
-    positions = getattr(config, "max_position_embeddings", None) or 10**6
-    reserved = config.pad_token_id + 1 if "roberta" in config.model_type and config.pad_token_id is not None else 0
-    return min(processor.model_max_length, positions - reserved)

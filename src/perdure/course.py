@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from perdure import processes
-from perdure.backbone import Backbone, Encoded, in_order
+from perdure.backbone import Backbone, Batch, Encoded, in_order
 from perdure.errors import RunError
 from perdure.files import plain
 from perdure.method import Method
@@ -32,19 +32,34 @@ class Course:
     def __init__(self, backbone: Backbone, seen: Sequence[Task], method: Method, training: Training, *, seed: int):
         self.backbone, self.seen, self.method, self.training, self.seed = backbone, seen, method, training, seed
         self.task = seen[-1]
-        self.rows = backbone.encode(method.examples(seen))
+        examples = method.examples(seen)
+        self.rows = backbone.encode(examples) if examples else None
         groups = _trainable(backbone, method, training, self.rows)
         self.parameters: list[nn.Parameter] = [parameter for group in groups for parameter in group["params"]]
         processes.as_the_first(self.parameters)
         self.optimizer, self.scheduler = _optimizer(groups, training, steps=len(self.plan(0)))
         self.best = Best(self.parameters, training)
         self.epoch = self.batch = self.step = 0
+        if self.rows is None:  # nothing is trained
+            self.epoch = training.epochs
 
     def plan(self, epoch: int) -> list[list[list[int]]]:
         """The steps of an epoch: the batches of each, as numbers of rows."""
+        if self.rows is None:
+            return []
         seed, size = derived(self.seed, self.task.name, "epoch", epoch), self.training.gradient_accumulation
         batches = length_grouped(self.rows.lengths, self.training.batch_size, seed=seed)
         return [batches[i : i + size] for i in range(0, len(batches), size)]
+
+    def batch_of(self, rows: Sequence[int]) -> Batch:
+        """Some of the examples, by their numbers."""
+        assert self.rows
+        return self.rows.batch(rows)
+
+    def take_step(self) -> None:
+        """One step of the optimizer, by the gradients that are there."""
+        torch.nn.utils.clip_grad_norm_(self.parameters, self.training.max_grad_norm)
+        self.optimizer.step()
 
     def snapshot(self) -> Snapshot:
         """What `load` needs; the tensors are the ones that are trained, not copies."""
@@ -143,10 +158,11 @@ def _check_state(values: dict[str, Any], parameter: Tensor) -> None:
         raise ValueError("what the optimizer kept does not fit the parameters")
 
 
-def _trainable(backbone: Backbone, method: Method, training: Training, rows: Encoded) -> list[dict[str, Any]]:
+def _trainable(backbone: Backbone, method: Method, training: Training, rows: Encoded | None) -> list[dict[str, Any]]:
     """What is trained, and nothing else: the method's parameters, and the heads of the tasks that have examples."""
-    own = method.parameters(backbone)
-    heads = [p for task in rows.task_names() for p in backbone.head(task).parameters()]
+    heads = [p for task in (rows.task_names() if rows else ()) for p in backbone.head(task).parameters()]
+    of_heads = set(map(id, heads))
+    own = [p for p in method.parameters(backbone) if id(p) not in of_heads]  # it may train other heads besides
     backbone.requires_grad_(False)
     for parameter in [*own, *heads]:
         parameter.requires_grad_(True)
@@ -172,7 +188,7 @@ def _decay(step: int, steps: int, training: Training) -> float:
 @torch.no_grad()
 def validation_accuracy(course: Course) -> float:
     """Accuracy, with the task given, on the validation examples of the tasks that are being trained."""
-    backbone, names = course.backbone, course.rows.task_names()
+    backbone, names = course.backbone, course.rows.task_names() if course.rows else []
     examples = backbone.encode([part for task in course.seen if task.name in names for part in task.rows("validation")])
     backbone.eval()
     parts = []

@@ -17,7 +17,7 @@ from perdure.scaled import Scaled
 from perdure.search import Scales
 from perdure.stream import Scenario, Split, TaskStream
 from perdure.task_id import TaskPosterior, describe
-from perdure.task_vector import TaskVector
+from perdure.task_vector import LowRank, TaskVector
 
 TaskId = Literal["given", "posterior", "concatenated"]
 """How the task is known: it is given, by the task posterior, or not at all (all heads' logits under one softmax)."""
@@ -209,6 +209,9 @@ class Evaluator:
             yield lambda scale: combine(learned, rule.with_scale(scale))
             return
         vectors = task_vectors(learned, since=rule.since)
+        if any(not isinstance(value, LowRank) for vector in vectors.values() for _, value in vector.items()):
+            yield lambda scale: combine(learned, rule.with_scale(scale))
+            return
         with Scaled.on(self.backbone.model, list(vectors.values())) as folded:
 
             def moved(scale: Any) -> Combined:

@@ -159,16 +159,15 @@ def _step(
     for batch in batches:
         if own := batch[processes.number() :: processes.count()]:
             with accelerator.autocast():
-                share = course.method.loss(course.backbone, course.rows.batch(own)) * (len(own) / examples)
+                share = course.method.loss(course.backbone, course.batch_of(own)) * (len(own) / examples)
             share.backward()
             loss += share.detach()
     asked = torch.tensor(float(bool(stop.asked)))
     _add_up_gradients(course.parameters, [loss, asked])
     value = loss.item()
     _check(value, course)
-    torch.nn.utils.clip_grad_norm_(course.parameters, course.training.max_grad_norm)
     rate = course.scheduler.get_last_lr()[0]
-    course.optimizer.step()
+    course.method.update(course.backbone, course.take_step)
     course.scheduler.step()
     course.optimizer.zero_grad()
     return value, rate, asked.item() > 0

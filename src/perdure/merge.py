@@ -137,19 +137,20 @@ def task_vectors(
     vectors = {}
     for adapter in learned:
         vector = _delta(adapter, adapter.parameters)
-        if since == "start" and any(value.any() for value in _B(adapter.start)):
+        if since == "start" and _changes(adapter.start):
             vector = vector - _delta(adapter, adapter.start)
         vectors[adapter.name] = vector
     return vectors
 
 
 def _delta(adapter: Adapter, parameters: adapters.Parameters) -> TaskVector:
-    factors = adapters.low_rank(adapter.config, parameters)
-    return TaskVector({name: LowRank(B, A) for name, (B, A) in factors.items()})
+    found = adapters.deltas(adapter.config, parameters)
+    return TaskVector({name: LowRank(*value) if isinstance(value, tuple) else value for name, value in found.items()})
 
 
-def _B(parameters: adapters.Parameters) -> list[torch.Tensor]:
-    return [value for name, value in parameters.items() if ".lora_B." in name]
+def _changes(parameters: adapters.Parameters) -> bool:
+    """Whether parameters change the model: a fresh LoRA has B = 0, a fresh full module nothing but zeros."""
+    return any(value.any() for name, value in parameters.items() if ".lora_A." not in name)
 
 
 def _factor_vectors(learned: Sequence[Adapter], since: Since) -> dict[str, TaskVector]:

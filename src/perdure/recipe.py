@@ -18,6 +18,7 @@ from perdure.measure import Evaluation
 from perdure.merge import Rule, Since, Space
 from perdure.method import Method
 from perdure.results import Run
+from perdure.run_files import innermost
 from perdure.run import Plan, begin, check, check_alignment, go_on, settings_of
 from perdure.search import Search
 from perdure.settings import Section, checked, named, put, sentence, validate
@@ -122,9 +123,7 @@ class Recipe(BaseModel):
 
     def make_method(self) -> Method:
         """The method, with its settings."""
-        name, options = named(self.method, "method")
-        found = registry.find("method", name)
-        return found(**checked(found, options, f"method `{name}`"))
+        return make_method(self.method)
 
     def make_rule(self) -> Rule:
         """The rule, with its settings."""
@@ -168,7 +167,7 @@ class Recipe(BaseModel):
         """The recipe with all defaults written out."""
         empty = {name for name in ("forgotten", "traces") if not getattr(self, name)}
         settings = settings_of(plan)
-        settings["method"]["name"] = named(self.method, "method")[0]
+        settings["method"] = _with_names(settings["method"], self.method)
         return files.plain(self.model_dump(exclude_none=True, exclude=empty) | settings)
 
 
@@ -178,13 +177,31 @@ def _nothing_left(forgotten: Sequence[str]) -> InputError:
 
 def _usual_rule(method: Any) -> str:
     """The rule that goes with a method, where none is named."""
+    method = innermost(method) if isinstance(method, dict) else method
     known = isinstance(method, (str, dict))
     return registry.find("method", named(method, "method")[0]).usual_rule if known else Method.usual_rule
 
 
+def make_method(section: Section) -> Method:
+    """A method from its name, or from a mapping of its name and settings; one that wraps another has it as `method`."""
+    name, options = named(section, "method")
+    found = registry.find("method", name)
+    inner = {}
+    if "method" in registry.options(found) and isinstance(options.get("method"), (str, dict)):
+        inner = {"method": make_method(options.pop("method"))}
+    return found(**checked(found, options, f"method `{name}`", given=inner), **inner)
+
+
+def _with_names(resolved: dict[str, Any], section: Section) -> dict[str, Any]:
+    """A method's settings under the names that the recipe gives: a path stays a path."""
+    name, options = named(section, "method")
+    inner = {"method": _with_names(resolved["method"], options["method"])} if "method" in resolved else {}
+    return {**resolved, **inner, "name": name}
+
+
 def _check_together(method: Method, rule: Rule, training: Training) -> None:
     """Try the rule on nothing, so that it fails now and not after hours of training."""
-    if method.peft == "bottleneck" and rule.space == "delta":
+    if method.module == "bottleneck" and rule.space == "delta":
         raise InputError("`peft: bottleneck` has no ΔW: give the rule `space: factor`.")
     if rule.needs_inputs and not training.keep_inputs:
         raise InputError(f"The rule `{rule.name}` needs `training: {{keep_inputs: true}}`.")

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from perdure import adapters
 from perdure.backbone import Backbone
 from perdure.errors import RunError
+from perdure.heads import SEED
 from perdure.results import Run
 from perdure.stream import TaskStream
 from perdure.task_folder import Learned
@@ -55,8 +56,7 @@ def give_heads(backbone: Backbone, learned: Sequence[Learned]) -> None:
         for name, head in task.heads.items():
             if name not in names:  # of a task that was forgotten
                 continue
-            backbone.add_head(name, len(head["bias"]))
-            backbone.head(name).load_state_dict(head)
+            backbone.put_head(name, head)
 
 
 def check_fits(backbone: Backbone, task: Learned) -> None:
@@ -71,7 +71,7 @@ def check_fits(backbone: Backbone, task: Learned) -> None:
     """
     adapters.check_fits(backbone.model, task.adapter)
     for name, head in task.heads.items():
-        if head["weight"].shape[1] != backbone.width:
+        if SEED not in head and head["weight"].shape[1] != backbone.width:
             raise RunError(
                 f"The head of `{name}` in task `{task.name}` reads {head['weight'].shape[1]} features, but "
                 f"`{backbone.source}` gives {backbone.width}. Is it the model that the run began with?"

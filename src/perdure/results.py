@@ -133,7 +133,7 @@ class Run:
         place = self.task_folders().get(name)
         if place is None:
             raise RunError(f"`{self.folder}` has no task `{name}`, or no longer.")
-        return task_folder.load(place, rank=self.recipe["method"].get("rank"))
+        return task_folder.load(place, rank=run_files.innermost(self.recipe["method"]).get("rank"))
 
     def save_unfinished(self, snapshot: Snapshot) -> None:
         """Write the state inside a task."""

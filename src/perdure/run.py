@@ -27,10 +27,11 @@ from perdure.restore import give_heads, restore
 from perdure.results import UNFINISHED, Run
 from perdure.rule import nature_of
 from perdure.snapshot import Snapshot
+from perdure.statistics import Statistics
 from perdure.stopping import Stopping, stopping
 from perdure.stream import Task, TaskStream
 from perdure.task_folder import Learned
-from perdure.task_id import Statistics, describe
+from perdure.task_id import describe
 from perdure.training import Training
 
 
@@ -312,14 +313,19 @@ def _learn_task(
         gaussians=gaussians,
     )
     if first:
+        about = {
+            "seconds": round(time.perf_counter() - started, 3),
+            "examples": len(rows),
+            "trained": _trained(plan, seen),
+            "state_bytes": sum(value.nbytes for value in learned.state.values() if isinstance(value, torch.Tensor)),
+        }
         with stop.later():
-            _save(results, learned, plan, examples=len(rows), seconds=round(time.perf_counter() - started, 3))
+            _save(results, learned, plan, about)
     return learned
 
 
-def _save(results: Run, learned: Learned, plan: Plan, *, examples: int, seconds: float) -> None:
-    """All that is kept of a task, and what it took."""
-    about = {"seconds": seconds, "examples": examples, "trained": _trained(learned)}
+def _save(results: Run, learned: Learned, plan: Plan, about: Mapping[str, Any]) -> None:
+    """All that is kept of a task, and `about` it what it took."""
     results.event({"event": "task", "task": learned.name, **about})  # it counts only with the task's folder
     backbone = plan.backbone
     stock_head = (backbone.head_name, backbone.head(learned.name)) if backbone.head_name else None
@@ -328,11 +334,10 @@ def _save(results: Run, learned: Learned, plan: Plan, *, examples: int, seconds:
     results.save_task(learned, base=backbone.published, head=stock_head)
 
 
-def _trained(learned: Learned) -> int:
-    """How many parameters training has changed: a module's frozen half is none of them."""
-    before, after = learned.adapter.start, learned.adapter.parameters
-    moved = {name: value for name, value in after.items() if not torch.equal(value, before[name])}
-    return sum(value.numel() for part in (moved, *learned.heads.values()) for value in part.values())
+def _trained(plan: Plan, seen: TaskStream) -> int:
+    """How many parameters were trained: a module's frozen half is none of them, nor a head that is computed."""
+    heads = [p for name, _ in plan.method.examples(seen.tasks) for p in plan.backbone.head(name).parameters()]
+    return sum({id(p): p.numel() for p in (*plan.method.parameters(plan.backbone), *heads)}.values())
 
 
 def _align(backbone: Backbone, earlier: Sequence[Learned], task: Task, adapter: Adapter, plan: Plan) -> Gaussians:
@@ -355,7 +360,6 @@ def _align(backbone: Backbone, earlier: Sequence[Learned], task: Task, adapter: 
 def settings_of(plan: Plan) -> dict[str, Any]:
     """All settings of a run but its stream, as a recipe states them."""
     backbone, method, rule = plan.backbone, plan.method, plan.rule
-    options = {field.name: getattr(method, field.name) for field in dataclasses.fields(method) if field.init}
     searched = {"search": _plain(rule.search)} if rule.searches else {}
     return {
         "backbone": {
@@ -365,12 +369,19 @@ def settings_of(plan: Plan) -> dict[str, Any]:
             "image_size": backbone.image_size,
             "head": backbone.head_name,
         },
-        "method": {"name": type(method).__module__.rpartition(".")[2], **options},
+        "method": _of_method(method),
         "rule": {"name": rule.name, "space": rule.space, "since": rule.since, **searched, **rule.options},
         "training": _plain(plan.training),
         "evaluation": _plain(plan.evaluation),
         "seed": plan.seed,
     }
+
+
+def _of_method(method: Method) -> dict[str, Any]:
+    """A method's name and settings; those of one that it wraps inside."""
+    options = {field.name: getattr(method, field.name) for field in dataclasses.fields(method) if field.init}
+    options = {name: _of_method(value) if isinstance(value, Method) else value for name, value in options.items()}
+    return {"name": type(method).__module__.rpartition(".")[2], **options}
 
 
 def _plain(settings: Any) -> dict[str, Any]:

@@ -86,7 +86,7 @@ SECTIONS: dict[str, type | tuple[type, ...]] = {
 }
 EVENT: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("event", "task", "rule"), str),
-    **dict.fromkeys(("step", "epoch", "examples", "trained"), int),
+    **dict.fromkeys(("step", "epoch", "examples", "trained", "state_bytes"), int),
     **dict.fromkeys(("loss", "learning_rate", "seconds"), (int, float)),
     "options": dict,
 }
@@ -136,6 +136,13 @@ def forgotten(recipe: dict[str, Any]) -> list[str]:
     """The tasks that were taken out of the run."""
     names = recipe.get("forgotten") or []
     return names if isinstance(names, list) else []
+
+
+def innermost(method: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a method; of one that wraps another, those of the other."""
+    while isinstance(method.get("method"), dict):
+        method = method["method"]
+    return method
 
 
 def scores(folder: Path) -> list[dict[str, Any]]:

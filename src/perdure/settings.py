@@ -1,7 +1,7 @@
 """Settings as a user writes them: `key=value` put into mappings, and checked against a signature."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -37,11 +37,17 @@ def named(section: Section, where: str, key: str = "name") -> tuple[str, dict[st
     return str(options.pop(key)), options
 
 
-def checked(thing: Callable[..., Any], options: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The options, converted to the types of the keyword parameters of `thing`; only those that were given."""
+def checked(
+    thing: Callable[..., Any], options: Mapping[str, Any], where: str, *, given: Collection[str] = ()
+) -> dict[str, Any]:
+    """The options, converted to the types of the keyword parameters of `thing`; only those that were given.
+
+    What is `given` otherwise is not asked for.
+    """
     fields: dict[str, Any] = {
         name: (p.annotation, ... if p.default is inspect.Parameter.empty else p.default)
         for name, p in registry.options(thing).items()
+        if name not in given
     }
     return validate(create_model("options", __config__=ConfigDict(extra="forbid"), **fields), options, where)
 

@@ -13,8 +13,9 @@ from perdure import adapter_folder, files, run_files, staging
 from perdure.adapters import Adapter
 from perdure.alignment import Gaussians
 from perdure.errors import RunError
+from perdure.heads import SEED
 from perdure.run_files import reading
-from perdure.task_id import Statistics
+from perdure.statistics import Statistics
 from perdure.tensor_file import TensorFile, is_finite
 
 HEAD, STATISTICS, METHOD, GAUSSIANS = (
@@ -23,10 +24,8 @@ HEAD, STATISTICS, METHOD, GAUSSIANS = (
     "method.safetensors",
     "gaussians.safetensors",
 )
-ALWAYS = {
-    *(HEAD, STATISTICS, METHOD, "task.json", adapter_folder.START),
-    *(f"adapter/{name}" for name in (adapter_folder.CONFIG, adapter_folder.WEIGHTS)),
-}
+ALWAYS = {HEAD, STATISTICS, METHOD, "task.json"}
+ADAPTER = {adapter_folder.START, *(f"adapter/{name}" for name in (adapter_folder.CONFIG, adapter_folder.WEIGHTS))}
 
 
 @dataclass(frozen=True)
@@ -75,8 +74,8 @@ def save(place: Path, learned: Learned, *, base: str, head: tuple[str, nn.Linear
         for name, content in sorted(contents.items())
     }
     with staging.new_folder(place, size=sum(map(len, contents.values()))) as folder:
-        (folder / "adapter").mkdir()
         for name, content in contents.items():
+            (folder / name).parent.mkdir(exist_ok=True)
             files.put(folder / name, content)
         files.put(folder / "manifest.json", files.to_json(manifest))
 
@@ -87,7 +86,7 @@ def load(place: Path, *, rank: int | None = None) -> Learned:
     Parameters
     ----------
     rank
-        Of the module, as the recipe says.
+        Of the method's modules, as the recipe says; nothing where the method needs none.
 
     Raises
     ------
@@ -96,7 +95,8 @@ def load(place: Path, *, rank: int | None = None) -> Learned:
     """
     manifest = run_files.manifest(place)
     present = {name for name in (GAUSSIANS, adapter_folder.INPUTS) if run_files.is_there(place / name)}
-    if unlisted := {*ALWAYS, *present} - manifest.keys():
+    needed = ADAPTER if rank or run_files.is_there(place / "adapter") else set[str]()
+    if unlisted := {*ALWAYS, *needed, *present} - manifest.keys():
         raise RunError(f"`{place / 'manifest.json'}` does not list `{min(unlisted)}`. It is damaged or was changed.")
     check(place, manifest)
     about = run_files.task(place)
@@ -113,7 +113,9 @@ def load(place: Path, *, rank: int | None = None) -> Learned:
             heads.setdefault(task, {})[name] = value
         return Learned(
             classes=tuple(about["classes"]),
-            adapter=adapter_folder.load(place / "adapter", about["name"], rank),
+            adapter=adapter_folder.load(place / "adapter", about["name"], rank)
+            if needed
+            else Adapter(about["name"], None, {}, {}),
             heads=heads,
             statistics=Statistics(**statistics.read_all()),
             state=about["state"] | TensorFile(place / METHOD).read_all(),
@@ -144,8 +146,9 @@ def _check_shapes(place: Path, classes: int, head: TensorFile, statistics: Tenso
         task, _, name = key.partition("/")
         outputs = head.tensors.get(f"{task}/bias", stored).shape
         columns = head.tensors.get(f"{own}/weight", stored).shape[1:]
-        shape = {"weight": (*outputs, *columns), "bias": outputs}.get(name)
-        if stored.shape != shape or len(outputs) != 1 or len(columns) != 1:
+        shape = {"weight": (*outputs, *columns), "bias": outputs, SEED: ()}.get(name)
+        whole = name != SEED or stored.dtype == "I64"
+        if stored.shape != shape or len(outputs) != 1 or len(columns) != 1 or not whole:
             raise RunError(f"`{head.path}` is damaged: `{key}` has the shape {stored.shape}.")
     if f"{own}/bias" not in head.tensors or head.tensors[f"{own}/bias"].shape != (classes,):
         raise RunError(f"`{head.path}` is damaged: it has no head of {classes} classes for the task `{own}`.")

@@ -10,50 +10,14 @@ depend on the order, hold no example, and a task is forgotten by leaving its sta
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from perdure import adapters
 from perdure.backbone import Backbone, Encoded, in_order
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """Sums over the examples of one task, in double precision; those of two parts of the examples can be added.
-
-    Examples
-    --------
-    >>> features, labels = torch.tensor([[1.0], [3.0], [5.0]]), torch.tensor([0, 0, 1])
-    >>> whole = Statistics.of(features, labels, classes=2)
-    >>> whole.counts.tolist(), whole.sums.tolist(), whole.products.tolist()
-    ([2.0, 1.0], [[4.0], [5.0]], [[35.0]])
-    >>> parts = Statistics.of(features[:1], labels[:1], classes=2) + Statistics.of(features[1:], labels[1:], classes=2)
-    >>> torch.equal(parts.sums, whole.sums)
-    True
-    """
-
-    counts: Float[Tensor, " classes"]
-    sums: Float[Tensor, "classes features"]
-    products: Float[Tensor, "features features"]
-
-    @classmethod
-    def of(
-        cls, features: Float[Tensor, "examples features"], labels: Int[Tensor, " examples"], classes: int
-    ) -> Statistics:
-        """The statistics of examples with labels from 0 to `classes` - 1."""
-        x = features.double().cpu()
-        member = torch.nn.functional.one_hot(labels.cpu(), classes).double()
-        return cls(member.sum(0), member.T @ x, x.T @ x)
-
-    def __add__(self, other: Statistics) -> Statistics:
-        return Statistics(self.counts + other.counts, self.sums + other.sums, self.products + other.products)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """By name, as they are saved."""
-        return {"counts": self.counts, "sums": self.sums, "products": self.products}
+from perdure.statistics import Statistics, within
 
 
 class TaskPosterior:
@@ -86,11 +50,7 @@ class TaskPosterior:
         self.sizes = [int(present[t].sum()) for t in statistics]
         counts = torch.cat([s.counts[present[t]] for t, s in statistics.items()])
         products = torch.stack([s.products for s in statistics.values()]).sum(0)
-        within = products - (counts[:, None] * self.means).T @ self.means
-        covariance = within / counts.sum()
-        spread = covariance.trace().clamp_min(1e-12) / len(covariance)
-        shrunk = (1 - shrinkage) * covariance + shrinkage * spread * torch.eye(len(covariance), dtype=torch.double)
-        self.precision = torch.linalg.inv(shrunk)
+        self.precision = torch.linalg.inv(within(counts, self.means, products, shrinkage))
 
     def log_prob(self, features: Float[Tensor, "examples features"]) -> Float[Tensor, "examples tasks"]:
         """log p(t | x) for each example and task."""

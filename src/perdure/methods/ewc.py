@@ -3,19 +3,19 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
 from perdure import adapters
+from perdure.anchor import hold, penalty
 from perdure.backbone import Backbone, Batch
 from perdure.fisher import Labels, fisher
-from perdure.method import Method, local_cross_entropy
+from perdure.method import PeftMethod, Tuned, local_cross_entropy
 from perdure.stream import Task
 
 
 @dataclass(kw_only=True)
-class EWC(Method):
+class EWC(PeftMethod):
     """Train the same PEFT module on one task after the other, with a penalty on what mattered to earlier ones.
 
     L = cross-entropy + strength / 2 · Σ_i F_i (θ_i − θ*_i)², over the module's parameters; a task's head is its own
@@ -31,8 +31,8 @@ class EWC(Method):
     decay
         γ of `online`.
     labels
-        Of F: `true` (all labels, weighted by p(y | x): a backward pass for each), `sampled` from p(y | x), or
-        `empirical` (the right ones).
+        Of F: `sampled` from p(y | x), one pass over the examples; `true` (all labels, weighted by p(y | x): a backward
+        pass for each); or `empirical` (the right ones).
 
     References
     ----------
@@ -41,43 +41,25 @@ class EWC(Method):
     """
 
     usual_rule = "last"
+    tuned = Tuned("strength", 1e1, 1e6)
 
     strength: Annotated[float, Ge(0)] = 1000.0
     memory: Literal["offline", "online"] = "offline"
     decay: Annotated[float, Gt(0), Le(1)] = 0.9
-    labels: Labels = "true"
+    labels: Labels = "sampled"
 
     def begin(self, backbone: Backbone, task: Task) -> None:
-        if not adapters.attached(backbone.model):
-            self.attach(backbone)
+        self.go_on(backbone)
 
     def loss(self, backbone: Backbone, batch: Batch) -> Tensor:
         loss = local_cross_entropy(backbone, batch)
-        return loss + self.strength / 2 * self._penalty(backbone) if self.state else loss
-
-    def _penalty(self, backbone: Backbone) -> Tensor:
-        """Σ F (θ − θ*)²."""
-        terms = [
-            (self.state[f"fisher/{name}"].to(value) * (value - self.state[f"anchor/{name}"].to(value)).square()).sum()
-            for name, value in _parameters(backbone).items()
-        ]
-        return torch.stack(terms).sum()
+        if not self.state:
+            return loss
+        return loss + self.strength / 2 * penalty(adapters.trainable(backbone.model), self.state)
 
     def end(self, backbone: Backbone, task: Task) -> None:
         """Add the task's F and θ* to what is remembered."""
         new = fisher(backbone, backbone.encode(task.rows("train")), task.name, self.labels)
-        for name, value in _parameters(backbone).items():
-            now, F = value.detach().cpu().clone(), new[name]
-            old, anchor = self.state.get(f"fisher/{name}", torch.zeros_like(F)), self.state.get(f"anchor/{name}", now)
-            if self.memory == "online":
-                F, anchor = self.decay * old + F, now
-            else:
-                share = torch.where(old + F > 0, F / (old + F), 1.0)
-                F, anchor = old + F, anchor + share * (now - anchor)
-            self.state[f"fisher/{name}"], self.state[f"anchor/{name}"] = F, anchor
-
-
-def _parameters(backbone: Backbone) -> dict[str, Tensor]:
-    """The module's parameters by name, as `fisher` calls them."""
-    found = adapters.linears(backbone.model)
-    return {f"{name}.{key}": value for name, layer in found.items() for key, value in layer.named_parameters()}
+        online = self.memory == "online"
+        decay = self.decay if online else 1.0
+        hold(self.state, adapters.trainable(backbone.model), new, decay=decay, weighted=not online)

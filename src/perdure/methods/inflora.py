@@ -13,13 +13,13 @@ from perdure import adapters
 from perdure.adapters import Adapter
 from perdure.backbone import Backbone
 from perdure.errors import InputError, PerdureWarning
-from perdure.method import Method
+from perdure.method import PeftMethod, Tuned
 from perdure.stream import Task
 from perdure.subspace import Energy, Subspace, input_covariances
 
 
 @dataclass(kw_only=True)
-class InfLoRA(Method):
+class InfLoRA(PeftMethod):
     """Train a branch A_t B_t per task, whose frozen B_t is designed to leave the inputs of earlier tasks alone.
 
     e = W h + sum of A_j B_j h (A_t is peft's `lora_B`, B_t its `lora_A`). The rows of B_t are the leading directions
@@ -65,6 +65,7 @@ class InfLoRA(Method):
     """
 
     usual_rule = "sum"
+    tuned = Tuned("epsilon", 0.5, 0.99)
 
     rank: Annotated[int, Ge(1)] = 10
     alpha: Annotated[float, Gt(0)] = 10.0

@@ -3,14 +3,13 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from perdure import adapters
 from perdure.backbone import Backbone
-from perdure.method import Method
+from perdure.method import PeftMethod
 from perdure.stream import Task
 
 
 @dataclass(kw_only=True)
-class Isolated(Method):
+class Isolated(PeftMethod):
     """Train one PEFT module per task on the frozen backbone; what was learned before is never touched.
 
     Phi_t = argmin over Phi of L(D_t; Theta_pre, Phi), from Phi_pre or from Phi_{t-1}; no old data is kept.
@@ -34,5 +33,7 @@ class Isolated(Method):
         return self.start == "fresh"
 
     def begin(self, backbone: Backbone, task: Task) -> None:
-        if self.start == "fresh" or not adapters.attached(backbone.model):
+        if self.start == "fresh":
             self.attach(backbone)
+        else:
+            self.go_on(backbone)

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from perdure.backbone import Backbone
-from perdure.method import Method
+from perdure.method import PeftMethod
 from perdure.stream import Rows, Task
 
 
 @dataclass(kw_only=True)
-class Joint(Method):
+class Joint(PeftMethod):
     """Train one fresh PEFT module, and fresh heads, on all tasks seen so far, mixed (rule `last`).
 
     It is trained anew at every step, so that each row of the accuracy matrix is a joint model's; its cost therefore

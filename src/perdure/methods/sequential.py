@@ -2,14 +2,13 @@
 
 from dataclasses import dataclass
 
-from perdure import adapters
 from perdure.backbone import Backbone
-from perdure.method import Method
+from perdure.method import PeftMethod
 from perdure.stream import Task
 
 
 @dataclass(kw_only=True)
-class Sequential(Method):
+class Sequential(PeftMethod):
     """Train the same PEFT module on one task after the other, and keep its last state (rule `last`).
 
     References
@@ -20,5 +19,4 @@ class Sequential(Method):
     usual_rule = "last"
 
     def begin(self, backbone: Backbone, task: Task) -> None:
-        if not adapters.attached(backbone.model):
-            self.attach(backbone)
+        self.go_on(backbone)

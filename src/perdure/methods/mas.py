@@ -1,0 +1,53 @@
+"""Memory aware synapses (Aljundi et al. 2018): what the output depends on is held, without looking at labels."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from annotated_types import Ge
+from torch import Tensor
+
+from perdure import adapters
+from perdure.anchor import hold, penalty
+from perdure.backbone import Backbone, Batch
+from perdure.method import PeftMethod, Tuned, local_cross_entropy
+from perdure.per_example import mean_over_examples
+from perdure.stream import Task
+
+
+@dataclass(kw_only=True)
+class MAS(PeftMethod):
+    """Train the same PEFT module on one task after the other, with a penalty on what earlier outputs depend on.
+
+    L = cross-entropy + strength · Σ_i Ω_i (θ_i − θ*_i)², where Ω_i = Σ over tasks of E_x |∂ ‖f(x)‖² / ∂θ_i|, f(x) the
+    logits of the task's own head, and the gradient that of each example by itself.
+
+    Parameters
+    ----------
+    strength
+        λ. It goes with the size of the logits, and wants tuning.
+
+    References
+    ----------
+    Aljundi et al., Memory Aware Synapses: Learning what (not) to forget, arXiv 1711.09601.
+    """
+
+    usual_rule = "last"
+    tuned = Tuned("strength", 1e-3, 1e2)
+
+    strength: Annotated[float, Ge(0)] = 0.1
+
+    def begin(self, backbone: Backbone, task: Task) -> None:
+        self.go_on(backbone)
+
+    def loss(self, backbone: Backbone, batch: Batch) -> Tensor:
+        loss = local_cross_entropy(backbone, batch)
+        return loss + self.strength * penalty(adapters.trainable(backbone.model), self.state) if self.state else loss
+
+    def end(self, backbone: Backbone, task: Task) -> None:
+        """Add what the task's outputs depend on."""
+        examples = backbone.encode(task.rows("train"))
+        new = mean_over_examples(
+            backbone, examples, task.name, lambda logits, labels: [logits.square().sum(1)], torch.abs
+        )
+        hold(self.state, adapters.trainable(backbone.model), new)

@@ -1,0 +1,78 @@
+"""O-LoRA (Wang et al. 2023): a new branch for each task, whose input directions are kept orthogonal to earlier ones."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from annotated_types import Ge
+from jaxtyping import Float
+from torch import Tensor
+
+from perdure import adapters
+from perdure.adapters import Adapter
+from perdure.backbone import Backbone, Batch
+from perdure.method import PeftMethod, Tuned, local_cross_entropy
+from perdure.stream import Task
+
+
+@dataclass(kw_only=True)
+class OLoRA(PeftMethod):
+    """Train a fresh LoRA on top of the frozen earlier ones, with a penalty on the overlap of its A with theirs.
+
+    L = cross-entropy + orthogonality · Σ over layers and j < t of ‖A_j A_tᵀ‖₁ + decay · Σ (‖A_t‖ + ‖B_t‖), where ‖·‖₁
+    is the sum of absolute entries. The earlier A_j of a layer are stacked, so that one product gives all of it.
+
+    Parameters
+    ----------
+    orthogonality
+        λ₁: 0.5 in the paper, and 5 late in its long streams.
+    decay
+        λ₂: 0 to 0.3 in the official scripts.
+
+    References
+    ----------
+    Wang et al., Orthogonal Subspace Learning for Language Model Continual Learning, arXiv 2310.14152.
+    """
+
+    usual_rule = "sum"
+    tuned = Tuned("orthogonality", 1e-3, 1e1)
+
+    orthogonality: Annotated[float, Ge(0)] = 0.5
+    decay: Annotated[float, Ge(0)] = 0.0
+
+    def beneath(self, earlier: Sequence[Adapter]) -> Sequence[Adapter]:
+        self._earlier = earlier
+        return earlier
+
+    def begin(self, backbone: Backbone, task: Task) -> None:
+        """Stack the earlier tasks' A, layers of the same input width together."""
+        self.attach(backbone)
+        self._stacks: list[tuple[list[str], Float[Tensor, "layers directions in"]]] = []
+        held = [{name: A for name, (_, A) in _factors(adapter).items()} for adapter in self._earlier]
+        by_width: dict[int, list[str]] = {}
+        for name, (A, _) in adapters.factors(backbone.model).items():
+            by_width.setdefault(A.shape[1], []).append(name)
+        for names in by_width.values() if held else ():
+            stacked = torch.stack([torch.cat([of_task[name] for of_task in held]) for name in names])
+            self._stacks.append((names, stacked.to(backbone.device)))
+
+    def loss(self, backbone: Backbone, batch: Batch) -> Tensor:
+        loss, new = local_cross_entropy(backbone, batch), adapters.factors(backbone.model)
+        if self._stacks and self.orthogonality:
+            loss = loss + self.orthogonality * self.overlap(backbone)
+        if self.decay:
+            loss = loss + self.decay * torch.stack([part.norm() for pair in new.values() for part in pair]).sum()
+        return loss
+
+    def overlap(self, backbone: Backbone) -> Tensor:
+        """Σ over layers and earlier tasks of ‖A_j A_tᵀ‖₁, a scalar."""
+        new = adapters.factors(backbone.model)
+        products = [old @ torch.stack([new[name][0] for name in names]).mT for names, old in self._stacks]
+        return torch.stack([product.abs().sum() for product in products]).sum()
+
+
+def _factors(adapter: Adapter) -> dict[str, tuple[Tensor, Tensor]]:
+    """B and A of each layer of an adapter."""
+    found = adapters.deltas(adapter.config, adapter.parameters)
+    return {name: value for name, value in found.items() if isinstance(value, tuple)}

@@ -1,0 +1,105 @@
+"""Experience replay around any method: some old examples are kept, and are trained on with the new ones."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from annotated_types import Ge
+from torch import Tensor, nn
+
+from perdure import adapters, exemplars
+from perdure.adapters import Adapter
+from perdure.backbone import Backbone, Batch, pooled
+from perdure.exemplars import Exemplars, Strategy
+from perdure.method import Method
+from perdure.snapshot import part
+from perdure.stream import Rows, Task
+
+
+@dataclass(kw_only=True)
+class Replay(Method):
+    """Learn by another method, on the new task's examples and those that are kept of the old ones, mixed.
+
+    Old examples count like new ones, each under its own task's head, which is trained on. After each task the store takes
+    up some of its examples; it lies in the method's state, and so on disk in the task's folder. Its size is in events.jsonl
+    (`state_bytes`).
+
+    Parameters
+    ----------
+    method
+        The method around which it is.
+    per_class
+        How many examples are kept of each class.
+    strategy
+        Which ones: `balanced`, drawn at random from each class; `herding`, those whose mean feature comes nearest to the
+        class's; or `reservoir`, a uniform sample of all examples seen, of `per_class` times the number of classes.
+
+    References
+    ----------
+    Ratcliff, Connectionist models of recognition memory, 1990; Chaudhry et al., On Tiny Episodic Memories in Continual
+    Learning, arXiv 1902.10486; herding: Rebuffi et al., iCaRL, arXiv 1611.07725.
+    """
+
+    method: Method
+    per_class: Annotated[int, Ge(1)] = 20
+    strategy: Strategy = "balanced"
+
+    # -- the other method's
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """The store, and under `method/` what the other method remembers."""
+        return self._store | {f"method/{name}": value for name, value in self.method.state.items()}
+
+    @state.setter
+    def state(self, value: dict[str, Any]) -> None:
+        self._store = {name: inner for name, inner in value.items() if not name.startswith("method/")}
+        if hasattr(self, "method"):  # not while it is made
+            self.method.state = part(value, "method")
+
+    @property
+    def usual_rule(self) -> str:  # pyright: ignore
+        return self.method.usual_rule
+
+    @property
+    def module(self) -> adapters.Kind | None:
+        return self.method.module
+
+    def beneath(self, earlier: Sequence[Adapter]) -> Sequence[Adapter]:
+        return self.method.beneath(earlier)
+
+    def begin(self, backbone: Backbone, task: Task) -> None:
+        self.method.begin(backbone, task)
+
+    def parameters(self, backbone: Backbone) -> list[nn.Parameter]:
+        return self.method.parameters(backbone)
+
+    def loss(self, backbone: Backbone, batch: Batch) -> Tensor:
+        return self.method.loss(backbone, batch)
+
+    def update(self, backbone: Backbone, step: Callable[[], None]) -> None:
+        self.method.update(backbone, step)
+
+    # -- its own
+
+    def examples(self, seen: Sequence[Task]) -> Rows:
+        """The other method's, and what is kept of the old tasks; nothing where that trains nothing."""
+        new = self.method.examples(seen)
+        return new and [*new, *Exemplars.of(self._store).rows([task.name for task in seen[:-1]])]
+
+    def end(self, backbone: Backbone, task: Task) -> None:
+        """Choose which of the task's examples are kept."""
+        self.method.end(backbone, task)
+        kept, rows = Exemplars.of(self._store).of_tasks(backbone.head_names), backbone.encode(task.rows("train"))
+        random = np.random.default_rng(torch.initial_seed())
+        if self.strategy == "balanced":
+            kept.add(task, exemplars.balanced(rows.labels, self.per_class, random))
+        elif self.strategy == "herding":
+            kept.add(task, exemplars.herded(pooled(backbone, rows), rows.labels, self.per_class))
+        else:
+            kept.add(task, range(len(rows)))
+            classes = sum(backbone.head(name).out_features for name in kept.labels)
+            kept.thin(exemplars.shares(self.per_class * classes, kept.seen, kept.counts, random), random)
+        self._store = kept.state()

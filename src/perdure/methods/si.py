@@ -1,0 +1,82 @@
+"""Synaptic intelligence (Zenke, Poole & Ganguli 2017): what a parameter has contributed, counted along the way."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from annotated_types import Ge, Gt
+from torch import Tensor
+
+from perdure import adapters
+from perdure.anchor import gradient, hold, penalty
+from perdure.backbone import Backbone, Batch
+from perdure.method import PeftMethod, Tuned, local_cross_entropy
+from perdure.stream import Task
+
+
+@dataclass(kw_only=True)
+class SI(PeftMethod):
+    """Train the same PEFT module on one task after the other, with a penalty on what lowered earlier tasks' losses.
+
+    L = cross-entropy + strength · Σ_i Ω_i (θ_i − θ*_i)². While a task is trained, w_i += −g_i Δθ_i at each step, g the
+    gradient of the task's own loss (without the penalty, before clipping) and Δθ the step really made; after it
+    Ω_i += max(w_i, 0) / ((θ_i − θ_i of its start)² + damping).
+
+    Parameters
+    ----------
+    strength
+        c.
+    damping
+        ξ, which keeps Ω finite where a parameter has hardly moved.
+
+    References
+    ----------
+    Zenke, Poole & Ganguli, Continual Learning Through Synaptic Intelligence, arXiv 1703.04200. With AdamW steps are not
+    along the gradient, and the path integral is that of the path taken; negative contributions count as none, so that
+    no parameter is pushed away.
+    """
+
+    usual_rule = "last"
+    tuned = Tuned("strength", 1e-2, 1e3)
+
+    strength: Annotated[float, Ge(0)] = 1.0
+    damping: Annotated[float, Gt(0)] = 0.1
+
+    def begin(self, backbone: Backbone, task: Task) -> None:
+        self.go_on(backbone)
+        for name, value in adapters.trainable(backbone.model).items():
+            self.state[f"path/{name}"] = torch.zeros_like(value, device="cpu")
+            self.state[f"start/{name}"] = value.detach().cpu().clone()
+
+    def loss(self, backbone: Backbone, batch: Batch) -> Tensor:
+        loss = local_cross_entropy(backbone, batch)
+        return loss + self.strength * penalty(adapters.trainable(backbone.model), self.state) if self._held else loss
+
+    def update(self, backbone: Backbone, step: Callable[[], None]) -> None:
+        """Note what the step contributes to lowering the task's loss."""
+        parameters = adapters.trainable(backbone.model)
+        before = {name: value.detach().clone() for name, value in parameters.items()}
+        of_penalty = gradient(parameters, self.state)
+        own = {
+            name: value.grad - self.strength * of_penalty.get(name, 0.0)
+            for name, value in parameters.items()
+            if value.grad is not None
+        }
+        step()
+        for name, g in own.items():
+            path = f"path/{name}"
+            self.state[path] = self.state[path] - (g * (parameters[name].detach() - before[name])).cpu()
+
+    def end(self, backbone: Backbone, task: Task) -> None:
+        """Turn the task's path into importance."""
+        parameters = adapters.trainable(backbone.model)
+        new = {}
+        for name, value in parameters.items():
+            moved = value.detach().cpu() - self.state.pop(f"start/{name}")
+            new[name] = self.state.pop(f"path/{name}").clamp_min(0) / (moved.square() + self.damping)
+        hold(self.state, parameters, new)
+
+    @property
+    def _held(self) -> bool:
+        return any(name.startswith("importance/") for name in self.state)
