@@ -55,7 +55,7 @@ def test_low_rank_is_what_lora_adds(bert):
     Isolated(rank=4, alpha=6).attach(bert)
     adapters.write(bert.model, {k: torch.randn_like(v) for k, v in adapters.read(bert.model).items()})
     layer = next(module for name, module in bert.model.named_modules() if name.endswith("layer.1.attention.self.value"))
-    B, A = adapters.low_rank(adapters.config_of(bert.model), adapters.read(bert.model))[
+    B, A = adapters.deltas(adapters.config_of(bert.model), adapters.read(bert.model))[
         "encoder.layer.1.attention.self.value"
     ]
     torch.testing.assert_close(B @ A, layer.get_delta_weight("default"))

@@ -98,7 +98,7 @@ def test_errors_say_what_to_set(pico, tmp_path, toy):
 def test_a_head_that_is_not_found(pico, monkeypatch):
     stock = transformers.AutoModelForSequenceClassification.from_pretrained(pico("bert"))
     stock.classifier = nn.Bilinear(2, 2, 2)
-    from perdure.backbone import _find_head
+    from perdure.pretrained import _find_head
 
     with pytest.raises(BackboneError, match="Give its last linear layer as `head=…`"):
         _find_head(stock)

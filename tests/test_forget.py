@@ -421,8 +421,8 @@ def test_the_recipe_of_before_is_refused(three, learned, tmp_path, perdure):  # 
 
 def test_a_method_that_is_not_here_is_taken_to_depend(home, pico, tmp_path):
     (tmp_path / "mine.py").write_text(
-        "from dataclasses import dataclass\nfrom perdure import Method\n\n"
-        "@dataclass(kw_only=True)\nclass Mine(Method):\n    '''As usual.'''\n"
+        "from dataclasses import dataclass\nfrom perdure import PeftMethod\n\n"
+        "@dataclass(kw_only=True)\nclass Mine(PeftMethod):\n    '''As usual.'''\n"
     )
     method = {"name": str(tmp_path / "mine.py"), "rank": 2}
     whole = make(tmp_path, "whole", recipe(home, NAMES[:2], pico("bert"), method=method, training={"epochs": 1}))

@@ -48,7 +48,7 @@ def test_training_leaves_the_directions_of_earlier_tasks_alone(bert, toy):
     method, before, found = InfLoRA(rank=4, alpha=4.0, epsilon=0.99), {}, []
     for step in range(1, 4):
         found.append(learn(bert, toy.until(step).tasks, method, FEW, earlier=found))
-        for layer, (B, A) in adapters.low_rank(found[-1].config, found[-1].parameters).items():
+        for layer, (B, A) in adapters.deltas(found[-1].config, found[-1].parameters).items():
             change, rows = (B @ A).double(), A.double()
             assert change.norm() > 1e-3
             inside = torch.linalg.qr(rows.T)[0]
@@ -138,7 +138,7 @@ def test_the_folded_sum_is_the_sum_of_branches(bert, toy):
 def test_every_architecture(kind, pico, toy, pictures, tmp_path):
     stream = pictures if kind in IMAGE else toy.until(2)
     results = run(stream, Backbone.load(pico(kind)), InfLoRA(rank=2), "sum", training=FEW, output=tmp_path / "run")
-    layers = adapters.low_rank(
+    layers = adapters.deltas(
         results.load_task(stream.names[0]).adapter.config, results.load_task(stream.names[1]).adapter.parameters
     )
     assert len(layers) == (2 if kind == "modernbert" else 4)  # ModernBERT has one layer for query, key and value
@@ -150,7 +150,7 @@ def test_every_architecture(kind, pico, toy, pictures, tmp_path):
 def test_blocks_and_targets(bert, toy):
     def layers(**options) -> list[str]:
         adapter = learn(bert, toy.until(1).tasks, InfLoRA(rank=2, **options), FEW)
-        return sorted(adapters.low_rank(adapter.config, adapter.parameters))
+        return sorted(adapters.deltas(adapter.config, adapter.parameters))
 
     inner = "encoder.layer.0.attention"
     assert layers(blocks=1) == [f"{inner}.self.key", f"{inner}.self.value"]
@@ -270,7 +270,7 @@ def test_a_rank_larger_than_the_layer(bert, toy):
         PerdureWarning, match=r"Task `fruit` has fewer than `rank=40` directions .*\(3\d or more\) in 2 of 2"
     ):
         adapter = learn(bert, toy.until(1).tasks, InfLoRA(rank=40, alpha=40.0), FEW)
-    for B, A in adapters.low_rank(adapter.config, adapter.parameters).values():
+    for B, A in adapters.deltas(adapter.config, adapter.parameters).values():
         assert A.shape == (40, 32) and not A[32:].any() and not B[:, 32:].any() and B[:, :30].any()
 
 
@@ -283,7 +283,7 @@ def constant_task() -> Task:
 def test_constant_inputs(bert):
     with pytest.warns(PerdureWarning, match="Task `constant` has fewer than `rank=6` directions"):
         adapter = learn(bert, [constant_task()], InfLoRA(rank=6, alpha=6.0), FEW)
-    for B, A in adapters.low_rank(adapter.config, adapter.parameters).values():
+    for B, A in adapters.deltas(adapter.config, adapter.parameters).values():
         found = int(A.norm(dim=1).count_nonzero())
         assert 1 <= found <= 5 and not B[:, found:].any()  # 5 tokens: [CLS], three words, [SEP]
         assert torch.isfinite(B).all()
@@ -295,7 +295,7 @@ def test_fewer_examples_than_the_rank(bert):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         adapter = learn(bert, [one], InfLoRA(rank=6, alpha=6.0), FEW)
-    assert all(A.norm(dim=1).all() for _, A in adapters.low_rank(adapter.config, adapter.parameters).values())
+    assert all(A.norm(dim=1).all() for _, A in adapters.deltas(adapter.config, adapter.parameters).values())
 
 
 def test_a_stream_longer_than_the_space(bert):
@@ -305,7 +305,7 @@ def test_a_stream_longer_than_the_space(bert):
         for step in range(1, 5):
             found.append(learn(bert, stream.until(step).tasks, method, FEW, earlier=found))
     assert "Task `task3`" in str(seen[-1].message) and "(0 or more)" in str(seen[-1].message)
-    last = adapters.low_rank(found[-1].config, found[-1].parameters)
+    last = adapters.deltas(found[-1].config, found[-1].parameters)
     assert not any(B.any() or A.any() for B, A in last.values())  # nothing is trained, nothing is disturbed
     assert all(space.free <= 1 for space in spaces(method.state).values())
 

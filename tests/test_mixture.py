@@ -26,7 +26,7 @@ from perdure.evaluate import Evaluator, features, settled
 from perdure.merging.smile import smile
 from perdure.methods.isolated import Isolated
 from perdure.mixture import Mixture, remove
-from perdure.task_id import Statistics
+from perdure.statistics import Statistics
 
 
 def expert(seed: int, out: int = 6, width: int = 5, rank: int = 3, layers: str = "0") -> TaskVector:

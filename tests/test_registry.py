@@ -6,15 +6,15 @@ import sys
 
 import pytest
 
-from perdure import InputError, Method, UnknownName, find, methods, names, registry
+from perdure import InputError, Method, PeftMethod, UnknownName, find, methods, names, registry
 
 TOY = '''
 """A toy."""
 from dataclasses import dataclass
-from perdure.method import Method
+from perdure.method import PeftMethod
 
 @dataclass(kw_only=True)
-class Toy(Method):
+class Toy(PeftMethod):
     """Do nothing new."""
     strength: float = 0.5
 '''
@@ -80,6 +80,6 @@ def test_everything_says_what_it_is(kind):
         assert registry.summary(thing).endswith((".", ")", ":")) and len(registry.summary(thing)) > 20
         assert kind == "rule" or "References" in thing.__doc__
         for option in registry.options(thing):
-            assert option in (thing.__doc__ + (Method.__doc__ if kind == "method" else "")), (
+            assert option in (thing.__doc__ + (PeftMethod.__doc__ if kind == "method" else "")), (
                 f"{name}: `{option}` is not explained"
             )
