@@ -38,7 +38,7 @@ def hold(
         old, anchor = state.get(f"importance/{name}", torch.zeros_like(now)), state.get(f"anchor/{name}", now)
         omega = decay * old + new[name].cpu()
         share = torch.where(omega > 0, new[name].cpu() / omega, 1.0) if weighted else 1.0
-        state[f"importance/{name}"], state[f"anchor/{name}"] = omega, anchor + share * (now - anchor)
+        state[f"importance/{name}"], state[f"anchor/{name}"] = omega, torch.lerp(anchor, now, share)
 
 
 def _pairs(parameters: Parameters, state: Mapping[str, Any]) -> dict[str, tuple[Tensor, Tensor]]:
