@@ -78,6 +78,30 @@ def run(
 
 
 @app.command()
+def tune(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.yaml")],
+    output: Output = None,
+    trials: Annotated[int, typer.Option(min=1, help="How many settings are tried.")] = 10,
+    tasks: Annotated[int, typer.Option(min=1, help="Look at so many of the first tasks only.")] = 2,
+    settings: Settings = [],
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Search the learning rate and the method's main coefficient, on validation data of the first tasks."""
+    from perdure.recipe import Recipe
+    from perdure.tune import Protocol, tune
+
+    output = output or Path("runs") / f"{recipe.stem}-tune"
+    protocol = Protocol(tasks=tasks, trials=trials)
+    found = tune(Recipe.read(recipe, settings), output, protocol=protocol, quiet=quiet or as_json)
+    if as_json:
+        return typer.echo(json.dumps({"recipe": found.recipe, "trials": found.trials}, indent=2))
+    if not quiet:
+        _table(f"\n{len(found.trials)} trials on {tasks} tasks (validation accuracy, %)", found.lines())
+    typer.echo(output / "tuned.yaml")
+
+
+@app.command()
 def learn(
     run: RunFolder,
     data: Annotated[str, typer.Option(help="A CSV, JSON-lines or Parquet file, a folder of images, or a hub id.")],

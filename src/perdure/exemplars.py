@@ -71,7 +71,7 @@ class Exemplars:
 
     def of_tasks(self, tasks: Sequence[str]) -> "Exemplars":
         """Only those of these tasks: others have been forgotten."""
-        parts = (self.inputs, self.labels, self.seen)
+        parts: list[Any] = [self.inputs, self.labels, self.seen]
         return Exemplars(self.kind, *({name: v for name, v in values.items() if name in tasks} for values in parts))
 
     def rows(self, tasks: Sequence[str]) -> Rows:
@@ -166,7 +166,7 @@ def shares(
     wanted = random.multivariate_hypergeometric(list(seen.values()), min(capacity, sum(seen.values())))
     found = {task: min(int(n), kept[task]) for task, n in zip(seen, wanted, strict=True)}
     room = min(capacity, sum(kept.values())) - sum(found.values())
-    for task in reversed(seen):  # what is no longer there is made up for by the newest
+    for task in reversed(list(seen)):  # what is no longer there is made up for by the newest
         more = min(room, kept[task] - found[task])
         found[task], room = found[task] + more, room - more
     return found

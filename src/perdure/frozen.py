@@ -21,6 +21,10 @@ class FrozenMethod(Method):
 
     usual_rule: ClassVar[str] = "last"
 
+    @property
+    def trains(self) -> bool:
+        return False
+
     def parameters(self, backbone: Backbone) -> list[nn.Parameter]:
         return []
 

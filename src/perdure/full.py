@@ -53,7 +53,7 @@ class FullLayer(nn.Module, BaseTunerLayer):
         self.set_adapter([adapter_name], inference_mode=config.inference_mode)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:  # as the layer that it stands for
-        changed = dict(self.base_layer.named_parameters())
+        changed: dict[str, Tensor] = dict(self.base_layer.named_parameters())
         for name in () if self.disable_adapters else self.active_adapters:
             for part in changed:
                 changed[part] = changed[part] + getattr(self, f"full_{part}")[name]

@@ -21,7 +21,7 @@ class RandomHead(nn.Linear):
         self.register_buffer("projection", projection(seed, width, features), persistent=False)
 
     def forward(self, input: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch classes"]:
-        return super().forward(torch.relu(input @ self.projection))
+        return super().forward(torch.relu(torch.matmul(input, self.projection)))  # pyright: ignore
 
 
 @functools.lru_cache(maxsize=4)

@@ -30,14 +30,18 @@ class Evaluation:
         How the task of a test example is known: `given`, by the task `posterior`, or not at all, with all heads
         `concatenated`.
     steps
-        After `all` tasks, or after the `last` only.
+        After `all` tasks, after the `last` only, or not at all (`none`; `perdure evaluate` does it later).
     future
         Also measure tasks before they are learned, which forward transfer needs.
     """
 
     task_ids: tuple[TaskId, ...] = TASK_IDS
-    steps: Literal["all", "last"] = "all"
+    steps: Literal["all", "last", "none"] = "all"
     future: bool = False
+
+    def due(self, step: int, tasks: int) -> bool:
+        """Whether it is measured after so many of the tasks."""
+        return self.steps == "all" or (self.steps == "last" and step == tasks)
 
 
 def measure(

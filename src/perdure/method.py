@@ -54,6 +54,11 @@ class Method:
         return False
 
     @property
+    def trains(self) -> bool:
+        """Whether anything is trained by gradients, so that there is a learning rate."""
+        return True
+
+    @property
     def module(self) -> adapters.Kind | None:
         """The kind of PEFT module that holds what a task has learned, if there is one."""
         return None
@@ -154,10 +159,10 @@ def local_cross_entropy(backbone: Backbone, batch: Batch, features: Tensor | Non
 
     `features` are the batch's pooled features, where they are known already.
     """
-    features = backbone(batch["inputs"]) if features is None else features
+    found = backbone(batch["inputs"]) if features is None else features
     losses = []
     for task in dict.fromkeys(batch["tasks"]):
         rows = [i for i, name in enumerate(batch["tasks"]) if name == task]
-        logits = backbone.head(task)(features[rows])
+        logits = backbone.head(task)(found[rows])
         losses.append(nn.functional.cross_entropy(logits, batch["labels"][rows], reduction="sum"))
     return torch.stack(losses).sum() / len(batch["tasks"])

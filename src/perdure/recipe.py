@@ -18,8 +18,8 @@ from perdure.measure import Evaluation
 from perdure.merge import Rule, Since, Space
 from perdure.method import Method
 from perdure.results import Run
-from perdure.run_files import innermost
 from perdure.run import Plan, begin, check, check_alignment, go_on, settings_of
+from perdure.run_files import innermost
 from perdure.search import Search
 from perdure.settings import Section, checked, named, put, sentence, validate
 from perdure.stream import Scenario, TaskStream
@@ -137,13 +137,14 @@ class Recipe(BaseModel):
 
     # -- doing
 
-    def plan(self, stream: TaskStream | None = None) -> Plan:
-        """All that the run needs, checked before anything is trained; its `stream`, if the recipe cannot make it."""
+    def plan(self, stream: TaskStream | None = None, backbone: Backbone | None = None) -> Plan:
+        """All that the run needs, checked before anything is trained; its `stream` and `backbone` may be made already."""
         method, rule = self.make_method(), self.make_rule()
         training, evaluation = self.make_training(), self.make_evaluation()
         _check_together(method, rule, training)
         check_alignment(training, rule)
-        plan = Plan(stream or self.make_stream(), self.make_backbone(), method, rule, training, evaluation, self.seed)
+        stream, backbone = stream or self.make_stream(), backbone or self.make_backbone()
+        plan = Plan(stream, backbone, method, rule, training, evaluation, self.seed)
         check(plan)
         return plan
 

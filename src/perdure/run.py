@@ -159,7 +159,7 @@ def go_on(results: Run, plan: Plan, settings: Mapping[str, Any] | None = None, *
                 give_heads(plan.backbone, learned)
                 learned.append(_learn_task(results, learned, plan, resume=resume, quiet=quiet, stop=stop))
                 resume = None
-            due = plan.evaluation.future if step == 0 else plan.evaluation.steps == "all" or step == len(plan.stream)
+            due = plan.evaluation.future if step == 0 else plan.evaluation.due(step, len(plan.stream))
             if due and step not in measured and processes.first():
                 measure(results, learned[:step], plan.stream, plan.backbone, plan.rule, evaluation=plan.evaluation)
     return results
