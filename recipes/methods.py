@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("recipes", type=Path, nargs="+")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS))
-    parser.add_argument("--trials", type=int, default=6)
+    parser.add_argument("--trials", type=int, default=5)
     parser.add_argument("--runs", type=Path, default=Path("runs/methods"))
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     arguments = parser.parse_args()

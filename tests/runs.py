@@ -1,15 +1,18 @@
-"""Small tables, recipes on them, and the comparison of two run folders file by file."""
+"""Small methods, small tables, recipes on them, runs that are stopped, and the comparison of two run folders."""
 
 import json
+import os
 import random
+import signal
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from conftest import WORDS
 from test_data import write
 
-from perdure import Model, Recipe, Run
+from perdure import Method, Model, PeftMethod, Recipe, Run, Stopped, registry
 
 TABLES = {
     "fruit": ("apple", "pear"),
@@ -19,6 +22,16 @@ TABLES = {
 }
 TEXTS = [f"{WORDS[i]} {WORDS[(7 * i) % 60]} {WORDS[(11 * i + 3) % 60]}" for i in range(30)]
 TRAINING = {"epochs": 2, "batch_size": 8, "learning_rate": 0.01}
+
+
+def small(name: str, **settings: Any) -> Method:
+    """A method with settings that are quick; one that wraps another wraps LwF."""
+    found = registry.find("method", name)
+    if "method" in registry.options(found):
+        return found(method=small("lwf"), per_class=3, **settings)
+    if issubclass(found, PeftMethod):
+        return found(rank=2, **settings)
+    return found(**({"features": 50} if name == "ranpac" else {}), **settings)
 
 
 def table(folder: Path, name: str, size: int = 30) -> str:
@@ -78,3 +91,18 @@ def answers(run: Run | Path) -> list[tuple[str, float, str]]:
 
 def make(folder: Path, name: str, values: dict[str, Any], settings: tuple[str, ...] = ()) -> Run:
     return Recipe.parse(values, settings).run(folder / name)
+
+
+def stopped(begin: Any, folder: Path, name: str, *arguments: Any, task: str, step: int, how: str = "Go on with") -> Run:
+    """Do `begin`, and have a signal come at a step of a task."""
+    event = Run.event
+
+    def noted(self, values):
+        event(self, values)
+        if values.get("task") == task and values.get("step") == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped, match=f"What was learned is kept. {how}"):
+        patch.setattr(Run, "event", noted)
+        begin(folder, name, *arguments)
+    return Run(folder / name)

@@ -125,11 +125,7 @@ def test_a_progress_bar_names_the_task(bert, toy, monkeypatch, capsys):
 def test_golden_loss(kind, pico, toy, request):
     """The loss of every step on the toy stream. A change of these numbers is a change of behaviour."""
     file = request.path.parent / "golden" / f"{kind}.json"
-    losses, backbone, method = (
-        [],
-        Backbone.load(pico("bert"), pooling="mean"),
-        registry.find("method", kind)(rank=2),
-    )
+    losses, backbone, method = [], Backbone.load(pico("bert"), pooling="mean"), small(kind)
     training, earlier = Training(epochs=1, batch_size=8), []
     for i in range(3):
         log = lambda event: losses.append(event["loss"])  # noqa: E731

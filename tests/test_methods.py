@@ -2,36 +2,61 @@
 
 import pytest
 import torch
+from runs import small, stopped
 
-from perdure import Backbone, Training, adapters, learn, names, registry, run
+from perdure import Backbone, Run, Training, adapters, learn, names, registry, run
+from perdure.backbone import pooled
+from perdure.frozen import FrozenMethod
 
-METHODS = names("method")
 FEW = Training(epochs=2, batch_size=8, learning_rate=0.01)
+WHOLE = ["sequential", "joint", "ewc"]
+"""Those that are also tried with full fine-tuning."""
+FROZEN = [name for name in names("method") if issubclass(registry.find("method", name), FrozenMethod)]
+"""Those that train nothing."""
+TRAINED = [name for name in names("method") if name not in FROZEN] + [f"{name}-full" for name in WHOLE]
+METHODS = TRAINED + FROZEN
 
 
 def make(name: str):
-    return registry.find("method", name)(rank=2)
+    kind, full, _ = name.partition("-full")
+    return small(kind, **({"peft": "full"} if full else {}))
 
 
 def fingerprint(folder) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*.safetensors"))}
 
 
+def same(one: Run, other: Run) -> bool:
+    return fingerprint(one.folder) == fingerprint(other.folder) and one.scores() == other.scores()
+
+
+@pytest.fixture(scope="module")
+def learned(pico, toy):
+    """Learn a stream by a method, in a folder."""
+
+    def begin(name, folder, stream=toy):
+        return run(stream, Backbone.load(pico("bert"), pooling="mean"), make(name), training=FEW, output=folder, seed=3)
+
+    return begin
+
+
+@pytest.fixture(scope="module")
+def whole(learned, tmp_path_factory):
+    """A function from the name of a method to its run of the toy stream."""
+    made: dict[str, Run] = {}
+
+    def of(name):
+        if name not in made:
+            made[name] = learned(name, tmp_path_factory.mktemp("whole") / name)
+        return made[name]
+
+    return of
+
+
 @pytest.mark.parametrize("name", METHODS)
-def test_seeded_runs_are_bitwise_equal(name, pico, toy, tmp_path):
-    runs = [
-        run(
-            toy,
-            Backbone.load(pico("bert"), pooling="mean"),
-            make(name),
-            training=FEW,
-            output=tmp_path / str(i),
-            seed=3,
-        )
-        for i in range(2)
-    ]
-    assert fingerprint(runs[0].folder) == fingerprint(runs[1].folder)
-    assert runs[0].scores() == runs[1].scores() and len(runs[0].scores()) == 3 * (1 + 2 + 3)
+def test_seeded_runs_are_bitwise_equal(name, whole, learned, tmp_path):
+    again = learned(name, tmp_path / "again")
+    assert same(whole(name), again) and len(again.scores()) == 3 * (1 + 2 + 3)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -43,7 +68,8 @@ def test_only_its_parameters_change(name, bert, toy):
         earlier.append(learn(bert, seen, method, FEW, earlier=earlier))
         own = {id(parameter) for parameter in method.parameters(bert)}
         trained = {key for key, value in bert.named_parameters() if id(value) in own}
-        heads = {f"heads.task_{part}.{kind}" for part, _ in method.examples(seen) for kind in ("weight", "bias")}
+        changed = [part for part, _ in method.examples(seen)] or bert.head_names  # heads that are computed
+        heads = {f"heads.task_{part}.{kind}" for part in changed for kind in ("weight", "bias")}
         held = {key.replace(".base_layer", ""): value for key, value in bert.state_dict().items()}
         for key, value in before.items():
             if key not in trained | heads and ".default" not in key:
@@ -54,7 +80,7 @@ def test_only_its_parameters_change(name, bert, toy):
                 assert not frozen or torch.equal(value, earlier[-1].start[key]), key
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", TRAINED)
 def test_training_changes_the_module_and_lowers_the_loss(name, bert, toy):
     losses = []
     adapter = learn(
@@ -68,38 +94,49 @@ def test_training_changes_the_module_and_lowers_the_loss(name, bert, toy):
     assert sum(losses[-4:]) < 0.7 * sum(losses[:4])
 
 
+@pytest.mark.parametrize("name", FROZEN)
+def test_what_trains_nothing_puts_heads_in_place(name, bert, toy):
+    method = make(name)
+    for step in (1, 2, 3):
+        adapter = learn(bert, toy.until(step).tasks, method, FEW, log=pytest.fail)
+        assert adapter.config is None and not adapter.parameters and not adapters.attached(bert.model)
+        for task in toy.tasks[:step]:
+            rows = bert.encode(task.rows("train"))
+            guesses = bert.head(task.name)(pooled(bert, rows)).argmax(1)
+            assert (guesses == torch.tensor(rows.labels)).double().mean() > 1.3 / len(task.classes)
+    assert method.parameters(bert) == [] and method.examples(toy.tasks) == []
+
+
 @pytest.mark.parametrize("name", METHODS)
-def test_past_adapters_stay_as_they_are(name, pico, toy, tmp_path):
-    results = run(
-        toy.until(1),
-        Backbone.load(pico("bert"), pooling="mean"),
-        make(name),
-        training=FEW,
-        output=tmp_path / "one",
-    )
-    longer = run(toy, Backbone.load(pico("bert"), pooling="mean"), make(name), training=FEW, output=tmp_path / "three")
-    first, again = results.load_task("fruit"), longer.load_task("fruit")
+def test_past_adapters_stay_as_they_are(name, whole, learned, toy, tmp_path):
+    first = learned(name, tmp_path / "one", toy.until(1)).load_task("fruit")
+    again = whole(name).load_task("fruit")
     assert adapters.same(first.adapter.parameters, again.adapter.parameters)
     assert adapters.same(first.heads["fruit"], again.heads["fruit"])
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_run_that_stopped_between_tasks_goes_on_bit_for_bit(name, pico, toy, tmp_path):
-    def backbone():
-        return Backbone.load(pico("bert"), pooling="mean")
-
-    whole = run(toy, backbone(), make(name), training=FEW, output=tmp_path / "whole")
+def test_a_run_that_stopped_between_tasks_goes_on_bit_for_bit(name, whole, learned, toy, tmp_path):
     for stream in (toy.until(2), toy):
-        part = run(stream, backbone(), make(name), training=FEW, output=tmp_path / "part")
-    assert fingerprint(whole.folder) == fingerprint(part.folder)
-    assert whole.scores() == part.scores()
+        part = learned(name, tmp_path / "part", stream)
+    assert same(whole(name), part)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_run_that_stopped_inside_a_task_goes_on_bit_for_bit(name, whole, learned, tmp_path):
+    def begin(folder, part):
+        return learned(name, folder / part)
+
+    part = stopped(begin, tmp_path, "part", task="colour", step=6, how="Call it again")
+    assert part.tasks == ["fruit"] and part.begun() == "colour"
+    assert same(whole(name), begin(tmp_path, "part"))
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_what_was_used_before_is_as_good_as_new(name, pico, toy, tmp_path):
     backbone, method = Backbone.load(pico("bert"), pooling="mean"), make(name)
     runs = [run(toy.until(2), backbone, method, training=FEW, output=tmp_path / str(i)) for i in range(2)]
-    assert fingerprint(runs[0].folder) == fingerprint(runs[1].folder) and runs[0].scores() == runs[1].scores()
+    assert same(*runs)
 
 
 def test_starts(pico, toy, tmp_path):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from runs import answers, contents, differing, make, recipe, table
+from runs import answers, contents, differing, make, recipe, stopped, table
 from test_cli import perdure  # noqa: F401
 
 from perdure import PerdureWarning, Recipe, Run, RunError, Stopped, Training, run
@@ -53,21 +53,6 @@ def half(home, values):
 @pytest.fixture
 def part(half, tmp_path):
     return Run(shutil.copytree(half.folder, tmp_path / "part"))
-
-
-def stopped(begin, folder, name, *arguments, task, step):
-    """Do `begin`, and have a signal come at a step of a task."""
-    event = Run.event
-
-    def noted(self, values):
-        event(self, values)
-        if values.get("task") == task and values.get("step") == step:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped, match="What was learned is kept. Go on with"):
-        patch.setattr(Run, "event", noted)
-        begin(folder, name, *arguments)
-    return Run(folder / name)
 
 
 # -- going on

@@ -149,8 +149,8 @@ def layers(model: nn.Module) -> list[BaseTunerLayer]:
     return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
 
 
-def base_layer(model: nn.Module, name: str) -> nn.Linear:
-    """The pre-trained linear layer called `name`, behind the adapter if there is one.
+def base_layer(model: nn.Module, name: str) -> Any:
+    """The pre-trained layer called `name`, behind the adapter if there is one.
 
     Raises
     ------
