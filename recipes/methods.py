@@ -2,9 +2,10 @@
 
     python recipes/methods.py recipes/methods_demo.yaml recipes/methods_mnist.yaml --seeds 0 1 2
 
-Tuned are the learning rate and each method's main coefficient (`perdure tune`), on the first two tasks of the first seed.
-A seed is that of the examples, of the training, and of the order of Split MNIST's classes. What is there already under
-`runs/methods` is taken up. The table goes to recipes/results/<recipe>.csv and, as means over the seeds, to the terminal.
+Tuned are the learning rate and each method's main coefficient (`perdure tune`), on the first two tasks of the first
+seed. A seed is that of the examples, of the training, and of the order of Split MNIST's classes. What is there already
+under `runs/methods` is taken up. The table goes to recipes/results/<recipe>.csv and, as means over the seeds, to the
+terminal.
 
 Time is CPU time of learning all tasks (one thread, the frozen features known already), beside that of `sequential`.
 """
@@ -12,7 +13,9 @@ Time is CPU time of learning all tasks (one thread, the frozen features known al
 import argparse
 import csv
 import json
+import re
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from perdure import Backbone, Evaluation, Recipe, Rule, Run, TaskStream, metrics, run_files
+from perdure import Backbone, Evaluation, Recipe, Rule, Run, metrics, run_files
 from perdure.evaluate import TASK_IDS
 from perdure.measure import measure
 from perdure.restore import restore
@@ -68,83 +71,85 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     for path in arguments.recipes:
-        rows, backbone = [], Recipe.read(path).make_backbone()
+        comparison = Comparison(path, arguments.runs / path.stem, arguments.seeds[0], arguments.trials)
+        rows = []
         for seed in arguments.seeds:
-            stream = warmed(_recipe(path, "sequential", seed).make_stream(), backbone)
+            comparison.begin(seed)
             for variant in arguments.variants:
-                place = arguments.runs / path.stem / variant.replace(" ", "-").replace(",", "")
-                settings = tuned(path, variant, place, arguments.seeds[0], arguments.trials, backbone)
-                recipe = _recipe(path, variant, seed, settings)
-                rows += measured(recipe, variant, place.with_name(f"{place.name}-{seed}"), stream, backbone)
+                rows += comparison.rows(variant, seed)
                 print({key: value for key, value in rows[-1].items() if value}, flush=True)
         write(arguments.results / f"{path.stem}.csv", rows)
         print(over_seeds(rows))
 
 
-def _recipe(path: Path, variant: str, seed: int, settings: tuple[str, ...] = ()) -> Recipe:
-    own, order = VARIANTS[variant], {}
-    if "split_mnist" in path.read_text():
-        own, order = own | OF_DINOV2.get(variant, {}), {"stream.order_seed": seed}
-    return Recipe.read(
-        path, [f"{name}={value}" for name, value in {**own, "seed": seed, **order}.items()] + [*settings]
-    )
+class Comparison:
+    """All methods on one recipe, with one backbone, so that the frozen features are computed once a seed."""
 
+    def __init__(self, path: Path, runs: Path, first_seed: int, trials: int):
+        self.path, self.runs, self.first_seed, self.trials = path, runs, first_seed, trials
+        self.backbone: Backbone = Recipe.read(path).make_backbone()
+        self.found: dict[str, list[str]] = {}
 
-def warmed(stream: TaskStream, backbone: Backbone) -> TaskStream:
-    """With the frozen features of all splits known, which all methods use alike."""
-    backbone._encoded.clear()
-    for task in stream:
-        for split in SPLITS:
-            describe(backbone, backbone.encode(task.rows(split)))
-    return stream
+    def begin(self, seed: int) -> None:
+        """Make the stream of a seed, and the frozen features of all its splits, which all methods use alike."""
+        self.backbone._encoded.clear()
+        self.stream = self.recipe("sequential", seed).make_stream()
+        for task in self.stream:
+            for split in SPLITS:
+                describe(self.backbone, self.backbone.encode(task.rows(split)))
 
+    def recipe(self, variant: str, seed: int, settings: Sequence[str] = ()) -> Recipe:
+        values = VARIANTS[variant] | {"seed": seed}
+        if "split_mnist" in self.path.read_text():
+            values |= OF_DINOV2.get(variant, {}) | {"stream.order_seed": seed}
+        return Recipe.read(self.path, [*(f"{name}={value}" for name, value in values.items()), *settings])
 
-FOUND: dict[Path, tuple[str, ...]] = {}
+    def place(self, variant: str) -> Path:
+        return self.runs / re.sub(r"\W+", "-", variant).strip("-")
 
+    def tuned(self, variant: str) -> list[str]:
+        """The settings that were best on the first tasks; none where there is nothing to tune."""
+        recipe = self.recipe(variant, self.first_seed)
+        if not recipe.make_method().trains and recipe.make_method().tuned is None:
+            return []
+        if variant not in self.found:
+            output = self.place(variant).with_name(f"{self.place(variant).name}-tune")
+            found = tune(recipe, output, protocol=Protocol(trials=self.trials), backbone=self.backbone)
+            self.found[variant] = [f"{name}={value}" for name, value in found.best["settings"].items()]
+        return self.found[variant]
 
-def tuned(path: Path, variant: str, place: Path, seed: int, trials: int, backbone: Backbone) -> tuple[str, ...]:
-    """The settings that were best on the first tasks; none where there is nothing to tune."""
-    recipe = _recipe(path, variant, seed)
-    if not recipe.make_method().trains and recipe.make_method().tuned is None:
-        return ()
-    if place not in FOUND:
-        found = tune(recipe, place.with_name(f"{place.name}-tune"), protocol=Protocol(trials=trials), backbone=backbone)
-        FOUND[place] = tuple(f"{name}={value}" for name, value in found.best["settings"].items())
-    return FOUND[place]
+    def rows(self, variant: str, seed: int) -> list[dict[str, Any]]:
+        """A row for the recipe's rule, and for PIC one for the oracle: learned and measured now, or before."""
+        place = self.place(variant).with_name(f"{self.place(variant).name}-{seed}")
+        if (cached := place.with_suffix(".json")).exists():
+            return json.loads(cached.read_text())
+        recipe = self.recipe(variant, seed, self.tuned(variant))
+        plan = replace(recipe.plan(self.stream, self.backbone), evaluation=Evaluation(steps="none"))
+        started = time.process_time()
+        results = go_on(begin(place, recipe.resolved(plan)), plan, recipe.resolved(plan))
+        seconds = time.process_time() - started
+        rules = {variant: plan.rule} | ({ORACLE: Rule(name="oracle")} if variant == "isolated (PIC)" else {})
+        rows = [self.row(results, name, rule, recipe) | {"cpu_seconds": round(seconds, 1)}
+                for name, rule in rules.items()]  # fmt: skip
+        cached.write_text(json.dumps(rows))
+        return rows
 
-
-def measured(recipe: Recipe, variant: str, place: Path, stream: TaskStream, backbone: Backbone) -> list[dict[str, Any]]:
-    """A row for the recipe's rule, and for PIC one for the oracle: learned and measured now, or before."""
-    cached = place.with_suffix(".json")
-    if cached.exists():
-        return json.loads(cached.read_text())
-    plan = recipe.plan(stream, backbone)
-    plan = replace(plan, evaluation=Evaluation(steps="none"))
-    started = time.process_time()
-    results = go_on(begin(place, recipe.resolved(plan)), plan, recipe.resolved(plan))
-    seconds = time.process_time() - started
-    rules = {variant: plan.rule} | ({ORACLE: Rule(name="oracle")} if variant == "isolated (PIC)" else {})
-    rows = [row(results, name, rule, recipe, stream, backbone, seconds) for name, rule in rules.items()]
-    cached.write_text(json.dumps(rows))
-    return rows
-
-
-def row(
-    results: Run, name: str, rule: Rule, recipe: Recipe, stream: TaskStream, backbone: Backbone, seconds: float
-) -> dict[str, Any]:
-    learned = restore(results, backbone, stream)
-    for step in range(1, len(learned) + 1):
-        measure(results, learned[:step], stream, backbone, rule, evaluation=Evaluation(), own=name != ORACLE)
-    tasks = [event for event in results.events() if event["event"] == "task"]
-    sizes = [file["size"] for place in results.task_folders().values() for file in run_files.manifest(place).values()]
-    found: dict[str, Any] = {"variant": name, "rule": rule.label, "seed": recipe.seed}
-    found |= {"learning_rate": recipe.make_training().learning_rate if recipe.make_method().trains else ""}
-    found |= {"coefficient": coefficient(recipe)}
-    for metric in (metrics.average_accuracy, metrics.forgetting):
-        for way in TASK_IDS:
-            found[f"{metric.__name__}, {way}"] = f"{100 * metric(results.matrix(rule.label, way)):.2f}"
-    found |= {"trained": max(task["trained"] for task in tasks), "stored_bytes": sum(sizes)}
-    return found | {"state_bytes": tasks[-1]["state_bytes"], "cpu_seconds": round(seconds, 1)}
+    def row(self, results: Run, name: str, rule: Rule, recipe: Recipe) -> dict[str, Any]:
+        learned = restore(results, self.backbone, self.stream)
+        for step in range(1, len(learned) + 1):
+            before = learned[:step]
+            measure(results, before, self.stream, self.backbone, rule, evaluation=Evaluation(), own=name != ORACLE)
+        tasks = [event for event in results.events() if event["event"] == "task"]
+        manifests = [run_files.manifest(place) for place in results.task_folders().values()]
+        found: dict[str, Any] = {"variant": name, "rule": rule.label, "seed": recipe.seed}
+        found |= {"learning_rate": recipe.make_training().learning_rate if recipe.make_method().trains else ""}
+        found |= {"coefficient": coefficient(recipe)}
+        for metric in (metrics.average_accuracy, metrics.forgetting):
+            for way in TASK_IDS:
+                found[f"{metric.__name__}, {way}"] = f"{100 * metric(results.matrix(rule.label, way)):.2f}"
+        found |= {"trained": max(task["trained"] for task in tasks)}
+        found |= {"stored_bytes": sum(file["size"] for files in manifests for file in files.values())}
+        return found | {"state_bytes": tasks[-1]["state_bytes"]}
 
 
 def coefficient(recipe: Recipe) -> str:

@@ -1,7 +1,8 @@
 """Full fine-tuning as a tuner of peft: a change of its own for every weight and bias of a layer, from zero.
 
-So the pre-trained model stays beside it, as with every other module: it can be switched off, saved, loaded, and combined.
-Importing perdure makes the kind `FULL` known to peft, as with bottleneck adapters.
+So the pre-trained model stays beside it, as with every other module: it can be switched off, saved, loaded, combined.
+Weight decay draws the change towards zero, that is, the model towards the pre-trained one. Importing perdure makes the
+kind `FULL` known to peft, as with bottleneck adapters.
 """
 
 from dataclasses import dataclass, field

@@ -3,8 +3,9 @@
     beneath(earlier) → begin(backbone, task) → parameters(backbone)
     → each step: loss(backbone, batch of examples(seen)), update(backbone, step) → end(backbone, task)
 
-`Method` is the hooks alone; `PeftMethod`, from which most methods derive, trains one fresh PEFT module per task, all from
-the same start. A method is one file in `methods/`: it overrides what its paper changes, and no method derives from another.
+`Method` is the hooks alone; `PeftMethod`, from which most methods derive, trains one fresh PEFT module per task, all
+from the same start. A method is one file in `methods/`: it overrides what its paper changes, and no method derives from
+another.
 """
 
 from collections.abc import Callable, Sequence

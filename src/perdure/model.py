@@ -16,6 +16,7 @@ from perdure import adapters, registry, staging
 from perdure.backbone import Backbone, Encoded
 from perdure.errors import InputError, RunError, UnknownName
 from perdure.evaluate import by_task, probabilities, settled, task_logits
+from perdure.heads import RandomHead
 from perdure.merge import Rule, Since, Space, combine
 from perdure.restore import restore
 from perdure.results import Run
@@ -130,18 +131,24 @@ class Model:
         Raises
         ------
         RunError
-            The rule is routed, or combines bottleneck adapters: there is no one set of weights.
+            The rule is routed, or combines bottleneck adapters: there is no one set of weights. Or the heads are not
+            linear in the feature.
         """
         staging.check_free(output := Path(output))
         check_exportable(self.rule)
         adapters.detach(self.backbone.model)
         size = sum(value.numel() * value.element_size() for value in self.backbone.model.parameters())
+        head = self._joined_head()
         with staging.new_folder(output, size=size) as folder, self.combined.applied(self.backbone):
-            self.backbone.save(folder, self._joined_head(), self._labels())
+            self.backbone.save(folder, head, self._labels())
         return output
 
     def _joined_head(self) -> nn.Linear:
         heads = [self.backbone.head(name) for name in self.classes]
+        if any(isinstance(head, RandomHead) for head in heads):
+            raise RunError(
+                "The heads are linear in random features of the model's feature, which no stock model computes."
+            )
         weight = torch.cat([head.weight for head in heads]).detach()
         joined = nn.Linear(weight.shape[1], weight.shape[0], device=weight.device)
         joined.load_state_dict({"weight": weight, "bias": torch.cat([head.bias for head in heads]).detach()})

@@ -138,7 +138,7 @@ class Recipe(BaseModel):
     # -- doing
 
     def plan(self, stream: TaskStream | None = None, backbone: Backbone | None = None) -> Plan:
-        """All that the run needs, checked before anything is trained; its `stream` and `backbone` may be made already."""
+        """All that the run needs, checked before anything is trained; `stream` and `backbone` may be made already."""
         method, rule = self.make_method(), self.make_rule()
         training, evaluation = self.make_training(), self.make_evaluation()
         _check_together(method, rule, training)

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors.torch import save
 from torch import Tensor
@@ -17,6 +17,8 @@ from torch import Tensor
 from perdure import files
 from perdure.errors import CheckpointError
 from perdure.tensor_file import TensorFile, as_bytes
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def _digest(about: str, tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def part(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    """The tensors whose names begin with `name/`, without that."""
+def part(values: Mapping[str, T], name: str) -> dict[str, T]:
+    """The values whose names begin with `name/`, without that."""
     start = f"{name}/"
-    return {key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)}
+    return {key.removeprefix(start): value for key, value in values.items() if key.startswith(start)}

@@ -27,8 +27,8 @@ class NCM(FrozenMethod):
 
     References
     ----------
-    Mensink et al., Distance-based image classification, TPAMI 2013; on pre-trained transformers: Zhou et al. (SimpleCIL),
-    arXiv 2303.07338; as the test of what training adds: Kim & Han (Exploit), arXiv 2304.01663.
+    Mensink et al., Distance-based image classification, TPAMI 2013; on pre-trained transformers: Zhou et al.
+    (SimpleCIL), arXiv 2303.07338; as the test of what training adds: Kim & Han (Exploit), arXiv 2304.01663.
     """
 
     metric: Literal["cosine", "euclidean"] = "cosine"

@@ -22,9 +22,9 @@ from perdure.stream import Rows, Task
 class Replay(Method):
     """Learn by another method, on the new task's examples and those that are kept of the old ones, mixed.
 
-    Old examples count like new ones, each under its own task's head, which is trained on. After each task the store takes
-    up some of its examples; it lies in the method's state, and so on disk in the task's folder. Its size is in events.jsonl
-    (`state_bytes`).
+    Old examples count like new ones, each under its own task's head, which is trained on. After each task the store
+    takes up some of its examples; it lies in the method's state, and so on disk in the task's folder. Its size is in
+    events.jsonl (`state_bytes`).
 
     Parameters
     ----------
@@ -33,8 +33,8 @@ class Replay(Method):
     per_class
         How many examples are kept of each class.
     strategy
-        Which ones: `balanced`, drawn at random from each class; `herding`, those whose mean feature comes nearest to the
-        class's; or `reservoir`, a uniform sample of all examples seen, of `per_class` times the number of classes.
+        Which ones: `balanced`, drawn at random from each class; `herding`, those whose mean feature comes nearest to
+        the class's; or `reservoir`, a uniform sample of all examples seen, of `per_class` times the number of classes.
 
     References
     ----------

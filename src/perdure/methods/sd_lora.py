@@ -19,8 +19,8 @@ class SDLoRA(PeftMethod):
     """Train a fresh LoRA beside the earlier ones, of which only the magnitudes are trained on.
 
     ΔW = Σ_{j<t} m_j D_j + B_t A_t, where D_j = B_j A_j / ‖B_j A_j‖ is frozen, and m_j, one number for each layer and
-    earlier task, goes on from where it was. The module of task t holds all of it: its rank is t times the usual one, and
-    the rule `last` takes it as it is.
+    earlier task, goes on from where it was. The module of task t holds all of it: its rank is t times the usual one,
+    and the rule `last` takes it as it is.
 
     References
     ----------
@@ -35,7 +35,7 @@ class SDLoRA(PeftMethod):
             raise InputError("`sd_lora` splits LoRA into directions and magnitudes: it needs `peft: lora`.")
 
     def begin(self, backbone: Backbone, task: Task) -> None:
-        """Make a module of `rank` more, the earlier branches in its first rows; their magnitudes act on what is between."""
+        """Make a module of `rank` more, the earlier branches in its first rows, with magnitudes between A and B."""
         earlier = {name: (A.data, B.data) for name, (A, B) in adapters.factors(backbone.model).items()}
         held = next((len(A) for A, _ in earlier.values()), 0)
         self.attach(backbone, times=held // self.rank + 1)
