@@ -9,12 +9,12 @@ from perdure.backbone import pooled
 from perdure.frozen import FrozenMethod
 
 FEW = Training(epochs=2, batch_size=8, learning_rate=0.01)
-WHOLE = ["sequential", "joint", "ewc"]
-"""Those that are also tried with full fine-tuning."""
-FROZEN = [name for name in names("method") if issubclass(registry.find("method", name), FrozenMethod)]
+METHODS = names("method")
+FROZEN = [name for name in METHODS if issubclass(registry.find("method", name), FrozenMethod)]
 """Those that train nothing."""
-TRAINED = [name for name in names("method") if name not in FROZEN] + [f"{name}-full" for name in WHOLE]
-METHODS = TRAINED + FROZEN
+TRAINED = [name for name in METHODS if name not in FROZEN]
+FULL = ["sequential-full", "joint-full", "ewc-full"]
+"""Some with full fine-tuning."""
 
 
 def make(name: str):
@@ -53,13 +53,13 @@ def whole(learned, tmp_path_factory):
     return of
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", METHODS + FULL)
 def test_seeded_runs_are_bitwise_equal(name, whole, learned, tmp_path):
     again = learned(name, tmp_path / "again")
     assert same(whole(name), again) and len(again.scores()) == 3 * (1 + 2 + 3)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", METHODS + FULL)
 def test_only_its_parameters_change(name, bert, toy):
     method, seen, earlier = make(name), [], []
     for task in toy:
@@ -80,7 +80,7 @@ def test_only_its_parameters_change(name, bert, toy):
                 assert not frozen or torch.equal(value, earlier[-1].start[key]), key
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", TRAINED + FULL)
 def test_training_changes_the_module_and_lowers_the_loss(name, bert, toy):
     losses = []
     adapter = learn(
@@ -122,7 +122,7 @@ def test_a_run_that_stopped_between_tasks_goes_on_bit_for_bit(name, whole, learn
     assert same(whole(name), part)
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", TRAINED + FULL)
 def test_a_run_that_stopped_inside_a_task_goes_on_bit_for_bit(name, whole, learned, tmp_path):
     def begin(folder, part):
         return learned(name, folder / part)

@@ -42,13 +42,14 @@ def test_one_file_is_enough(toy_method, capsys, monkeypatch):
 
 def test_the_conformance_tests_find_it_too(toy_method, tmp_path, request):
     """In a process of its own: pytest collects the conformance tests for a file that was put beside the others."""
-    plugin = tmp_path / "with_toy.py"
+    plugin = tmp_path / "plugin" / "with_toy.py"
+    plugin.parent.mkdir()
     plugin.write_text(f"from perdure import methods\nmethods.__path__.append({str(tmp_path)!r})\n")
     conformance = str(request.path.parent / "test_methods.py")
     command = f"{sys.executable} -m pytest -o addopts= -p with_toy -q -k toy_method".split()
-    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    environment = os.environ | {"PYTHONPATH": str(plugin.parent)}
     result = subprocess.run([*command, conformance], capture_output=True, text=True, env=environment)
-    assert result.returncode == 0 and "6 passed" in result.stdout, result.stdout
+    assert result.returncode == 0 and "7 passed" in result.stdout, result.stdout
 
 
 def test_a_path_to_a_file(toy_method):
