@@ -29,7 +29,7 @@ MIDDLE = {
     "full_weight": -1,
     "full_bias": -1,
 }
-"""Which dimension of a parameter is the module's rank: of A and `down` the rows, of B and `up` the columns; -1: none."""
+"""Which dimension of a parameter is the module's rank: of A and `down` the first, of B and `up` the last; -1: none."""
 MAY_LACK = "full_bias"
 """Not every layer has a bias."""
 

@@ -1,0 +1,122 @@
+"""What a method's own part costs beside training: O-LoRA's penalty at twenty tasks, EWC's pass for the Fisher information.
+
+On MiniLM with the demo's texts. Both are compared with a plain version in the same run. The exit status is 1 when they
+differ, or a target is missed.
+"""
+
+import sys
+from collections.abc import Callable
+
+import torch
+from measure import Row, in_turn, table
+
+from perdure import Adapter, Backbone, adapters
+from perdure.backbone import Encoded
+from perdure.benchmarks.demo import demo
+from perdure.fisher import Labels, fisher
+from perdure.method import Method, local_cross_entropy
+from perdure.methods.ewc import EWC
+from perdure.methods.inc_lora import IncLoRA
+from perdure.methods.o_lora import OLoRA
+
+TASKS, BATCH, EXAMPLES = 20, 16, 160
+
+
+def prepared(backbone: Backbone, method: Method, task) -> None:
+    """The method's module in the model, with something learned: B of a fresh LoRA is zero."""
+    torch.manual_seed(0)
+    method.begin(backbone, task)
+    for name, value in adapters.trainable(backbone.model).items():
+        value.data += 0.02 * torch.randn_like(value) if "lora_B" in name else 0.0
+        value.requires_grad_(True)
+
+
+def penalty(backbone: Backbone, examples: Encoded, task) -> Row:
+    """The penalty with its gradient, beside a step of the same LoRA without it."""
+    earlier = []
+    for number in range(TASKS - 1):
+        torch.manual_seed(number)
+        IncLoRA().begin(backbone, task)
+        config, parameters = adapters.config_of(backbone.model), adapters.read(backbone.model)
+        earlier.append(Adapter(str(number), config, parameters, parameters))
+    method, batch = OLoRA(), examples.batch(range(BATCH))
+    method.beneath(earlier)
+    prepared(backbone, method, task)
+
+    def own() -> torch.Tensor:
+        value = method.overlap(backbone)
+        value.backward()
+        return value.detach()
+
+    def step() -> None:
+        local_cross_entropy(backbone, batch).backward()
+
+    seconds, results = in_turn({"own": own, "step": step}, times=9)
+    new = adapters.factors(backbone.model)
+    plain = sum(
+        (adapter.parameters[f"{name}.lora_A.weight"] @ A.T).abs().sum()
+        for adapter in earlier
+        for name, (A, _) in new.items()
+    )
+    error = abs(results["own"] - plain.detach()) / plain.detach()
+    assert error < 1e-5, error
+    return Row(
+        f"O-LoRA's penalty at {TASKS} tasks, % of a step",
+        f"penalty {1e3 * seconds['own']:.1f} ms, step of {BATCH} texts {1e3 * seconds['step']:.0f} ms",
+        100 * seconds["own"] / seconds["step"],
+        3.0,
+        least=False,
+        equal=f"penalty to {error:.0e}",
+    )
+
+
+def passes(backbone: Backbone, examples: Encoded, task) -> list[Row]:
+    """EWC's pass over a task's examples, beside one epoch's forward and backward passes."""
+    prepared(backbone, EWC(), task)
+
+    def epoch() -> None:
+        backbone.train(False)
+        for start in range(0, len(examples), BATCH):
+            local_cross_entropy(backbone, examples.batch(range(start, min(start + BATCH, len(examples))))).backward()
+
+    def seen(labels: Labels) -> Callable[[], dict[str, torch.Tensor]]:
+        return lambda: fisher(backbone, examples, task.name, labels)
+
+    sides = {"sampled": seen("sampled"), "empirical": seen("empirical"), "true": seen("true")}
+    seconds, results = in_turn({"epoch": epoch, **sides}, times=3)
+    plain = {name: torch.zeros_like(value) for name, value in adapters.trainable(backbone.model).items()}
+    for number in range(len(examples)):
+        loss = local_cross_entropy(backbone, examples.batch([number]))
+        for name, g in zip(
+            plain, torch.autograd.grad(loss, list(adapters.trainable(backbone.model).values())), strict=True
+        ):
+            plain[name] += g.square() / len(examples)
+    error = max((results["empirical"][name] - value).norm() / value.norm() for name, value in plain.items())
+    assert error < 1e-3, error
+    return [
+        Row(
+            f"EWC's Fisher information, labels {labels}"
+            + (f" ({len(task.classes)} classes)" if labels == "true" else ""),
+            f"pass {seconds[labels]:.1f} s, an epoch's forward and backward {seconds['epoch']:.1f} s",
+            seconds[labels] / seconds["epoch"],
+            None if labels == "true" else 2.0,
+            least=False,
+            equal=f"to one example at a time, to {error:.0e}" if labels == "empirical" else "",
+        )
+        for labels in sides
+    ]
+
+
+def main() -> int:
+    torch.set_num_threads(1)
+    task = demo(train=EXAMPLES, validation=20, test=20)[0]
+    backbone = Backbone.load("minilm", max_length=64)
+    backbone.add_head(task.name, len(task.classes))
+    examples = backbone.encode(task.rows("train"))
+    rows = [penalty(backbone, examples, task), *passes(backbone, examples, task)]
+    print(table(rows))
+    return 0 if all(row.met for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
