@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from perdure.adapters import Adapter
+from perdure.errors import InputError
 from perdure.method import PeftMethod
 
 
@@ -19,6 +20,10 @@ class IncLoRA(PeftMethod):
     """
 
     usual_rule = "sum"
+
+    def __post_init__(self):
+        if self.peft == "bottleneck":
+            raise InputError("`inc_lora` adds changes of weights up, and a bottleneck has none: take `peft: lora`.")
 
     def beneath(self, earlier: Sequence[Adapter]) -> Sequence[Adapter]:
         return earlier

@@ -104,8 +104,7 @@ class InfLoRA(PeftMethod):
             for name in layers:
                 factors[name][0].data.zero_()[: len(B)] = B
             found.append(len(B))
-        short = [rows for rows in found if rows < self.rank]
-        if short:
+        if short := [rows for rows in found if rows < self.rank]:
             message = (
                 f"Task `{task.name}` has fewer than `rank={self.rank}` directions to learn in ({min(short)} or more) in"
                 f" {len(short)} of {len(found)} groups of layers: its inputs vary too little outside what earlier tasks"

@@ -1,0 +1,109 @@
+"""LwF: the distillation by hand, what it trains, and what is left without it."""
+
+import math
+
+import pytest
+import torch
+
+from perdure import Backbone, Training, adapters, learn
+from perdure.method import local_cross_entropy
+from perdure.methods.lwf import LwF
+from perdure.methods.sequential import Sequential
+
+FEW = Training(epochs=2, batch_size=8, learning_rate=0.01)
+
+
+@pytest.fixture
+def begun(bert, toy):
+    """At the first step of the third task, whose teacher are two heads: the method, and a batch."""
+    method = LwF(rank=2, strength=0.7, temperature=3.0)
+    for step in (1, 2):
+        learn(bert, toy.tasks[:step], method, FEW)
+    bert.add_head("shape", 2)
+    method.begin(bert, toy[2])
+    bert.requires_grad_(False).eval()
+    for parameter in (*method.parameters(bert), *bert.head("shape").parameters()):
+        parameter.requires_grad_()
+    return method, bert.encode(toy[2].rows("train")).batch(range(8))
+
+
+def test_at_the_first_step_nothing_pulls(begun, bert):
+    method, batch = begun
+    distilled = method.loss(bert, batch) - local_cross_entropy(bert, batch)
+    assert abs(distilled.item()) < 1e-6
+    for gradient in torch.autograd.grad(distilled, method.parameters(bert)):
+        assert gradient.abs().max() < 1e-6
+
+
+def test_distillation_by_hand(begun, bert):
+    """T² · mean over heads and examples of Σ_c p_old log(p_old / p)."""
+    method, batch = begun
+    names, T = ("fruit", "colour"), 3.0
+
+    def answers():
+        features = bert(batch["inputs"])
+        return [(bert.head(name)(features) / T).softmax(1).tolist() for name in names]
+
+    random = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        before = answers()
+        for parameter in method.parameters(bert):
+            parameter += 0.1 * torch.randn(parameter.shape, generator=random)
+        divergences = [
+            sum(p * math.log(p / q) for p, q in zip(old, new, strict=True))
+            for olds, news in zip(before, answers(), strict=True)
+            for old, new in zip(olds, news, strict=True)
+        ]
+        found = method.loss(bert, batch) - local_cross_entropy(bert, batch)
+    assert found.item() > 1e-3
+    assert found.item() == pytest.approx(0.7 * T**2 * sum(divergences) / len(divergences), rel=1e-4)
+
+
+def test_the_teacher_has_no_dropout_and_stays_as_it_was(begun, bert):
+    method, batch = begun
+    bert.train()
+    kept = {name: value.clone() for name, value in method._teacher.items()}
+    with torch.no_grad():
+        for parameter in method.parameters(bert):
+            parameter += 1.0
+        method.loss(bert, batch)
+    assert all(torch.equal(method._teacher[name], value) for name, value in kept.items()) and bert.model.training
+
+
+def test_without_strength_it_is_sequential(pico, toy):
+    def learned(method):
+        backbone = Backbone.load(pico("bert"), pooling="mean")
+        found = [learn(backbone, toy.tasks[: i + 1], method, FEW) for i in range(3)]
+        return found, [backbone.head_state(name) for name in toy.names]
+
+    (one, heads), (other, other_heads) = learned(LwF(rank=2, strength=0.0)), learned(Sequential(rank=2))
+    assert all(adapters.same(a.parameters, b.parameters) for a, b in zip(one, other, strict=True))
+    assert all(adapters.same(a, b) for a, b in zip(heads, other_heads, strict=True))
+
+
+@pytest.mark.parametrize(("kind", "trained"), [(LwF, True), (Sequential, False)])
+def test_old_heads_are_trained(kind, trained, bert, toy):
+    method = kind(rank=2)
+    learn(bert, [toy[0]], method, FEW)
+    before = bert.head_state("fruit")
+    learn(bert, toy.tasks[:2], method, FEW)
+    assert adapters.same(bert.head_state("fruit"), before) == (not trained)
+
+
+def test_old_answers_change_less(pico, toy):
+    training = Training(epochs=6, batch_size=8, learning_rate=0.02, backbone_dropout=False)
+
+    def drift(strength):
+        backbone, method = Backbone.load(pico("bert"), pooling="mean"), LwF(rank=2, strength=strength)
+        learn(backbone, [toy[0]], method, training)
+        batch = backbone.encode(toy[1].rows("train")).batch(range(32))
+
+        def answers():
+            with torch.no_grad():
+                return backbone.eval().head("fruit")(backbone(batch["inputs"])).softmax(1)
+
+        before = answers()
+        learn(backbone, toy.tasks[:2], method, training)
+        return (answers() - before).abs().mean().item()
+
+    assert drift(20.0) < 0.3 * drift(0.0)
