@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from runs import answers, differing
+from runs import answers, differing, small
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from perdure import Backbone, InputError, Model, RunError, Statistics, heads, run
@@ -91,12 +91,11 @@ def test_lda_is_that_of_sklearn(bert, toy):
 
 
 @pytest.mark.parametrize("order", [(1, 0, 2), (2, 1, 0)])
-@pytest.mark.parametrize("kind", [LDA, RanPAC])
+@pytest.mark.parametrize("kind", ["lda", "ranpac"])
 def test_the_order_of_the_tasks_changes_nothing(kind, order, pico, toy, monkeypatch):
     monkeypatch.setattr(RIDGE, (10.0,))
     torch.manual_seed(0)
-    options = {"features": 50} if kind is RanPAC else {}
-    found = [learned(kind(**options), Backbone.load(pico("bert"), pooling="mean"), [toy[i] for i in places])
+    found = [learned(small(kind), Backbone.load(pico("bert"), pooling="mean"), [toy[i] for i in places])
              for places in ((0, 1, 2), order)]  # fmt: skip
     alike(*found, rtol=1e-5)
 
@@ -106,6 +105,20 @@ def test_a_class_without_examples(kind, bert, toy):
     one = replace(toy[0], train=toy[0].train.filter(lambda row: row["label"] == 0))
     with pytest.raises(InputError, match="`fruit` has no training example of class `pear`, so it has no mean"):
         learned(kind(), bert, [one])
+
+
+@pytest.mark.parametrize("kind", ["lda", "ranpac"])
+def test_a_task_that_was_forgotten_can_be_learned_again(kind, bert, toy):
+    """Its sums are there twice then, and its head is the new one."""
+    method = small(kind)
+    learned(method, bert, toy.tasks[:2])
+    del bert.heads["task_fruit"]
+    learned(method, bert, toy.tasks[2:])
+    assert "fruit" not in bert.head_names
+    learned(method, bert, [replace(toy[0], train=toy[0].validation)])
+    assert [name for name, _ in method.state["sizes"]] == ["fruit", "colour", "shape", "fruit"]
+    rows = bert.encode(toy[0].rows("validation"))
+    assert (bert.head("fruit")(pooled(bert, rows)).argmax(1) == torch.tensor(rows.labels)).all()
 
 
 # -- RanPAC

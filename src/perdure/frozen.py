@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from perdure.backbone import Backbone, pooled
-from perdure.errors import InputError
+from perdure.errors import InputError, RunError
 from perdure.method import Method
 from perdure.statistics import Statistics
 from perdure.stream import Rows, Task
@@ -46,22 +46,32 @@ def check_present(statistics: Statistics, task: Task) -> None:
 
 
 class Accumulated:
-    """Statistics of all tasks so far, in a method's state: `counts`, `sums` and `products`, and the tasks' `sizes`."""
+    """Statistics of all tasks so far, in a method's state: `counts`, `sums` and `products`, and the tasks' `sizes`.
 
-    def __init__(self, state: Mapping[str, object]):
-        self.sizes: dict[str, int] = dict(state.get("sizes", {}))  # pyright: ignore
-        self.total = Statistics(*(state[name] for name in NAMES)) if self.sizes else None  # pyright: ignore
+    A task that was forgotten and learned again is there twice.
+    """
+
+    def __init__(self, state: Mapping[str, Any]):
+        self.sizes: list[list[Any]] = list(state.get("sizes", []))
+        try:
+            self.total = Statistics(*(state[name] for name in NAMES)) if self.sizes else None
+        except KeyError as error:
+            raise RunError(f"The sums that the run keeps are damaged: {error} is missing.") from error
 
     def with_task(self, name: str, new: Statistics) -> Statistics:
         """All, with one more task."""
-        self.sizes[name] = len(new.counts)
         old = self.total
+        if old and (
+            old.sums.shape[1:] != new.sums.shape[1:] or len(old.counts) != sum(size for _, size in self.sizes)
+        ):
+            raise RunError(f"The sums that the run keeps, of shape {list(old.sums.shape)}, do not fit its tasks.")
+        self.sizes.append([name, len(new.counts)])
         self.total = new if old is None else Statistics(
             torch.cat([old.counts, new.counts]), torch.cat([old.sums, new.sums]), old.products + new.products
         )  # fmt: skip
         return self.total
 
-    def state(self) -> dict[str, object]:
+    def state(self) -> dict[str, Any]:
         """As a method's state."""
         assert self.total
         return {"sizes": self.sizes, **self.total.tensors()}
@@ -74,9 +84,10 @@ class Accumulated:
         more: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Give each task that the backbone has a head for its rows of one classifier."""
-        parts = zip(weight.float().split(list(self.sizes.values())), bias.float().split(list(self.sizes.values())),
-                    strict=True)  # fmt: skip
-        for name, (W, b) in zip(self.sizes, parts, strict=True):
+        sizes = [size for _, size in self.sizes]
+        parts = zip(self.sizes, weight.float().split(sizes), bias.float().split(sizes), strict=True)
+        newest = {name: (W, b) for (name, _), W, b in parts}
+        for name, (W, b) in newest.items():
             if name in backbone.head_names:  # not that of a task that was forgotten
                 backbone.put_head(name, {"weight": W, "bias": b, **(more or {})})
 
