@@ -1,4 +1,4 @@
-"""What a method's own part costs beside training: O-LoRA's penalty at twenty tasks, EWC's pass for the Fisher information.
+"""What a method's own part costs beside training: O-LoRA's penalty at twenty tasks, EWC's Fisher information.
 
 On MiniLM with the demo's texts. Both are compared with a plain version in the same run. The exit status is 1 when they
 differ, or a target is missed.
@@ -19,7 +19,7 @@ from perdure.methods.ewc import EWC
 from perdure.methods.inc_lora import IncLoRA
 from perdure.methods.o_lora import OLoRA
 
-TASKS, BATCH, EXAMPLES = 20, 16, 160
+TASKS, BATCH, EXAMPLES = 20, 16, 64
 
 
 def prepared(backbone: Backbone, method: Method, task) -> None:
@@ -83,7 +83,7 @@ def passes(backbone: Backbone, examples: Encoded, task) -> list[Row]:
         return lambda: fisher(backbone, examples, task.name, labels)
 
     sides = {"sampled": seen("sampled"), "empirical": seen("empirical"), "true": seen("true")}
-    seconds, results = in_turn({"epoch": epoch, **sides}, times=3)
+    seconds, results = in_turn({"epoch": epoch, **sides}, times=2)
     plain = {name: torch.zeros_like(value) for name, value in adapters.trainable(backbone.model).items()}
     for number in range(len(examples)):
         loss = local_cross_entropy(backbone, examples.batch([number]))

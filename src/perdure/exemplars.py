@@ -11,6 +11,7 @@ from datasets import Dataset, Image
 from jaxtyping import Float
 from torch import Tensor
 
+from perdure.errors import RunError
 from perdure.stream import Rows, Task
 
 Strategy = Literal["balanced", "reservoir", "herding"]
@@ -74,15 +75,26 @@ class Exemplars:
         parts: list[Any] = [self.inputs, self.labels, self.seen]
         return Exemplars(self.kind, *({name: v for name, v in values.items() if name in tasks} for values in parts))
 
-    def rows(self, tasks: Sequence[str]) -> Rows:
-        """The examples of these tasks, as a stream has them."""
+    def rows(self, tasks: Mapping[str, int] | Sequence[str]) -> Rows:
+        """The examples of these tasks, as a stream has them; a mapping says how many classes each has.
+
+        Raises
+        ------
+        RunError
+            A task has no such class.
+        """
         found = []
         for task in tasks:
             if self.labels.get(task):
+                if (
+                    isinstance(tasks, Mapping)
+                    and not 0 <= min(self.labels[task]) <= max(self.labels[task]) < tasks[task]
+                ):
+                    raise RunError(f"An example of `{task}` that the run keeps is of no class that the task has.")
                 values = self.inputs[task]
                 labels = {"label": self.labels[task]}
                 if self.kind == "text":
-                    data = Dataset.from_dict({"text": [value.decode() for value in values], **labels})
+                    data = Dataset.from_dict({"text": [value.decode(errors="replace") for value in values], **labels})
                 else:
                     images = [{"bytes": value, "path": None} for value in values]
                     data = Dataset.from_dict({"image": images, **labels}).cast_column("image", Image())
@@ -103,17 +115,29 @@ class Exemplars:
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> "Exemplars":
-        """From a method's state; empty if there is nothing in it."""
+        """From a method's state; empty if there is nothing in it.
+
+        Raises
+        ------
+        RunError
+            Its parts do not fit each other.
+        """
         if "kept" not in state:
             return cls()
-        content, ends = state["examples"].numpy().tobytes(), state["lengths"].cumsum(0).tolist()
-        starts, labels = [0, *ends], state["labels"].tolist()
-        kept, place = cls(state["kept"]["kind"]), 0
-        for task, (count, seen) in state["kept"]["tasks"].items():
-            own = range(place, place + count)
-            kept.inputs[task] = [content[starts[i] : ends[i]] for i in own]
-            kept.labels[task], kept.seen[task] = [labels[i] for i in own], seen
-            place += count
+        try:
+            content, lengths, labels = state["examples"].numpy().tobytes(), state["lengths"].tolist(), state["labels"]
+            tasks: dict[str, list[int]] = state["kept"]["tasks"]
+            kept, ends, place = cls(state["kept"]["kind"]), state["lengths"].cumsum(0).tolist(), 0
+            counts = [count for count, _ in tasks.values()]
+            if min([0, *lengths, *counts]) < 0 or [sum(lengths), len(lengths)] != [len(content), sum(counts)]:
+                raise ValueError(f"{sum(counts)} examples, {len(lengths)} lengths, {len(content)} bytes")
+            for task, (count, seen) in tasks.items():
+                own = range(place, place + count)
+                kept.inputs[task] = [content[ends[i] - lengths[i] : ends[i]] for i in own]
+                kept.labels[task], kept.seen[task] = [int(labels[i]) for i in own], int(seen)
+                place += count
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise RunError(f"The examples that the run keeps are damaged ({error}).") from error
         return kept
 
 
@@ -155,7 +179,9 @@ def herded(features: Float[Tensor, "examples d"], labels: Sequence[int], per_cla
 def shares(
     capacity: int, seen: Mapping[str, int], kept: Mapping[str, int], random: np.random.Generator
 ) -> dict[str, int]:
-    """How many examples of each task a uniform sample of all that were seen has, as far as they are still kept.
+    """How many are kept of each task, the last of which is new, so that every example seen is as likely to be there.
+
+    So far as it can be: of old tasks only what is still kept can be, and more of the new one makes up for it.
 
     Examples
     --------
@@ -163,10 +189,9 @@ def shares(
     >>> shares(10, {"old": 100, "new": 100}, {"old": 8, "new": 100}, random)
     {'old': 5, 'new': 5}
     """
-    wanted = random.multivariate_hypergeometric(list(seen.values()), min(capacity, sum(seen.values())))
-    found = {task: min(int(n), kept[task]) for task, n in zip(seen, wanted, strict=True)}
-    room = min(capacity, sum(kept.values())) - sum(found.values())
-    for task in reversed(list(seen)):  # what is no longer there is made up for by the newest
-        more = min(room, kept[task] - found[task])
-        found[task], room = found[task] + more, room - more
-    return found
+    *old, new = seen
+    size, before = min(capacity, sum(seen.values())), [kept[task] for task in old]
+    wanted = size * (1 - seen[new] / sum(seen.values())) + random.random()  # rounded up as often as its fraction says
+    count = min(int(wanted), sum(before))
+    found = random.multivariate_hypergeometric(before, count).tolist() if old else []
+    return dict(zip(old, found, strict=True)) | {new: min(size - count, kept[new])}

@@ -87,12 +87,14 @@ class Replay(Method):
     def examples(self, seen: Sequence[Task]) -> Rows:
         """The other method's, and what is kept of the old tasks; nothing where that trains nothing."""
         new = self.method.examples(seen)
-        return new and [*new, *Exemplars.of(self._store).rows([task.name for task in seen[:-1]])]
+        old = {task.name: len(task.classes) for task in seen[:-1]}
+        return new and [*new, *Exemplars.of(self._store).rows(old)]
 
     def end(self, backbone: Backbone, task: Task) -> None:
         """Choose which of the task's examples are kept."""
         self.method.end(backbone, task)
-        kept, rows = Exemplars.of(self._store).of_tasks(backbone.head_names), backbone.encode(task.rows("train"))
+        rows, old = backbone.encode(task.rows("train")), [name for name in backbone.head_names if name != task.name]
+        kept = Exemplars.of(self._store).of_tasks(old)
         random = np.random.default_rng(torch.initial_seed())
         if self.strategy == "balanced":
             kept.add(task, exemplars.balanced(rows.labels, self.per_class, random))
