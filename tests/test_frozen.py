@@ -7,7 +7,7 @@ import torch
 from runs import answers, differing, small
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-from perdure import Backbone, InputError, Model, RunError, Statistics, heads, run
+from perdure import Alignment, Backbone, InputError, Model, RunError, Statistics, Training, heads, run
 from perdure.backbone import pooled
 from perdure.forget import forget
 from perdure.methods.lda import LDA
@@ -194,6 +194,9 @@ def test_heads_of_random_features_in_a_run_folder(pico, toy, tmp_path):
     with pytest.raises(RunError, match="random features"):
         model.export(tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    aligned = Training(alignment=Alignment(epochs=1))  # of Gaussians of the feature, not of the random ones
+    other = run(toy.until(2), backbone, RanPAC(features=50), training=aligned, output=tmp_path / "aligned")
+    assert other.load_task("colour").gaussians.means.shape == (3, backbone.width)
     seeds = {int(run(toy.until(1), backbone, RanPAC(features=9), output=tmp_path / str(seed), seed=seed).load_task(
         "fruit").heads["fruit"][heads.SEED]) for seed in (1, 2)}  # fmt: skip
     assert len(seeds) == 2

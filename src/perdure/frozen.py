@@ -61,9 +61,7 @@ class Accumulated:
     def with_task(self, name: str, new: Statistics) -> Statistics:
         """All, with one more task."""
         old = self.total
-        if old and (
-            old.sums.shape[1:] != new.sums.shape[1:] or len(old.counts) != sum(size for _, size in self.sizes)
-        ):
+        if old and (old.sums.shape[1:] != new.sums.shape[1:] or len(old.counts) != sum(size for _, size in self.sizes)):
             raise RunError(f"The sums that the run keeps, of shape {list(old.sums.shape)}, do not fit its tasks.")
         self.sizes.append([name, len(new.counts)])
         self.total = new if old is None else Statistics(

@@ -105,7 +105,9 @@ def load(place: Path, *, rank: int | None = None) -> Learned:
         _check_shapes(place, len(about["classes"]), head, statistics)
         gaussians = TensorFile(place / GAUSSIANS) if GAUSSIANS in manifest else None
         if gaussians:
-            _check_gaussians(gaussians, len(about["classes"]), head.tensors[f"{about['name']}/weight"].shape[1])
+            of_feature = f"{about['name']}/{SEED}" not in head.tensors  # random features are more, or fewer
+            width = head.tensors[f"{about['name']}/weight"].shape[1] if of_feature else None
+            _check_gaussians(gaussians, len(about["classes"]), width)
         found = gaussians.read_all() if gaussians else None
         heads: dict[str, dict[str, Tensor]] = {}
         for key, value in head.read_all().items():
@@ -154,8 +156,9 @@ def _check_shapes(place: Path, classes: int, head: TensorFile, statistics: Tenso
         raise RunError(f"`{head.path}` is damaged: it has no head of {classes} classes for the task `{own}`.")
 
 
-def _check_gaussians(file: TensorFile, classes: int, width: int) -> None:
+def _check_gaussians(file: TensorFile, classes: int, width: int | None) -> None:
     shapes = {key: stored.shape for key, stored in file.tensors.items()}
+    width = width or shapes.get("means", (0,))[-1]
     if shapes != {"means": (classes, width), "covariances": (classes, width, width)}:
         raise RunError(
             f"`{file.path}` is damaged: {shapes} are no Gaussians of {classes} classes in {width} dimensions."
