@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from perdure import adapters
 from perdure.adapters import Adapter
 from perdure.backbone import Backbone, Batch
+from perdure.errors import InputError
 from perdure.stream import Rows, Task
 
 
@@ -121,6 +122,13 @@ class PeftMethod(Method):
     target_modules: list[str] | str | None = None
 
     usual_rule: ClassVar[str] = "task_arithmetic"
+    lora_because: ClassVar[str] = ""
+    """Why no other module than LoRA will do, if so."""
+
+    def __post_init__(self):
+        if self.lora_because and self.peft != "lora":
+            name = type(self).__module__.rpartition(".")[2]
+            raise InputError(f"`{name}` {self.lora_because}: it needs `peft: lora`.")
 
     @property
     def module(self) -> adapters.Kind | None:

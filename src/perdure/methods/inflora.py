@@ -65,6 +65,7 @@ class InfLoRA(PeftMethod):
     """
 
     usual_rule = "sum"
+    lora_because = "designs a half of LoRA"
     tuned = Tuned("epsilon", 0.5, 0.99)
 
     rank: Annotated[int, Ge(1)] = 10
@@ -79,10 +80,6 @@ class InfLoRA(PeftMethod):
     balance: Annotated[float, Gt(0)] | None = None
     statistics_examples: Annotated[int, Ge(1)] | None = None
     upon: Literal["earlier", "pretrained"] = "earlier"
-
-    def __post_init__(self):
-        if self.peft != "lora":
-            raise InputError("`inflora` designs a half of LoRA: it needs `peft: lora`.")
 
     def beneath(self, earlier: Sequence[Adapter]) -> Sequence[Adapter]:
         if len(earlier) > self._learned or bool(earlier) != bool(self._learned):  # fewer: some were forgotten

@@ -11,7 +11,6 @@ from torch import Tensor
 from perdure import adapters
 from perdure.adapters import Adapter
 from perdure.backbone import Backbone, Batch
-from perdure.errors import InputError
 from perdure.method import PeftMethod, Tuned, local_cross_entropy
 
 
@@ -33,13 +32,10 @@ class NLoRA(PeftMethod):
     """
 
     usual_rule = "sum"
+    lora_because = "holds back the product of LoRA's factors"
     tuned = Tuned("sparsity", 1e-6, 1e-1)
 
     sparsity: Annotated[float, Ge(0)] = 1e-4
-
-    def __post_init__(self):
-        if self.peft != "lora":
-            raise InputError("`n_lora` holds back the product of LoRA's factors: it needs `peft: lora`.")
 
     def beneath(self, earlier: Sequence[Adapter]) -> Sequence[Adapter]:
         return earlier

@@ -12,7 +12,6 @@ from torch import Tensor
 from perdure import adapters
 from perdure.adapters import Adapter
 from perdure.backbone import Backbone, Batch
-from perdure.errors import InputError
 from perdure.method import PeftMethod, Tuned, local_cross_entropy
 from perdure.stream import Task
 
@@ -37,14 +36,11 @@ class OLoRA(PeftMethod):
     """
 
     usual_rule = "sum"
+    lora_because = "compares LoRA's input directions"
     tuned = Tuned("orthogonality", 1e-3, 1e1)
 
     orthogonality: Annotated[float, Ge(0)] = 0.5
     decay: Annotated[float, Ge(0)] = 0.0
-
-    def __post_init__(self):
-        if self.peft != "lora":
-            raise InputError("`o_lora` compares LoRA's input directions: it needs `peft: lora`.")
 
     def beneath(self, earlier: Sequence[Adapter]) -> Sequence[Adapter]:
         self._earlier = earlier

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from perdure import adapters
 from perdure.backbone import Backbone
-from perdure.errors import InputError
 from perdure.method import PeftMethod
 from perdure.stream import Task
 
@@ -29,10 +28,7 @@ class SDLoRA(PeftMethod):
     """
 
     usual_rule = "last"
-
-    def __post_init__(self):
-        if self.peft != "lora":
-            raise InputError("`sd_lora` splits LoRA into directions and magnitudes: it needs `peft: lora`.")
+    lora_because = "splits LoRA into directions and magnitudes"
 
     def begin(self, backbone: Backbone, task: Task) -> None:
         """Make a module of `rank` more, the earlier branches in its first rows, with magnitudes between A and B."""
