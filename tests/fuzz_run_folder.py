@@ -38,7 +38,7 @@ from perdure.report.summary import summarise
 MEMORY = 500_000_000  # bytes
 SECONDS = 10
 TEXTS = ["w1 w2", "w3"]
-RUNS = ("isolated", "inflora", "stopped", "stopped", "bottleneck")
+RUNS = ("isolated", "inflora", "stopped", "stopped", "bottleneck", "replayed", "sums")
 STEPS = {"epochs": 2, "batch_size": 8, "learning_rate": 0.01}
 
 
@@ -47,23 +47,32 @@ class Hang(BaseException):
 
 
 def prepare() -> None:
-    """Beside the runs of format 1: one of the newest that stopped inside its second task, and one of bottlenecks."""
+    """Beside the runs of format 1: those of the newest that stopped inside their second task, and one of bottlenecks.
+
+    One of them keeps examples and anchors, one sums of features: what a method remembers is read when they go on.
+    """
     Path("outside").mkdir()
     Path("outside/file").write_text("mine")
     stream = [{"data": "fruit.csv"}, {"data": "colour.csv"}]
     common = {"stream": stream, "backbone": {"model": "backbone", "pooling": "mean"}}
     method = {"name": "isolated", "rank": 2, "target_modules": "bert.*query|.*value"}
-    recipe = Recipe.parse({**common, "method": method, "training": {**STEPS, "checkpoint_steps": 1, "best": True}})
+    methods: dict[str, Any] = {
+        "stopped": method,
+        "replayed": {"name": "replay", "method": {"name": "ewc", "rank": 2}, "per_class": 2},
+        "sums": {"name": "lda"},
+    }
     kept = Run.save_unfinished
 
     def stop(run: Run, snapshot: Any) -> None:
         kept(run, snapshot)
-        if len(run.tasks) == 1 and snapshot.about["step"] == 4:
+        if len(run.tasks) == 1 and snapshot.about["step"] in (0, 4):  # none is made where nothing is trained
             raise KeyboardInterrupt
 
     Run.save_unfinished = stop
-    with contextlib.suppress(KeyboardInterrupt):
-        recipe.run("stopped")
+    for name, method in methods.items():
+        training = {**STEPS, "checkpoint_steps": 1, "best": name == "stopped"}
+        with contextlib.suppress(KeyboardInterrupt):
+            Recipe.parse({**common, "method": method, "training": training}).run(name)
     Run.save_unfinished = kept
     Path("stopped/lock.json").write_text('{"pid": 4000000, "host": "elsewhere", "since": "2026-01-01T00:00:00+00:00"}')
     method = {"name": "isolated", "rank": 2, "peft": "bottleneck"}

@@ -52,18 +52,22 @@ class Accumulated:
     """
 
     def __init__(self, state: Mapping[str, Any]):
-        self.sizes: list[list[Any]] = list(state.get("sizes", []))
         try:
+            self.sizes = [(str(name), int(size)) for name, size in state.get("sizes", [])]
             self.total = Statistics(*(state[name] for name in NAMES)) if self.sizes else None
-        except KeyError as error:
-            raise RunError(f"The sums that the run keeps are damaged: {error} is missing.") from error
+            rows, d = sum(size for _, size in self.sizes), self.total.sums.shape[1] if self.total else 0
+            shapes = [tuple(value.shape) for value in self.total.tensors().values()] if self.total else []
+            if shapes and (shapes != [(rows,), (rows, d), (d, d)] or min(size for _, size in self.sizes) < 1):
+                raise ValueError(f"{shapes} of {self.sizes}")
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+            raise RunError(f"The sums that the run keeps are damaged ({error}).") from error
 
     def with_task(self, name: str, new: Statistics) -> Statistics:
         """All, with one more task."""
         old = self.total
-        if old and (old.sums.shape[1:] != new.sums.shape[1:] or len(old.counts) != sum(size for _, size in self.sizes)):
-            raise RunError(f"The sums that the run keeps, of shape {list(old.sums.shape)}, do not fit its tasks.")
-        self.sizes.append([name, len(new.counts)])
+        if old and old.sums.shape[1:] != new.sums.shape[1:]:
+            raise RunError(f"The sums that the run keeps, of shape {list(old.sums.shape)}, do not fit the model.")
+        self.sizes.append((name, len(new.counts)))
         self.total = new if old is None else Statistics(
             torch.cat([old.counts, new.counts]), torch.cat([old.sums, new.sums]), old.products + new.products
         )  # fmt: skip

@@ -18,11 +18,12 @@ RIDGES = tuple(10.0**n for n in range(-8, 9))
 
 @dataclass(kw_only=True)
 class RanPAC(FrozenMethod):
-    """Answer by V h with h = max(0, x P), P random, and V = Q (G + λ I)⁻¹; nothing is trained.
+    """Answer by ridge regression on random features of the frozen backbone; nothing is trained.
 
-    G = Σ h hᵀ and Q = Σ y hᵀ (y one-hot over all classes) add up over examples and tasks, so V is the ridge regression
-    on all of them at once, whatever the order; no example is kept. λ is, after each task, that of 10⁻⁸ … 10⁸ with the
-    least squared error on the new task's validation examples.
+    Logits are V h with h = max(0, x P), P random, and V = Q (G + λ I)⁻¹. G = Σ h hᵀ and Q = Σ y hᵀ (y one-hot over all
+    classes) add up over examples and tasks, so V is the regression on all of them at once, whatever the order; no
+    example is kept. λ is, after each task, that of 10⁻⁸ … 10⁸ with the least squared error on the new task's
+    validation examples.
 
     Parameters
     ----------
