@@ -87,3 +87,13 @@ def test_a_strong_penalty_holds_the_module(bert, toy):
         return sum((adapter.parameters[name] - adapter.start[name]).square().sum().item() for name in adapter.start)
 
     assert moved(1e6) < 0.5 * moved(0.0)
+
+
+def test_a_layer_that_is_used_twice(bert, toy):
+    """The gradients of both uses are added up before they are squared."""
+    bert.model.encoder.layer[1] = bert.model.encoder.layer[0]
+    learn(bert, [toy[1]], EWC(rank=2), FEW)
+    rows = bert.eval().encode(toy[1].rows("test"))
+    found, expected = fisher(bert, rows, "colour", "empirical"), by_hand(bert, rows, "colour", "empirical")
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-9)

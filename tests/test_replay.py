@@ -9,11 +9,12 @@ import yaml
 from runs import differing, make, recipe, small, stopped, table
 from test_cli import perdure  # noqa: F401
 
-from perdure import Backbone, Recipe, Training, adapters, exemplars, learn, registry, run
+from perdure import Backbone, InputError, Recipe, Task, Training, adapters, exemplars, learn, registry, run
 from perdure.exemplars import Exemplars
 from perdure.forget import forget
 from perdure.methods.inc_lora import IncLoRA
 from perdure.methods.isolated import Isolated
+from perdure.methods.joint import Joint
 from perdure.methods.ncm import NCM
 from perdure.methods.replay import Replay
 from perdure.methods.sequential import Sequential
@@ -159,13 +160,28 @@ def test_old_heads_are_trained(bert, toy):
     assert not adapters.same(bert.head_state("fruit"), before)
 
 
-def test_what_trains_nothing_is_left_alone(bert, toy):
-    method = Replay(method=NCM(), per_class=3)
+@pytest.mark.parametrize("method", [NCM(), Joint()])
+def test_what_has_no_use_for_old_examples_is_refused(method):
+    with pytest.raises(InputError, match="has no use for old examples"):
+        Replay(method=method)
+
+
+def test_validation_looks_at_the_new_task_alone(bert, toy):
+    """The old tasks' validation splits are old data beyond the store."""
+    seen = []
+    method = Replay(method=Sequential(rank=2), per_class=2)
     learn(bert, [toy[0]], method, FEW)
-    assert method.examples(toy.tasks[:2]) == [] and method.module is None and method.parameters(bert) == []
+    with pytest.MonkeyPatch.context() as patch:
+        rows = Task.rows
+        patch.setattr(Task, "rows", lambda self, split: seen.append((self.name, split)) or rows(self, split))
+        learn(bert, toy.tasks[:2], method, replace(FEW, best=True))
+    assert ("colour", "validation") in seen and ("fruit", "validation") not in seen
 
 
-@pytest.mark.parametrize("name", [name for name in registry.names("method") if name != "replay"])
+ALONE = {"replay", "joint", "lda", "ncm", "ranpac"}
+
+
+@pytest.mark.parametrize("name", [name for name in registry.names("method") if name not in ALONE])
 def test_its_hooks_are_those_of_the_other(name, bert, toy):
     """Around every method: what that remembers is remembered, and the first task is learned as without it."""
     plain, around, found = small(name), Replay(method=small(name), per_class=2), []
@@ -193,7 +209,6 @@ def test_the_usual_rule_is_that_of_the_other():
     assert usual_rule({"name": "replay", "method": {"name": "isolated", "rank": 2}}) == "task_arithmetic"
 
 
-@pytest.mark.xfail(reason="a recipe takes the usual rule of a method inside only from a mapping", strict=True)
 def test_the_usual_rule_where_the_other_is_a_name():
     assert usual_rule({"name": "replay", "method": "inc_lora"}) == "sum"
     assert usual_rule("replay", "method.method=sequential") == "last"

@@ -89,3 +89,13 @@ def test_a_run_folder(pico, toy, tmp_path):
 def test_it_needs_lora():
     with pytest.raises(InputError, match="`sd_lora` splits LoRA .* it needs `peft: lora`"):
         SDLoRA(peft="full")
+
+
+def test_what_is_trained_is_counted(pico, toy, tmp_path):
+    """The new branch, a magnitude for each layer and earlier task, and the head."""
+    results = run(
+        toy, Backbone.load(pico("bert"), pooling="mean"), SDLoRA(rank=2), training=FEW, output=tmp_path / "run"
+    )
+    trained = [event["trained"] for event in results.events() if event["event"] == "task"]
+    branch, layers = 4 * 2 * (32 + 32), 4
+    assert trained == [branch + 66, branch + layers + 99, branch + 2 * layers + 66]

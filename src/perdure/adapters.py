@@ -218,7 +218,7 @@ def read(model: nn.Module) -> Parameters:
     """A copy of the adapter's parameters, on the CPU."""
     if not attached(model):
         return {}
-    # by default peft asks the hub whether the vocabulary was changed; an adapter here never holds embeddings
+    # by default peft asks the hub whether the vocabulary was changed; an adapter here never holds a larger vocabulary
     state = peft.get_peft_model_state_dict(model, adapter_name="default", save_embedding_layers=False)
     return {name: value.detach().cpu().clone() for name, value in state.items()}
 

@@ -14,13 +14,13 @@ from torch import Tensor
 Parameters = Mapping[str, Tensor]
 
 
-def penalty(parameters: Parameters, state: Mapping[str, Any]) -> Tensor:
+def penalty(parameters: Parameters, state: dict[str, Any]) -> Tensor:
     """Σ Ω (θ − θ*)², a scalar."""
     terms = [(omega * difference.square()).sum() for omega, difference in _pairs(parameters, state).values()]
     return torch.stack(terms).sum()
 
 
-def gradient(parameters: Parameters, state: Mapping[str, Any]) -> dict[str, Tensor]:
+def gradient(parameters: Parameters, state: dict[str, Any]) -> dict[str, Tensor]:
     """2 Ω (θ − θ*): the penalty's gradient, of nothing where nothing is held yet."""
     held = _pairs({name: value.detach() for name, value in parameters.items()}, state)
     return {name: 2 * omega * difference for name, (omega, difference) in held.items()}
@@ -34,17 +34,20 @@ def hold(
     So weighted, one penalty has the gradient of the sum of all.
     """
     for name, value in parameters.items():
-        now = value.detach().cpu().clone()
-        old, anchor = state.get(f"importance/{name}", torch.zeros_like(now)), state.get(f"anchor/{name}", now)
-        omega = decay * old + new[name].cpu()
-        share = torch.where(omega > 0, new[name].cpu() / omega, 1.0) if weighted else 1.0
+        now = value.detach().clone()
+        old = state.get(f"importance/{name}", torch.zeros_like(now)).to(now)
+        anchor, added = state.get(f"anchor/{name}", now).to(now), new[name].to(now)
+        omega = decay * old + added
+        share = torch.where(omega > 0, added / omega, 1.0) if weighted else 1.0
         state[f"importance/{name}"], state[f"anchor/{name}"] = omega, torch.lerp(anchor, now, share)
 
 
-def _pairs(parameters: Parameters, state: Mapping[str, Any]) -> dict[str, tuple[Tensor, Tensor]]:
+def _pairs(parameters: Parameters, state: dict[str, Any]) -> dict[str, tuple[Tensor, Tensor]]:
     """Ω and θ − θ* of each parameter that is held."""
-    return {
-        name: (state[f"importance/{name}"].to(value), value - state[f"anchor/{name}"].to(value))
-        for name, value in parameters.items()
-        if f"importance/{name}" in state
-    }
+    pairs = {}
+    for name, value in parameters.items():
+        if f"importance/{name}" in state:
+            for key in (f"importance/{name}", f"anchor/{name}"):
+                state[key] = state[key].to(value)  # once: from then on it is where the parameter is
+            pairs[name] = state[f"importance/{name}"], value - state[f"anchor/{name}"]
+    return pairs

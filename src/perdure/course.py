@@ -36,7 +36,8 @@ class Course:
         self.rows = backbone.encode(examples) if examples else None
         groups = _trainable(backbone, method, training, self.rows)
         self.parameters: list[nn.Parameter] = [parameter for group in groups for parameter in group["params"]]
-        processes.as_the_first(self.parameters)
+        if self.parameters:
+            processes.as_the_first(self.parameters)
         self.optimizer, self.scheduler = _optimizer(groups, training, steps=len(self.plan(0)))
         self.best = Best(self.parameters, training)
         self.epoch = self.batch = self.step = 0
@@ -187,8 +188,9 @@ def _decay(step: int, steps: int, training: Training) -> float:
 
 @torch.no_grad()
 def validation_accuracy(course: Course) -> float:
-    """Accuracy, with the task given, on the validation examples of the tasks that are being trained."""
-    backbone, names = course.backbone, course.rows.task_names() if course.rows else []
+    """Accuracy, with the task given, on the new task's validation examples; of all where all examples are kept."""
+    backbone = course.backbone
+    names = [task.name for task in course.seen] if course.method.keeps_all else [course.task.name]
     examples = backbone.encode([part for task in course.seen if task.name in names for part in task.rows("validation")])
     backbone.eval()
     parts = []

@@ -144,7 +144,7 @@ def dependence(recipe: dict[str, Any]) -> str:
     except InputError:  # a method that is not here says nothing
         isolates = False
     if not isolates:
-        return "their adapters, heads and states"
+        return "their adapters, heads and states (and examples, where a method keeps some)"
     return "their aligned heads" if recipe["training"].get("alignment") else ""
 
 

@@ -42,7 +42,9 @@ def statistics_of(backbone: Backbone, task: Task) -> Statistics:
 def check_present(statistics: Statistics, task: Task) -> None:
     """Raise `InputError` if a class has no training example: nothing is known of it."""
     if missing := [name for name, count in zip(task.classes, statistics.counts.tolist(), strict=True) if not count]:
-        raise InputError(f"Task `{task.name}` has no training example of class `{missing[0]}`, so it has no mean.")
+        raise InputError(
+            f"Task `{task.name}` has no training example of class `{missing[0]}`, so it has no mean: drop it."
+        )
 
 
 class Accumulated:

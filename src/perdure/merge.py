@@ -71,8 +71,8 @@ class Rule:
         """The rule with another scale."""
         return replace(self, options={**self.options, "scale": scale})
 
-    def tried(self) -> "Combined":
-        """What the rule makes of two small task vectors: whatever is wrong with its settings shows here.
+    def tried(self, *, full: bool = False) -> "Combined":
+        """What the rule makes of two small task vectors, low-rank or `full`: whatever is wrong with it shows here.
 
         Raises
         ------
@@ -82,8 +82,9 @@ class Rule:
         if self.search.over != "all" and self.name != "task_arithmetic":
             raise InputError(f"`search.over: {self.search.over}` is for `task_arithmetic`, not for `{self.name}`.")
         if self.searches or isinstance(self.options.get("scale"), Mapping):  # the tasks below have other names
-            return self.with_scale(1.0).tried()
+            return self.with_scale(1.0).tried(full=full)
         small = LowRank(torch.ones(2, 1), torch.ones(1, 2)) if self.space == "delta" else torch.ones(2)
+        small = torch.ones(2, 2) if full else small
         inputs = {name: {"w": torch.eye(2)} for name in ("a", "b")}
         return Combined(self({name: TaskVector({"w": small}) for name in inputs}, inputs))
 

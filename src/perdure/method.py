@@ -61,6 +61,16 @@ class Method:
         return True
 
     @property
+    def keeps_all(self) -> bool:
+        """Whether the examples of all tasks are kept, and trained on again."""
+        return False
+
+    @property
+    def store_bytes(self) -> int:
+        """The size of old examples that the method keeps."""
+        return 0
+
+    @property
     def module(self) -> adapters.Kind | None:
         """The kind of PEFT module that holds what a task has learned, if there is one."""
         return None
@@ -75,6 +85,10 @@ class Method:
     def parameters(self, backbone: Backbone) -> list[nn.Parameter]:
         """What is trained besides the heads of the tasks that have examples. Nothing else may change."""
         return list(adapters.trainable(backbone.model).values())
+
+    def trained(self, backbone: Backbone) -> int:
+        """How many numbers of `parameters` are really trained, where that is not all of them."""
+        return sum(parameter.numel() for parameter in self.parameters(backbone))
 
     def examples(self, seen: Sequence[Task]) -> Rows:
         """What is trained on. `seen[-1]` is the new task; to look at the others is to keep old data.
@@ -102,8 +116,9 @@ class PeftMethod(Method):
     Parameters
     ----------
     peft
-        `lora`; `bottleneck` (an adapter behind linear layers); or `full`: a change as large as the weights themselves,
-        of all layers, which is full fine-tuning.
+        `lora`; `bottleneck` (an adapter behind linear layers); or `full`: a change of every weight and bias of all
+        layers, which is full fine-tuning, with weight decay towards the pre-trained model. `rank`, `alpha` and
+        `dropout` are nothing to it; parameters outside of layers, such as a class token, stay as they are.
     rank
         The rank of LoRA, or the width of a bottleneck.
     alpha

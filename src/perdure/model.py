@@ -147,7 +147,8 @@ class Model:
         heads = [self.backbone.head(name) for name in self.classes]
         if any(isinstance(head, RandomHead) for head in heads):
             raise RunError(
-                "The heads are linear in random features of the model's feature, which no stock model computes."
+                "The heads are linear in random features of the model's feature, which no stock model computes. "
+                "`perdure predict` does; a method whose heads are linear, such as `lda`, can be exported."
             )
         weight = torch.cat([head.weight for head in heads]).detach()
         joined = nn.Linear(weight.shape[1], weight.shape[0], device=weight.device)

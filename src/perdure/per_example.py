@@ -38,9 +38,10 @@ def mean_over_examples(
     for parameter in parameters.values():
         parameter.requires_grad_()
     total = {name: torch.zeros_like(value) for name, value in parameters.items()}
-    by_batch = parameters.keys() == {f"{name}.{key}" for name, layer in layers.items() for key, _ in _own(layer)}
-    with caught(layers, total, function) if by_batch else contextlib.nullcontext():
-        for batch in _batches(examples, 64 if by_batch else 1):
+    linear = parameters.keys() == {f"{name}.{key}" for name, layer in layers.items() for key, _ in _own(layer)}
+    by_batch = linear and _used_once(backbone, list(layers.values()), examples.batch([0]))
+    for _, batch in examples.batches(size=64 if by_batch else 1):
+        with caught(layers, total, function, len(batch["labels"])) if by_batch else contextlib.nullcontext():
             for term in terms(backbone.head(task)(backbone(batch["inputs"])), batch["labels"]):
                 wanted = [layer.weight for layer in layers.values()] if by_batch else list(parameters.values())
                 found = torch.autograd.grad(term.sum(), wanted, retain_graph=True, allow_unused=True)
@@ -50,23 +51,31 @@ def mean_over_examples(
     return {name: (value / len(examples)).cpu() for name, value in total.items()}
 
 
-def _batches(examples: Encoded, size: int) -> Iterator[Batch]:
-    return (batch for _, batch in examples.batches(size=size))
-
-
 def _own(layer: nn.Module) -> list[tuple[str, nn.Parameter]]:
     return list(layer.named_parameters(recurse=False))
 
 
+@torch.no_grad()
+def _used_once(backbone: Backbone, layers: list[nn.Linear], batch: Batch) -> bool:
+    """Whether a pass uses no layer twice, as models do that share layers: f is of the sum of what each use gives."""
+    uses: list[nn.Module] = []
+    hooks = [layer.register_forward_hook(lambda layer, inputs, output: uses.append(layer)) for layer in layers]
+    backbone(batch["inputs"])
+    for hook in hooks:
+        hook.remove()
+    return len(uses) == len({id(layer) for layer in uses})
+
+
 @contextlib.contextmanager
-def caught(layers: dict[str, nn.Linear], total: dict[str, Tensor], function: Function) -> Iterator[None]:
-    """Add to `total` f of the gradients of each example, of the layers' parameters, while the block runs.
+def caught(layers: dict[str, nn.Linear], total: dict[str, Tensor], function: Function, examples: int) -> Iterator[None]:
+    """Add to `total` f of the gradients of each of so many examples, of the layers' parameters, while the block runs.
 
     What is differentiated has to be a sum over the examples of a batch, and each layer used once in a pass.
     """
 
     def catch(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
-        x = inputs[0].detach().flatten(1, -2) if inputs[0].dim() > 2 else inputs[0].detach()[:, None]
+        x = inputs[0].detach()
+        x = x.reshape(examples, -1, x.shape[-1])  # an image may be cut into windows, one after the other
 
         def add(gradient: Tensor) -> None:
             d = gradient.reshape(*x.shape[:2], -1)

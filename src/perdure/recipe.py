@@ -19,7 +19,6 @@ from perdure.merge import Rule, Since, Space
 from perdure.method import Method
 from perdure.results import Run
 from perdure.run import Plan, begin, check, check_alignment, go_on, settings_of
-from perdure.run_files import innermost
 from perdure.search import Search
 from perdure.settings import Section, checked, named, put, sentence, validate
 from perdure.stream import Scenario, TaskStream
@@ -178,9 +177,11 @@ def _nothing_left(forgotten: Sequence[str]) -> InputError:
 
 def _usual_rule(method: Any) -> str:
     """The rule that goes with a method, where none is named."""
-    method = innermost(method) if isinstance(method, dict) else method
+    while isinstance(method, dict) and isinstance(method.get("method"), (str, dict)):
+        method = method["method"]  # one that wraps another has the other's
     known = isinstance(method, (str, dict))
-    return registry.find("method", named(method, "method")[0]).usual_rule if known else Method.usual_rule
+    rule = registry.find("method", named(method, "method")[0]).usual_rule if known else None
+    return rule if isinstance(rule, str) else Method.usual_rule
 
 
 def make_method(section: Section) -> Method:
@@ -206,7 +207,9 @@ def _check_together(method: Method, rule: Rule, training: Training) -> None:
         raise InputError("`peft: bottleneck` has no ΔW: give the rule `space: factor`.")
     if rule.needs_inputs and not training.keep_inputs:
         raise InputError(f"The rule `{rule.name}` needs `training: {{keep_inputs: true}}`.")
-    rule.tried()
+    if training.keep_inputs and method.module != "lora":
+        raise InputError("`keep_inputs` is of the layers with LoRA: it needs a method with `peft: lora`.")
+    rule.tried(full=method.module == "full")
 
 
 def own_stream(entries: Sequence[Mapping[str, Any]], *, scenario: Scenario = "class", seed: int = 0) -> TaskStream:

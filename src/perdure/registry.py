@@ -68,7 +68,7 @@ def _import_file(path: Path) -> ModuleType:
 
 
 def _take(kind: Kind, module: ModuleType, name: str) -> Callable[..., Any]:
-    """A method is the one class of its file that has the five hooks; rules and benchmarks are named as their file."""
+    """A method is the one class of its file that has the hooks; rules and benchmarks are named as their file."""
     own = [value for value in vars(module).values() if getattr(value, "__module__", None) == module.__name__]
     if kind == "method":
         found = [value for value in own if inspect.isclass(value) and hasattr(value, "begin")]

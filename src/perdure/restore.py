@@ -25,7 +25,6 @@ def restore(results: Run, backbone: Backbone, stream: TaskStream | None = None) 
     if stream:
         check_same(learned, stream)
     adapters.detach(backbone.model)  # another run may have used this backbone before
-    backbone.heads.clear()
     give_heads(backbone, learned)
     if learned:
         adapters.attach(backbone.model, learned[-1].adapter.config)
@@ -52,6 +51,7 @@ def check_same(learned: Sequence[Learned], stream: TaskStream) -> None:
 def give_heads(backbone: Backbone, learned: Sequence[Learned]) -> None:
     """The heads as they were after the last of these tasks; a later task may have trained an earlier one's head on."""
     names = {task.name for task in learned}
+    backbone.heads.clear()  # there may be heads of tasks to come, for they have been measured
     for task in learned:
         for name, head in task.heads.items():
             if name not in names:  # of a task that was forgotten

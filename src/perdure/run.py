@@ -317,6 +317,7 @@ def _learn_task(
             "seconds": round(time.perf_counter() - started, 3),
             "examples": len(rows),
             "trained": _trained(plan, seen),
+            "store_bytes": method.store_bytes,
             "state_bytes": sum(value.nbytes for value in learned.state.values() if isinstance(value, torch.Tensor)),
         }
         with stop.later():
@@ -336,8 +337,10 @@ def _save(results: Run, learned: Learned, plan: Plan, about: Mapping[str, Any]) 
 
 def _trained(plan: Plan, seen: TaskStream) -> int:
     """How many parameters were trained: a module's frozen half is none of them, nor a head that is computed."""
-    heads = [p for name, _ in plan.method.examples(seen.tasks) for p in plan.backbone.head(name).parameters()]
-    return sum({id(p): p.numel() for p in (*plan.method.parameters(plan.backbone), *heads)}.values())
+    own = set(map(id, plan.method.parameters(plan.backbone)))  # heads may be among them
+    names = {name for name, _ in plan.method.examples(seen.tasks)}
+    heads = [p for name in names for p in plan.backbone.head(name).parameters() if id(p) not in own]
+    return plan.method.trained(plan.backbone) + sum(p.numel() for p in heads)
 
 
 def _align(backbone: Backbone, earlier: Sequence[Learned], task: Task, adapter: Adapter, plan: Plan) -> Gaussians:

@@ -86,7 +86,7 @@ SECTIONS: dict[str, type | tuple[type, ...]] = {
 }
 EVENT: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("event", "task", "rule"), str),
-    **dict.fromkeys(("step", "epoch", "examples", "trained", "state_bytes"), int),
+    **dict.fromkeys(("step", "epoch", "examples", "trained", "state_bytes", "store_bytes"), int),
     **dict.fromkeys(("loss", "learning_rate", "seconds"), (int, float)),
     "options": dict,
 }

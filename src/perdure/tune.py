@@ -16,10 +16,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from perdure import files
+from perdure import files, processes
 from perdure.backbone import Backbone
-from perdure.errors import InputError, RunError, TrainingError
+from perdure.errors import InputError, RunError, Stopped, TrainingError
 from perdure.evaluate import Evaluator, TaskId
+from perdure.measure import Evaluation
 from perdure.merge import combine
 from perdure.method import Method, Tuned
 from perdure.recipe import Recipe
@@ -116,15 +117,17 @@ def tune(
     RunError
         `output` holds the trials of another recipe or protocol, or all trials failed.
     """
+    if processes.count() > 1:
+        raise InputError("`tune` is for one process: start it without `accelerate launch` or `torchrun`.")
     protocol, output = protocol or Protocol(), Path(output)
     ranges = searched(recipe, protocol)
     stream = stream or recipe.make_stream()
     if protocol.tasks > len(stream):
         raise InputError(f"`tasks` is {protocol.tasks}, but the stream has {len(stream)}.")
     plan = recipe.plan(stream, backbone)
-    plan = replace(plan, stream=stream.until(protocol.tasks), evaluation=replace(plan.evaluation, steps="none"))
+    plan = replace(plan, stream=stream.until(protocol.tasks), evaluation=Evaluation(steps="none"))
     about = files.plain({"recipe": recipe.resolved(plan), "protocol": vars(protocol)})
-    trials = _begun(output, about)
+    trials = _begun(output, about)[: protocol.trials]
     for number in range(len(trials), protocol.trials):
         settings = _asked(recipe, protocol, ranges, trials, number)
         started = time.perf_counter()
@@ -145,7 +148,7 @@ def searched(recipe: Recipe, protocol: Protocol) -> dict[str, Tuned]:
     Raises
     ------
     InputError
-        The method trains nothing and has no main coefficient.
+        The method trains nothing and has no main coefficient, or the recipe has it at 0.
     """
     method, where = recipe.make_method(), "method"
     while isinstance(inner := getattr(method, "method", None), Method):
@@ -155,7 +158,12 @@ def searched(recipe: Recipe, protocol: Protocol) -> dict[str, Tuned]:
         rate = recipe.make_training().learning_rate
         found[RATE] = Tuned(RATE, protocol.lowest * rate, protocol.highest * rate)
     if method.tuned:
-        found[f"{where}.{method.tuned.name}"] = method.tuned
+        name, own = f"{where}.{method.tuned.name}", getattr(method, method.tuned.name)
+        if not own:
+            raise InputError(
+                f"`{name}` is 0 in the recipe, and is searched on a logarithmic scale. Give another value."
+            )
+        found[name] = Tuned(method.tuned.name, min(own, method.tuned.low), max(own, method.tuned.high))
     if not found:
         raise InputError(f"The method `{named(recipe.method, 'method')[0]}` trains nothing: there is nothing to tune.")
     return found
@@ -181,22 +189,21 @@ def _begun(output: Path, about: dict[str, Any]) -> list[dict[str, Any]]:
 def _asked(
     recipe: Recipe, protocol: Protocol, ranges: dict[str, Tuned], trials: Sequence[dict[str, Any]], number: int
 ) -> dict[str, float]:
-    """The settings of a trial: the recipe's own first, then what Optuna's TPE makes of the trials before.
+    """The settings of a trial: the recipe's own first, then three that are random, then those that Optuna's TPE asks.
 
     Its random numbers follow the trial's number, so that a search that was stopped goes on as if it had not been.
     """
     optuna = _optuna()
     spaces = {name: optuna.distributions.FloatDistribution(t.low, t.high, log=True) for name, t in ranges.items()}
     if number == 0:
-        own = {name: _own(recipe, name) for name in ranges}
-        return {name: min(max(own[name], ranges[name].low), ranges[name].high) for name in ranges}
+        return {name: _own(recipe, name) for name in ranges}
     sampler = optuna.samplers.TPESampler(seed=derived(protocol.seed, number), n_startup_trials=4, multivariate=True)
     study = optuna.create_study(direction="maximize", sampler=sampler)
     for trial in trials:
         value = 0.0 if trial["score"] is None else trial["score"]
         study.add_trial(optuna.trial.create_trial(params=trial["settings"], distributions=spaces, value=value))
-    asked = study.ask(spaces)
-    return {name: float(f"{asked.params[name]:.3g}") for name in ranges}
+    asked = study.ask(spaces).params
+    return {name: min(max(float(f"{asked[name]:.3g}"), t.low), t.high) for name, t in ranges.items()}
 
 
 def _own(recipe: Recipe, name: str) -> float:
@@ -222,7 +229,7 @@ def _optuna() -> Any:
 
 
 def _changed(recipe: Recipe, settings: dict[str, float]) -> Recipe:
-    return Recipe.parse(recipe.model_dump(exclude_none=True), [f"{name}={value}" for name, value in settings.items()])
+    return Recipe.parse(recipe.model_dump(exclude_none=True), [f"{name}={value!r}" for name, value in settings.items()])
 
 
 def _score(recipe: Recipe, plan: Plan, settings: dict[str, float], protocol: Protocol, *, quiet: bool) -> float | None:
@@ -234,6 +241,10 @@ def _score(recipe: Recipe, plan: Plan, settings: dict[str, float], protocol: Pro
             run = go_on(begin(Path(folder) / "trial", changed.resolved(plan)), plan, quiet=quiet)
         except TrainingError:
             return None
+        except Stopped as stop:  # the trial's own hint names a folder that is gone then
+            raise Stopped(
+                "Stopped. Finished trials are kept. Go on with the same command.", signal=stop.signal
+            ) from None
         return validation_accuracy(run, plan, protocol.task_id)
 
 

@@ -22,6 +22,10 @@ class Joint(PeftMethod):
 
     usual_rule = "last"
 
+    @property
+    def keeps_all(self) -> bool:
+        return True
+
     def begin(self, backbone: Backbone, task: Task) -> None:
         self.attach(backbone)
         for name in backbone.head_names:

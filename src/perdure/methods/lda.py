@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import torch
-from annotated_types import Ge, Le
+from annotated_types import Gt, Le
 
 from perdure.backbone import Backbone
 from perdure.frozen import Accumulated, FrozenMethod, check_present, statistics_of
@@ -28,12 +28,12 @@ class LDA(FrozenMethod):
     References
     ----------
     Fisher 1936; streaming, on a deep backbone: Hayes & Kanan, Lifelong Machine Learning with Deep Streaming Linear
-    Discriminant Analysis, arXiv 1909.01520.
+    Discriminant Analysis, arXiv 1909.01520 (without log π_c, and with another shrinkage).
     """
 
     tuned = Tuned("shrinkage", 1e-3, 1.0)
 
-    shrinkage: Annotated[float, Ge(0), Le(1)] = 0.1
+    shrinkage: Annotated[float, Gt(0), Le(1)] = 0.1
 
     def end(self, backbone: Backbone, task: Task) -> None:
         """Take up the task's sums, and put all heads in place anew."""

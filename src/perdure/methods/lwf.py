@@ -1,6 +1,5 @@
 """Learning without forgetting (Li & Hoiem 2016): on new data, the old heads are to answer as they did before."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -9,7 +8,6 @@ from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
 from perdure import adapters
-from perdure.adapters import Adapter
 from perdure.backbone import Backbone, Batch, evaluating
 from perdure.method import PeftMethod, Tuned, local_cross_entropy
 from perdure.stream import Task
@@ -26,14 +24,15 @@ class LwF(PeftMethod):
     Parameters
     ----------
     strength
-        λ_o.
+        λ_o, of the mean over old heads with T². In the paper it is of their sum, without T².
     temperature
         T.
 
     References
     ----------
     Li & Hoiem, Learning without Forgetting, arXiv 1606.09282. There the old answers are recorded once; here they are
-    computed at each step, which is the same without augmentation and lets the examples be any.
+    computed at each step, which is the same without augmentation and lets the examples be any. Its first stage, the new
+    head alone, is left out. Old heads are trained with the module's learning rate, not the new head's.
     """
 
     usual_rule = "last"
@@ -42,14 +41,10 @@ class LwF(PeftMethod):
     strength: Annotated[float, Ge(0)] = 1.0
     temperature: Annotated[float, Gt(0)] = 2.0
 
-    def beneath(self, earlier: Sequence[Adapter]) -> Sequence[Adapter]:
-        """None; but their names say which heads are old. There may be others, of tasks to come that were measured."""
-        self._old = [adapter.name for adapter in earlier]
-        return ()
-
     def begin(self, backbone: Backbone, task: Task) -> None:
         """Keep module and heads as they are now: they are the teacher."""
         self.go_on(backbone)
+        self._old = [name for name in backbone.head_names if name != task.name]
         kept = {f"model.{name}": value for name, value in adapters.trainable(backbone.model).items()}
         self._teacher = {name: value.detach().clone() for name, value in kept.items()}
         self._heads = {name: [p.detach().clone() for p in backbone.head(name).parameters()] for name in self._old}

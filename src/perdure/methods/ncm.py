@@ -15,7 +15,7 @@ from perdure.stream import Task
 class NCM(FrozenMethod):
     """Answer with the class whose mean feature μ is nearest; nothing is trained.
 
-    Logits are xᵀμ / ‖μ‖ (`cosine`; the length of x changes no answer) or xᵀμ − ‖μ‖² / 2 (`euclidean`), divided by the
+    Logits are xᵀμ / ‖μ‖ (`cosine`; the length of x changes no order) or xᵀμ − ‖μ‖² / 2 (`euclidean`), divided by the
     temperature. A task's head depends on no other task.
 
     Parameters

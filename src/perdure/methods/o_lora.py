@@ -21,7 +21,8 @@ class OLoRA(PeftMethod):
     """Train a fresh LoRA on top of the frozen earlier ones, with a penalty on the overlap of its A with theirs.
 
     L = cross-entropy + orthogonality · Σ over layers and j < t of ‖A_j A_tᵀ‖₁ + decay · Σ (‖A_t‖ + ‖B_t‖), where ‖·‖₁
-    is the sum of absolute entries. The earlier A_j of a layer are stacked, so that one product gives all of it.
+    is the sum of absolute entries. The earlier A_j of a layer are stacked, so that one product gives all of it. Fresh
+    modules are equal for every task of a run, so that the penalty begins at its greatest.
 
     Parameters
     ----------
@@ -50,20 +51,21 @@ class OLoRA(PeftMethod):
         """Stack the earlier tasks' A, layers of the same input width together."""
         self.attach(backbone)
         self._stacks: list[tuple[list[str], Float[Tensor, "layers directions in"]]] = []
-        held = [{name: A for name, (_, A) in _factors(adapter).items()} for adapter in self._earlier]
         by_width: dict[int, list[str]] = {}
         for name, (A, _) in adapters.factors(backbone.model).items():
             by_width.setdefault(A.shape[1], []).append(name)
-        for names in by_width.values() if held else ():
-            stacked = torch.stack([torch.cat([of_task[name] for of_task in held]) for name in names])
+        for names in by_width.values() if self._earlier else ():
+            stacked = torch.stack([torch.cat([_A(adapter, name) for adapter in self._earlier]) for name in names])
             self._stacks.append((names, stacked.to(backbone.device)))
 
     def loss(self, backbone: Backbone, batch: Batch) -> Tensor:
-        loss, new = local_cross_entropy(backbone, batch), adapters.factors(backbone.model)
+        loss = local_cross_entropy(backbone, batch)
         if self._stacks and self.orthogonality:
-            loss = loss + self.orthogonality * self.overlap(backbone)
+            with torch.autocast(backbone.device.type, enabled=False):
+                loss = loss + self.orthogonality * self.overlap(backbone)
         if self.decay:
-            loss = loss + self.decay * torch.stack([part.norm() for pair in new.values() for part in pair]).sum()
+            new = adapters.factors(backbone.model).values()
+            loss = loss + self.decay * torch.stack([part.norm() for pair in new for part in pair]).sum()
         return loss
 
     def overlap(self, backbone: Backbone) -> Tensor:
@@ -73,7 +75,5 @@ class OLoRA(PeftMethod):
         return torch.stack([product.abs().sum() for product in products]).sum()
 
 
-def _factors(adapter: Adapter) -> dict[str, tuple[Tensor, Tensor]]:
-    """B and A of each layer of an adapter."""
-    found = adapters.deltas(adapter.config, adapter.parameters)
-    return {name: value for name, value in found.items() if isinstance(value, tuple)}
+def _A(adapter: Adapter, layer: str) -> Float[Tensor, "rank in"]:
+    return adapter.parameters[f"{layer}.lora_A.weight"]

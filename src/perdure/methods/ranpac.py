@@ -21,8 +21,8 @@ class RanPAC(FrozenMethod):
     """Answer by ridge regression on random features of the frozen backbone; nothing is trained.
 
     Logits are V h with h = max(0, x P), P random, and V = Q (G + λ I)⁻¹. G = Σ h hᵀ and Q = Σ y hᵀ (y one-hot over all
-    classes) add up over examples and tasks, so V is the regression on all of them at once, whatever the order; no
-    example is kept. λ is, after each task, that of 10⁻⁸ … 10⁸ with the least squared error on the new task's
+    classes) add up over examples and tasks, so for a given λ V is the regression on all of them at once, whatever the
+    order; no example is kept. λ is, after each task, that of 10⁻⁸ … 10⁸ with the least squared error on the new task's
     validation examples.
 
     Parameters
@@ -32,8 +32,9 @@ class RanPAC(FrozenMethod):
 
     References
     ----------
-    McDonnell et al., RanPAC: Random Projections and Pre-trained Models for Continual Learning, arXiv 2307.02251. Its
-    optional first stage, PEFT on the first task, is left out: the backbone is frozen from the beginning.
+    McDonnell et al., RanPAC: Random Projections and Pre-trained Models for Continual Learning, arXiv 2307.02251.
+    There λ is found on a fifth of the new task's training examples; and the optional first stage, PEFT on the first
+    task, is left out: the backbone is frozen from the beginning.
     """
 
     features: Annotated[int, Ge(1)] = 2000
@@ -48,6 +49,7 @@ class RanPAC(FrozenMethod):
         held_out = self._features(backbone, task, "validation", seed)
         labels = torch.tensor(backbone.encode(task.rows("validation")).labels) + len(total.counts) - len(task.classes)
         values, vectors = torch.linalg.eigh(total.products)  # once, for every λ
+        values = values.clamp_min(0)  # of fewer examples than features some are zero, but for rounding
         Q, rotated = total.sums @ vectors, held_out @ vectors
         wanted = torch.nn.functional.one_hot(labels, len(total.counts)).double()
 

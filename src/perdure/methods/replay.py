@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from perdure import adapters, exemplars
 from perdure.adapters import Adapter
 from perdure.backbone import Backbone, Batch, pooled
+from perdure.errors import InputError
 from perdure.exemplars import Exemplars, Strategy
 from perdure.method import Method
 from perdure.snapshot import part
@@ -23,8 +24,8 @@ class Replay(Method):
     """Learn by another method, on the new task's examples and those that are kept of the old ones, mixed.
 
     Old examples count like new ones, each under its own task's head, which is trained on. After each task the store
-    takes up some of its examples; it lies in the method's state, and so on disk in the task's folder. Its size is in
-    events.jsonl (`state_bytes`).
+    takes up some of its examples; it lies in the method's state, and so on disk in the task's folder. `store_bytes` is
+    its size, and is in events.jsonl.
 
     Parameters
     ----------
@@ -34,7 +35,8 @@ class Replay(Method):
         How many examples are kept of each class.
     strategy
         Which ones: `balanced`, drawn at random from each class; `herding`, those whose mean feature comes nearest to
-        the class's; or `reservoir`, a uniform sample of all examples seen, of `per_class` times the number of classes.
+        the class's; or `reservoir`, a uniform sample of all examples seen, of `per_class` times the number of classes
+        (as far as it can be: where the number of classes grows faster than that of examples, old ones are missing).
 
     References
     ----------
@@ -45,6 +47,10 @@ class Replay(Method):
     method: Method
     per_class: Annotated[int, Ge(1)] = 20
     strategy: Strategy = "balanced"
+
+    def __post_init__(self):
+        if not self.method.trains or self.method.keeps_all:
+            raise InputError(f"`{type(self.method).__name__}` has no use for old examples: there is nothing to replay.")
 
     # -- the other method's
 
@@ -62,6 +68,10 @@ class Replay(Method):
     @property
     def usual_rule(self) -> str:  # pyright: ignore
         return self.method.usual_rule
+
+    @property
+    def trains(self) -> bool:
+        return self.method.trains
 
     @property
     def module(self) -> adapters.Kind | None:
@@ -84,6 +94,11 @@ class Replay(Method):
 
     # -- its own
 
+    @property
+    def store_bytes(self) -> int:
+        """The size of the examples that are kept: of texts and images as they are encoded."""
+        return Exemplars.of(self._store).size
+
     def examples(self, seen: Sequence[Task]) -> Rows:
         """The other method's, and what is kept of the old tasks; nothing where that trains nothing."""
         new = self.method.examples(seen)
@@ -101,7 +116,9 @@ class Replay(Method):
         elif self.strategy == "herding":
             kept.add(task, exemplars.herded(pooled(backbone, rows), rows.labels, self.per_class))
         else:
-            kept.add(task, range(len(rows)))
-            classes = sum(backbone.head(name).out_features for name in kept.labels)
-            kept.thin(exemplars.shares(self.per_class * classes, kept.seen, kept.counts, random), random)
+            classes = sum(backbone.head(name).out_features for name in {*kept.labels, task.name})
+            seen, left = kept.seen | {task.name: len(rows)}, kept.counts | {task.name: len(rows)}
+            counts = exemplars.shares(self.per_class * classes, seen, left, random)
+            kept.add(task, sorted(random.permutation(len(rows))[: counts.pop(task.name)].tolist()))
+            kept.thin(counts, random)
         self._store = kept.state()

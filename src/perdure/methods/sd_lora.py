@@ -17,14 +17,15 @@ from perdure.stream import Task
 class SDLoRA(PeftMethod):
     """Train a fresh LoRA beside the earlier ones, of which only the magnitudes are trained on.
 
-    ΔW = Σ_{j<t} m_j D_j + B_t A_t, where D_j = B_j A_j / ‖B_j A_j‖ is frozen, and m_j, one number for each layer and
-    earlier task, goes on from where it was. The module of task t holds all of it: its rank is t times the usual one,
-    and the rule `last` takes it as it is.
+    ΔW = alpha / rank · (Σ_{j<t} m_j D_j + B_t A_t), where D_j = B_j A_j / ‖B_j A_j‖ is frozen, and m_j, one number for
+    each layer and earlier task, goes on from where it was. The module of task t holds all of it: its rank is t times
+    the usual one, and the rule `last` takes it as it is.
 
     References
     ----------
     Wu et al., SD-LoRA: Scalable Decoupled Low-Rank Adaptation for Class Incremental Learning, arXiv 2501.13198. There
-    magnitudes begin at a constant; here at what they were, so that a task begins with the model that the last one left.
+    magnitudes begin at a constant; here at what they were, so that a task begins with the model that the last one left,
+    and the new branch, whose factors carry its magnitude, has none beside.
     """
 
     usual_rule = "last"
@@ -43,6 +44,11 @@ class SDLoRA(PeftMethod):
         """The module, of whose first rows `update` keeps the values, and the magnitudes."""
         magnitudes = [branches.magnitudes for branches in self._branches if branches.held]
         return [*adapters.trainable(backbone.model).values(), *magnitudes]
+
+    def trained(self, backbone: Backbone) -> int:
+        """All but the earlier directions."""
+        held = [b.held * (b.A.shape[1] + b.inner.weight.shape[0]) for b in self._branches]
+        return sum(parameter.numel() for parameter in self.parameters(backbone)) - sum(held)
 
     def update(self, backbone: Backbone, step: Callable[[], None]) -> None:
         """Keep the earlier directions."""
@@ -82,9 +88,9 @@ class _Branches:
 
     def keep_still(self) -> None:
         """No gradient for the earlier directions: it would count in the norm to which all are clipped."""
-        if self.held:
-            for part in (self.A.grad[: self.held], self.inner.weight.grad[:, : self.held]):
-                part.zero_()
+        if self.held and self.A.grad is not None and self.inner.weight.grad is not None:  # it may be a layer of no use
+            self.A.grad[: self.held] = 0
+            self.inner.weight.grad[:, : self.held] = 0
 
     @torch.no_grad()
     def put_back(self) -> None:

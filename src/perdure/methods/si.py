@@ -34,7 +34,7 @@ class SI(PeftMethod):
     ----------
     Zenke, Poole & Ganguli, Continual Learning Through Synaptic Intelligence, arXiv 1703.04200. With AdamW steps are not
     along the gradient, and the path integral is that of the path taken; negative contributions count as none, so that
-    no parameter is pushed away.
+    no parameter is pushed away. With `training.best` the path is that of all epochs, not only of those that are kept.
     """
 
     usual_rule = "last"
@@ -46,8 +46,8 @@ class SI(PeftMethod):
     def begin(self, backbone: Backbone, task: Task) -> None:
         self.go_on(backbone)
         for name, value in adapters.trainable(backbone.model).items():
-            self.state[f"path/{name}"] = torch.zeros_like(value, device="cpu")
-            self.state[f"start/{name}"] = value.detach().cpu().clone()
+            self.state[f"path/{name}"] = torch.zeros_like(value)
+            self.state[f"start/{name}"] = value.detach().clone()
 
     def loss(self, backbone: Backbone, batch: Batch) -> Tensor:
         loss = local_cross_entropy(backbone, batch)
@@ -65,16 +65,16 @@ class SI(PeftMethod):
         }
         step()
         for name, g in own.items():
-            path = f"path/{name}"
-            self.state[path] = self.state[path] - (g * (parameters[name].detach() - before[name])).cpu()
+            path = self.state[f"path/{name}"].to(g)
+            self.state[f"path/{name}"] = path - g * (parameters[name].detach() - before[name])
 
     def end(self, backbone: Backbone, task: Task) -> None:
         """Turn the task's path into importance."""
         parameters = adapters.trainable(backbone.model)
         new = {}
         for name, value in parameters.items():
-            moved = value.detach().cpu() - self.state.pop(f"start/{name}")
-            new[name] = self.state.pop(f"path/{name}").clamp_min(0) / (moved.square() + self.damping)
+            moved = value.detach() - self.state.pop(f"start/{name}").to(value)
+            new[name] = self.state.pop(f"path/{name}").to(value).clamp_min(0) / (moved.square() + self.damping)
         hold(self.state, parameters, new)
 
     @property
