@@ -1,4 +1,4 @@
-"""Tuning: the same budget for every method, validation data of the first tasks alone, and a search that can be stopped."""
+"""Tuning: the same budget for every method, validation data of the first tasks alone, and it can be stopped."""
 
 import json
 
