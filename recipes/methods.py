@@ -152,7 +152,7 @@ class Comparison:
                 found[f"{metric.__name__}, {way}"] = f"{100 * metric(results.matrix(rule.label, way)):.2f}"
         found |= {"trained": max(task["trained"] for task in tasks)}
         found |= {"stored_bytes": sum(file["size"] for files in manifests for file in files.values())}
-        return found | {name: tasks[-1][name] for name in ("state_bytes", "store_bytes")}
+        return found | {"state_bytes": tasks[-1]["state_bytes"]}
 
 
 def coefficient(recipe: Recipe) -> str:
