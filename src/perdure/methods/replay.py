@@ -86,6 +86,9 @@ class Replay(Method):
     def parameters(self, backbone: Backbone) -> list[nn.Parameter]:
         return self.method.parameters(backbone)
 
+    def trained(self, backbone: Backbone) -> int:
+        return self.method.trained(backbone)
+
     def loss(self, backbone: Backbone, batch: Batch) -> Tensor:
         return self.method.loss(backbone, batch)
 
@@ -100,10 +103,9 @@ class Replay(Method):
         return Exemplars.of(self._store).size
 
     def examples(self, seen: Sequence[Task]) -> Rows:
-        """The other method's, and what is kept of the old tasks; nothing where that trains nothing."""
-        new = self.method.examples(seen)
+        """The other method's, and what is kept of the old tasks."""
         old = {task.name: len(task.classes) for task in seen[:-1]}
-        return new and [*new, *Exemplars.of(self._store).rows(old)]
+        return [*self.method.examples(seen), *Exemplars.of(self._store).rows(old)]
 
     def end(self, backbone: Backbone, task: Task) -> None:
         """Choose which of the task's examples are kept."""
