@@ -35,6 +35,16 @@ def test_five_lines_of_yaml(tmp_path, monkeypatch):
     assert len(recipe.make_stream()) == 2 and recipe.make_method() and recipe.make_rule()
 
 
+def test_the_methods_page():
+    """Its YAML is of recipes, and its table names every method."""
+    text = (README.parent / "docs/methods.md").read_text()
+    blocks = re.findall(r"```yaml\n(.*?)```", text, re.S)
+    found = [Recipe.parse({"stream": "demo", "backbone": "minilm", **yaml.safe_load(block)}) for block in blocks]
+    assert [recipe.make_method().trains and bool(recipe.make_training()) for recipe in found] == [True, True]
+    for name in names("method"):
+        assert f"`{name}`" in text, name
+
+
 def test_the_tables_name_everything():
     text = README.read_text()
     for kind in ("method", "rule", "benchmark"):
