@@ -147,3 +147,15 @@ def test_the_recipes_that_are_published_can_be_made(path):
     assert set(options) <= set(registry.options(registry.find("benchmark", name)))
     backbone = {} if isinstance(recipe.backbone, str) else dict(recipe.backbone)
     assert set(backbone) <= {"model", "pooling", "max_length", "image_size", "head"}
+
+
+@pytest.mark.parametrize("rule", ["smile", "routed", "slao"])
+def test_a_rule_of_low_rank_changes_refuses_full_fine_tuning_before_it(rule, pico, tmp_path):
+    from runs import recipe
+
+    method = {"name": "sequential", "peft": "full"}
+    values = recipe(tmp_path, ("fruit", "colour"), pico("bert"), method=method, rule=rule)
+    with pytest.raises(InputError, match="not low-rank|is a full tensor"):
+        Recipe.parse(values).plan()
+    with pytest.raises(InputError, match="`keep_inputs` is of the layers with LoRA"):
+        Recipe.parse(values | {"rule": "regmean"}, ["training.keep_inputs=true"]).plan()
