@@ -7,7 +7,8 @@ seed. A seed is that of the examples, of the training, and of the order of Split
 under `runs/methods` is taken up. The table goes to recipes/results/<recipe>.csv and, as means over the seeds, to the
 terminal.
 
-Time is CPU time of learning all tasks (one thread, the frozen features known already), beside that of `sequential`.
+Time is the process's time of learning all tasks with fewer examples (one thread, the frozen features known already),
+beside that of `sequential`. It is measured last, by itself, so that nothing else need run then; `--no-times` leaves it.
 """
 
 import argparse
@@ -28,9 +29,9 @@ from perdure import Backbone, Evaluation, Recipe, Rule, Run, metrics, run_files
 from perdure.evaluate import TASK_IDS
 from perdure.measure import measure
 from perdure.restore import restore
-from perdure.run import begin, go_on
+from perdure.run import Plan, begin, go_on
 from perdure.settings import named
-from perdure.stream import SPLITS
+from perdure.stream import SPLITS, TaskStream
 from perdure.task_id import describe
 from perdure.tune import Protocol, tune
 
@@ -60,6 +61,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 OF_DINOV2 = {"inflora": {"method.energy": "features"}}
 """As in inflora_mnist.yaml, where the reason stands."""
 ORACLE = "isolated, oracle"
+TIMED = {"stream.train": 40, "stream.validation": 40, "stream.test": 20}
+"""Examples of each task where time is measured: what a method costs beside another does not depend on how many."""
 
 
 def main() -> None:
@@ -67,7 +70,8 @@ def main() -> None:
     parser.add_argument("recipes", type=Path, nargs="+")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS))
-    parser.add_argument("--trials", type=int, default=5)
+    parser.add_argument("--trials", type=int, default=8)
+    parser.add_argument("--no-times", action="store_true")
     parser.add_argument("--runs", type=Path, default=Path("runs/methods"))
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     arguments = parser.parse_args()
@@ -80,6 +84,9 @@ def main() -> None:
             for variant in arguments.variants:
                 rows += comparison.rows(variant, seed)
                 print({key: value for key, value in rows[-1].items() if value}, flush=True)
+        if not arguments.no_times:
+            times = comparison.times(arguments.variants)
+            rows = [row | {"time": times[row["variant"]]} for row in rows]
         write(arguments.results / f"{path.stem}.csv", rows)
         print(over_seeds(rows))
 
@@ -96,7 +103,10 @@ class Comparison:
         """Make the stream of a seed, and the frozen features of all its splits, which all methods use alike."""
         self.backbone._encoded.clear()
         self.stream = self.recipe("sequential", seed).make_stream()
-        for task in self.stream:
+        self.describe(self.stream)
+
+    def describe(self, stream: TaskStream) -> None:
+        for task in stream:
             for split in SPLITS:
                 describe(self.backbone, self.backbone.encode(task.rows(split)))
 
@@ -126,16 +136,36 @@ class Comparison:
         if (cached := place.with_suffix(".json")).exists():
             return json.loads(cached.read_text())
         recipe = self.recipe(variant, seed, self.tuned(variant))
-        plan = replace(recipe.plan(self.stream, self.backbone), evaluation=Evaluation(steps="none"))
-        shutil.rmtree(place, ignore_errors=True)  # of one that was killed the time would be that of the rest alone
-        started = time.process_time()
+        plan = self.plan(recipe, self.stream)
+        shutil.rmtree(place, ignore_errors=True)
         results = go_on(begin(place, recipe.resolved(plan)), plan, recipe.resolved(plan))
-        seconds = time.process_time() - started
         rules = {variant: plan.rule} | ({ORACLE: Rule(name="oracle")} if variant == "isolated (PIC)" else {})
-        rows = [self.row(results, name, rule, recipe) | {"cpu_seconds": round(seconds, 1)}
-                for name, rule in rules.items()]  # fmt: skip
+        rows = [self.row(results, name, rule, recipe) for name, rule in rules.items()]
         cached.write_text(json.dumps(rows))
         return rows
+
+    def times(self, variants: Sequence[str]) -> dict[str, float]:
+        """Time of learning, beside that of `sequential`; PIC's is the oracle's too."""
+        self.backbone._encoded.clear()
+        small = [f"{name}={value}" for name, value in TIMED.items()]
+        stream = self.recipe("sequential", self.first_seed, small).make_stream()
+        self.describe(stream)
+        seconds = {}
+        for variant in dict.fromkeys(["sequential", *variants]):
+            place = self.place(variant).with_name(f"{self.place(variant).name}-time")
+            if not (cached := place.with_suffix(".json")).exists():
+                recipe = self.recipe(variant, self.first_seed, small)
+                plan = self.plan(recipe, stream)
+                shutil.rmtree(place, ignore_errors=True)
+                started = time.process_time()
+                go_on(begin(place, recipe.resolved(plan)), plan, recipe.resolved(plan))
+                cached.write_text(json.dumps(time.process_time() - started))
+            seconds[variant] = json.loads(cached.read_text())
+        found = {variant: round(value / seconds["sequential"], 2) for variant, value in seconds.items()}
+        return found | {ORACLE: found.get("isolated (PIC)", 1.0)}
+
+    def plan(self, recipe: Recipe, stream: TaskStream) -> Plan:
+        return replace(recipe.plan(stream, self.backbone), evaluation=Evaluation(steps="none"))
 
     def row(self, results: Run, name: str, rule: Rule, recipe: Recipe) -> dict[str, Any]:
         learned = restore(results, self.backbone, self.stream)
@@ -173,14 +203,13 @@ def over_seeds(rows: list[dict[str, Any]]) -> str:
     """A Markdown table of mean ± standard deviation over the seeds."""
     columns = ["given", "posterior", "concatenated", "forgetting, given", "forgetting, concatenated"]
     lines = [f"| method | {' | '.join(columns)} | trained | stored | time |", "|---" * (len(columns) + 4) + "|"]
-    seconds = {row["seed"]: float(row["cpu_seconds"]) for row in rows if row["variant"] == "sequential"}
     for variant in dict.fromkeys(row["variant"] for row in rows):
         own = [row for row in rows if row["variant"] == variant]
         names = [name if name.startswith("forgetting") else f"average_accuracy, {name}" for name in columns]
         cells = [_spread([float(row[name]) for row in own]) for name in names]
         sizes = [_thousands(own[-1]["trained"]), f"{float(own[-1]['stored_bytes']) / 1e6:.1f} MB"]
-        times = [float(row["cpu_seconds"]) / seconds[row["seed"]] for row in own if row["seed"] in seconds]
-        lines.append(f"| {variant} | {' | '.join([*cells, *sizes, f'{np.mean(times):.2f}' if times else '–'])} |")
+        sizes.append(f"{float(own[-1].get('time', 'nan')):.2f}")
+        lines.append(f"| {variant} | {' | '.join([*cells, *sizes])} |")
     return "\n".join([*lines, ""])
 
 

@@ -1,0 +1,35 @@
+"""What a report shows: sections, and in them figures with the numbers that they were drawn from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+Cell = str | int | float | None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure, and its numbers as a table.
+
+    Attributes
+    ----------
+    caption
+        What is shown, in a few words.
+    svg
+        The figure itself.
+    header, rows
+        The table: names of its columns, and its rows. Shares are from 0 to 1; None where nothing was measured.
+    """
+
+    caption: str
+    svg: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page: a title, one sentence on how to read its figures, and the figures."""
+
+    title: str
+    note: str = ""
+    pictures: list[Picture] = field(default_factory=list)
