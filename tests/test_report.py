@@ -1,9 +1,11 @@
 import csv
 import datetime
+import html
 import json
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import matplotlib
@@ -15,8 +17,10 @@ from rich.console import Console
 
 from perdure import metrics
 from perdure.errors import RunError
+from perdure.lock import held
 from perdure.report import figures, heat_map, report, terminal
 from perdure.report.html import to_html
+from perdure.report.latex import to_latex
 from perdure.report.markdown import percent, to_markdown
 from perdure.report.summary import summarise
 
@@ -106,7 +110,7 @@ def test_only_the_last_row(tmp_path):
     assert result["metrics"]["average_accuracy"] == pytest.approx(0.6)
     assert result["metrics"]["forgetting"] is None and result["seen"] == [None, pytest.approx(0.6)]
     assert "| oracle | task given | 60.0 | – | – | – |" in to_markdown(summarise([run]))
-    image = figures.matrix(result, (0, 1))
+    image = heat_map.matrix(result, (0, 1)).svg
     assert ">50.0<" in image and ">70.0<" in image
     assert figures.forgetting(summarise([run])) is None
 
@@ -173,8 +177,12 @@ def test_events(tmp_path):
         "seconds": 1.5,
         "examples": 20,
         "trained": 7,
+        "state_bytes": None,
+        "store_bytes": None,
     }
     assert found["tasks"][1]["seconds"] is None
+    assert found["cost"] == {"seconds": 1.5, "trained": 7, "bytes": 84, "state_bytes": None}
+    assert found["status"] == ""
 
 
 def test_several_runs(tmp_path):
@@ -186,8 +194,9 @@ def test_several_runs(tmp_path):
     labels = [result["label"] for run in summary["runs"] for result in run["results"]]
     assert labels[:2] == ["one · sum · task posterior", f"two ({two}) · sum · task posterior"]
     assert to_markdown(summary).count("| 60.0 | 75.0 | −40.0 | 40.0 |") == 4
-    assert to_html(summary).count("<figure>") == 4 + 2
-    assert figures.readme_figure(summary).count(">50.0<") == 3
+    assert [group["runs"] for group in summary["groups"]] == [[0], [1], [2]]  # of the same seed: no spread
+    captions = re.findall("<figcaption>(.*?)</figcaption>", to_html(summary))
+    assert len(captions) == len(set(captions)) and sum("sum · task posterior" in text for text in captions) >= 3
 
 
 def test_the_dict_is_json(tmp_path):
@@ -207,7 +216,7 @@ def test_the_page_needs_nothing_else(tmp_path):
     assert summary["runs"][0]["title"] == "run"
     assert [path.name for path in output.parent.iterdir()] == ["report.html"]
     assert not re.findall(r"""(?:src|href)\s*=\s*["'](?!#)""", page)  # `#…` is a part of the page itself
-    assert not re.search(r"<script|<link|@import|url\((?!#)", page)
+    assert not re.search(r"<script[^>]|<link|@import|url\((?!#)", page)
     assert 'name="viewport"' in page and "prefers-color-scheme: dark" in page
     for definition in ("AA = (1/T)", "BWT = (1/(T-1))"):
         assert definition in page
@@ -227,7 +236,7 @@ def test_names_are_escaped(tmp_path):
     ]
     summary = report(runs, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "<script" not in page and "<i>" not in page and "<b>" not in page
+    assert "<script>alert" not in page and "<i>" not in page and "<b>" not in page
     assert "&lt;script&gt;" in page and "a_b-c" in page and "&lt;i&gt;rule" in page and "_hidden 日本" in page
     assert "\\|" in to_markdown(summary)
     terminal.show(summary)
@@ -255,19 +264,12 @@ def test_figures_leave_matplotlib_as_it_was(tmp_path):
     events = [{"event": "step", "task": "a", "step": step, "loss": 1 / step} for step in (1, 2)]
     events.append({"event": "task", "task": "a", "seconds": 3})
     summary = summarise([make_run(tmp_path / "run", rows(R, "ab"), combined=found, events=events)])
-    for name in ("accuracy", "forgetting", "losses", "readme_figure", "search", "seconds"):
-        image = getattr(figures, name)(summary)
-        assert image.startswith("<svg") and image == getattr(figures, name)(summary), name
+    ways = figures.ways(summary)
+    for name, *values in [("seen", ways), ("plane", ways), ("forgetting",), ("losses",), ("search",), ("cost",)]:
+        picture = getattr(figures, name)(summary, *values)
+        assert picture.svg.startswith("<svg") and picture == getattr(figures, name)(summary, *values), name
+        assert picture.rows and {len(row) for row in picture.rows} == {len(picture.header)}, name
     assert dict(matplotlib.rcParams) == before
-
-
-def test_readme_figure_takes_what_is_asked_for(tmp_path):
-    scores = rows(R, "ab") + rows([[0.8, None], [0.2, 0.3]], "ab", task_id="concatenated")
-    summary = summarise([make_run(tmp_path / "run", scores)])
-    assert ">50.0<" in figures.readme_figure(summary)
-    image = figures.readme_figure(summary, ["concatenated"], ["Heads side by side"])
-    assert ">20.0<" in image and "Heads side by side" in image and "average accuracy 25.0 %" in image
-    assert figures.readme_figure(summary, ["given"]) is None
 
 
 def test_text_in_cells_is_legible():
@@ -278,8 +280,8 @@ def test_text_in_cells_is_legible():
         return np.dot([0.2126, 0.7152, 0.0722], linear)
 
     for value in np.linspace(0, 1, 101):
-        colour = heat_map.MAP(value)
-        light, dark = sorted([luminance(colour), luminance(heat_map._ink(*colour[:3]))], reverse=True)
+        colour = matplotlib.colormaps["viridis"](value)
+        light, dark = sorted([luminance(colour), luminance(heat_map.ink(*colour[:3]))], reverse=True)
         assert (light + 0.05) / (dark + 0.05) > 4.5
 
 
@@ -291,8 +293,71 @@ def test_many_tasks_and_other_orders(tmp_path):
         for name, tasks in {"one": names, "two": names[::-1]}.items()
     ]
     summary = summarise(runs)
-    assert ">12<" in figures.matrix(summary["runs"][0]["results"][0], (0, 1))
-    assert ">task 12<" in figures.accuracy(summary) and ">task 12<" not in figures.accuracy(summarise(runs[:1]))
+    ways = figures.ways(summary)
+    assert ">12.3<" in heat_map.matrix(summary["runs"][0]["results"][0], (0, 1)).svg
+    assert [row[0] for row in figures.seen(summary, ways).rows] == [f"task {i}" for i in range(1, 13)]
+    assert [row[0] for row in figures.seen(summarise(runs[:1]), ways).rows] == names
+
+
+@pytest.fixture(scope="module")
+def forty(tmp_path_factory):
+    """Ten methods with four seeds each."""
+    place = tmp_path_factory.mktemp("forty")
+    rng = np.random.default_rng(0)
+    runs = []
+    for i in range(40):
+        matrix = np.where(np.tril(np.ones((5, 5))), rng.uniform(0.4, 0.9, (5, 5)), None).tolist()
+        recipe = {"name": "many", "method": {"name": f"method_{i % 10}"}, "seed": i // 10}
+        events = [{"event": "step", "task": "a", "step": step, "loss": 1 / step} for step in range(1, 20)]
+        events += [{"event": "task", "task": task, "seconds": 3.0, "trained": 70} for task in "abcde"]
+        scores = [row for way in ("given", "posterior", "concatenated") for row in rows(matrix, "abcde", task_id=way)]
+        runs.append(make_run(place / str(i), scores, tasks="abcde", recipe=recipe, events=events))
+    return runs
+
+
+def test_runs_that_differ_in_their_seed_are_one_row(forty):
+    summary = summarise(forty)
+    titles = [group["title"] for group in summary["groups"]]
+    assert titles == [f"many: method method_{i}" for i in range(10)]
+    assert [len(group["runs"]) for group in summary["groups"]] == [4] * 10
+    wanted = [
+        result["metrics"]["average_accuracy"] for i in (3, 13, 23, 33) for result in summary["runs"][i]["results"][1:2]
+    ]
+    found = summary["groups"][3]["results"][1]["metrics"]["average_accuracy"]
+    assert found == {"mean": pytest.approx(np.mean(wanted)), "sd": pytest.approx(np.std(wanted, ddof=1)), "n": 4}
+    cell = f"{percent(found['mean'])} ± {percent(found['sd'])}"
+    assert (
+        cell in to_markdown(summary) and cell in to_html(summary) and cell.replace("±", r"$\pm$") in to_latex(summary)
+    )
+    (learned,) = [row for row in figures.plane(summary, [("posterior", "")]).rows if "method_3" in row[0]]
+    assert learned[-1] == 4 and learned[3] == pytest.approx(
+        np.mean([summary["runs"][i]["results"][1]["metrics"]["forgetting"] for i in (3, 13, 23, 33)])
+    )
+
+
+@pytest.mark.parametrize("count", [1, 40])
+def test_a_report_takes_seconds(forty, tmp_path, count):
+    started = time.process_time()
+    report(forty[:count], tmp_path / "report.html")
+    assert time.process_time() - started < 10
+    assert (tmp_path / "report.html").stat().st_size < 3e6
+
+
+def test_three_hundred_tasks(tmp_path):
+    names = [f"task-{i}" for i in range(300)]
+    matrix = np.where(np.tril(np.ones((300, 300))), 0.5, None).tolist()
+    summary = report([make_run(tmp_path / "run", rows(matrix, names), tasks=names)], tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert len(page) < 3e6 and "task-299" in page and "data:image/png;base64," in page
+    (result,) = summary["runs"][0]["results"]
+    assert [row[1:] for row in heat_map.matrix(result, (0, 1)).rows] == matrix
+
+
+def test_latex(tmp_path):
+    run = make_run(tmp_path / "run", rows(R, "ab"), recipe={"name": "50 % of a_b & {c} \\d ~^#$"})
+    text = to_latex(summarise([run]))
+    assert r"50 \% of a\_b \& \{c\} \textbackslash{}d \textasciitilde{}\textasciicircum{}\#\$ & sum" in text
+    assert text.count(r"\\") == 2 and "60.0 & 75.0 & $-$40.0 & 40.0" in text and r"\begin{tabular}{lllrrrr}" in text
 
 
 # -- what can be wrong
@@ -323,8 +388,34 @@ def test_a_folder_that_is_no_run(tmp_path):
 def test_a_broken_file_is_named(tmp_path, file, text):
     run = make_run(tmp_path / "run", rows(R, "ab"))
     (run / file).unlink() if text is None else (run / file).write_text(text)
-    with pytest.raises(RunError, match=re.escape(f"`{run / file}`")):
-        summarise([run])
+    summary = summarise([run, make_run(tmp_path / "other", rows(R, "ab"))])
+    (problem, *_) = summary["runs"][0]["problems"]
+    assert f"`{run / file}`" in problem and summary["runs"][1]["problems"] == []
+    assert problem[:40] in to_markdown(summary) and "60.0" in to_markdown(summary)
+
+
+def test_a_broken_file_is_named_on_the_page(tmp_path):
+    run = make_run(tmp_path / "run", rows(R, "ab"))
+    (run / "combined.json").write_text("{")
+    (run / "scores.csv").unlink()
+    page = html.unescape(to_html(summarise([run])))
+    assert "What is missing" in page and f"`{run / 'combined.json'}`" in page
+    assert f"`{run / 'scores.csv'}` is missing: nothing was measured yet." in page
+
+
+def test_a_run_that_is_not_finished(tmp_path):
+    events = [{"event": "step", "task": "b", "step": step, "loss": 1.0} for step in (1, 2)]
+    run = make_run(tmp_path / "run", rows([[0.9]], "a"), tasks="a", events=events)
+    (found,) = summarise([run])["runs"]
+    assert found["status"] == "Stopped: 1 tasks are finished, and task b is at step 2."
+    assert [curve["task"] for curve in found["losses"]] == ["b"]
+    with held(run):
+        code = f"""
+from perdure.report.summary import summarise
+print(summarise([{str(run)!r}])["runs"][0]["status"])
+"""
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "Running now: 1 tasks are finished, and task b is at step 2.", done.stderr
 
 
 def test_no_torch():

@@ -31,6 +31,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 RuleName = Annotated[str | None, typer.Option("--rule", help="How adapters are combined; by default as the run did.")]
 Text = Annotated[str | None, typer.Option(help="The column with the text.")]
 Image = Annotated[str | None, typer.Option(help="The column with the image.")]
+Format = Literal["html", "markdown", "latex", "json"]
 KnownTask = Annotated[str | None, typer.Option("--task", help="The task of all rows, if it is known.")]
 
 
@@ -261,12 +262,22 @@ def _try_rule(run: Path, rule: str, settings: list[str], output: Path | None, op
 
 
 @app.command()
-def report(runs: Annotated[list[Path], typer.Argument(metavar="RUN…")], output: Output = None) -> None:
-    """Write an HTML report of one run, or a comparison of several."""
-    from perdure.report import report
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN…")],
+    output: Output = None,
+    format: Annotated[Format, typer.Option(help="All but html are printed, unless --output is given.")] = "html",
+    as_json: AsJson = False,
+) -> None:
+    """Report one run, or compare several; one that is still running as far as it is."""
+    from perdure.report import FORMATS, summary, write
 
-    output = output or (runs[0] / "report.html" if len(runs) == 1 else Path("report.html"))
-    report(runs, output)
+    format = "json" if as_json else format
+    text = FORMATS[format](summary.summarise(runs))
+    if format == "html":
+        output = output or (runs[0] / "report.html" if len(runs) == 1 else Path("report.html"))
+    if output is None:
+        return typer.echo(text, nl=False)
+    write(output, text)
     typer.echo(output)
 
 

@@ -204,6 +204,12 @@ def combined(folder: Path) -> dict[str, Any]:
         return rule
 
 
+def diagnostics(folder: Path) -> dict[str, Any]:
+    """What `perdure diagnose` found; empty if it was not asked."""
+    with reading(path := folder / "diagnostics.json"):
+        return read_json(path) if path.exists() else {}
+
+
 def _scale(value: Any) -> float | dict[str, Any]:
     """One number, or those of each task."""
     return value if isinstance(value, dict) else float(value)

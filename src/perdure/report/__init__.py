@@ -1,12 +1,26 @@
 """Run folders → one plain dict → figures → one HTML page. Reads files only, and never needs torch.
 
-folder.py                   a run folder's files, read and checked
-summary.py                  folders → dict (as JSON: `json.dumps` of it)
-markdown.py, terminal.py    dict → text
-figures.py, heat_map.py     dict → SVG; svg.py says how they look
-html.py                     dict → page
+folder.py                                  a run folder's files, as far as they can be read
+summary.py, seeds.py                       folders → dict
+markdown.py, latex.py, terminal.py         dict → text
+figures.py, heat_map.py, diagnostics.py    dict → figures with their numbers (picture.py); svg.py says how they look
+html.py                                    dict → page
 """
 
-from perdure.report.html import report
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
 
-__all__ = ["report"]
+from perdure.report.html import report, to_html, write
+from perdure.report.latex import to_latex
+from perdure.report.markdown import to_markdown
+
+__all__ = ["FORMATS", "report", "write"]
+
+FORMATS: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "html": to_html,
+    "markdown": to_markdown,
+    "latex": to_latex,
+    "json": lambda summary: json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
+}
+"""How a report's dict becomes text."""

@@ -1,4 +1,4 @@
-"""A report's dict → figures, as SVG text; None where nothing was measured."""
+"""A report's dict → figures with their numbers; none where nothing was measured."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,67 +8,202 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from perdure.report.heat_map import limits, matrix, readme_figure
-from perdure.report.svg import short, svg
-
-__all__ = ["accuracy", "forgetting", "limits", "losses", "matrix", "readme_figure", "search", "seconds"]
+from perdure.report.picture import Picture
+from perdure.report.svg import INK, LINE, SOFT, short, svg
 
 Summary = Mapping[str, Any]
+Series = tuple[str, Sequence[float | None], Sequence[float | None]]  # a label, means, standard deviations
 # colours that colour-blind people can tell apart, after Okabe and Ito 2008
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#aa4499", "#56b4e9", "#b38600", "#555555")
-# for each way to know the task: line, marker, and strength of a bar's colour
-LOOKS = {"given": ("-", "o", 1.0), "posterior": ("--", "s", 0.6), "concatenated": (":", "^", 0.3)}
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#b38600", SOFT)
+LINES, MARKERS = ("-", "--", ":", "-."), "os^Dv<>P"
 WIDTH = 4.9  # inches: 470 px, so that the text can still be read on a telephone
+DRAWN = 16  # so many lines can be told apart
 PERCENT = FuncFormatter(lambda value, _: f"{100 * value:.3g}".replace("-", "−"))
 
 
-@svg
-def accuracy(summary: Summary) -> Figure | None:
-    """The mean score over the tasks seen, after each task: a line for each rule and way to know the task."""
-    results = [(result, *look) for result, *look in _looks(summary) if _any(result["seen"])]
-    if not results:
+def ways(summary: Summary) -> list[tuple[str, str]]:
+    """The ways to know the task that any run was measured with: key and words."""
+    found = {result["task_id"]: result["known"] for run in summary["runs"] for result in run["results"]}
+    return [(key, found[key]) for key in ("posterior", "concatenated", "given") if key in found] + [
+        (key, words) for key, words in found.items() if key not in ("posterior", "concatenated", "given")
+    ]
+
+
+def own(summary: Summary, known: Sequence[tuple[str, str]]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Title and result of each group of runs in these ways to know the task; of all its rules where there is room."""
+    found = [
+        (group, result)
+        for task_id, _ in known
+        for group in summary["groups"]
+        for result in group["results"]
+        if result["task_id"] == task_id and result["metric"] == "accuracy"
+    ]
+    if len(found) > DRAWN:
+        found = [(group, result) for group, result in found if result["own"]]
+    titled, ruled = len(summary["groups"]) > 1, len({result["rule"] for _, result in found}) > 1
+    titles = []
+    for group, result in found:
+        parts = {group["title"]: titled, result["rule"]: ruled, result["known"]: len(known) > 1}
+        titles.append(" · ".join(part for part, shown in parts.items() if shown) or result["rule"])
+    return [(title, result) for title, (_, result) in zip(titles, found, strict=True)]
+
+
+# -- over the stream
+
+
+def seen(summary: Summary, known: Sequence[tuple[str, str]]) -> Picture | None:
+    """The mean score over the tasks seen, after each task; the band is a standard deviation over seeds."""
+    lines: list[Series] = [
+        (title, [value["mean"] for value in result["seen"]], [value["sd"] for value in result["seen"]])
+        for title, result in own(summary, known)
+        if any(value["mean"] is not None for value in result["seen"])
+    ]
+    names = _steps(summary)
+    if not lines:
         return None
-    figure, axes = _axes(len(results))
-    for result, colour, (line, marker, _) in results:
-        axes.plot(_gaps(result["seen"]), line, marker=marker, ms=5, color=colour, label=_label(result["label"]))
-    _task_ticks(axes, _steps(summary))
-    axes.set(xlabel="after learning", ylabel="mean score on tasks seen, %")
+    image = _lines(lines[:DRAWN], names, "after learning", "mean score on tasks seen, %")
+    return Picture(f"Mean score on the tasks seen{_in(known)}{_left_out(lines)}", image, *_columns(lines, names))
+
+
+def tasks(result: Mapping[str, Any], title: str) -> Picture | None:
+    """The score on each task over the stream, from where it was learned."""
+    names, matrix = result["tasks"], result["matrix"]
+    lines: list[Series] = []
+    for j, name in enumerate(names):
+        values = [row[j] if i >= j else None for i, row in enumerate(matrix)]
+        if sum(value is not None for value in values) > 1:
+            lines.append((name, values, []))
+    if not lines:
+        return None
+    image = _lines(lines[:DRAWN], names, "after learning", "score on the task, %")
+    return Picture(f"{title}{_left_out(lines)}", image, *_columns(lines, names))
+
+
+def losses(summary: Summary) -> Picture | None:
+    """The training loss, task by task, each from its first step to its last."""
+    runs = [run for run in summary["runs"] if run["losses"]]
+    if not runs:
+        return None
+    rows = [
+        [run["title"], curve["task"], step, loss]
+        for run in runs
+        for curve in run["losses"]
+        for step, loss in zip(curve["steps"], curve["loss"], strict=True)
+    ]
+    title = f"Training loss{_left_out(runs)}"
+    return Picture(title, _draw_losses(runs[:DRAWN]), ["run", "task", "step", "loss"], rows)
+
+
+@svg
+def _draw_losses(runs: Sequence[Mapping[str, Any]]) -> Figure:
+    names = list(dict.fromkeys(curve["task"] for run in runs for curve in run["losses"]))
+    figure, axes = _axes(len(runs))
+    for i, run in enumerate(runs):
+        for number, curve in enumerate(run["losses"]):
+            x = names.index(curve["task"]) - 0.46 + 0.92 * np.array(curve["steps"]) / max(curve["steps"])
+            label = None if number else _label(run["title"])
+            axes.plot(x, curve["loss"], LINES[i // len(COLOURS) % 4], color=_colour(i), lw=1.2, label=label)
+    _task_ticks(axes, names)
+    axes.set(xlabel="while learning", ylabel="training loss", ylim=(0, None))
+    for border in range(1, min(len(names), 60)):
+        axes.axvline(border - 0.5, color=LINE, lw=1)
+    return _with_legend(figure)
+
+
+# -- stability and plasticity
+
+
+def plane(summary: Summary, known: Sequence[tuple[str, str]]) -> Picture | None:
+    """New-task accuracy to the right, forgetting upwards: below to the right both are good."""
+    points = []
+    for title, result in own(summary, known):
+        learned, forgotten = result["learned"], result["metrics"].get("forgetting")
+        if forgotten and None not in (learned["mean"], forgotten["mean"]):
+            points.append((title, learned["mean"], learned["sd"], forgotten["mean"], forgotten["sd"], learned["n"]))
+    if not points:
+        return None
+    header = ["run", "new-task accuracy", "± sd", "forgetting", "± sd", "seeds"]
+    rows, title = points, f"Stability and plasticity{_in(known)}"
+    if len(points) > DRAWN:
+        rows = [(f"{i}  {point[0]}", *point[1:]) for i, point in enumerate(points, 1)]
+        title += " (numbers are those of the table)"
+    return Picture(title, _draw_plane(points), header, rows)
+
+
+@svg
+def _draw_plane(points: Sequence[Sequence[Any]]) -> Figure:
+    numbered = len(points) > DRAWN
+    figure, axes = _axes(0 if numbered else len(points))
+    for i, (title, x, dx, y, dy, _) in enumerate(points):
+        colour, label = _colour(i), None if numbered else _label(title)
+        axes.errorbar(x, y, yerr=dy or 0, xerr=dx or 0, color=colour, lw=1, capsize=2, zorder=1)
+        axes.plot(x, y, "." if numbered else MARKERS[i % len(MARKERS)], ms=8, ls="", color=colour, label=label)
+        if numbered:
+            axes.annotate(str(i + 1), (x, y), (3, 3), textcoords="offset points", color=INK)
+    axes.grid(axis="x")
+    axes.margins(0.12)
+    axes.set(xlabel="new-task accuracy (plasticity), %", ylabel="forgetting, points")
+    axes.xaxis.set_major_formatter(PERCENT)
     axes.yaxis.set_major_formatter(PERCENT)
     return _with_legend(figure)
 
 
-@svg
-def forgetting(summary: Summary) -> Figure | None:
-    """For each task but the last the best score before the end minus the last score."""
-    bars = []
-    for result, colour, (_, _, strength) in _looks(summary):
-        values = dict(zip(result["tasks"], result["forgetting"], strict=False))
-        bars.append((result["label"], values, colour, strength))
-    figure = _bars(bars, "best score before minus last, points")
-    if figure:
-        figure.axes[0].yaxis.set_major_formatter(PERCENT)
-    return figure
+def forgetting(summary: Summary) -> Picture | None:
+    """Bars of forgetting: for each task but the last the best score before the end less the last score.
 
-
-@svg
-def seconds(summary: Summary) -> Figure | None:
-    """The time that each task took to learn."""
-    bars = []
-    for i, run in enumerate(summary["runs"]):
-        bars.append((run["title"], {task["name"]: task["seconds"] for task in run["tasks"]}, _colour(i), 1.0))
-    return _bars(bars, "seconds")
-
-
-@svg
-def search(summary: Summary) -> Figure | None:
-    """The validation score over the scale λ; the filled point is the one that was taken."""
-    searches = [(i, run) for i, run in enumerate(summary["runs"]) if run["search"]]
-    if not searches:
+    Of more than three groups of runs a bar for each, the mean over its tasks.
+    """
+    if len(summary["runs"]) <= 3:
+        pairs = [(run, result) for run in summary["runs"] for result in run["results"] if result["rule"] == run["rule"]]
+        several = len(summary["runs"]) > 1
+        bars = [
+            (f"{run['title']} · {result['known']}" if several else result["known"],
+             dict(zip(result["tasks"], result["forgetting"], strict=False)))
+            for run, result in pairs
+        ]  # fmt: skip
+    else:
+        bars = [
+            (
+                way[1],
+                {
+                    title: (result["metrics"].get("forgetting") or {}).get("mean")
+                    for title, result in own(summary, [way])
+                },
+            )
+            for way in ways(summary)
+        ]
+    bars = [(label, values) for label, values in bars if any(value is not None for value in values.values())]
+    if not bars:
         return None
-    figure, axes = _axes(len(searches))
-    for i, run in searches:
+    names = list(dict.fromkeys(name for _, values in bars for name in values))
+    table = [[name, *(values.get(name) for _, values in bars)] for name in names]
+    image = _bars([(label, [values.get(name) for name in names]) for label, values in bars], names)
+    return Picture("Forgetting, points", image, ["", *(label for label, _ in bars)], table)
+
+
+# -- search and cost
+
+
+def search(summary: Summary) -> Picture | None:
+    """The validation score over the scale λ; the filled point is the one that was taken."""
+    runs = [run for run in summary["runs"] if run["search"]]
+    if not runs:
+        return None
+    rows = [
+        [run["title"], scale, score, "taken" if scale == run["search"]["chosen"] else ""]
+        for run in runs
+        for scale, score in zip(run["search"]["scales"], run["search"]["scores"], strict=True)
+    ]
+    header = ["run", "scale λ", "mean validation score", ""]
+    return Picture(f"Search of λ{_left_out(runs)}", _draw_search(runs[:DRAWN]), header, rows)
+
+
+@svg
+def _draw_search(runs: Sequence[Mapping[str, Any]]) -> Figure:
+    figure, axes = _axes(len(runs))
+    for i, run in enumerate(runs):
         scales, scores = run["search"]["scales"], _gaps(run["search"]["scores"])
-        axes.plot(scales, scores, "-o", color=_colour(i), mfc="white", label=_label(run["title"]))
+        axes.plot(scales, scores, "-o", color=_colour(i), mfc="none", label=_label(run["title"]))
         if run["search"]["chosen"] in scales:
             place = scales.index(run["search"]["chosen"])
             axes.plot(scales[place], scores[place], "o", color=_colour(i), ms=9)
@@ -77,40 +212,95 @@ def search(summary: Summary) -> Figure | None:
     return _with_legend(figure)
 
 
-@svg
-def losses(summary: Summary) -> Figure | None:
-    """The training loss, task by task, each from its first step to its last."""
-    runs = [(i, run) for i, run in enumerate(summary["runs"]) if run["losses"]]
-    if not runs:
+COSTS = {
+    "seconds": ("learning, seconds", 1.0),
+    "trained": ("trained, thousands", 1e3),
+    "bytes": ("stored, MB", 1e6),
+    "state_bytes": ("remembered, MB", 1e6),
+}
+
+
+def cost(summary: Summary) -> Picture | None:
+    """What each run took: time, the parameters trained for a task, bytes on disk, and those its method remembers."""
+    known = {name: about for name, about in COSTS.items() if any(run["cost"][name] for run in summary["runs"])}
+    if not known:
         return None
-    figure, axes = _axes(len(runs))
-    for i, run in runs:
-        names = [task["name"] for task in run["tasks"]]
-        for number, curve in enumerate(run["losses"]):
-            x = names.index(curve["task"]) - 0.46 + 0.92 * np.array(curve["steps"]) / max(curve["steps"])
-            label = None if number else _label(run["title"])
-            axes.plot(x, curve["loss"], color=_colour(i), lw=1.2, label=label)
-    names = _steps(summary)
-    _task_ticks(axes, names)
-    axes.set(xlabel="while learning", ylabel="training loss", ylim=(0, None))
-    for border in range(1, len(names)):
-        axes.axvline(border - 0.5, color="#dddddd", lw=1)
-    return _with_legend(figure)
+    rows = [[run["title"], *(run["cost"][name] for name in known)] for run in summary["runs"]]
+    header = ["run", *(name.replace("_", " ") for name in known)]
+    drawn = [[short(row[0], 34), *row[1:]] for row in rows[:40]]
+    return Picture("Time, parameters and bytes", _draw_cost(drawn, list(known.values())), header, rows)
+
+
+@svg
+def _draw_cost(rows: Sequence[Sequence[Any]], about: Sequence[tuple[str, float]]) -> Figure:
+    figure = Figure(figsize=(1.3 + 1.75 * len(about), 0.75 + 0.2 * len(rows)), layout="constrained")
+    for i, (axes, (title, unit)) in enumerate(zip(np.atleast_1d(figure.subplots(1, len(about))), about, strict=True)):
+        values = [(row[i + 1] or 0) / unit for row in rows]
+        axes.barh(range(len(rows)), values, 0.7, color=_colour(i))
+        axes.set(ylim=(len(rows) - 0.5, -0.5), title=title)
+        axes.set_yticks(range(len(rows)), [" " + row[0] for row in rows] if i == 0 else [""] * len(rows))
+        axes.tick_params(length=0)
+        axes.locator_params(axis="x", nbins=3)
+        axes.grid(axis="x")
+    return figure
 
 
 # -- parts
 
 
-def _looks(summary: Summary) -> list[tuple[Mapping[str, Any], str, tuple[str, str, float]]]:
-    """Each result with a colour (the run's, for its first rule) and the line of how the task is known."""
-    rules = [(i, result["rule"]) for i, run in enumerate(summary["runs"]) for result in run["results"]]
-    first = dict(reversed(rules))
-    others = list(dict.fromkeys((i, rule) for i, rule in rules if first[i] != rule))
-    looks = []
-    for (i, rule), result in zip(rules, (r for run in summary["runs"] for r in run["results"]), strict=True):
-        number = i if first[i] == rule else len(summary["runs"]) + others.index((i, rule))
-        looks.append((result, _colour(number), LOOKS.get(result["task_id"], ("-.", "d", 0.8))))
-    return looks
+@svg
+def _lines(lines: Sequence[Series], names: Sequence[str], below: str, beside: str) -> Figure:
+    figure, axes = _axes(len(lines))
+    for i, (title, means, spreads) in enumerate(lines):
+        line, marker = LINES[i // len(COLOURS) % 4], MARKERS[i % len(MARKERS)] if len(means) <= 40 else ""
+        axes.plot(_gaps(means), line, marker=marker, ms=4.5, color=_colour(i), label=_label(title))
+        if any(spread is not None for spread in spreads):
+            middle, half = np.array(_gaps(means)), np.nan_to_num(np.array(_gaps(spreads)))
+            axes.fill_between(range(len(middle)), middle - half, middle + half, color=_colour(i), alpha=0.15, lw=0)
+    _task_ticks(axes, names)
+    axes.set(xlabel=below, ylabel=beside)
+    axes.yaxis.set_major_formatter(PERCENT)
+    return _with_legend(figure)
+
+
+@svg
+def _bars(bars: Sequence[tuple[str, Sequence[float | None]]], names: Sequence[str]) -> Figure:
+    """Groups of bars that lie, one group for each name."""
+    figure = Figure(figsize=(WIDTH, 0.9 + 0.19 * len(bars) + 0.3 * min(len(names), 60)), layout="constrained")
+    axes = figure.subplots()
+    width = 0.84 / len(bars)
+    for i, (label, values) in enumerate(bars):
+        y = np.arange(len(names)) - 0.42 + (i + 0.5) * width
+        axes.barh(y, _gaps(values), 0.9 * width, color=_colour(i), label=_label(label))
+    axes.axvline(0, color=SOFT, lw=0.8)
+    axes.grid(axis="x")
+    axes.set(ylim=(len(names) - 0.5, -0.5))
+    step = -(-len(names) // 60)
+    axes.set_yticks(range(0, len(names), step), [" " + short(name, 34) for name in names[::step]])
+    axes.tick_params(length=0)
+    axes.xaxis.set_major_formatter(PERCENT)
+    return _with_legend(figure)
+
+
+def _columns(lines: Sequence[Series], names: Sequence[str]) -> tuple[list[str], list[list[Any]]]:
+    """The numbers of lines: a column for each, and one for its spread over seeds if there is any."""
+    header: list[str] = [""]
+    columns: list[list[Any]] = [list(names)]
+    for title, means, spreads in lines:
+        for label, values in ((title, means), (f"{title}, ± sd", spreads)):
+            if any(value is not None for value in values):
+                header.append(label)
+                columns.append([values[i] if i < len(values) else None for i in range(len(names))])
+    return header, [list(row) for row in zip(*columns, strict=True)]
+
+
+def _in(known: Sequence[tuple[str, str]]) -> str:
+    """The way to know the task, where it is one."""
+    return f" · {known[0][1]}" if len(known) == 1 else ""
+
+
+def _left_out(lines: Sequence[Any]) -> str:
+    return f" (the first {DRAWN} of {len(lines)}; all are in the table)" if len(lines) > DRAWN else ""
 
 
 def _colour(number: int) -> str:
@@ -137,24 +327,6 @@ def _label(text: str) -> str:
     return " " + short(text, 64)  # matplotlib hides labels that start with "_"
 
 
-def _bars(bars: Sequence[tuple[str, Mapping[str, float | None], str, float]], label: str) -> Figure | None:
-    """Groups of bars, one for each task; `bars` are label, values by task, colour and strength."""
-    bars = [bar for bar in bars if _any(bar[1].values())]
-    if not bars:
-        return None
-    names = list(dict.fromkeys(name for _, values, *_ in bars for name in values))
-    figure, axes = _axes(len(bars))
-    width = 0.84 / len(bars)
-    for i, (name, values, colour, strength) in enumerate(bars):
-        x = np.arange(len(names)) - 0.42 + (i + 0.5) * width
-        heights = _gaps([values.get(task) for task in names])
-        axes.bar(x, heights, 0.92 * width, color=(colour, strength), edgecolor=colour, lw=0.6, label=_label(name))
-    axes.axhline(0, color="#888888", lw=0.8)
-    _task_ticks(axes, names)
-    axes.set_ylabel(label)
-    return _with_legend(figure)
-
-
 def _steps(summary: Summary) -> list[str]:
     """The tasks in their order, if it is that of all runs; else their numbers."""
     orders = sorted({tuple(task["name"] for task in run["tasks"]) for run in summary["runs"]}, key=len)
@@ -164,15 +336,13 @@ def _steps(summary: Summary) -> list[str]:
 
 
 def _task_ticks(axes: Axes, names: Sequence[str]) -> None:
-    crowded = sum(len(short(name)) + 2 for name in names) > 60
+    step = -(-len(names) // 20)
+    shown = names[::step]
+    crowded = sum(len(short(name)) + 2 for name in shown) > 60
     turned = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if crowded else {}
-    axes.set_xticks(range(len(names)), [short(name) for name in names], **turned)
+    axes.set_xticks(range(0, len(names), step), [" " + short(name) for name in shown], **turned)
     axes.set_xlim(-0.6, len(names) - 0.4)
 
 
 def _gaps(values: Sequence[float | None]) -> list[float]:
     return [float("nan") if value is None else value for value in values]
-
-
-def _any(values: Any) -> bool:
-    return any(value is not None for value in values)

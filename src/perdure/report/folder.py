@@ -1,11 +1,17 @@
-"""A run folder's files as plain values, read without torch (`perdure.run_files` describes them)."""
+"""A run folder's files as plain values, read without torch (`perdure.run_files` describes them).
 
+Of a run that is damaged, or that is being written, as much is read as there is, and what is missing is named.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from perdure import run_files
+from perdure import lock, run_files
 from perdure.errors import RunError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -18,6 +24,10 @@ class Files:
         The rule as it was last applied, empty if no task was finished.
     tasks
         Name, number of classes and bytes on disk of each complete task, in the order of learning.
+    problems
+        A sentence for each file that is missing or cannot be understood.
+    running
+        Whether a process is writing the run.
     """
 
     folder: Path
@@ -27,6 +37,9 @@ class Files:
     events: list[dict[str, Any]]
     combined: dict[str, Any]
     tasks: list[dict[str, Any]]
+    diagnostics: dict[str, Any]
+    problems: list[str]
+    running: bool
 
 
 def read(folder: str | Path) -> Files:
@@ -35,25 +48,50 @@ def read(folder: str | Path) -> Files:
     Raises
     ------
     RunError
-        A file is missing or cannot be understood; the message names it.
+        It is not a run, or one of a format that is not known here.
     """
     folder = Path(folder)
-    run_files.check_run(folder)
-    if not run_files.is_there(path := folder / "scores.csv"):
-        raise RunError(
-            f"`{path}` is missing: nothing was measured yet. If the run was stopped, go on with `perdure run {folder}`."
-        )
-    recipe = run_files.recipe(folder)
-    places = run_files.task_folders(folder, run_files.forgotten(recipe))
+    problems: list[str] = []
+
+    def tried(read: Callable[..., T], usual: T, *values: Any) -> T:
+        try:
+            return read(*values)
+        except RunError as error:
+            problems.append(str(error))
+            return usual
+
+    environment = tried(run_files.environment, {}, folder)
+    if not problems:  # its format is known then, or wrong
+        run_files.check_run(folder)
+    elif not run_files.is_run(folder):
+        raise RunError(f"`{folder}` is not a run: it has no `recipe.yaml`.")
+    recipe = tried(run_files.recipe, {}, folder)
+    places = tried(run_files.task_folders, {}, folder, run_files.forgotten(recipe))
+    for name in ("environment.json", "scores.csv", "events.jsonl", *(["combined.json"] if places else [])):
+        if not tried(run_files.is_there, True, folder / name):
+            problems.append(_missing(folder, name))
     return Files(
         folder=folder,
         recipe=recipe,
-        environment=run_files.environment(folder),
-        scores=run_files.scores(folder),
-        events=run_files.events(folder),
-        combined=run_files.combined(folder) if run_files.is_there(folder / "combined.json") else {},
-        tasks=[_task(name, place) for name, place in places.items()],
+        environment=environment,
+        scores=tried(run_files.scores, [], folder),
+        events=tried(run_files.events, [], folder),
+        combined=tried(run_files.combined, {}, folder) if (folder / "combined.json").exists() else {},
+        tasks=[tried(_task, {"name": name, "classes": None, "bytes": None}, name, at) for name, at in places.items()],
+        diagnostics=tried(run_files.diagnostics, {}, folder),
+        problems=list(dict.fromkeys(problems)),
+        running=lock.holder(folder) is not None,
     )
+
+
+def _missing(folder: Path, name: str) -> str:
+    why = {
+        "scores.csv": "nothing was measured yet. If the run was stopped, go on with `perdure run RUN`",
+        "events.jsonl": "losses and times are not known",
+        "combined.json": "the rule is not known. `perdure evaluate RUN` writes it",
+        "environment.json": "it is not known with which versions this was run",
+    }
+    return f"`{folder / name}` is missing: {why[name].replace('RUN', str(folder))}."
 
 
 def _task(name: str, place: Path) -> dict[str, Any]:

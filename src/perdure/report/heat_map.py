@@ -1,108 +1,138 @@
-"""The accuracy matrix R as a heat map."""
+"""Numbers in rows and columns as a heat map: SVG written by hand, for a report may hold a hundred of them."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import base64
+import io
+import unicodedata
+from collections.abc import Mapping, Sequence
+from html import escape
 from typing import Any
 
 import matplotlib
 import numpy as np
 from jaxtyping import Float
-from matplotlib.axes import Axes
-from matplotlib.collections import QuadMesh
-from matplotlib.figure import Figure
 from numpy import ndarray
+from PIL import Image
 
-from perdure.report.markdown import percent
-from perdure.report.svg import short, svg
+from perdure.report.picture import Picture
+from perdure.report.svg import FONT, short
 
-MAP = matplotlib.colormaps["viridis"]
-Result = Mapping[str, Any]
-
-
-@svg
-def matrix(result: Result, limits: tuple[float, float]) -> Figure:
-    """One matrix: after learning the row's task, the score on the column's. Empty rows are left out."""
-    n = len(result["tasks"])
-    cell = 0.44 if n <= 8 else 0.34  # inches
-    figure = Figure(figsize=(n * cell, len(_measured(result)) * cell))
-    draw(figure.add_axes((0, 0, 1, 1)), result, limits, digits=1 if n <= 8 else 0)
-    return figure
+NUMBERS, CELLS = 12, 40  # up to so many columns cells hold numbers; up to so many they are drawn one by one
+LETTER = 6.6  # pixels of a letter, at most
 
 
-@svg
-def readme_figure(
-    summary: Mapping[str, Any], task_ids: Sequence[str] = (), titles: Sequence[str] = ()
-) -> Figure | None:
-    """The matrices of up to three runs side by side, under each run's own rule, in common colours.
-
-    Parameters
-    ----------
-    task_ids
-        For each run how the task is known; by default the first measured of posterior, concatenated, given.
-    titles
-        For each run what stands above; by default its title.
-    """
-    runs = summary["runs"][:3]
-    found = [(i, result) for i, run in enumerate(runs) if (result := _pick(run, task_ids[i : i + 1]))]
-    if not found:
-        return None
-    results = [result for _, result in found]
-    few, same = len(found) < 3, len({tuple(result["tasks"]) for result in results}) == 1
-    size, gap = 3.3 if few else 2.2, 0.5 if same else 1.5  # inches
-    figure = Figure(figsize=(1, 1))  # it grows around what is in it
-    for place, (i, result) in enumerate(found):
-        height = size * len(_measured(result)) / len(result["tasks"])
-        axes = figure.add_axes((place * (size + gap), 0, size, height))
-        mesh = draw(axes, result, limits(results), size=11 if few else 8.5)
-        axes.set_yticks(axes.get_yticks(), [f"after {label.get_text()}" for label in axes.get_yticklabels()])
-        axes.tick_params(labelsize=10, labelleft=place == 0 or not same)
-        title = titles[i] if i < len(titles) else runs[i]["title"]
-        axes.set_title(short(title, 34 if few else 22), size=13, weight="bold", pad=12)
-        mean = percent(result["metrics"]["average_accuracy"])
-        axes.set_xlabel(f"{result['known']}\naverage accuracy {mean} %", fontsize=10.5, labelpad=8)
-    bar = figure.colorbar(mesh, cax=figure.add_axes((len(found) * (size + gap) - gap + 0.3, 0, 0.13, size)))
-    bar.ax.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
-    bar.ax.tick_params(length=0)
-    bar.solids.set(rasterized=False, edgecolor="face")  # pyright: ignore
-    bar.outline.set_visible(False)  # pyright: ignore
-    return figure
+def matrix(result: Mapping[str, Any], limits: tuple[float, float]) -> Picture:
+    """The accuracy matrix: after learning the row's task, the score on the column's. Empty rows are left out."""
+    measured = [i for i, row in enumerate(result["matrix"]) if any(value is not None for value in row)] or [0]
+    names = result["tasks"]
+    values = np.array([result["matrix"][i] for i in measured], dtype=float)
+    image = heat(values, [names[i] for i in measured], names, limits=limits)
+    rows = [[names[i], *result["matrix"][i]] for i in measured]
+    return Picture(result["name"], image, ["after learning", *names], rows)
 
 
-def _pick(run: Mapping[str, Any], wanted: Sequence[str]) -> Result | None:
-    own = [result for result in run["results"] if result["rule"] == run["rule"]] or run["results"]
-    order = [*wanted] or ["posterior", "concatenated", "given"]
-    return next((result for task_id in order for result in own if result["task_id"] == task_id), None)
-
-
-def limits(results: Iterable[Result]) -> tuple[float, float]:
+def limits(results: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
     """Where the colours of several matrices begin and end: the tenths around their values."""
     values = [value for result in results for row in result["matrix"] for value in row if value is not None]
     low, high = (np.floor(10 * min(values)) / 10, np.ceil(10 * max(values)) / 10) if values else (0.0, 1.0)
     return float(low), float(max(high, low + 0.1))
 
 
-def draw(axes: Axes, result: Result, limits: tuple[float, float], *, digits: int = 1, size: float = 8.5) -> QuadMesh:
-    """Draw a matrix on axes; its numbers with so many `digits` after the point and of this font `size`."""
-    measured, names = _measured(result), [short(name) for name in result["tasks"]]
-    R: Float[ndarray, "steps tasks"] = np.array(result["matrix"], dtype=float)[measured]
-    edges = [np.arange(length + 1) - 0.5 for length in reversed(R.shape)]
-    mesh = axes.pcolormesh(*edges, R, cmap=MAP, vmin=limits[0], vmax=limits[1], edgecolors="white", lw=1.5)
-    for (i, j), value in np.ndenumerate(R):
-        if np.isfinite(value):
-            ink = _ink(*mesh.to_rgba(value)[:3])
-            axes.text(j, i, f"{100 * value:.{digits}f}", ha="center", va="center", color=ink, fontsize=size)
-    axes.set_xticks(range(len(names)), names, rotation=40, ha="left", rotation_mode="anchor")
-    axes.set_yticks(range(len(measured)), [names[i] for i in measured])
-    axes.set(aspect="equal", ylim=(len(measured) - 0.5, -0.5))
-    axes.tick_params(length=0, labelbottom=False, labeltop=True)
-    axes.spines[:].set_visible(False)
-    return mesh
+def heat(
+    values: Float[ndarray, "rows columns"],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    *,
+    limits: tuple[float, float],
+    colours: str = "viridis",
+    scale: float = 100,
+    digits: int = 1,
+) -> str:
+    """A heat map as SVG; nan where there is no number.
+
+    Parameters
+    ----------
+    limits
+        The values of the first and the last colour.
+    colours
+        A colour map of matplotlib.
+    scale, digits
+        In cells stand `scale` times the values, rounded to so many digits.
+    """
+    count = max(len(rows), len(columns))
+    width, height = (46, 30) if count <= NUMBERS else (24, 20) if count <= CELLS else (max(2, 960 // count),) * 2
+    painted = matplotlib.colormaps[colours](np.clip((values - limits[0]) / (limits[1] - limits[0] or 1), 0, 1))
+    painted = np.round(255 * np.where(np.isnan(values)[..., None], (1, 1, 1, 0), painted)).astype(np.uint8)
+    places = [(column * width, row * height) for row in range(len(rows)) for column in range(len(columns))]
+    if count <= CELLS:
+        cells = [
+            _cell(*place, width, height, colour) for place, colour in zip(places, painted.reshape(-1, 4), strict=True)
+        ]
+    else:
+        cells = [_raster(painted, width * len(columns), height * len(rows))]
+    if count <= NUMBERS:
+        flat = zip(places, values.flat, painted.reshape(-1, 4), strict=True)
+        cells += [_number(x + width / 2, y + height / 2 + 4, scale * v, digits, c) for (x, y), v, c in flat if v == v]
+    left, top, over = _labels(rows), 0.65 * _labels(columns) + 14, 0.77 * _labels(columns)
+    cells += [_left(-7, (i + 0.5) * height + 4, rows[i]) for i in _shown(len(rows), height)]
+    cells += [_above((i + 0.5) * width, -7, columns[i]) for i in _shown(len(columns), width)]
+    size = [left + len(columns) * width + max(4.0, over - width / 2), top + len(rows) * height + 4]
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{size[0]:.0f}" height="{size[1]:.0f}" '
+        f'viewBox="{-left:.0f} {-top:.0f} {size[0]:.0f} {size[1]:.0f}" font-family="{FONT}" font-size="12">'
+        f'<g style="fill: var(--ink, #1d2127)">{"".join(cells)}</g></svg>'
+    )
 
 
-def _measured(result: Result) -> list[int]:
-    return [i for i, row in enumerate(result["matrix"]) if any(value is not None for value in row)] or [0]
+def _cell(x: float, y: float, width: float, height: float, colour: ndarray) -> str:
+    if not colour[3]:
+        return ""
+    return f'<rect x="{x}" y="{y}" width="{width - 2}" height="{height - 2}" rx="2" fill="{_hex(colour)}"/>'
 
 
-def _ink(*colour: float) -> str:
+def _raster(painted: ndarray, width: float, height: float) -> str:
+    """All cells as one picture: of 300 tasks there are 45,000."""
+    file = io.BytesIO()
+    Image.fromarray(painted, "RGBA").save(file, "PNG", optimize=True)
+    data = base64.b64encode(file.getvalue()).decode()
+    return (
+        f'<image width="{width}" height="{height}" preserveAspectRatio="none" style="image-rendering: pixelated" '
+        f'href="data:image/png;base64,{data}"/>'
+    )
+
+
+def _number(x: float, y: float, value: float, digits: int, colour: ndarray) -> str:
+    text = f"{value:.{digits}f}".replace("-", "−")
+    return f'<text x="{x - 1}" y="{y}" text-anchor="middle" style="fill: {ink(*(colour[:3] / 255))}">{text}</text>'
+
+
+def _left(x: float, y: float, name: str) -> str:
+    return f'<text x="{x}" y="{y:.1f}" text-anchor="end">{escape(short(name))}</text>'
+
+
+def _above(x: float, y: float, name: str) -> str:
+    return f'<text transform="translate({x:.1f} {y}) rotate(-40)">{escape(short(name))}</text>'
+
+
+def _shown(count: int, size: float) -> range:
+    """Which labels there is room for."""
+    return range(0, count, int(np.ceil(15 / size)))
+
+
+def _labels(names: Sequence[str]) -> float:
+    """How wide the longest label is, in pixels."""
+    return 14 + max((LETTER * sum(_letters(c) for c in short(name)) for name in names), default=0)
+
+
+def _letters(character: str) -> float:
+    """How wide a character is, in letters."""
+    return 2.0 if unicodedata.east_asian_width(character) in "WF" else 1.0
+
+
+def _hex(colour: ndarray) -> str:
+    return "#" + "".join(f"{part:02x}" for part in colour[:3])
+
+
+def ink(*colour: float) -> str:
     """Black or white, whichever has the higher contrast on a colour (WCAG 2)."""
     red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour)
     luminance = 0.2126 * red + 0.7152 * green + 0.0722 * blue

@@ -1,4 +1,4 @@
-"""A report's dict → one HTML page that needs nothing else: no network, no scripts."""
+"""A report's dict → one HTML page that needs nothing else: no network, no files beside it."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,9 +10,14 @@ from markupsafe import Markup
 
 from perdure import files
 from perdure.errors import OutputError
-from perdure.report import figures
-from perdure.report.markdown import percent, table
+from perdure.report import diagnostics, figures, heat_map
+from perdure.report.markdown import note, percent, table
+from perdure.report.picture import Picture, Section
 from perdure.report.summary import summarise
+
+FEW = 4  # up to so many runs each is shown with all its rules
+SINGLE = 12  # up to so many each has its curves
+CELLS = 120_000  # of all tables on a page: more make it too large to open
 
 
 def report(folders: Sequence[str | Path], output: str | Path) -> dict[str, Any]:
@@ -21,7 +26,7 @@ def report(folders: Sequence[str | Path], output: str | Path) -> dict[str, Any]:
     Parameters
     ----------
     folders
-        The run folders.
+        The run folders. One that is damaged, or still running, is shown as far as it is.
     output
         The HTML file; one that is there is replaced.
 
@@ -33,18 +38,29 @@ def report(folders: Sequence[str | Path], output: str | Path) -> dict[str, Any]:
     Raises
     ------
     RunError
-        A folder is not a run, or is damaged.
+        A folder is not a run.
     OutputError
         The page cannot be written.
     """
     summary = summarise(folders)
+    write(output, to_html(summary))
+    return summary
+
+
+def write(output: str | Path, text: str) -> None:
+    """Write a report's text.
+
+    Raises
+    ------
+    OutputError
+        It cannot be.
+    """
     output = Path(output)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"`{output.parent}` cannot be made: {error.strerror}.") from error
-    files.write(output, to_html(summary))
-    return summary
+    files.write(output, text)
 
 
 def to_html(summary: Mapping[str, Any]) -> str:
@@ -54,36 +70,105 @@ def to_html(summary: Mapping[str, Any]) -> str:
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["yaml"] = lambda value: yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
+    environment.filters["svg"] = Markup  # names in it are escaped by those who drew it
+    environment.filters["cell"] = _cell
     header, rows = table(summary)
-    values = {"header": header, "rows": rows, "sections": _sections(summary)}
+    titles = [group["title"] for group in summary["groups"]]
+    values = {
+        "title": ", ".join(titles) if len(titles) <= FEW else f"{len(summary['runs'])} runs",
+        "header": header,
+        "rows": rows,
+        "texts": len(header) - len(summary["metrics"]),
+        "note": note(summary),
+        "sections": _fitting(_sections(summary)),
+    }
     return environment.get_template("report.html").render(summary, **values)
 
 
-def _sections(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Title, note and figures (caption → SVG) of each part of the page that has any."""
-    runs = summary["runs"]
-    low, high = limits = figures.limits(result for run in runs for result in run["results"])
-    colours = f"Colours go from {percent(low)} % (dark) to {percent(high)} % (light)."
+def _cell(value: Any) -> str:
+    """A table's value as text: numbers with as many digits as anybody reads."""
+    if value is None:
+        return "–"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _sections(summary: Mapping[str, Any]) -> list[Section]:
+    ways = figures.ways(summary)
+    parts = [[way] for way in ways] if len(summary["groups"]) > 1 else [ways]
+    found = [
+        _matrices(summary),
+        Section("Over the stream", "", _there(*(figures.seen(summary, part) for part in parts), *_curves(summary))),
+        Section(
+            "Stability and plasticity",
+            "To the right a run learns new tasks better, below it forgets less.",
+            _there(*(figures.plane(summary, part) for part in parts), figures.forgetting(summary)),
+        ),
+        Section(
+            "Search of the scale",
+            "On validation examples; the filled point was taken.",
+            _there(figures.search(summary)),
+        ),
+        Section("Training", "", _there(figures.losses(summary))),
+        Section("Cost", "Trained: the most parameters for any one task.", _there(figures.cost(summary))),
+    ]
+    for run in summary["runs"]:
+        for section in diagnostics.sections(run["diagnostics"]):
+            title = f"{section.title}: {run['title']}" if len(summary["runs"]) > 1 else section.title
+            found.append(Section(title, section.note, section.pictures))
+    return [section for section in found if section.pictures]
+
+
+def _there(*pictures: Picture | None) -> list[Picture]:
+    return [picture for picture in pictures if picture]
+
+
+def _shown(summary: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    """Run and result of what is shown one by one: of many runs only their own rule, in one way to know the task."""
+    pairs = [(run, result) for run in summary["runs"] for result in run["results"]]
+    if len(summary["runs"]) <= FEW:
+        return pairs
+    first = [key for key, _ in figures.ways(summary)][:1]
+    return [(run, result) for run, result in pairs if result["rule"] == run["rule"] and [result["task_id"]] == first]
+
+
+def _matrices(summary: Mapping[str, Any]) -> Section:
+    shown = _shown(summary)
+    low, high = limits = heat_map.limits([result for _, result in shown])
+    colours = f"Dark is {percent(low)} %, light {percent(high)} %."
     note = f"Row: after learning this task. Column: the score on this task. {colours}"
-    sections = []
-    for run in runs:
-        sections.append({"title": _title(summary, run), "note": note, "figures": _matrices(run, limits)})
-    over_time = {"Mean score on the tasks seen": figures.accuracy, "Forgetting": figures.forgetting}
-    training = {"Training loss": figures.losses, "Time to learn each task": figures.seconds}
-    for title, note, drawings in [
-        ("Over time", "", over_time),
-        ("Search of the scale", "On validation examples; the filled point was taken.", {"": figures.search}),
-        ("Training", "", training),
-    ]:
-        images = {caption: Markup(image) for caption, draw in drawings.items() if (image := draw(summary))}
-        sections.append({"title": title, "note": note, "figures": images})
-    return [section for section in sections if section["figures"]]
+    pictures = []
+    for run, result in shown:
+        picture = heat_map.matrix(result, limits)
+        caption = f"{run['title']} · {picture.caption}" if len(summary["runs"]) > 1 else picture.caption
+        pictures.append(Picture(caption, picture.svg, picture.header, picture.rows))
+    return Section("Accuracy matrix" if len(pictures) == 1 else "Accuracy matrices", note, pictures)
 
 
-def _title(summary: Mapping[str, Any], run: Mapping[str, Any]) -> str:
-    return "Accuracy matrix" + (f": {run['title']}" if len(summary["runs"]) > 1 else "")
+def _curves(summary: Mapping[str, Any]) -> list[Picture | None]:
+    """Each task's accuracy over the stream."""
+    if len(summary["runs"]) > SINGLE:
+        return []
+    shown = [(run, result) for run, result in _shown(summary) if result["rule"] == run["rule"]]
+    several = len(summary["runs"]) > 1
+    pictures = []
+    for run, result in shown:
+        parts = ["Each task", *([run["title"]] if several else []), result["known"]]
+        title = " · ".join([*parts, *([result["metric"]] if result["metric"] != "accuracy" else [])])
+        pictures.append(figures.tasks(result, title))
+    return pictures
 
 
-def _matrices(run: Mapping[str, Any], limits: tuple[float, float]) -> dict[str, Markup]:
-    # matplotlib has escaped the names in the SVG
-    return {result["name"]: Markup(figures.matrix(result, limits)) for result in run["results"]}
+def _fitting(sections: Sequence[Section]) -> list[Section]:
+    """The sections without the largest tables, where all together are too much for a page."""
+    size = {id(picture): len(picture.header) * len(picture.rows) for one in sections for picture in one.pictures}
+    left, kept = CELLS, set()
+    for key in sorted(size, key=size.__getitem__):
+        left -= size[key]
+        if left >= 0:
+            kept.add(key)
+    return [
+        Section(
+            one.title, one.note, [p if id(p) in kept else Picture(p.caption, p.svg, p.header, []) for p in one.pictures]
+        )
+        for one in sections
+    ]

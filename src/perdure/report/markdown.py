@@ -18,27 +18,54 @@ def percent(value: float | None, *, signed: bool = False) -> str:
     return f"{number:{'+' if signed else ''}.1f}".replace("-", "−")
 
 
+def spread(value: Mapping[str, Any] | None, *, signed: bool = False) -> str:
+    """A mean over runs in percent, with the standard deviation where there are several.
+
+    Examples
+    --------
+    >>> spread({"mean": 0.5, "sd": 0.021, "n": 3}), spread({"mean": 0.5, "sd": None, "n": 1})
+    ('50.0 ± 2.1', '50.0')
+    """
+    if value is None:
+        return "–"
+    return percent(value["mean"], signed=signed) + (f" ± {percent(value['sd'])}" if value["sd"] is not None else "")
+
+
 def table(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """The header and the rows of the summary table: run, rule, how the task is known, metrics in percent."""
-    header = ["Run", "Rule", "Task known by", *(metric["title"] for metric in summary["metrics"].values())]
+    """The header and the rows of the summary table: run, rule, how the task is known, metrics in percent.
+
+    Runs that differ in their seed only are one row, with how many there are.
+    """
+    seeds = any(len(group["runs"]) > 1 for group in summary["groups"])
+    header = ["Run", *(["Seeds"] if seeds else []), "Rule", "Task known by"]
     rows = []
-    for run in summary["runs"]:
-        for result in run["results"]:
-            numbers = [percent(result["metrics"].get(m), signed=m.endswith("transfer")) for m in summary["metrics"]]
+    for group in summary["groups"]:
+        for result in group["results"]:
+            numbers = [spread(result["metrics"].get(m), signed=m.endswith("transfer")) for m in summary["metrics"]]
             rule = result["rule"] if result["metric"] == "accuracy" else f"{result['rule']} ({result['metric']})"
-            rows.append([run["title"], rule, result["known"], *numbers])
-    return header, rows
+            count = [str(len(group["runs"]))] if seeds else []
+            rows.append([group["title"], *count, rule, result["known"], *numbers])
+    return [*header, *(metric["title"] for metric in summary["metrics"].values())], rows
+
+
+def note(summary: Mapping[str, Any]) -> str:
+    """How to read the table."""
+    several = any(len(group["runs"]) > 1 for group in summary["groups"])
+    return "In percent; – was not measured." + (" Mean ± standard deviation over seeds." if several else "")
 
 
 def to_markdown(summary: Mapping[str, Any]) -> str:
     """What was run, the table, and the definitions of its metrics."""
     header, rows = table(summary)
-    rule = ["---"] * 3 + ["---:"] * (len(header) - 3)
+    first = len(header) - len(summary["metrics"])
+    rule = ["---"] * first + ["---:"] * (len(header) - first)
     lines = ["| " + " | ".join(_cell(cell) for cell in row) + " |" for row in [header, rule, *rows]]
     runs = [f"- **{_cell(run['title'])}**: {_cell(run['sentence'])}" for run in summary["runs"]]
+    missing = [f"- {_cell(problem)}" for run in summary["runs"] for problem in run["problems"]]
     notes = [f"- {metric['title']}: {metric['definition']}" for metric in summary["metrics"].values()]
-    return "\n".join([*runs, "", *lines, "", "In percent; – was not measured.", "", *notes, ""])
+    parts = [*runs, "", *(["Missing:", "", *missing, ""] if missing else []), *lines, "", note(summary), "", *notes]
+    return "\n".join([*parts, ""])
 
 
 def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")

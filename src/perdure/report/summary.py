@@ -11,6 +11,7 @@ import numpy as np
 from perdure import metrics
 from perdure.errors import RunError
 from perdure.report.folder import Files, read
+from perdure.report.seeds import groups
 
 METRICS = {
     "average_accuracy": "Average accuracy",
@@ -20,26 +21,31 @@ METRICS = {
     "forward_transfer": "Forward transfer",
 }
 TASK_IDS = {"given": "task given", "posterior": "task posterior", "concatenated": "heads concatenated"}
-POINTS = 100  # of a loss curve
+POINTS = 100  # of a loss curve, at most
+ALL_POINTS = 8000  # of all of them, about
 
 
 def summarise(folders: Sequence[str | Path]) -> dict[str, Any]:
     """All that a report says about runs, as plain lists, dicts, strings and numbers (None: not measured).
 
+    `runs` has one entry for each folder; `groups` one for each set of runs that differ in their seed only.
+
     Raises
     ------
     RunError
-        There is no folder, or one is not a run or is damaged.
+        There is no folder, or one is not a run.
     """
     if not folders:
         raise RunError("There is nothing to report. Give at least one run folder.")
     files = [read(folder) for folder in folders]
-    runs = [_run(one, title) for one, title in zip(files, _titles(files), strict=True)]
+    points = max(8, min(POINTS, ALL_POINTS // max(1, sum(len(one.tasks) for one in files))))
+    runs = [_run(one, title, points) for one, title in zip(files, _titles(files), strict=True)]
     for run in runs:
         for result in run["results"]:
             result["label"] = f"{run['title']} · {result['name']}" if len(runs) > 1 else result["name"]
     measured = {name for run in runs for result in run["results"] for name in result["metrics"]}
-    return {"metrics": {name: _metric(name) for name in METRICS if name in measured}, "runs": runs}
+    shown = {name: _metric(name) for name in METRICS if name in measured}
+    return {"metrics": shown, "runs": runs, "groups": groups(runs)}
 
 
 def _titles(files: Sequence[Files]) -> list[str]:
@@ -55,20 +61,24 @@ def _metric(name: str) -> dict[str, str]:
     return {"title": METRICS[name], "symbol": definition.split(" = ")[0], "definition": definition}
 
 
-def _run(files: Files, title: str) -> dict[str, Any]:
+def _run(files: Files, title: str, points: int) -> dict[str, Any]:
     learned = {event.get("task"): event for event in files.events if event.get("event") == "task"}
     for task in (tasks := [dict(task) for task in files.tasks]):
         event = learned.get(task["name"], {})
-        task |= {name: event.get(name) for name in ("seconds", "examples", "trained")}
+        task |= {name: event.get(name) for name in ("seconds", "examples", "trained", "state_bytes", "store_bytes")}
     return {
         "title": title,
         "folder": str(files.folder),
         "sentence": _sentence(files),
+        "status": _status(files),
+        "problems": files.problems,
         "rule": files.combined.get("label", files.combined.get("name")),
         "tasks": tasks,
         "results": _results(files),
         "search": _search(files.combined),
-        "losses": _losses(files),
+        "losses": _losses(files, points),
+        "cost": _cost(tasks),
+        "diagnostics": files.diagnostics,
         "recipe": files.recipe,
         "environment": files.environment,
     }
@@ -91,16 +101,17 @@ def _results(files: Files) -> list[dict[str, Any]]:
 
 def _result(files: Files, rule: str, task_id: str, metric: str) -> dict[str, Any]:
     names = [task["name"] for task in files.tasks]
+    place = {name: number for number, name in enumerate(names)}
     rows = [row for row in files.scores if (row["task_id"], row["metric"]) == (task_id, metric)]
     R = np.full((len(names), len(names)), np.nan)
     zero_shot = np.full(len(names), np.nan)
     for row in rows:
-        if row["task"] not in names:
+        if row["task"] not in place:
             continue
         if row["step"] == 0:  # nothing was combined yet: the same for every rule
-            zero_shot[names.index(row["task"])] = row["value"]
+            zero_shot[place[row["task"]]] = row["value"]
         elif row["rule"] == rule and row["step"] <= len(names):
-            R[row["step"] - 1, names.index(row["task"])] = row["value"]
+            R[row["step"] - 1, place[row["task"]]] = row["value"]
     values = metrics.summary(R, None if np.isnan(zero_shot).all() else zero_shot)
     last = len(names) - 1
     known = TASK_IDS.get(task_id, task_id)
@@ -114,16 +125,32 @@ def _result(files: Files, rule: str, task_id: str, metric: str) -> dict[str, Any
         "tasks": names,
         "matrix": [_numbers(row) for row in R],
         "metrics": dict(zip(values, _numbers(values.values()), strict=True)),
+        "learned": _number(np.diag(R).mean()),
         "seen": _numbers(R[i, : i + 1].mean() for i in range(len(R))),
         "forgetting": _numbers(R[j:last, j].max() - R[last, j] for j in range(last)),
     }
 
 
 def _numbers(values: Any) -> list[float | None]:
-    return [float(value) if math.isfinite(value) else None for value in values]
+    return [_number(value) for value in values]
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if math.isfinite(value) else None
 
 
 # -- the rest of the folder
+
+
+def _status(files: Files) -> str:
+    """What a run does or did when it was read, if it is not finished; else nothing."""
+    started = [event for event in files.events if event.get("event") == "step"]
+    finished = {task["name"] for task in files.tasks}
+    task, step = (started[-1].get("task"), started[-1].get("step")) if started else (None, None)
+    inside = f"task {task} is at step {step}" if task and task not in finished else ""
+    if files.running:
+        return f"Running now: {len(finished)} tasks are finished{', and ' if inside else ''}{inside}."
+    return f"Stopped: {len(finished)} tasks are finished, and {inside}." if inside else ""
 
 
 def _search(combined: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -136,22 +163,34 @@ def _search(combined: Mapping[str, Any]) -> dict[str, Any] | None:
     return {"scales": [one["scale"] for one in found], "scores": scores, "chosen": combined["options"].get("scale")}
 
 
-def _losses(files: Files) -> list[dict[str, Any]]:
-    """A loss curve for each task, as means over at most `POINTS` parts."""
+def _losses(files: Files, points: int) -> list[dict[str, Any]]:
+    """A loss curve for each task, as means over so many parts at most; also of one that is not finished."""
     curves: dict[str, dict[int, float]] = {task["name"]: {} for task in files.tasks}
     for event in files.events:
         step, loss = event.get("step"), event.get("loss")
-        if event.get("event") != "step" or event.get("task") not in curves:
-            continue
-        if isinstance(step, int) and isinstance(loss, float) and math.isfinite(loss):
-            curves[event["task"]][step] = loss  # a task that was begun twice: the last time counts
-    return [{"task": name, **_thinned(curve)} for name, curve in curves.items() if curve]
+        if event.get("event") == "step" and isinstance(step, int) and isinstance(loss, float) and math.isfinite(loss):
+            # a task that was begun twice: the last time counts
+            curves.setdefault(str(event.get("task")), {})[step] = loss
+    return [{"task": name, **_thinned(curve, points)} for name, curve in curves.items() if curve]
 
 
-def _thinned(curve: Mapping[int, float]) -> dict[str, list[float]]:
-    points = np.array(sorted(curve.items()))
-    means = [part.mean(axis=0) for part in np.array_split(points, min(POINTS, len(points)))]
+def _thinned(curve: Mapping[int, float], points: int) -> dict[str, list[float]]:
+    steps = np.array(sorted(curve.items()))
+    means = [part.mean(axis=0) for part in np.array_split(steps, min(points, len(steps)))]
     return {"steps": [float(step) for step, _ in means], "loss": [float(loss) for _, loss in means]}
+
+
+def _cost(tasks: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """What all tasks took together; of the parameters the most that were trained for one."""
+    kept: dict[str, list[Any]] = {}
+    for name in ("seconds", "trained", "bytes", "state_bytes"):
+        kept[name] = [task.get(name) for task in tasks if task.get(name) is not None]
+    return {
+        "seconds": sum(kept["seconds"]) if kept["seconds"] else None,
+        "trained": max(kept["trained"], default=None),
+        "bytes": sum(kept["bytes"]) if kept["bytes"] else None,
+        "state_bytes": kept["state_bytes"][-1] if kept["state_bytes"] else None,
+    }
 
 
 def _sentence(files: Files) -> str:
@@ -161,9 +200,10 @@ def _sentence(files: Files) -> str:
     own = isinstance(stream, list)  # tables of one's own; the scenario then stands beside them
     scenario = (recipe if own else stream if isinstance(stream, dict) else {}).get("scenario")
     kind = f"{scenario}-incremental " if scenario else ""
+    listed = ", ".join(names) if len(names) <= 20 else f"{', '.join(names[:18])} … {names[-1]}"
     parts = [
         f"{len(names)} {kind}task{'' if len(names) == 1 else 's'} of {'own data' if own else _name(stream)}",
-        f"({', '.join(names) or 'none finished'}), learned in this order on {_name(recipe.get('backbone'))}",
+        f"({listed or 'none finished'}), learned in this order on {_name(recipe.get('backbone'))}",
         f"by method {_name(recipe.get('method'))},",
         f"combined by rule {files.combined.get('name') or _name(recipe.get('rule'))}",
         f"{_scale(files.combined)}with seed {recipe.get('seed', 'unknown')}.",
@@ -178,17 +218,16 @@ def _name(value: Any) -> str:
     return "an unnamed one" if value is None else str(value)
 
 
-def _number(scale: Any) -> str:
+def _text(scale: Any) -> str:
     """A scale, or those of tasks and their parts, as text."""
     if isinstance(scale, dict):
-        return ", ".join(f"{task} {_number(value)}" for task, value in scale.items())
+        return ", ".join(f"{task} {_text(value)}" for task, value in scale.items())
     if isinstance(scale, list):
-        return "/".join(_number(value) for value in scale)
+        return "/".join(_text(value) for value in scale)
     return f"{scale:.3g}" if isinstance(scale, float) else str(scale)
 
 
 def _scale(combined: Mapping[str, Any]) -> str:
     scale = combined.get("options", {}).get("scale")
-    number = _number(scale)
     searched = ", found by search on validation data" if combined.get("candidates") else ""
-    return "" if scale is None else f"(λ = {number}{searched}) "
+    return "" if scale is None else f"(λ = {_text(scale)}{searched}) "

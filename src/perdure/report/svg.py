@@ -10,20 +10,24 @@ import matplotlib.style
 from matplotlib.figure import Figure
 
 P = ParamSpec("P")
+FONT = "system-ui, -apple-system, Segoe UI, Roboto, Liberation Sans, sans-serif"
+INK, SOFT, LINE = "#1d2127", "#5b6470", "#dfe3e8"
+THEME = {INK: f"var(--ink, {INK})", SOFT: f"var(--soft, {SOFT})", LINE: f"var(--line, {LINE})"}
+"""The page's colours in light and dark; those after the comma where a figure stands alone."""
 STYLE = {
     "font.size": 9,
-    "axes.titlesize": 10,
+    "axes.titlesize": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.edgecolor": "#888888",
-    "axes.labelcolor": "#333333",
+    "axes.edgecolor": SOFT,
+    "axes.labelcolor": INK,
     "axes.axisbelow": True,
-    "grid.color": "#e5e5e5",
-    "text.color": "#222222",
-    "xtick.color": "#888888",
-    "ytick.color": "#888888",
-    "xtick.labelcolor": "#222222",
-    "ytick.labelcolor": "#222222",
+    "grid.color": LINE,
+    "text.color": INK,
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
     "legend.frameon": False,
     "text.parse_math": False,  # a `$` in a name is a `$`
     "svg.fonttype": "none",  # text stays text: it can be searched, and the reader's fonts have its letters
@@ -32,20 +36,20 @@ STYLE = {
 NONE = {"Date": None, "Creator": None, "Format": None, "Type": None}
 
 
-def svg(draw: Callable[P, Figure | None]) -> Callable[P, str | None]:
-    """Let a function that draws a figure return it as SVG, or None where there was nothing to draw."""
+def svg(draw: Callable[P, Figure]) -> Callable[P, str]:
+    """Let a function that draws a figure return it as SVG."""
 
     @functools.wraps(draw)
-    def drawn(*args: P.args, **kwargs: P.kwargs) -> str | None:
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> str:
         with matplotlib.style.context(["default", STYLE]), warnings.catch_warnings():
             # the page is shown in the reader's fonts, so it does not matter what ours lack
             warnings.filterwarnings("ignore", "Glyph .* missing from font")
-            if (figure := draw(*args, **kwargs)) is None:
-                return None
-            text = io.StringIO()
-            tight = None if figure.get_layout_engine() else "tight"
-            figure.savefig(text, format="svg", metadata=NONE, bbox_inches=tight, pad_inches=0.1)
-        return text.getvalue()[text.getvalue().index("<svg") :]  # the lines before it have no place in HTML
+            figure, file = draw(*args, **kwargs), io.StringIO()
+            figure.savefig(file, format="svg", metadata=NONE, transparent=True)
+        text = file.getvalue()[file.getvalue().index("<svg") :]  # the lines before it have no place in HTML
+        for colour, themed in THEME.items():
+            text = text.replace(f": {colour}", f": {themed}")
+        return text
 
     return drawn
 

@@ -1,0 +1,37 @@
+"""A report's dict → a LaTeX table (packages `booktabs`)."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from perdure.report.markdown import note, table
+
+SPECIAL = {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "−": "$-$", "–": "--",
+    "±": r"$\pm$", "λ": r"$\lambda$", "·": r"$\cdot$", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
+    **{character: "\\" + character for character in "&%$#_{}"},
+}  # fmt: skip
+
+
+def to_latex(summary: Mapping[str, Any]) -> str:
+    """The table, to be pasted: metrics are right-aligned, and what is in common stands in the caption."""
+    header, rows = table(summary)
+    texts = len(header) - len(summary["metrics"])
+    lines = [" & ".join(escaped(cell) for cell in row) + r" \\" for row in [header, *rows]]
+    return "\n".join([
+        r"\begin{table}", r"\centering", rf"\caption{{{escaped(note(summary))}}}",
+        rf"\begin{{tabular}}{{{'l' * texts}{'r' * len(summary['metrics'])}}}", r"\toprule", lines[0], r"\midrule",
+        *lines[1:], r"\bottomrule", r"\end{tabular}", r"\end{table}", "",
+    ])  # fmt: skip
+
+
+def escaped(text: str) -> str:
+    r"""Text with what LaTeX reads as commands escaped.
+
+    Examples
+    --------
+    >>> print(escaped("50 % of a_b"))
+    50 \% of a\_b
+    """
+    one = " ".join(text.split())
+    return re.sub("|".join(map(re.escape, SPECIAL)), lambda found: SPECIAL[found[0]], one)
