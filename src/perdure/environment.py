@@ -12,10 +12,11 @@ import torch
 
 def environment() -> dict[str, Any]:
     """Versions, source revision and hardware."""
-    packages = ("perdure", "torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "numpy")
+    packages = ("perdure", "transformers", "peft", "accelerate", "datasets", "tokenizers", "numpy")
     return {
         "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in packages},
+        # torch itself says for which accelerator it was built
+        "versions": {"torch": torch.__version__} | {name: importlib.metadata.version(name) for name in packages},
         "revision": _revision(),
         "machine": platform.machine(),
         "system": platform.system(),
