@@ -84,9 +84,11 @@ def cka(
     >>> round(cka(X, -3 * X), 4)
     1.0
     """
+    if len(left) != len(right):
+        raise InputError(f"CKA compares features of the same examples, got {len(left)} and {len(right)} rows.")
     found = UnbiasedCKA()
     for rows in batches(len(left), batch=batch, seed=seed):
-        found.add([left[rows]], [right[rows] if len(left) == len(right) else right])
+        found.add([left[rows]], [right[rows]])
     return found.matrix().item()
 
 

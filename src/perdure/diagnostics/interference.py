@@ -6,7 +6,6 @@ task vector lacks is zero there. Where something is not defined (a vector is zer
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -86,39 +85,46 @@ def _opposed(with_sign: Tensor, without: Tensor) -> Float[Tensor, "tasks tasks"]
     return ((1 - with_sign / without) / 2).clamp(0, 1)
 
 
-def overlaps(vectors: Vectors, side: Literal["left", "right"] = "left", *, rank: int = 8) -> Pairwise:
+def overlaps(vectors: Vectors, *, rank: int = 8) -> tuple[Pairwise, Pairwise]:
     """How far the leading singular subspaces of two tasks' ΔW are the same: the mean squared cosine of their angles.
 
-    ‖Uᵀ_a U_b‖² / k for the first k left singular vectors (what a layer writes), or those on the right (what it reads);
-    k is `rank`, or less where ΔW has no more. 0: orthogonal, 1: equal; of two random subspaces in d dimensions k / d is
-    expected. Over all layers: the mean of those where both tasks have a ΔW. Entries that are no matrices are left out.
+    ‖Uᵀ_a U_b‖² / k for the first k left singular vectors (what a layer writes), and the same for those on the right
+    (what it reads); k is `rank`, or less where ΔW has no more. 0: orthogonal, 1: equal; of two random subspaces in d
+    dimensions k / d is expected. Over all layers: the mean of those where both tasks have a ΔW. Entries that are no
+    matrices are left out.
 
     Examples
     --------
-    >>> a, b = LowRank(torch.eye(4)[:, :2], torch.ones(2, 3)), LowRank(torch.eye(4)[:, 2:], torch.ones(2, 3))
-    >>> pair = {"a": TaskVector({"w": a}), "b": TaskVector({"w": b})}
-    >>> [round(overlaps(pair, side).overall[0, 1].item(), 4) for side in ("left", "right")]
-    [0.0, 1.0]
+    >>> a, b = LowRank(torch.eye(4)[:, :1], torch.ones(1, 3)), LowRank(torch.eye(4)[:, 1:2], torch.ones(1, 3))
+    >>> left, right = overlaps({"a": TaskVector({"w": a}), "b": TaskVector({"w": b})})
+    >>> round(left.overall[0, 1].item(), 4), round(right.overall[0, 1].item(), 4)
+    (0.0, 1.0)
     """
-    found: dict[str, Tensor] = {}
+    left, right = {}, {}
     for name, entries in _by_layer(vectors):
         if len(entries[0].shape) == 2:
-            bases = [(U if side == "left" else Vh.T)[:, :rank].double() for U, _, Vh in map(svd, entries)]
-            found[name] = torch.tensor([[_common(a, b) for b in bases] for a in bases], dtype=torch.double)
+            parts = [svd(entry) for entry in entries]
+            left[name] = _common([U[:, :rank].double() for U, _, _ in parts])
+            right[name] = _common([Vh[:rank].T.double() for _, _, Vh in parts])
     none = torch.full((len(vectors), len(vectors)), torch.nan, dtype=torch.double)
-    return Pairwise(torch.stack([none, *found.values()]).nanmean(0), found)
+    return tuple(Pairwise(torch.stack([none, *found.values()]).nanmean(0), found) for found in (left, right))
 
 
-def _common(left: Float[Tensor, "d a"], right: Float[Tensor, "d b"]) -> float:
-    k = min(left.shape[1], right.shape[1])
-    return (left[:, :k].T @ right[:, :k]).square().sum().item() / k if k else torch.nan
+def _common(bases: Sequence[Float[Tensor, "d _"]]) -> Float[Tensor, "tasks tasks"]:
+    """The mean squared cosine of the principal angles between each two subspaces, given orthonormal bases."""
+
+    def common(a: Tensor, b: Tensor) -> float:
+        k = min(a.shape[1], b.shape[1])
+        return (a[:, :k].T @ b[:, :k]).square().sum().item() / k if k else torch.nan
+
+    return torch.tensor([[common(a, b) for b in bases] for a in bases], dtype=torch.double)
 
 
 def _by_layer(vectors: Vectors) -> Iterator[tuple[str, list[Entry]]]:
     """The entries of all tasks, layer by layer."""
     for name, shape in shapes(vectors).items():
         zero = LowRank(torch.zeros(shape[0], 0), torch.zeros(0, shape[1])) if len(shape) == 2 else torch.zeros(shape)
-        yield name, [vector[name] if name in vector else zero for vector in vectors.values()]
+        yield name, [vector.entries.get(name, zero) for vector in vectors.values()]
 
 
 def _gram(entries: Sequence[Entry]) -> Float[Tensor, "tasks tasks"]:

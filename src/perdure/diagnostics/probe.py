@@ -36,9 +36,7 @@ class Probe:
     bias: Float[Tensor, " classes"]
 
     @classmethod
-    def fitted(
-        cls, features: Float[Tensor, "examples width"], labels: Int[Tensor, " examples"], classes: int
-    ) -> Probe:
+    def fitted(cls, features: Float[Tensor, "examples width"], labels: Int[Tensor, " examples"], classes: int) -> Probe:
         """The classifier of examples with labels from 0 to `classes` - 1."""
         x = features.detach().double().cpu()
         mean, scale = x.mean(0), x.std(0, correction=0)
