@@ -279,7 +279,7 @@ def test_text_in_cells_is_legible():
 
     for value in np.linspace(0, 1, 101):
         colour = heat_map.MAP(value)
-        light, dark = sorted([luminance(colour), luminance(heat_map._ink(*colour[:3]))], reverse=True)
+        light, dark = sorted([luminance(colour), luminance(heat_map.ink(*colour[:3]))], reverse=True)
         assert (light + 0.05) / (dark + 0.05) > 4.5
 
 

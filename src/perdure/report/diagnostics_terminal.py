@@ -25,7 +25,8 @@ def show(found: Mapping[str, Any], console: Console | None = None) -> None:
         if name in parts:
             title, header, rows = table(parts[name], found["tasks"])
             console.print()
-            console.print(_table(title, header, rows))
+            say(console, title, style="italic")
+            console.print(_table(header, rows))
             if len(rows) > ROWS:
                 say(console, f"… and {len(rows) - ROWS} more in diagnostics.json.")
             say(console, parts[name]["reading"], style="dim")
@@ -89,8 +90,8 @@ def _posterior(part: Mapping[str, Any], tasks: Sequence[str]) -> Shown:
     return f"Task found (%); calibration error: {errors}", ["true task", "found", "most often taken for"], rows
 
 
-def _table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    drawn = Table(title=title, **STYLE)
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    drawn = Table(**STYLE)
     for i, name in enumerate(header):
         words = name in ("greatest with", "most often taken for")
         drawn.add_column(

@@ -88,8 +88,8 @@ def draw(axes: Axes, result: Result, limits: tuple[float, float], *, digits: int
     mesh = axes.pcolormesh(*edges, R, cmap=MAP, vmin=limits[0], vmax=limits[1], edgecolors="white", lw=1.5)
     for (i, j), value in np.ndenumerate(R):
         if np.isfinite(value):
-            ink = _ink(*mesh.to_rgba(value)[:3])
-            axes.text(j, i, f"{100 * value:.{digits}f}", ha="center", va="center", color=ink, fontsize=size)
+            black_or_white = ink(*mesh.to_rgba(value)[:3])
+            axes.text(j, i, f"{100 * value:.{digits}f}", ha="center", va="center", color=black_or_white, fontsize=size)
     axes.set_xticks(range(len(names)), names, rotation=40, ha="left", rotation_mode="anchor")
     axes.set_yticks(range(len(measured)), [names[i] for i in measured])
     axes.set(aspect="equal", ylim=(len(measured) - 0.5, -0.5))
@@ -102,7 +102,7 @@ def _measured(result: Result) -> list[int]:
     return [i for i, row in enumerate(result["matrix"]) if any(value is not None for value in row)] or [0]
 
 
-def _ink(*colour: float) -> str:
+def ink(*colour: float) -> str:
     """Black or white, whichever has the higher contrast on a colour (WCAG 2)."""
     red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour)
     luminance = 0.2126 * red + 0.7152 * green + 0.0722 * blue
