@@ -43,7 +43,7 @@ class UnbiasedCKA:
         self._left: Tensor | float = 0.0
         self._right: Tensor | float = 0.0
 
-    def add(self, left: Sequence[Float[Tensor, "batch _"]], right: Sequence[Float[Tensor, "batch _"]]) -> None:
+    def add(self, left: Sequence[Float[Tensor, "_ _"]], right: Sequence[Float[Tensor, "_ _"]]) -> None:
         """Count a batch: the features of its examples at each layer of the two models.
 
         Raises
@@ -68,9 +68,7 @@ class UnbiasedCKA:
         return self._both / torch.outer(torch.as_tensor(self._left), torch.as_tensor(self._right)).sqrt()
 
 
-def cka(
-    left: Float[Tensor, "examples a"], right: Float[Tensor, "examples b"], *, batch: int = BATCH, seed: int = 0
-) -> float:
+def cka(left: Float[Tensor, "n a"], right: Float[Tensor, "m b"], *, batch: int = BATCH, seed: int = 0) -> float:
     """CKA of two sets of features of the same examples, over mini-batches that are drawn with `seed`.
 
     Raises

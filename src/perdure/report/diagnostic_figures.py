@@ -60,11 +60,13 @@ def heat(
 
 @svg
 def lines(series: Mapping[str, Values], names: Sequence[str], label: str, *, percent: bool = False) -> Figure:
-    """A line for each series, over named steps."""
+    """A line for each series of shares, over named steps; a tenth of height at least, so that noise stays small."""
     figure, axes = _axes(names, label, percent)
     for i, (name, values) in enumerate(series.items()):
         axes.plot(values, "-o" if len(names) <= 40 else "-", color=COLOURS[i], ms=5, label=f" {name}")
-    axes.set_xlabel("after learning")
+    low, high = axes.get_ylim()
+    high = min(high, 1.02)
+    axes.set(xlabel="after learning", ylim=(min(low, high - 0.1), high))
     return _named(figure, len(series))
 
 

@@ -131,7 +131,7 @@ def _posterior(part: Part, tasks: Sequence[str]) -> list[Picture]:
         _square("True task (row) × task found, % of the row", confusion, tasks, limits=(0.0, 1.0), percent=True)
     ]
     for kind, label in {"task": "p(task | x)", "class": "p(class | x)"}.items():
-        bins, error = array(part[f"{kind}_bins"]), none(array(part[f"{kind}_ece"]))
+        bins, error = array(part[f"{kind}_bins"]), part[f"{kind}_ece"]
         caption = f"Reliability of {label}" + ("" if error is None else f": calibration error {100 * error:.1f} %")
         header = ["from", "to", "examples", "confidence", "right"]
         drawn = draw.reliability(bins, f"confidence, {label}, %")
