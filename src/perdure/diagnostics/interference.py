@@ -106,8 +106,13 @@ def overlaps(vectors: Vectors, *, rank: int = 8) -> tuple[Pairwise, Pairwise]:
             parts = [svd(entry) for entry in entries]
             left[name] = _common([U[:, :rank].double() for U, _, _ in parts])
             right[name] = _common([Vh[:rank].T.double() for _, _, Vh in parts])
-    none = torch.full((len(vectors), len(vectors)), torch.nan, dtype=torch.double)
-    return tuple(Pairwise(torch.stack([none, *found.values()]).nanmean(0), found) for found in (left, right))
+    return _averaged(left, len(vectors)), _averaged(right, len(vectors))
+
+
+def _averaged(layers: dict[str, Tensor], tasks: int) -> Pairwise:
+    """Over all layers: the mean of those that are defined."""
+    none = torch.full((tasks, tasks), torch.nan, dtype=torch.double)
+    return Pairwise(torch.stack([none, *layers.values()]).nanmean(0), layers)
 
 
 def _common(bases: Sequence[Float[Tensor, "d _"]]) -> Float[Tensor, "tasks tasks"]:

@@ -1,12 +1,13 @@
 """The figures of diagnostics, as SVG text: heat maps of any table, lines, bars, and the reliability diagram."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
-from matplotlib.colors import Normalize
+from matplotlib.colors import Normalize, to_rgba
 from matplotlib.figure import Figure
 from numpy import ndarray
 
@@ -44,7 +45,7 @@ def heat(
             text = f"{100 * value if percent else value:.{digits}f}".replace("-", "−")
             axes.text(j, i, text, ha="center", va="center", color=ink(*mesh.to_rgba(value)[:3]), fontsize=7.5)
     size = 9 if few else max(4.0, min(8.0, 60 * cell))  # points
-    turned = {"rotation": 40, "ha": "left", "rotation_mode": "anchor"} if few else {"rotation": 90}
+    turned: dict[str, Any] = {"rotation": 40, "ha": "left", "rotation_mode": "anchor"} if few else {"rotation": 90}
     axes.set_xticks(range(len(columns)), [short(name) for name in columns], fontsize=size, **turned)
     axes.set_yticks(range(len(rows)), [short(name, 40) for name in rows], fontsize=size)
     axes.set(ylim=(len(rows) - 0.5, -0.5))
@@ -92,7 +93,7 @@ def reliability(bins: Float[ndarray, "bins 5"], label: str) -> Figure:
     axes = figure.subplots()
     low, high, count, _, accuracy = bins.T
     strength = 0.25 + 0.75 * np.nan_to_num(count) / max(1.0, np.nan_to_num(count).max(initial=0))
-    colours = [matplotlib.colors.to_rgba(COLOURS[0], alpha) for alpha in strength]
+    colours = [to_rgba(COLOURS[0], alpha) for alpha in strength]
     axes.bar(low, np.nan_to_num(accuracy), high - low, align="edge", color=colours, edgecolor="white", lw=0.6)
     axes.plot([0, 1], [0, 1], "--", color="#555555", lw=1)
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel=label, ylabel="share that is right, %", aspect="equal")
@@ -109,7 +110,7 @@ def _axes(names: Sequence[str], label: str, percent: bool) -> tuple[Figure, Axes
     axes.tick_params(length=0)
     shown = [short(name, 20) for name in names]
     crowded = sum(len(name) + 2 for name in shown) > 60
-    turned = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if crowded else {}
+    turned: dict[str, Any] = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if crowded else {}
     turned = {"rotation": 90, "fontsize": 6} if len(names) > 15 else turned
     axes.set_xticks(range(len(names)), shown, **turned)
     axes.set_xlim(-0.6, len(names) - 0.4)
