@@ -189,9 +189,7 @@ def diagnose(
     run: RunFolder,
     rule: RuleName = None,
     settings: Settings = [],
-    examples: Annotated[
-        int | None, typer.Option(min=4, help="At most so many of each task; by default 100 for cka, else 300.")
-    ] = None,
+    examples: Annotated[int, typer.Option(min=4, help="At most so many of each task and split are read.")] = 100,
     only: Annotated[
         list[str], typer.Option(help="interference, zones, cka, probe or posterior; by default all. Repeatable.")
     ] = [],

@@ -21,7 +21,7 @@ from perdure.merge import task_vectors
 from perdure.results import Run
 from perdure.runs import rule_of
 from perdure.stream import TaskStream
-from perdure.subject import Subject, subject_of
+from perdure.subject import EXAMPLES, Subject, subject_of
 from perdure.task_id import TaskPosterior, describe
 from perdure.task_vector import TaskVector
 
@@ -54,7 +54,7 @@ def diagnose(
     rule: str | None = None,
     settings: Sequence[str] = (),
     *,
-    examples: int | None = None,
+    examples: int = EXAMPLES,
     only: Sequence[str] = (),
     stream: TaskStream | None = None,
 ) -> dict[str, Any]:
@@ -67,8 +67,7 @@ def diagnose(
     rule, settings
         Another rule than the run's own, and its settings, such as `scale=0.3`.
     examples
-        At most so many of each task and split, drawn with the run's seed; by default 100 for `cka` and 300 for `probe`
-        and `posterior`.
+        At most so many of each task and split are read, drawn with the run's seed.
     only
         Only these of the parts `interference`, `zones`, `cka`, `probe` and `posterior`.
     stream
@@ -92,7 +91,7 @@ def diagnose(
         raise InputError("`diagnose` is for one process: start it without `accelerate launch` or `torchrun`.")
     if unknown := [name for name in only if name not in PARTS]:
         raise UnknownName("part of the diagnostics", unknown[0], PARTS)
-    if examples is not None and examples < 4:
+    if examples < 4:
         raise InputError(f"`examples` must be at least 4, got {examples}: fewer say nothing.")
     subject = subject_of(Run(folder), rule_of(folder, rule, settings), stream, examples)
     found: dict[str, Any] = {
@@ -180,14 +179,14 @@ def _zones(subject: Subject) -> dict[str, Any]:
 def _cka(subject: Subject) -> dict[str, Any]:
     if subject.frozen:
         raise _LeftOut("The method trains nothing in the backbone, so its features are those of before.")
-    examples = subject.encoded("cka", "test")
+    examples = subject.encoded("test")
     rows = batches(sum(map(len, examples)), seed=subject.seed)
     if min(map(len, rows)) < 4:
         raise _LeftOut("CKA needs at least 4 test examples.")
-    first = before = torch.cat(subject.features(subject.combined(0), examples))
+    first = before = torch.cat(subject.tested(0))
     to_first, to_previous = [], []
     for step in range(1, len(subject.learned) + 1):
-        now = torch.cat(subject.features(subject.combined(step), examples))
+        now = torch.cat(subject.tested(step))
         to_first.append(diagnostics.cka(first, now, seed=subject.seed))
         to_previous.append(diagnostics.cka(before, now, seed=subject.seed))
         before = now
@@ -206,17 +205,16 @@ def _cka(subject: Subject) -> dict[str, Any]:
 
 
 def _probe(subject: Subject) -> dict[str, Any]:
-    train, test = subject.encoded("probe", "train"), subject.encoded("probe", "test")
+    train, test = subject.encoded("train"), subject.encoded("test")
     labels, answers = torch.cat(subject.labels(train)), subject.labels(test)
     rows: list[list[float]] = []
     for step in range(len(subject.learned) + 1):
         if rows and subject.frozen:  # the same features at every step
             rows.append(rows[0])
             continue
-        combined = subject.combined(step)
-        known = torch.cat(subject.features(combined, train))
+        known = torch.cat(subject.features(subject.combined(step), train))
         probe = diagnostics.Probe.fitted(known, labels, len(subject.stream.classes))
-        found = [probe.predict(each) for each in subject.features(combined, test)]
+        found = [probe.predict(each) for each in subject.tested(step)]
         rows.append([(a == b).double().mean().item() for a, b in zip(found, answers, strict=True)])
     A = torch.tensor(rows, dtype=torch.double)
     return {
@@ -231,7 +229,7 @@ def _posterior(subject: Subject) -> dict[str, Any]:
     posterior = TaskPosterior({task.name: task.statistics for task in subject.learned})
     combined, tasks = subject.combined(len(subject.learned)), subject.tasks
     places = [subject.stream.class_index(name) for name in tasks]
-    examples = subject.encoded("posterior", "test")
+    examples = subject.encoded("test")
     true, weights, classes = [], [], []
     for number, rows in enumerate(examples):
         log_weights = posterior.log_prob(describe(subject.backbone, rows))

@@ -247,8 +247,8 @@ def diagnostics(folder: Path) -> dict[str, Any]:
                     raise RunError(f"`{path}`: `{key}` of `{name}` has not its shape. It is damaged or was changed.")
             _texts([part["reading"]])
         _texts([found["rule"], *found["left_out"].values()])
-        if not all(type(number) is int for number in found["examples"].values()):
-            raise RunError(f"`{path}`: `examples` are no numbers. It is damaged or was changed.")
+        if type(found["examples"]) is not int:
+            raise RunError(f"`{path}`: `examples` is no number. It is damaged or was changed.")
         return found
 
 

@@ -1,7 +1,7 @@
 """What a run is diagnosed on: its model at each step, and examples of its tasks."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -21,8 +21,8 @@ from perdure.task_folder import Learned
 from perdure.task_id import TaskPosterior
 from perdure.task_vector import TaskVector
 
-EXAMPLES = {"cka": 100, "probe": 300, "posterior": 300}
-"""How many of each task are read, of each split that a part reads."""
+EXAMPLES = 100
+"""How many of each task and split are read at most."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,9 @@ class Subject:
     stream: TaskStream
     learned: list[Learned]
     rule: Rule
-    examples: dict[str, int]
+    examples: int
     seed: int
+    _tested: dict[int, list[Float[Tensor, "examples width"]]] = field(default_factory=dict)
 
     @property
     def tasks(self) -> list[str]:
@@ -67,9 +68,9 @@ class Subject:
         evaluator = Evaluator(self.backbone, self.stream, self.tasks[:step], posterior)
         return evaluator.search_scale([task.adapter for task in learned], self.rule, self.stream.scenario)[0]
 
-    def encoded(self, part: str, split: Split) -> list[Encoded]:
-        """The examples of each task that a part reads."""
-        fewer = self.stream.limited(**{split: self.examples[part]}, seed=self.seed)
+    def encoded(self, split: Split) -> list[Encoded]:
+        """The examples of each task that are read."""
+        fewer = self.stream.limited(**{split: self.examples}, seed=self.seed)
         return [self.backbone.encode(task.rows(split)) for task in fewer]
 
     def labels(self, examples: Sequence[Encoded]) -> list[Int[Tensor, " examples"]]:
@@ -82,6 +83,13 @@ class Subject:
         pairs = zip(self.tasks, examples, strict=True)
         return [features(self.backbone, combined, rows, task=name).cpu() for name, rows in pairs]
 
+    def tested(self, step: int) -> list[Float[Tensor, "examples width"]]:
+        """Of each task's test examples, by the model after so many tasks; computed once, for it is what takes time."""
+        if step not in self._tested:
+            same = self.frozen and step  # nothing of the backbone was ever changed
+            self._tested[step] = self.tested(0) if same else self.features(self.combined(step), self.encoded("test"))
+        return self._tested[step]
+
     def hidden(self, combined: Combined, examples: Sequence[Encoded]) -> list[Float[Tensor, "examples _"]]:
         """The hidden states of each layer, of all tasks' examples one after the other."""
         found = []
@@ -91,7 +99,7 @@ class Subject:
         return [torch.cat(layer) for layer in zip(*found, strict=True)]
 
 
-def subject_of(run: Run, rule: Rule | None, stream: TaskStream | None, examples: int | None) -> Subject:
+def subject_of(run: Run, rule: Rule | None, stream: TaskStream | None, examples: int) -> Subject:
     """A run with its backbone and tasks, which have to be those that it learned; by default with its own rule.
 
     `examples` are at most so many of each task and split.
@@ -106,6 +114,5 @@ def subject_of(run: Run, rule: Rule | None, stream: TaskStream | None, examples:
         raise RunError(f"`{run.folder}` has learned no task yet, so there is nothing to diagnose.")
     stream, backbone = stream or recipe.make_stream(), recipe.make_backbone()
     learned = restore(run, backbone, stream)
-    sizes = EXAMPLES if examples is None else dict.fromkeys(EXAMPLES, examples)
     seen = stream.until(len(learned))
-    return Subject(run, backbone, seen, learned, rule or recipe.make_rule(), sizes, recipe.seed)
+    return Subject(run, backbone, seen, learned, rule or recipe.make_rule(), examples, recipe.seed)

@@ -45,8 +45,8 @@ def sections(diagnostics: Part) -> list[Section]:
 
 def _about(diagnostics: Part, name: str) -> str:
     """What a part was computed with, and what of it is not drawn."""
-    number, count = diagnostics["examples"].get(name), len(diagnostics["tasks"])
-    examples = f", at most {number} examples of each task and split" if number else ""
+    count, reads = len(diagnostics["tasks"]), name in ("cka", "probe", "posterior")
+    examples = f", at most {diagnostics['examples']} examples of each task and split" if reads else ""
     capped = f" Drawn are the first {TASKS} of {count} tasks; all are in diagnostics.json." if count > TASKS else ""
     return f"(Rule {diagnostics['rule']}{examples}.){capped}"
 
