@@ -192,6 +192,7 @@ def test_list_and_show(perdure):
         "verify",
         "evaluate",
         "predict",
+        "diagnose",
         "export",
         "merge",
         "report",

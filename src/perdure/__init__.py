@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from perdure.alignment import Alignment, Gaussians, align
     from perdure.backbone import Backbone
     from perdure.data import read_tasks
+    from perdure.diagnose import diagnose
     from perdure.errors import (
         BackboneError,
         CheckpointError,
@@ -86,6 +87,7 @@ __all__ = [
     "Verification",
     "align",
     "combine",
+    "diagnose",
     "evaluate_run",
     "find",
     "forget",
@@ -106,6 +108,7 @@ _HOMES = {
     "alignment": ["Alignment", "Gaussians", "align"],
     "backbone": ["Backbone"],
     "data": ["read_tasks"],
+    "diagnose": ["diagnose"],
     "errors": [
         "BackboneError",
         "CheckpointError",

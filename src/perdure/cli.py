@@ -186,6 +186,28 @@ def evaluate(
 
 
 @app.command()
+def diagnose(
+    run: RunFolder,
+    rule: RuleName = None,
+    settings: Settings = [],
+    examples: Annotated[int, typer.Option(min=4, help="At most so many of each task and split are read.")] = 100,
+    only: Annotated[
+        list[str], typer.Option(help="interference, zones, cka, probe or posterior; by default all. Repeatable.")
+    ] = [],
+    as_json: AsJson = False,
+) -> None:
+    """Say why tasks disturb each other: task vectors, features, probes and the task posterior of a run."""
+    from perdure.diagnose import diagnose
+    from perdure.report import diagnostics_terminal
+
+    found = diagnose(run, rule, settings, examples=examples, only=only)
+    if as_json:
+        return typer.echo(json.dumps(found, indent=2))
+    diagnostics_terminal.show(found)
+    typer.echo(f"\nAll numbers: {run / 'diagnostics.json'}")
+
+
+@app.command()
 def predict(
     run: RunFolder,
     file: Annotated[Path, typer.Argument(help="A CSV, TSV or JSON-lines file.")],

@@ -165,7 +165,7 @@ class Run:
         """Take the task that was learned last out of the run, with all that was measured of it or with it."""
         self.drop_unfinished()
         self._drop_values(name, range(len(self.tasks)))
-        _remove(self.folder / "report.html")
+        self._drop_derived()
         _remove(self.task_folders()[name])  # the last: with it the task is gone
 
     def forget(self, name: str, recipe: Mapping[str, Any]) -> None:
@@ -183,7 +183,7 @@ class Run:
         present = run_files.task_folders(self.folder, [])
         left = [name for name in present if name in gone]
         if left:
-            _remove(self.folder / "report.html")
+            self._drop_derived()
             self.drop_unfinished()
         for name in reversed(left):  # before anything was learned, all heads of the stream were asked: no step 0
             self._drop_values(name, range(1, list(present).index(name) + 1))
@@ -195,6 +195,11 @@ class Run:
         if any(place >= count for place in traces.values()):  # the tasks that had them are gone
             self.recipe = recipe | {"traces": {name: place for name, place in traces.items() if place < count}}
 
+    def _drop_derived(self) -> None:
+        """Remove what tells of tasks that are gone."""
+        for name in run_files.DERIVED:
+            _remove(self.folder / name)
+
     def _combine_without(self, name: str) -> None:
         """A scale that was found with a task is no longer the one to use."""
         if not self.tasks or not is_there(self.folder / "combined.json"):
@@ -202,7 +207,7 @@ class Run:
         rule = self.combined()
         options, scales = rule["options"], rule["options"].get("scale")
         if rule["candidates"]:  # a search: what it found before that task was learned is still true
-            before = [event for event in self.events() if _measured(event, rule["label"], len(self.tasks))]
+            before = [event for event in self.events() if measured(event, rule["label"], len(self.tasks))]
             options.pop("scale", None)
             found = before[-1] if before else {"options": options, "candidates": []}
             self.save_combined(rule | {key: found[key] for key in ("options", "candidates")})
@@ -309,7 +314,7 @@ def _key(row: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(str(row[name]) for name in COLUMNS[:-1])
 
 
-def _measured(event: Mapping[str, Any], label: str, step: int) -> bool:
+def measured(event: Mapping[str, Any], label: str, step: int) -> bool:
     """Whether an event tells of a measurement by a rule, after so many tasks."""
     wanted = {"event": "evaluation", "rule": label, "step": step}
     return wanted.items() <= event.items() and {"options", "candidates"} <= event.keys()

@@ -6,6 +6,7 @@
     unfinished.safetensors                            where the training of a task was stopped (`perdure.snapshot`)
     combined.json                                     the rule as it was last applied, with the scale that was found
     scores.csv · events.jsonl                         measured values; losses, times and sizes
+    report.html · diagnostics.json                    derived; may be deleted
     lock.json                                         who is writing, while somebody is (`perdure.lock`)
 
 Formats: 1 (perdure 0.1.0), whose `environment.json` does not name it; 2. All are read, the newest is written.
@@ -14,6 +15,7 @@ Formats: 1 (perdure 0.1.0), whose `environment.json` does not name it; 2. All ar
 import contextlib
 import csv
 import json
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +26,7 @@ from perdure.files import parse_json, read_json, read_lines, read_text, read_yam
 
 FORMAT = 2
 COLUMNS = ("step", "task", "scenario", "task_id", "rule", "metric", "value")
+DERIVED = ("report.html", "diagnostics.json")
 PLACE = re.compile(r"(\d{2,6})-(.+)", re.DOTALL)
 
 
@@ -204,10 +207,63 @@ def combined(folder: Path) -> dict[str, Any]:
         return rule
 
 
+DIAGNOSTICS: dict[str, dict[str, str]] = {
+    "interference": {
+        "norms": "t",
+        **dict.fromkeys(("cosine", "overlap_left", "overlap_right", "sign_conflict", "weighted_sign_conflict"), "tt"),
+        "layer_norms": "lt",
+        **dict.fromkeys(("layer_cosine", "layer_overlap_left", "layer_overlap_right"), "lp"),
+        **dict.fromkeys(("layer_sign_conflict", "layer_weighted_sign_conflict"), "lp"),
+    },
+    "zones": {"shares": "tz", "mixed": "t", "by_chance": "z", "layer_shares": "ltz"},
+    "cka": {"to_pretrained": "t", "to_previous": "t", "matrix": "ll"},
+    "probe": {"accuracy": "s", "subset": "st", "plasticity": "t", "stability": "t"},
+    "posterior": {"confusion": "tt", "task_ece": "", "class_ece": "", "task_bins": "bc", "class_bins": "bc"},
+}
+"""The numbers of each part of diagnostics.json, and their axes: t tasks, p pairs of tasks (each once, in their order),
+s steps (before the first task, and after each), l the part's layers, z zones, b bins with c columns."""
+
+
 def diagnostics(folder: Path) -> dict[str, Any]:
-    """What `perdure diagnose` found; empty if it was not asked."""
+    """What `perdure diagnose` has found (docs/run-folder.md has its keys); empty if it has not been asked.
+
+    Raises
+    ------
+    RunError
+        It is damaged, or of a format that is not known here.
+    """
     with reading(path := folder / "diagnostics.json"):
-        return read_json(path) if path.exists() else {}
+        if not path.exists():
+            return {}
+        found = read_json(path)
+        if found.get("format") != 1:
+            number = str(found.get("format"))[:100]
+            raise RunError(f"`{path}` has the format {number}, but 1 is read. Make it again with `perdure diagnose`.")
+        for name, part in found["parts"].items():
+            tasks, layers = _texts(found["tasks"]), _texts(part.get("layers", []))
+            sizes = {"t": tasks, "p": tasks * (tasks - 1) // 2, "s": tasks + 1, "l": layers, "z": 3, "b": 15, "c": 5}
+            for key, axes in DIAGNOSTICS[name].items():
+                if not _is_array(part[key], [sizes[axis] for axis in axes]):
+                    raise RunError(f"`{path}`: `{key}` of `{name}` has not its shape. It is damaged or was changed.")
+            _texts([part["reading"]])
+        _texts([found["rule"], *found["left_out"].values()])
+        if type(found["examples"]) is not int:
+            raise RunError(f"`{path}`: `examples` is no number. It is damaged or was changed.")
+        return found
+
+
+def _texts(values: list[Any]) -> int:
+    """How many texts they are."""
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise ValueError(f"{str(values)[:100]} are no texts")
+    return len(values)
+
+
+def _is_array(value: Any, sizes: list[int]) -> bool:
+    """Whether these are lists within each other, of such lengths, with finite numbers in them, or None."""
+    if sizes:
+        return isinstance(value, list) and len(value) == sizes[0] and all(_is_array(one, sizes[1:]) for one in value)
+    return value is None or (type(value) in (int, float) and math.isfinite(value))
 
 
 def _scale(value: Any) -> float | dict[str, Any]:

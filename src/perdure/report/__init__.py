@@ -1,10 +1,12 @@
 """Run folders → one plain dict → figures → one HTML page. Reads files only, and never needs torch.
 
-folder.py                                  a run folder's files, as far as they can be read
-summary.py, seeds.py                       folders → dict
-markdown.py, latex.py, terminal.py         dict → text
-figures.py, heat_map.py, diagnostics.py    dict → figures with their numbers (picture.py); svg.py says how they look
-html.py                                    dict → page
+folder.py                              a run folder's files, as far as they can be read
+summary.py, seeds.py                   folders → dict
+markdown.py, latex.py, terminal.py     dict → text
+figures.py, heat_map.py                dict → figures with their numbers (picture.py); svg.py says how they look
+diagnostics.py                         what `perdure diagnose` found → sections, drawn by diagnostic_figures.py; and to
+                                       text by diagnostics_terminal.py
+html.py                                dict → page
 """
 
 import json

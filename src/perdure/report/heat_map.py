@@ -16,7 +16,7 @@ from PIL import Image
 from perdure.report.picture import Picture
 from perdure.report.svg import FONT, short
 
-NUMBERS, CELLS = 12, 40  # up to so many columns cells hold numbers; up to so many they are drawn one by one
+NUMBERS, CELLS, ROWS = 12, 40, 60  # up to so many columns hold numbers; up to so many (and rows) are drawn one by one
 LETTER = 6.6  # pixels of a letter, at most
 
 
@@ -58,20 +58,22 @@ def heat(
     scale, digits
         In cells stand `scale` times the values, rounded to so many digits.
     """
-    count = max(len(rows), len(columns))
-    width, height = (46, 30) if count <= NUMBERS else (24, 20) if count <= CELLS else (max(2, 960 // count),) * 2
+    numbered = len(columns) <= NUMBERS and len(rows) <= ROWS
+    single = len(columns) <= CELLS and len(rows) <= ROWS
+    side = max(2, 960 // max(len(rows), len(columns), 1))
+    width, height = (46, 30 if len(rows) <= NUMBERS else 22) if numbered else (24, 20) if single else (side, side)
     painted = matplotlib.colormaps[colours](np.clip((values - limits[0]) / (limits[1] - limits[0] or 1), 0, 1))
     painted = np.round(255 * np.where(np.isnan(values)[..., None], (1, 1, 1, 0), painted)).astype(np.uint8)
     places = [(column * width, row * height) for row in range(len(rows)) for column in range(len(columns))]
-    if count <= CELLS:
+    if single:
         cells = [
             _cell(*place, width, height, colour) for place, colour in zip(places, painted.reshape(-1, 4), strict=True)
         ]
     else:
         cells = [_raster(painted, width * len(columns), height * len(rows))]
-    if count <= NUMBERS:
+    if numbered:
         flat = zip(places, values.flat, painted.reshape(-1, 4), strict=True)
-        cells += [_number(x + width / 2, y + height / 2 + 4, scale * v, digits, c) for (x, y), v, c in flat if v == v]
+        cells += [_number(x + width / 2, y + height / 2 + 3, scale * v, digits, c) for (x, y), v, c in flat if v == v]
     left, top, over = _labels(rows), 0.65 * _labels(columns) + 14, 0.77 * _labels(columns)
     cells += [_left(-7, (i + 0.5) * height + 4, rows[i]) for i in _shown(len(rows), height)]
     cells += [_above((i + 0.5) * width, -7, columns[i]) for i in _shown(len(columns), width)]

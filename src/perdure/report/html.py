@@ -111,11 +111,12 @@ def _sections(summary: Mapping[str, Any]) -> list[Section]:
         Section("Training", "", _there(figures.losses(summary))),
         Section("Cost", "Trained: the most parameters for any one task.", _there(figures.cost(summary))),
     ]
+    found = [section for section in found if section.pictures]
     for run in summary["runs"]:
         for section in diagnostics.sections(run["diagnostics"]):
             title = f"{section.title}: {run['title']}" if len(summary["runs"]) > 1 else section.title
             found.append(Section(title, section.note, section.pictures))
-    return [section for section in found if section.pictures]
+    return found
 
 
 def _there(*pictures: Picture | None) -> list[Picture]:

@@ -1,0 +1,85 @@
+"""The figures of diagnostics, as SVG text: lines, bars, and the reliability diagram."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
+from numpy import ndarray
+
+from perdure.report.svg import SOFT, short, svg
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73")  # after Okabe and Ito 2008
+WIDTH = 4.9  # inches
+Values = Float[ndarray, " n"]
+
+
+@svg
+def lines(series: Mapping[str, Values], names: Sequence[str], label: str, *, percent: bool = False) -> Figure:
+    """A line for each series of shares, over named steps; a tenth of height at least, so that noise stays small."""
+    figure, axes = _axes(names, label, percent)
+    for i, (name, values) in enumerate(series.items()):
+        axes.plot(values, "-o" if len(names) <= 40 else "-", color=COLOURS[i], ms=5, label=f" {name}")
+    low, high = axes.get_ylim()
+    high = min(high, 1.02)
+    axes.set(xlabel="after learning", ylim=(min(low, high - 0.1), high))
+    return _named(figure, len(series))
+
+
+@svg
+def bars(
+    series: Mapping[str, Values], names: Sequence[str], label: str, *, percent: bool = False, stacked: bool = False
+) -> Figure:
+    """Bars for each name: one for each series, beside or on each other."""
+    figure, axes = _axes(names, label, percent)
+    width, bottom = 0.8 / (1 if stacked else len(series)), np.zeros(len(names))
+    for i, (name, values) in enumerate(series.items()):
+        x = np.arange(len(names)) + (0 if stacked else -0.4 + (i + 0.5) * width)
+        axes.bar(x, values, 0.92 * width, bottom=bottom if stacked else None, color=COLOURS[i], label=f" {name}")
+        bottom += np.nan_to_num(values)
+    axes.axhline(0, color=SOFT, lw=0.8)
+    return _named(figure, len(series))
+
+
+@svg
+def reliability(bins: Float[ndarray, "bins 5"], label: str) -> Figure:
+    """The share that is right over the confidence; the diagonal is perfect. Strong bars hold more of the examples."""
+    figure = Figure(figsize=(3.2, 3.2), layout="constrained")
+    axes = figure.subplots()
+    low, high, count, _, accuracy = bins.T
+    strength = 0.25 + 0.75 * np.nan_to_num(count) / max(1.0, np.nan_to_num(count).max(initial=0))
+    colours = [to_rgba(COLOURS[0], alpha) for alpha in strength]
+    axes.bar(low, np.nan_to_num(accuracy), high - low, align="edge", color=colours, lw=0)
+    axes.plot([0, 1], [0, 1], "--", color=SOFT, lw=1)
+    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel=label, ylabel="share that is right, %", aspect="equal")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(lambda value, _: f"{100 * value:.0f}")
+    axes.tick_params(length=0)
+    return figure
+
+
+def _axes(names: Sequence[str], label: str, percent: bool) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
+    axes = figure.subplots()
+    axes.grid(axis="y")
+    axes.tick_params(length=0)
+    shown = [short(name, 20) for name in names]
+    crowded = sum(len(name) + 2 for name in shown) > 60
+    turned: dict[str, Any] = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if crowded else {}
+    turned = {"rotation": 90, "fontsize": 6} if len(names) > 15 else turned
+    axes.set_xticks(range(len(names)), shown, **turned)
+    axes.set_xlim(-0.6, len(names) - 0.4)
+    axes.set_ylabel(label)
+    if percent:
+        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g}".replace("-", "−"))
+    return figure, axes
+
+
+def _named(figure: Figure, series: int) -> Figure:
+    """Name the series below the figure, if there are several."""
+    if series > 1:
+        figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=series)
+    return figure
