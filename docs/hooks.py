@@ -1,0 +1,94 @@
+"""What mkdocs does for the site besides rendering `docs/`: pages from the code, notebooks, files of the repository."""
+
+import base64
+import json
+import posixpath
+import re
+from pathlib import Path
+from typing import Any
+
+import reference
+
+ROOT = Path(__file__).parents[1]
+REPOSITORY = "https://github.com/perdure/perdure/blob/main/"
+# Files outside of `docs/` that are pages too, by their place in the site.
+COPIED = {
+    "results.md": "recipes/README.md",
+    "bench.md": "bench/README.md",
+    "contributing.md": "CONTRIBUTING.md",
+    "changelog.md": "CHANGELOG.md",
+}
+PAGE_OF = {source: page for page, source in COPIED.items()} | {"README.md": "index.md"}
+LINK = re.compile(r"(?<=\]\()(?!https?:|mailto:|#)([^)#\s]+)(?=(?:#[^)\s]*)?\))")
+
+
+def on_config(config: Any) -> None:
+    """Show a page that the navigation names only where there is one."""
+    config.nav = [present(entry) for entry in config.nav]
+
+
+def present(entry: Any) -> Any:
+    if isinstance(entry, dict):
+        return {title: [each for each in map(present, inside) if each] if isinstance(inside, list) else inside
+                for title, inside in entry.items() if inside != "diagnostics.md" or (ROOT / "docs" / inside).is_file()}  # fmt: skip
+    return entry
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Add the pages that no file of `docs/` holds."""
+    from mkdocs.structure.files import File
+
+    made = reference.pages()
+    made |= {page: (ROOT / source).read_text(encoding="utf-8") for page, source in COPIED.items()}
+    for path in sorted((ROOT / "docs" / "notebooks").glob("*.ipynb")):
+        made[f"notebooks/{path.stem}.md"] = notebook(path)
+    for place, content in made.items():
+        files.append(File.generated(config, place, content=content))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
+    """Links between files of the repository become links between pages, or to the repository."""
+    own = page.file.src_uri
+    return LINK.sub(lambda link: target(link[1], own), markdown)
+
+
+def target(link: str, page: str) -> str:
+    """Where a link leads that stands in a page of the site."""
+    source = COPIED.get(page, f"docs/{page}")
+    path = posixpath.normpath(posixpath.join(posixpath.dirname(source), link))
+    inside = PAGE_OF.get(path) or path.removeprefix("docs/")
+    if page.startswith("reference/") or (path.startswith("docs/") and not path.endswith(".ipynb")):
+        inside = posixpath.normpath(posixpath.join(posixpath.dirname(page), link)) if path.startswith("docs/") else inside
+    elif path.endswith(".ipynb"):
+        inside = inside.removesuffix(".ipynb") + ".md"
+    elif path not in PAGE_OF:
+        return REPOSITORY + path if (ROOT / path).exists() else link
+    return posixpath.relpath(inside, posixpath.dirname(page) or ".")
+
+
+def notebook(path: Path) -> str:
+    """A notebook with its outputs as Markdown."""
+    parts = []
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        text = "".join(cell["source"])
+        parts.append(f"```python\n{text}\n```" if cell["cell_type"] == "code" else text)
+        parts += [output(each) for each in cell.get("outputs", [])]
+    parts.append(f"*This page is the notebook [{path.name}](https://github.com/perdure/perdure/blob/main/docs/notebooks/"
+                 f"{path.name}) with what it printed when it was run.*")  # fmt: skip
+    return "\n\n".join(filter(None, parts))
+
+
+def output(found: dict[str, Any]) -> str:
+    """What a cell printed, or a picture that it drew."""
+    data = found.get("data", {})
+    if svg := data.get("image/svg+xml"):
+        return picture("svg+xml", base64.b64encode("".join(svg).encode()).decode())
+    if png := data.get("image/png"):
+        return picture("png", "".join(png).replace("\n", ""))
+    text = "".join(found.get("text", data.get("text/plain", ""))).rstrip()
+    return f"```text\n{text}\n```" if text else ""
+
+
+def picture(kind: str, content: str) -> str:
+    return f'<img alt="what the cell above drew" src="data:image/{kind};base64,{content}">'
