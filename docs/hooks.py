@@ -18,7 +18,7 @@ COPIED = {
     "contributing.md": "CONTRIBUTING.md",
     "changelog.md": "CHANGELOG.md",
 }
-PAGE_OF = {source: page for page, source in COPIED.items()} | {"README.md": "index.md"}
+PAGE_OF = {source: page for page, source in COPIED.items()}
 LINK = re.compile(r"(?<=\]\()(?!https?:|mailto:|#)([^)#\s]+)(?=(?:#[^)\s]*)?\))")
 
 
@@ -57,12 +57,11 @@ def target(link: str, page: str) -> str:
     """Where a link leads that stands in a page of the site."""
     source = COPIED.get(page, f"docs/{page}")
     path = posixpath.normpath(posixpath.join(posixpath.dirname(source), link))
-    inside = PAGE_OF.get(path) or path.removeprefix("docs/")
-    if page.startswith("reference/") or (path.startswith("docs/") and not path.endswith(".ipynb")):
-        inside = posixpath.normpath(posixpath.join(posixpath.dirname(page), link)) if path.startswith("docs/") else inside
-    elif path.endswith(".ipynb"):
-        inside = inside.removesuffix(".ipynb") + ".md"
-    elif path not in PAGE_OF:
+    if path.startswith("docs/"):
+        inside = re.sub(r"\.ipynb$", ".md", path.removeprefix("docs/"))
+    elif path in PAGE_OF:
+        inside = PAGE_OF[path]
+    else:
         return REPOSITORY + path if (ROOT / path).exists() else link
     return posixpath.relpath(inside, posixpath.dirname(page) or ".")
 
