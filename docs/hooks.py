@@ -21,6 +21,8 @@ COPIED = {
 PAGE_OF = {source: page for page, source in COPIED.items()}
 LINK = re.compile(r"(?<=\]\()(?!https?:|mailto:|#)([^)#\s]+)(?=(?:#[^)\s]*)?\))")
 
+ELSEWHERE = re.compile(r"<(?:script|img|iframe|source|video|link)\b[^>]*(?:src|href)=[\"']?(?:https?:)?//[^>]*>")
+
 
 def on_config(config: Any) -> None:
     """Show a page that the navigation names only where there is one."""
@@ -28,10 +30,16 @@ def on_config(config: Any) -> None:
 
 
 def present(entry: Any) -> Any:
-    if isinstance(entry, dict):
-        return {title: [each for each in map(present, inside) if each] if isinstance(inside, list) else inside
-                for title, inside in entry.items() if inside != "diagnostics.md" or (ROOT / "docs" / inside).is_file()}  # fmt: skip
-    return entry
+    """An entry of the navigation, without pages that are not there yet."""
+    if not isinstance(entry, dict):
+        return entry
+    found = {}
+    for title, inside in entry.items():
+        if isinstance(inside, list):
+            found[title] = [each for each in map(present, inside) if each]
+        elif inside != "diagnostics.md" or (ROOT / "docs" / inside).is_file():
+            found[title] = inside
+    return found
 
 
 def on_files(files: Any, config: Any) -> Any:
@@ -51,6 +59,14 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Links between files of the repository become links between pages, or to the repository."""
     own = page.file.src_uri
     return LINK.sub(lambda link: target(link[1], own), markdown)
+
+
+def on_post_page(output: str, page: Any, config: Any) -> None:
+    """No page may need another host: it is to be read offline, and nobody is to be told who reads it."""
+    from mkdocs.exceptions import PluginError
+
+    if found := ELSEWHERE.search(output):
+        raise PluginError(f"`{page.file.src_uri}` loads `{found[0]}`: put the file into `docs/`.")
 
 
 def target(link: str, page: str) -> str:
@@ -73,8 +89,8 @@ def notebook(path: Path) -> str:
         text = "".join(cell["source"])
         parts.append(f"```python\n{text}\n```" if cell["cell_type"] == "code" else text)
         parts += [output(each) for each in cell.get("outputs", [])]
-    parts.append(f"*This page is the notebook [{path.name}](https://github.com/perdure/perdure/blob/main/docs/notebooks/"
-                 f"{path.name}) with what it printed when it was run.*")  # fmt: skip
+    source = f"{REPOSITORY}docs/notebooks/{path.name}"
+    parts.append(f"*This page is the notebook [{path.name}]({source}), with what it printed when it was run.*")
     return "\n\n".join(filter(None, parts))
 
 

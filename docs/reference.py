@@ -60,7 +60,9 @@ def declared(thing: Any) -> str:
         wraps = "method" in registry.options(thing)
         tuned = getattr(thing, "tuned", None)
         searched = f" `perdure tune` searches `{tuned.name}` from {tuned.low:g} to {tuned.high:g}." if tuned else ""
-        return ("*Its usual rule is that of the method inside.*" if wraps else f"*Its usual rule: `{rule}`.*") + searched
+        return (
+            "*Its usual rule is that of the method inside.*" if wraps else f"*Its usual rule: `{rule}`.*"
+        ) + searched
     return ""
 
 
@@ -135,7 +137,7 @@ def public_names() -> str:
     parts = [
         "# Python",
         "All public names: `from perdure import …`. Methods, rules and benchmarks are modules of their own: "
-        "`from perdure.methods.isolated import Isolated`, or `perdure.find(\"method\", \"isolated\")`.",
+        '`from perdure.methods.isolated import Isolated`, or `perdure.find("method", "isolated")`.',
     ]
     things = {name: getattr(perdure, name) for name in perdure.__all__}
     rows = [(f"[`{name}`](#{name})", prose(first(thing.__doc__))) for name, thing in things.items()]
@@ -153,7 +155,9 @@ def signature(name: str, thing: Any) -> str:
         return f"class {name}({thing.__bases__[0].__name__})"
     found = inspect.signature(thing, eval_str=True)
     returns = found.return_annotation
-    end = ")" if inspect.isclass(thing) or returns is found.empty else f") -> {short(inspect.formatannotation(returns))}"
+    end = (
+        ")" if inspect.isclass(thing) or returns is found.empty else f") -> {short(inspect.formatannotation(returns))}"
+    )
     parts, keyword = [], False
     for p in found.parameters.values():
         if p.kind is p.KEYWORD_ONLY and not keyword:
@@ -238,13 +242,13 @@ def prose(text: str) -> str:
             paragraphs.append(f"```text\n{inspect.cleandoc(paragraph)}\n```")
             continue
         pieces = re.split(r"(`[^`]*`)", paragraph)
-        pieces[::2] = [re.sub(r"[\\*_\[\]]", r"\\\g<0>", plain(piece)) for piece in pieces[::2]]
+        pieces[::2] = [re.sub(r"[\\*_\[\]]", r"\\\g<0>", as_it_is(piece)) for piece in pieces[::2]]
         pieces[1::2] = [piece.replace("|", "\\|") if "\n" not in text else piece for piece in pieces[1::2]]
         paragraphs.append("".join(pieces))
     return "\n\n".join(paragraphs)
 
 
-def plain(text: str) -> str:
+def as_it_is(text: str) -> str:
     for character in "&<>|":
         text = text.replace(character, f"&#{ord(character)};")
     return text
@@ -255,4 +259,3 @@ def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
         return ""
     lines = [head, ("---",) * len(head), *rows]
     return "\n".join("| " + " | ".join(cell.replace("\n", " ") for cell in line) + " |" for line in lines)
-
