@@ -201,7 +201,7 @@ def explained(thing: Any, parameters: str | None = None) -> list[str]:
             parts.append(parameters)
         elif title == "Examples":
             parts.append(f"```pycon\n{body.strip()}\n```")
-        elif title in ("Parameters", "Attributes", "Raises"):
+        elif title in ("Parameters", "Attributes", "Raises", "Returns"):
             rows = [(f"`{name}`", prose(text)) for name, text in entries(body).items()]
             parts += [f"**{title}**", table(("name", "meaning"), rows)]
         else:
