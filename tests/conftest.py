@@ -10,6 +10,7 @@ from typing import Any
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any import that reads it
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -31,6 +32,7 @@ TEXT = {
 }
 IMAGE = {"vit": transformers.ViTConfig, "dinov2": transformers.Dinov2Config}
 torch.set_num_threads(1)
+forked.do_not_wait_for_the_disk()
 transformers.logging.disable_progress_bar()  # of the fixtures below
 
 

@@ -1,16 +1,14 @@
 """Kill -9 at any moment: the run goes on, and comes to the same adapters and scores, bit for bit."""
 
+import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import pytest
 
-import perdure
-
 KILLS = int(os.environ.get("PERDURE_KILLS") or ("60" if os.environ.get("PERDURE_SOAK") else "32"))
-"""For each method, or half of them."""
+"""For each method, or a quarter of them."""
 
 # The process that imports everything once; each attempt is a fork of it, so that an attempt takes a second. What the
 # attempt does is a real run: nothing in it knows that it will be killed. It is killed at the n-th call of a C function
@@ -20,7 +18,6 @@ SCRIPT = """
 import json, os, random, signal, sys, time, warnings
 from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
-sys.path.insert(0, sys.argv[1])
 warnings.filterwarnings("ignore")
 warnings.filterwarnings("error", message="A task was being learned with other settings")
 import torch
@@ -30,7 +27,7 @@ from runs import small
 from perdure import Backbone, Evaluation, Run, TaskStream, Training, files, lock, run, staging, verify
 from perdure import results as results_module
 
-name, kills, folder = sys.argv[2], int(sys.argv[3]), Path(sys.argv[4])
+name, kills, folder = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
 make("bert", folder / "bert")
 stream = TaskStream("toy", (toy_task("fruit", ["apple", "pear"], 1), toy_task("colour", ["red", "green", "blue"], 2)))
 training = Training(epochs=2, batch_size=8, learning_rate=0.01, checkpoint_steps=2, best=name == "sequential")
@@ -112,19 +109,14 @@ print(json.dumps(found | {"calls": anywhere, "calls that write": writing}))
 
 
 def killed(name: str, kills: int, folder: Path) -> dict[str, int]:
-    import json
-
-    tests = Path(__file__).parent
-    environment = os.environ | {"PYTHONPATH": str(Path(perdure.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", SCRIPT, str(tests), name, str(kills), str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60 * kills)
+    done = forked.python(SCRIPT, name, kills, folder, timeout=60 * kills)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.mark.parametrize("name", ["isolated", "sequential", "inflora", "ewc", "si", "replay"])
 def test_kill_9_at_many_moments(name, tmp_path):
-    kills = KILLS // 2 if name in ("si", "replay") else KILLS  # what they do besides is like what the others do
+    kills = KILLS // 4 if name in ("si", "replay") else KILLS  # what they do besides is like what the others do
     found = killed(name, kills, tmp_path)
     print(name, found)
     assert found["killed"] >= kills and found["inside a task"] > 0 and found["inside evaluation"] > 0, found
