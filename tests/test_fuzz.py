@@ -33,7 +33,7 @@ def beside(folder: Path) -> Path:
 
 def test_every_kind_of_file_damaged(tmp_path):
     code, given = "import fuzz_run_folder; fuzz_run_folder.main()", (".", SEED, 0, INPUTS)
-    done = forked.python(code, *given, cwd=beside(tmp_path), timeout=120 + INPUTS)
+    done = forked.python(code, *given, cwd=beside(tmp_path), timeout=600 + INPUTS)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout)
     print(json.dumps(found, indent=1))
