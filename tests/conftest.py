@@ -3,6 +3,7 @@
 import gzip
 import os
 import random
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before any import that reads it
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import forked
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -18,6 +20,9 @@ import transformers
 from datasets import Dataset
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+if "perdure" not in sys.modules:  # as it is in a fork; pytest's own option does not reach the processes of xdist
+    jaxtyping.install_import_hook("perdure", "typecheck.check")
 
 from perdure import Backbone, Task, TaskStream, adapter_folder
 
