@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
+# How many processes share the tests; each works with one thread. `make test WORKERS=0`: all in one.
+WORKERS ?= 2
+
 # How many inputs of the fuzz, and which: `make soak FUZZ=100000 SEED=1`.
 FUZZ ?= 10000
 SEED ?= 0
@@ -23,7 +26,7 @@ demo: $(VENV)/installed
 	$(BIN)/perdure demo
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=worksteal
 
 soak: $(VENV)/installed
 	PERDURE_SOAK=1 PERDURE_FUZZ=$(FUZZ) PERDURE_SEED=$(SEED) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s --durations=0 \

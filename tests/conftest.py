@@ -3,6 +3,7 @@
 import gzip
 import os
 import random
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any import that reads it
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import forked
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -17,6 +20,9 @@ import transformers
 from datasets import Dataset
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+if "perdure" not in sys.modules:  # as it is in a fork; pytest's own option does not reach the processes of xdist
+    jaxtyping.install_import_hook("perdure", "typecheck.check")
 
 from perdure import Backbone, Task, TaskStream, adapter_folder
 
@@ -31,6 +37,7 @@ TEXT = {
 }
 IMAGE = {"vit": transformers.ViTConfig, "dinov2": transformers.Dinov2Config}
 torch.set_num_threads(1)
+forked.do_not_wait_for_the_disk()
 transformers.logging.disable_progress_bar()  # of the fixtures below
 
 

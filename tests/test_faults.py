@@ -4,22 +4,21 @@ again. Every file operation below the run folder is made to fail, one after anot
 
 import csv
 import json
+import operator
 import os
 import random
 import re
 import shutil
-import subprocess
-import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import torch
 from faults import Faults, watching
 
-import perdure
 from perdure import Backbone, Model, PerdureError, Recipe, Run, Training, forget, lock, run, verify
 from perdure.methods.isolated import Isolated
 from perdure.report.html import report
@@ -153,7 +152,7 @@ def attempt(act: Callable[[], Any], faults: Faults) -> str:
 
 @pytest.mark.parametrize("name", ACTIONS)
 def test_every_operation_fails_in_every_way(name, made, tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda number: None)  # counted, and made to fail, but not waited for
+    monkeypatch.setattr(os, "fsync", operator.index)  # counted, and made to fail, but not waited for
     start, action = ACTIONS[name]
     folder = tmp_path / "run"
 
@@ -211,7 +210,7 @@ def table(pico, tmp_path_factory) -> dict[str, Any]:
 
 def test_a_whole_run_fails_somewhere_and_goes_on(table, tmp_path, monkeypatch):
     """It comes to the same result, whatever was refused on the way: a sample of all moments; in a soak each of them."""
-    monkeypatch.setattr(os, "fsync", lambda number: None)
+    monkeypatch.setattr(os, "fsync", operator.index)
     folder = tmp_path / "run"
 
     def act() -> None:
@@ -251,9 +250,7 @@ except OutputError as error:
 def test_a_limit_of_the_system(made, tmp_path):
     folder = Path(shutil.copytree(made["two"], tmp_path / "run"))
     before = whole(folder)
-    environment = os.environ | {"PYTHONPATH": str(Path(perdure.__file__).parents[1])}
-    command = [sys.executable, "-c", LIMITED, str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    done = forked.python(LIMITED, folder)
     assert done.returncode == 1 and f"refused: `{folder / UNFINISHED}` cannot be written" in done.stderr, done.stderr
     assert whole(folder) == before
 

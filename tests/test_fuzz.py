@@ -11,6 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
+
 import perdure
 
 INPUTS = int(os.environ.get("PERDURE_FUZZ") or (10_000 if os.environ.get("PERDURE_SOAK") else 250))
@@ -24,20 +26,16 @@ KINDS = {
 }
 
 
-def python(place: Path, *arguments: str, timeout: float) -> str:
-    """What a program prints that is run beside the runs of format 1."""
-    shutil.copytree(HERE / "formats" / "1", place)
-    paths = [str(Path(perdure.__file__).parents[1]), str(HERE)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=place, env=environment, timeout=timeout)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+def beside(folder: Path) -> Path:
+    """Where the runs of format 1 are."""
+    return Path(shutil.copytree(HERE / "formats" / "1", folder / "runs"))
 
 
 def test_every_kind_of_file_damaged(tmp_path):
-    script, place = str(HERE / "fuzz_run_folder.py"), tmp_path / "runs"
-    found = json.loads(python(place, script, ".", str(SEED), "0", str(INPUTS), timeout=120 + INPUTS))
+    code, given = "import fuzz_run_folder; fuzz_run_folder.main()", (".", SEED, 0, INPUTS)
+    done = forked.python(code, *given, cwd=beside(tmp_path), timeout=600 + INPUTS)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout)
     print(json.dumps(found, indent=1))
     assert not found["faults"], f"with PERDURE_SEED={SEED}: {json.dumps(found['faults'], indent=1)}"
     assert set(found["files"]) == KINDS
@@ -77,5 +75,10 @@ print(len(lost))
 
 def test_nothing_is_asked_of_the_network(tmp_path, monkeypatch):
     """Neither for a sound run nor for one that lacks a file, `adapter_config.json` among them."""
-    monkeypatch.delenv("HF_HUB_OFFLINE")
-    assert int(python(tmp_path / "runs", "-c", OFFLINE, timeout=300)) > 15
+    monkeypatch.delenv("HF_HUB_OFFLINE")  # which is read when things are imported
+    environment = os.environ | {"PYTHONPATH": str(Path(perdure.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", OFFLINE]
+    options = {"capture_output": True, "text": True, "env": environment, "timeout": 300}
+    done = subprocess.run(command, cwd=beside(tmp_path), **options)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert int(done.stdout) > 15

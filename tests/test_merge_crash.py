@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 from peft_folders import adapter, base
 
@@ -23,12 +24,6 @@ def made(tmp_path):
 
 def beside(made) -> list[str]:
     return sorted(path.name for path in made[0].parent.iterdir())
-
-
-def python(code: str, *arguments) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": str(Path(perdure.__file__).parents[1])}
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
 
 
 KILLED = """
@@ -81,7 +76,7 @@ print(found["none"], found["whole"], found["left"], total)
 
 def test_kill_9_at_many_moments(made):
     out = made[0].parent / "out"
-    done = python(KILLED, *made, out)
+    done = forked.python(KILLED, *made, out)
     assert done.returncode == 0, done.stderr
     none, whole, left, total = map(int, done.stdout.split())
     assert none > 50 and left > 10 and none + whole == 130 and total > 500, done.stdout
@@ -144,7 +139,7 @@ except OutputError as error:
 
 
 def test_a_limit_of_the_system(made):
-    done = python(LIMITED, *made, made[0].parent / "out")
+    done = forked.python(LIMITED, *made, made[0].parent / "out")
     assert done.returncode == 1 and "refused" in done.stderr and ".safetensors`" in done.stderr, done.stderr
     assert beside(made) == ["llama", "one"]
 
@@ -181,10 +176,15 @@ print(written() - before[0], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss 
 
 @pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="needs Linux")
 def test_bytes_written_and_memory(tmp_path):
-    """Of a model of 84 MB each byte is written once, and little of it is in memory at a time."""
+    """Of a model of 84 MB each byte is written once, and little of it is in memory at a time.
+
+    By a new process, none that was forked, so that its memory is its own.
+    """
     folder = base("llama", tmp_path, vocab_size=8000, hidden_size=512, intermediate_size=2048)
     one = adapter(folder, tmp_path / "one", seed=1)
-    done = python(MEASURED, folder, one, tmp_path / "out")
+    environment = os.environ | {"PYTHONPATH": str(Path(perdure.__file__).parents[1])}
+    command = [sys.executable, "-c", MEASURED, str(folder), str(one), str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr
     written, memory = map(int, done.stdout.split())
     size = sum(path.stat().st_size for path in (tmp_path / "out").iterdir())

@@ -1,17 +1,20 @@
-"""Two processes that train one model (`accelerate launch`, gloo on the CPU) come to what one comes to.
+"""Two processes that train one model (as `accelerate launch` has them, gloo on the CPU) come to what one comes to.
 
 The sums of gradients are added in another order, so that parameters differ in their last digits, and a test example
 whose two likeliest classes are equally likely may get the other one. The tolerances below are those that are promised.
 """
 
+import contextlib
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 import yaml
@@ -29,21 +32,23 @@ LAUNCH = (
 TRAINING = {"epochs": 6, "batch_size": 8, "learning_rate": 0.01, "checkpoint_steps": 3, "backbone_dropout": False}
 
 
-def environment() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": str(Path(perdure.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-
-
-def start(recipe: Path, output: Path) -> subprocess.Popen[str]:
-    """`accelerate launch` of the command line with two processes, in a session of its own."""
+def launched(recipe: Path, output: Path) -> str:
+    """What `accelerate launch` of the command line with two processes prints."""
+    environment = os.environ | {"PYTHONPATH": str(Path(perdure.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", *LAUNCH, "-m", "perdure", "run", str(recipe), "--output", str(output), "--quiet"]
-    options = {"env": environment(), "text": True, "start_new_session": True}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
 
 
-def finish(process: subprocess.Popen[str], status: int = 0) -> tuple[str, str]:
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == status, err[-3000:]
-    return out, err
+def start(recipe: Path, output: Path) -> list[forked.Process]:
+    """Two processes as `accelerate launch` starts them, the command line in each: it tells them by the environment."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    command = (forked.PERDURE, "run", recipe, "--output", output, "--quiet")
+    return [forked.Process(*command, RANK=str(n), LOCAL_RANK=str(n), **common) for n in (0, 1)]
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +93,7 @@ def same(one: Run, other: Run) -> None:
 
 
 def test_two_processes_come_to_what_one_comes_to(alone, recipe):
-    out, _ = finish(start(recipe, recipe.parent / "two"))
+    out = launched(recipe, recipe.parent / "two")
     assert out.count("task posterior") == 1, "one of them prints"
     two = Run(recipe.parent / "two")
     same(alone, two)
@@ -99,36 +104,37 @@ def test_two_processes_come_to_what_one_comes_to(alone, recipe):
 def test_killed_and_resumed_by_two_and_by_one(alone, recipe):
     """Kill -9 of all processes, of one of them, and SIGTERM, at seeded moments; one process finishes the run."""
     seeded, output, kills = random.Random(0), recipe.parent / "killed", 0
-    for attempt, how in enumerate(["all", "first", "term"]):
-        process = start(recipe, output)
-        wait_for(output, attempt)
+    for how in ("all", "first", "term"):
+        processes = start(recipe, output)
+        wait_for(output, processes)
         time.sleep(seeded.uniform(0, 0.3))
-        if process.poll() is None:
-            kills += 1
-            stop(process, how)
-        process.communicate(timeout=300)
+        kills += all(process.poll() is None for process in processes)
+        stop(processes, how)
         if (output / "recipe.yaml").exists():
             assert len(Run(output).tasks) <= 2
     assert kills >= 2
     same(alone, Recipe.read(recipe).run(output))
 
 
-def wait_for(output: Path, attempt: int) -> None:
+def wait_for(output: Path, processes: list[forked.Process]) -> None:
     """Until training goes on: an event that was not there before."""
     events, end = output / "events.jsonl", time.monotonic() + 60
     before = events.stat().st_mtime_ns if events.exists() else 0
     while time.monotonic() < end and (not events.exists() or events.stat().st_mtime_ns == before):
+        if all(process.poll() is not None for process in processes):
+            return  # nothing was left to do
         time.sleep(0.01)
 
 
-def stop(process: subprocess.Popen[str], how: str) -> None:
-    if how == "term":
-        return process.terminate()
-    if how == "all":
-        return os.killpg(process.pid, signal.SIGKILL)
-    listed = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
-    if listed:
-        os.kill(int(listed[0]), signal.SIGKILL)
+def stop(processes: list[forked.Process], how: str) -> None:
+    """When one has ended, the launcher ends the other: by SIGTERM, and by SIGKILL if that is not enough."""
+    for process in processes[: 1 if how == "first" else 2]:
+        process.send_signal(signal.SIGTERM if how == "term" else signal.SIGKILL)
+    if how == "first":
+        processes[1].send_signal(signal.SIGTERM)
+    for process in processes:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=30)
 
 
 def test_a_second_run_is_told_who_holds_the_first(alone, recipe):
@@ -136,5 +142,7 @@ def test_a_second_run_is_told_who_holds_the_first(alone, recipe):
     from perdure import lock
 
     with lock.held(alone.folder):
-        _, err = finish(start(recipe, alone.folder), status=1)
-    assert f"is being written by process {os.getpid()}" in err
+        processes = start(recipe, alone.folder)
+        said = [process.communicate(timeout=300)[1] for process in processes]
+    assert [process.returncode for process in processes] == [1, 1], said
+    assert "".join(said).count(f"is being written by process {os.getpid()}") == 1

@@ -6,7 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jaxtyping
+import pytest
+
 import perdure
+from perdure.seeds import derived
 
 SOURCE = Path(perdure.__file__).parent
 
@@ -27,6 +31,13 @@ def test_importing_is_cheap_and_a_function_is_not_its_module():
     source = {"PYTHONPATH": str(SOURCE.parent)}
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | source)
     assert out.stdout.split() == ["True", "True", "True", "perdure.run", "False"], out.stderr
+
+
+def test_annotations_are_checked_in_tests():
+    """In whatever process they run."""
+    assert derived(0, "x")
+    with pytest.raises(jaxtyping.TypeCheckError):
+        derived("0", "x")
 
 
 def test_every_public_name_is_explained():

@@ -1,9 +1,8 @@
 """A new method is one new file: it is found by its name, listed, and tested like the others."""
 
-import os
-import subprocess
 import sys
 
+import forked
 import pytest
 
 from perdure import InputError, Method, PeftMethod, UnknownName, find, methods, names, registry
@@ -42,13 +41,10 @@ def test_one_file_is_enough(toy_method, capsys, monkeypatch):
 
 def test_the_conformance_tests_find_it_too(toy_method, tmp_path, request):
     """In a process of its own: pytest collects the conformance tests for a file that was put beside the others."""
-    plugin = tmp_path / "plugin" / "with_toy.py"
-    plugin.parent.mkdir()
-    plugin.write_text(f"from perdure import methods\nmethods.__path__.append({str(tmp_path)!r})\n")
-    conformance = str(request.path.parent / "test_methods.py")
-    command = f"{sys.executable} -m pytest -o addopts= -p with_toy -q -k toy_method".split()
-    environment = os.environ | {"PYTHONPATH": str(plugin.parent)}
-    result = subprocess.run([*command, conformance], capture_output=True, text=True, env=environment)
+    code = "import sys, pytest\nfrom perdure import methods\nmethods.__path__.append(sys.argv[1])\n"
+    code += "sys.exit(pytest.main(['-o', 'addopts=', '-q', '-k', 'toy_method', *sys.argv[2:]]))"
+    conformance = request.path.parent / "test_methods.py"
+    result = forked.python(code, tmp_path, conformance, PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")  # they are imported
     assert result.returncode == 0 and "7 passed" in result.stdout, result.stdout
 
 

@@ -4,11 +4,11 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
+import forked
 import pytest
 import yaml
 from runs import answers, contents, differing, make, recipe, stopped, table
@@ -350,8 +350,7 @@ def test_a_list_of_tasks_to_leave_out(home):
 def begin(values, folder, *, epochs=30):
     path = folder / "it.yaml"
     path.write_text(yaml.safe_dump(merged(values, {"training": {"epochs": epochs, "checkpoint_steps": 1000}})))
-    command = [sys.executable, "-m", "perdure", "run", str(path), "-o", str(folder / "r"), "-q"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return forked.Process(forked.PERDURE, "run", path, "-o", folder / "r", "-q")
 
 
 def until(process, found, seconds=90):

@@ -1,5 +1,6 @@
 """On what something was run: versions, source revision and hardware."""
 
+import functools
 import importlib.metadata
 import os
 import platform
@@ -12,11 +13,9 @@ import torch
 
 def environment() -> dict[str, Any]:
     """Versions, source revision and hardware."""
-    packages = ("perdure", "transformers", "peft", "accelerate", "datasets", "tokenizers", "numpy")
     return {
         "python": platform.python_version(),
-        # torch itself says for which accelerator it was built
-        "versions": {"torch": torch.__version__} | {name: importlib.metadata.version(name) for name in packages},
+        "versions": dict(_versions()),
         "revision": _revision(),
         "machine": platform.machine(),
         "system": platform.system(),
@@ -26,8 +25,16 @@ def environment() -> dict[str, Any]:
     }
 
 
+@functools.cache
+def _versions() -> dict[str, str]:
+    packages = ("perdure", "transformers", "peft", "accelerate", "datasets", "tokenizers", "numpy")
+    # torch itself says for which accelerator it was built
+    return {"torch": torch.__version__} | {name: importlib.metadata.version(name) for name in packages}
+
+
+@functools.cache
 def _revision() -> str | None:
-    """The git revision of perdure's own source, if it is run from a checkout."""
+    """The git revision of perdure's own source, if it is run from a checkout; asked once, as what runs is in memory."""
     here = Path(__file__).parent
     command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--exclude", "*"]
     try:

@@ -6,13 +6,14 @@ to a Python file (`./mine.py`).
 """
 
 import contextlib
+import functools
 import importlib
 import importlib.util
 import inspect
 import pkgutil
 import sys
 from collections.abc import Callable
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -31,7 +32,13 @@ def names(kind: Kind) -> list[str]:
     """The names of all methods, rules or benchmarks that are installed."""
     package = importlib.import_module(PACKAGES[kind])
     files = {module.name for module in pkgutil.iter_modules(package.__path__) if not module.name.startswith("_")}
-    return sorted(files | {point.name for point in entry_points(group=PACKAGES[kind])})
+    return sorted(files | {point.name for point in _of_others(kind)})
+
+
+@functools.cache
+def _of_others(kind: Kind) -> tuple[EntryPoint, ...]:
+    """What other packages bring: to look through all that are installed takes as long as some steps of training."""
+    return tuple(entry_points(group=PACKAGES[kind]))
 
 
 def find(kind: Kind, name: str) -> Callable[..., Any]:
@@ -48,8 +55,9 @@ def find(kind: Kind, name: str) -> Callable[..., Any]:
         return _take(kind, _import_file(Path(name)), Path(name).stem)
     if name not in names(kind):
         raise UnknownName(kind, name, names(kind))
-    for point in entry_points(group=PACKAGES[kind], name=name):
-        return point.load()
+    for point in _of_others(kind):
+        if point.name == name:
+            return point.load()
     return _take(kind, importlib.import_module(f"{PACKAGES[kind]}.{name}"), name)
 
 

@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal, get_args
 
 import numpy as np
@@ -84,6 +85,11 @@ class Task:
 
     def digests(self) -> dict[str, str]:
         """The SHA-256 of each split: of its inputs (images as they are encoded) and labels, in order."""
+        return dict(self._digests)
+
+    @cached_property
+    def _digests(self) -> dict[str, str]:
+        """A run asks for those of all tasks so far at each of them."""
         return {split: _digest(getattr(self, split), self.kind) for split in SPLITS}
 
     def limited(self, sizes: dict[str, int | None], seed: int) -> "Task":
