@@ -173,6 +173,6 @@ def test_the_picture_of_the_readme(opened, tmp_path):
     report([DEMO / "sequential", DEMO / "pic"], tmp_path / "report.html")
     page = opened(tmp_path / "report.html", width=1080)
     path = Path(os.environ.get("PERDURE_PICTURE") or tmp_path / "report.png")
-    page.set_viewport_size({"width": 1080, "height": 1180})
+    page.set_viewport_size({"width": 1080, "height": 1440})
     page.screenshot(path=path)
     assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 40_000
