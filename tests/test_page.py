@@ -168,6 +168,16 @@ def test_three_hundred_tasks_open(tmp_path, opened):
     assert box and box["width"] > 250 and box["height"] > 250
 
 
+def test_diagnostics_on_a_telephone(tmp_path, opened):
+    report([DEMO / "pic"], tmp_path / "report.html")
+    page = opened(tmp_path / "report.html", width=390, scheme="dark")
+    titles = page.locator("h2").all_inner_texts()
+    assert {"Interference of task vectors", "How far the features moved (CKA)", "The task posterior"} <= set(titles)
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    found = Axe().run(page).response["violations"]
+    assert {one["id"]: one["nodes"][0]["html"] for one in found if one["impact"] in ("serious", "critical")} == {}
+
+
 def test_the_picture_of_the_readme(opened, tmp_path):
     """Of the runs of `perdure demo`, without their weights; PERDURE_PICTURE says where to keep it."""
     report([DEMO / "sequential", DEMO / "pic"], tmp_path / "report.html")

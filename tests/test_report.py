@@ -247,7 +247,14 @@ def test_terminal(tmp_path, width, capsys):
     summary = summarise([make_run(tmp_path / "run", rows(R, "ab", rule="a_rule(scale=[search])"))])
     terminal.show(summary, Console(width=width))
     shown = capsys.readouterr().out
-    assert "60.0" in shown and "−40.0" in shown
+    assert "60.0" in shown and "−40.0" in shown and max(map(len, shown.splitlines())) <= width
+
+
+def test_terminal_names_what_is_missing(tmp_path, capsys):
+    run = make_run(tmp_path / "run", rows(R, "ab"))
+    (run / "combined.json").write_text("{")
+    terminal.show(summarise([run]), Console(width=80))
+    assert "combined.json" in "".join(capsys.readouterr().out.split("\n"))
 
 
 def test_percent():

@@ -17,7 +17,11 @@ def show(summary: Mapping[str, Any], console: Console | None = None) -> None:
     console = console or Console()
     for run in summary["runs"]:
         console.print(run["title"], style="bold", markup=False, highlight=False)
-        console.print(run["sentence"] + "\n", markup=False, highlight=False)
+        console.print(run["sentence"], markup=False, highlight=False)
+        for said in (run["status"], *run["problems"]):
+            if said:
+                console.print(said, style="yellow", markup=False, highlight=False)
+        console.print()
     header, rows = table(summary)
     symbols = {metric["title"]: metric["symbol"] for metric in summary["metrics"].values()}
     if not symbols:
