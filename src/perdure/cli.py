@@ -90,6 +90,7 @@ def tune(
 ) -> None:
     """Search the learning rate and the method's main coefficient, on validation data of the first tasks."""
     from perdure.recipe import Recipe
+    from perdure.report import terminal
     from perdure.tune import Protocol, tune
 
     output = output or Path("runs") / f"{recipe.stem}-tune"
@@ -98,7 +99,7 @@ def tune(
     if as_json:
         return typer.echo(json.dumps({"recipe": found.recipe, "trials": found.trials}, indent=2))
     if not quiet:
-        _table(f"\n{len(found.trials)} trials on {tasks} tasks (validation accuracy, %)", found.lines())
+        terminal.listing(f"\n{len(found.trials)} trials on {tasks} tasks (validation accuracy, %)", found.lines())
     typer.echo(output / "tuned.yaml")
 
 
@@ -151,13 +152,14 @@ def forget(
 @app.command()
 def verify(run: RunFolder, as_json: AsJson = False) -> None:
     """Check every file of a run: hashes, shapes, and that all values are finite."""
+    from perdure.report import terminal
     from perdure.verify import verify
 
     found = verify(run)
     if as_json:
         typer.echo(json.dumps({"sound": found.sound, "faults": found.faults, "notes": found.notes}, indent=2))
     else:
-        _table(f"\n{run}", found.sound.items())
+        terminal.listing(f"\n{run}", found.sound.items())
         for note in found.notes:
             typer.echo(note)
         count = len(found.faults)
@@ -307,6 +309,7 @@ def report(
 def list_(as_json: AsJson = False) -> None:
     """List all methods, rules and benchmarks."""
     from perdure import registry
+    from perdure.report import terminal
 
     found = {
         kind: {name: registry.summary(registry.find(kind, name)) for name in registry.names(kind)}
@@ -315,7 +318,7 @@ def list_(as_json: AsJson = False) -> None:
     if as_json:
         return typer.echo(json.dumps(found, indent=2))
     for kind, things in found.items():
-        _table(f"\n{kind.capitalize()}s", ((name, text) for name, text in things.items()))
+        terminal.listing(f"\n{kind.capitalize()}s", things.items())
 
 
 @app.command()
@@ -325,7 +328,7 @@ def show(
 ) -> None:
     """Show what a method, rule or benchmark does and its settings, or what a run measured."""
     from perdure import registry
-    from perdure.report import summary
+    from perdure.report import summary, terminal
 
     if Path(name).is_dir():
         found = summary.summarise([Path(name)])
@@ -334,7 +337,7 @@ def show(
     if as_json:
         return typer.echo(json.dumps(about, indent=2))
     typer.echo(about["text"])
-    _table("\nSettings", ((key, value) for key, value in about["settings"].items()))
+    terminal.listing("\nSettings", about["settings"].items())
 
 
 def _done(run: Path) -> int:
@@ -358,17 +361,6 @@ def _show(summary: dict[str, Any], folder: Path | None = None) -> None:
     terminal.show(summary)
     if folder:
         typer.echo(f"\nReport: {folder / 'report.html'}")
-
-
-def _table(title: str, rows: Any) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
-    for row in rows:
-        table.add_row(*map(escape, row))  # brackets are text here
-    Console().print(table)
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """A report's dict → one HTML page that needs nothing else: no network, no files beside it."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,7 @@ def _sections(summary: Mapping[str, Any]) -> list[Section]:
     for run in summary["runs"]:
         for section in diagnostics.sections(run["diagnostics"]):
             title = f"{section.title}: {run['title']}" if len(summary["runs"]) > 1 else section.title
-            found.append(Section(title, section.note, section.pictures))
+            found.append(replace(section, title=title))
     return found
 
 
@@ -141,7 +142,7 @@ def _matrices(summary: Mapping[str, Any]) -> Section:
     for run, result in shown:
         picture = heat_map.matrix(result, limits)
         caption = f"{run['title']} · {picture.caption}" if len(summary["runs"]) > 1 else picture.caption
-        pictures.append(Picture(caption, picture.svg, picture.header, picture.rows))
+        pictures.append(replace(picture, caption=caption))
     return Section("Accuracy matrix" if len(pictures) == 1 else "Accuracy matrices", note, pictures)
 
 
@@ -168,8 +169,5 @@ def _fitting(sections: Sequence[Section]) -> list[Section]:
         if left >= 0:
             kept.add(key)
     return [
-        Section(
-            one.title, one.note, [p if id(p) in kept else Picture(p.caption, p.svg, p.header, []) for p in one.pictures]
-        )
-        for one in sections
+        replace(one, pictures=[p if id(p) in kept else replace(p, rows=[]) for p in one.pictures]) for one in sections
     ]

@@ -1,6 +1,6 @@
 """A report's dict → the terminal: what was run, and the table."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich.console import Console
@@ -38,6 +38,14 @@ def show(summary: Mapping[str, Any], console: Console | None = None) -> None:
     console.print(drawn)
     names = ", ".join(f"{symbol}: {title.lower()}" for title, symbol in symbols.items())
     console.print(f"\nIn percent; – was not measured. {names}.", style="dim", markup=False, highlight=False)
+
+
+def listing(title: str, rows: Iterable[tuple[str, str]], console: Console | None = None) -> None:
+    """Print names and what is said of each."""
+    drawn = Table(title=title, show_header=False, **STYLE)
+    for name, text in rows:
+        drawn.add_row(Text(name), Text(text))  # brackets are text here
+    (console or Console()).print(drawn)
 
 
 def overview(summary: Mapping[str, Any], console: Console | None = None) -> None:
