@@ -160,10 +160,9 @@ def verify(run: RunFolder, as_json: AsJson = False) -> None:
         typer.echo(json.dumps({"sound": found.sound, "faults": found.faults, "notes": found.notes}, indent=2))
     else:
         terminal.listing(f"\n{run}", found.sound.items())
-        for note in found.notes:
-            typer.echo(note)
         count = len(found.faults)
-        typer.echo(f"{count} fault{'s' if count > 1 else ''}." if count else "All is as it was written.")
+        said = f"{count} fault{'s' if count > 1 else ''}." if count else "All is as it was written."
+        typer.echo("\n".join([*found.notes, said]))
     for fault in found.faults:
         typer.secho(fault, fg="red", err=True)
     if found.faults:
