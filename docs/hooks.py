@@ -24,24 +24,6 @@ LINK = re.compile(r"(?<=\]\()(?!https?:|mailto:|#)([^)#\s]+)(?=(?:#[^)\s]*)?\))"
 ELSEWHERE = re.compile(r"<(?:script|img|iframe|source|video|link)\b[^>]*(?:src|href)=[\"']?(?:https?:)?//[^>]*>")
 
 
-def on_config(config: Any) -> None:
-    """Show a page that the navigation names only where there is one."""
-    config.nav = [present(entry) for entry in config.nav]
-
-
-def present(entry: Any) -> Any:
-    """An entry of the navigation, without pages that are not there yet."""
-    if not isinstance(entry, dict):
-        return entry
-    found = {}
-    for title, inside in entry.items():
-        if isinstance(inside, list):
-            found[title] = [each for each in map(present, inside) if each]
-        elif inside != "diagnostics.md" or (ROOT / "docs" / inside).is_file():
-            found[title] = inside
-    return found
-
-
 def on_files(files: Any, config: Any) -> Any:
     """Add the pages that no file of `docs/` holds."""
     from mkdocs.structure.files import File

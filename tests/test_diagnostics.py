@@ -329,6 +329,15 @@ def make_empty(folder, run):
     return folder
 
 
+def test_other_parts_of_the_file_are_kept(made):
+    folder = made("isolated")
+    diagnose(folder, only=["zones"], examples=4)
+    assert list(diagnose(folder, only=["posterior"], examples=4)["parts"]) == ["posterior"]
+    assert list(run_files.diagnostics(folder)["parts"]) == ["zones", "posterior"]
+    diagnose(folder, only=["posterior"], examples=5)  # of other examples: what was there would not belong to it
+    assert list(run_files.diagnostics(folder)["parts"]) == ["posterior"]
+
+
 def test_one_task_and_a_task_that_is_taken_out(tmp_path, pico):
     from perdure import forget
 

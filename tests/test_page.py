@@ -101,6 +101,8 @@ def test_tables_are_sorted_by_a_click(compared, opened):
     head.get_by_role("button").focus()
     page.keyboard.press("Enter")
     assert head.get_attribute("aria-sort") == "descending" and column(4) == sorted(before, key=float, reverse=True)
+    head.get_by_role("button").click()
+    assert head.get_attribute("aria-sort") is None and column(4) == before  # as it was
     table.locator("thead th").nth(2).get_by_role("button").click()
     assert head.get_attribute("aria-sort") is None and column(3) == sorted(column(3))
 
@@ -120,6 +122,8 @@ def test_light_and_dark(compared, opened, scheme):
     assert (brightness() < 60) != dark and (brightness("figure svg text", "fill") > 180) != dark
     page.emulate_media(media="print")
     assert brightness() > 250 and not page.locator("nav").is_visible()  # paper is white
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.get_by_text("Versions and hardware").first.is_visible()
 
 
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1200), ("dark", 390)])

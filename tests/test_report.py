@@ -18,7 +18,7 @@ from rich.console import Console
 from perdure import metrics
 from perdure.errors import RunError
 from perdure.lock import held
-from perdure.report import figures, heat_map, report, terminal
+from perdure.report import FORMATS, figures, heat_map, report, terminal
 from perdure.report.html import to_html
 from perdure.report.latex import to_latex
 from perdure.report.markdown import percent, to_markdown
@@ -128,7 +128,10 @@ def test_no_task_was_finished(tmp_path):
 
 
 def test_what_was_not_learned_is_left_out(tmp_path):
-    summary = summarise([make_run(tmp_path / "run", rows([[0.9, 0.1], [0.5, 0.7]], "ab"), tasks="a")])
+    """Scores of tasks to come."""
+    recipe = {"evaluation": {"future": True}}
+    summary = summarise([make_run(tmp_path / "run", rows([[0.9, 0.1], [0.5, 0.7]], "ab"), tasks="a", recipe=recipe)])
+    assert summary["runs"][0]["problems"] == []
     assert summary["runs"][0]["results"][0]["matrix"] == [[0.9]]
 
 
@@ -178,7 +181,6 @@ def test_events(tmp_path):
         "examples": 20,
         "trained": 7,
         "state_bytes": None,
-        "store_bytes": None,
     }
     assert found["tasks"][1]["seconds"] is None
     assert found["cost"] == {"seconds": 1.5, "trained": 7, "bytes": 84, "state_bytes": None}
@@ -191,8 +193,6 @@ def test_several_runs(tmp_path):
     same = make_run(tmp_path / "x" / "two", rows(R, "ab", task_id="given"))
     summary = summarise([one, two, same])
     assert [run["title"] for run in summary["runs"]] == ["one", f"two ({two})", f"two ({same})"]
-    labels = [result["label"] for run in summary["runs"] for result in run["results"]]
-    assert labels[:2] == ["one · sum · task posterior", f"two ({two}) · sum · task posterior"]
     assert to_markdown(summary).count("| 60.0 | 75.0 | −40.0 | 40.0 |") == 4
     assert [group["runs"] for group in summary["groups"]] == [[0], [1], [2]]  # of the same seed: no spread
     captions = re.findall("<figcaption>(.*?)</figcaption>", to_html(summary))
@@ -306,6 +306,9 @@ def test_many_tasks_and_other_orders(tmp_path):
     assert [row[0] for row in figures.seen(summarise(runs[:1]), ways).rows] == names
 
 
+DIAGNOSTICS = json.loads((Path(__file__).parents[1] / "docs/demo/pic/diagnostics.json").read_text())
+
+
 @pytest.fixture(scope="module")
 def forty(tmp_path_factory):
     """Ten methods with four seeds each."""
@@ -344,6 +347,8 @@ def test_runs_that_differ_in_their_seed_are_one_row(forty):
 
 @pytest.mark.parametrize("count", [1, 40])
 def test_a_report_takes_seconds(forty, tmp_path, count):
+    for run in forty[:count]:  # those of other tasks are refused
+        (run / "diagnostics.json").write_text(json.dumps(DIAGNOSTICS))
     started = time.process_time()
     report(forty[:count], tmp_path / "report.html")
     assert time.process_time() - started < 10
@@ -414,7 +419,7 @@ def test_a_run_that_is_not_finished(tmp_path):
     events = [{"event": "step", "task": "b", "step": step, "loss": 1.0} for step in (1, 2)]
     run = make_run(tmp_path / "run", rows([[0.9]], "a"), tasks="a", events=events)
     (found,) = summarise([run])["runs"]
-    assert found["status"] == "Stopped: 1 tasks are finished, and task b is at step 2."
+    assert found["status"] == "Stopped: 1 task is finished, and task b is at step 2."
     assert [curve["task"] for curve in found["losses"]] == ["b"]
     with held(run):
         code = f"""
@@ -422,7 +427,26 @@ from perdure.report.summary import summarise
 print(summarise([{str(run)!r}])["runs"][0]["status"])
 """
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout.strip() == "Running now: 1 tasks are finished, and task b is at step 2.", done.stderr
+    assert done.stdout.strip() == "Running now: 1 task is finished, and task b is at step 2.", done.stderr
+
+
+def test_a_task_whose_folder_is_gone_is_named(tmp_path):
+    run = make_run(tmp_path / "run", rows(R, "ab"))
+    (run / "tasks" / "01-b" / "manifest.json").unlink()
+    (found,) = summarise([run])["runs"]
+    assert found["problems"] == [f"`{run / 'tasks'}` has no whole folder of task `b`, which was learned."]
+    assert found["results"][0]["matrix"] == R and found["tasks"][1]["bytes"] is None  # its scores are there
+
+
+def test_values_that_nobody_should_write(tmp_path):
+    """Not numbers, and characters that would colour a terminal or turn a line around."""
+    events = [{"event": "task", "task": "a", "seconds": float("nan")}]
+    recipe = {"name": "a\x1b[31mred\u202eback", "odd": float("inf")}
+    run = make_run(tmp_path / "run", rows(R, "ab"), recipe=recipe, events=events)
+    summary = summarise([run])
+    assert json.loads(FORMATS["json"](summary)) == summary and summary["runs"][0]["title"] == "a[31mredback"
+    for text in (to_html(summary), to_markdown(summary), to_latex(summary)):
+        assert "\x1b" not in text and "\u202e" not in text
 
 
 def test_no_torch():

@@ -178,12 +178,12 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure a run again, or with another rule (--set scale=0.3, --set space=factor)."""
-    from perdure.report import report
+    from perdure.report import FORMATS, report
     from perdure.runs import evaluate_run
 
     evaluate_run(run, rule, settings, steps="last" if last else "all")
     summary = report([run], run / "report.html")
-    typer.echo(json.dumps(summary, indent=2)) if as_json else _show(summary, run)
+    typer.echo(FORMATS["json"](summary), nl=False) if as_json else _show(summary, run)
 
 
 @app.command()
@@ -327,11 +327,11 @@ def show(
 ) -> None:
     """Show what a method, rule or benchmark does and its settings, or what a run measured."""
     from perdure import registry
-    from perdure.report import summary, terminal
+    from perdure.report import FORMATS, summary, terminal
 
     if Path(name).is_dir():
         found = summary.summarise([Path(name)])
-        return typer.echo(json.dumps(found, indent=2)) if as_json else _show(found)
+        return typer.echo(FORMATS["json"](found), nl=False) if as_json else _show(found)
     about = registry.about(name)
     if as_json:
         return typer.echo(json.dumps(about, indent=2))

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from perdure import adapters, diagnostics, files, processes
+from perdure import adapters, diagnostics, files, processes, run_files
 from perdure.bottleneck import BottleneckConfig
 from perdure.diagnostics.cka import batches
-from perdure.errors import InputError, UnknownName
+from perdure.errors import InputError, RunError, UnknownName
 from perdure.evaluate import probabilities, settled, task_logits
 from perdure.merge import task_vectors
 from perdure.results import Run
@@ -69,7 +69,8 @@ def diagnose(
     examples
         At most so many of each task and split are read, drawn with the run's seed.
     only
-        Only these of the parts `interference`, `zones`, `cka`, `probe` and `posterior`.
+        Only these of the parts `interference`, `zones`, `cka`, `probe` and `posterior`. Others that are in the file
+        already are kept, if rule, examples and tasks are the same.
     stream
         The tasks, where the run's recipe does not say how they are made.
 
@@ -109,8 +110,22 @@ def diagnose(
             found["parts"][name] = {"reading": READING[name], **COMPUTED[name](subject)}
         except _LeftOut as reason:
             found["left_out"][name] = str(reason)
-    files.write(subject.run.folder / FILE, json.dumps(found, allow_nan=False) + "\n")
+    files.write(subject.run.folder / FILE, json.dumps(_with_earlier(subject.run.folder, found), allow_nan=False) + "\n")
     return found
+
+
+def _with_earlier(folder: Path, found: dict[str, Any]) -> dict[str, Any]:
+    """What was found, and of the file that is there those other parts that were computed in the same way."""
+    sections = ("parts", "left_out")
+    try:
+        earlier = run_files.diagnostics(folder)
+    except RunError:  # it is replaced
+        return found
+    if {**earlier, **{name: {} for name in sections}} != {**found, **{name: {} for name in sections}}:
+        return found
+    new = [*found["parts"], *found["left_out"]]
+    kept = {name: {k: v for k, v in earlier[name].items() if k not in new} | found[name] for name in sections}
+    return found | {name: {part: kept[name][part] for part in PARTS if part in kept[name]} for name in sections}
 
 
 # -- the parts

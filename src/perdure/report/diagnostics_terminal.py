@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from perdure.report.markdown import percent
+from perdure.report.plain import plain
 from perdure.report.terminal import STYLE
 
 ROWS = 40  # of a table at most
@@ -19,6 +20,7 @@ ROWS = 40  # of a table at most
 def show(found: Mapping[str, Any], console: Console | None = None) -> None:
     """Print a table for each part that was computed, how it is read, and why others were left out."""
     console = console or Console()
+    found = plain(found)
     say(console, f"{len(found['tasks'])} tasks, combined by {found['rule']}", style="bold")
     parts, titles = found["parts"], {"interference": _interference, "zones": _zones, "cka": _cka, "probe": _probe}
     for name, table in {**titles, "posterior": _posterior}.items():

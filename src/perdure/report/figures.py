@@ -71,10 +71,10 @@ def tasks(result: Mapping[str, Any], title: str) -> Picture | None:
     lines: list[Series] = []
     for j, name in enumerate(names):
         values = [row[j] if i >= j else None for i, row in enumerate(matrix)]
-        if sum(value is not None for value in values) > 1:
+        if any(value is not None for value in values):
             lines.append((name, values, []))
-    if not lines:
-        return None
+    if len({i for _, values, _ in lines for i, value in enumerate(values) if value is not None}) < 2:
+        return None  # measured once only
     image = _lines(lines[:DRAWN], names, "after learning", "score on the task, %")
     return Picture(f"{title}{_left_out(lines)}", image, *_columns(lines, names))
 
@@ -178,7 +178,7 @@ def forgetting(summary: Summary) -> Picture | None:
     names = list(dict.fromkeys(name for _, values in bars for name in values))
     table = [[name, *(values.get(name) for _, values in bars)] for name in names]
     image = _bars([(label, [values.get(name) for name in names]) for label, values in bars], names)
-    return Picture("Forgetting, points", image, ["", *(label for label, _ in bars)], table)
+    return Picture("Forgetting, points", image, ["name", *(label for label, _ in bars)], table)
 
 
 # -- search and cost
@@ -284,7 +284,7 @@ def _bars(bars: Sequence[tuple[str, Sequence[float | None]]], names: Sequence[st
 
 def _columns(lines: Sequence[Series], names: Sequence[str]) -> tuple[list[str], list[list[Any]]]:
     """The numbers of lines: a column for each, and one for its spread over seeds if there is any."""
-    header: list[str] = [""]
+    header: list[str] = ["task"]
     columns: list[list[Any]] = [list(names)]
     for title, means, spreads in lines:
         for label, values in ((title, means), (f"{title}, ± sd", spreads)):
@@ -300,7 +300,7 @@ def _in(known: Sequence[tuple[str, str]]) -> str:
 
 
 def _left_out(lines: Sequence[Any]) -> str:
-    return f" (the first {DRAWN} of {len(lines)}; all are in the table)" if len(lines) > DRAWN else ""
+    return f" (drawn: {DRAWN} of {len(lines)})" if len(lines) > DRAWN else ""
 
 
 def _colour(number: int) -> str:

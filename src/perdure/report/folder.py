@@ -66,18 +66,25 @@ def read(folder: str | Path) -> Files:
     elif not run_files.is_run(folder):
         raise RunError(f"`{folder}` is not a run: it has no `recipe.yaml`.")
     recipe = tried(run_files.recipe, {}, folder)
-    places = tried(run_files.task_folders, {}, folder, run_files.forgotten(recipe))
+    forgotten = run_files.forgotten(recipe)
+    places = tried(run_files.task_folders, {}, folder, forgotten)
     for name in ("environment.json", "scores.csv", "events.jsonl", *(["combined.json"] if places else [])):
         if not tried(run_files.is_there, True, folder / name):
             problems.append(_missing(folder, name))
+    scores, events = tried(run_files.scores, [], folder), tried(run_files.events, [], folder)
+    tasks = {name: tried(_task, _unknown(name), name, place) for name, place in places.items()}
+    for name in _learned(recipe, scores, events):
+        if name not in tasks and name not in forgotten:
+            problems.append(f"`{folder / 'tasks'}` has no whole folder of task `{name}`, which was learned.")
+            tasks[name] = _unknown(name)
     return Files(
         folder=folder,
         recipe=recipe,
         environment=environment,
-        scores=tried(run_files.scores, [], folder),
-        events=tried(run_files.events, [], folder),
+        scores=scores,
+        events=events,
         combined=tried(run_files.combined, {}, folder) if (folder / "combined.json").exists() else {},
-        tasks=[tried(_task, {"name": name, "classes": None, "bytes": None}, name, at) for name, at in places.items()],
+        tasks=list(tasks.values()),
         diagnostics=tried(run_files.diagnostics, {}, folder),
         problems=list(dict.fromkeys(problems)),
         running=lock.holder(folder) is not None,
@@ -92,6 +99,19 @@ def _missing(folder: Path, name: str) -> str:
         "environment.json": "it is not known with which versions this was run",
     }
     return f"`{folder / name}` is missing: {why[name].replace('RUN', str(folder))}."
+
+
+def _learned(recipe: dict[str, Any], scores: list[dict[str, Any]], events: list[dict[str, Any]]) -> list[str]:
+    """The tasks of which a run says that they were learned: of tasks to come there may be scores, too."""
+    evaluation = recipe.get("evaluation")
+    future = isinstance(evaluation, dict) and evaluation.get("future")
+    rows = [] if future else sorted((row for row in scores if row["step"] > 0), key=lambda row: row["step"])
+    names = [event.get("task") for event in events if event.get("event") == "task"] + [row["task"] for row in rows]
+    return [name for name in dict.fromkeys(names) if name]
+
+
+def _unknown(name: str) -> dict[str, Any]:
+    return {"name": name, "classes": None, "bytes": None}
 
 
 def _task(name: str, place: Path) -> dict[str, Any]:

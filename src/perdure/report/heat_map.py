@@ -14,10 +14,10 @@ from numpy import ndarray
 from PIL import Image
 
 from perdure.report.picture import Picture
-from perdure.report.svg import FONT, short
+from perdure.report.svg import FONT, SMALLEST, short
 
 NUMBERS, CELLS, ROWS = 12, 40, 60  # up to so many columns hold numbers; up to so many (and rows) are drawn one by one
-LETTER = 6.6  # pixels of a letter, at most
+LETTER = 7.2  # pixels of a letter, nearly always at most
 
 
 def matrix(result: Mapping[str, Any], limits: tuple[float, float]) -> Picture:
@@ -80,7 +80,8 @@ def heat(
     size = [left + len(columns) * width + max(4.0, over - width / 2), top + len(rows) * height + 4]
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{size[0]:.0f}" height="{size[1]:.0f}" '
-        f'viewBox="{-left:.0f} {-top:.0f} {size[0]:.0f} {size[1]:.0f}" font-family="{FONT}" font-size="12">'
+        f'viewBox="{-left:.0f} {-top:.0f} {size[0]:.0f} {size[1]:.0f}" '
+        f'font-family="{FONT}" font-size="12" style="min-width: {SMALLEST * size[0]:.0f}px">'
         f'<g style="fill: var(--ink, #1d2127)">{"".join(cells)}</g></svg>'
     )
 
@@ -103,7 +104,7 @@ def _raster(painted: ndarray, width: float, height: float) -> str:
 
 
 def _number(x: float, y: float, value: float, digits: int, colour: ndarray) -> str:
-    text = f"{value:.{digits}f}".replace("-", "−")
+    text = f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")  # no minus before a zero
     return f'<text x="{x - 1}" y="{y}" text-anchor="middle" style="fill: {ink(*(colour[:3] / 255))}">{text}</text>'
 
 

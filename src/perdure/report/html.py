@@ -113,7 +113,10 @@ def _sections(summary: Mapping[str, Any]) -> list[Section]:
         Section("Cost", "Trained: the most parameters for any one task.", _there(figures.cost(summary))),
     ]
     found = [section for section in found if section.pictures]
-    for run in summary["runs"]:
+    diagnosed = [run for run in summary["runs"] if run["diagnostics"]]
+    if len(diagnosed) > FEW:
+        found.append(Section("Diagnostics", f"Of {len(diagnosed)} runs: see the report of each."))
+    for run in diagnosed if len(diagnosed) <= FEW else []:
         for section in diagnostics.sections(run["diagnostics"]):
             title = f"{section.title}: {run['title']}" if len(summary["runs"]) > 1 else section.title
             found.append(replace(section, title=title))

@@ -4,11 +4,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from perdure.report.markdown import note, table
+from perdure.report.markdown import note, table, unfinished
 
 SPECIAL = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "−": "$-$", "–": "--",
     "±": r"$\pm$", "λ": r"$\lambda$", "·": r"$\cdot$", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
+    "[": "{[}", "]": "{]}",
     **{character: "\\" + character for character in "&%$#_{}"},
 }  # fmt: skip
 
@@ -19,6 +20,7 @@ def to_latex(summary: Mapping[str, Any]) -> str:
     texts = len(header) - len(summary["metrics"])
     lines = [" & ".join(escaped(cell) for cell in row) + r" \\" for row in [header, *rows]]
     return "\n".join([
+        *(f"% {' '.join(said.split())}" for said in unfinished(summary)),
         r"\begin{table}", r"\centering", rf"\caption{{{escaped(note(summary))}}}",
         rf"\begin{{tabular}}{{{'l' * texts}{'r' * len(summary['metrics'])}}}", r"\toprule", lines[0], r"\midrule",
         *lines[1:], r"\bottomrule", r"\end{tabular}", r"\end{table}", "",

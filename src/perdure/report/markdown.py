@@ -1,5 +1,6 @@
 """A report's dict → a table, and Markdown."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -54,6 +55,13 @@ def note(summary: Mapping[str, Any]) -> str:
     return "In percent; – was not measured." + (" Mean ± standard deviation over seeds." if several else "")
 
 
+def unfinished(summary: Mapping[str, Any]) -> list[str]:
+    """What is missing of runs, and which are not finished."""
+    runs = summary["runs"]
+    status = [f"{run['title']}: {run['status']}" for run in runs if run["status"]]
+    return status + [problem for run in runs for problem in run["problems"]]
+
+
 def to_markdown(summary: Mapping[str, Any]) -> str:
     """What was run, the table, and the definitions of its metrics."""
     header, rows = table(summary)
@@ -61,11 +69,11 @@ def to_markdown(summary: Mapping[str, Any]) -> str:
     rule = ["---"] * first + ["---:"] * (len(header) - first)
     lines = ["| " + " | ".join(_cell(cell) for cell in row) + " |" for row in [header, rule, *rows]]
     runs = [f"- **{_cell(run['title'])}**: {_cell(run['sentence'])}" for run in summary["runs"]]
-    missing = [f"- {_cell(problem)}" for run in summary["runs"] for problem in run["problems"]]
+    missing = [f"- {_cell(said)}" for said in unfinished(summary)]
     notes = [f"- {metric['title']}: {metric['definition']}" for metric in summary["metrics"].values()]
-    parts = [*runs, "", *(["Missing:", "", *missing, ""] if missing else []), *lines, "", note(summary), "", *notes]
+    parts = [*runs, "", *(["Not whole:", "", *missing, ""] if missing else []), *lines, "", note(summary), "", *notes]
     return "\n".join([*parts, ""])
 
 
 def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+    return re.sub(r"([\\`*|\[\]])", r"\\\1", " ".join(text.split())).replace("<", "&lt;")

@@ -1,12 +1,14 @@
 """Runs that differ in their seed only, as one: means and standard deviations."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 SEEDS = ("seed", "order_seed")
+TOLD = ("name", "about")  # they may tell of the seed
 
 
 def groups(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -14,8 +16,9 @@ def groups(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     found: dict[tuple[str, int], list[int]] = {}
     seeds: list[str] = []
     for place, run in enumerate(runs):
-        key = json.dumps(_settings(run["recipe"]), sort_keys=True, default=str)
-        seeds.append(json.dumps(run["recipe"], sort_keys=True, default=str))
+        recipe = {name: value for name, value in run["recipe"].items() if name not in TOLD}
+        key = json.dumps(_settings(recipe) or place, sort_keys=True)
+        seeds.append(json.dumps(recipe, sort_keys=True))
         copies = sum(seed == seeds[-1] for seed in seeds[:-1])  # the same seed again is no other sample
         found.setdefault((key, copies), []).append(place)
     titles = _titles(runs, list(found.values()))
@@ -43,8 +46,11 @@ def _titles(runs: Sequence[Mapping[str, Any]], places: Sequence[Sequence[int]]) 
 
 def _title(runs: Sequence[Mapping[str, Any]], group: Sequence[int]) -> str:
     run = runs[group[0]]
-    named = run["recipe"].get("name")
-    return str(named) if named and len(group) > 1 else run["title"]
+    if len(group) == 1:
+        return run["title"]
+    same = os.path.commonprefix([str(runs[place]["recipe"].get("name") or "") for place in group]).rstrip(" ,:-_")
+    method = run["recipe"].get("method")
+    return same or str((method.get("name") if isinstance(method, Mapping) else method) or run["title"])
 
 
 def _settings(value: Any) -> Any:

@@ -11,6 +11,7 @@ import numpy as np
 from perdure import metrics
 from perdure.errors import RunError
 from perdure.report.folder import Files, read
+from perdure.report.plain import plain
 from perdure.report.seeds import groups
 
 METRICS = {
@@ -39,10 +40,7 @@ def summarise(folders: Sequence[str | Path]) -> dict[str, Any]:
         raise RunError("There is nothing to report. Give at least one run folder.")
     files = [read(folder) for folder in folders]
     points = max(8, min(POINTS, ALL_POINTS // max(1, sum(len(one.tasks) for one in files))))
-    runs = [_run(one, title, points) for one, title in zip(files, _titles(files), strict=True)]
-    for run in runs:
-        for result in run["results"]:
-            result["label"] = f"{run['title']} · {result['name']}" if len(runs) > 1 else result["name"]
+    runs = [plain(_run(one, title, points)) for one, title in zip(files, _titles(files), strict=True)]
     measured = {name for run in runs for result in run["results"] for name in result["metrics"]}
     shown = {name: _metric(name) for name in METRICS if name in measured}
     return {"metrics": shown, "runs": runs, "groups": groups(runs)}
@@ -65,7 +63,7 @@ def _run(files: Files, title: str, points: int) -> dict[str, Any]:
     learned = {event.get("task"): event for event in files.events if event.get("event") == "task"}
     for task in (tasks := [dict(task) for task in files.tasks]):
         event = learned.get(task["name"], {})
-        task |= {name: event.get(name) for name in ("seconds", "examples", "trained", "state_bytes", "store_bytes")}
+        task |= {name: event.get(name) for name in ("seconds", "examples", "trained", "state_bytes")}
     return {
         "title": title,
         "folder": str(files.folder),
@@ -148,9 +146,10 @@ def _status(files: Files) -> str:
     finished = {task["name"] for task in files.tasks}
     task, step = (started[-1].get("task"), started[-1].get("step")) if started else (None, None)
     inside = f"task {task} is at step {step}" if task and task not in finished else ""
+    done = f"{len(finished)} task{' is' if len(finished) == 1 else 's are'} finished"
     if files.running:
-        return f"Running now: {len(finished)} tasks are finished{', and ' if inside else ''}{inside}."
-    return f"Stopped: {len(finished)} tasks are finished, and {inside}." if inside else ""
+        return f"Running now: {done}{', and ' if inside else ''}{inside}."
+    return f"Stopped: {done}, and {inside}." if inside else ""
 
 
 def _search(combined: Mapping[str, Any]) -> dict[str, Any] | None:

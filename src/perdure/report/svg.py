@@ -2,6 +2,7 @@
 
 import functools
 import io
+import re
 import warnings
 from collections.abc import Callable
 from typing import ParamSpec
@@ -11,6 +12,7 @@ from matplotlib.figure import Figure
 
 P = ParamSpec("P")
 FONT = "system-ui, -apple-system, Segoe UI, Roboto, Liberation Sans, sans-serif"
+SMALLEST = 0.7  # of its size: a figure that would be narrower scrolls, so that its text can be read
 INK, SOFT, LINE = "#1d2127", "#5b6470", "#dfe3e8"
 THEME = {INK: f"var(--ink, {INK})", SOFT: f"var(--soft, {SOFT})", LINE: f"var(--line, {LINE})"}
 """The page's colours in light and dark; those after the comma where a figure stands alone."""
@@ -47,6 +49,8 @@ def svg(draw: Callable[P, Figure]) -> Callable[P, str]:
             figure, file = draw(*args, **kwargs), io.StringIO()
             figure.savefig(file, format="svg", metadata=NONE, transparent=True)
         text = file.getvalue()[file.getvalue().index("<svg") :]  # the lines before it have no place in HTML
+        points = float(re.search(r'width="([\d.]+)pt"', text)[1])  # pyright: ignore
+        text = text.replace("<svg", f'<svg style="min-width: {SMALLEST * points * 4 / 3:.0f}px"', 1)
         for colour, themed in THEME.items():
             text = text.replace(f": {colour}", f": {themed}")
         return text

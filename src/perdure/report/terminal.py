@@ -9,6 +9,7 @@ from rich.text import Text
 
 from perdure.report.markdown import percent, table
 
+MANY = 8  # tasks: more columns hold no number on a line of 80 characters
 STYLE: dict[str, Any] = {"title_justify": "left", "box": None, "padding": (0, 2, 0, 0)}
 
 
@@ -69,6 +70,8 @@ def matrices(summary: Mapping[str, Any], console: Console | None = None) -> None
         for result in run["results"]:
             if result["rule"] != run["rule"] or result["task_id"] == "given":
                 continue
+            if len(result["tasks"]) > MANY:
+                return console.print(f"The matrices of {len(result['tasks'])} tasks are in the report.")
             drawn = Table(title=f"{run['title']}, {result['known']}", **STYLE)
             drawn.add_column("after")
             for task in result["tasks"]:
