@@ -1,9 +1,9 @@
 """Run folders → one plain dict → figures → one HTML page. Reads files only, and never needs torch.
 
 folder.py                              a run folder's files, as far as they can be read
-summary.py, seeds.py                   folders → dict
+summary.py, seeds.py                   folders → dict, of values that may be shown anywhere (plain.py)
 markdown.py, latex.py, terminal.py     dict → text
-figures.py, heat_map.py                dict → figures with their numbers (picture.py); svg.py says how they look
+figures.py, heat_map.py                dict → figures with their numbers (picture.py); axes.py, svg.py: how they look
 diagnostics.py                         what `perdure diagnose` found → sections, drawn by diagnostic_figures.py; and to
                                        text by diagnostics_terminal.py
 html.py                                dict → page

@@ -1,7 +1,6 @@
 """The figures of diagnostics, as SVG text: lines, bars, and the reliability diagram."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -10,38 +9,37 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from numpy import ndarray
 
-from perdure.report.svg import SOFT, short, svg
+from perdure.report.axes import COLOURS, PERCENT, colour_of, empty, name_tasks, shown, with_legend
+from perdure.report.svg import SOFT, svg
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73")  # after Okabe and Ito 2008
-WIDTH = 4.9  # inches
 Values = Float[ndarray, " n"]
 
 
 @svg
-def lines(series: Mapping[str, Values], names: Sequence[str], label: str, *, percent: bool = False) -> Figure:
+def lines(series: Mapping[str, Values], names: Sequence[str], beside: str, *, percent: bool = False) -> Figure:
     """A line for each series of shares, over named steps; a tenth of height at least, so that noise stays small."""
-    figure, axes = _axes(names, label, percent)
+    figure, axes = _axes(names, beside, percent, len(series))
     for i, (name, values) in enumerate(series.items()):
-        axes.plot(values, "-o" if len(names) <= 40 else "-", color=COLOURS[i], ms=5, label=f" {name}")
+        axes.plot(values, "-o" if len(names) <= 40 else "-", color=colour_of(i), ms=5, label=shown(name))
     low, high = axes.get_ylim()
     high = min(high, 1.02)
     axes.set(xlabel="after learning", ylim=(min(low, high - 0.1), high))
-    return _named(figure, len(series))
+    return with_legend(figure)
 
 
 @svg
 def bars(
-    series: Mapping[str, Values], names: Sequence[str], label: str, *, percent: bool = False, stacked: bool = False
+    series: Mapping[str, Values], names: Sequence[str], beside: str, *, percent: bool = False, stacked: bool = False
 ) -> Figure:
     """Bars for each name: one for each series, beside or on each other."""
-    figure, axes = _axes(names, label, percent)
+    figure, axes = _axes(names, beside, percent, len(series))
     width, bottom = 0.8 / (1 if stacked else len(series)), np.zeros(len(names))
     for i, (name, values) in enumerate(series.items()):
         x = np.arange(len(names)) + (0 if stacked else -0.4 + (i + 0.5) * width)
-        axes.bar(x, values, 0.92 * width, bottom=bottom if stacked else None, color=COLOURS[i], label=f" {name}")
+        axes.bar(x, values, 0.92 * width, bottom=bottom if stacked else None, color=colour_of(i), label=shown(name))
         bottom += np.nan_to_num(values)
     axes.axhline(0, color=SOFT, lw=0.8)
-    return _named(figure, len(series))
+    return with_legend(figure)
 
 
 @svg
@@ -61,25 +59,10 @@ def reliability(bins: Float[ndarray, "bins 5"], label: str) -> Figure:
     return figure
 
 
-def _axes(names: Sequence[str], label: str, percent: bool) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
-    axes = figure.subplots()
-    axes.grid(axis="y")
-    axes.tick_params(length=0)
-    shown = [short(name, 20) for name in names]
-    crowded = sum(len(name) + 2 for name in shown) > 60
-    turned: dict[str, Any] = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if crowded else {}
-    turned = {"rotation": 90, "fontsize": 6} if len(names) > 15 else turned
-    axes.set_xticks(range(len(names)), shown, **turned)
-    axes.set_xlim(-0.6, len(names) - 0.4)
-    axes.set_ylabel(label)
+def _axes(names: Sequence[str], beside: str, percent: bool, lines: int) -> tuple[Figure, Axes]:
+    figure, axes = empty(lines)
+    name_tasks(axes, names)
+    axes.set_ylabel(beside)
     if percent:
-        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g}".replace("-", "−"))
+        axes.yaxis.set_major_formatter(PERCENT)
     return figure, axes
-
-
-def _named(figure: Figure, series: int) -> Figure:
-    """Name the series below the figure, if there are several."""
-    if series > 1:
-        figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=series)
-    return figure

@@ -4,21 +4,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
 
+from perdure.report.axes import COLOURS, PERCENT, WIDTH, colour_of, empty, name_tasks, shown, with_legend
 from perdure.report.picture import Picture
 from perdure.report.svg import INK, LINE, SOFT, short, svg
 
 Summary = Mapping[str, Any]
 Series = tuple[str, Sequence[float | None], Sequence[float | None]]  # a label, means, standard deviations
-# colours that colour-blind people can tell apart, after Okabe and Ito 2008
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#b38600", SOFT)
 LINES, MARKERS = ("-", "--", ":", "-."), "os^Dv<>P"
-WIDTH = 4.9  # inches: 470 px, so that the text can still be read on a telephone
 DRAWN = 16  # so many lines can be told apart
-PERCENT = FuncFormatter(lambda value, _: f"{100 * value:.3g}".replace("-", "−"))
 
 
 def ways(summary: Summary) -> list[tuple[str, str]]:
@@ -97,17 +92,17 @@ def losses(summary: Summary) -> Picture | None:
 @svg
 def _draw_losses(runs: Sequence[Mapping[str, Any]]) -> Figure:
     names = list(dict.fromkeys(curve["task"] for run in runs for curve in run["losses"]))
-    figure, axes = _axes(len(runs))
+    figure, axes = empty(len(runs))
     for i, run in enumerate(runs):
         for number, curve in enumerate(run["losses"]):
             x = names.index(curve["task"]) - 0.46 + 0.92 * np.array(curve["steps"]) / max(curve["steps"])
-            label = None if number else _label(run["title"])
-            axes.plot(x, curve["loss"], LINES[i // len(COLOURS) % 4], color=_colour(i), lw=1.2, label=label)
-    _task_ticks(axes, names)
+            label = None if number else shown(run["title"])
+            axes.plot(x, curve["loss"], LINES[i // len(COLOURS) % 4], color=colour_of(i), lw=1.2, label=label)
+    name_tasks(axes, names)
     axes.set(xlabel="while learning", ylabel="training loss", ylim=(0, None))
     for border in range(1, min(len(names), 60)):
         axes.axvline(border - 0.5, color=LINE, lw=1)
-    return _with_legend(figure)
+    return with_legend(figure)
 
 
 # -- stability and plasticity
@@ -133,9 +128,9 @@ def plane(summary: Summary, known: Sequence[tuple[str, str]]) -> Picture | None:
 @svg
 def _draw_plane(points: Sequence[Sequence[Any]]) -> Figure:
     numbered = len(points) > DRAWN
-    figure, axes = _axes(0 if numbered else len(points))
+    figure, axes = empty(0 if numbered else len(points))
     for i, (title, x, dx, y, dy, _) in enumerate(points):
-        colour, label = _colour(i), None if numbered else _label(title)
+        colour, label = colour_of(i), None if numbered else shown(title)
         axes.errorbar(x, y, yerr=dy or 0, xerr=dx or 0, color=colour, lw=1, capsize=2, zorder=1)
         axes.plot(x, y, "." if numbered else MARKERS[i % len(MARKERS)], ms=8, ls="", color=colour, label=label)
         if numbered:
@@ -145,7 +140,7 @@ def _draw_plane(points: Sequence[Sequence[Any]]) -> Figure:
     axes.set(xlabel="new-task accuracy (plasticity), %", ylabel="forgetting, points")
     axes.xaxis.set_major_formatter(PERCENT)
     axes.yaxis.set_major_formatter(PERCENT)
-    return _with_legend(figure)
+    return with_legend(figure)
 
 
 def forgetting(summary: Summary) -> Picture | None:
@@ -200,16 +195,16 @@ def search(summary: Summary) -> Picture | None:
 
 @svg
 def _draw_search(runs: Sequence[Mapping[str, Any]]) -> Figure:
-    figure, axes = _axes(len(runs))
+    figure, axes = empty(len(runs))
     for i, run in enumerate(runs):
         scales, scores = run["search"]["scales"], _gaps(run["search"]["scores"])
-        axes.plot(scales, scores, "-o", color=_colour(i), mfc="none", label=_label(run["title"]))
+        axes.plot(scales, scores, "-o", color=colour_of(i), mfc="none", label=shown(run["title"]))
         if run["search"]["chosen"] in scales:
             place = scales.index(run["search"]["chosen"])
-            axes.plot(scales[place], scores[place], "o", color=_colour(i), ms=9)
+            axes.plot(scales[place], scores[place], "o", color=colour_of(i), ms=9)
     axes.set(xlabel="scale λ", ylabel="mean validation score, %")
     axes.yaxis.set_major_formatter(PERCENT)
-    return _with_legend(figure)
+    return with_legend(figure)
 
 
 COSTS = {
@@ -236,7 +231,7 @@ def _draw_cost(rows: Sequence[Sequence[Any]], about: Sequence[tuple[str, float]]
     figure = Figure(figsize=(1.3 + 1.75 * len(about), 0.75 + 0.2 * len(rows)), layout="constrained")
     for i, (axes, (title, unit)) in enumerate(zip(np.atleast_1d(figure.subplots(1, len(about))), about, strict=True)):
         values = [(row[i + 1] or 0) / unit for row in rows]
-        axes.barh(range(len(rows)), values, 0.7, color=_colour(i))
+        axes.barh(range(len(rows)), values, 0.7, color=colour_of(i))
         axes.set(ylim=(len(rows) - 0.5, -0.5), title=title)
         axes.set_yticks(range(len(rows)), [" " + row[0] for row in rows] if i == 0 else [""] * len(rows))
         axes.tick_params(length=0)
@@ -250,17 +245,17 @@ def _draw_cost(rows: Sequence[Sequence[Any]], about: Sequence[tuple[str, float]]
 
 @svg
 def _lines(lines: Sequence[Series], names: Sequence[str], below: str, beside: str) -> Figure:
-    figure, axes = _axes(len(lines))
+    figure, axes = empty(len(lines))
     for i, (title, means, spreads) in enumerate(lines):
         line, marker = LINES[i // len(COLOURS) % 4], MARKERS[i % len(MARKERS)] if len(means) <= 40 else ""
-        axes.plot(_gaps(means), line, marker=marker, ms=4.5, color=_colour(i), label=_label(title))
+        axes.plot(_gaps(means), line, marker=marker, ms=4.5, color=colour_of(i), label=shown(title))
         if any(spread is not None for spread in spreads):
             middle, half = np.array(_gaps(means)), np.nan_to_num(np.array(_gaps(spreads)))
-            axes.fill_between(range(len(middle)), middle - half, middle + half, color=_colour(i), alpha=0.15, lw=0)
-    _task_ticks(axes, names)
+            axes.fill_between(range(len(middle)), middle - half, middle + half, color=colour_of(i), alpha=0.15, lw=0)
+    name_tasks(axes, names)
     axes.set(xlabel=below, ylabel=beside)
     axes.yaxis.set_major_formatter(PERCENT)
-    return _with_legend(figure)
+    return with_legend(figure)
 
 
 @svg
@@ -271,7 +266,7 @@ def _bars(bars: Sequence[tuple[str, Sequence[float | None]]], names: Sequence[st
     width = 0.84 / len(bars)
     for i, (label, values) in enumerate(bars):
         y = np.arange(len(names)) - 0.42 + (i + 0.5) * width
-        axes.barh(y, _gaps(values), 0.9 * width, color=_colour(i), label=_label(label))
+        axes.barh(y, _gaps(values), 0.9 * width, color=colour_of(i), label=shown(label))
     axes.axvline(0, color=SOFT, lw=0.8)
     axes.grid(axis="x")
     axes.set(ylim=(len(names) - 0.5, -0.5))
@@ -279,7 +274,7 @@ def _bars(bars: Sequence[tuple[str, Sequence[float | None]]], names: Sequence[st
     axes.set_yticks(range(0, len(names), step), [" " + short(name, 34) for name in names[::step]])
     axes.tick_params(length=0)
     axes.xaxis.set_major_formatter(PERCENT)
-    return _with_legend(figure)
+    return with_legend(figure)
 
 
 def _columns(lines: Sequence[Series], names: Sequence[str]) -> tuple[list[str], list[list[Any]]]:
@@ -303,45 +298,12 @@ def _left_out(lines: Sequence[Any]) -> str:
     return f" (drawn: {DRAWN} of {len(lines)})" if len(lines) > DRAWN else ""
 
 
-def _colour(number: int) -> str:
-    return COLOURS[number % len(COLOURS)]
-
-
-def _axes(lines: int) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(WIDTH, 2.9 + 0.19 * (lines if lines > 1 else 0)), layout="constrained")
-    axes = figure.subplots()
-    axes.grid(axis="y")
-    axes.tick_params(length=0)
-    return figure, axes
-
-
-def _with_legend(figure: Figure) -> Figure:
-    """Name the lines or bars below the figure, if there are several."""
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    if len(handles) > 1:
-        figure.legend(handles, labels, loc="outside lower left")
-    return figure
-
-
-def _label(text: str) -> str:
-    return " " + short(text, 64)  # matplotlib hides labels that start with "_"
-
-
 def _steps(summary: Summary) -> list[str]:
     """The tasks in their order, if it is that of all runs; else their numbers."""
     orders = sorted({tuple(task["name"] for task in run["tasks"]) for run in summary["runs"]}, key=len)
     longest = orders[-1]
     same = all(order == longest[: len(order)] for order in orders)
     return list(longest) if same else [f"task {i + 1}" for i in range(len(longest))]
-
-
-def _task_ticks(axes: Axes, names: Sequence[str]) -> None:
-    step = -(-len(names) // 20)
-    shown = names[::step]
-    crowded = sum(len(short(name)) + 2 for name in shown) > 60
-    turned = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if crowded else {}
-    axes.set_xticks(range(0, len(names), step), [" " + short(name) for name in shown], **turned)
-    axes.set_xlim(-0.6, len(names) - 0.4)
 
 
 def _gaps(values: Sequence[float | None]) -> list[float]:
