@@ -68,8 +68,10 @@ def read(folder: str | Path) -> Files:
     recipe = tried(run_files.recipe, {}, folder)
     forgotten = run_files.forgotten(recipe)
     places = tried(run_files.task_folders, {}, folder, forgotten)
-    for name in ("environment.json", "scores.csv", "events.jsonl", *(["combined.json"] if places else [])):
-        if not tried(run_files.is_there, True, folder / name):
+    names = ("environment.json", "scores.csv", "events.jsonl", "combined.json")
+    there = {name: tried(run_files.is_there, True, folder / name) for name in names}
+    for name in names:
+        if not there[name] and (places or name != "combined.json"):
             problems.append(_missing(folder, name))
     scores, events = tried(run_files.scores, [], folder), tried(run_files.events, [], folder)
     tasks = {name: tried(_task, _unknown(name), name, place) for name, place in places.items()}
@@ -83,7 +85,7 @@ def read(folder: str | Path) -> Files:
         environment=environment,
         scores=scores,
         events=events,
-        combined=tried(run_files.combined, {}, folder) if (folder / "combined.json").exists() else {},
+        combined=tried(run_files.combined, {}, folder) if there["combined.json"] else {},
         tasks=list(tasks.values()),
         diagnostics=tried(run_files.diagnostics, {}, folder),
         problems=list(dict.fromkeys(problems)),
