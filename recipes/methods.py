@@ -29,7 +29,7 @@ from perdure import Backbone, Evaluation, Recipe, Rule, Run, metrics, run_files
 from perdure.evaluate import TASK_IDS
 from perdure.measure import measure
 from perdure.restore import restore
-from perdure.run import Plan, begin, go_on
+from perdure.run import begin, go_on
 from perdure.settings import named
 from perdure.stream import SPLITS, TaskStream
 from perdure.task_id import describe
@@ -116,8 +116,16 @@ class Comparison:
             values |= OF_DINOV2.get(variant, {}) | {"stream.order_seed": seed}
         return Recipe.read(self.path, [*(f"{name}={value}" for name, value in values.items()), *settings])
 
-    def place(self, variant: str) -> Path:
-        return self.runs / re.sub(r"\W+", "-", variant).strip("-")
+    def place(self, variant: str, what: object) -> Path:
+        """Where what is done with a variant has its folder."""
+        name = re.sub(r"\W+", "-", variant).strip("-")
+        return self.runs / f"{name}-{what}"
+
+    def learn(self, place: Path, recipe: Recipe, stream: TaskStream) -> Run:
+        """Learn all tasks anew, and measure nothing."""
+        plan = replace(recipe.plan(stream, self.backbone), evaluation=Evaluation(steps="none"))
+        shutil.rmtree(place, ignore_errors=True)
+        return go_on(begin(place, recipe.resolved(plan)), plan, recipe.resolved(plan))
 
     def tuned(self, variant: str) -> list[str]:
         """The settings that were best on the first tasks; none where there is nothing to tune."""
@@ -125,21 +133,20 @@ class Comparison:
         if not recipe.make_method().trains and recipe.make_method().tuned is None:
             return []
         if variant not in self.found:
-            output = self.place(variant).with_name(f"{self.place(variant).name}-tune")
-            found = tune(recipe, output, protocol=Protocol(trials=self.trials), backbone=self.backbone)
+            found = tune(
+                recipe, self.place(variant, "tune"), protocol=Protocol(trials=self.trials), backbone=self.backbone
+            )
             self.found[variant] = [f"{name}={value}" for name, value in found.best["settings"].items()]
         return self.found[variant]
 
     def rows(self, variant: str, seed: int) -> list[dict[str, Any]]:
         """A row for the recipe's rule, and for PIC one for the oracle: learned and measured now, or before."""
-        place = self.place(variant).with_name(f"{self.place(variant).name}-{seed}")
+        place = self.place(variant, seed)
         if (cached := place.with_suffix(".json")).exists():
             return json.loads(cached.read_text())
         recipe = self.recipe(variant, seed, self.tuned(variant))
-        plan = self.plan(recipe, self.stream)
-        shutil.rmtree(place, ignore_errors=True)
-        results = go_on(begin(place, recipe.resolved(plan)), plan, recipe.resolved(plan))
-        rules = {variant: plan.rule} | ({ORACLE: Rule(name="oracle")} if variant == "isolated (PIC)" else {})
+        results = self.learn(place, recipe, self.stream)
+        rules = {variant: recipe.make_rule()} | ({ORACLE: Rule(name="oracle")} if variant == "isolated (PIC)" else {})
         rows = [self.row(results, name, rule, recipe) for name, rule in rules.items()]
         cached.write_text(json.dumps(rows))
         return rows
@@ -152,20 +159,15 @@ class Comparison:
         self.describe(stream)
         seconds = {}
         for variant in dict.fromkeys(["sequential", *variants]):
-            place = self.place(variant).with_name(f"{self.place(variant).name}-time")
+            place = self.place(variant, "time")
             if not (cached := place.with_suffix(".json")).exists():
                 recipe = self.recipe(variant, self.first_seed, small)
-                plan = self.plan(recipe, stream)
-                shutil.rmtree(place, ignore_errors=True)
                 started = time.process_time()
-                go_on(begin(place, recipe.resolved(plan)), plan, recipe.resolved(plan))
+                self.learn(place, recipe, stream)
                 cached.write_text(json.dumps(time.process_time() - started))
             seconds[variant] = json.loads(cached.read_text())
         found = {variant: round(value / seconds["sequential"], 2) for variant, value in seconds.items()}
         return found | {ORACLE: found.get("isolated (PIC)", 1.0)}
-
-    def plan(self, recipe: Recipe, stream: TaskStream) -> Plan:
-        return replace(recipe.plan(stream, self.backbone), evaluation=Evaluation(steps="none"))
 
     def row(self, results: Run, name: str, rule: Rule, recipe: Recipe) -> dict[str, Any]:
         learned = restore(results, self.backbone, self.stream)

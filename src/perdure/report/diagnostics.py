@@ -136,7 +136,7 @@ def _posterior(part: Part, tasks: Sequence[str]) -> list[Picture]:
         caption = f"Reliability of {label}" + ("" if error is None else f": calibration error {100 * error:.1f} %")
         header = ["from", "to", "examples", "confidence", "right"]
         drawn = draw.reliability(bins, f"confidence, {label}, %")
-        pictures.append(Picture(caption, drawn or "", header, _cells(bins)))
+        pictures.append(Picture(caption, drawn, header, _cells(bins)))
     return _drawn(pictures)
 
 
@@ -167,7 +167,7 @@ def _heat(
     scale, digits = (100, 0) if percent else (1, 2)
     drawn = heat(values, rows, columns, limits=limits, colours=colours, scale=scale, digits=digits)
     table = [[name, *cells] for name, cells in zip(rows, _cells(values), strict=True)]
-    return Picture(caption, drawn or "" if found else "", ["", *columns], table)
+    return Picture(caption, drawn if found else "", ["", *columns], table)
 
 
 def _square(
@@ -208,10 +208,10 @@ def _up_to(values: Float[ndarray, "..."]) -> tuple[float, float]:
     return 0.0, float(np.nanmax(values, initial=1e-12))
 
 
-def _series(svg: str | None, caption: str, names: Sequence[str], series: Mapping[str, draw.Values]) -> Picture:
+def _series(svg: str, caption: str, names: Sequence[str], series: Mapping[str, draw.Values]) -> Picture:
     """A figure of series over names, which are its table's columns and rows."""
     rows = [[name, *cells] for name, cells in zip(names, _cells(np.stack(list(series.values())).T), strict=True)]
-    return Picture(caption, svg or "", ["", *series], rows)
+    return Picture(caption, svg, ["", *series], rows)
 
 
 def _cells(values: Float[ndarray, "rows columns"]) -> list[list[Cell]]:

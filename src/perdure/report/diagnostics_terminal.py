@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from perdure.report.markdown import percent
+from perdure.report.markdown import number, percent
 from perdure.report.plain import plain
-from perdure.report.terminal import STYLE
+from perdure.report.terminal import STYLE, say
 
 ROWS = 40  # of a table at most
 
@@ -35,11 +35,6 @@ def show(found: Mapping[str, Any], console: Console | None = None) -> None:
     for name, reason in found["left_out"].items():
         console.print()
         say(console, f"Left out: {name}. {reason}")
-
-
-def say(console: Console, text: str, style: str = "") -> None:
-    """A sentence; nothing in it is markup."""
-    console.print(text, style=style, markup=False, highlight=False)
 
 
 Shown = tuple[str, list[str], list[list[str]]]
@@ -128,16 +123,3 @@ def shares(confusion: Any) -> Float[ndarray, "true found"]:
     counts = array(confusion)
     with np.errstate(invalid="ignore", divide="ignore"):
         return counts / counts.sum(1, keepdims=True)
-
-
-def number(value: float | None, digits: int = 2) -> str:
-    """A number with so many digits after the point.
-
-    Examples
-    --------
-    >>> number(-0.004), number(0.756), number(None)
-    ('0.00', '0.76', '–')
-    """
-    if value is None or np.isnan(value):
-        return "–"
-    return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from perdure.report.axes import COLOURS, PERCENT, WIDTH, colour_of, empty, name_tasks, shown, with_legend
 from perdure.report.picture import Picture
-from perdure.report.svg import INK, LINE, SOFT, short, svg
+from perdure.report.svg import INK, LINE, SOFT, svg
 
 Summary = Mapping[str, Any]
 Series = tuple[str, Sequence[float | None], Sequence[float | None]]  # a label, means, standard deviations
@@ -222,8 +222,7 @@ def cost(summary: Summary) -> Picture | None:
         return None
     rows = [[run["title"], *(run["cost"][name] for name in known)] for run in summary["runs"]]
     header = ["run", *(name.replace("_", " ") for name in known)]
-    drawn = [[short(row[0], 34), *row[1:]] for row in rows[:40]]
-    return Picture("Time, parameters and bytes", _draw_cost(drawn, list(known.values())), header, rows)
+    return Picture("Time, parameters and bytes", _draw_cost(rows[:40], list(known.values())), header, rows)
 
 
 @svg
@@ -233,7 +232,7 @@ def _draw_cost(rows: Sequence[Sequence[Any]], about: Sequence[tuple[str, float]]
         values = [(row[i + 1] or 0) / unit for row in rows]
         axes.barh(range(len(rows)), values, 0.7, color=colour_of(i))
         axes.set(ylim=(len(rows) - 0.5, -0.5), title=title)
-        axes.set_yticks(range(len(rows)), [" " + row[0] for row in rows] if i == 0 else [""] * len(rows))
+        axes.set_yticks(range(len(rows)), [shown(row[0], 34) for row in rows] if i == 0 else [""] * len(rows))
         axes.tick_params(length=0)
         axes.locator_params(axis="x", nbins=3)
         axes.grid(axis="x")
@@ -271,7 +270,7 @@ def _bars(bars: Sequence[tuple[str, Sequence[float | None]]], names: Sequence[st
     axes.grid(axis="x")
     axes.set(ylim=(len(names) - 0.5, -0.5))
     step = -(-len(names) // 60)
-    axes.set_yticks(range(0, len(names), step), [" " + short(name, 34) for name in names[::step]])
+    axes.set_yticks(range(0, len(names), step), [shown(name, 34) for name in names[::step]])
     axes.tick_params(length=0)
     axes.xaxis.set_major_formatter(PERCENT)
     return with_legend(figure)

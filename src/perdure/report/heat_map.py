@@ -13,6 +13,7 @@ from jaxtyping import Float
 from numpy import ndarray
 from PIL import Image
 
+from perdure.report.markdown import number
 from perdure.report.picture import Picture
 from perdure.report.svg import FONT, SMALLEST, short
 
@@ -104,8 +105,8 @@ def _raster(painted: ndarray, width: float, height: float) -> str:
 
 
 def _number(x: float, y: float, value: float, digits: int, colour: ndarray) -> str:
-    text = f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")  # no minus before a zero
-    return f'<text x="{x - 1}" y="{y}" text-anchor="middle" style="fill: {ink(*(colour[:3] / 255))}">{text}</text>'
+    style = f"fill: {ink(*(colour[:3] / 255))}"
+    return f'<text x="{x - 1}" y="{y}" text-anchor="middle" style="{style}">{number(value, digits)}</text>'
 
 
 def _left(x: float, y: float, name: str) -> str:

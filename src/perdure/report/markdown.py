@@ -1,5 +1,6 @@
 """A report's dict → a table, and Markdown."""
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -13,10 +14,21 @@ def percent(value: float | None, *, signed: bool = False) -> str:
     >>> percent(0.6875), percent(-0.04), percent(0.04, signed=True), percent(None)
     ('68.8', '−4.0', '+4.0', '–')
     """
-    if value is None:
+    return number(None if value is None else 100 * value, 1, signed=signed)
+
+
+def number(value: float | None, digits: int = 2, *, signed: bool = False) -> str:
+    """A number with so many digits after the point; – for one that is not defined.
+
+    Examples
+    --------
+    >>> number(-0.004), number(0.756), number(None)
+    ('0.00', '0.76', '–')
+    """
+    if value is None or math.isnan(value):
         return "–"
-    number = round(100 * value, 1) + 0.0  # no minus before a zero
-    return f"{number:{'+' if signed else ''}.1f}".replace("-", "−")
+    rounded = round(value, digits) + 0.0  # no minus before a zero
+    return f"{rounded:{'+' if signed else ''}.{digits}f}".replace("-", "−")
 
 
 def spread(value: Mapping[str, Any] | None, *, signed: bool = False) -> str:

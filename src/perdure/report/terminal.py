@@ -17,16 +17,16 @@ def show(summary: Mapping[str, Any], console: Console | None = None) -> None:
     """Print what was run and the summary table."""
     console = console or Console()
     for run in summary["runs"]:
-        console.print(run["title"], style="bold", markup=False, highlight=False)
-        console.print(run["sentence"], markup=False, highlight=False)
+        say(console, run["title"], style="bold")
+        say(console, run["sentence"])
         for said in (run["status"], *run["problems"]):
             if said:
-                console.print(said, style="yellow", markup=False, highlight=False)
+                say(console, said, style="yellow")
         console.print()
     header, rows = table(summary)
     symbols = {metric["title"]: metric["symbol"] for metric in summary["metrics"].values()}
     if not symbols:
-        return console.print("Nothing is measured. `perdure evaluate` does it.", markup=False, highlight=False)
+        return say(console, "Nothing is measured. `perdure evaluate` does it.")
     first = 0 if len(summary["runs"]) > 1 else 1  # which run is clear if there is one
     drawn = Table(**STYLE)
     for i, title in enumerate(header[first:], first):
@@ -38,7 +38,12 @@ def show(summary: Mapping[str, Any], console: Console | None = None) -> None:
         drawn.add_row(*(Text(cell) for cell in row[first:]))
     console.print(drawn)
     names = ", ".join(f"{symbol}: {title.lower()}" for title, symbol in symbols.items())
-    console.print(f"\nIn percent; – was not measured. {names}.", style="dim", markup=False, highlight=False)
+    say(console, f"\nIn percent; – was not measured. {names}.", style="dim")
+
+
+def say(console: Console, text: str, style: str = "") -> None:
+    """Print a sentence; nothing in it is markup."""
+    console.print(text, style=style, markup=False, highlight=False)
 
 
 def listing(title: str, rows: Iterable[tuple[str, str]], console: Console | None = None) -> None:
