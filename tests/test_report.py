@@ -18,14 +18,16 @@ from rich.console import Console
 from perdure import metrics
 from perdure.errors import RunError
 from perdure.lock import held
-from perdure.report import FORMATS, figures, heat_map, report, terminal
+from perdure.report import FORMATS, classes, figures, heat_map, report, terminal
 from perdure.report.html import to_html
 from perdure.report.latex import to_latex
 from perdure.report.markdown import percent, to_markdown
+from perdure.report.series import COLOURS, Looks
 from perdure.report.summary import summarise
 
 COLUMNS = ("step", "task", "scenario", "task_id", "rule", "metric", "value")
 R = [[0.9, None], [0.5, 0.7]]
+R3 = [[0.9, None, None], [0.5, 0.7, None], [0.6, 0.5, 0.8]]
 
 
 def rows(matrix, tasks, task_id="posterior", rule="sum", metric="accuracy"):
@@ -270,9 +272,21 @@ def test_figures_leave_matplotlib_as_it_was(tmp_path):
     found = {"options": {"scale": 0.25}, "candidates": {"0.25": 0.7, "1.0": 0.4}}
     events = [{"event": "step", "task": "a", "step": step, "loss": 1 / step} for step in (1, 2)]
     events.append({"event": "task", "task": "a", "seconds": 3})
-    summary = summarise([make_run(tmp_path / "run", rows(R, "ab"), combined=found, events=events)])
+    runs = [
+        make_run(tmp_path / name, rows(matrix, "abc"), "abc", combined=found, events=events)
+        for name, matrix in {"one": R3, "two": R3}.items()
+    ]
+    summary = summarise(runs)
     ways = figures.ways(summary)
-    for name, *values in [("seen", ways), ("plane", ways), ("forgetting",), ("losses",), ("search",), ("cost",)]:
+    for name, *values in [
+        ("seen", ways),
+        ("tasks", ways),
+        ("plane", ways),
+        ("forgetting",),
+        ("losses",),
+        ("search",),
+        ("cost",),
+    ]:
         picture = getattr(figures, name)(summary, *values)
         assert picture.svg.startswith("<svg") and picture == getattr(figures, name)(summary, *values), name
         assert picture.rows and {len(row) for row in picture.rows} == {len(picture.header)}, name
@@ -307,6 +321,79 @@ def test_many_tasks_and_other_orders(tmp_path):
 
 
 DIAGNOSTICS = json.loads((Path(__file__).parents[1] / "docs/demo/pic/diagnostics.json").read_text())
+
+
+ANSWERS = {
+    "posterior": {
+        "a": {"yes": {"yes": 3, "no": 1}, "no": {"no": 6}},
+        "b": {"yes": {"yes": 1, "no": 2, "maybe": 1}, "maybe": {"maybe": 2}},
+    }
+}
+
+
+def with_answers(run, answers=ANSWERS):
+    (run / "answers.json").write_text(json.dumps({"rule": "sum", "answers": answers}))
+    return run
+
+
+def test_how_each_class_was_answered(tmp_path):
+    summary = summarise([with_answers(make_run(tmp_path / "run", rows([[0.9, None], [0.9, 0.5]], "ab")))])
+    (run,) = summary["runs"]
+    picture = classes.picture(run, "posterior", "task posterior")
+    assert picture.header == ["class", "test examples", "recall", "most often taken for", "times"]
+    assert picture.rows == [["yes", 8, 0.5, "no", 3], ["no", 6, 1.0, None, 0], ["maybe", 2, 1.0, None, 0]]
+    assert ">38<" in picture.svg and ">12<" in picture.svg  # 3 of 8, 1 of 8
+    (result,) = run["results"]
+    assert result["examples"] == 16
+    # (1/2) sqrt(0.9 · 0.1 / 10 + 0.5 · 0.5 / 6)
+    assert result["standard_error"] == pytest.approx(0.5 * (0.009 + 0.25 / 6) ** 0.5)
+    assert "| 70.0 | 80.0 | +0.0 | 0.0 | 11.3 | 16 |" in to_markdown(summary)
+    page = to_html(summary)
+    assert "True class (row) × answer, %: all classes · task posterior" in html.unescape(page)
+    assert "standard error 11.3 of 16 test examples" in page
+
+
+def test_of_many_classes_the_worst_are_shown(tmp_path):
+    answers = {f"class {i}": {f"class {i}": 50 + i, "class 0": 50 - i} for i in range(51 - 1)}
+    answers["class 0"] = {"class 0": 100}
+    answers["last"] = {"class 1": 100}
+    run = with_answers(make_run(tmp_path / "run", rows([[0.9]], "a"), "a"), {"given": {"a": answers}})
+    picture = classes.picture(summarise([run])["runs"][0], "given", "task given")
+    assert [row[0] for row in picture.rows] == ["last", *(f"class {i}" for i in range(1, 10))]
+    assert "the 10 of 51 classes with the lowest recall" in picture.caption
+    assert picture.rows[0] == ["last", 100, 0.0, "class 1", 100]
+
+
+def test_a_colour_means_one_run_on_the_whole_page(tmp_path):
+    runs = [make_run(tmp_path / name, rows(R3, "abc") + rows(R3, "abc", task_id="given"), "abc") for name in "xyz"]
+    summary = summarise(runs)
+    looks = Looks(summary)
+    colours = [looks.of_run(number, "sum").colour for number in range(3)]
+    assert len(set(colours)) == 3 and set(colours) < set(COLOURS)
+    for number in range(3):
+        assert {looks.of_run(number, "sum", way).colour for way in ("posterior", "given", None)} == {colours[number]}
+    for way in figures.ways(summary):
+        for picture in (figures.seen(summary, [way]), figures.tasks(summary, [way]), figures.plane(summary, [way])):
+            used = {colour for colour in COLOURS if colour in picture.svg}
+            assert used == set(colours), picture.caption
+
+
+def test_one_bar_or_point_is_no_chart(tmp_path):
+    events = [{"event": "task", "task": "a", "seconds": 3}]
+    summary = summarise([make_run(tmp_path / "run", rows(R, "ab"), events=events)])
+    ways = figures.ways(summary)
+    assert figures.forgetting(summary) is figures.cost(summary) is figures.plane(summary, ways) is None
+    assert figures.seen(summary, ways) and figures.tasks(summary, ways)
+
+
+def test_curves_stand_before_matrices_which_are_folded_where_there_are_several_runs(tmp_path):
+    runs = [make_run(tmp_path / name, rows(R3, "abc") + rows(R3, "abc", task_id="given"), "abc") for name in "xy"]
+    for count in (1, 2):
+        page = to_html(summarise(runs[:count]))
+        titles = re.findall("<h2 id=.section-.*?>(.*?)</h2>", page)
+        matrices = next(i for i, title in enumerate(titles) if title.startswith("Accuracy matri"))
+        assert titles.index("Over the stream") < titles.index("Stability and plasticity") < matrices
+        assert page.count('<details class="block figures-block">') == (count > 1)
 
 
 @pytest.fixture(scope="module")
@@ -385,6 +472,9 @@ def test_a_folder_that_is_no_run(tmp_path):
 @pytest.mark.parametrize(
     ("file", "text"),
     [
+        ("answers.json", '{"answers": {"given": {"a": {"yes": {"yes": -1}}}}}'),
+        ("answers.json", '{"answers": {"given": [1]}}'),
+        ("answers.json", "[]"),
         ("scores.csv", None),
         ("scores.csv", ""),
         ("scores.csv", "step,task\n1,a\n"),

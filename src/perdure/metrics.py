@@ -5,7 +5,7 @@ need them. Every definition states its divisor, because published ones differ.
 """
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from numpy import ndarray
 
 
@@ -75,6 +75,19 @@ def forgetting(R: Float[ndarray, "steps tasks"]) -> float:
     if last < 1:
         return float("nan")
     return float(np.mean([R[j:last, j].max() - R[last, j] for j in range(last)]))
+
+
+def standard_error(scores: Float[ndarray, " tasks"], examples: Int[ndarray, " tasks"]) -> float:
+    """SE = (1/T) sqrt(sum over j of p_j (1 - p_j) / n_j): how far chance in the test examples moves a mean accuracy.
+
+    p_j is the share of the n_j test examples of task j that was answered right; the examples are taken as independent.
+
+    Examples
+    --------
+    >>> standard_error(np.array([0.5, 0.8]), np.array([100, 64]))
+    0.0353553...
+    """
+    return float(np.sqrt((scores * (1 - scores) / examples).sum()) / len(scores))
 
 
 def summary(R: Float[ndarray, "steps tasks"], zero_shot: Float[ndarray, " tasks"] | None = None) -> dict[str, float]:

@@ -6,6 +6,7 @@
     unfinished.safetensors                            where the training of a task was stopped (`perdure.snapshot`)
     combined.json                                     the rule as it was last applied, with the scale that was found
     scores.csv · events.jsonl                         measured values; losses, times and sizes
+    answers.json                                      how each class was answered, at the last measurement
     report.html · diagnostics.json                    derived; may be deleted
     lock.json                                         who is writing, while somebody is (`perdure.lock`)
 
@@ -26,7 +27,7 @@ from perdure.files import parse_json, read_json, read_lines, read_text, read_yam
 
 FORMAT = 2
 COLUMNS = ("step", "task", "scenario", "task_id", "rule", "metric", "value")
-DERIVED = ("report.html", "diagnostics.json")
+DERIVED = ("report.html", "diagnostics.json", "answers.json")
 PLACE = re.compile(r"(\d{2,6})-(.+)", re.DOTALL)
 
 
@@ -205,6 +206,30 @@ def combined(folder: Path) -> dict[str, Any]:
             if not isinstance(rule[key], kind):
                 raise RunError(f"`{path}`: `{key}` is {str(rule[key])[:100]}. It is damaged or was changed.")
         return rule
+
+
+Answers = dict[str, dict[str, dict[str, dict[str, int]]]]
+"""How often each class was answered: by the way to know the task, by task, true class, and class that was answered."""
+
+
+def answers(folder: Path) -> Answers:
+    """Return how the test examples were answered at the last measurement with the run's own rule; empty if unknown.
+
+    Raises
+    ------
+    RunError
+        It is damaged.
+    """
+    with reading(path := folder / "answers.json"):
+        if not path.exists():
+            return {}
+        ways = read_json(path)["answers"]
+        for tasks in ways.values():
+            for classes in tasks.values():
+                for counts in classes.values():
+                    if not all(type(count) is int and count > 0 for count in counts.values()):
+                        raise RunError(f"`{path}`: {str(counts)[:100]} are no counts. It is damaged or was changed.")
+        return ways
 
 
 DIAGNOSTICS: dict[str, dict[str, str]] = {

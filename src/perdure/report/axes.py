@@ -1,4 +1,4 @@
-"""What all charts of a report have in common: size, colours, ticks that name tasks, and a legend below."""
+"""What all charts of a report have in common: size, ticks that name tasks, and a legend below."""
 
 from collections.abc import Sequence
 
@@ -6,17 +6,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from perdure.report.svg import SOFT, short
+from perdure.report.svg import short
 
-# colours that colour-blind people can tell apart, after Okabe and Ito 2008
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#b38600", SOFT)
 WIDTH = 4.9  # inches: 470 px, so that the text can still be read on a telephone
 PERCENT = FuncFormatter(lambda value, _: f"{100 * value:.3g}".replace("-", "−"))
-
-
-def colour_of(number: int) -> str:
-    """The colour of a line or bar, by its place."""
-    return COLOURS[number % len(COLOURS)]
 
 
 def empty(lines: int) -> tuple[Figure, Axes]:
@@ -45,7 +38,10 @@ def shown(text: str, length: int = 64) -> str:
 
 def with_legend(figure: Figure) -> Figure:
     """Name the lines or bars below the figure, if there are several."""
-    handles, labels = figure.axes[0].get_legend_handles_labels()
+    handles = {}
+    for axes in figure.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
     if len(handles) > 1:
-        figure.legend(handles, labels, loc="outside lower left")
+        figure.legend(list(handles.values()), list(handles), loc="outside lower left")
     return figure

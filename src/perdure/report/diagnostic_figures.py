@@ -9,9 +9,12 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from numpy import ndarray
 
-from perdure.report.axes import COLOURS, PERCENT, colour_of, empty, name_tasks, shown, with_legend
+from perdure.report.axes import PERCENT, empty, name_tasks, shown, with_legend
+from perdure.report.series import LINES, MARKERS
 from perdure.report.svg import SOFT, svg
 
+GREYS = (1.0, 0.6, 0.3)
+"""How strong the bars of each series are: colours stand for runs on the page, and these are all of one run."""
 Values = Float[ndarray, " n"]
 
 
@@ -20,7 +23,8 @@ def lines(series: Mapping[str, Values], names: Sequence[str], beside: str, *, pe
     """A line for each series of shares, over named steps; a tenth of height at least, so that noise stays small."""
     figure, axes = _axes(names, beside, percent, len(series))
     for i, (name, values) in enumerate(series.items()):
-        axes.plot(values, "-o" if len(names) <= 40 else "-", color=colour_of(i), ms=5, label=shown(name))
+        marker = MARKERS[i % len(MARKERS)] if len(names) <= 40 else ""
+        axes.plot(values, LINES[i % len(LINES)], marker=marker, color=SOFT, ms=5, label=shown(name))
     low, high = axes.get_ylim()
     high = min(high, 1.02)
     axes.set(xlabel="after learning", ylim=(min(low, high - 0.1), high))
@@ -36,7 +40,8 @@ def bars(
     width, bottom = 0.8 / (1 if stacked else len(series)), np.zeros(len(names))
     for i, (name, values) in enumerate(series.items()):
         x = np.arange(len(names)) + (0 if stacked else -0.4 + (i + 0.5) * width)
-        axes.bar(x, values, 0.92 * width, bottom=bottom if stacked else None, color=colour_of(i), label=shown(name))
+        below = bottom if stacked else None
+        axes.bar(x, values, 0.92 * width, bottom=below, color=to_rgba(SOFT, GREYS[i % len(GREYS)]), label=shown(name))
         bottom += np.nan_to_num(values)
     axes.axhline(0, color=SOFT, lw=0.8)
     return with_legend(figure)
@@ -49,7 +54,7 @@ def reliability(bins: Float[ndarray, "bins 5"], label: str) -> Figure:
     axes = figure.subplots()
     low, high, count, _, accuracy = bins.T
     strength = 0.25 + 0.75 * np.nan_to_num(count) / max(1.0, np.nan_to_num(count).max(initial=0))
-    colours = [to_rgba(COLOURS[0], alpha) for alpha in strength]
+    colours = [to_rgba(SOFT, alpha) for alpha in strength]
     axes.bar(low, np.nan_to_num(accuracy), high - low, align="edge", color=colours, lw=0)
     axes.plot([0, 1], [0, 1], "--", color=SOFT, lw=1)
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel=label, ylabel="share that is right, %", aspect="equal")

@@ -1,103 +1,146 @@
 """A report's dict → figures with their numbers; none where nothing was measured."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from perdure.report.axes import COLOURS, PERCENT, WIDTH, colour_of, empty, name_tasks, shown, with_legend
-from perdure.report.picture import Picture
+from perdure.report.axes import PERCENT, WIDTH, empty, name_tasks, shown, with_legend
+from perdure.report.picture import Cell, Picture
+from perdure.report.series import DRAWN, Look, Looks, Summary, Way, compared, ways
 from perdure.report.svg import INK, LINE, SOFT, svg
 
-Summary = Mapping[str, Any]
-Series = tuple[str, Sequence[float | None], Sequence[float | None]]  # a label, means, standard deviations
-LINES, MARKERS = ("-", "--", ":", "-."), "os^Dv<>P"
-DRAWN = 16  # so many lines can be told apart
+Values = Sequence[float | None]
+PANELS, COLUMNS = 24, 4
+"""The most tasks that have a panel each, and how many panels are side by side."""
+RUNS_WITH_TASKS = 12
+"""The most runs whose single tasks are compared."""
+COST_ROWS = 40
 
 
-def ways(summary: Summary) -> list[tuple[str, str]]:
-    """The ways to know the task that any run was measured with: key and words."""
-    found = {result["task_id"]: result["known"] for run in summary["runs"] for result in run["results"]}
-    return [(key, found[key]) for key in ("posterior", "concatenated", "given") if key in found] + [
-        (key, words) for key, words in found.items() if key not in ("posterior", "concatenated", "given")
-    ]
+@dataclass(frozen=True)
+class Line:
+    """Points over the steps of a stream, with standard deviations where there are several seeds."""
 
-
-def own(summary: Summary, known: Sequence[tuple[str, str]]) -> list[tuple[str, Mapping[str, Any]]]:
-    """Title and result of each group of runs in these ways to know the task; of all its rules where there is room."""
-    found = [
-        (group, result)
-        for task_id, _ in known
-        for group in summary["groups"]
-        for result in group["results"]
-        if result["task_id"] == task_id and result["metric"] == "accuracy"
-    ]
-    if len(found) > DRAWN:
-        found = [(group, result) for group, result in found if result["own"]]
-    titled, ruled = len(summary["groups"]) > 1, len({result["rule"] for _, result in found}) > 1
-    titles = []
-    for group, result in found:
-        parts = {group["title"]: titled, result["rule"]: ruled, result["known"]: len(known) > 1}
-        titles.append(" · ".join(part for part, shown in parts.items() if shown) or result["rule"])
-    return [(title, result) for title, (_, result) in zip(titles, found, strict=True)]
+    title: str
+    look: Look
+    values: Values
+    spreads: Values = ()
 
 
 # -- over the stream
 
 
-def seen(summary: Summary, known: Sequence[tuple[str, str]]) -> Picture | None:
-    """The mean score over the tasks seen, after each task; the band is a standard deviation over seeds."""
-    lines: list[Series] = [
-        (title, [value["mean"] for value in result["seen"]], [value["sd"] for value in result["seen"]])
-        for title, result in own(summary, known)
-        if any(value["mean"] is not None for value in result["seen"])
-    ]
-    names = _steps(summary)
+def seen(summary: Summary, known: Sequence[Way]) -> Picture | None:
+    """Draw the mean score over the tasks seen, after each task; the band is a standard deviation over seeds."""
+    lines = []
+    for series in compared(summary, known):
+        means = [value["mean"] for value in series.result["seen"]]
+        spreads = [value["sd"] for value in series.result["seen"]]
+        if _any(means):
+            lines.append(Line(series.title, series.look, means, spreads))
     if not lines:
         return None
-    image = _lines(lines[:DRAWN], names, "after learning", "mean score on tasks seen, %")
-    return Picture(f"Mean score on the tasks seen{_in(known)}{_left_out(lines)}", image, *_columns(lines, names))
+    names = _steps(summary)
+    image = _draw_lines(lines[:DRAWN], names, "after learning", "mean score on tasks seen, %")
+    header, rows = _columns(lines, names)
+    return Picture(f"Mean score on the tasks seen{_in(known)}{_left_out(lines)}", image, header, rows)
 
 
-def tasks(result: Mapping[str, Any], title: str) -> Picture | None:
-    """The score on each task over the stream, from where it was learned."""
-    names, matrix = result["tasks"], result["matrix"]
-    lines: list[Series] = []
-    for j, name in enumerate(names):
-        values = [row[j] if i >= j else None for i, row in enumerate(matrix)]
-        if any(value is not None for value in values):
-            lines.append((name, values, []))
-    if len({i for _, values, _ in lines for i, value in enumerate(values) if value is not None}) < 2:
-        return None  # measured once only
-    image = _lines(lines[:DRAWN], names, "after learning", "score on the task, %")
-    return Picture(f"{title}{_left_out(lines)}", image, *_columns(lines, names))
-
-
-def losses(summary: Summary) -> Picture | None:
-    """The training loss, task by task, each from its first step to its last."""
-    runs = [run for run in summary["runs"] if run["losses"]]
-    if not runs:
+def tasks(summary: Summary, known: Sequence[Way]) -> Picture | None:
+    """Draw the score on each task over the stream, from where it was learned: a panel for each task."""
+    if len(summary["runs"]) > RUNS_WITH_TASKS:
         return None
-    rows = [
-        [run["title"], curve["task"], step, loss]
-        for run in runs
-        for curve in run["losses"]
-        for step, loss in zip(curve["steps"], curve["loss"], strict=True)
-    ]
-    title = f"Training loss{_left_out(runs)}"
-    return Picture(title, _draw_losses(runs[:DRAWN]), ["run", "task", "step", "loss"], rows)
+    panels = _panels(summary, known)
+    points = [len(_known(line.values)) for lines in panels.values() for line in lines]
+    if max(points, default=0) < 2:  # measured once only: the matrix shows all of it
+        return None
+    rows: list[list[Cell]] = []
+    for task, lines in panels.items():
+        for line in lines:
+            for step, value in enumerate(line.values, start=1):
+                if value is not None:
+                    rows.append([task, line.title, step, value])
+    drawn = dict(list(panels.items())[:PANELS])
+    left_out = f" (drawn: {PANELS} of {len(panels)})" if len(panels) > PANELS else ""
+    header = ["task", "run", "after task number", "score"]
+    return Picture(f"Each task{_in(known)}{left_out}", _draw_panels(drawn), header, rows)
+
+
+def _panels(summary: Summary, known: Sequence[Way]) -> dict[str, list[Line]]:
+    """List, for each task, a line for each run and way to know the task, by the run's own rule."""
+    looks = Looks(summary)
+    panels: dict[str, list[Line]] = {}
+    for task_id, words in known:
+        for number, run in enumerate(summary["runs"]):
+            look = looks.of_run(number, run["rule"], task_id)
+            for result in run["results"]:
+                if (result["rule"], result["task_id"]) != (run["rule"], task_id):
+                    continue
+                title = run["title"] if looks.several else words
+                for place, task in enumerate(result["tasks"]):
+                    before = [None] * place
+                    values = [row[place] for row in result["matrix"][place:]]
+                    panels.setdefault(task, []).append(Line(title, look, before + values))
+    return panels
 
 
 @svg
-def _draw_losses(runs: Sequence[Mapping[str, Any]]) -> Figure:
-    names = list(dict.fromkeys(curve["task"] for run in runs for curve in run["losses"]))
-    figure, axes = empty(len(runs))
-    for i, run in enumerate(runs):
-        for number, curve in enumerate(run["losses"]):
-            x = names.index(curve["task"]) - 0.46 + 0.92 * np.array(curve["steps"]) / max(curve["steps"])
-            label = None if number else shown(run["title"])
-            axes.plot(x, curve["loss"], LINES[i // len(COLOURS) % 4], color=colour_of(i), lw=1.2, label=label)
+def _draw_panels(panels: Mapping[str, Sequence[Line]]) -> Figure:
+    columns = min(COLUMNS, len(panels))
+    count = -(-len(panels) // columns)
+    labels = {line.title for lines in panels.values() for line in lines}
+    size = (0.4 + 1.75 * columns, 0.6 + 1.5 * count + 0.19 * len(labels))
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(count, columns, sharex=True, sharey=True, squeeze=False)
+    for axes, (task, lines) in zip(grid.flat, panels.items(), strict=False):
+        axes.set_title(shown(task, 22))
+        axes.grid(axis="y")
+        axes.tick_params(length=0)
+        for line in lines:
+            _draw_line(axes, line, first=1)
+        axes.yaxis.set_major_formatter(PERCENT)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    for axes in grid.flat[len(panels) :]:
+        axes.set_visible(False)
+    figure.supxlabel("after task number", fontsize=9)
+    figure.supylabel("score, %", fontsize=9)
+    return with_legend(figure)
+
+
+def losses(summary: Summary) -> Picture | None:
+    """Draw the training loss, task by task, each from its first step to its last."""
+    curves = []
+    looks = Looks(summary)
+    rows: list[list[Cell]] = []
+    for number, run in enumerate(summary["runs"]):
+        if run["losses"]:
+            curves.append((run["title"], looks.of_run(number, run["rule"]), run["losses"]))
+        for curve in run["losses"]:
+            for step, loss in zip(curve["steps"], curve["loss"], strict=True):
+                rows.append([run["title"], curve["task"], step, loss])
+    if not curves:
+        return None
+    title = f"Training loss{_left_out(curves)}"
+    return Picture(title, _draw_losses(curves[:DRAWN]), ["run", "task", "step", "loss"], rows)
+
+
+@svg
+def _draw_losses(curves: Sequence[tuple[str, Look, Sequence[Mapping[str, Any]]]]) -> Figure:
+    names = list(dict.fromkeys(curve["task"] for _, _, losses in curves for curve in losses))
+    figure, axes = empty(len(curves))
+    for title, look, losses in curves:
+        label = shown(title)
+        for curve in losses:
+            # All curves of a task lie between its two borders, whatever their number of steps.
+            share = np.array(curve["steps"]) / max(curve["steps"])
+            x = names.index(curve["task"]) - 0.46 + 0.92 * share
+            marker = "o" if len(x) == 1 else ""
+            axes.plot(x, curve["loss"], look.line, marker=marker, color=look.colour, lw=1.2, label=label)
+            label = "_"  # matplotlib hides labels that begin so: one entry in the legend is enough
     name_tasks(axes, names)
     axes.set(xlabel="while learning", ylabel="training loss", ylim=(0, None))
     for border in range(1, min(len(names), 60)):
@@ -108,33 +151,43 @@ def _draw_losses(runs: Sequence[Mapping[str, Any]]) -> Figure:
 # -- stability and plasticity
 
 
-def plane(summary: Summary, known: Sequence[tuple[str, str]]) -> Picture | None:
-    """New-task accuracy to the right, forgetting upwards: below to the right both are good."""
+def plane(summary: Summary, known: Sequence[Way]) -> Picture | None:
+    """Draw new-task accuracy to the right and forgetting upwards: below to the right both are good."""
     points = []
-    for title, result in own(summary, known):
-        learned, forgotten = result["learned"], result["metrics"].get("forgetting")
-        if forgotten and None not in (learned["mean"], forgotten["mean"]):
-            points.append((title, learned["mean"], learned["sd"], forgotten["mean"], forgotten["sd"], learned["n"]))
-    if not points:
+    rows: list[list[Cell]] = []
+    for series in compared(summary, known):
+        learned = series.result["learned"]
+        forgotten = series.result["metrics"].get("forgetting")
+        if not forgotten or learned["mean"] is None or forgotten["mean"] is None:
+            continue
+        points.append((series, learned, forgotten))
+        spreads = (learned["sd"], forgotten["sd"])
+        rows.append([series.title, learned["mean"], spreads[0], forgotten["mean"], spreads[1], learned["n"]])
+    if len(points) < 2:  # one point compares nothing, and its numbers are in the table of results
         return None
-    header = ["run", "new-task accuracy", "± sd", "forgetting", "± sd", "seeds"]
-    rows, title = points, f"Stability and plasticity{_in(known)}"
+    title = f"Stability and plasticity{_in(known)}"
     if len(points) > DRAWN:
-        rows = [(f"{i}  {point[0]}", *point[1:]) for i, point in enumerate(points, 1)]
         title += " (numbers are those of the table)"
+        rows = [[f"{number}  {row[0]}", *row[1:]] for number, row in enumerate(rows, start=1)]
+    header = ["run", "new-task accuracy", "± sd", "forgetting", "± sd", "seeds"]
     return Picture(title, _draw_plane(points), header, rows)
 
 
 @svg
-def _draw_plane(points: Sequence[Sequence[Any]]) -> Figure:
+def _draw_plane(points: Sequence[Any]) -> Figure:
     numbered = len(points) > DRAWN
     figure, axes = empty(0 if numbered else len(points))
-    for i, (title, x, dx, y, dy, _) in enumerate(points):
-        colour, label = colour_of(i), None if numbered else shown(title)
-        axes.errorbar(x, y, yerr=dy or 0, xerr=dx or 0, color=colour, lw=1, capsize=2, zorder=1)
-        axes.plot(x, y, "." if numbered else MARKERS[i % len(MARKERS)], ms=8, ls="", color=colour, label=label)
+    for number, (series, learned, forgotten) in enumerate(points, start=1):
+        x, y = learned["mean"], forgotten["mean"]
+        look = series.look
+        spread = {"xerr": learned["sd"] or 0, "yerr": forgotten["sd"] or 0}
+        axes.errorbar(x, y, **spread, color=look.colour, lw=1, capsize=2, zorder=1)
         if numbered:
-            axes.annotate(str(i + 1), (x, y), (3, 3), textcoords="offset points", color=INK)
+            axes.plot(x, y, ".", ms=8, color=look.colour)
+            axes.annotate(str(number), (x, y), (3, 3), textcoords="offset points", color=INK)
+        else:
+            label = shown(series.title)
+            axes.plot(x, y, look.marker, ms=8, ls="", color=look.colour, label=label)
     axes.grid(axis="x")
     axes.margins(0.12)
     axes.set(xlabel="new-task accuracy (plasticity), %", ylabel="forgetting, points")
@@ -144,64 +197,81 @@ def _draw_plane(points: Sequence[Sequence[Any]]) -> Figure:
 
 
 def forgetting(summary: Summary) -> Picture | None:
-    """Bars of forgetting: for each task but the last the best score before the end less the last score.
+    """Draw bars of forgetting: for each task but the last its best score before the end less its last score.
 
-    Of more than three groups of runs a bar for each, the mean over its tasks.
+    With more than three runs there is a bar for each group of them: the mean over its tasks.
     """
-    if len(summary["runs"]) <= 3:
-        pairs = [(run, result) for run in summary["runs"] for result in run["results"] if result["rule"] == run["rule"]]
-        several = len(summary["runs"]) > 1
-        bars = [
-            (f"{run['title']} · {result['known']}" if several else result["known"],
-             dict(zip(result["tasks"], result["forgetting"], strict=False)))
-            for run, result in pairs
-        ]  # fmt: skip
-    else:
-        bars = [
-            (
-                way[1],
-                {
-                    title: (result["metrics"].get("forgetting") or {}).get("mean")
-                    for title, result in own(summary, [way])
-                },
-            )
-            for way in ways(summary)
-        ]
-    bars = [(label, values) for label, values in bars if any(value is not None for value in values.values())]
-    if not bars:
+    bars = _forgetting_of_tasks(summary) if len(summary["runs"]) <= 3 else _forgetting_of_groups(summary)
+    bars = [(label, look, values) for label, look, values in bars if _any(list(values.values()))]
+    names = list(dict.fromkeys(name for _, _, values in bars for name in values))
+    drawn = [Line(label, look, [values.get(name) for name in names]) for label, look, values in bars]
+    if sum(len(_known(line.values)) for line in drawn) < 2:  # one bar compares nothing
         return None
-    names = list(dict.fromkeys(name for _, values in bars for name in values))
-    table = [[name, *(values.get(name) for _, values in bars)] for name in names]
-    image = _bars([(label, [values.get(name) for name in names]) for label, values in bars], names)
-    return Picture("Forgetting, points", image, ["name", *(label for label, _ in bars)], table)
+    rows = [[name, *(line.values[place] for line in drawn)] for place, name in enumerate(names)]
+    header = ["name", *(line.title for line in drawn)]
+    return Picture("Forgetting, points", _draw_bars(drawn, names), header, rows)
+
+
+Bars = list[tuple[str, Look, dict[str, float | None]]]
+
+
+def _forgetting_of_tasks(summary: Summary) -> Bars:
+    looks = Looks(summary)
+    bars: Bars = []
+    for number, run in enumerate(summary["runs"]):
+        for result in run["results"]:
+            if result["rule"] != run["rule"]:
+                continue
+            label = f"{run['title']} · {result['known']}" if looks.several else result["known"]
+            look = looks.of_run(number, run["rule"], result["task_id"])
+            bars.append((label, look, dict(zip(result["tasks"], result["forgetting"], strict=False))))
+    return bars
+
+
+def _forgetting_of_groups(summary: Summary) -> Bars:
+    looks = Looks(summary)
+    group = summary["groups"][0]
+    bars: Bars = []
+    for task_id, words in ways(summary):
+        means = {}
+        for series in compared(summary, [(task_id, words)]):
+            means[series.title] = (series.result["metrics"].get("forgetting") or {}).get("mean")
+        # The groups are named beside their bars, so that a bar's hatch is enough to tell the ways apart.
+        hatch = looks.of(group["title"], summary["runs"][group["runs"][0]]["rule"], task_id).hatch
+        bars.append((words, Look(hatch=hatch), means))
+    return bars
 
 
 # -- search and cost
 
 
 def search(summary: Summary) -> Picture | None:
-    """The validation score over the scale λ; the filled point is the one that was taken."""
-    runs = [run for run in summary["runs"] if run["search"]]
-    if not runs:
+    """Draw the validation score over the scale λ; the filled point is the one that was taken."""
+    looks = Looks(summary)
+    searched = []
+    rows: list[list[Cell]] = []
+    for number, run in enumerate(summary["runs"]):
+        if not run["search"]:
+            continue
+        searched.append((run["title"], looks.of_run(number, run["rule"]), run["search"]))
+        for scale, score in zip(run["search"]["scales"], run["search"]["scores"], strict=True):
+            taken = "taken" if scale == run["search"]["chosen"] else ""
+            rows.append([run["title"], scale, score, taken])
+    if not searched:
         return None
-    rows = [
-        [run["title"], scale, score, "taken" if scale == run["search"]["chosen"] else ""]
-        for run in runs
-        for scale, score in zip(run["search"]["scales"], run["search"]["scores"], strict=True)
-    ]
     header = ["run", "scale λ", "mean validation score", ""]
-    return Picture(f"Search of λ{_left_out(runs)}", _draw_search(runs[:DRAWN]), header, rows)
+    return Picture(f"Search of λ{_left_out(searched)}", _draw_search(searched[:DRAWN]), header, rows)
 
 
 @svg
-def _draw_search(runs: Sequence[Mapping[str, Any]]) -> Figure:
-    figure, axes = empty(len(runs))
-    for i, run in enumerate(runs):
-        scales, scores = run["search"]["scales"], _gaps(run["search"]["scores"])
-        axes.plot(scales, scores, "-o", color=colour_of(i), mfc="none", label=shown(run["title"]))
-        if run["search"]["chosen"] in scales:
-            place = scales.index(run["search"]["chosen"])
-            axes.plot(scales[place], scores[place], "o", color=colour_of(i), ms=9)
+def _draw_search(searched: Sequence[tuple[str, Look, Mapping[str, Any]]]) -> Figure:
+    figure, axes = empty(len(searched))
+    for title, look, search in searched:
+        scales, scores = search["scales"], _gaps(search["scores"])
+        axes.plot(scales, scores, look.line, marker="o", color=look.colour, mfc="none", label=shown(title))
+        if search["chosen"] in scales:
+            taken = scales.index(search["chosen"])
+            axes.plot(scales[taken], scores[taken], "o", color=look.colour, ms=9)
     axes.set(xlabel="scale λ", ylabel="mean validation score, %")
     axes.yaxis.set_major_formatter(PERCENT)
     return with_legend(figure)
@@ -216,56 +286,78 @@ COSTS = {
 
 
 def cost(summary: Summary) -> Picture | None:
-    """What each run took: time, the parameters trained for a task, bytes on disk, and those its method remembers."""
-    known = {name: about for name, about in COSTS.items() if any(run["cost"][name] for run in summary["runs"])}
-    if not known:
+    """Draw what each run took: time, the parameters trained for a task, bytes on disk, and bytes remembered."""
+    known = [name for name in COSTS if any(run["cost"][name] for run in summary["runs"])]
+    if not known or len(summary["runs"]) < 2:  # what one run took stands in the table of its tasks
         return None
-    rows = [[run["title"], *(run["cost"][name] for name in known)] for run in summary["runs"]]
+    rows: list[list[Cell]] = []
+    for run in summary["runs"]:
+        rows.append([run["title"], *(run["cost"][name] for name in known)])
     header = ["run", *(name.replace("_", " ") for name in known)]
-    return Picture("Time, parameters and bytes", _draw_cost(rows[:40], list(known.values())), header, rows)
+    image = _draw_cost(rows[:COST_ROWS], [COSTS[name] for name in known])
+    return Picture("Time, parameters and bytes", image, header, rows)
 
 
 @svg
 def _draw_cost(rows: Sequence[Sequence[Any]], about: Sequence[tuple[str, float]]) -> Figure:
-    figure = Figure(figsize=(1.3 + 1.75 * len(about), 0.75 + 0.2 * len(rows)), layout="constrained")
-    for i, (axes, (title, unit)) in enumerate(zip(np.atleast_1d(figure.subplots(1, len(about))), about, strict=True)):
-        values = [(row[i + 1] or 0) / unit for row in rows]
-        axes.barh(range(len(rows)), values, 0.7, color=colour_of(i))
+    size = (1.3 + 1.75 * len(about), 0.75 + 0.2 * len(rows))
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(1, len(about), squeeze=False)[0]
+    for column, (axes, (title, unit)) in enumerate(zip(panels, about, strict=True), start=1):
+        values = [(row[column] or 0) / unit for row in rows]
+        axes.barh(range(len(rows)), values, 0.7, color=SOFT)
         axes.set(ylim=(len(rows) - 0.5, -0.5), title=title)
-        axes.set_yticks(range(len(rows)), [shown(row[0], 34) for row in rows] if i == 0 else [""] * len(rows))
+        names = [shown(row[0], 34) if column == 1 else "" for row in rows]
+        axes.set_yticks(range(len(rows)), names)
         axes.tick_params(length=0)
         axes.locator_params(axis="x", nbins=3)
         axes.grid(axis="x")
     return figure
 
 
-# -- parts
+# -- how lines and bars are drawn
 
 
 @svg
-def _lines(lines: Sequence[Series], names: Sequence[str], below: str, beside: str) -> Figure:
+def _draw_lines(lines: Sequence[Line], names: Sequence[str], below: str, beside: str) -> Figure:
     figure, axes = empty(len(lines))
-    for i, (title, means, spreads) in enumerate(lines):
-        line, marker = LINES[i // len(COLOURS) % 4], MARKERS[i % len(MARKERS)] if len(means) <= 40 else ""
-        axes.plot(_gaps(means), line, marker=marker, ms=4.5, color=colour_of(i), label=shown(title))
-        if any(spread is not None for spread in spreads):
-            middle, half = np.array(_gaps(means)), np.nan_to_num(np.array(_gaps(spreads)))
-            axes.fill_between(range(len(middle)), middle - half, middle + half, color=colour_of(i), alpha=0.15, lw=0)
+    for line in lines:
+        _draw_line(axes, line)
+        if _any(line.spreads):
+            middle = np.array(_gaps(line.values))
+            half = np.nan_to_num(np.array(_gaps(line.spreads)))
+            colour = line.look.colour
+            axes.fill_between(range(len(middle)), middle - half, middle + half, color=colour, alpha=0.15, lw=0)
     name_tasks(axes, names)
     axes.set(xlabel=below, ylabel=beside)
     axes.yaxis.set_major_formatter(PERCENT)
     return with_legend(figure)
 
 
+def _draw_line(axes: Axes, line: Line, *, first: int = 0) -> None:
+    """Draw a line whose first value stands at `first`."""
+    look = line.look
+    marker = look.marker if len(line.values) <= 40 else ""
+    style = {"ms": 4.5}
+    if len(_known(line.values)) == 1:
+        # A single point has no line that leads to it: large, hollow and above the others it can still be seen.
+        marker = look.marker
+        style = {"ms": 10, "mfc": "none", "mew": 2, "zorder": 3}
+    steps = range(first, first + len(line.values))
+    axes.plot(steps, _gaps(line.values), look.line, marker=marker, color=look.colour, label=shown(line.title), **style)
+
+
 @svg
-def _bars(bars: Sequence[tuple[str, Sequence[float | None]]], names: Sequence[str]) -> Figure:
-    """Groups of bars that lie, one group for each name."""
-    figure = Figure(figsize=(WIDTH, 0.9 + 0.19 * len(bars) + 0.3 * min(len(names), 60)), layout="constrained")
+def _draw_bars(bars: Sequence[Line], names: Sequence[str]) -> Figure:
+    """Draw groups of bars that lie, one group for each name."""
+    height = 0.9 + 0.19 * len(bars) + 0.3 * min(len(names), 60)
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
     axes = figure.subplots()
     width = 0.84 / len(bars)
-    for i, (label, values) in enumerate(bars):
-        y = np.arange(len(names)) - 0.42 + (i + 0.5) * width
-        axes.barh(y, _gaps(values), 0.9 * width, color=colour_of(i), label=shown(label))
+    for number, bar in enumerate(bars):
+        y = np.arange(len(names)) - 0.42 + (number + 0.5) * width
+        fill = {"facecolor": bar.look.colour, "hatch": bar.look.hatch, "edgecolor": LINE, "lw": 0}
+        axes.barh(y, _gaps(bar.values), 0.9 * width, label=shown(bar.title), **fill)
     axes.axvline(0, color=SOFT, lw=0.8)
     axes.grid(axis="x")
     axes.set(ylim=(len(names) - 0.5, -0.5))
@@ -276,20 +368,21 @@ def _bars(bars: Sequence[tuple[str, Sequence[float | None]]], names: Sequence[st
     return with_legend(figure)
 
 
-def _columns(lines: Sequence[Series], names: Sequence[str]) -> tuple[list[str], list[list[Any]]]:
-    """The numbers of lines: a column for each, and one for its spread over seeds if there is any."""
-    header: list[str] = ["task"]
-    columns: list[list[Any]] = [list(names)]
-    for title, means, spreads in lines:
-        for label, values in ((title, means), (f"{title}, ± sd", spreads)):
-            if any(value is not None for value in values):
+def _columns(lines: Sequence[Line], names: Sequence[str]) -> tuple[list[str], list[list[Cell]]]:
+    """Make the table of lines: a column for each, and one for its spread over seeds if there is any."""
+    header = ["task"]
+    columns: list[Sequence[Cell]] = [names]
+    for line in lines:
+        for label, values in ((line.title, line.values), (f"{line.title}, ± sd", line.spreads)):
+            if _any(values):
+                missing = [None] * (len(names) - len(values))
                 header.append(label)
-                columns.append([values[i] if i < len(values) else None for i in range(len(names))])
+                columns.append([*values, *missing][: len(names)])
     return header, [list(row) for row in zip(*columns, strict=True)]
 
 
-def _in(known: Sequence[tuple[str, str]]) -> str:
-    """The way to know the task, where it is one."""
+def _in(known: Sequence[Way]) -> str:
+    """Name the way to know the task, where there is only one."""
     return f" · {known[0][1]}" if len(known) == 1 else ""
 
 
@@ -298,12 +391,21 @@ def _left_out(lines: Sequence[Any]) -> str:
 
 
 def _steps(summary: Summary) -> list[str]:
-    """The tasks in their order, if it is that of all runs; else their numbers."""
+    """Name the steps by their tasks, if all runs have the same order; else number them."""
     orders = sorted({tuple(task["name"] for task in run["tasks"]) for run in summary["runs"]}, key=len)
     longest = orders[-1]
-    same = all(order == longest[: len(order)] for order in orders)
-    return list(longest) if same else [f"task {i + 1}" for i in range(len(longest))]
+    if all(order == longest[: len(order)] for order in orders):
+        return list(longest)
+    return [f"task {number}" for number in range(1, len(longest) + 1)]
 
 
-def _gaps(values: Sequence[float | None]) -> list[float]:
+def _any(values: Values) -> bool:
+    return bool(_known(values))
+
+
+def _known(values: Values) -> list[float]:
+    return [value for value in values if value is not None]
+
+
+def _gaps(values: Values) -> list[float]:
     return [float("nan") if value is None else value for value in values]

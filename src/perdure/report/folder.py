@@ -37,6 +37,7 @@ class Files:
     events: list[dict[str, Any]]
     combined: dict[str, Any]
     tasks: list[dict[str, Any]]
+    answers: run_files.Answers
     diagnostics: dict[str, Any]
     problems: list[str]
     running: bool
@@ -87,6 +88,7 @@ def read(folder: str | Path) -> Files:
         events=events,
         combined=tried(run_files.combined, {}, folder) if there["combined.json"] else {},
         tasks=list(tasks.values()),
+        answers=tried(run_files.answers, {}, folder),
         diagnostics=tried(run_files.diagnostics, {}, folder),
         problems=list(dict.fromkeys(problems)),
         running=lock.holder(folder) is not None,

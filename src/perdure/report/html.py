@@ -11,13 +11,13 @@ from markupsafe import Markup
 
 from perdure import files
 from perdure.errors import OutputError
-from perdure.report import diagnostics, figures, heat_map
+from perdure.report import classes, diagnostics, figures, heat_map
 from perdure.report.markdown import note, percent, table
 from perdure.report.picture import Picture, Section
+from perdure.report.series import ways
 from perdure.report.summary import summarise
 
 FEW = 4  # up to so many runs each is shown with all its rules
-SINGLE = 12  # up to so many each has its curves
 CELLS = 120_000  # of all tables on a page: more make it too large to open
 
 
@@ -73,13 +73,11 @@ def to_html(summary: Mapping[str, Any]) -> str:
     environment.filters["yaml"] = lambda value: yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
     environment.filters["svg"] = Markup  # names in it are escaped by those who drew it
     environment.filters["cell"] = _cell
-    header, rows = table(summary)
     titles = [group["title"] for group in summary["groups"]]
     values = {
         "title": ", ".join(titles) if len(titles) <= FEW else f"{len(summary['runs'])} runs",
-        "header": header,
-        "rows": rows,
-        "texts": len(header) - len(summary["metrics"]),
+        "results": table(summary),
+        "symbols": {metric["title"]: metric["symbol"] for metric in summary["metrics"].values()},
         "note": note(summary),
         "sections": _fitting(_sections(summary)),
     }
@@ -94,16 +92,22 @@ def _cell(value: Any) -> str:
 
 
 def _sections(summary: Mapping[str, Any]) -> list[Section]:
-    ways = figures.ways(summary)
-    parts = [[way] for way in ways] if len(summary["groups"]) > 1 else [ways]
-    found = [
-        _matrices(summary),
-        Section("Over the stream", "", _there(*(figures.seen(summary, part) for part in parts), *_curves(summary))),
+    known = ways(summary)
+    several = len(summary["groups"]) > 1
+    parts = [[way] for way in known] if several else [known]
+    sections = [
+        Section(
+            "Over the stream",
+            "A colour stands for one run and rule on the whole page." if several else "",
+            _there(*(figures.seen(summary, part) for part in parts), *(figures.tasks(summary, part) for part in parts)),
+        ),
         Section(
             "Stability and plasticity",
             "To the right a run learns new tasks better, below it forgets less.",
             _there(*(figures.plane(summary, part) for part in parts), figures.forgetting(summary)),
         ),
+        _matrices(summary),
+        _classes(summary),
         Section(
             "Search of the scale",
             "On validation examples; the filled point was taken.",
@@ -112,15 +116,20 @@ def _sections(summary: Mapping[str, Any]) -> list[Section]:
         Section("Training", "", _there(figures.losses(summary))),
         Section("Cost", "Trained: the most parameters for any one task.", _there(figures.cost(summary))),
     ]
-    found = [section for section in found if section.pictures]
+    return [section for section in sections if section.pictures] + _diagnostics(summary)
+
+
+def _diagnostics(summary: Mapping[str, Any]) -> list[Section]:
     diagnosed = [run for run in summary["runs"] if run["diagnostics"]]
     if len(diagnosed) > FEW:
-        found.append(Section("Diagnostics", f"Of {len(diagnosed)} runs: see the report of each."))
-    for run in diagnosed if len(diagnosed) <= FEW else []:
+        return [Section("Diagnostics", f"{len(diagnosed)} runs were diagnosed: see the report of each.")]
+    several = len(summary["runs"]) > 1
+    sections = []
+    for run in diagnosed:
         for section in diagnostics.sections(run["diagnostics"]):
-            title = f"{section.title}: {run['title']}" if len(summary["runs"]) > 1 else section.title
-            found.append(replace(section, title=title))
-    return found
+            title = f"{section.title}: {run['title']}" if several else section.title
+            sections.append(replace(section, title=title, folded=several))
+    return sections
 
 
 def _there(*pictures: Picture | None) -> list[Picture]:
@@ -132,7 +141,7 @@ def _shown(summary: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], Mapping[
     pairs = [(run, result) for run in summary["runs"] for result in run["results"]]
     if len(summary["runs"]) <= FEW:
         return pairs
-    first = [key for key, _ in figures.ways(summary)][:1]
+    first = [key for key, _ in ways(summary)][:1]
     return [(run, result) for run, result in pairs if result["rule"] == run["rule"] and [result["task_id"]] == first]
 
 
@@ -141,26 +150,28 @@ def _matrices(summary: Mapping[str, Any]) -> Section:
     low, high = limits = heat_map.limits([result for _, result in shown])
     colours = f"Dark is {percent(low)} %, light {percent(high)} %."
     note = f"Row: after learning this task. Column: the score on this task. {colours}"
-    pictures = []
-    for run, result in shown:
-        picture = heat_map.matrix(result, limits)
-        caption = f"{run['title']} · {picture.caption}" if len(summary["runs"]) > 1 else picture.caption
-        pictures.append(replace(picture, caption=caption))
-    return Section("Accuracy matrix" if len(pictures) == 1 else "Accuracy matrices", note, pictures)
-
-
-def _curves(summary: Mapping[str, Any]) -> list[Picture | None]:
-    """Each task's accuracy over the stream."""
-    if len(summary["runs"]) > SINGLE:
-        return []
-    shown = [(run, result) for run, result in _shown(summary) if result["rule"] == run["rule"]]
     several = len(summary["runs"]) > 1
     pictures = []
     for run, result in shown:
-        parts = ["Each task", *([run["title"]] if several else []), result["known"]]
-        title = " · ".join([*parts, *([result["metric"]] if result["metric"] != "accuracy" else [])])
-        pictures.append(figures.tasks(result, title))
-    return pictures
+        picture = heat_map.matrix(result, limits)
+        caption = f"{run['title']} · {picture.caption}" if several else picture.caption
+        pictures.append(replace(picture, caption=caption))
+    title = "Accuracy matrix" if len(pictures) == 1 else "Accuracy matrices"
+    return Section(title, note, pictures, folded=several)
+
+
+def _classes(summary: Mapping[str, Any]) -> Section:
+    """Show how the classes of each run were answered, without the task where that was measured."""
+    several = len(summary["runs"]) > 1
+    pictures = []
+    for run in summary["runs"] if len(summary["runs"]) <= FEW else []:
+        way = next((way for way in ways(summary) if way[0] in run["classes"]), None)
+        picture = classes.picture(run, *way) if way else None
+        if picture:
+            caption = f"{run['title']} · {picture.caption}" if several else picture.caption
+            pictures.append(replace(picture, caption=caption))
+    note = "Each row adds up to 100 %. The table has each class's recall, and what it was most often taken for."
+    return Section("Classes", note, pictures, folded=several)
 
 
 def _fitting(sections: Sequence[Section]) -> list[Section]:

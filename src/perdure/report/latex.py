@@ -16,13 +16,13 @@ SPECIAL = {
 
 def to_latex(summary: Mapping[str, Any]) -> str:
     """The table, to be pasted: metrics are right-aligned, and what is in common stands in the caption."""
-    header, rows = table(summary)
-    texts = len(header) - len(summary["metrics"])
-    lines = [" & ".join(escaped(cell) for cell in row) + r" \\" for row in [header, *rows]]
+    results = table(summary)
+    numbers = len(results.header) - results.texts
+    lines = [" & ".join(escaped(cell) for cell in row) + r" \\" for row in [results.header, *results.rows]]
     return "\n".join([
         *(f"% {' '.join(said.split())}" for said in unfinished(summary)),
         r"\begin{table}", r"\centering", rf"\caption{{{escaped(note(summary))}}}",
-        rf"\begin{{tabular}}{{{'l' * texts}{'r' * len(summary['metrics'])}}}", r"\toprule", lines[0], r"\midrule",
+        rf"\begin{{tabular}}{{{'l' * results.texts}{'r' * numbers}}}", r"\toprule", lines[0], r"\midrule",
         *lines[1:], r"\bottomrule", r"\end{tabular}", r"\end{table}", "",
     ])  # fmt: skip
 

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -44,27 +45,49 @@ def spread(value: Mapping[str, Any] | None, *, signed: bool = False) -> str:
     return percent(value["mean"], signed=signed) + (f" ± {percent(value['sd'])}" if value["sd"] is not None else "")
 
 
-def table(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """The header and the rows of the summary table: run, rule, how the task is known, metrics in percent.
+@dataclass(frozen=True)
+class ResultsTable:
+    """The summary table: the names of its columns, and its rows.
 
-    Runs that differ in their seed only are one row, with how many there are.
+    The first `texts` columns say what was measured: run, seeds, rule, and how the task is known. The others are
+    numbers: the metrics in percent and, where they are known, the standard error of the average accuracy and the
+    number of test examples.
     """
+
+    header: list[str]
+    texts: int
+    rows: list[list[str]]
+
+
+def table(summary: Mapping[str, Any]) -> ResultsTable:
+    """Make the summary table. Runs that differ in their seed only are one row."""
     seeds = any(len(group["runs"]) > 1 for group in summary["groups"])
-    header = ["Run", *(["Seeds"] if seeds else []), "Rule", "Task known by"]
+    results = [(group, result) for group in summary["groups"] for result in group["results"]]
+    counted = any(result["examples"] for _, result in results)
+    texts = ["Run", *(["Seeds"] if seeds else []), "Rule", "Task known by"]
+    numbers = [metric["title"] for metric in summary["metrics"].values()]
+    numbers += ["Standard error", "Test examples"] if counted else []
     rows = []
-    for group in summary["groups"]:
-        for result in group["results"]:
-            numbers = [spread(result["metrics"].get(m), signed=m.endswith("transfer")) for m in summary["metrics"]]
-            rule = result["rule"] if result["metric"] == "accuracy" else f"{result['rule']} ({result['metric']})"
-            count = [str(len(group["runs"]))] if seeds else []
-            rows.append([group["title"], *count, rule, result["known"], *numbers])
-    return [*header, *(metric["title"] for metric in summary["metrics"].values())], rows
+    for group, result in results:
+        rule = result["rule"] if result["metric"] == "accuracy" else f"{result['rule']} ({result['metric']})"
+        row = [group["title"], *([str(len(group["runs"]))] if seeds else []), rule, result["known"]]
+        for name in summary["metrics"]:
+            row.append(spread(result["metrics"].get(name), signed=name.endswith("transfer")))
+        if counted:
+            examples = result["examples"]
+            row += [percent(result["standard_error"]), "–" if examples is None else f"{examples:,}"]
+        rows.append(row)
+    return ResultsTable(texts + numbers, len(texts), rows)
 
 
 def note(summary: Mapping[str, Any]) -> str:
-    """How to read the table."""
-    several = any(len(group["runs"]) > 1 for group in summary["groups"])
-    return "In percent; – was not measured." + (" Mean ± standard deviation over seeds." if several else "")
+    """Say how to read the table."""
+    sentences = ["In percent; – was not measured."]
+    if any(len(group["runs"]) > 1 for group in summary["groups"]):
+        sentences.append("Mean ± standard deviation over seeds.")
+    if any(result["examples"] for group in summary["groups"] for result in group["results"]):
+        sentences.append("The standard error is that of the average accuracy, from the number of test examples.")
+    return " ".join(sentences)
 
 
 def unfinished(summary: Mapping[str, Any]) -> list[str]:
@@ -76,14 +99,13 @@ def unfinished(summary: Mapping[str, Any]) -> list[str]:
 
 def to_markdown(summary: Mapping[str, Any]) -> str:
     """What was run, the table, and the definitions of its metrics."""
-    header, rows = table(summary)
-    first = len(header) - len(summary["metrics"])
-    rule = ["---"] * first + ["---:"] * (len(header) - first)
-    lines = ["| " + " | ".join(_cell(cell) for cell in row) + " |" for row in [header, rule, *rows]]
+    results = table(summary)
+    rule = ["---"] * results.texts + ["---:"] * (len(results.header) - results.texts)
+    lines = ["| " + " | ".join(_cell(cell) for cell in row) + " |" for row in [results.header, rule, *results.rows]]
     runs = [f"- **{_cell(run['title'])}**: {_cell(run['sentence'])}" for run in summary["runs"]]
     missing = [f"- {_cell(said)}" for said in unfinished(summary)]
     notes = [f"- {metric['title']}: {metric['definition']}" for metric in summary["metrics"].values()]
-    parts = [*runs, "", *(["Not whole:", "", *missing, ""] if missing else []), *lines, "", note(summary), "", *notes]
+    parts = [*runs, "", *(["Incomplete:", "", *missing, ""] if missing else []), *lines, "", note(summary), "", *notes]
     return "\n".join([*parts, ""])
 
 

@@ -28,8 +28,9 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page: a title, one sentence on how to read its figures, and the figures."""
+    """A part of the page: a title, one sentence on how to read its figures, and the figures; open or folded."""
 
     title: str
     note: str = ""
     pictures: list[Picture] = field(default_factory=list)
+    folded: bool = False

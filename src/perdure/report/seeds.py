@@ -83,6 +83,8 @@ def _result(results: Sequence[Mapping[str, Any]], own: set[str | None]) -> dict[
         **{key: results[0][key] for key in ("name", "rule", "task_id", "known", "metric")},
         "own": results[0]["rule"] in own or own == {None},
         "metrics": {name: _spread([result["metrics"].get(name) for result in results]) for name in names},
+        "examples": results[0]["examples"],
+        "standard_error": _spread([result["standard_error"] for result in results])["mean"],
         "learned": _spread([result["learned"] for result in results]),
         "seen": [_spread([r["seen"][i] if i < len(r["seen"]) else None for r in results]) for i in range(length)],
     }

@@ -10,6 +10,7 @@ import numpy as np
 
 from perdure import metrics
 from perdure.errors import RunError
+from perdure.report import classes
 from perdure.report.folder import Files, read
 from perdure.report.plain import plain
 from perdure.report.seeds import groups
@@ -73,6 +74,7 @@ def _run(files: Files, title: str, points: int) -> dict[str, Any]:
         "rule": files.combined.get("label", files.combined.get("name")),
         "tasks": tasks,
         "results": _results(files),
+        "classes": classes.summarise(files.answers),
         "search": _search(files.combined),
         "losses": _losses(files, points),
         "cost": _cost(tasks),
@@ -111,6 +113,9 @@ def _result(files: Files, rule: str, task_id: str, metric: str) -> dict[str, Any
         elif row["rule"] == rule and row["step"] <= len(names):
             R[row["step"] - 1, place[row["task"]]] = row["value"]
     values = metrics.summary(R, None if np.isnan(zero_shot).all() else zero_shot)
+    counts = classes.examples(files.answers)
+    known_counts = metric == "accuracy" and set(names) <= counts.keys()
+    examples = np.array([counts[name] for name in names]) if known_counts else None
     last = len(names) - 1
     known = TASK_IDS.get(task_id, task_id)
     return {
@@ -123,6 +128,8 @@ def _result(files: Files, rule: str, task_id: str, metric: str) -> dict[str, Any
         "tasks": names,
         "matrix": [_numbers(row) for row in R],
         "metrics": dict(zip(values, _numbers(values.values()), strict=True)),
+        "examples": None if examples is None else int(examples.sum()),
+        "standard_error": None if examples is None else _number(metrics.standard_error(R[-1], examples)),
         "learned": _number(np.diag(R).mean()),
         "seen": _numbers(R[i, : i + 1].mean() for i in range(len(R))),
         "forgetting": _numbers(R[j:last, j].max() - R[last, j] for j in range(last)),

@@ -23,19 +23,20 @@ def show(summary: Mapping[str, Any], console: Console | None = None) -> None:
             if said:
                 say(console, said, style="yellow")
         console.print()
-    header, rows = table(summary)
+    results = table(summary)
     symbols = {metric["title"]: metric["symbol"] for metric in summary["metrics"].values()}
     if not symbols:
         return say(console, "Nothing is measured. `perdure evaluate` does it.")
     first = 0 if len(summary["runs"]) > 1 else 1  # which run is clear if there is one
     drawn = Table(**STYLE)
-    for i, title in enumerate(header[first:], first):
+    shown = results.texts + len(symbols)  # a line of 80 characters has no room for more
+    for i, title in enumerate(results.header[first:shown], first):
         number = title in symbols
         drawn.add_column(
             symbols.get(title, title), justify="right" if number else "left", no_wrap=i != 1, overflow="fold"
         )
-    for row in rows:
-        drawn.add_row(*(Text(cell) for cell in row[first:]))
+    for row in results.rows:
+        drawn.add_row(*(Text(cell) for cell in row[first:shown]))
     console.print(drawn)
     names = ", ".join(f"{symbol}: {title.lower()}" for title, symbol in symbols.items())
     say(console, f"\nIn percent; – was not measured. {names}.", style="dim")
