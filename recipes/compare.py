@@ -103,7 +103,7 @@ def measure(recipe: Recipe, place: Path) -> dict[tuple[str, str], dict[str, floa
             classes = {task.name: task.classes for task in learned}
             align(backbone, gaussians, classes, alignment, seed=recipe.seed)
         for split in ("validation", "test"):
-            scores = [evaluator.accuracy(combined, task, TASK_IDS, split) for task in stream.names]
+            scores = [evaluator.answers(combined, task, TASK_IDS, split).accuracy() for task in stream.names]
             found[split, heads] = {name: sum(row[name] for row in scores) / len(scores) for name in TASK_IDS}
     CACHE[place] = found
     return found

@@ -195,10 +195,10 @@ def test_each_example_is_read_by_the_adapter_of_its_likeliest_task(bert, toy):
     evaluator = Evaluator(bert, toy, toy.names, posterior)
     routed, oracle = (combine(found, Rule(name=name)) for name in ("routed", "oracle"))
     for task in toy.names:
-        every = evaluator.accuracy(routed, task)
-        assert every["given"] == evaluator.accuracy(oracle, task)["given"]
-        assert every["concatenated"] == evaluator.accuracy(oracle, task)["concatenated"]
-        assert every["posterior"] == evaluator.accuracy(routed, task, ["posterior"])["posterior"]
+        every = evaluator.answers(routed, task).accuracy()
+        assert every["given"] == evaluator.answers(oracle, task).accuracy()["given"]
+        assert every["concatenated"] == evaluator.answers(oracle, task).accuracy()["concatenated"]
+        assert every["posterior"] == evaluator.answers(routed, task, ["posterior"]).accuracy()["posterior"]
 
 
 def test_one_pass_for_the_posterior_alone(bert, toy, monkeypatch):
@@ -211,9 +211,9 @@ def test_one_pass_for_the_posterior_alone(bert, toy, monkeypatch):
     passes = []
     plain = type(bert).forward
     monkeypatch.setattr(type(bert), "forward", lambda self, batch: passes.append(1) or plain(self, batch))
-    evaluator.accuracy(combined, "colour", ["posterior"])
+    evaluator.answers(combined, "colour", ["posterior"]).accuracy()
     batches = len(passes)
-    evaluator.accuracy(combined, "colour")
+    evaluator.answers(combined, "colour").accuracy()
     assert len(passes) - batches == 3 * batches  # one for each task
 
 

@@ -21,6 +21,7 @@ from perdure import (
     Training,
     combine,
     run,
+    run_files,
     task_vectors,
 )
 from perdure.methods.isolated import Isolated
@@ -110,13 +111,33 @@ def test_search_takes_the_best_on_validation_data(pico, toy, tmp_path):
     assert Model(results).rule.options == {"scale": combined["options"]["scale"]}
 
 
+def test_the_answers_are_those_that_the_scores_were_computed_from(finished, toy):
+    answers = run_files.answers(finished.folder)
+    last = [row for row in finished.scores() if row["step"] == len(toy)]
+    assert {(row["task_id"], row["task"]) for row in last} == {(way, task) for way in answers for task in answers[way]}
+    for row in last:
+        counts = answers[row["task_id"]][row["task"]]
+        true = {name: sum(answered.values()) for name, answered in counts.items()}
+        labels = toy.task(row["task"]).test["label"]
+        classes = toy.task(row["task"]).classes
+        assert true == {name: list(labels).count(i) for i, name in enumerate(classes) if i in labels}
+        right = sum(answered.get(name, 0) for name, answered in counts.items())
+        assert row["value"] == pytest.approx(right / len(labels))
+
+
 def test_search_never_looks_at_test_data(finished, toy, bert, monkeypatch):
-    from perdure.evaluate import Evaluator
+    from perdure.evaluate import Answers, Evaluator
     from perdure.restore import restore
 
     learned = restore(finished, bert)
     asked = []
-    monkeypatch.setattr(Evaluator, "accuracy", lambda self, c, task, ids, split: asked.append(split) or {ids[0]: 0.5})
+    right = torch.tensor([0])
+
+    def answers(self, combined, task, task_ids, split):
+        asked.append(split)
+        return Answers(("no", "yes"), right, {task_ids[0]: right})
+
+    monkeypatch.setattr(Evaluator, "answers", answers)
     rule, _ = Evaluator(bert, toy, toy.names, None).search_scale(
         [t.adapter for t in learned], Rule(options={"scale": "search"}), "class"
     )
@@ -290,7 +311,10 @@ def test_oracle_with_the_task_given_is_each_adapter(finished, bert, toy):
     routed = combine([t.adapter for t in learned], Rule(name="oracle"))
     for task in learned:
         alone = combine([task.adapter], Rule(name="sum"))
-        assert evaluator.accuracy(routed, task.name, ["given"]) == evaluator.accuracy(alone, task.name, ["given"])
+        assert (
+            evaluator.answers(routed, task.name, ["given"]).accuracy()
+            == evaluator.answers(alone, task.name, ["given"]).accuracy()
+        )
 
 
 def test_bottleneck_run(pico, toy, tmp_path):
@@ -325,7 +349,7 @@ def test_a_scale_for_each_task_is_searched_and_kept(over, numbers, finished, toy
     assert all(isinstance(value, numbers) for value in found.options["scale"].values())
     for one in candidates[::4]:
         combined = combine(learned, Rule(options={"scale": one["scale"]}))
-        scores = [evaluator.accuracy(combined, name, ["given"], "validation")["given"] for name in toy.names]
+        scores = [evaluator.answers(combined, name, ["given"], "validation").accuracy()["given"] for name in toy.names]
         assert one["score"] == pytest.approx(sum(scores) / 3)
     assert max(one["score"] for one in candidates) == next(
         one["score"] for one in candidates if one["scale"] == found.options["scale"]

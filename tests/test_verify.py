@@ -62,7 +62,7 @@ def test_a_run_that_is_whole(folder):
     found = verify(folder)
     assert found.faults == [] == found.notes
     assert list(found.sound) == ["recipe.yaml", "tasks/00-fruit", PLACE, "tasks", "scores.csv", "events.jsonl",
-                                 "combined.json", "the pre-trained model"]  # fmt: skip
+                                 "combined.json", "answers.json", "the pre-trained model"]  # fmt: skip
     assert found.sound["recipe.yaml"] == "format 2" and found.sound["tasks"] == "2 learned"
     assert "the pre-trained model" not in verify(folder, backbone=False).sound
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from perdure import search
@@ -122,6 +122,45 @@ def by_task(
 
 
 @dataclass(frozen=True)
+class Answers:
+    """The answers to a task's examples, as places in `classes`.
+
+    Attributes
+    ----------
+    true
+        The right class of each example.
+    answered
+        For each way to know the task, the class that was answered.
+    """
+
+    classes: tuple[str, ...]
+    true: Int[Tensor, " examples"]
+    answered: dict[TaskId, Int[Tensor, " examples"]]
+
+    def accuracy(self) -> dict[TaskId, float]:
+        """Return the share of right answers, for each way to know the task."""
+        shares = {}
+        for task_id, answered in self.answered.items():
+            shares[task_id] = (answered == self.true).double().mean().item()
+        return shares
+
+    def counts(self, task_id: TaskId) -> dict[str, dict[str, int]]:
+        """Return how often each class was answered with which, by the names of both.
+
+        Examples
+        --------
+        >>> answers = Answers(("no", "yes"), torch.tensor([0, 0, 1]), {"given": torch.tensor([0, 1, 1])})
+        >>> answers.accuracy(), answers.counts("given")
+        ({'given': 0.666...}, {'no': {'no': 1, 'yes': 1}, 'yes': {'yes': 1}})
+        """
+        counts: dict[str, dict[str, int]] = {}
+        for true, answered in zip(self.true.tolist(), self.answered[task_id].tolist(), strict=True):
+            of_class = counts.setdefault(self.classes[true], {})
+            of_class[self.classes[answered]] = of_class.get(self.classes[answered], 0) + 1
+        return counts
+
+
+@dataclass(frozen=True)
 class Evaluator:
     """What scoring needs besides the combined model.
 
@@ -142,13 +181,13 @@ class Evaluator:
     seen: list[str]
     posterior: TaskPosterior | None
 
-    def accuracy(
+    def answers(
         self, combined: Combined, task: str, task_ids: Sequence[TaskId] = TASK_IDS, split: Split = "test"
-    ) -> dict[TaskId, float]:
-        """The share of a task's examples whose class is predicted right, for each way to know the task."""
+    ) -> "Answers":
+        """Answer a task's examples with a class, for each way to know the task."""
         examples = self.backbone.encode(self.stream.task(task).rows(split))
         labels = torch.tensor(examples.labels)
-        answers = torch.tensor(self.stream.class_index(task))[labels]
+        places = torch.tensor(self.stream.class_index(task))
         weights = self._log_weights(examples) if "posterior" in task_ids else None
         if weights is not None and combined.picks:
             weights = settled(weights)
@@ -156,27 +195,20 @@ class Evaluator:
         alone = weights if set(task_ids) == {"posterior"} else None  # the others need a pass for each task anyway
         logits = task_logits(self.backbone, combined, examples, list(dict.fromkeys(heads)), alone)
         of_seen = {name: logits[name] for name in self.seen if name in logits}
-        places = [self.stream.class_index(name) for name in of_seen]
-        right: dict[TaskId, Tensor] = {}
+        places_of_seen = [self.stream.class_index(name) for name in of_seen]
+        answered: dict[TaskId, Tensor] = {}
         for task_id in task_ids:
             if task_id == "given":
-                right[task_id] = logits[task].argmax(1) == labels
+                answered[task_id] = places[logits[task].argmax(1)]
             else:
-                found = probabilities(of_seen, places, weights if task_id == "posterior" else None)
-                right[task_id] = found.argmax(1) == answers
-        return {task_id: value.double().mean().item() for task_id, value in right.items()}
+                shares = probabilities(of_seen, places_of_seen, weights if task_id == "posterior" else None)
+                answered[task_id] = shares.argmax(1)
+        return Answers(self.stream.classes, places[labels], answered)
 
     def _log_weights(self, examples: Encoded) -> Float[Tensor, "examples tasks"]:
         if self.posterior is None:
             return torch.full((len(examples), len(self.seen)), 1 / len(self.seen)).log()
         return self.posterior.log_prob(describe(self.backbone, examples))
-
-    def row(
-        self, combined: Combined, tasks: Sequence[str], task_ids: Sequence[TaskId] = TASK_IDS
-    ) -> dict[TaskId, dict[str, float]]:
-        """One row of R for each way to know the task: the test accuracy on each of `tasks`."""
-        scores = {task: self.accuracy(combined, task, task_ids) for task in tasks}
-        return {task_id: {task: scores[task][task_id] for task in tasks} for task_id in task_ids}
 
     def search_scale(
         self, learned: Sequence[Adapter], rule: Rule, scenario: Scenario
@@ -195,8 +227,8 @@ class Evaluator:
 
             def score(scales: Scales) -> float:
                 now = combined(named(scales))
-                found = [self.accuracy(now, task, [task_id], "validation")[task_id] for task in self.seen]
-                return sum(found) / len(found)
+                scores = [self.answers(now, task, [task_id], "validation").accuracy()[task_id] for task in self.seen]
+                return sum(scores) / len(scores)
 
             tried = search.candidates(score, search.start_of(len(learned), rule.search), rule.search)
         scores = [{"scale": named(scales), "score": value} for scales, value in tried.items()]

@@ -2,14 +2,15 @@
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 
+from perdure import run_files
 from perdure.backbone import Backbone
-from perdure.evaluate import TASK_IDS, Evaluator, TaskId
+from perdure.evaluate import TASK_IDS, Answers, Evaluator, TaskId
 from perdure.merge import Combined, Rule, combine
 from perdure.restore import give_heads
 from perdure.results import Run
@@ -70,12 +71,14 @@ def measure(
     if rule.searches and learned:
         found, candidates = evaluator.search_scale([task.adapter for task in learned], rule, stream.scenario)
     combined = combine([task.adapter for task in learned], found) if learned else Combined(TaskVector({}))
-    row = evaluator.row(combined, stream.names if evaluation.future else seen, evaluation.task_ids)
+    tasks = stream.names if evaluation.future else seen
+    answers = {task: evaluator.answers(combined, task, evaluation.task_ids) for task in tasks}
     unknown = "class" if stream.scenario == "task" else stream.scenario
     about = {"rule": rule.label, "options": dict(found.options), "candidates": candidates}
     seconds = round(time.perf_counter() - started, 3)
     if learned and own and seen == results.tasks:  # not that of an earlier step, when it is measured later
         results.save_combined(described(found) | {"label": rule.label, "candidates": candidates})
+        results.save_answers({"rule": rule.label, "answers": _counts(answers, evaluation.task_ids)})
     # before the scores, with which alone it counts: so none is lost to a process that ends here
     results.event({"event": "evaluation", "step": len(learned), "seconds": seconds, **about})
     results.add_scores(
@@ -88,9 +91,17 @@ def measure(
             "metric": "accuracy",
             "value": value,
         }
-        for task_id, values in row.items()
-        for task, value in values.items()
+        for task_id in evaluation.task_ids
+        for task, value in ((task, answers[task].accuracy()[task_id]) for task in tasks)
     )
+
+
+def _counts(answers: Mapping[str, Answers], task_ids: Sequence[TaskId]) -> run_files.Answers:
+    """Count how each class was answered, by the way to know the task and by task."""
+    counts = {}
+    for task_id in task_ids:
+        counts[task_id] = {task: of_task.counts(task_id) for task, of_task in answers.items()}
+    return counts
 
 
 def described(rule: Rule) -> dict[str, Any]:

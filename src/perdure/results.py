@@ -297,6 +297,10 @@ class Run:
         """Write how the adapters are combined now."""
         files.write(self.folder / "combined.json", files.to_json(rule))
 
+    def save_answers(self, answers: Mapping[str, Any]) -> None:
+        """Write how the test examples were answered at the last measurement."""
+        files.write(self.folder / "answers.json", files.to_json(answers))
+
     def combined(self) -> dict[str, Any]:
         """How the adapters are combined: name, options, space, since, and the candidates of a search."""
         return run_files.combined(self.folder)

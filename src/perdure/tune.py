@@ -256,5 +256,7 @@ def validation_accuracy(run: Run, plan: Plan, task_id: TaskId) -> float:
     adapters = [task.adapter for task in learned]
     rule = evaluator.search_scale(adapters, plan.rule, plan.stream.scenario)[0] if plan.rule.searches else plan.rule
     combined = combine(adapters, rule)
-    scores = [evaluator.accuracy(combined, name, [task_id], "validation")[task_id] for name in plan.stream.names]
+    scores = [
+        evaluator.answers(combined, name, [task_id], "validation").accuracy()[task_id] for name in plan.stream.names
+    ]
     return sum(scores) / len(scores)

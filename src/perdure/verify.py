@@ -75,6 +75,8 @@ def verify(folder: str | Path, *, backbone: bool = True) -> Verification:
         found.notes.append("The scale is not searched yet: `perdure run` goes on with that.")
     if is_there(run.folder / UNFINISHED):
         found.attempt(UNFINISHED, lambda: _unfinished(run))
+    if is_there(run.folder / "answers.json"):
+        found.attempt("answers.json", lambda: ", ".join(run_files.answers(run.folder)))
     if is_there(run.folder / "diagnostics.json"):
         found.attempt("diagnostics.json", lambda: ", ".join(run_files.diagnostics(run.folder).get("parts", [])))
     if backbone and tasks and not found.faults:
