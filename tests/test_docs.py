@@ -28,7 +28,7 @@ RUN = {
     "README.md": (2, 4),
     "CONTRIBUTING.md": (0, 1),
     "combine.md": (5, 3),
-    "data.md": (4, 5),
+    "data.md": (5, 5),
     "lesson.md": (6, 0),
     "metrics.md": (3, 0),
     "write-a-method.md": (2, 1),

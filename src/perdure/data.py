@@ -69,7 +69,8 @@ def read_tasks(
         _require(splits, wanted, source)
     kind = "image" if image or (not text and column == "image") else "text"
     if kind == "image":
-        splits = {split: image_column(rows, column, _where(data, split)) for split, rows in splits.items()}
+        for split, rows in splits.items():
+            splits[split] = image_column(rows, column, _where(data, split))
     parts = _by_task(splits, task) if task else {name or Path(source).stem: splits}
     return [_task(title, part, (kind, column, label), seed) for title, part in parts.items()]
 

@@ -14,10 +14,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from datasets import Dataset, Features
 from datasets import Image as ImageColumn
-from PIL import Image
+from PIL import Image, ImageFile
 
 from perdure.errors import DataError
 
@@ -172,10 +171,26 @@ def _normalised(image: Image.Image) -> Image.Image:
         raise _Refused("has no pixels.")
     if Image.MAX_IMAGE_PIXELS and width * height > Image.MAX_IMAGE_PIXELS:
         raise _Refused(_too_large(f"{width} × {height} pixels, "))
-    image.load()
-    upright = UPRIGHT.get(_orientation(image))
+    _load(image)
+    upright = UPRIGHT.get(_orientation(image) or 1)
     pixels = _rgb(image)
     return pixels if upright is None else pixels.transpose(upright)
+
+
+def _load(image: Image.Image) -> None:
+    """Decode an image, unless it is decoded already.
+
+    Where Pillow knows the name of an uncompressed TIFF file, it maps it into memory, with width and
+    height exchanged if its orientation exchanges them (seen in 13.0). It does not know the name here.
+    """
+    if not isinstance(image, ImageFile.ImageFile):
+        return
+    name = image.filename
+    image.filename = ""
+    try:
+        image.load()
+    finally:
+        image.filename = name
 
 
 def _too_large(size: str = "") -> str:
@@ -237,28 +252,29 @@ def image_column(data: Dataset, column: str, source: str) -> Dataset:
     'photos.parquet, row 1'
     """
     try:
-        table = data.cast_column(column, ImageColumn(decode=False)).with_format("arrow")[:]
+        table: Any = data.cast_column(column, ImageColumn(decode=False)).with_format("arrow")[:]
     except (TypeError, ValueError, pa.ArrowException) as error:
         kind = data.features[column]
         raise DataError(
             f"`{source}`: column `{column}` holds `{getattr(kind, 'dtype', kind)}`, but should hold images or paths."
         ) from error
     chunks = []
-    row = 1
+    row = 0
     for chunk in table[column].chunks:
-        encoded, paths = chunk.field("bytes"), chunk.field("path")
-        names = pa.array([f"{source}, row {row + i}" for i in range(len(chunk))], pa.string())
-        paths = pc.if_else(encoded.is_null(), paths, names)
-        missing = pc.or_(chunk.is_null(), paths.is_null())
-        if pc.any(missing).as_py():
-            first = row + missing.index(True).as_py()
-            raise DataError(f"`{source}`: row {first} has no image in column `{column}`.")
+        encoded, paths = chunk.flatten()
+        names = paths.to_pylist()
+        for index, in_file in enumerate(encoded.is_null().to_pylist()):
+            row += 1
+            if not in_file:
+                names[index] = f"{source}, row {row}"
+            elif not names[index]:
+                raise DataError(f"`{source}`: row {row} has no image in column `{column}`.")
         # the encoded images are not copied: they may be most of the memory
-        chunks.append(pa.StructArray.from_arrays([encoded, paths], names=["bytes", "path"]))
-        row += len(chunk)
+        arrays = [encoded, pa.array(names, pa.string())]
+        chunks.append(pa.StructArray.from_arrays(arrays, names=["bytes", "path"]))
     features = Features({**data.features, column: ImageColumn()})
-    place = data.column_names.index(column)
-    table = table.set_column(place, column, pa.chunked_array(chunks, ImageColumn.pa_type))
+    images = pa.chunked_array(chunks, ImageColumn.pa_type)
+    table = table.set_column(data.column_names.index(column), column, images)
     return Dataset(table.replace_schema_metadata(features.arrow_schema.metadata))
 
 
