@@ -4,6 +4,7 @@ Every image goes through `read_image`, in training as in prediction, so that a m
 pixels wherever an image comes from.
 """
 
+import hashlib
 import io
 import stat
 import warnings
@@ -275,7 +276,11 @@ def image_column(data: Dataset, column: str, source: str) -> Dataset:
     features = Features({**data.features, column: ImageColumn()})
     images = pa.chunked_array(chunks, ImageColumn.pa_type)
     table = table.set_column(data.column_names.index(column), column, images)
-    return Dataset(table.replace_schema_metadata(features.arrow_schema.metadata))
+    # by default the fingerprint is a hash of all images
+    about = f"{data._fingerprint} {column} {source}"
+    fingerprint = hashlib.sha256(about.encode()).hexdigest()[:16]
+    table = table.replace_schema_metadata(features.arrow_schema.metadata)
+    return Dataset(table, fingerprint=fingerprint)
 
 
 def as_rows(inputs: Sequence[Any]) -> Dataset:
