@@ -1,8 +1,10 @@
 """Images are read as they are meant: the pixels given, upright, whatever their mode and wherever they come from."""
 
+import errno
 import io
 import os
 import socket
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ import perdure
 from perdure import Backbone, DataError, InputError, Model, Task, TaskStream
 from perdure.backbone import Encoded
 from perdure.images import as_rows, endings, image_column, read_image, undecoded
+from perdure.images import content as images_content
 from perdure.methods.lda import LDA
 
 SOAK = 20 if os.environ.get("PERDURE_SOAK") else 1
@@ -193,10 +196,19 @@ def test_a_file_that_is_no_whole_image(content, message, tmp_path):
         read_image(tmp_path / "x.jpg")
 
 
-def test_what_is_no_file(tmp_path):
+def test_what_is_no_file(tmp_path, monkeypatch):
+    def forbidden(path, mode):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
     os.mkfifo(tmp_path / "pipe.png")
     os.symlink(tmp_path / "nowhere.png", tmp_path / "broken.png")
     os.symlink(tmp_path / "circle.png", tmp_path / "circle.png")
+    (tmp_path / "closed.png").write_bytes(b"none")
+    monkeypatch.setattr(Path, "open", forbidden)
+    with pytest.raises(DataError, match=r"closed.png` cannot be opened \(Permission denied\)"):
+        read_image(tmp_path / "closed.png")
+    with pytest.raises(DataError, match=r"closed.png` cannot be opened \(Permission denied\)"):
+        images_content({"bytes": None, "path": str(tmp_path / "closed.png")})
     listener = socket.socket(socket.AF_UNIX)
     with listener:
         listener.bind(str(tmp_path / "socket.png"))
@@ -209,6 +221,7 @@ def test_what_is_no_file(tmp_path):
             (tmp_path / "broken.png", "broken.png` is a broken link"),
             (tmp_path / "circle.png", "circle.png` cannot be opened"),
             ("a" * 300, "cannot be opened"),
+            ("a\0b", "is no path"),
             ("https://example.org/a.png", "is an address. Fetch the image"),
         ):
             with pytest.raises(DataError, match=message):
@@ -219,7 +232,7 @@ def test_what_is_no_file(tmp_path):
 def test_vast_images_are_refused_before_they_are_decoded(share, monkeypatch, tmp_path):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", int(share * 100 * 100))
     Image.new("L", (100, 100)).save(tmp_path / "vast.png")
-    with pytest.raises(DataError, match=r"vast.png` has .*more than [39],000. Make it smaller, or raise"):
+    with pytest.raises(DataError, match=r"vast.png` has .*more than [39],000 pixels. Make it smaller, or raise"):
         read_image(tmp_path / "vast.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     assert pixels(tmp_path / "vast.png").shape == (100, 100, 3)

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -92,7 +92,7 @@ def read_image(source: Any, name: str | None = None) -> Image.Image:
     except _Refused as refusal:
         raise DataError(f"{name} {refusal}") from refusal.__cause__
     except Image.DecompressionBombError as error:
-        raise DataError(f"{name} {_too_large()}") from error
+        raise DataError(f"{name} has {_too_many()}") from error
     except Image.UnidentifiedImageError as error:
         raise DataError(f"{name} is not an image that Pillow can read.") from error
     except Exception as error:  # its decoders raise all kinds of errors for damaged files
@@ -119,8 +119,7 @@ def _read(source: Any) -> Image.Image:
     if isinstance(source, str) and "://" in source:
         raise _Refused("is an address. Fetch the image, and give the path of its file.")
     if isinstance(source, str | Path):
-        _check_file(Path(source))
-        with open(source, "rb") as file:
+        with _open_file(Path(source)) as file:
             return _normalised(_open(file))
     raise _Refused(f"is not an image, a path or an array, but of the type `{type(source).__name__}`.")
 
@@ -152,18 +151,24 @@ def _of_array(pixels: np.ndarray) -> Image.Image:
         ) from error
 
 
-def _check_file(path: Path) -> None:
-    """Refuse what is not a regular file: opening a pipe would wait for ever, and a device may never end."""
+def _open_file(path: Path) -> BinaryIO:
+    """Open a regular file: opening a pipe would wait for ever, and a device may never end."""
     try:
         status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise _Refused("is a folder, not an image.")
+        if not stat.S_ISREG(status.st_mode):
+            raise _Refused("is not a file.")
+        if status.st_size == 0:
+            raise _Refused("is empty.")
+        return path.open("rb")
     except FileNotFoundError as error:
-        raise _Refused("is a broken link." if path.is_symlink() else "does not exist.") from error
-    except OSError as error:  # a loop of links, a folder that may not be entered, a name that is too long
+        reason = "is a broken link." if path.is_symlink() else "does not exist."
+        raise _Refused(reason) from error
+    except OSError as error:  # a loop of links, a file that may not be read, a name that is too long
         raise _Refused(f"cannot be opened ({error.strerror}).") from error
-    if not stat.S_ISREG(status.st_mode):
-        raise _Refused("is not a file." if not stat.S_ISDIR(status.st_mode) else "is a folder, not an image.")
-    if status.st_size == 0:
-        raise _Refused("is empty.")
+    except ValueError as error:  # a character that no path has
+        raise _Refused("is no path.") from error
 
 
 def _normalised(image: Image.Image) -> Image.Image:
@@ -171,7 +176,7 @@ def _normalised(image: Image.Image) -> Image.Image:
     if not width * height:
         raise _Refused("has no pixels.")
     if Image.MAX_IMAGE_PIXELS and width * height > Image.MAX_IMAGE_PIXELS:
-        raise _Refused(_too_large(f"{width} × {height} pixels, "))
+        raise _Refused(f"has {width} × {height} pixels, {_too_many()}")
     _load(image)
     upright = UPRIGHT.get(_orientation(image) or 1)
     pixels = _rgb(image)
@@ -194,9 +199,9 @@ def _load(image: Image.Image) -> None:
         image.filename = name
 
 
-def _too_large(size: str = "") -> str:
+def _too_many() -> str:
     limit = f"{Image.MAX_IMAGE_PIXELS:,}"
-    return f"has {size}more than {limit}. Make it smaller, or raise `PIL.Image.MAX_IMAGE_PIXELS`."
+    return f"more than {limit} pixels. Make it smaller, or raise `PIL.Image.MAX_IMAGE_PIXELS`."
 
 
 def _orientation(image: Image.Image) -> int | None:
@@ -330,13 +335,13 @@ def content(value: Mapping[str, Any]) -> bytes:
     Raises
     ------
     DataError
-        The file is missing, empty, or no regular file.
+        The file is missing, empty, or no regular file, or may not be read.
     """
     if value["bytes"] is not None:
         return value["bytes"]
     path = Path(value["path"])
     try:
-        _check_file(path)
+        with _open_file(path) as file:
+            return file.read()
     except _Refused as refusal:
         raise DataError(f"`{path}` {refusal}") from refusal.__cause__
-    return path.read_bytes()
