@@ -4,8 +4,10 @@ import re
 import time
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from perdure import InputError, adapters, patterns
+from perdure import CheckpointError, InputError, adapters, patterns
 from perdure.patterns import matching
 
 LAYERS = [f"model.layers.{i}.{kind}" for i in range(12) for kind in ("self_attn.q_proj", "mlp.up_proj", "norm")]
@@ -68,3 +70,26 @@ def test_target_modules_of_a_recipe_are_matched_so(pico, monkeypatch):
     for pattern in (SLOW[-1], "("):
         with pytest.raises(InputError, match="`target_modules`"):
             adapters.configure(model, "lora", rank=2, alpha=2, dropout=0.0, target_modules=pattern)
+
+
+def test_the_patterns_of_a_file_share_their_time(monkeypatch):
+    monkeypatch.setattr(patterns, "SECONDS", 0.2)
+    began = time.monotonic()
+    of_a_file = patterns.Patterns(CheckpointError)
+    with pytest.raises(CheckpointError, match=r"^`rank_pattern`: .* more than 0.2 seconds"):
+        for number in range(1000):
+            of_a_file.match(rf"(a|a)*b|{number}", "a" * 16, "`rank_pattern`")
+            of_a_file.match(rf"(a|a)*$|{number}", "a" * 16 + "!", "`rank_pattern`")
+    assert time.monotonic() - began < 2
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text("ab.*+?|()[]01^$\\d", max_size=8), st.text("ab.01", max_size=6))
+def test_any_short_pattern_is_matched_as_usual(pattern, name):
+    try:
+        expected = re.fullmatch(pattern, name), re.match(pattern, name)
+    except (re.error, FutureWarning):
+        return
+    of_a_file = patterns.Patterns()
+    assert bool(of_a_file.fullmatch(pattern, name, "it")) == bool(expected[0])
+    assert bool(of_a_file.match(pattern, name, "it")) == bool(expected[1])
