@@ -132,7 +132,9 @@ def parse_json(text: bytes | str, what: str) -> dict[str, Any]:
             raise ValueError(f"it holds more than {MAX_VALUES:,} values, which no such file needs")
         value = json.loads(text, object_pairs_hook=_without_twins)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{what[0].upper()}{what[1:]} is not JSON that can be read: {str(error)[:200]}.") from error
+        raise CheckpointError(
+            f"{what[0].upper()}{what[1:]} is not JSON that can be read: {str(error)[:200]}."
+        ) from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{what[0].upper()}{what[1:]} is not a JSON object, but {type(value).__name__}.")
     return value
