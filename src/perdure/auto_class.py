@@ -16,18 +16,18 @@ AUTO = {
     "ForImageClassification": "AutoModelForImageClassification",
 }
 # Types whose classes are named like these, but load from no such table: they classify sounds, or answer about images.
-NOT_IN_TABLES = {
+NOT_IN_TABLES = (
     *("data2vec-audio", "hubert", "sew", "sew-d", "unispeech", "unispeech-sat", "wav2vec2", "wav2vec2-bert"),
     *("wav2vec2-conformer", "wavlm", "blip", "layoutlm", "tapas", "vilt", "mistral4"),
-}
+)
 PARTS = ("EncoderModel", "DecoderModel", "TextModel", "VisionModel", "MTModel", "HeadModel", "HeadsModel")
 """Ends of names of models that are part of another, or have a head: `AutoModel` loads something else."""
 # Types whose `…ForConditionalGeneration` turns a text into a text.
-SEQ2SEQ = {
+SEQ2SEQ = (
     *("bart", "bigbird_pegasus", "blenderbot", "blenderbot-small", "fsmt", "led", "longt5", "m2m_100", "marian"),
     *("mbart", "mt5", "mvp", "nllb-moe", "pegasus", "pegasus_x", "plbart", "prophetnet", "switch_transformers"),
     *("t5", "umt5"),
-}
+)
 TASKS = {
     "CAUSAL_LM": "AutoModelForCausalLM",
     "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",

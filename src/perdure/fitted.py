@@ -187,11 +187,11 @@ def _grown(base: Checkpoint, folder: PeftFolder, names: LayerNames, skeleton: Sk
     grown: dict[str, Tensor] = {}
     for key, value in folder.copies.items():
         tensor = _tensor(base, names, key)
-        if tensor not in base.where and tensor in skeleton.ties and folder.config.get("ensure_weight_tying"):
-            continue  # peft writes the table that was trained under its other name, too
         source = tensor if tensor in base.where else skeleton.ties.get(tensor)
         if source and _has_other_rows(base, source, value) and tensor in {*skeleton.tables, *skeleton.ties}:
             grown[tensor] = value
+        elif source != tensor and source and folder.config.get("ensure_weight_tying"):
+            continue  # peft writes the table that was trained under its other name, too
         elif source is None or not _is_copy(base, source, value):
             raise CheckpointError(
                 f"`{folder.folder}` holds `{tensor}` whole, not as in `{base.folder}` and not among its "

@@ -81,12 +81,12 @@ class Merged:
         lines += self.notes
         if self.form == "adapter" and self.error is not None:
             lines.append(f"Relative truncation error (Frobenius): {self.error:.2e}")
-        lines = [printable(line) for line in lines]
         if self.written:
-            return "\n".join([*lines, f"Written ({_mb(self.size)}): {self.output}"])
-        lines.append(f"Would write {_mb(self.size)} as {self.form}; {_mb(self.free)} are free on the disk.")
-        lines.append(f"Would need about {_mb(self.memory)} of memory.")
-        return "\n".join(lines)
+            lines.append(f"Written ({_mb(self.size)}): {self.output}")
+        else:
+            lines.append(f"Would write {_mb(self.size)} as {self.form}; {_mb(self.free)} are free on the disk.")
+            lines.append(f"Would need about {_mb(self.memory)} of memory.")
+        return "\n".join(map(printable, lines))
 
 
 def card(merged: Merged) -> str:

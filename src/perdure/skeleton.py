@@ -13,7 +13,7 @@ from typing import Any
 from perdure.checkpoint import Checkpoint
 
 # Model types whose blocks have layers of the kind `Conv1D`, which store W as in × out.
-CONV1D = {"clvp_decoder", "decision_transformer", "gpt2", "imagegpt", "openai-gpt"}
+CONV1D = ("clvp_decoder", "decision_transformer", "gpt2", "imagegpt", "openai-gpt")
 COUNT = re.compile(r"(n|num|encoder|decoder)_.*(layers?|blocks?|experts?)")
 """What a setting is called that says how many modules there are."""
 

@@ -184,19 +184,19 @@ def _resize(skeleton: Skeleton, tables: Tables) -> Tables:
     _check_rows(base, tables)
     if not tables.grown and not resized:
         return tables
+    names = {*tables.grown, *resized}
+    owner = next(adapter for adapter in tables.adapters if names & {*adapter.grown, *adapter.saved})
     known = skeleton.tables | {*tables.grown}
     rows = {tensor: _rows(base, tables, skeleton.ties.get(tensor, tensor)) for tensor in sorted(known)}
     sizes = {count for count in rows.values() if count is not None}
     if len(sizes) != 1 or not skeleton.tables:
         listed = ", ".join(f"`{tensor}` {count}" for tensor, count in rows.items() if count is not None)
         raise CheckpointError(
-            f"An adapter has resized the vocabulary of `{base.folder}`, and the tables of the merged model would have "
-            f"different numbers of rows: {listed or 'transformers does not know its tables'}. It cannot be merged."
+            f"`{owner.folder.folder}` has resized the vocabulary of `{base.folder}`, and the tables of the merged "
+            f"model would have different numbers of rows: {listed or 'transformers does not know which they are'}. It "
+            "cannot be merged."
         )
-    size = sizes.pop()
-    names = {*tables.grown, *resized}
-    owner = next(adapter for adapter in tables.adapters if names & {*adapter.grown, *adapter.saved})
-    return replace(tables, size=size, owner=owner)
+    return replace(tables, size=sizes.pop(), owner=owner)
 
 
 def _has_other_rows(base: Checkpoint, tensor: str, value: Tensor) -> bool:
