@@ -14,6 +14,9 @@ from perdure.checkpoint import Checkpoint
 from perdure.errors import CheckpointError
 from perdure.skeleton import Skeleton
 
+LONGEST = 300  # characters of a name
+MOST = 2000  # names that are compared
+
 
 @dataclass(frozen=True)
 class LayerNames:
@@ -57,13 +60,22 @@ def match(layers: Iterable[str], base: Checkpoint, folder: object, skeleton: Ske
         names = _with_prefix(layers, tied | stems) or _with_prefix(layers, tied | _stems(skeleton.tensors))
     if names is None:
         lost = next((layer for layer in layers if layer not in stems), layers[0])
-        near = difflib.get_close_matches(f"{lost}.weight", base.where, n=1, cutoff=0)
+        near = _nearest(f"{lost}.weight", base.where)
         raise CheckpointError(
             f"`{folder}` changes the layer `{lost}`, but `{base.folder}` has no weight of that name, with or without "
-            f"a prefix (nearest: `{near[0] if near else 'none'}`). The adapter belongs to another model, or the layer "
+            f"a prefix (nearest: `{near}`). The adapter belongs to another model, or the layer "
             "is tied to another, or is stored in another form than transformers loads it in."
         )
     return names
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    """The most similar name, among those of a length that is worth comparing: that takes the square of it in time."""
+    end = name.split(".")[-2:]
+    likely = [other for other in names if len(other) < LONGEST]
+    likely = [other for other in likely if other.split(".")[-2:] == end] or likely
+    near = difflib.get_close_matches(name[:LONGEST], likely[:MOST], n=1, cutoff=0)
+    return near[0] if near else "none"
 
 
 def _stems(tensors: Mapping[str, str]) -> dict[str, str]:

@@ -14,6 +14,7 @@ from perdure.checkpoint import Checkpoint
 
 # Model types whose blocks have layers of the kind `Conv1D`, which store W as in × out.
 CONV1D = ("clvp_decoder", "decision_transformer", "gpt2", "imagegpt", "openai-gpt")
+LEFT_OUT = ("auto_map", "custom_pipelines", "use_pretrained_backbone", "num_labels", "_num_labels")
 COUNT = re.compile(r"(n|num|encoder|decoder)_.*(layers?|blocks?|experts?)")
 """What a setting is called that says how many modules there are."""
 
@@ -135,12 +136,20 @@ class Skeleton:
 def _build(base: Checkpoint, name: Any) -> Any:
     import torch
     import transformers
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    config = transformers.AutoConfig.from_pretrained(base.folder, trust_remote_code=False)
+    values = _without_reach(base.config)
+    config = CONFIG_MAPPING[values["model_type"]].from_dict(values)
     name = name or (config.architectures or ["AutoModel"])[0]
     kind: Any = getattr(transformers, name, None) or transformers.AutoModel
     with torch.device("meta"):
         return kind._from_config(config) if hasattr(kind, "_from_config") else kind.from_config(config)
+
+
+def _without_reach(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration without what names code or weights elsewhere, or makes a list of as many labels as it says."""
+    values = {key: value for key, value in config.items() if key not in LEFT_OUT}
+    return {key: _without_reach(value) if isinstance(value, dict) else value for key, value in values.items()}
 
 
 def _is_plausible(base: Checkpoint) -> bool:
