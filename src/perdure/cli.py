@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
+from perdure.errors import PerdureError, Stopped, printable
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -55,7 +57,7 @@ def demo(
     summary = demo.demo(output, vision=vision, seed=seed, quiet=quiet)
     terminal.matrices(summary)
     terminal.overview(summary)
-    typer.echo(f"\nReport: {output / 'report.html'}")
+    _say("", f"Report: {output / 'report.html'}")
 
 
 @app.command()
@@ -75,7 +77,7 @@ def run(
     Recipe.read(recipe, changes).run(output, quiet=quiet)
     _report(output)
     if _done(output) == before:
-        typer.echo("Nothing was left to do: all tasks are learned and measured.")
+        _say("Nothing was left to do: all tasks are learned and measured.")
 
 
 @app.command()
@@ -100,7 +102,7 @@ def tune(
         return typer.echo(json.dumps({"recipe": found.recipe, "trials": found.trials}, indent=2))
     if not quiet:
         terminal.listing(f"\n{len(found.trials)} trials on {tasks} tasks (validation accuracy, %)", found.lines())
-    typer.echo(output / "tuned.yaml")
+    _say(output / "tuned.yaml")
 
 
 @app.command()
@@ -146,7 +148,7 @@ def forget(
     from perdure.forget import forget
 
     found = forget(run, task, retrain_later=retrain_later, quiet=quiet)
-    typer.echo(found)
+    _say(*str(found).splitlines())
 
 
 @app.command()
@@ -162,7 +164,7 @@ def verify(run: RunFolder, as_json: AsJson = False) -> None:
         terminal.listing(f"\n{run}", found.sound.items())
         count = len(found.faults)
         said = f"{count} fault{'s' if count > 1 else ''}." if count else "All is as it was written."
-        typer.echo("\n".join([*found.notes, said]))
+        _say(*found.notes, said)
     for fault in found.faults:
         typer.secho(fault, fg="red", err=True)
     if found.faults:
@@ -205,7 +207,7 @@ def diagnose(
     if as_json:
         return typer.echo(json.dumps(found, indent=2))
     diagnostics_terminal.show(found)
-    typer.echo(f"\nAll numbers: {run / 'diagnostics.json'}")
+    _say("", f"All numbers: {run / 'diagnostics.json'}")
 
 
 @app.command()
@@ -225,7 +227,7 @@ def predict(
     rows = read_table(file)
     check_free(output)
     write_table(output, Model(run).add_predictions(rows, column=text or image, task=task))
-    typer.echo(f"{len(rows)} rows: {output}")
+    _say(f"{len(rows)} rows: {output}")
 
 
 @app.command()
@@ -240,7 +242,7 @@ def export(
     from perdure.runs import rule_of
 
     Model(run, rule=rule_of(run, rule, settings)).export(output)
-    typer.echo(output)
+    _say(output)
 
 
 @app.command()
@@ -268,7 +270,7 @@ def merge(
         return _try_rule(Path(base), rule, settings, output, options | {"as": form if form != "model" else None})
     options["form"] = form
     merged = merge_checkpoint(base, adapters, section(rule, settings), output, **options, quiet=quiet)
-    typer.echo(merged.output if quiet and merged.written else merged)
+    _say(*([merged.output] if quiet and merged.written else str(merged).splitlines()))
 
 
 def _try_rule(run: Path, rule: str, settings: list[str], output: Path | None, options: dict[str, Any]) -> None:
@@ -281,7 +283,7 @@ def _try_rule(run: Path, rule: str, settings: list[str], output: Path | None, op
     try_rule(run, rule, settings, output)
     _report(run)
     if output:
-        typer.echo(f"Model: {output}")
+        _say(f"Model: {output}")
 
 
 @app.command()
@@ -301,7 +303,7 @@ def report(
     if output is None:
         return typer.echo(text, nl=False)
     write(output, text)
-    typer.echo(output)
+    _say(output)
 
 
 @app.command(name="list")
@@ -335,7 +337,7 @@ def show(
     about = registry.about(name)
     if as_json:
         return typer.echo(json.dumps(about, indent=2))
-    typer.echo(about["text"])
+    _say(*about["text"].splitlines())
     terminal.listing("\nSettings", about["settings"].items())
 
 
@@ -359,13 +361,16 @@ def _show(summary: dict[str, Any], folder: Path | None = None) -> None:
 
     terminal.show(summary)
     if folder:
-        typer.echo(f"\nReport: {folder / 'report.html'}")
+        _say("", f"Report: {folder / 'report.html'}")
+
+
+def _say(*lines: object) -> None:
+    """Print lines, whatever characters are in the names that they hold."""
+    typer.echo("\n".join(printable(str(line)) for line in lines))
 
 
 def main() -> None:
     """Run the command line: a user's mistake is one red sentence and status 1; a traceback is a bug."""
-    from perdure.errors import PerdureError, Stopped
-
     warnings.formatwarning = _sentence
     try:
         app()
@@ -386,9 +391,10 @@ def _sentence(
 ) -> str:
     """A warning of ours as one sentence; of others with the place that gave it."""
     ours = category.__module__.startswith("perdure.")
-    return f"Warning: {message}\n" if ours else f"{filename}:{lineno}: {category.__name__}: {message}\n"
+    said = printable(str(message))
+    return f"Warning: {said}\n" if ours else f"{filename}:{lineno}: {category.__name__}: {said}\n"
 
 
 def _stop(sentence: str, status: int) -> NoReturn:
-    typer.secho(sentence, fg="red", err=True)
+    typer.secho(printable(sentence), fg="red", err=True)
     sys.exit(status)
