@@ -131,11 +131,11 @@ def check_images(tasks: Iterable[Task]) -> None:
     reasons = [reason for task in tasks for reason in task.unreadable]
     if not reasons:
         return
-    lines = [f"- {reason}" for reason in reasons[: images.LISTED]]
-    if len(reasons) > len(lines):
-        lines.append(f"- and {len(reasons) - len(lines)} more")
+    sentences = reasons[: images.LISTED]
+    if len(reasons) > len(sentences):
+        sentences.append(f"And {len(reasons) - len(sentences)} more.")
     count = "One image" if len(reasons) == 1 else f"{len(reasons)} images"
-    raise DataError("\n".join([f"{count} cannot be read. Replace or remove what is named:", *lines]))
+    raise DataError(f"{count} cannot be read; replace or remove what is named. {' '.join(sentences)}")
 
 
 def _digest(data: Dataset, kind: str, content: Callable[[Mapping[str, Any]], bytes] = images.content) -> str:
