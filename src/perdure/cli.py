@@ -110,6 +110,8 @@ def learn(
     run: RunFolder,
     data: Annotated[str, typer.Option(help="A CSV, JSON-lines or Parquet file, a folder of images, or a hub id.")],
     task: Annotated[str | None, typer.Option("--task", help="The task's name; by default that of the file.")] = None,
+    test: Annotated[str | None, typer.Option(help="A file of test examples; by default a fifth of the data.")] = None,
+    validation: Annotated[str | None, typer.Option(help="A file of validation examples; by default a tenth.")] = None,
     text: Annotated[
         list[str], typer.Option(help="The column with the text; twice for pairs of texts, in that order.")
     ] = [],
@@ -131,8 +133,9 @@ def learn(
     """Learn one's own data: one more task for a run, or the first of a new one."""
     from perdure.runs import learn_more
 
+    more = {split: file for split, file in (("test", test), ("validation", validation)) if file}
     names = {
-        "name": task,
+        "name": task or (Path(data).stem if more else None),
         "text": text[0] if len(text) == 1 else text or None,
         "image": image,
         "label": label,
@@ -140,7 +143,8 @@ def learn(
         "config": config,
         "delimiter": delimiter,
     }
-    entry = {"data": data, "encoding": encoding} | {key: value for key, value in names.items() if value is not None}
+    entry: dict[str, Any] = {"data": {"train": data, **more} if more else data, "encoding": encoding}
+    entry |= {key: value for key, value in names.items() if value is not None}
     learn_more(run, entry, backbone=backbone, seed=seed, settings=settings, quiet=quiet)
     _report(run)
 

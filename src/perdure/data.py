@@ -1,5 +1,6 @@
 """One's own data as tasks: tables, folders of images, and data sets of the hub."""
 
+import errno
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -236,12 +237,21 @@ def _load_dataset(files: Mapping[str, str], arguments: Sequence[str], options: M
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         if "corresponds to no data" in reason:
             reason = "it has no rows"
+        if _cannot_be_written(error):
+            reason += ". Set `HF_HOME` to a folder where you may write: `datasets` keeps what it fetches there"
         raise DataError(f"{where} could not be read: {reason}.") from error
     finally:
         datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = counts
         datasets.logging.set_verbosity(verbosity)
         if bars:
             datasets.enable_progress_bars()
+
+
+def _cannot_be_written(error: BaseException) -> bool:
+    """Return whether it is the cache of `datasets` that failed: there is no home folder, or it is read-only."""
+    reasons = (error, error.__cause__, error.__context__)
+    numbers = {reason.errno for reason in reasons if isinstance(reason, OSError)}
+    return bool(numbers & {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR})
 
 
 def from_hub(name: str, config: str | None = None) -> Any:
