@@ -135,10 +135,10 @@ def test_columns_on_the_command_line(tmp_path, monkeypatch, perdure):  # noqa: F
     perdure("learn", "r", "--data", "mail.csv", "--test", "test.csv", "--task", "post")
     files = {"train": "mail.csv", "test": "test.csv"}
     assert entries == [
-        {"data": "nli.csv", "encoding": "utf-8", "text": ["premise", "hypothesis"], "delimiter": ";"},
-        {"data": "mail.csv", "encoding": "utf-8", "text": "body"},
-        {"data": files | {"validation": "dev.csv"}, "encoding": "utf-8", "name": "mail"},
-        {"data": files, "encoding": "utf-8", "name": "post"},
+        {"data": "nli.csv", "encoding": "utf-8", "text": ["premise", "hypothesis"], "label": "label", "delimiter": ";"},
+        {"data": "mail.csv", "encoding": "utf-8", "text": "body", "label": "label"},
+        {"data": files | {"validation": "dev.csv"}, "encoding": "utf-8", "name": "mail", "label": "label"},
+        {"data": files, "encoding": "utf-8", "name": "post", "label": "label"},
     ]
 
 
