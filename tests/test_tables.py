@@ -339,6 +339,17 @@ def test_labels_that_look_like_texts_or_quantities(tmp_path):
         assert sorted(read(classes * 4)) == sorted(classes)
 
 
-def test_few_examples_of_each_class_are_no_texts():
-    assert complaint(["a", "b", "c", "d"], "label") is None
-    assert complaint(["This text has many words in it", "no"], "label") is None
+@pytest.mark.parametrize(
+    "labels",
+    [
+        *(["a", "b", "c", "d"], ["This text has many words in it", "no"], ["1", "2", "3"], ["5", "1", "9"]),
+        *([str(i) for i in range(30)], [f"{i}.0" for i in range(1, 30)], ["0.5", "x", "1.5", "2.5"]),
+    ],
+)
+def test_one_example_of_each_class(labels):
+    """A table of its own for the test may leave the training so few."""
+    assert complaint(labels, "label") is None
+
+
+def test_few_numbers_with_fractions_that_never_repeat():
+    assert "look like a quantity" in str(complaint(["0.0", "3.5", "1.25", "4.75"], "label"))

@@ -140,15 +140,15 @@ def _tables(files: Mapping[str, str], encoding: str, delimiter: str | None) -> d
 
 def _has_tables(folder: Path) -> bool:
     """Return whether a folder holds tables, and not images with a table that describes them."""
-    tables = [path for path in _files(folder) if path.stem != "metadata"]
-    return bool(tables)
+    return any(path.stem != "metadata" for path in _files(folder))
 
 
 def _files(folder: Path) -> list[Path]:
     """Return the tables in a folder, or where `datasets` puts them, in its folder `data`."""
     for place in (folder, folder / "data"):
         paths = sorted(place.iterdir()) if place.is_dir() else []
-        tables = [path for path in paths if path.suffix.lower() in ENDINGS and path.is_file()]
+        visible = [path for path in paths if not path.name.startswith(".")]
+        tables = [path for path in visible if path.suffix.lower() in ENDINGS and path.is_file()]
         if tables:
             return tables
     return []
@@ -161,9 +161,9 @@ def _parts(folder: Path) -> dict[Split, list[Path]]:
         return {"train": tables}
     parts: dict[Split, list[Path]] = {}
     for path in tables:
-        word = re.match("[a-z]*", path.stem.lower())
+        word = re.split("[^a-z]", path.stem.lower())[0]
         for split, words in SPLIT_NAMES.items():
-            if word and word[0] in words:
+            if word in words:
                 parts.setdefault(split, []).append(path)
     if "train" not in parts:
         names = [path.name for path in tables]
@@ -178,7 +178,7 @@ def _read_tables(
     first = tables["train"][0]
     columns = asked.among(first.columns, f"`{first.path}`")
     splits: dict[Split, Dataset] = {split: from_tables(parts, columns) for split, parts in tables.items()}
-    return splits, first.reader.class_names.get(columns.label)
+    return splits, first.class_names.get(columns.label)
 
 
 # -- folders of images, and what `datasets` reads
