@@ -91,10 +91,7 @@ class Model:
             raise UnknownName("task", task, self.classes)
         if not len(inputs):
             raise InputError("There is nothing to predict: the input has no rows.")
-        if self.backbone.kind == "image":
-            rows = as_rows(inputs)
-        else:
-            rows = Dataset.from_dict(_text_columns(inputs))
+        rows = as_rows(inputs) if self.backbone.kind == "image" else Dataset.from_dict(_text_columns(inputs))
         examples = Encoded(self.backbone, [(task or "", rows)], allow_empty=True)
         names = [task] if task else list(self.classes)
         log_weights = (
