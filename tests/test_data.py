@@ -66,13 +66,13 @@ def test_a_folder_of_images(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "options", "message"),
     [
-        (ROWS, {"label": "class"}, r"split `train`, has no column `class`. Its columns: \['text', 'label'\]"),
+        (ROWS, {"label": "class"}, r"mail.csv` has no column `class`. Its columns: \['text', 'label'\]"),
         (ROWS, {"text": "body"}, "has no column `body`"),
         ([(t, "same") for t, _ in ROWS], {}, r"needs at least two different classes, got \['same'\]"),
         ([*ROWS, ("w1", "rare")], {}, "class `rare` has too few examples"),
-        ([*ROWS, ("w1", "")], {}, "row 41 has nothing in column `label`"),
-        ([*ROWS, ("", "yes")], {}, "row 41 has nothing in column `text`"),
-        ([*ROWS, ("w1", "")], {"task": "label", "text": "text"}, "row 41 has nothing in column `label`"),
+        ([*ROWS, ("w1", "")], {}, r"row 41 \(line 42\), has nothing in column `label`"),
+        ([*ROWS, ("", "yes")], {}, r"row 41 \(line 42\), has nothing in column `text`"),
+        ([*ROWS, ("w1", "")], {"task": "label", "text": "text"}, r"row 41 \(line 42\), has nothing in column `label`"),
     ],
 )
 def test_mistakes(rows, options, message, tmp_path):
@@ -85,7 +85,7 @@ def test_more_mistakes(tmp_path):
         read_tasks(str(tmp_path / "nothing.csv"))
     with pytest.raises(DataError, match="could not be read"):
         read_tasks("nobody/nothing")
-    with pytest.raises(DataError, match="empty.csv` could not be read: it has no rows"):
+    with pytest.raises(DataError, match="empty.csv` has no rows"):
         read_tasks(write(tmp_path / "empty.csv", []), label="label")
     train = write(tmp_path / "train.csv", ROWS)
     with pytest.raises(DataError, match="split `test`, has the label `perhaps`, which does not occur in training"):
@@ -105,11 +105,11 @@ def test_more_mistakes(tmp_path):
 def test_bytes_that_are_not_utf8(tmp_path):
     path = tmp_path / "latin.csv"
     path.write_bytes(b"text,label\n" + b"".join(f"caf\u00e9 {t},{c}\n".encode("latin-1") for t, c in ROWS))
-    with pytest.raises(DataError, match="is not written in utf-8. Save it as UTF-8, or give its `encoding`"):
+    with pytest.raises(DataError, match="line 2, is not written in utf-8. Save the table as UTF-8, or give its `enc"):
         read_tasks(str(path))
     (task,) = read_tasks(str(path), encoding="latin-1")
     assert task.train["text"][0].startswith("caf\u00e9 ")
-    with pytest.raises(DataError, match="is not written in UTF-8"):
+    with pytest.raises(DataError, match="is not written in utf-8"):
         read_table(path)
 
 
@@ -161,7 +161,7 @@ def test_tables_are_written_and_never_overwritten(tmp_path):
         write_table(tmp_path / f"long.{ending}", long)
         assert read_table(tmp_path / f"long.{ending}") == long
     (tmp_path / "x.jsonl").write_text("{]")
-    with pytest.raises(DataError, match="is not JSON lines"):
+    with pytest.raises(DataError, match="line 1, is not JSON"):
         read_table(tmp_path / "x.jsonl")
 
 

@@ -110,10 +110,17 @@ def learn(
     run: RunFolder,
     data: Annotated[str, typer.Option(help="A CSV, JSON-lines or Parquet file, a folder of images, or a hub id.")],
     task: Annotated[str | None, typer.Option("--task", help="The task's name; by default that of the file.")] = None,
-    text: Text = None,
+    test: Annotated[str | None, typer.Option(help="A file of test examples; by default a fifth of the data.")] = None,
+    validation: Annotated[str | None, typer.Option(help="A file of validation examples; by default a tenth.")] = None,
+    text: Annotated[
+        list[str], typer.Option(help="The column with the text; twice for pairs of texts, in that order.")
+    ] = [],
     image: Image = None,
     label: Annotated[str, typer.Option(help="The column with the class.")] = "label",
     encoding: Annotated[str, typer.Option(help="Of a text file.")] = "utf-8",
+    delimiter: Annotated[
+        str | None, typer.Option(help="What separates the cells of a CSV file; by default its header decides.")
+    ] = None,
     config: Annotated[str | None, typer.Option(help="The configuration of a hub data set.")] = None,
     task_column: Annotated[str | None, typer.Option(help="The column that names each row's task.")] = None,
     backbone: Annotated[
@@ -126,8 +133,18 @@ def learn(
     """Learn one's own data: one more task for a run, or the first of a new one."""
     from perdure.runs import learn_more
 
-    names = {"name": task, "text": text, "image": image, "label": label, "task": task_column, "config": config}
-    entry = {"data": data, "encoding": encoding} | {key: value for key, value in names.items() if value is not None}
+    more = {split: file for split, file in (("test", test), ("validation", validation)) if file}
+    names = {
+        "name": task or (Path(data).stem if more else None),
+        "text": text[0] if len(text) == 1 else text or None,
+        "image": image,
+        "label": label,
+        "task": task_column,
+        "config": config,
+        "delimiter": delimiter,
+    }
+    entry: dict[str, Any] = {"data": {"train": data, **more} if more else data, "encoding": encoding}
+    entry |= {key: value for key, value in names.items() if value is not None}
     learn_more(run, entry, backbone=backbone, seed=seed, settings=settings, quiet=quiet)
     _report(run)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from perdure import search
 from perdure.adapters import Adapter
 from perdure.backbone import Backbone, Encoded, in_order
+from perdure.errors import RunError
 from perdure.merge import Combined, Rule, combine, task_vectors
 from perdure.scaled import Scaled
 from perdure.search import Scales
@@ -49,7 +50,15 @@ def task_logits(
 
 
 def _heads(backbone: Backbone, found: Float[Tensor, "examples width"], tasks: Sequence[str]) -> dict[str, Tensor]:
-    return {task: backbone.head(task)(found).cpu() for task in tasks}
+    logits = {task: backbone.head(task)(found).cpu() for task in tasks}
+    for task, values in logits.items():
+        broken = (~values.isfinite()).any(1)
+        if broken.any():
+            raise RunError(
+                f"The combined model gives no finite number for {int(broken.sum())} of {len(values)} examples (head of "
+                f"task `{task}`), so there is no answer. Choose a smaller scale, or another rule."
+            )
+    return logits
 
 
 @torch.no_grad()

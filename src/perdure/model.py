@@ -1,6 +1,7 @@
 """A finished run as one model: predict with it, or export it as a stock checkpoint."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from perdure import adapters, registry, staging
 from perdure.backbone import Backbone, Encoded
 from perdure.errors import InputError, RunError, UnknownName
 from perdure.evaluate import by_task, probabilities, settled, task_logits
+from perdure.examples import TEXTS
 from perdure.heads import RandomHead
 from perdure.images import as_rows
 from perdure.merge import Rule, Since, Space, combine
@@ -62,14 +64,17 @@ class Model:
         self.posterior = TaskPosterior({task.name: task.statistics for task in self.learned})
 
     def predict(self, inputs: Sequence[Any], *, task: str | None = None) -> list[Prediction]:
-        """Classify texts or images.
+        """Classify texts, pairs of texts, or images.
+
+        A text of which the tokenizer makes no token gets the answer that is likeliest without any: that of
+        the classes' shares in training, each task as likely as the others.
 
         Parameters
         ----------
         inputs
-            Texts; or images, each as an object of Pillow, an array that Pillow takes, a path, or the bytes of
-            a file. Of an image in memory the pixels are read as they are now, and turned as its EXIF
-            orientation says.
+            Texts, or pairs of texts as tuples; or images, each as an object of Pillow, an array that
+            Pillow takes, a path, or the bytes of a file. Of an image in memory the pixels are read as they
+            are now, and turned as its EXIF orientation says.
         task
             The task of all inputs, if it is known; by default the task posterior weighs the tasks.
 
@@ -78,14 +83,16 @@ class Model:
         UnknownName
             The run has not learned that task.
         InputError
-            There is nothing to classify, or an image cannot be read.
+            There is nothing to classify, the inputs are of several kinds, or an image cannot be read.
+        RunError
+            The rule makes a model whose answers are not finite numbers.
         """
         if task is not None and task not in self.classes:
             raise UnknownName("task", task, self.classes)
         if not len(inputs):
             raise InputError("There is nothing to predict: the input has no rows.")
-        rows = as_rows(inputs) if self.backbone.kind == "image" else Dataset.from_dict({"text": list(inputs)})
-        examples = Encoded(self.backbone, [(task or "", rows)])
+        rows = as_rows(inputs) if self.backbone.kind == "image" else Dataset.from_dict(_text_columns(inputs))
+        examples = Encoded(self.backbone, [(task or "", rows)], allow_empty=True)
         names = [task] if task else list(self.classes)
         log_weights = (
             torch.zeros(len(examples), 1) if task else self.posterior.log_prob(describe(self.backbone, examples))
@@ -93,6 +100,10 @@ class Model:
         if self.combined.picks:
             log_weights = settled(log_weights)
         logits = task_logits(self.backbone, self.combined, examples, names, log_weights)
+        for i in examples.without_tokens:
+            log_weights[i] = -math.log(len(names))
+            for name in names:
+                logits[name][i] = self._log_prior(name)
         labels = tuple(dict.fromkeys(label for name in names for label in self.classes[name]))
         places = [[labels.index(label) for label in self.classes[name]] for name in names]
         best = probabilities(logits, places, log_weights).max(1)
@@ -101,6 +112,11 @@ class Model:
             Prediction(labels[label], probability, names[number])
             for label, probability, number in zip(best.indices.tolist(), best.values.tolist(), tasks, strict=True)
         ]
+
+    def _log_prior(self, task: str) -> Float[Tensor, " classes"]:
+        """Return the logarithm of each class's share of a task's training examples."""
+        counts = next(learned.statistics.counts for learned in self.learned if learned.name == task)
+        return (counts / counts.sum()).log().float()
 
     def add_predictions(
         self, rows: Sequence[dict[str, Any]], *, column: str | None = None, task: str | None = None
@@ -215,6 +231,19 @@ def _likeliest_task(
         own = torch.tensor(place) == chosen[:, None]  # where the chosen class is among the task's own
         shares.append((part * own).sum(1))
     return torch.stack(shares).argmax(0).tolist()
+
+
+def _text_columns(inputs: Sequence[Any]) -> dict[str, list[str]]:
+    """Return texts by the columns that a task has: `text` and, of pairs, `text_pair`."""
+    pairs = [isinstance(value, tuple | list) for value in inputs]
+    texts = [tuple(value) if pair else (value,) for value, pair in zip(inputs, pairs, strict=True)]
+    size = len(texts[0])
+    for number, parts in enumerate(texts, start=1):
+        if len(parts) not in (1, 2) or not all(isinstance(part, str) for part in parts):
+            raise InputError(f"Input {number} is {inputs[number - 1]!r}, but should be a text or a pair of texts.")
+        if len(parts) != size:
+            raise InputError(f"Input {number} is a {'pair' if size == 1 else 'single text'}, unlike the first one.")
+    return {name: [parts[i] for parts in texts] for i, name in enumerate(TEXTS[:size])}
 
 
 def _text(value: Any, number: int, column: str) -> str:
