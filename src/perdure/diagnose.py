@@ -57,6 +57,7 @@ def diagnose(
     examples: int = EXAMPLES,
     only: Sequence[str] = (),
     stream: TaskStream | None = None,
+    trust: bool = False,
 ) -> dict[str, Any]:
     """Diagnose a run, finished or part-way, and write `diagnostics.json` into its folder.
 
@@ -73,6 +74,8 @@ def diagnose(
         already are kept, if rule, examples and tasks are the same.
     stream
         The tasks, where the run's recipe does not say how they are made.
+    trust
+        Whether Python files that the run's recipe names may be run.
 
     Returns
     -------
@@ -94,7 +97,8 @@ def diagnose(
         raise UnknownName("part of the diagnostics", unknown[0], PARTS)
     if examples < 4:
         raise InputError(f"`examples` must be at least 4, got {examples}: fewer say nothing.")
-    subject = subject_of(Run(folder), rule_of(folder, rule, settings), stream, examples)
+    run = Run(folder, trust=trust)
+    subject = subject_of(run, rule_of(run, rule, settings), stream, examples)
     found: dict[str, Any] = {
         "format": 1,
         "tasks": subject.tasks,

@@ -45,10 +45,12 @@ class Model:
         The run folder.
     rule
         How the adapters are combined; by default as the run did, with the scale that it found.
+    trust
+        Whether Python files that the run's recipe names may be run.
     """
 
-    def __init__(self, folder: str | Path | Run, *, rule: Rule | None = None):
-        self.results = folder if isinstance(folder, Run) else Run(folder)
+    def __init__(self, folder: str | Path | Run, *, rule: Rule | None = None, trust: bool = False):
+        self.results = folder if isinstance(folder, Run) else Run(folder, trust=trust)
         self.rule = rule or _rule(self.results)
         if not self.results.tasks:
             raise RunError(f"`{self.results.folder}` holds no combined model yet: no task was finished.")

@@ -6,14 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from annotated_types import Ge
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
-from perdure import files, registry
+from perdure import files, own_code, registry
 from perdure.backbone import Backbone
 from perdure.data import read_tasks
-from perdure.errors import InputError
+from perdure.errors import CheckpointError, InputError
 from perdure.measure import Evaluation
 from perdure.merge import Rule, Since, Space
 from perdure.method import Method
@@ -78,19 +77,25 @@ class Recipe(BaseModel):
             raise sentence(error, where, cls.model_fields) from error
 
     @classmethod
-    def read(cls, path: str | Path, settings: Sequence[str] = ()) -> "Recipe":
-        """Read a YAML file, or the recipe of a run."""
+    def read(cls, path: str | Path, settings: Sequence[str] = (), *, trust: bool = False) -> "Recipe":
+        """Read a YAML file, or the recipe of a run.
+
+        Python files that a recipe names may be run; those that a run folder names only with `trust`.
+        """
         path = Path(path)
+        if path.name == "recipe.yaml" and (path.parent / "environment.json").exists():
+            path = path.parent  # that of a run: whoever made the folder wrote it
         if (path / "recipe.yaml").is_file():
-            return cls.parse(Run(path).recipe, settings, f"`{path / 'recipe.yaml'}`")
+            return cls.parse(Run(path, trust=trust).recipe, settings, f"`{path / 'recipe.yaml'}`")
         if path.is_dir():
             raise InputError(f"`{path}` is a folder, but no run: it has no `recipe.yaml`. Give a recipe, or a run.")
+        if not path.exists():
+            raise InputError(f"There is no file `{path}`.")
         try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise InputError(f"There is no file `{path}`.") from error
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise InputError(f"`{path}` is not a YAML file: {' '.join(str(error).split())}.") from error
+            values = files.read_yaml(path)
+        except CheckpointError as error:
+            raise InputError(str(error)) from error
+        own_code.trust(values)
         return cls.parse(values, settings, f"`{path}`")
 
     # -- the objects

@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from perdure import own_code
 from perdure.errors import PerdureError, RunError
 from perdure.files import parse_json, read_json, read_lines, read_text, read_yaml
 
@@ -76,7 +77,9 @@ def is_there(path: Path) -> bool:
 def recipe(folder: Path) -> dict[str, Any]:
     """The resolved recipe."""
     with reading(path := folder / "recipe.yaml"):
-        return read_yaml(path)
+        values = read_yaml(path)
+        own_code.named_by_run(values, folder)
+        return values
 
 
 SECTIONS: dict[str, type | tuple[type, ...]] = {
@@ -196,6 +199,7 @@ def combined(folder: Path) -> dict[str, Any]:
         if not path.exists():
             raise RunError(f"`{folder}` holds no combined model: no task is learned and measured yet.")
         rule = read_json(path)
+        own_code.named_by_run(rule, folder)
         for key, usual in {"label": rule["name"], "options": {}, "space": "delta", "since": "pretrained"}.items():
             rule.setdefault(key, usual)
         found = rule.get("candidates", [])

@@ -4,11 +4,10 @@ import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
-from perdure import registry
-from perdure.errors import InputError, UnknownName
+from perdure import files, own_code, registry
+from perdure.errors import CheckpointError, InputError, UnknownName
 
 Section = str | dict[str, Any]
 
@@ -74,7 +73,7 @@ def sentence(error: ValidationError, where: str, known: Mapping[str, Any]) -> In
 
 
 def put(values: dict[str, Any], setting: str) -> None:
-    """Put `a.b=value` into nested mappings. The value is read as YAML."""
+    """Put `a.b=value` into nested mappings, as the user gave it. The value is read as YAML."""
     path, equals, value = setting.partition("=")
     if not equals:
         raise InputError(f"`--set {setting}` must be `key=value`, such as `method.rank=4`.")
@@ -87,6 +86,7 @@ def put(values: dict[str, Any], setting: str) -> None:
             raise InputError(f"`--set {setting}`: `{key}` has no settings of its own.")
         values = inner
     try:
-        values[last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise InputError(f"`--set {setting}`: `{value}` is not YAML.") from error
+        values[last] = files.parse_yaml(value, f"`{value}`")
+    except CheckpointError as error:
+        raise InputError(f"`--set {setting}`: {error}") from error
+    own_code.trust(values[last])
