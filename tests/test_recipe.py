@@ -132,7 +132,7 @@ def test_settings_are_read_with_the_same_care(value):
         ({"rule": {"name": "task_arithmetic", "scale": "abc"}}, "must be a number, a mapping by task, or one"),
         (
             {"rule": {"name": "task_arithmetic", "scale": float("nan")}},
-            "must be a number, a mapping by task, or one",
+            "`scale` must be a finite number",
         ),
     ],
 )

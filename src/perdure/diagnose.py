@@ -19,6 +19,7 @@ from perdure.errors import InputError, RunError, UnknownName
 from perdure.evaluate import probabilities, settled, task_logits
 from perdure.merge import task_vectors
 from perdure.results import Run
+from perdure.rule_settings import RuleLike
 from perdure.runs import rule_of
 from perdure.stream import TaskStream
 from perdure.subject import EXAMPLES, Subject, subject_of
@@ -51,7 +52,7 @@ class _LeftOut(Exception):
 
 def diagnose(
     folder: str | Path,
-    rule: str | None = None,
+    rule: RuleLike | None = None,
     settings: Sequence[str] = (),
     *,
     examples: int = EXAMPLES,
@@ -66,7 +67,8 @@ def diagnose(
     Parameters
     ----------
     rule, settings
-        Another rule than the run's own, and its settings, such as `scale=0.3`.
+        Another rule than the run's own (a `Rule`, its name, or a mapping of `name` and settings), and settings such as
+        `scale=0.3`.
     examples
         At most so many of each task and split are read, drawn with the run's seed.
     only

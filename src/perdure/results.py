@@ -20,7 +20,7 @@ from torch import nn
 
 from perdure import files, lock, own_code, run_files, staging, task_folder
 from perdure.errors import OutputError, RunError
-from perdure.merge import Rule
+from perdure.rule_settings import label
 from perdure.run_files import COLUMNS, is_there, reading
 from perdure.snapshot import Snapshot
 from perdure.task_folder import Learned
@@ -220,8 +220,8 @@ class Run:
             found = before[-1] if before else {"options": options, "candidates": []}
             self.save_combined(rule | {key: found[key] for key in ("options", "candidates")})
         elif isinstance(scales, dict) and scales.pop(name, None) is not None:
-            label = Rule(name=rule["name"], options=options, space=rule["space"], since=rule["since"]).label
-            self.save_combined(rule | {"label": label})
+            named = label(rule["name"], options, rule["space"], rule["since"])
+            self.save_combined(rule | {"label": named})
 
     def _renumber(self) -> None:
         """Give the tasks' folders the numbers that they would have had without the others."""

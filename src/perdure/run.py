@@ -21,11 +21,12 @@ from perdure.errors import InputError, PerdureWarning, RunError
 from perdure.evaluate import features
 from perdure.learn import learn
 from perdure.measure import Evaluation, described, measure
-from perdure.merge import Rule, combine
+from perdure.merge import combine, tried
 from perdure.method import Method
 from perdure.restore import give_heads, restore
 from perdure.results import UNFINISHED, Run
 from perdure.rule import nature_of
+from perdure.rule_settings import Rule, RuleLike
 from perdure.snapshot import Snapshot
 from perdure.statistics import Statistics
 from perdure.stopping import Stopping, stopping
@@ -39,7 +40,7 @@ def run(
     stream: TaskStream,
     backbone: Backbone,
     method: Method,
-    rule: Rule | str | None = None,
+    rule: RuleLike | None = None,
     *,
     output: str | Path,
     training: Training | None = None,
@@ -55,7 +56,7 @@ def run(
     Parameters
     ----------
     rule
-        By default the method's usual one.
+        A `Rule`, its name, or a mapping of `name` and settings; by default the method's usual one.
     output
         The run folder: new, empty, or that of this run.
     quiet
@@ -73,7 +74,7 @@ def run(
     Stopped
         The run was asked to stop.
     """
-    rule = rule if isinstance(rule, Rule) else Rule(name=rule or method.usual_rule)
+    rule = Rule.of(method.usual_rule if rule is None else rule)
     plan = Plan(stream, backbone, method, rule, training or Training(), evaluation or Evaluation(), seed)
     check(plan)
     settings = {
@@ -249,7 +250,7 @@ def check_alignment(training: Training, rule: Rule) -> None:
     InputError
         The rule gives no single model, or its scale is found only afterwards.
     """
-    if training.alignment and (rule.searches or rule.tried().routed):
+    if training.alignment and (rule.searches or tried(rule).routed):
         raise InputError(f"`alignment` needs one model with a fixed scale, but the rule is `{rule.label}`.")
 
 

@@ -2,18 +2,17 @@
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from perdure import own_code, processes
 from perdure.errors import InputError, RunError, Stopped
 from perdure.measure import measure
-from perdure.merge import Rule
 from perdure.model import Model, check_exportable
-from perdure.recipe import Recipe, make_rule, own_stream
+from perdure.recipe import Recipe, own_stream
 from perdure.restore import restore
 from perdure.results import Run
+from perdure.rule_settings import Rule, RuleLike
 from perdure.run_files import forgotten, is_run
 from perdure.settings import Section, named, put
 from perdure.staging import check_free
@@ -22,7 +21,7 @@ from perdure.stream import TaskStream
 
 def evaluate_run(
     folder: str | Path,
-    rule: str | None = None,
+    rule: RuleLike | None = None,
     settings: Sequence[str] = (),
     *,
     steps: Literal["all", "last"] = "all",
@@ -34,7 +33,7 @@ def evaluate_run(
     Parameters
     ----------
     rule
-        Its name; by default the run's own.
+        A `Rule`, its name, or a mapping of `name` and settings; by default the run's own.
     settings
         Of the rule, such as `scale=0.3`.
     stream
@@ -71,20 +70,24 @@ def evaluate_run(
     return results
 
 
-def rule_of(run: Run, name: str | None, settings: Sequence[str] = ()) -> Rule | None:
-    """A rule as the command line names it, or the run's own with other settings; nothing if neither is asked for."""
-    if name is None and not settings:
+def rule_of(run: Run, rule: RuleLike | None, settings: Sequence[str] = ()) -> Rule | None:
+    """A rule as it is given, or the run's own, with other settings; nothing if neither is asked for."""
+    if rule is None and not settings:
         return None
-    own_code.trust(name)
-    section = {"name": name} if name else run.recipe["rule"]
+    section = run.recipe["rule"]
+    if rule is not None:
+        section = rule.section if isinstance(rule, Rule) else rule
+        own_code.trust(section)
+        name, options = named(section, "rule")
+        section = {"name": name, **options}
     for setting in settings:
         put(section, setting)
-    return make_rule(section)
+    return Rule.of(section)
 
 
 def try_rule(
     folder: str | Path,
-    rule: str | None = None,
+    rule: RuleLike | None = None,
     settings: Sequence[str] = (),
     output: str | Path | None = None,
     *,
@@ -105,7 +108,7 @@ def try_rule(
     run = evaluate_run(folder, rule, settings, steps="last")
     if output:
         found = run.events()[-1]["options"]  # with the scale that a search has found
-        Model(run, rule=replace(wanted, options=found) if wanted else None).export(output)
+        Model(run, rule=wanted.with_options(found) if wanted else None).export(output)
     return run
 
 
