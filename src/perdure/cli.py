@@ -82,7 +82,7 @@ def run(
     Recipe.read(recipe, changes, trust=trust).run(output, quiet=quiet)
     _report(output)
     if _done(output) == before:
-        _say("Nothing was left to do: all tasks are learned and measured.")
+        _say("Nothing was left to do.")
 
 
 @app.command()

@@ -9,6 +9,7 @@ import errno
 import io
 import json
 import os
+import re
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,6 +23,8 @@ POINTER = b"version https://git-lfs.github.com/spec/"  # how a file begins that 
 
 ENDING = ".perdure-partial"
 """Of what is being written: a name that ends so, of a process that is gone, is rubbish."""
+TASK_NAME = re.compile(r"[A-Za-z0-9][\w-]*")
+"""What a task may be called: its name is that of a folder, and of a layer of the model."""
 MAX_JSON = 100_000_000  # bytes
 MAX_VALUES = 1_000_000  # in JSON: `[],[],…` takes 30 times its size in memory; a header with 100,000 tensors has fewer
 MAX_YAML = 1_000_000

@@ -228,6 +228,7 @@ def own_stream(entries: Sequence[Mapping[str, Any]], *, scenario: Scenario = "cl
     tasks = []
     for entry in entries:
         options = dict(entry)
+        _check_sources(options.get("data"))
         left_out = options.pop("without", [])
         if not isinstance(left_out, list):
             raise InputError(f"`stream`: `without` is {left_out!r}, but should be a list of names of tasks.")
@@ -241,6 +242,13 @@ def own_stream(entries: Sequence[Mapping[str, Any]], *, scenario: Scenario = "cl
         else:
             raise InputError(f"`stream`: the entry {options} has no `data` (a file, a folder, or a hub id).")
     return TaskStream("own", tuple(tasks), scenario)
+
+
+def _check_sources(data: Any) -> None:
+    """Check that the names of files are some: an empty one would be the folder that the process is in."""
+    for source in data.values() if isinstance(data, Mapping) else [data]:
+        if isinstance(source, str) and (not source.strip() or "\0" in source):
+            raise InputError(f"`stream`: `data` is {source!r}, but must be a file, a folder, or a hub id.")
 
 
 def _benchmark(name: str, options: dict[str, Any], seed: int) -> TaskStream:

@@ -27,6 +27,7 @@ from perdure.restore import give_heads, restore
 from perdure.results import UNFINISHED, Run
 from perdure.rule import nature_of
 from perdure.rule_settings import Rule, RuleLike
+from perdure.settings import check_seed, checked
 from perdure.snapshot import Snapshot
 from perdure.statistics import Statistics
 from perdure.stopping import Stopping, stopping
@@ -74,7 +75,7 @@ def run(
     Stopped
         The run was asked to stop.
     """
-    rule = Rule.of(method.usual_rule if rule is None else rule)
+    rule = Rule.of(getattr(method, "usual_rule", "last") if rule is None else rule)
     plan = Plan(stream, backbone, method, rule, training or Training(), evaluation or Evaluation(), seed)
     check(plan)
     settings = {
@@ -231,13 +232,26 @@ def _settle(results: Run, resume: Snapshot | None) -> None:
 
 
 def check(plan: Plan) -> None:
-    """Whether the parts of a run go together.
+    """Check that the parts of a run are what they should be, and go together.
 
     Raises
     ------
     InputError
         They do not.
     """
+    kinds = {
+        "stream": (plan.stream, TaskStream),
+        "backbone": (plan.backbone, Backbone),
+        "method": (plan.method, Method),
+        "training": (plan.training, Training),
+        "evaluation": (plan.evaluation, Evaluation),
+    }
+    for name, (given, kind) in kinds.items():
+        if not isinstance(given, kind):
+            raise InputError(f"`{name}` must be a `perdure.{kind.__name__}`, got {str(given)[:100]!r}.")
+    check_seed(plan.seed)
+    checked(Training, vars(plan.training), "training")
+    checked(Evaluation, vars(plan.evaluation), "evaluation")
     check_alignment(plan.training, plan.rule)
     check_length(plan.stream, plan.rule)
 
