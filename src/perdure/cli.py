@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
+from perdure import own_code
 from perdure.errors import PerdureError, Stopped, printable
 
 app = typer.Typer(
@@ -30,6 +31,9 @@ Settings = Annotated[
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the result.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Trust = Annotated[
+    bool, typer.Option("--trust", help="Run the Python files that the run's recipe names: those of somebody you trust.")
+]
 RuleName = Annotated[str | None, typer.Option("--rule", help="How adapters are combined; by default as the run did.")]
 Text = Annotated[str | None, typer.Option(help="The column with the text.")]
 Image = Annotated[str | None, typer.Option(help="The column with the image.")]
@@ -66,6 +70,7 @@ def run(
     output: Output = None,
     seed: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
     settings: Settings = [],
+    trust: Trust = False,
     quiet: Quiet = False,
 ) -> None:
     """Do what a recipe says: learn its tasks in order, combine them, measure after each. Or go on where it stopped."""
@@ -74,10 +79,10 @@ def run(
     changes = [*settings, *([f"seed={seed}"] if seed is not None else [])]
     output = output or (recipe if recipe.is_dir() else Path("runs") / recipe.stem)
     before = _done(output)
-    Recipe.read(recipe, changes).run(output, quiet=quiet)
+    Recipe.read(recipe, changes, trust=trust).run(output, quiet=quiet)
     _report(output)
     if _done(output) == before:
-        _say("Nothing was left to do: all tasks are learned and measured.")
+        _say("Nothing was left to do.")
 
 
 @app.command()
@@ -87,6 +92,7 @@ def tune(
     trials: Annotated[int, typer.Option(min=1, help="How many settings are tried.")] = 10,
     tasks: Annotated[int, typer.Option(min=1, help="Look at so many of the first tasks only.")] = 2,
     settings: Settings = [],
+    trust: Trust = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
@@ -97,7 +103,8 @@ def tune(
 
     output = output or Path("runs") / f"{recipe.stem}-tune"
     protocol = Protocol(tasks=tasks, trials=trials)
-    found = tune(Recipe.read(recipe, settings), output, protocol=protocol, quiet=quiet or as_json)
+    source = Recipe.read(recipe, settings, trust=trust)
+    found = tune(source, output, protocol=protocol, quiet=quiet or as_json)
     if as_json:
         return typer.echo(json.dumps({"recipe": found.recipe, "trials": found.trials}, indent=2))
     if not quiet:
@@ -128,6 +135,7 @@ def learn(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="For a new run.")] = None,
     settings: Settings = [],
+    trust: Trust = False,
     quiet: Quiet = False,
 ) -> None:
     """Learn one's own data: one more task for a run, or the first of a new one."""
@@ -145,7 +153,7 @@ def learn(
     }
     entry: dict[str, Any] = {"data": {"train": data, **more} if more else data, "encoding": encoding}
     entry |= {key: value for key, value in names.items() if value is not None}
-    learn_more(run, entry, backbone=backbone, seed=seed, settings=settings, quiet=quiet)
+    learn_more(run, entry, backbone=backbone, seed=seed, settings=settings, trust=trust, quiet=quiet)
     _report(run)
 
 
@@ -156,6 +164,7 @@ def forget(
     retrain_later: Annotated[
         bool, typer.Option("--retrain-later", help="Learn the tasks again in which something of it remains.")
     ] = False,
+    trust: Trust = False,
     quiet: Quiet = False,
 ) -> None:
     """Take a task out of a run: its adapter, head and statistics, and all that was measured of it.
@@ -164,7 +173,7 @@ def forget(
     """
     from perdure.forget import forget
 
-    found = forget(run, task, retrain_later=retrain_later, quiet=quiet)
+    found = forget(run, task, retrain_later=retrain_later, trust=trust, quiet=quiet)
     _say(*str(found).splitlines())
 
 
@@ -193,6 +202,7 @@ def evaluate(
     run: RunFolder,
     rule: RuleName = None,
     settings: Settings = [],
+    trust: Trust = False,
     last: Annotated[bool, typer.Option("--last", help="Only after the last task.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -200,7 +210,7 @@ def evaluate(
     from perdure.report import FORMATS, report
     from perdure.runs import evaluate_run
 
-    evaluate_run(run, rule, settings, steps="last" if last else "all")
+    evaluate_run(run, rule, settings, steps="last" if last else "all", trust=trust)
     summary = report([run], run / "report.html")
     typer.echo(FORMATS["json"](summary), nl=False) if as_json else _show(summary, run)
 
@@ -210,6 +220,7 @@ def diagnose(
     run: RunFolder,
     rule: RuleName = None,
     settings: Settings = [],
+    trust: Trust = False,
     examples: Annotated[int, typer.Option(min=4, help="At most so many of each task and split are read.")] = 100,
     only: Annotated[
         list[str], typer.Option(help="interference, zones, cka, probe or posterior; by default all. Repeatable.")
@@ -220,7 +231,7 @@ def diagnose(
     from perdure.diagnose import diagnose
     from perdure.report import diagnostics_terminal
 
-    found = diagnose(run, rule, settings, examples=examples, only=only)
+    found = diagnose(run, rule, settings, examples=examples, only=only, trust=trust)
     if as_json:
         return typer.echo(json.dumps(found, indent=2))
     diagnostics_terminal.show(found)
@@ -235,6 +246,7 @@ def predict(
     text: Text = None,
     image: Image = None,
     task: KnownTask = None,
+    trust: Trust = False,
 ) -> None:
     """Add the columns label, probability and task to a table."""
     from perdure.model import Model
@@ -243,7 +255,7 @@ def predict(
     output = output or file.with_suffix(f".predicted{file.suffix}")
     rows = read_table(file)
     check_free(output)
-    write_table(output, Model(run).add_predictions(rows, column=text or image, task=task))
+    write_table(output, Model(run, trust=trust).add_predictions(rows, column=text or image, task=task))
     _say(f"{len(rows)} rows: {output}")
 
 
@@ -253,12 +265,15 @@ def export(
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to write.")],
     rule: RuleName = None,
     settings: Settings = [],
+    trust: Trust = False,
 ) -> None:
     """Write the combined model as a stock checkpoint (transformers, or sentence-transformers)."""
     from perdure.model import Model
+    from perdure.results import Run
     from perdure.runs import rule_of
 
-    Model(run, rule=rule_of(run, rule, settings)).export(output)
+    results = Run(run, trust=trust)
+    Model(results, rule=rule_of(results, rule, settings)).export(output)
     _say(output)
 
 
@@ -268,6 +283,7 @@ def merge(
     adapters: Annotated[list[Path], typer.Argument(metavar="ADAPTER", help="PEFT LoRA folders.")] = [],
     rule: Annotated[str, typer.Option("--rule", help="How the adapters are combined.")] = "task_arithmetic",
     settings: Settings = [],
+    trust: Trust = False,
     output: Output = None,
     form: Annotated[Literal["model", "adapter"], typer.Option("--as", help="What is written.")] = "model",
     rank: Annotated[int | None, typer.Option(help="Of the adapter that is written; by default exact.")] = None,
@@ -284,20 +300,22 @@ def merge(
 
     options: dict[str, Any] = {"rank": rank, "saved_modules": saved_modules, "any_base": any_base, "dry_run": dry_run}
     if not adapters and (Path(base) / "recipe.yaml").is_file():
-        return _try_rule(Path(base), rule, settings, output, options | {"as": form if form != "model" else None})
+        return _try_rule(Path(base), rule, settings, output, trust, options | {"as": form if form != "model" else None})
     options["form"] = form
     merged = merge_checkpoint(base, adapters, section(rule, settings), output, **options, quiet=quiet)
     _say(*([merged.output] if quiet and merged.written else str(merged).splitlines()))
 
 
-def _try_rule(run: Path, rule: str, settings: list[str], output: Path | None, options: dict[str, Any]) -> None:
+def _try_rule(
+    run: Path, rule: str, settings: list[str], output: Path | None, trust: bool, options: dict[str, Any]
+) -> None:
     from perdure.errors import InputError
     from perdure.runs import try_rule
 
     if given := [name for name, value in options.items() if value]:
         option = given[0].replace("_", "-")
         raise InputError(f"`--{option}` is for adapters. With a run the rule is measured, and exported to `--output`.")
-    try_rule(run, rule, settings, output)
+    try_rule(run, rule, settings, output, trust=trust)
     _report(run)
     if output:
         _say(f"Model: {output}")
@@ -400,6 +418,10 @@ def main() -> None:
     except SystemExit as stop:
         if stop.code == 130:  # Ctrl-C
             _stop("Stopped. What was finished is kept.", 130)
+        raise
+    except Exception as error:
+        if said := own_code.fault(error):  # a mistake in the user's own file, not in ours
+            _stop(f"Error: {said}", 1)
         raise
 
 

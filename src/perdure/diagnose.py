@@ -19,6 +19,7 @@ from perdure.errors import InputError, RunError, UnknownName
 from perdure.evaluate import probabilities, settled, task_logits
 from perdure.merge import task_vectors
 from perdure.results import Run
+from perdure.rule_settings import RuleLike
 from perdure.runs import rule_of
 from perdure.stream import TaskStream
 from perdure.subject import EXAMPLES, Subject, subject_of
@@ -51,12 +52,13 @@ class _LeftOut(Exception):
 
 def diagnose(
     folder: str | Path,
-    rule: str | None = None,
+    rule: RuleLike | None = None,
     settings: Sequence[str] = (),
     *,
     examples: int = EXAMPLES,
     only: Sequence[str] = (),
     stream: TaskStream | None = None,
+    trust: bool = False,
 ) -> dict[str, Any]:
     """Diagnose a run, finished or part-way, and write `diagnostics.json` into its folder.
 
@@ -65,7 +67,8 @@ def diagnose(
     Parameters
     ----------
     rule, settings
-        Another rule than the run's own, and its settings, such as `scale=0.3`.
+        Another rule than the run's own (a `Rule`, its name, or a mapping of `name` and settings), and settings such as
+        `scale=0.3`.
     examples
         At most so many of each task and split are read, drawn with the run's seed.
     only
@@ -73,6 +76,8 @@ def diagnose(
         already are kept, if rule, examples and tasks are the same.
     stream
         The tasks, where the run's recipe does not say how they are made.
+    trust
+        Whether Python files that the run's recipe names may be run.
 
     Returns
     -------
@@ -94,7 +99,8 @@ def diagnose(
         raise UnknownName("part of the diagnostics", unknown[0], PARTS)
     if examples < 4:
         raise InputError(f"`examples` must be at least 4, got {examples}: fewer say nothing.")
-    subject = subject_of(Run(folder), rule_of(folder, rule, settings), stream, examples)
+    run = Run(folder, trust=trust)
+    subject = subject_of(run, rule_of(run, rule, settings), stream, examples)
     found: dict[str, Any] = {
         "format": 1,
         "tasks": subject.tasks,

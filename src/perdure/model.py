@@ -19,10 +19,10 @@ from perdure.evaluate import by_task, probabilities, settled, task_logits
 from perdure.examples import TEXTS
 from perdure.heads import RandomHead
 from perdure.images import as_rows
-from perdure.merge import Rule, Since, Space, combine
+from perdure.merge import combine, tried
 from perdure.restore import restore
 from perdure.results import Run
-from perdure.rule import chosen
+from perdure.rule_settings import Rule, RuleLike
 from perdure.run_files import reading
 from perdure.settings import checked, named
 from perdure.task_id import TaskPosterior, describe
@@ -46,12 +46,15 @@ class Model:
     folder
         The run folder.
     rule
-        How the adapters are combined; by default as the run did, with the scale that it found.
+        How the adapters are combined, as a `Rule`, its name, or a mapping of `name` and settings; by default as the run
+        did, with the scale that it found.
+    trust
+        Whether Python files that the run's recipe names may be run.
     """
 
-    def __init__(self, folder: str | Path | Run, *, rule: Rule | None = None):
-        self.results = folder if isinstance(folder, Run) else Run(folder)
-        self.rule = rule or _rule(self.results)
+    def __init__(self, folder: str | Path | Run, *, rule: RuleLike | None = None, trust: bool = False):
+        self.results = folder if isinstance(folder, Run) else Run(folder, trust=trust)
+        self.rule = _rule(self.results) if rule is None else Rule.of(rule)
         if not self.results.tasks:
             raise RunError(f"`{self.results.folder}` holds no combined model yet: no task was finished.")
         with reading(self.results.folder / "recipe.yaml"):
@@ -191,18 +194,17 @@ def _rule(results: Run) -> Rule:
     recipes = results.recipe["rule"]["name"]
     if combined["name"].endswith(".py") and combined["name"] != recipes:  # only the recipe says which code is run
         raise RunError(f"`{path}` names the rule `{combined['name']}`, but the recipe `{recipes}`.")
-    function = registry.find("rule", combined["name"])
+    registry.find("rule", combined["name"])
     with reading(path):
-        chosen("space", combined["space"], Space)
-        chosen("since", combined["since"], Since)
-        options = checked(function, combined["options"], f"`{path}`: rule `{combined['name']}`")
-        scales = options.get("scale")
+        applied = {key: combined[key] for key in ("name", "space", "since")}
+        rule = Rule.of(combined["options"] | applied, f"`{path}`")
+        scales = rule.options.get("scale")
         if missing := [name for name in results.tasks if isinstance(scales, dict) and name not in scales]:
             raise RunError(
                 f"`{path}` has no scale for the task `{missing[0]}`: it is not searched yet. Go on with "
                 f"`perdure run {results.folder}`, or measure with `perdure evaluate {results.folder}`."
             )
-    return Rule(name=combined["name"], options=options, space=combined["space"], since=combined["since"])
+    return rule
 
 
 def check_exportable(rule: Rule) -> None:
@@ -213,7 +215,7 @@ def check_exportable(rule: Rule) -> None:
     RunError
         It is routed, or combines in factor space.
     """
-    routed = not isinstance(rule.tried().vectors, TaskVector)
+    routed = not isinstance(tried(rule).vectors, TaskVector)
     if routed or rule.space == "factor":
         why = "is routed" if routed else "combines in factor space"
         raise RunError(

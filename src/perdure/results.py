@@ -18,9 +18,9 @@ from jaxtyping import Float
 from numpy import ndarray
 from torch import nn
 
-from perdure import files, lock, run_files, staging, task_folder
+from perdure import files, lock, own_code, run_files, staging, task_folder
 from perdure.errors import OutputError, RunError
-from perdure.merge import Rule
+from perdure.rule_settings import label
 from perdure.run_files import COLUMNS, is_there, reading
 from perdure.snapshot import Snapshot
 from perdure.task_folder import Learned
@@ -31,16 +31,24 @@ UNFINISHED = "unfinished.safetensors"
 class Run:
     """A run folder.
 
+    Parameters
+    ----------
+    trust
+        Whether Python files that the folder names (a method, a rule or a benchmark of one's own) may be
+        run, by all that is done with it in this process. They are run as they are then.
+
     Raises
     ------
     RunError
         The folder is no run, or is damaged.
     """
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path, *, trust: bool = False):
         self.folder = Path(folder)
         self._recipe: tuple[Any, dict[str, Any]] | None = None
         run_files.check_run(self.folder)
+        if trust:
+            own_code.trust(run_files.recipe(self.folder))
 
     @classmethod
     def create(cls, folder: str | Path, recipe: Mapping[str, Any], environment: Mapping[str, Any]) -> "Run":
@@ -212,8 +220,8 @@ class Run:
             found = before[-1] if before else {"options": options, "candidates": []}
             self.save_combined(rule | {key: found[key] for key in ("options", "candidates")})
         elif isinstance(scales, dict) and scales.pop(name, None) is not None:
-            label = Rule(name=rule["name"], options=options, space=rule["space"], since=rule["since"]).label
-            self.save_combined(rule | {"label": label})
+            named = label(rule["name"], options, rule["space"], rule["since"])
+            self.save_combined(rule | {"label": named})
 
     def _renumber(self) -> None:
         """Give the tasks' folders the numbers that they would have had without the others."""

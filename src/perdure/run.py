@@ -21,11 +21,13 @@ from perdure.errors import InputError, PerdureWarning, RunError
 from perdure.evaluate import features
 from perdure.learn import learn
 from perdure.measure import Evaluation, described, measure
-from perdure.merge import Rule, combine
+from perdure.merge import combine, tried
 from perdure.method import Method
 from perdure.restore import give_heads, restore
 from perdure.results import UNFINISHED, Run
 from perdure.rule import nature_of
+from perdure.rule_settings import Rule, RuleLike
+from perdure.settings import check_seed, checked
 from perdure.snapshot import Snapshot
 from perdure.statistics import Statistics
 from perdure.stopping import Stopping, stopping
@@ -39,7 +41,7 @@ def run(
     stream: TaskStream,
     backbone: Backbone,
     method: Method,
-    rule: Rule | str | None = None,
+    rule: RuleLike | None = None,
     *,
     output: str | Path,
     training: Training | None = None,
@@ -55,7 +57,7 @@ def run(
     Parameters
     ----------
     rule
-        By default the method's usual one.
+        A `Rule`, its name, or a mapping of `name` and settings; by default the method's usual one.
     output
         The run folder: new, empty, or that of this run.
     quiet
@@ -73,7 +75,7 @@ def run(
     Stopped
         The run was asked to stop.
     """
-    rule = rule if isinstance(rule, Rule) else Rule(name=rule or method.usual_rule)
+    rule = Rule.of(getattr(method, "usual_rule", "last") if rule is None else rule)
     plan = Plan(stream, backbone, method, rule, training or Training(), evaluation or Evaluation(), seed)
     check(plan)
     settings = {
@@ -231,13 +233,26 @@ def _settle(results: Run, resume: Snapshot | None) -> None:
 
 
 def check(plan: Plan) -> None:
-    """Whether the parts of a run go together.
+    """Check that the parts of a run are what they should be, and go together.
 
     Raises
     ------
     InputError
         They do not.
     """
+    kinds = {
+        "stream": (plan.stream, TaskStream),
+        "backbone": (plan.backbone, Backbone),
+        "method": (plan.method, Method),
+        "training": (plan.training, Training),
+        "evaluation": (plan.evaluation, Evaluation),
+    }
+    for name, (given, kind) in kinds.items():
+        if not isinstance(given, kind):
+            raise InputError(f"`{name}` must be a `perdure.{kind.__name__}`, got {str(given)[:100]!r}.")
+    check_seed(plan.seed)
+    checked(Training, vars(plan.training), "training")
+    checked(Evaluation, vars(plan.evaluation), "evaluation")
     check_alignment(plan.training, plan.rule)
     check_length(plan.stream, plan.rule)
 
@@ -269,7 +284,7 @@ def check_alignment(training: Training, rule: Rule) -> None:
     InputError
         The rule gives no single model, or its scale is found only afterwards.
     """
-    if training.alignment and (rule.searches or rule.tried().routed):
+    if training.alignment and (rule.searches or tried(rule).routed):
         raise InputError(f"`alignment` needs one model with a fixed scale, but the rule is `{rule.label}`.")
 
 

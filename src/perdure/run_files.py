@@ -22,8 +22,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from perdure import own_code
 from perdure.errors import PerdureError, RunError
-from perdure.files import parse_json, read_json, read_lines, read_text, read_yaml
+from perdure.files import TASK_NAME, parse_json, read_json, read_lines, read_text, read_yaml
 
 FORMAT = 2
 COLUMNS = ("step", "task", "scenario", "task_id", "rule", "metric", "value")
@@ -76,7 +77,9 @@ def is_there(path: Path) -> bool:
 def recipe(folder: Path) -> dict[str, Any]:
     """The resolved recipe."""
     with reading(path := folder / "recipe.yaml"):
-        return read_yaml(path)
+        values = read_yaml(path)
+        own_code.named_by_run(values, folder)
+        return values
 
 
 SECTIONS: dict[str, type | tuple[type, ...]] = {
@@ -111,10 +114,24 @@ def whole_recipe(folder: Path) -> dict[str, Any]:
                 raise RunError(f"`{path}` has no `{section}`. It is damaged or was changed.")
             if not isinstance(found[section], kind):
                 raise RunError(f"`{path}`: `{section}` is {str(found[section])[:100]}. It is damaged or was changed.")
-        names = [found["backbone"]["model"], found["method"]["name"], found["rule"]["name"], *forgotten(found)]
+        names = [found["backbone"]["model"], found["method"]["name"], found["rule"]["name"]]
         if not all(isinstance(name, str) for name in names):
             raise RunError(f"`{path}`: a name is no text. It is damaged or was changed.")
+        _check_tasks(path, found)
         return found
+
+
+def _check_tasks(path: Path, found: dict[str, Any]) -> None:
+    """Check what a recipe says of tasks that are gone."""
+    gone, traces = found.get("forgotten") or [], found.get("traces") or {}
+    if not isinstance(gone, list) or not isinstance(traces, dict):
+        raise RunError(f"`{path}`: `forgotten` is no list, or `traces` no mapping. It is damaged or was changed.")
+    for name in [*gone, *traces]:
+        if not isinstance(name, str) or not TASK_NAME.fullmatch(name):
+            raise RunError(f"`{path}`: no task can be called `{str(name)[:100]}`. It is damaged or was changed.")
+    for name, number in traces.items():
+        if type(number) is not int or number < 0:
+            raise RunError(f"`{path}`: `traces`: `{name}` is {str(number)[:100]}. It is damaged or was changed.")
 
 
 def environment(folder: Path) -> dict[str, Any]:
@@ -131,6 +148,9 @@ def task_folders(folder: Path, forgotten: list[str]) -> dict[str, Path]:
         found = [place for place in places if PLACE.fullmatch(place.name) and (place / "manifest.json").exists()]
         if links := [place for place in found if place.is_symlink()]:
             raise RunError(f"`{links[0]}` is a link. Put the folder itself there.")
+        for place in found:
+            if not TASK_NAME.fullmatch(place.name.split("-", 1)[1]):
+                raise RunError(f"`{place}`: no task can be called so. It is damaged or was changed.")
     found.sort(key=lambda place: int(place.name.split("-", 1)[0]))
     names = {place.name.split("-", 1)[1]: place for place in found}
     return {name: place for name, place in names.items() if name not in forgotten}
@@ -196,6 +216,7 @@ def combined(folder: Path) -> dict[str, Any]:
         if not path.exists():
             raise RunError(f"`{folder}` holds no combined model: no task is learned and measured yet.")
         rule = read_json(path)
+        own_code.named_by_run(rule, folder)
         for key, usual in {"label": rule["name"], "options": {}, "space": "delta", "since": "pretrained"}.items():
             rule.setdefault(key, usual)
         found = rule.get("candidates", [])

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from perdure import files, lock, registry, run_files, task_folder
+from perdure import files, lock, own_code, registry, run_files, task_folder
 from perdure.backbone import Backbone
 from perdure.errors import PerdureError
 from perdure.recipe import Recipe
@@ -86,8 +86,10 @@ def verify(folder: str | Path, *, backbone: bool = True) -> Verification:
 
 
 def _notes(run: Run) -> list[str]:
-    """What is left of tasks that were never finished, or were forgotten."""
+    """What is left of tasks that were never finished, or were forgotten; and the code that the recipe names."""
     recipe, tasks, home, notes = run.recipe, run.tasks, run.folder / "tasks", []
+    for name in dict.fromkeys(own_code.python_files(recipe)):
+        notes.append(f"The recipe names the Python file `{name}`, which only `--trust` runs. It was not run.")
     gone = run_files.task_folders(run.folder, []).values()
     with run_files.reading(home):
         places = set(home.iterdir()) if home.exists() else set[Path]()
