@@ -212,7 +212,7 @@ def writing(
         check_place(path, replace=replace)
         temporary, file = partial.new_file(path.parent)
     try:
-        with _refusing_write(path):
+        with _refusing_write(path, temporary):
             yield file
         with refusing(path):
             file.flush()
@@ -295,12 +295,12 @@ def refusing(path: Path, *, verb: str = "written") -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _refusing_write(path: Path) -> Iterator[None]:
+def _refusing_write(path: Path, temporary: Path) -> Iterator[None]:
     """The same for what is done while a file is open: an error that names a file is about another one, and passes."""
     try:
         yield
     except OSError as error:
-        if error.filename is not None:
+        if error.filename not in (None, str(temporary)):
             raise
         with refusing(path):
             raise
