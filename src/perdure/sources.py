@@ -75,10 +75,9 @@ def _named_in(path: Path) -> dict[str, str]:
     try:
         if path.suffix == ".html":
             return _named_in_page(path)
-        about = files.read_json(path).get("made_of")
+        return _digests(files.read_json(path).get("made_of"))
     except PerdureError:
         return {}
-    return about if _is_plain(about) else {}
 
 
 def _named_in_page(path: Path) -> dict[str, str]:
@@ -87,12 +86,14 @@ def _named_in_page(path: Path) -> dict[str, str]:
         metas = META.findall(file.read(HEAD))
     if len(metas) != 1:
         return {}
-    about = files.parse_json(html.unescape(metas[0].decode("utf-8", "replace")), f"the head of `{path}`")
-    return about if _is_plain(about) else {}
+    text = html.unescape(metas[0].decode("utf-8", "replace"))
+    return _digests(files.parse_json(text, f"the head of `{path}`"))
 
 
-def _is_plain(about: object) -> bool:
-    return isinstance(about, dict) and all(isinstance(value, str) for value in about.values())
+def _digests(about: object) -> dict[str, str]:
+    if isinstance(about, dict) and all(isinstance(value, str) for value in about.values()):
+        return about
+    return {}
 
 
 def _digest(manifest: Path) -> str | None:
