@@ -1,4 +1,4 @@
-"""Every command that writes, on the smallest things it can be given: `python writers.py PLACE WHAT COMMAND SHARE SEED`.
+"""Every command that writes, on the smallest things it can be given: `python writers.py PLACE WAY COMMAND,… SHARE SEED`.
 
 A command is done in a fork of a process that has imported everything, on a copy of what it begins with, below `work`.
 
@@ -6,7 +6,7 @@ A command is done in a fork of a process that has imported everything, on a copy
     faults   each operation on a file fails once, as a disk or a system fails, and the command is given again
     links    a link to what lies outside is put at each place that it writes
 
-SHARE of all these are tried, drawn by SEED. Prints JSON: how many, and what was wrong.
+A SHARE of all these are tried, drawn by SEED. Prints JSON: how many, and what was wrong.
 """
 
 import contextlib
@@ -60,7 +60,9 @@ COMMANDS = {
     "evaluate": Command(("evaluate", RUN, "--rule", "average", "--last"), 2, MEASURES),
     "report": Command(("report", RUN), 2),
     "diagnose": Command(("diagnose", RUN, "--only", "interference", "--only", "posterior", "--examples", "4"), 2),
-    "tune": Command(("tune", "recipe.yaml", "-o", OUT, "--trials", "2", "--tasks", "1", "-q"), 0, ("out/trials.jsonl",)),
+    "tune": Command(
+        ("tune", "recipe.yaml", "-o", OUT, "--trials", "2", "--tasks", "1", "-q"), 0, ("out/trials.jsonl",)
+    ),
     "merge": Command(("merge", "llama", "one", "--rule", "sum", "-o", OUT, "-q")),
     "merge-adapter": Command(("merge", "llama", "one", "--rule", "sum", "--as", "adapter", "-o", OUT, "-q")),
     "merge-run": Command(("merge", RUN, "--rule", "average", "-o", OUT), 2, MEASURES),
@@ -330,22 +332,25 @@ def _whole(command: Command) -> tuple[dict[str, Any], dict[str, Any], list[tuple
 
 
 def _drawn(cases: list[Any], random: Random, share: float) -> list[Any]:
-    return cases if share >= 1 else random.sample(cases, max(3, round(share * len(cases))))
+    return cases if share >= 1 else random.sample(cases, max(1, round(share * len(cases))))
 
 
 WAYS = {"kills": kills, "faults": faults, "links": links}
 
 
 def main() -> None:
-    place, way, name, share, seed = sys.argv[1:]
+    place, way, names, share, seed = sys.argv[1:]
     warnings.simplefilter("ignore")
     os.fsync = lambda number: None  # counted by `watching`, but not waited for
     os.chdir(place)
-    import perdure.diagnose
     import perdure.tune  # noqa: F401
 
-    found = list(WAYS[way](COMMANDS[name], Random(f"{name} {seed}"), float(share)))
-    print(json.dumps({"tried": len(found), "wrong": [text for texts in found for text in texts]}))
+    tried, wrong = {}, []
+    for name in names.split(","):
+        found = list(WAYS[way](COMMANDS[name], Random(f"{name} {seed}"), float(share)))
+        tried[name] = len(found)
+        wrong += [f"{name}: {text}" for texts in found for text in texts]
+    print(json.dumps({"tried": tried, "wrong": wrong}))
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ MAX_JSON = 100_000_000  # bytes
 MAX_VALUES = 1_000_000  # in JSON: `[],[],…` takes 30 times its size in memory; a header with 100,000 tensors has fewer
 MAX_YAML = 1_000_000
 MAX_LINE = 10_000_000
+MAX_LINES = 300_000_000  # bytes of a file of lines: a million steps of training are a third of that
 MAX_DEPTH = 50  # of lists and mappings within each other in YAML, whose reader takes the square of it in time
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same in C, where PyYAML was built with it
@@ -95,14 +96,16 @@ def read_text(path: Path, limit: int = MAX_JSON) -> str:
 
 
 def read_lines(path: Path) -> Iterator[bytes]:
-    """The lines of a file, each with its end; the file may be of any size.
+    """The lines of a file, each with its end.
 
     Raises
     ------
     CheckpointError
-        A line has too many bytes, or the file cannot be read.
+        A line or the file has too many bytes, or the file cannot be read.
     """
     with open_regular(path) as plain_file, io.BufferedReader(plain_file) as file:
+        if os.fstat(plain_file.fileno()).st_size > MAX_LINES:
+            raise CheckpointError(f"`{path}` has more than {MAX_LINES} bytes, which no such file needs.")
         while line := file.readline(MAX_LINE + 1):
             if len(line) > MAX_LINE:
                 raise CheckpointError(f"`{path}` has a line of more than {MAX_LINE} bytes, which it never needs.")

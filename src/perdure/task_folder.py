@@ -89,7 +89,8 @@ def check_names(run: Path, names: Sequence[str]) -> None:
     InputError
         The name of a task is too long, or the path of its files.
     """
-    above = next(parent for parent in run.absolute().parents if parent.is_dir())
+    # unlike `Path.is_dir`, this bears paths that are too long themselves
+    above = next(parent for parent in run.absolute().parents if os.path.isdir(parent))
     longest_name, longest_path = _limit(above, "PC_NAME_MAX", 255), _limit(above, "PC_PATH_MAX", 4096)
     for number, name in enumerate(names):
         folder = f"{number:02d}-{name}"
