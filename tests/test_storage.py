@@ -62,10 +62,10 @@ def test_a_file_is_there_whole_or_not_at_all(tmp_path):
 def test_a_file_that_appears_meanwhile_is_not_replaced(links, tmp_path, monkeypatch):
     if not links:
         monkeypatch.setattr(os, "link", lambda *given: (_ for _ in ()).throw(OSError(errno.EPERM, "no hard links")))
-    with pytest.raises(OutputError, match="already exists|another process"):
-        with files.writing(tmp_path / "x", replace=False) as file:
-            file.write(b"mine")
-            (tmp_path / "x").write_text("theirs")
+    refused = pytest.raises(OutputError, match="already exists|another process")
+    with refused, files.writing(tmp_path / "x", replace=False) as file:
+        file.write(b"mine")
+        (tmp_path / "x").write_text("theirs")
     assert (tmp_path / "x").read_text() == "theirs" and os.listdir(tmp_path) == ["x"]
     with files.writing(tmp_path / "y", replace=False) as file:
         file.write(b"mine")
@@ -99,9 +99,9 @@ def test_other_names_of_a_file_are_not_written(tmp_path):
 
 
 def test_an_error_names_the_file_it_is_about(tmp_path):
-    with pytest.raises(OutputError, match=f"`{tmp_path / 'x'}` cannot be written: No space"):
-        with files.writing(tmp_path / "x"):
-            raise OSError(errno.ENOSPC, "No space left on device")  # which says no name
+    refused = pytest.raises(OutputError, match=f"`{tmp_path / 'x'}` cannot be written: No space")
+    with refused, files.writing(tmp_path / "x"):
+        raise OSError(errno.ENOSPC, "No space left on device")  # which says no name
     with pytest.raises(FileNotFoundError), files.writing(tmp_path / "x"):
         (tmp_path / "source").read_bytes()  # not about what is written
     with pytest.raises(OutputError, match=f"`{tmp_path / 'no' / 'x'}` cannot be written: No such file"):
@@ -209,9 +209,9 @@ def test_permissions_are_those_of_the_umask(tmp_path):
     ],
 )
 def test_errors_of_libraries_are_sentences(error, tmp_path):
-    with pytest.raises(OutputError, match=rf"no room for `{tmp_path}/out`.*No space left on device"):
-        with staging.new_folder(tmp_path / "out", size=1):
-            raise error
+    refused = pytest.raises(OutputError, match=rf"no room for `{tmp_path}/out`.*No space left on device")
+    with refused, staging.new_folder(tmp_path / "out", size=1):
+        raise error
     with pytest.raises(ZeroDivisionError), staging.new_folder(tmp_path / "out", size=1):
         raise ZeroDivisionError  # a fault of ours stays one
     assert not os.listdir(tmp_path)

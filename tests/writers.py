@@ -1,4 +1,4 @@
-"""Every command that writes, on the smallest things it can be given: `python writers.py PLACE WAY COMMAND,… SHARE SEED`.
+"""Every command that writes, on little: `python writers.py PLACE WAY COMMAND,… SHARE SEED`.
 
 A command is done in a fork of a process that has imported everything, on a copy of what it begins with, below `work`.
 
@@ -10,6 +10,7 @@ A SHARE of all these are tried, drawn by SEED. Prints JSON: how many, and what w
 """
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -260,7 +261,7 @@ def links(command: Command, random: Random, share: float) -> Iterator[list[str]]
     for place, kind in _drawn([(place, kind) for place in places + names for kind in LINKS], random, share):
         fresh(command)
         outside = _outside()
-        first = ended(command.arguments, Faults(Path("work")), lambda: _plant(place, kind))
+        first = ended(command.arguments, Faults(Path("work")), functools.partial(_plant, place, kind))
         wrong = [] if _snapshot() == outside else ["what lies outside has changed"]
         if first.status not in (0, 1, 2) or "Traceback" in first.said:
             wrong.append(f"it ends with {first.status}: {first.said[-600:]}")
