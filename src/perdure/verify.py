@@ -77,18 +77,25 @@ def verify(folder: str | Path, *, backbone: bool = True) -> Verification:
         found.attempt(UNFINISHED, lambda: _unfinished(run))
     if is_there(run.folder / "answers.json"):
         found.attempt("answers.json", lambda: ", ".join(run_files.answers(run.folder)))
+    _check_derived(run, found)
+    if backbone and tasks and not found.faults:
+        found.attempt("the pre-trained model", lambda: _backbone(run, tasks))
+    found.notes += _notes(run)
+    return found
+
+
+def _check_derived(run: Run, found: Verification) -> None:
+    """Check what can be made again, and that it tells of no task which is gone."""
     if is_there(run.folder / "diagnostics.json"):
         found.attempt("diagnostics.json", lambda: ", ".join(run_files.diagnostics(run.folder).get("parts", [])))
+    if is_there(run.folder / "answers.json"):
+        found.attempt("answers.json", lambda: ", ".join(run_files.answers(run.folder)))
     for name, gone in sources.stale(run.folder).items():
         found.sound.pop(name, None)
         found.faults.append(
             f"`{run.folder / name}` was made of the task `{gone[0]}`, which was forgotten or learned again since. "
             "Remove it, or make it again."
         )
-    if backbone and tasks and not found.faults:
-        found.attempt("the pre-trained model", lambda: _backbone(run, tasks))
-    found.notes += _notes(run)
-    return found
 
 
 def _notes(run: Run) -> list[str]:
