@@ -75,8 +75,6 @@ def verify(folder: str | Path, *, backbone: bool = True) -> Verification:
         found.notes.append("The scale is not searched yet: `perdure run` goes on with that.")
     if is_there(run.folder / UNFINISHED):
         found.attempt(UNFINISHED, lambda: _unfinished(run))
-    if is_there(run.folder / "answers.json"):
-        found.attempt("answers.json", lambda: ", ".join(run_files.answers(run.folder)))
     _check_derived(run, found)
     if backbone and tasks and not found.faults:
         found.attempt("the pre-trained model", lambda: _backbone(run, tasks))
