@@ -329,15 +329,14 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Report one run, or compare several; one that is still running as far as it is."""
-    from perdure.report import FORMATS, summary, write
+    from perdure.report import FORMATS, report, summary
 
     format = "json" if as_json else format
-    text = FORMATS[format](summary.summarise(runs))
     if format == "html":
         output = output or (runs[0] / "report.html" if len(runs) == 1 else Path("report.html"))
     if output is None:
-        return typer.echo(text, nl=False)
-    write(output, text)
+        return typer.echo(FORMATS[format](summary.summarise(runs)), nl=False)
+    report(runs, output, FORMATS[format])
     _say(output)
 
 

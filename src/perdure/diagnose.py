@@ -21,6 +21,7 @@ from perdure.merge import task_vectors
 from perdure.results import Run
 from perdure.rule_settings import RuleLike
 from perdure.runs import rule_of
+from perdure.sources import Sources
 from perdure.stream import TaskStream
 from perdure.subject import EXAMPLES, Subject, subject_of
 from perdure.task_id import TaskPosterior, describe
@@ -87,7 +88,8 @@ def diagnose(
     Raises
     ------
     RunError
-        The tasks or their examples are not those that the run learned, or it has learned none.
+        The tasks or their examples are not those that the run learned, it has learned none, or one was forgotten
+        meanwhile: then nothing is written.
     InputError
         There is no such part, or `examples` is less than 4.
     OutputError
@@ -99,11 +101,14 @@ def diagnose(
         raise UnknownName("part of the diagnostics", unknown[0], PARTS)
     if examples < 4:
         raise InputError(f"`examples` must be at least 4, got {examples}: fewer say nothing.")
+    files.check_place(Path(folder) / FILE)  # not after minutes
+    sources = Sources.of(folder)
     run = Run(folder, trust=trust)
     subject = subject_of(run, rule_of(run, rule, settings), stream, examples)
     found: dict[str, Any] = {
         "format": 1,
         "tasks": subject.tasks,
+        "made_of": dict(sources.tasks),
         "rule": subject.rule.label,
         "since": subject.rule.since,
         "seed": subject.seed,
@@ -116,7 +121,8 @@ def diagnose(
             found["parts"][name] = {"reading": READING[name], **COMPUTED[name](subject)}
         except _LeftOut as reason:
             found["left_out"][name] = str(reason)
-    files.write(subject.run.folder / FILE, json.dumps(_with_earlier(subject.run.folder, found), allow_nan=False) + "\n")
+    text = json.dumps(_with_earlier(subject.run.folder, found), allow_nan=False)
+    files.write(subject.run.folder / FILE, text + "\n", check=sources.check)
     return found
 
 

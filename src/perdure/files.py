@@ -10,25 +10,25 @@ import io
 import json
 import os
 import re
+import shutil
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import yaml
 
-from perdure.errors import CheckpointError, OutputError
+from perdure import partial
+from perdure.errors import CheckpointError, OutputError, PerdureError
 
 POINTER = b"version https://git-lfs.github.com/spec/"  # how a file begins that Git LFS has not fetched
-
-ENDING = ".perdure-partial"
-"""Of what is being written: a name that ends so, of a process that is gone, is rubbish."""
 TASK_NAME = re.compile(r"[A-Za-z0-9][\w-]*")
 """What a task may be called: its name is that of a folder, and of a layer of the model."""
 MAX_JSON = 100_000_000  # bytes
 MAX_VALUES = 1_000_000  # in JSON: `[],[],…` takes 30 times its size in memory; a header with 100,000 tensors has fewer
 MAX_YAML = 1_000_000
 MAX_LINE = 10_000_000
+MAX_LINES = 300_000_000  # bytes of a file of lines: a million steps of training are a third of that
 MAX_DEPTH = 50  # of lists and mappings within each other in YAML, whose reader takes the square of it in time
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same in C, where PyYAML was built with it
@@ -43,9 +43,12 @@ def open_regular(path: Path) -> Any:
         There is no such file, or it cannot be read.
     """
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
+        # opening a pipe would wait for its other end
+        number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        if not stat.S_ISREG(os.fstat(number).st_mode):
+            os.close(number)
             raise CheckpointError(f"`{path}` is not a file.")
-        return path.open("rb", buffering=0)
+        return os.fdopen(number, "rb", buffering=0)
     except OSError as error:
         raise CheckpointError(f"`{path}` cannot be read: {error.strerror}.") from error
 
@@ -96,14 +99,16 @@ def read_text(path: Path, limit: int = MAX_JSON) -> str:
 
 
 def read_lines(path: Path) -> Iterator[bytes]:
-    """The lines of a file, each with its end; the file may be of any size.
+    """The lines of a file, each with its end.
 
     Raises
     ------
     CheckpointError
-        A line has too many bytes, or the file cannot be read.
+        A line or the file has too many bytes, or the file cannot be read.
     """
     with open_regular(path) as plain_file, io.BufferedReader(plain_file) as file:
+        if os.fstat(plain_file.fileno()).st_size > MAX_LINES:
+            raise CheckpointError(f"`{path}` has more than {MAX_LINES} bytes, which no such file needs.")
         while line := file.readline(MAX_LINE + 1):
             if len(line) > MAX_LINE:
                 raise CheckpointError(f"`{path}` has a line of more than {MAX_LINE} bytes, which it never needs.")
@@ -209,30 +214,131 @@ def plain(value: Any) -> Any:
     return json.loads(json.dumps(value, default=str))
 
 
-def write(path: Path, content: str | bytes) -> None:
-    """Write a file, whole or not at all.
+@contextlib.contextmanager
+def writing(
+    path: Path,
+    *,
+    replace: bool = True,
+    check: Callable[[], None] | None = None,
+) -> Iterator[BinaryIO]:
+    """Open a file to write into, which takes its place at `path` when the block ends; if it fails, nothing is left.
+
+    Parameters
+    ----------
+    replace
+        Whether a file that is there already is replaced; otherwise it is an error.
+    check
+        Called before the file takes its place, and again afterwards: if it raises, the file is not kept. For what
+        has to hold of the sources that the file was made from, which others may change meanwhile.
 
     Raises
     ------
     OutputError
-        The disk is full, or writing is not allowed. What was at this place before is as it was.
+        There is something at `path` that may not be replaced, the disk is full, or writing is not allowed.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{ENDING}")
+    partial.sweep(path.parent)
+    with refusing(path):
+        check_place(path, replace=replace)
+        temporary, file = partial.new_file(path.parent)
     try:
-        put(temporary, content)
-        os.replace(temporary, path)
-        sync(path.parent)
-    except OSError as error:
+        with _refusing_write(path, temporary):
+            yield file
+        with refusing(path):
+            file.flush()
+            os.fsync(file.fileno())
+            if check:
+                check()
+            _put_in_place(temporary, path, replace=replace)
+        sync_names(path.parent)
+    finally:
+        with contextlib.suppress(OSError):  # closing writes again what a full disk has refused
+            file.close()
         with contextlib.suppress(OSError):
             temporary.unlink()
-        why = error.strerror or str(error)
-        raise OutputError(f"`{path}` cannot be written: {why}. What was there before is as it was.") from error
+    if check:
+        _check_or_remove(path, check)
+
+
+def write(path: Path, content: str | bytes, *, check: Callable[[], None] | None = None) -> None:
+    """Write a file, whole or not at all; see `writing`."""
+    with writing(path, check=check) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+def check_place(path: Path, *, replace: bool = True) -> None:
+    """Check that a file may be written at a path: nothing but a regular file is ever replaced.
+
+    Raises
+    ------
+    OutputError
+        There is a file that is to be kept, a link, a folder, or a device.
+    """
+    try:
+        kind = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if stat.S_ISLNK(kind):
+        raise OutputError(f"`{path}` is a link, which is not followed. Remove it, or write to where it points.")
+    if not stat.S_ISREG(kind):
+        raise OutputError(f"`{path}` cannot be written: it is no regular file. Give another name.")
+    if not replace:
+        raise OutputError(f"`{path}` already exists. Remove it, or give another `--output`.")
+
+
+def _put_in_place(temporary: Path, path: Path, *, replace: bool) -> None:
+    if replace:
+        os.replace(temporary, path)
+        return
+    try:
+        os.link(temporary, path)  # unlike renaming, this fails where a file has appeared meanwhile
+    except FileExistsError:
+        raise OutputError(f"`{path}` has meanwhile been written by another process.") from None
+    except OSError:  # a file system without hard links
+        check_place(path, replace=False)
+        os.rename(temporary, path)
+
+
+def _check_or_remove(path: Path, check: Callable[[], None]) -> None:
+    """Take a file back if it no longer holds: what it was made from changed in the instant of its writing."""
+    try:
+        check()
+    except PerdureError:
+        with refusing(path, verb="removed"):
+            path.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def refusing(path: Path, *, verb: str = "written") -> Iterator[None]:
+    """Turn an error of the operating system about a file into a sentence that names it, also where the system does not.
+
+    Raises
+    ------
+    OutputError
+        The system refused something.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"`{path}` cannot be {verb}: {error.strerror or error}.") from error
+
+
+@contextlib.contextmanager
+def _refusing_write(path: Path, temporary: Path) -> Iterator[None]:
+    """The same for what is done while a file is open: an error that names a file is about another one, and passes."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename not in (None, str(temporary)):
+            raise
+        with refusing(path):
+            raise
 
 
 def put(path: Path, content: str | bytes) -> None:
-    """Write a file under its own name and see it onto the disk: for a place that nobody reads yet."""
+    """Write a new file under its own name and see it onto the disk: for a folder that nobody reads yet."""
     try:
-        with path.open("wb") as file:
+        with path.open("xb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
@@ -243,9 +349,12 @@ def put(path: Path, content: str | bytes) -> None:
 
 def append(path: Path, line: str) -> None:
     """Add a line to a file of this folder (a link is not followed), all of it or nothing."""
+    _separate(path)
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
     number = os.open(path, flags, 0o666)
     try:
+        if not stat.S_ISREG(os.fstat(number).st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file", str(path))
         size, content = os.fstat(number).st_size, line.encode()
         if size and os.pread(number, 1, size - 1) != b"\n":  # a process was killed inside its last line
             content = b"\n" + content
@@ -260,6 +369,17 @@ def append(path: Path, line: str) -> None:
         os.close(number)
 
 
+def _separate(path: Path) -> None:
+    """Give a file that has several names (hard links) a copy under this one: the others are not ours to write."""
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return
+    if stat.S_ISREG(status.st_mode) and status.st_nlink > 1:
+        with open_regular(path) as before, writing(path) as copy:
+            shutil.copyfileobj(before, copy)
+
+
 def sync(path: Path) -> None:
     """See to it that a file, or the names in a folder, are on the disk."""
     number = os.open(path, os.O_RDONLY)
@@ -267,6 +387,15 @@ def sync(path: Path) -> None:
         os.fsync(number)
     finally:
         os.close(number)
+
+
+def sync_names(folder: Path) -> None:
+    """See to it that new names in a folder are on the disk, as far as its file system can.
+
+    Not all can, and what was written has its name already: an error would say that it has not.
+    """
+    with contextlib.suppress(OSError):
+        sync(folder)
 
 
 def to_json(value: Mapping[str, Any]) -> str:

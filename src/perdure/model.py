@@ -25,6 +25,7 @@ from perdure.results import Run
 from perdure.rule_settings import Rule, RuleLike
 from perdure.run_files import reading
 from perdure.settings import checked, named
+from perdure.sources import Sources
 from perdure.task_id import TaskPosterior, describe
 from perdure.task_vector import TaskVector
 
@@ -54,6 +55,7 @@ class Model:
 
     def __init__(self, folder: str | Path | Run, *, rule: RuleLike | None = None, trust: bool = False):
         self.results = folder if isinstance(folder, Run) else Run(folder, trust=trust)
+        self.sources = Sources.of(self.results.folder)
         self.rule = _rule(self.results) if rule is None else Rule.of(rule)
         if not self.results.tasks:
             raise RunError(f"`{self.results.folder}` holds no combined model yet: no task was finished.")
@@ -162,7 +164,10 @@ class Model:
         adapters.detach(self.backbone.model)
         size = sum(value.numel() * value.element_size() for value in self.backbone.model.parameters())
         head = self._joined_head()
-        with staging.new_folder(output, size=size) as folder, self.combined.applied(self.backbone):
+        with (
+            staging.new_folder(output, size=size, check=self.sources.check) as folder,
+            self.combined.applied(self.backbone),
+        ):
             self.backbone.save(folder, head, self._labels())
         return output
 

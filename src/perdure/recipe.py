@@ -169,7 +169,7 @@ class Recipe(BaseModel):
         """
         plan = self.plan()
         settings = self.resolved(plan)
-        return go_on(begin(output, settings, change=change), plan, settings, quiet=quiet)
+        return go_on(begin(output, settings, plan.stream, change=change), plan, settings, quiet=quiet)
 
     def resolved(self, plan: Plan) -> dict[str, Any]:
         """The recipe with all defaults written out."""

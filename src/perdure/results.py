@@ -18,14 +18,12 @@ from jaxtyping import Float
 from numpy import ndarray
 from torch import nn
 
-from perdure import files, lock, own_code, run_files, staging, task_folder
+from perdure import files, lock, own_code, partial, run_files, sources, staging, task_folder
 from perdure.errors import OutputError, RunError
 from perdure.rule_settings import label
-from perdure.run_files import COLUMNS, is_there, reading
+from perdure.run_files import COLUMNS, UNFINISHED, is_there, reading
 from perdure.snapshot import Snapshot
 from perdure.task_folder import Learned
-
-UNFINISHED = "unfinished.safetensors"
 
 
 class Run:
@@ -80,12 +78,14 @@ class Run:
         Raises
         ------
         RunError
-            Another process is writing it.
+            Another process is writing it, or a file of it is a link.
         """
+        run_files.check_no_links(self.folder)
         with lock.held(self.folder):
             for place in (self.folder, self.folder / "tasks"):
-                staging.sweep(place)
+                partial.sweep(place)
             self._finish_forgetting()
+            self._drop_stale()
             yield
 
     # -- the recipe
@@ -174,7 +174,8 @@ class Run:
         self.drop_unfinished()
         self._drop_values(name, range(len(self.tasks)))
         self._drop_derived()
-        _remove(self.task_folders()[name])  # the last: with it the task is gone
+        _remove(self.task_folders()[name])  # with it the task is gone
+        self._drop_derived()  # somebody may have written of it meanwhile
 
     def forget(self, name: str, recipe: Mapping[str, Any]) -> None:
         """Take a task out of the run: its folder, and all that was measured of it or with it.
@@ -198,6 +199,8 @@ class Run:
             self._combine_without(name)
             _remove(present[name])
         self._renumber()
+        if left:
+            self._drop_derived()  # somebody may have written of them meanwhile
         recipe, count = self.recipe, len(self.tasks)
         traces = recipe.get("traces") or {}
         if any(place >= count for place in traces.values()):  # the tasks that had them are gone
@@ -206,6 +209,11 @@ class Run:
     def _drop_derived(self) -> None:
         """Remove what tells of tasks that are gone."""
         for name in run_files.DERIVED:
+            _remove(self.folder / name)
+
+    def _drop_stale(self) -> None:
+        """Remove what tells of tasks that are gone, and was written in the instant in which they went."""
+        for name in sources.stale(self.folder):
             _remove(self.folder / name)
 
     def _combine_without(self, name: str) -> None:
@@ -318,7 +326,7 @@ def _check_free(folder: Path) -> None:
     """Raise `OutputError` if there is more than what a process leaves that dies while it makes a run."""
     with reading(folder):
         names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    if not all(name in (lock.NAME, "environment.json") or name.endswith(files.ENDING) for name in names):
+    if not all(name in (lock.NAME, "environment.json") or name.endswith(partial.ENDING) for name in names):
         staging.check_free(folder)
 
 
@@ -335,25 +343,25 @@ def measured(event: Mapping[str, Any], label: str, step: int) -> bool:
 def _remove(path: Path) -> None:
     """Remove a file or a folder; a folder disappears at once, under a name that counts for nothing.
 
+    A link is not followed, and not removed either: what it points to may tell of what was to be removed.
+
     Raises
     ------
     OutputError
-        It is not allowed.
+        It is not allowed, or it is a link.
     """
-    try:
-        if path.is_dir():
-            hidden = path.with_name(f".{path.name}.{os.getpid()}{files.ENDING}")
-            os.rename(path, hidden)
-            files.sync(path.parent)
-            shutil.rmtree(hidden)
-        else:
+    if path.is_symlink():
+        raise OutputError(f"`{path}` is a link, which is not followed. Remove it, and what it points to if need be.")
+    with files.refusing(path, verb="removed"):
+        if not path.is_dir():
             path.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(f"`{error.filename or path}` cannot be removed: {error.strerror}.") from error
+            return
+        hidden = partial.new_path(path.parent)
+        os.rename(path, hidden)
+        files.sync_names(path.parent)
+        shutil.rmtree(hidden)
 
 
 def _moved(path: Path, place: Path) -> None:
-    try:
+    with files.refusing(path, verb="renamed"):
         os.rename(path, place)
-    except OSError as error:
-        raise OutputError(f"`{path}` cannot be renamed: {error.strerror}.") from error

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from perdure import files, processes, registry, run_files
+from perdure import files, processes, registry, run_files, task_folder
 from perdure.adapters import Adapter, same
 from perdure.alignment import Gaussians, align
 from perdure.backbone import Backbone
@@ -24,9 +24,10 @@ from perdure.measure import Evaluation, described, measure
 from perdure.merge import combine, tried
 from perdure.method import Method
 from perdure.restore import give_heads, restore
-from perdure.results import UNFINISHED, Run
+from perdure.results import Run
 from perdure.rule import nature_of
 from perdure.rule_settings import Rule, RuleLike
+from perdure.run_files import UNFINISHED
 from perdure.settings import check_seed, checked
 from perdure.snapshot import Snapshot
 from perdure.statistics import Statistics
@@ -83,7 +84,7 @@ def run(
         **settings_of(plan),
     }
     settings = files.plain(settings)
-    return go_on(begin(output, settings), plan, settings, quiet=quiet)
+    return go_on(begin(output, settings, plan.stream), plan, settings, quiet=quiet)
 
 
 @dataclass(frozen=True)
@@ -99,15 +100,18 @@ class Plan:
     seed: int
 
 
-def begin(output: str | Path, settings: dict[str, Any], *, change: bool = False) -> Run:
+def begin(output: str | Path, settings: dict[str, Any], stream: TaskStream, *, change: bool = False) -> Run:
     """Make the folder of a run, or take the one that is there, if the settings are its own (or they may `change` it).
 
     Raises
     ------
+    InputError
+        The name of a task is too long for the file system.
     RunError
         It is that of a run with other settings, such as touch what was learned.
     """
     output = Path(output)
+    task_folder.check_names(output, stream.names)
     if processes.first() and not run_files.is_run(output):
         Run.create(output, settings, environment())
     processes.wait()

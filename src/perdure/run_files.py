@@ -29,6 +29,18 @@ from perdure.files import TASK_NAME, parse_json, read_json, read_lines, read_tex
 FORMAT = 2
 COLUMNS = ("step", "task", "scenario", "task_id", "rule", "metric", "value")
 DERIVED = ("report.html", "diagnostics.json", "answers.json")
+UNFINISHED = "unfinished.safetensors"
+WRITTEN = (
+    "recipe.yaml",
+    "environment.json",
+    "tasks",
+    UNFINISHED,
+    "combined.json",
+    "scores.csv",
+    "events.jsonl",
+    *DERIVED,
+)
+"""What is written, replaced or removed in a run's folder."""
 PLACE = re.compile(r"(\d{2,6})-(.+)", re.DOTALL)
 
 
@@ -60,6 +72,26 @@ def check_run(folder: Path) -> None:
             f"`{folder}` is a run of format {found!r}; this version of perdure reads the formats 1 to {FORMAT}. "
             "Install a newer one."
         )
+
+
+def check_no_links(folder: Path) -> None:
+    """Check that what is written of a run lies in its folder, so that nothing is written or removed anywhere else.
+
+    The folder itself may be a link: its name was given by whoever gave the command, not by whoever made the run.
+
+    Raises
+    ------
+    RunError
+        A file is a link.
+    """
+    for name in WRITTEN:
+        path = folder / name
+        with reading(path):
+            if path.is_symlink():
+                raise RunError(
+                    f"`{path}` is a link. A run is written in its own folder only: put what it points to there, or "
+                    "remove the link."
+                )
 
 
 def is_run(folder: Path) -> bool:
@@ -144,16 +176,26 @@ def environment(folder: Path) -> dict[str, Any]:
 def task_folders(folder: Path, forgotten: list[str]) -> dict[str, Path]:
     """The folders of the tasks that are complete, by name, in the order in which they were learned."""
     with reading(home := folder / "tasks"):
+        if home.is_symlink():
+            raise RunError(f"`{home}` is a link. Put the folder itself there.")
         places = sorted(home.iterdir()) if home.is_dir() else []  # `glob` would pass over what may not be read
         found = [place for place in places if PLACE.fullmatch(place.name) and (place / "manifest.json").exists()]
-        if links := [place for place in found if place.is_symlink()]:
-            raise RunError(f"`{links[0]}` is a link. Put the folder itself there.")
         for place in found:
-            if not TASK_NAME.fullmatch(place.name.split("-", 1)[1]):
-                raise RunError(f"`{place}`: no task can be called so. It is damaged or was changed.")
+            _check_task_folder(place)
     found.sort(key=lambda place: int(place.name.split("-", 1)[0]))
     names = {place.name.split("-", 1)[1]: place for place in found}
     return {name: place for name, place in names.items() if name not in forgotten}
+
+
+def _check_task_folder(place: Path) -> None:
+    if place.is_symlink():
+        raise RunError(f"`{place}` is a link. Put the folder itself there.")
+    if not TASK_NAME.fullmatch(place.name.split("-", 1)[1]):
+        shown = str(place).encode("utf-8", "backslashreplace").decode()
+        raise RunError(
+            f"`{shown}` cannot be the folder of a task, whose name has letters, digits, `-` and `_` only. "
+            "It is damaged or was changed."
+        )
 
 
 def forgotten(recipe: dict[str, Any]) -> list[str]:

@@ -277,13 +277,15 @@ def write_table(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
         There is such a file already: nothing is overwritten.
     """
     path = check_free(path)
-    with path.open("x", encoding="utf-8", newline="") as file:
+    with writing(path, replace=False) as output:
+        file = io.TextIOWrapper(output, "utf-8", newline="")
         if path.suffix.lower() in (".csv", ".tsv"):
             writer = csv.DictWriter(file, list(rows[0]), delimiter=_delimiter(path), lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
         else:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        file.detach()
 
 
 def _delimiter(path: Path) -> str:
