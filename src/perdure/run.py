@@ -23,7 +23,7 @@ from perdure.learn import learn
 from perdure.measure import Evaluation, described, measure
 from perdure.merge import Rule, combine
 from perdure.method import Method
-from perdure.restore import give_heads, restore
+from perdure.restore import give_heads, keep_model, restore
 from perdure.results import UNFINISHED, Run
 from perdure.rule import nature_of
 from perdure.snapshot import Snapshot
@@ -152,6 +152,8 @@ def go_on(results: Run, plan: Plan, settings: Mapping[str, Any] | None = None, *
         resume = _unfinished(results, plan, len(learned))
         processes.wait()  # before the first process writes
         _settle(results, resume)
+        if processes.first():
+            keep_model(results, plan.backbone)
         if settings and processes.first() and results.recipe != settings:
             results.recipe = settings  # not before all of it was found to go with what was learned
         measured = _measured(results, plan)
@@ -372,6 +374,7 @@ def settings_of(plan: Plan) -> dict[str, Any]:
             "max_length": backbone.max_length,
             "image_size": backbone.image_size,
             "head": backbone.head_name,
+            **({"revision": backbone.revision} if backbone.revision else {}),
         },
         "method": _of_method(method),
         "rule": {"name": rule.name, "space": rule.space, "since": rule.since, **searched, **rule.options},
