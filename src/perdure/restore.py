@@ -6,7 +6,7 @@ from perdure import adapters, files, run_files
 from perdure.backbone import Backbone
 from perdure.errors import RunError
 from perdure.heads import SEED
-from perdure.results import Run
+from perdure.results import UNFINISHED, Run
 from perdure.stream import TaskStream
 from perdure.task_folder import Learned
 
@@ -35,11 +35,14 @@ def restore(results: Run, backbone: Backbone, stream: TaskStream | None = None) 
 
 
 def keep_model(results: Run, backbone: Backbone) -> None:
-    """Keep the hashes of the backbone's files with a run that has learned nothing on it yet."""
-    path = results.folder / run_files.BACKBONE
-    if backbone.files and not results.tasks and not run_files.is_there(path):
-        content = {"source": backbone.source, "revision": backbone.revision, "files": backbone.hashes}
-        files.write(path, files.to_json(content))
+    """Keep the hashes of the backbone's files with a run that has learned nothing on a backbone yet."""
+    content = {"source": backbone.source, "revision": backbone.revision, "files": backbone.hashes}
+    if backbone.files and not _stands_on_one(results):
+        files.write(results.folder / run_files.BACKBONE, files.to_json(content))
+
+
+def _stands_on_one(results: Run) -> bool:
+    return bool(results.tasks) or run_files.is_there(results.folder / UNFINISHED)
 
 
 def check_model(results: Run, backbone: Backbone) -> None:
@@ -51,7 +54,7 @@ def check_model(results: Run, backbone: Backbone) -> None:
         They differ, so that what was learned does not fit them.
     """
     kept = run_files.backbone(results.folder)
-    if not kept or not backbone.files:
+    if not kept or not backbone.files or not _stands_on_one(results):
         return
     now = backbone.hashes
     differing = sorted(name for name in {*kept, *now} if kept.get(name) != now.get(name))

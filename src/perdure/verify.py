@@ -81,7 +81,7 @@ def verify(folder: str | Path, *, backbone: bool = True) -> Verification:
         found.attempt("answers.json", lambda: ", ".join(run_files.answers(run.folder)))
     if is_there(run.folder / "diagnostics.json"):
         found.attempt("diagnostics.json", lambda: ", ".join(run_files.diagnostics(run.folder).get("parts", [])))
-    if backbone and not found.faults:
+    if backbone and tasks and not found.faults:
         _check_backbone(run, tasks, found)
     found.notes += _notes(run)
     return found
