@@ -7,6 +7,7 @@ packages carry. Whatever reads a model reads it from the folder that is found he
 import fnmatch
 import functools
 import hashlib
+import json
 import os
 import re
 import stat
@@ -33,6 +34,7 @@ SHARD = re.compile(r"[\w.-]+\.(safetensors|bin)", re.ASCII)
 
 MAX_CONFIG = 10_000_000  # bytes; with the names of 21,000 classes one has 2 MB
 MAX_PROCESSOR = 100_000_000  # the largest vocabulary in use, of 260,000 tokens, takes 35 MB
+MAX_BRACKETS = 5_000_000  # a list takes 60 bytes when it is read; the largest vocabulary has 500,000 merges
 LFS = b"version https://git-lfs"
 
 
@@ -106,6 +108,8 @@ class ModelFiles:
             )
         for path in self.others:
             _check_file(path, MAX_CONFIG if path.name in (CONFIG, MODULES) else MAX_PROCESSOR)
+            if path.suffix == ".json":
+                _check_json(path)
 
     def check_weights(self) -> None:
         """Refuse weight files that are no files, or not all there.
@@ -155,6 +159,16 @@ def _check_file(path: Path, limit: int | None) -> None:
             f"`{path}` was never written as a whole: {empty} of its {status.st_size} bytes are holes. "
             "Copy or download it again."
         )
+
+
+def _check_json(path: Path) -> None:
+    content = path.read_bytes()
+    if content.count(b"[") + content.count(b"{") > MAX_BRACKETS:
+        raise BackboneError(f"`{path}` has more than {MAX_BRACKETS} lists and mappings, which no such file needs.")
+    try:
+        json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise BackboneError(f"`{path}` is not JSON: {str(error)[:200]}. It is damaged or was changed.") from error
 
 
 def find(source: str, revision: str | None = None, *, fetch: bool = True) -> ModelFiles:

@@ -21,6 +21,7 @@ from perdure.model_weights import Stored
 
 Kind = Literal["text", "image"]
 MOST_PIXELS = 4096  # a side, of images as a processor makes them; the largest in use are of 1,024
+EDGES = ("height", "width", "shortest_edge", "longest_edge", "max_height", "max_width")
 NOTHING_ELSE = {"trust_remote_code": False, "local_files_only": True}
 
 
@@ -142,9 +143,10 @@ def _has_own_encoder(config: Any) -> bool:
 
 def _check_pixels(source: str, processor: Any) -> None:
     for name in ("size", "crop_size", "pad_size"):
-        size = getattr(processor, name, None)
-        for number in dict(size).values() if isinstance(size, Mapping) else ():
-            if isinstance(number, int | float) and not 1 <= number <= MOST_PIXELS:
+        size = getattr(processor, name, None) or {}
+        for edge in EDGES:
+            number = size.get(edge) if isinstance(size, Mapping) else getattr(size, edge, None)
+            if number is not None and not 1 <= number <= MOST_PIXELS:
                 raise BackboneError(
                     f"The `preprocessor_config.json` of `{source}`: `{name}` is {size}, but images have from 1 to "
                     f"{MOST_PIXELS} pixels a side."
