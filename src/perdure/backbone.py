@@ -45,6 +45,8 @@ class Backbone(nn.Module):
         The files that it was read from, if it was.
     dtype
         The type in which `save` writes the weights.
+    stock_head_has_bias
+        Decoders' heads have none in transformers, so that theirs cannot hold one of ours.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Backbone(nn.Module):
         image_size: int | None = None,
         files: ModelFiles | None = None,
         dtype: torch.dtype = torch.float32,
+        stock_head_has_bias: bool = True,
     ):
         super().__init__()
         self.model = model.requires_grad_(False)
@@ -67,6 +70,7 @@ class Backbone(nn.Module):
         self.source, self.pooling, self.head_name = source, pooling, head_name
         self.width, self.max_length, self.image_size = width, max_length, image_size
         self.files, self.dtype = files, dtype
+        self.stock_head_has_bias = stock_head_has_bias
         self.kind: Literal["text", "image"] = (
             "text" if hasattr(processor, "pad") and hasattr(processor, "vocab_size") else "image"
         )
@@ -131,8 +135,7 @@ class Backbone(nn.Module):
         with pretrained.quietly(), pretrained.loading(source):
             opened = pretrained.open_model(files, pooling, head)
             model, head_name = opened.model, opened.head_name
-            if head_name is not None:
-                pretrained.take_head(model, head_name)
+            has_bias = head_name is None or pretrained.take_head(model, head_name).bias is not None
             if image_size and opened.kind == "text":
                 raise BackboneError(f"`image_size` is for images, and `{source}` reads texts. Leave it out.")
             if image_size:
@@ -148,6 +151,7 @@ class Backbone(nn.Module):
                 image_size=image_size,
                 files=files,
                 dtype=opened.dtype,
+                stock_head_has_bias=has_bias,
             )
             backbone.width = _width(backbone)
         return backbone
@@ -184,7 +188,7 @@ class Backbone(nn.Module):
 
     @functools.cached_property
     def hashes(self) -> dict[str, str]:
-        """The SHA-256 of each file that it was read from, by name: weights, configuration, and those of the processor."""
+        """The SHA-256 of each file that it was read from, by name: weights, configuration, processor."""
         return self.files.hashes() if self.files else {}
 
     @property
@@ -213,7 +217,19 @@ class Backbone(nn.Module):
         return torch.cat([hidden[:, 0], hidden[:, 1:].mean(1)], dim=1)
 
     def save(self, folder: Path, head: nn.Linear, labels: Sequence[str]) -> None:
-        """Write a stock checkpoint with this head: for `AutoModelFor…Classification`, or for `SentenceTransformer`."""
+        """Write a stock checkpoint with this head: for `AutoModelFor…Classification`, or for `SentenceTransformer`.
+
+        Raises
+        ------
+        BackboneError
+            The stock model's head has no bias, but this one has.
+        """
+        if not self.stock_head_has_bias and head.bias.any():
+            raise BackboneError(
+                f"The head of a stock `{type(self.model).__name__}` has no bias, but the run's heads have one, without "
+                "which the exported model would answer otherwise. `perdure predict` answers with it; a run with "
+                "`backbone: {pooling: mean}` can be exported."
+            )
         config: Any = self.model.config
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: i for i, label in enumerate(labels)}

@@ -13,7 +13,8 @@ LABELS = ("num_labels", "_num_labels", "id2label", "label2id", "problem_type")
 """What a stored head has learned: every task gets a head of its own, so it is left out, right or wrong."""
 REACHES_OUT = (
     *("auto_map", "custom_pipelines", "transformers_weights", "configuration_files", "use_pretrained_backbone"),
-    *("attn_implementation", "_attn_implementation", "_attn_implementation_internal", "experts_implementation"),
+    *("attn_implementation", "_attn_implementation", "_attn_implementation_internal"),
+    "experts_implementation",
 )
 """Keys that name code, kernels or weights elsewhere: they are never followed."""
 COUNTS = ("layer", "block", "depth", "head", "group", "stage", "expert")

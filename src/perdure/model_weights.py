@@ -67,8 +67,8 @@ def _in_safetensors(path: Path) -> dict[str, Stored]:
     for name, tensor in tensors.items():
         if tensor.dtype not in TORCH:
             raise BackboneError(
-                f"`{name}` in `{path}` has the type {tensor.dtype}, so the model is quantised, and cannot be trained or "
-                "merged here. Give the model from which it was made."
+                f"`{name}` in `{path}` has the type {tensor.dtype}, so the model is quantised, and cannot be trained "
+                "or merged here. Give the model from which it was made."
             )
     return {name: Stored(tensor.shape, TORCH[tensor.dtype]) for name, tensor in tensors.items()}
 

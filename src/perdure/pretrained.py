@@ -102,8 +102,10 @@ def open_model(files: ModelFiles, pooling: str, head: str | None) -> Opened:
     else:
         processor = transformers.AutoImageProcessor.from_pretrained(files.folder, **NOTHING_ELSE)
         _check_pixels(files.source, processor)
+    weights = _Weights(files, config, tensors)
     pooling = _pooling(files, config, kind, pooling)
-    model, head_name = _load(files, config, kind, tensors, pooling, head)
+    classifier = None if pooling == "mean" else _classifier(weights, kind, pooling, head)
+    model, head_name = classifier or (_encoder(weights), None)
     model_weights.check_finite(files.source, model)
     limit = tokenizing.NO_LIMIT
     if kind == "text":
@@ -156,38 +158,64 @@ def _check_pixels(source: str, processor: Any) -> None:
 # -- weights
 
 
-def _load(
-    files: ModelFiles, config: Any, kind: Kind, tensors: Mapping[str, Stored], pooling: str, head: str | None
-) -> tuple[Any, str | None]:
-    """The model for a pooling, with the name of its head; by `auto` without one if no layer before it was trained."""
-    if pooling != "mean":
-        auto = _classifier(kind)
-        model, missing = _from_files(files, config, auto, tensors)
-        name = head or _find_head(model)
-        untrained = [key for key in missing if not key.startswith(f"{name}.")]
-        inside = [key for key in untrained if key.startswith(f"{model.base_model_prefix}.") and not _is_pooler(key)]
-        _refuse(files.source, inside)
-        if not untrained:
-            return model, name
-        if pooling == "stock" and kind == "text":
-            raise BackboneError(
-                f"`{files.source}` has no trained weights for {untrained[:3]}, on which the feature would stand. "
-                "Use `pooling='mean'` or `'auto'`."
-            )
-        if kind == "image":
-            _refuse(files.source, untrained)
-    auto = transformers.AutoModelForTextEncoding if _has_own_encoder(config) else transformers.AutoModel
-    model, missing = _from_files(files, config, auto, tensors)
-    _refuse(files.source, [key for key in missing if not _is_pooler(key)])
+@dataclass(frozen=True)
+class _Weights:
+    """What a model is made of: its files, its configuration, and what is known of its tensors."""
+
+    files: ModelFiles
+    config: Any
+    tensors: Mapping[str, Stored]
+
+    def read_by(self, auto: Any) -> tuple[Any, list[str]]:
+        """Make a model, and list the parameters that are not in the files, or there in another shape."""
+        source = self.files.source
+        model_weights.skeleton(source, lambda: auto.from_config(self.config, trust_remote_code=False), self.tensors)
+        model, info = auto.from_pretrained(
+            self.files.folder,
+            config=self.config,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # for a stored head; other layers are refused below
+            weights_only=True,
+            **NOTHING_ELSE,
+        )
+        failed = [*info.get("error_msgs", ()), *dict(info.get("conversion_errors") or {}).values()]
+        if failed:
+            raise BackboneError(f"The weights of `{source}` do not fit its `config.json`: {str(failed[0])[:300]}.")
+        return model, sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
+
+
+def _classifier(weights: _Weights, kind: Kind, pooling: str, head: str | None) -> tuple[Any, str] | None:
+    """The model with a head, and the head's name; by `auto` none if a layer between encoder and head is untrained."""
+    auto = transformers.AutoModelForImageClassification
+    if kind == "text":
+        auto = transformers.AutoModelForSequenceClassification
+    source = weights.files.source
+    model, missing = weights.read_by(auto)
+    name = head or _find_head(model)
+    untrained = [key for key in missing if not key.startswith(f"{name}.")]
+    encoder = f"{model.base_model_prefix}."
+    may_be_untrained = [key for key in untrained if kind == "text" and (_is_pooler(key) or not key.startswith(encoder))]
+    _refuse(source, [key for key in untrained if key not in may_be_untrained])
+    if not untrained:
+        return model, name
+    if pooling == "stock":
+        raise BackboneError(
+            f"`{source}` has no trained weights for {untrained[:3]}, on which the feature would stand. "
+            "Use `pooling='mean'` or `'auto'`."
+        )
+    return None
+
+
+def _encoder(weights: _Weights) -> Any:
+    """The model without any head."""
+    has_own = _has_own_encoder(weights.config)
+    auto = transformers.AutoModelForTextEncoding if has_own else transformers.AutoModel
+    model, missing = weights.read_by(auto)
+    _refuse(weights.files.source, [key for key in missing if not _is_pooler(key)])
     for key in missing:  # a pooler, which is not used: an export has the same bytes each time
         nn.init.zeros_(model.get_parameter(key))
-    return model, None
-
-
-def _classifier(kind: Kind) -> Any:
-    if kind == "text":
-        return transformers.AutoModelForSequenceClassification
-    return transformers.AutoModelForImageClassification
+    return model
 
 
 def _is_pooler(name: str) -> bool:
@@ -202,24 +230,6 @@ def _refuse(source: str, missing: list[str]) -> None:
             f"The weight files of `{source}` have no {shown}{more} of the shape that `config.json` says: the model "
             "would be made up at random there. Give a complete checkpoint."
         )
-
-
-def _from_files(files: ModelFiles, config: Any, auto: Any, tensors: Mapping[str, Stored]) -> tuple[Any, list[str]]:
-    """A model with its values, and the parameters that are not in the files, or there in another shape."""
-    model_weights.skeleton(files.source, lambda: auto.from_config(config, trust_remote_code=False), tensors)
-    model, info = auto.from_pretrained(
-        files.folder,
-        config=config,
-        dtype=torch.float32,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # of a stored head; of other layers the caller refuses it
-        weights_only=True,
-        **NOTHING_ELSE,
-    )
-    failed = [*info.get("error_msgs", ()), *dict(info.get("conversion_errors") or {}).values()]
-    if failed:
-        raise BackboneError(f"The weights of `{files.source}` do not fit its `config.json`: {str(failed[0])[:300]}.")
-    return model, sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
 
 
 def _find_head(model: Any) -> str:
@@ -240,8 +250,8 @@ def _find_head(model: Any) -> str:
     return found[-1]
 
 
-def take_head(model: Any, name: str) -> int:
-    """Replace the head by an identity, so that the model returns its input; return the width of that."""
+def take_head(model: Any, name: str) -> nn.Linear:
+    """Replace the head by an identity, so that the model returns its input; return the head."""
     parent, _, child = name.rpartition(".")
     try:
         owner = model.get_submodule(parent)
@@ -251,7 +261,7 @@ def take_head(model: Any, name: str) -> int:
     if not isinstance(layer, nn.Linear):
         raise BackboneError(f"`head={name}` is no linear layer of `{type(model).__name__}`.")
     setattr(owner, child, nn.Identity())
-    return layer.in_features
+    return layer
 
 
 @contextlib.contextmanager

@@ -332,7 +332,9 @@ def _save(results: Run, learned: Learned, plan: Plan, about: Mapping[str, Any]) 
     """All that is kept of a task, and `about` it what it took."""
     results.event({"event": "task", "task": learned.name, **about})  # it counts only with the task's folder
     backbone = plan.backbone
-    stock_head = (backbone.head_name, backbone.head(learned.name)) if backbone.head_name else None
+    stock_head = None
+    if backbone.head_name and backbone.stock_head_has_bias:
+        stock_head = backbone.head_name, backbone.head(learned.name)
     if not plan.rule.searches:  # a search has its result only when it is measured
         results.save_combined(described(plan.rule))
     results.save_task(learned, base=backbone.published, head=stock_head)
