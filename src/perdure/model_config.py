@@ -19,7 +19,7 @@ REACHES_OUT = (
 """Keys that name code, kernels or weights elsewhere: they are never followed."""
 COUNTS = ("layer", "block", "depth", "head", "group", "stage", "expert")
 MOST = 10_000
-"""Of layers, heads and the like. Some classes make a list of that length at once; the deepest models have 200 layers."""
+"""Of layers, heads and the like. Some classes make a list of that length at once; the deepest have 200 layers."""
 
 
 def read(files: ModelFiles) -> PreTrainedConfig:
