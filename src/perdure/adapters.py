@@ -85,7 +85,8 @@ def configure(
     default LoRA takes the query and value projections, and a bottleneck adapter the outputs of attention and
     feed-forward parts (Houlsby et al. 2019); `"pfeiffer"` takes those of the feed-forward parts only (Pfeiffer et al.
     2021). `full` takes all layers that have a weight: linear ones, embeddings, norms, convolutions (parameters outside
-    of such layers, as a class token, stay as they are). With `blocks`, only layers of the first so many blocks of the transformer are taken.
+    of such layers, as a class token, stay as they are). With `blocks`, only layers of the first so many blocks of the
+    transformer are taken.
 
     Raises
     ------
