@@ -67,7 +67,7 @@ def mutate(folder: Path, random: Random) -> str:
     kind = random.choice(kinds)  # each kind of file as often as the others
     path = random.choice([path for path in files if path.name == kind])
     own = [in_snapshot] * 2 if path.name == "unfinished.safetensors" else []
-    change = random.choice((CHANGES[path.suffix] + own) * 3 + [in_bytes, None])
+    change = random.choice((CHANGES.get(path.suffix, []) + own) * 3 + [in_bytes, None])
     said = change(path, random) if change else in_place(path, random, folder)
     place = next((parent for parent in path.parents if parent.parent.name == "tasks"), None)
     if place and path.name != "manifest.json" and random.random() < 0.93:

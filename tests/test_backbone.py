@@ -109,10 +109,10 @@ def test_incomplete_checkpoints(pico, tmp_path):
 
     shutil.copytree(pico("bert"), tmp_path / "bert")
     (tmp_path / "bert" / "model.safetensors").write_bytes(b"x" * 100)
-    with pytest.raises(BackboneError, match="No model could be loaded from"):
+    with pytest.raises(BackboneError, match="`.*model.safetensors` is no safetensors file, or was cut"):
         Backbone.load(tmp_path / "bert")
     (tmp_path / "bert" / "model.safetensors").unlink()
-    with pytest.raises(BackboneError, match="No model could be loaded from"):
+    with pytest.raises(BackboneError, match="has no weights"):
         Backbone.load(tmp_path / "bert")
 
 

@@ -22,15 +22,22 @@ from perdure import files, patterns
 from perdure.bottleneck import BOTTLENECK, BottleneckConfig
 from perdure.errors import BackboneError, CheckpointError, RunError
 from perdure.full import FULL, FullConfig, trains
+from perdure.matrices import is_matrix, is_transposed, matrix, oriented
 
 Kind = Literal["lora", "bottleneck", "full"]
 Parameters = dict[str, Tensor]
 
 QUERY_VALUE = ("query", "value", "query_proj", "value_proj", "q_proj", "v_proj", "q_lin", "v_lin", "q", "v")
 KEY_VALUE = ("key", "value", "key_proj", "value_proj", "k_proj", "v_proj", "k_lin", "v_lin", "q", "v")  # q, v: T5
-FUSED_ATTENTION = ("Wqkv", "qkv", "query_key_value", "in_proj")
-ATTENTION_OUTPUT = r"attention\.output\.dense|out_lin|attn\.Wo|attention\.o_proj|self_attn\.out_proj|attn\.proj"
-FEED_FORWARD_OUTPUT = r"(?<!attention\.)output\.dense|ffn\.lin2|mlp\.Wo|mlp\.fc2|layers\.\d+\.fc2"
+FUSED_ATTENTION = ("Wqkv", "qkv", "query_key_value", "in_proj", "c_attn", "qkv_proj")
+ATTENTION_OUTPUT = (
+    r"attention\.output\.dense|out_lin|attn\.Wo|attention\.o_proj|self_attn\.out_proj|attn\.proj"
+    r"|attn\.c_proj|self_attn\.o_proj|SelfAttention\.o"
+)
+FEED_FORWARD_OUTPUT = (
+    r"(?<!attention\.)output\.dense|ffn\.lin2|mlp\.Wo|mlp\.fc2|layers\.\d+\.fc2"
+    r"|mlp\.c_proj|mlp\.down_proj|DenseReluDense\.wo"
+)
 KINDS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "LORA": (peft.LoraConfig, ("r", "lora_alpha", "lora_dropout")),
     BOTTLENECK: (BottleneckConfig, ("width", "dropout")),
@@ -74,11 +81,12 @@ def configure(
 ) -> peft.PeftConfig:
     """peft's configuration for a model.
 
-    `target_modules` are names of linear layers (or one regular expression). By default LoRA takes the query and value
-    projections, and a bottleneck adapter the outputs of attention and feed-forward parts (Houlsby et al. 2019);
-    `"pfeiffer"` takes those of the feed-forward parts only (Pfeiffer et al. 2021). `full` takes all layers that have a
-    weight: linear ones, embeddings, norms, convolutions (parameters outside of such layers, as a class token, stay as
-    they are). With `blocks`, only layers of the first so many blocks of the transformer are taken.
+    `target_modules` are names of linear layers, among which GPT-2's `Conv1D` count (or one regular expression). By
+    default LoRA takes the query and value projections, and a bottleneck adapter the outputs of attention and
+    feed-forward parts (Houlsby et al. 2019); `"pfeiffer"` takes those of the feed-forward parts only (Pfeiffer et al.
+    2021). `full` takes all layers that have a weight: linear ones, embeddings, norms, convolutions (parameters outside
+    of such layers, as a class token, stay as they are). With `blocks`, only layers of the first so many blocks of the
+    transformer are taken.
 
     Raises
     ------
@@ -87,7 +95,7 @@ def configure(
     InputError
         `target_modules` is not a regular expression, or takes too much time.
     """
-    names = _names(model, trains if kind == "full" else _is_linear)
+    names = _names(model, trains if kind == "full" else is_matrix)
     usual = {"lora": _present(names, QUERY_VALUE), "bottleneck": "houlsby", "full": names}
     targets = target_modules or usual[kind]
     if targets in ("houlsby", "pfeiffer"):
@@ -113,14 +121,12 @@ def configure(
             + (f" with `target_modules={target_modules}`" if target_modules else "")
             + f". Give `target_modules`, for example from: {sorted({name.split('.')[-1] for name in names})}."
         )
+    if isinstance(config, peft.LoraConfig):  # so that stock peft, which decides layer by layer, has nothing to warn of
+        config.fan_in_fan_out = all(is_transposed(base_layer(model, name)) for name in found)
     return config
 
 
-def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear)
-
-
-def _names(model: nn.Module, wanted: Callable[[nn.Module], bool] = _is_linear) -> list[str]:
+def _names(model: nn.Module, wanted: Callable[[nn.Module], bool] = is_matrix) -> list[str]:
     """The names of the pre-trained layers of a kind, whether or not the model holds an adapter."""
     held = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, BaseTunerLayer))
     return [
@@ -267,8 +273,12 @@ def folded(model: nn.Module, changes: Mapping[str, Tensor]) -> Iterator[None]:
     kept: list[tuple[Tensor, Tensor]] = []
     try:
         for name, change in changes.items():
-            layer, _, part = name.rpartition(".") if name.endswith(".bias") else (name, "", "weight")
-            weight = getattr(base_layer(model, layer), part)
+            if name.endswith(".bias"):
+                weight = base_layer(model, name.removesuffix(".bias")).bias
+            else:
+                layer = base_layer(model, name)
+                weight = layer.weight
+                change = oriented(layer, change)
             kept.append((weight, weight.data))
             weight.data = weight.data + change.to(weight)
         yield
@@ -341,6 +351,8 @@ def config_from(path: Path, layers: set[str]) -> peft.PeftConfig:
         numbers = numbers and 0 <= taken[names[-1]] <= 1 and taken[names[0]] in range(1, 10**6)  # dropout and rank
     if make is None or not targets or not numbers:
         raise CheckpointError(f"`{path}` is no configuration of an adapter that a run has written.")
+    if names and names[0] == "r" and values.get("fan_in_fan_out") is True:  # the weights are GPT-2's, transposed
+        taken["fan_in_fan_out"] = True
     config = make(target_modules=targets, **taken)
     usual = config.to_dict()
     free = {*taken, "target_modules", "base_model_name_or_path", "inference_mode", "modules_to_save", "peft_version"}
@@ -375,12 +387,13 @@ def check_fits(model: nn.Module, adapter: Adapter) -> None:
         The model has no such layer, or one of another shape.
     """
     for key, value in adapter.parameters.items():
-        layer, _, part = key.removesuffix(".weight").removesuffix(".bias").rpartition(".")
-        weight = getattr(base_layer(model, layer), "weight", torch.empty(0))
+        name, _, part = key.removesuffix(".weight").removesuffix(".bias").rpartition(".")
+        layer = base_layer(model, name)
+        weight = matrix(layer) if hasattr(layer, "weight") else torch.empty(0)
         rows, columns = weight.shape if weight.dim() == 2 else (0, 0)
         fits = {"lora_A": value.shape[-1] == columns, "lora_B": len(value) == rows}
         if part.startswith("full_"):
-            whole = getattr(base_layer(model, layer), part.removeprefix("full_"), None)
+            whole = weight if part == "full_weight" else getattr(layer, "bias", None)
             fits[part] = whole is not None and whole.shape == value.shape
         if not fits.get(part, rows in value.shape or key.endswith("_down.bias")):
             raise BackboneError(

@@ -1,6 +1,7 @@
 """A pre-trained transformer with its processor, its pooled feature, and one linear head per task."""
 
 import contextlib
+import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -9,11 +10,13 @@ import torch
 from annotated_types import Ge
 from datasets import Dataset
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor, nn
 
-from perdure import heads, packages, pretrained, resolution, sentence_transformer
+from perdure import heads, model_files, packages, pretrained, resolution, sentence_transformer
 from perdure.errors import BackboneError, DataError, InputError
 from perdure.images import read_image, undecoded
+from perdure.model_files import ModelFiles
 from perdure.stream import Rows
 
 Pooling = Literal["auto", "stock", "mean"]
@@ -38,6 +41,12 @@ class Backbone(nn.Module):
         The name of that last linear layer (`stock` only).
     max_length
         Texts are cut to so many tokens.
+    files
+        The files that it was read from, if it was.
+    dtype
+        The type in which `save` writes the weights.
+    stock_head_has_bias
+        Decoders' heads have none in transformers, so that theirs cannot hold one of ours.
     """
 
     def __init__(
@@ -51,12 +60,17 @@ class Backbone(nn.Module):
         width: int,
         max_length: int,
         image_size: int | None = None,
+        files: ModelFiles | None = None,
+        dtype: torch.dtype = torch.float32,
+        stock_head_has_bias: bool = True,
     ):
         super().__init__()
         self.model = model.requires_grad_(False)
         self.processor = processor
         self.source, self.pooling, self.head_name = source, pooling, head_name
         self.width, self.max_length, self.image_size = width, max_length, image_size
+        self.files, self.dtype = files, dtype
+        self.stock_head_has_bias = stock_head_has_bias
         self.kind: Literal["text", "image"] = (
             "text" if hasattr(processor, "pad") and hasattr(processor, "vocab_size") else "image"
         )
@@ -72,6 +86,7 @@ class Backbone(nn.Module):
         max_length: Annotated[int, Ge(3)] = 128,
         image_size: Annotated[int, Ge(1)] | None = None,
         head: str | None = None,
+        revision: str | None = None,
     ) -> "Backbone":
         """Load a checkpoint for text or image classification.
 
@@ -83,7 +98,7 @@ class Backbone(nn.Module):
         pooling
             `stock`: the path of transformers' own classification model; `mean`: the masked mean of the last hidden
             states; `auto`: `mean` for checkpoints made by sentence-transformers and for text encoders without a trained
-            pooler, else `stock`.
+            pooler and for T5's family, of which the encoder alone is read, else `stock`.
         max_length
             Texts are cut to so many tokens (at most what the model can read).
         image_size
@@ -91,38 +106,55 @@ class Backbone(nn.Module):
             a vision transformer's time goes with their square. Its position embeddings are interpolated.
         head
             The name of the last linear layer, if it is not found.
+        revision
+            The branch, tag or commit of a hub id; by default its main branch.
 
         Raises
         ------
         BackboneError
-            There is no such model, it classifies neither texts nor images, or its head is not found.
+            There is no such model, it classifies neither texts nor images, its head is not found, or a file of it is
+            damaged: see `docs/run-folder.md` for what is refused.
+        InputError
+            A `revision` is given for what is no hub id.
         """
-        path = packages.folder_of(str(source))
-        with pretrained.quietly(), pretrained.loading(path):
-            kind, processor = pretrained.kind_and_processor(path)
-            if pooling == "mean" and kind == "image":
-                raise BackboneError("`pooling='mean'` is for texts. Use `stock` or `auto` with an image model.")
-            if pooling == "auto" and kind == "text" and pretrained.made_by_sentence_transformers(path):
-                pooling = "mean"
-            model, head_name = (None, None) if pooling == "mean" else pretrained.load_stock(path, kind, pooling, head)
-            if model is None:
-                pooling, model = "mean", pretrained.load_encoder(path)
-            width = int(model.config.hidden_size) if head_name is None else pretrained.take_head(model, head_name)
-            if image_size and kind == "text":
+        files = model_files.find(str(source), revision)
+        return cls.open(files, pooling=pooling, max_length=max_length, image_size=image_size, head=head)
+
+    @classmethod
+    def open(
+        cls,
+        files: ModelFiles,
+        *,
+        pooling: Pooling = "auto",
+        max_length: int = 128,
+        image_size: int | None = None,
+        head: str | None = None,
+    ) -> "Backbone":
+        """As `load`, from files that were found already."""
+        source = files.source
+        with pretrained.quietly(), pretrained.loading(source):
+            opened = pretrained.open_model(files, pooling, head)
+            model, head_name = opened.model, opened.head_name
+            has_bias = head_name is None or pretrained.take_head(model, head_name).bias is not None
+            if image_size and opened.kind == "text":
                 raise BackboneError(f"`image_size` is for images, and `{source}` reads texts. Leave it out.")
             if image_size:
-                resolution.change(model, processor, image_size)
-        limit = pretrained.length_limit(processor, model.config) if kind == "text" else max_length
-        return cls(
-            model,
-            processor,
-            source=str(source),
-            pooling="mean" if head_name is None else "stock",
-            head_name=head_name,
-            width=width,
-            max_length=min(max_length, limit),
-            image_size=image_size,
-        )
+                resolution.change(model, opened.processor, image_size)
+            backbone = cls(
+                model,
+                opened.processor,
+                source=source,
+                pooling="mean" if head_name is None else "stock",
+                head_name=head_name,
+                width=0,
+                max_length=min(max_length, opened.limit),
+                image_size=image_size,
+                files=files,
+                dtype=opened.dtype,
+                stock_head_has_bias=has_bias,
+            )
+            backbone.width = _width(backbone)
+        return backbone
 
     # -- heads and features
 
@@ -150,6 +182,16 @@ class Backbone(nn.Module):
         return [name.removeprefix("task_") for name in self.heads]
 
     @property
+    def revision(self) -> str | None:
+        """The commit of the hub from which it was read; none if it is from elsewhere."""
+        return self.files.revision if self.files else None
+
+    @functools.cached_property
+    def hashes(self) -> dict[str, str]:
+        """The SHA-256 of each file that it was read from, by name: weights, configuration, processor."""
+        return self.files.hashes() if self.files else {}
+
+    @property
     def published(self) -> str:
         """The folder or hub id under which others can load it."""
         return packages.MINILM_HUB_ID if self.source == "minilm" else packages.folder_of(self.source)
@@ -175,7 +217,19 @@ class Backbone(nn.Module):
         return torch.cat([hidden[:, 0], hidden[:, 1:].mean(1)], dim=1)
 
     def save(self, folder: Path, head: nn.Linear, labels: Sequence[str]) -> None:
-        """Write a stock checkpoint with this head: for `AutoModelFor…Classification`, or for `SentenceTransformer`."""
+        """Write a stock checkpoint with this head: for `AutoModelFor…Classification`, or for `SentenceTransformer`.
+
+        Raises
+        ------
+        BackboneError
+            The stock model's head has no bias, but this one has.
+        """
+        if not self.stock_head_has_bias and head.bias.any():
+            raise BackboneError(
+                f"The head of a stock `{type(self.model).__name__}` has no bias, but the run's heads have one, without "
+                "which the exported model would answer otherwise. `perdure predict` answers with it; a run with "
+                "`backbone: {pooling: mean}` can be exported."
+            )
         config: Any = self.model.config
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: i for i, label in enumerate(labels)}
@@ -184,7 +238,7 @@ class Backbone(nn.Module):
         if self.head_name is not None:
             owner, _, name = self.head_name.rpartition(".")
             setattr(self.model.get_submodule(owner), name, head)
-        with pretrained.quietly():
+        with pretrained.quietly(), pretrained.stored_as(self.model, self.dtype):
             self.model.save_pretrained(folder)  # pyright: ignore
             self.processor.save_pretrained(folder)
         if self.head_name is None:
@@ -319,6 +373,44 @@ def evaluating(backbone: Backbone) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+@torch.no_grad()
+def _width(backbone: Backbone) -> int:
+    """The width of the feature, found by computing one: what cannot be computed with is refused when it is opened.
+
+    Raises
+    ------
+    BackboneError
+        The feature is no finite vector.
+    """
+    with evaluating(backbone):
+        inputs = backbone.collate(_example(backbone))["inputs"]
+        features = backbone(inputs)
+        described = backbone.describe(inputs)
+    finite = features.isfinite().all() and described.isfinite().all()
+    if features.dim() != 2 or described.dim() != 2 or not finite:
+        raise BackboneError(f"`{backbone.source}` gives no finite feature of an example, and so no answer.")
+    return features.shape[1]
+
+
+def _example(backbone: Backbone) -> list[dict[str, Any]]:
+    """Two examples for a first look at a model: texts of different lengths, or images."""
+    if backbone.kind == "image":
+        values: list[Any] = [Image.new("RGB", (64, 64), color) for color in ("black", "gray")]
+    else:
+        texts = ["one", "one and two and three"]
+        encoded = backbone.processor(texts, truncation=True, max_length=backbone.max_length)
+        values = [{name: column[i] for name, column in encoded.items()} for i in range(len(texts))]
+        if not all(value["input_ids"] for value in values):  # words that a small vocabulary does not know
+            values = _tokens_alone(backbone.processor)
+    return [{"input": value, "label": -1, "task": ""} for value in values]
+
+
+def _tokens_alone(tokenizer: Any) -> list[dict[str, Any]]:
+    """Two texts of one token, repeated."""
+    token = min(set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids))
+    return [{"input_ids": [token] * length, "attention_mask": [1] * length} for length in (1, 3)]
 
 
 @torch.no_grad()

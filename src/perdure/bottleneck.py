@@ -18,6 +18,8 @@ from peft import PeftConfig, mapping
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
 
+from perdure.matrices import is_matrix, matrix
+
 BOTTLENECK = "BOTTLENECK"
 
 
@@ -41,7 +43,7 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
     adapter_layer_names = ("bottleneck_down", "bottleneck_up")
     other_param_names = ("bottleneck_dropout",)
 
-    def __init__(self, base_layer: nn.Linear, adapter_name: str, config: BottleneckConfig):
+    def __init__(self, base_layer: nn.Module, adapter_name: str, config: BottleneckConfig):
         super().__init__()
         self.base_layer = base_layer
         self.bottleneck_down = nn.ModuleDict()
@@ -53,7 +55,7 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
 
     def update_layer(self, adapter_name: str, config: BottleneckConfig) -> None:
         layer: Any = self.get_base_layer()
-        weight, out = layer.weight, layer.out_features
+        weight, out = layer.weight, len(matrix(layer))
         down = nn.Linear(out, config.width, device=weight.device, dtype=weight.dtype)
         up = nn.Linear(config.width, out, device=weight.device, dtype=weight.dtype)
         nn.init.normal_(down.weight, std=0.02)
@@ -98,7 +100,7 @@ class BottleneckModel(BaseTuner):
     ) -> None:
         if isinstance(target, BottleneckLayer):
             target.update_layer(adapter_name, peft_config)
-        elif isinstance(target, nn.Linear):
+        elif is_matrix(target):
             self._replace_module(parent, target_name, BottleneckLayer(target, adapter_name, peft_config), target)
         else:
             raise ValueError(

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from perdure import adapters, diagnostics, files, processes, run_files
 from perdure.bottleneck import BottleneckConfig
 from perdure.diagnostics.cka import batches
 from perdure.errors import InputError, RunError, UnknownName
 from perdure.evaluate import probabilities, settled, task_logits
+from perdure.matrices import is_matrix, matrix
 from perdure.merge import task_vectors
 from perdure.results import Run
 from perdure.rule_settings import RuleLike
@@ -153,7 +154,7 @@ def _vectors(subject: Subject) -> tuple[dict[str, TaskVector], list[str]]:
     vectors = task_vectors(learned, since=subject.rule.since)
     names = dict.fromkeys(name for vector in vectors.values() for name in vector.entries if name[-5:] != ".bias")
     model = subject.backbone.model
-    return vectors, [name for name in names if isinstance(adapters.base_layer(model, name), nn.Linear)]
+    return vectors, [name for name in names if is_matrix(adapters.base_layer(model, name))]
 
 
 def _interference(subject: Subject) -> dict[str, Any]:
@@ -185,7 +186,7 @@ def _zones(subject: Subject) -> dict[str, Any]:
     energies = torch.zeros(len(linear), len(vectors), 3, dtype=torch.double)
     mixed, chance = torch.zeros(len(vectors), dtype=torch.double), torch.zeros(3, dtype=torch.double)
     for i, name in enumerate(linear):
-        weight = adapters.base_layer(subject.backbone.model, name).weight
+        weight = matrix(adapters.base_layer(subject.backbone.model, name))
         zones = diagnostics.Zones.of(weight)
         chance += zones.by_chance() * weight.numel()
         for j, vector in enumerate(vectors.values()):

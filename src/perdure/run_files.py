@@ -1,6 +1,7 @@
 """The files of a run folder as plain values, read without torch: what everything that comes after training begins with.
 
     recipe.yaml · environment.json                    what was run, and on what; the format of the folder
+    backbone.json                                     the SHA-256 of the pre-trained model's files, and its revision
     tasks/00-name/                                    one folder per task, complete or absent (`perdure.task_folder`)
         task.json · manifest.json                     name, classes, …; size and SHA-256 of each file
     unfinished.safetensors                            where the training of a task was stopped (`perdure.snapshot`)
@@ -28,6 +29,7 @@ from perdure.files import TASK_NAME, parse_json, read_json, read_lines, read_tex
 
 FORMAT = 2
 COLUMNS = ("step", "task", "scenario", "task_id", "rule", "metric", "value")
+BACKBONE = "backbone.json"
 DERIVED = ("report.html", "diagnostics.json", "answers.json")
 UNFINISHED = "unfinished.safetensors"
 WRITTEN = (
@@ -35,6 +37,7 @@ WRITTEN = (
     "environment.json",
     "tasks",
     UNFINISHED,
+    BACKBONE,
     "combined.json",
     "scores.csv",
     "events.jsonl",
@@ -171,6 +174,24 @@ def environment(folder: Path) -> dict[str, Any]:
     path = folder / "environment.json"
     with reading(path):
         return read_json(path) if path.exists() else {}
+
+
+def backbone(folder: Path) -> dict[str, str]:
+    """The SHA-256 of each file of the pre-trained model, by name; empty for a run that kept none, as older ones.
+
+    Raises
+    ------
+    RunError
+        `backbone.json` is damaged.
+    """
+    path = folder / BACKBONE
+    with reading(path):
+        if not path.exists():
+            return {}
+        hashes = read_json(path)["files"]
+        if not isinstance(hashes, dict) or not all(isinstance(value, str) for value in hashes.values()):
+            raise RunError(f"`{path}`: `files` is no table of names and hashes. It is damaged or was changed.")
+        return hashes
 
 
 def task_folders(folder: Path, forgotten: list[str]) -> dict[str, Path]:

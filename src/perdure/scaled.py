@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from perdure import adapters
+from perdure.matrices import oriented
 from perdure.task_vector import LowRank, TaskVector, by_depth
 
 REFRESH = 32
@@ -21,7 +22,8 @@ class Scaled:
 
     def __init__(self, model: nn.Module, vectors: Sequence[TaskVector]):
         names = dict.fromkeys(name for vector in vectors for name in vector.entries)
-        self.weights = {name: adapters.base_layer(model, name).weight for name in names}
+        self.layers = {name: adapters.base_layer(model, name) for name in names}
+        self.weights = {name: layer.weight for name, layer in self.layers.items()}
         self.factors = [self._factors(vector) for vector in vectors]
         self.before = {name: weight.data for name, weight in self.weights.items()}
         self.sums: dict[str, Tensor] = {}
@@ -66,5 +68,5 @@ class Scaled:
         held = [(step, *self.factors[t][name]) for t, step in steps if name in self.factors[t]]
         if held:
             B = torch.cat([step * B for step, B, _ in held], dim=1)
-            self.sums[name].addmm_(B, torch.cat([A for _, _, A in held]))
+            oriented(self.layers[name], self.sums[name]).addmm_(B, torch.cat([A for _, _, A in held]))
             self.updates[name] += 1

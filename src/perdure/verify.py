@@ -6,13 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from perdure import files, lock, own_code, registry, run_files, sources, task_folder
+from perdure import files, lock, model_files, own_code, registry, run_files, sources, task_folder
 from perdure.backbone import Backbone
 from perdure.errors import PerdureError
 from perdure.recipe import Recipe
-from perdure.restore import check_fits
+from perdure.restore import check_fits, check_model
 from perdure.results import Run
 from perdure.run_files import UNFINISHED, is_there
+from perdure.settings import checked, named
 from perdure.task_folder import Learned
 from perdure.tensor_file import is_finite
 
@@ -49,7 +50,8 @@ def verify(folder: str | Path, *, backbone: bool = True) -> Verification:
     Parameters
     ----------
     backbone
-        Also load the run's pre-trained model and compare the shapes of adapters and heads with it.
+        Also compare the pre-trained model with the hashes that the run keeps of it, and adapters and heads with its
+        shapes. It has to be on this machine: nothing is fetched, and nobody is asked.
 
     Raises
     ------
@@ -77,7 +79,7 @@ def verify(folder: str | Path, *, backbone: bool = True) -> Verification:
         found.attempt(UNFINISHED, lambda: _unfinished(run))
     _check_derived(run, found)
     if backbone and tasks and not found.faults:
-        found.attempt("the pre-trained model", lambda: _backbone(run, tasks))
+        _check_backbone(run, tasks, found)
     found.notes += _notes(run)
     return found
 
@@ -192,8 +194,26 @@ def _unfinished(run: Run) -> str:
     return f"inside a task, after step {snapshot.about.get('step')}"
 
 
-def _backbone(run: Run, tasks: list[Learned]) -> str:
-    model: Backbone = Recipe.parse(run.recipe).make_backbone()
+def _check_backbone(run: Run, tasks: list[Learned], found: Verification) -> None:
+    source, settings = named(run.recipe["backbone"], "backbone", key="model")
+    settings = checked(Backbone.load, settings, f"`{run.folder / 'recipe.yaml'}`: backbone")
+    try:
+        files = model_files.find(source, settings.pop("revision", None), fetch=False)
+    except PerdureError as error:
+        if not model_files.HUB_ID.fullmatch(source):
+            found.faults.append(str(error))
+            return
+        found.notes.append(
+            f"The pre-trained model `{source}` is not on this machine (nothing is fetched to verify a run), so the run "
+            "was not compared with it."
+        )
+        return
+    found.attempt("the pre-trained model", lambda: _backbone(run, tasks, Backbone.open(files, **settings)))
+
+
+def _backbone(run: Run, tasks: list[Learned], model: Backbone) -> str:
+    check_model(run, model)
     for task in tasks:
         check_fits(model, task)
-    return f"`{model.source}` fits adapters and heads"
+    known = "has the files that the run began with, and " if run_files.backbone(run.folder) else ""
+    return f"`{model.source}` {known}fits adapters and heads"
