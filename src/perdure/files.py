@@ -286,16 +286,9 @@ def check_place(path: Path, *, replace: bool = True) -> None:
 
 
 def _put_in_place(temporary: Path, path: Path, *, replace: bool) -> None:
-    if replace:
-        os.replace(temporary, path)
-        return
-    try:
-        os.link(temporary, path)  # unlike renaming, this fails where a file has appeared meanwhile
-    except FileExistsError:
-        raise OutputError(f"`{path}` has meanwhile been written by another process.") from None
-    except OSError:  # a file system without hard links
+    if not replace:  # a hard link would also refuse in this very instant, but a kill would leave both names
         check_place(path, replace=False)
-        os.rename(temporary, path)
+    os.replace(temporary, path)
 
 
 def _check_or_remove(path: Path, check: Callable[[], None]) -> None:
