@@ -77,7 +77,7 @@ def run(
     Recipe.read(recipe, changes).run(output, quiet=quiet)
     _report(output)
     if _done(output) == before:
-        _say("Nothing was left to do: all tasks are learned and measured.")
+        _say("Nothing was left to do.")
 
 
 @app.command()

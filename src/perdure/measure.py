@@ -10,6 +10,7 @@ import torch
 
 from perdure import run_files
 from perdure.backbone import Backbone
+from perdure.errors import InputError
 from perdure.evaluate import TASK_IDS, Answers, Evaluator, TaskId
 from perdure.merge import Combined, Rule, combine
 from perdure.restore import give_heads
@@ -57,8 +58,13 @@ def measure(
 ) -> None:
     """Combine the tasks learned and add one row of R for each way to know the task.
 
+    Tasks whose examples are not in the stream get no value.
+
     `own` says whether the rule is the run's own: the one that `predict` and `export` will take.
     """
+    due = measurable(stream, len(learned), evaluation)
+    if not due:
+        return
     started = time.perf_counter()
     seen = [task.name for task in learned]
     give_heads(backbone, learned)
@@ -71,8 +77,7 @@ def measure(
     if rule.searches and learned:
         found, candidates = evaluator.search_scale([task.adapter for task in learned], rule, stream.scenario)
     combined = combine([task.adapter for task in learned], found) if learned else Combined(TaskVector({}))
-    tasks = stream.names if evaluation.future else seen
-    answers = {task: evaluator.answers(combined, task, evaluation.task_ids) for task in tasks}
+    answers = {task: evaluator.answers(combined, task, evaluation.task_ids) for task in due}
     unknown = "class" if stream.scenario == "task" else stream.scenario
     about = {"rule": rule.label, "options": dict(found.options), "candidates": candidates}
     seconds = round(time.perf_counter() - started, 3)
@@ -92,7 +97,7 @@ def measure(
             "value": value,
         }
         for task_id in evaluation.task_ids
-        for task, value in ((task, answers[task].accuracy()[task_id]) for task in tasks)
+        for task, value in ((task, answers[task].accuracy()[task_id]) for task in due)
     )
 
 
@@ -102,6 +107,25 @@ def _counts(answers: Mapping[str, Answers], task_ids: Sequence[TaskId]) -> run_f
     for task_id in task_ids:
         counts[task_id] = {task: of_task.counts(task_id) for task, of_task in answers.items()}
     return counts
+
+
+def measurable(stream: TaskStream, step: int, evaluation: Evaluation) -> list[str]:
+    """Return the names of the tasks that are measured after `step` tasks: those whose examples are here."""
+    tasks = stream.tasks if evaluation.future else stream.tasks[:step]
+    return [task.name for task in tasks if not task.missing]
+
+
+def check_search(stream: TaskStream, step: int, rule: Rule) -> None:
+    """Raise `InputError` if a rule is to search its scale after `step` tasks, and examples for that are missing."""
+    missing = stream.until(step).missing if step else {}
+    if not rule.searches or not missing:
+        return
+    name, reason = next(iter(missing.items()))
+    raise InputError(
+        f"The rule `{rule.label}` searches its scale on the validation examples of all tasks, but those of "
+        f"`{name}` are not here: {reason} Put them back, or take a rule that needs no examples, such as "
+        "`task_arithmetic` with `scale: 1/n`."
+    )
 
 
 def described(rule: Rule) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from perdure import adapters
 from perdure.backbone import Backbone
 from perdure.errors import RunError
 from perdure.heads import SEED
+from perdure.past import changed
 from perdure.results import Run
 from perdure.stream import TaskStream
 from perdure.task_folder import Learned
@@ -42,10 +43,7 @@ def check_same(learned: Sequence[Learned], stream: TaskStream) -> None:
         )
     for old, task in zip(learned, stream, strict=False):
         if old.classes != task.classes or not task.has_digests(old.digests):
-            raise RunError(
-                f"The examples of task `{task.name}` are not those that the run learned: the data has changed, and "
-                "what is test now may have been trained on. Put the old data back, or start a new run."
-            )
+            raise RunError(f"{changed(task.name)} Put the old data back, or start a new run.")
 
 
 def give_heads(backbone: Backbone, learned: Sequence[Learned]) -> None:

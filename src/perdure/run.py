@@ -20,9 +20,10 @@ from perdure.environment import environment
 from perdure.errors import InputError, PerdureWarning, RunError
 from perdure.evaluate import features
 from perdure.learn import learn
-from perdure.measure import Evaluation, described, measure
+from perdure.measure import Evaluation, check_search, described, measurable, measure
 from perdure.merge import Rule, combine
 from perdure.method import Method
+from perdure.past import not_measured
 from perdure.restore import give_heads, restore
 from perdure.results import UNFINISHED, Run
 from perdure.rule import nature_of
@@ -148,21 +149,23 @@ def go_on(results: Run, plan: Plan, settings: Mapping[str, Any] | None = None, *
         if plan.training.alignment and any(task.gaussians is None for task in learned):
             raise InputError("`alignment` must be on from the first task on, but the run has learned tasks without it.")
         plan.method.state = dict(learned[-1].state) if learned else {}  # it may have served another run before
-        check_images(plan.stream.tasks[len(learned) :])
         resume = _unfinished(results, plan, len(learned))
+        due = _due(results, plan)
+        check_examples(plan, len(learned), due)
+        check_images(plan.stream.tasks[len(learned) :])
         _check_texts(plan, len(learned))
         processes.wait()  # before the first process writes
         _settle(results, resume)
         if settings and processes.first() and results.recipe != settings:
             results.recipe = settings  # not before all of it was found to go with what was learned
-        measured = _measured(results, plan)
+        if plan.stream.missing and due and processes.first():
+            warnings.warn(not_measured(plan.stream.missing), PerdureWarning, stacklevel=2)
         for step in range(len(plan.stream) + 1):
             if step > len(learned):
                 give_heads(plan.backbone, learned)
                 learned.append(_learn_task(results, learned, plan, resume=resume, quiet=quiet, stop=stop))
                 resume = None
-            due = plan.evaluation.future if step == 0 else plan.evaluation.due(step, len(plan.stream))
-            if due and step not in measured and processes.first():
+            if step in due and processes.first():
                 measure(results, learned[:step], plan.stream, plan.backbone, plan.rule, evaluation=plan.evaluation)
     return results
 
@@ -179,7 +182,7 @@ def _measured(results: Run, plan: Plan) -> set[int]:
     names, ways = plan.stream.names, plan.evaluation.task_ids
 
     def there(step: int) -> bool:
-        due = names if plan.evaluation.future else names[:step]
+        due = measurable(plan.stream, step, plan.evaluation)
         return all((step, name, way) in found for name in due for way in ways)
 
     steps = {step for step in range(len(names) + 1) if there(step)}
@@ -187,6 +190,45 @@ def _measured(results: Run, plan: Plan) -> set[int]:
     # the rule was another one meanwhile: how the tasks are combined has to be found again
     again = last in steps and last and results.combined()["label"] != plan.rule.label
     return steps - {last} if again else steps
+
+
+def _due(results: Run, plan: Plan) -> list[int]:
+    """Return the steps that are to be measured, and are not yet."""
+    tasks = len(plan.stream)
+    steps = [step for step in range(1, tasks + 1) if plan.evaluation.due(step, tasks)]
+    if plan.evaluation.future:
+        steps.insert(0, 0)
+    measured = _measured(results, plan)
+    return [step for step in steps if step not in measured]
+
+
+def has_more(results: Run, plan: Plan) -> bool:
+    """Return whether a run has tasks to learn, or something to measure, before it is what the plan says."""
+    return results.tasks != plan.stream.names or bool(_due(results, plan))
+
+
+def check_examples(plan: Plan, learned: int, due: Sequence[int]) -> None:
+    """Raise `InputError` if examples are missing without which what is left cannot be learned or measured.
+
+    Parameters
+    ----------
+    learned
+        The number of tasks that the run has learned.
+    due
+        The steps that will be measured.
+    """
+    missing, new = plan.stream.missing, plan.stream.names[learned:]
+    for name in new:
+        if name in missing:
+            raise InputError(f"Task `{name}` is to be learned, but its examples are not here: {missing[name]}")
+    if new and missing and plan.method.keeps_all:
+        name, reason = next(iter(missing.items()))
+        raise InputError(
+            f"The method `{method_name(plan.method)}` trains on the examples of all tasks, but those of `{name}` are "
+            f"not here: {reason} Put them back, or begin a run with a method that needs no old examples."
+        )
+    for step in due:
+        check_search(plan.stream, step, plan.rule)
 
 
 def _unfinished(results: Run, plan: Plan, learned: int) -> Snapshot | None:
@@ -401,11 +443,16 @@ def settings_of(plan: Plan) -> dict[str, Any]:
     }
 
 
+def method_name(method: Method) -> str:
+    """Return the name of a method: that of its file."""
+    return type(method).__module__.rpartition(".")[2]
+
+
 def _of_method(method: Method) -> dict[str, Any]:
     """A method's name and settings; those of one that it wraps inside."""
     options = {field.name: getattr(method, field.name) for field in dataclasses.fields(method) if field.init}
     options = {name: _of_method(value) if isinstance(value, Method) else value for name, value in options.items()}
-    return {"name": type(method).__module__.rpartition(".")[2], **options}
+    return {"name": method_name(method), **options}
 
 
 def _plain(settings: Any) -> dict[str, Any]:
