@@ -122,9 +122,7 @@ def _take_out(results: Run, task: str, recipe: dict[str, Any]) -> None:
     results.recipe = recipe
 
 
-def _plan(
-    results: Run, recipe: dict[str, Any], stream: TaskStream | None, left: Sequence[str], *, kept: int
-) -> Plan:
+def _plan(results: Run, recipe: dict[str, Any], stream: TaskStream | None, left: Sequence[str], *, kept: int) -> Plan:
     """What is needed to learn all tasks that are `left` again but for the first `kept`, checked beforehand."""
     plan = Recipe.parse(recipe).plan(stream, run=results)
     check_same([results.load_task(name) for name in left], plan.stream)

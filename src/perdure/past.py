@@ -201,4 +201,3 @@ def not_measured(missing: Mapping[str, str]) -> str:
     shown = " ".join(reasons[:REASONS])
     more = f" (And {len(reasons) - REASONS} more like this.)" if len(reasons) > REASONS else ""
     return f"{several if len(missing) > 1 else single} {shown}{more}"
-

@@ -8,6 +8,7 @@ from typing import Any
 
 from perdure import files, lock, registry, run_files, task_folder
 from perdure.backbone import Backbone
+from perdure.data import BUILDERS
 from perdure.errors import PerdureError
 from perdure.recipe import Recipe
 from perdure.restore import check_fits
@@ -96,6 +97,11 @@ def _notes(run: Run) -> list[str]:
             notes.append(f"`{path}` is forgotten, and removed as soon as the run is written again.")
         else:
             notes.append(f"`{path}` counts for nothing: it was never finished.")
+    notes += [
+        f"`{path}` is not there: what was learned of it is whole, but cannot be measured again."
+        for path in _tables(recipe["stream"])
+        if not Path(path).exists()
+    ]
     for name, place in (recipe.get("traces") or {}).items():
         if name not in tasks and tasks[place:]:
             notes.append(
@@ -103,6 +109,15 @@ def _notes(run: Run) -> list[str]:
                 f"again without it: `perdure forget {run.folder} {name} --retrain-later`."
             )
     return notes
+
+
+def _tables(stream: Any) -> list[str]:
+    """Return the paths of a recipe's tables. A name without an ending or a root may as well be one on the hub."""
+    sources = [entry.get("data") for entry in stream if isinstance(entry, dict)] if isinstance(stream, list) else []
+    paths: list[str] = []
+    for source in sources:
+        paths += source.values() if isinstance(source, dict) else [str(source)]
+    return [path for path in paths if Path(path).suffix.lower() in BUILDERS or Path(path).is_absolute()]
 
 
 def _recipe(run: Run) -> str:
