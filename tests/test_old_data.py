@@ -3,6 +3,7 @@
 import functools
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -298,7 +299,7 @@ def test_learn_goes_on_after_a_kill_before_it_had_measured(home, monkeypatch):
 
     entry = {"data": table(home, "colour")}
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt), pytest.warns(PerdureWarning, match=GONE):
-        patch.setattr("perdure.run.measure", killed)
+        patch.setattr(sys.modules["perdure.run"], "measure", killed)
         learn_more(Path("run"), entry)
     run = Run("run")
     assert run.tasks == ["fruit", "colour"] and measured(run) == {(1, "fruit")}

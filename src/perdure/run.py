@@ -51,7 +51,8 @@ def run(
     """Learn a stream of tasks by a method, combine what was learned by a rule after each task, and measure it.
 
     A run that was stopped, or killed, goes on when it is called again with the same settings and `output`, and comes to
-    the same result, bit for bit (in the same environment). Ctrl-C and SIGTERM finish the step and save.
+    the same result, bit for bit (in the same environment). Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP finish the step
+    and save.
 
     Parameters
     ----------
