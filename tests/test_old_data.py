@@ -35,6 +35,7 @@ from perdure import (
     packages,
     past_tasks,
     registry,
+    run_files,
     verify,
 )
 from perdure.methods.isolated import Isolated
@@ -280,6 +281,18 @@ def test_nothing_of_it_can_be_measured(home):
     assert contents(Run("run")) == before
 
 
+def test_how_classes_were_answered_is_kept_of_what_is_not_measured_again(pico, tmp_path):
+    run = learned(tmp_path, pico("bert"), "fruit", "colour")
+    before = run_files.answers(run.folder)
+    (tmp_path / "fruit.csv").unlink()
+    with pytest.warns(PerdureWarning, match=GONE):
+        evaluate_run(run.folder)
+    assert run_files.answers(run.folder) == before and set(before["posterior"]) == {"fruit", "colour"}
+    with pytest.warns(PerdureWarning, match=GONE):
+        learn_more(run.folder, {"data": table(tmp_path, "size")})
+    assert set(run_files.answers(run.folder)["posterior"]) == {"colour", "size"}  # of another model those of before
+
+
 def test_run_has_nothing_left_to_do(two):
     before = contents(two)
     Recipe.read("run").run("run")
@@ -388,6 +401,29 @@ def test_no_average_over_fewer_tasks(two, capsys):
     terminal.matrices(found)
     assert any(line.split()[:2] == ["colour", "–"] for line in capsys.readouterr().out.splitlines())
     assert json.loads(FORMATS["json"](found))["runs"][0]["problems"] == run["problems"]
+
+
+def test_after_forget_nothing_is_measured_yet_until_it_is(pico, tmp_path, capsys):
+    """Whoever shows the run says the same, in one sentence."""
+    run = learned(tmp_path, pico("bert"), "fruit", "colour", "texture")
+
+    def said() -> list[str]:
+        found = summary.summarise([run.folder])
+        terminal.show(found)
+        out = " ".join(capsys.readouterr().out.split())
+        (problems,) = (shown["problems"] for shown in found["runs"])
+        for sentence in problems:
+            assert sentence in out and out.count("evaluate") == 1
+            assert sentence in FORMATS["html"](found) and json.dumps(sentence) in FORMATS["json"](found)
+        return problems
+
+    assert said() == []
+    forget(run.folder, "colour")
+    assert said() == [summary.NOTHING]
+    forget(run.folder, "fruit")
+    assert said() == [summary.NOTHING]
+    evaluate_run(run.folder)
+    assert said() == [] and measured(run) == {(1, "texture")}
 
 
 def test_seeds_of_which_one_was_not_measured(fruit, two, tmp_path):

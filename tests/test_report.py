@@ -503,7 +503,7 @@ def test_a_broken_file_is_named_on_the_page(tmp_path):
     (run / "scores.csv").unlink()
     page = html.unescape(to_html(summarise([run])))
     assert "What is missing" in page and f"`{run / 'combined.json'}`" in page
-    assert f"`{run / 'scores.csv'}` is missing: nothing was measured yet." in page
+    assert summary.NOTHING in page
 
 
 def test_a_run_that_is_not_finished(tmp_path):

@@ -150,6 +150,8 @@ def dependence(recipe: dict[str, Any]) -> str:
         isolates = False
     if not isolates:
         return "their adapters, heads and states (and examples, where a method keeps some)"
+    if recipe["training"].get("heads") == "shared":
+        return "their shared heads"
     return "their aligned heads" if recipe["training"].get("alignment") else ""
 
 

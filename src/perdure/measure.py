@@ -67,9 +67,9 @@ def measure(
         return
     started = time.perf_counter()
     seen = [task.name for task in learned]
-    give_heads(backbone, learned)
+    give_heads(backbone, learned, shared=results.shares_head)
     if evaluation.future:
-        _give_fresh_heads(backbone, stream.tasks[len(seen) :], results.recipe["seed"])
+        _give_fresh_heads(backbone, stream.tasks[len(seen) :], results)
     posterior = TaskPosterior({task.name: task.statistics for task in learned}) if learned else None
     # before the first task every head is untrained, and every task as likely as the others
     evaluator = Evaluator(backbone, stream, seen or stream.names, posterior)
@@ -83,7 +83,9 @@ def measure(
     seconds = round(time.perf_counter() - started, 3)
     if learned and own and seen == results.tasks:  # not that of an earlier step, when it is measured later
         results.save_combined(described(found) | {"label": rule.label, "candidates": candidates})
-        results.save_answers({"rule": rule.label, "answers": _counts(answers, evaluation.task_ids)})
+        before = run_files.answers(results.folder, rule=rule.label, step=len(learned))
+        counts = _counts(answers, evaluation.task_ids, before)
+        results.save_answers({"rule": rule.label, "step": len(learned), "answers": counts})
     # before the scores, with which alone it counts: so none is lost to a process that ends here
     results.event({"event": "evaluation", "step": len(learned), "seconds": seconds, **about})
     results.add_scores(
@@ -101,11 +103,15 @@ def measure(
     )
 
 
-def _counts(answers: Mapping[str, Answers], task_ids: Sequence[TaskId]) -> run_files.Answers:
-    """Count how each class was answered, by the way to know the task and by task."""
+def _counts(answers: Mapping[str, Answers], task_ids: Sequence[TaskId], before: run_files.Answers) -> run_files.Answers:
+    """Count how each class was answered, by the way to know the task and by task.
+
+    Tasks that are not measured now, for their examples are gone, keep what was counted `before` of the same model.
+    """
     counts = {}
     for task_id in task_ids:
-        counts[task_id] = {task: of_task.counts(task_id) for task, of_task in answers.items()}
+        new = {task: of_task.counts(task_id) for task, of_task in answers.items()}
+        counts[task_id] = before.get(task_id, {}) | new
     return counts
 
 
@@ -133,9 +139,13 @@ def described(rule: Rule) -> dict[str, Any]:
     return {"label": rule.label, **dataclasses.asdict(rule), "candidates": []}
 
 
-def _give_fresh_heads(backbone: Backbone, tasks: Sequence[Task], seed: int) -> None:
-    """Untrained heads for tasks to come, the same whenever they are measured."""
+def _give_fresh_heads(backbone: Backbone, tasks: Sequence[Task], results: Run) -> None:
+    """Untrained heads for tasks to come, the same whenever they are measured; or the one that all tasks share."""
+    seed, shared = results.recipe["seed"], results.shares_head
     with torch.random.fork_rng(devices=[]):
         for task in tasks:
+            if shared and backbone.head_names:
+                backbone.share_head(task.name)
+                continue
             torch.manual_seed(derived(seed, task.name, "head"))
             backbone.add_head(task.name, len(task.classes))

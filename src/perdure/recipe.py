@@ -1,6 +1,7 @@
 """Recipes: YAML ⇄ objects, validated against the signatures of what they name."""
 
 import copy
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from perdure import files, registry
 from perdure.backbone import Backbone
 from perdure.data import read_tasks
-from perdure.errors import InputError
+from perdure.errors import InputError, PerdureWarning
 from perdure.measure import Evaluation
 from perdure.merge import Rule, Since, Space
 from perdure.method import Method
@@ -25,6 +26,9 @@ from perdure.search import Search
 from perdure.settings import Section, checked, named, put, sentence, validate
 from perdure.stream import Scenario, Task, TaskStream
 from perdure.training import Training
+
+SAME = 3
+"""So many tasks with the same classes are no coincidence: two may well both answer yes or no."""
 
 
 class Recipe(BaseModel):
@@ -159,6 +163,8 @@ class Recipe(BaseModel):
         stream, backbone = stream or self.make_stream(run), backbone or self.make_backbone()
         plan = Plan(stream, backbone, method, rule, training, evaluation, self.seed)
         check(plan)
+        if self.scenario is None and isinstance(self.stream, list):
+            _hint_at_domains(stream, len(run.tasks) if run else 0)
         return plan
 
     def run(self, output: str | Path, *, change: bool = False, quiet: bool = True) -> Run:
@@ -213,6 +219,18 @@ def _with_names(resolved: dict[str, Any], section: Section) -> dict[str, Any]:
     name, options = named(section, "method")
     inner = {"method": _with_names(resolved["method"], options["method"])} if "method" in resolved else {}
     return {**resolved, **inner, "name": name}
+
+
+def _hint_at_domains(stream: TaskStream, learned: int) -> None:
+    """Say that tasks of the same classes have a scenario of their own; once, when there are enough to tell."""
+    classes = {frozenset(task.classes) for task in stream}
+    if len(classes) == 1 and len(stream) >= SAME > learned:
+        warnings.warn(
+            f"All {len(stream)} tasks have the same classes. A run that begins with `scenario: domain` takes them as "
+            "such, and with `training: {heads: shared}` has one head for all, which is the usual baseline.",
+            PerdureWarning,
+            stacklevel=3,
+        )
 
 
 def _check_together(method: Method, rule: Rule, training: Training) -> None:

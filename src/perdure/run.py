@@ -163,7 +163,7 @@ def go_on(results: Run, plan: Plan, settings: Mapping[str, Any] | None = None, *
             warnings.warn(not_measured(plan.stream.missing), PerdureWarning, stacklevel=2)
         for step in range(len(plan.stream) + 1):
             if step > len(learned):
-                give_heads(plan.backbone, learned)
+                give_heads(plan.backbone, learned, shared=plan.training.shares_head)
                 learned.append(_learn_task(results, learned, plan, resume=resume, quiet=quiet, stop=stop))
                 resume = None
             if step in due and processes.first():
@@ -282,6 +282,7 @@ def check(plan: Plan) -> None:
         They do not.
     """
     check_alignment(plan.training, plan.rule)
+    check_heads(plan)
     check_length(plan.stream, plan.rule)
 
 
@@ -314,6 +315,28 @@ def check_alignment(training: Training, rule: Rule) -> None:
     """
     if training.alignment and (rule.searches or rule.tried().routed):
         raise InputError(f"`alignment` needs one model with a fixed scale, but the rule is `{rule.label}`.")
+
+
+def check_heads(plan: Plan) -> None:
+    """Raise `InputError` if tasks are to share a head, and cannot."""
+    if not plan.training.shares_head:
+        return
+    if plan.stream.scenario != "domain":
+        raise InputError(
+            f"`training.heads: shared` is for `scenario: domain`, where all tasks have the same classes; the scenario "
+            f"is `{plan.stream.scenario}`."
+        )
+    first = plan.stream[0]
+    for task in plan.stream:
+        if task.classes != first.classes:
+            raise InputError(
+                f"With `training.heads: shared` all tasks need their classes in the same order: `{first.name}` has "
+                f"{list(first.classes)}, `{task.name}` {list(task.classes)}."
+            )
+    if not plan.method.trains:
+        raise InputError(f"`training.heads: shared`: the method `{method_name(plan.method)}` computes a head per task.")
+    if plan.training.alignment:
+        raise InputError("`alignment` aligns the heads of tasks with each other: with `heads: shared` there is one.")
 
 
 def check_length(stream: TaskStream, rule: Rule) -> None:
@@ -367,10 +390,11 @@ def _learn_task(
     if plan.training.alignment:
         gaussians = _align(backbone, earlier, task, adapter, plan)
     after = {name: backbone.head_state(name) for name in backbone.head_names}
+    owners = [task.name] if plan.training.shares_head else seen.names
     learned = Learned(
         classes=task.classes,
         adapter=adapter,
-        heads={name: after[name] for name in seen.names if name not in before or not same(after[name], before[name])},
+        heads={name: after[name] for name in owners if name not in before or not same(after[name], before[name])},
         statistics=Statistics.of(describe(backbone, rows), torch.tensor(rows.labels), len(task.classes)),
         state=dict(method.state),
         digests=task.digests(),
@@ -403,8 +427,8 @@ def _trained(plan: Plan, seen: TaskStream) -> int:
     """How many parameters were trained: a module's frozen half is none of them, nor a head that is computed."""
     own = set(map(id, plan.method.parameters(plan.backbone)))  # heads may be among them
     names = {name for name, _ in plan.method.examples(seen.tasks)}
-    heads = [p for name in names for p in plan.backbone.head(name).parameters() if id(p) not in own]
-    return plan.method.trained(plan.backbone) + sum(p.numel() for p in heads)
+    heads = {id(p): p for name in names for p in plan.backbone.head(name).parameters() if id(p) not in own}
+    return plan.method.trained(plan.backbone) + sum(p.numel() for p in heads.values())
 
 
 def _align(backbone: Backbone, earlier: Sequence[Learned], task: Task, adapter: Adapter, plan: Plan) -> Gaussians:
@@ -428,6 +452,9 @@ def settings_of(plan: Plan) -> dict[str, Any]:
     """All settings of a run but its stream, as a recipe states them."""
     backbone, method, rule = plan.backbone, plan.method, plan.rule
     searched = {"search": _plain(rule.search)} if rule.searches else {}
+    training = _plain(plan.training)
+    if not plan.training.shares_head:
+        del training["heads"]  # folders from before there was a choice lack it, and are the same
     return {
         "backbone": {
             "model": backbone.source,
@@ -438,7 +465,7 @@ def settings_of(plan: Plan) -> dict[str, Any]:
         },
         "method": _of_method(method),
         "rule": {"name": rule.name, "space": rule.space, "since": rule.since, **searched, **rule.options},
-        "training": _plain(plan.training),
+        "training": training,
         "evaluation": _plain(plan.evaluation),
         "seed": plan.seed,
     }

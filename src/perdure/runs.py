@@ -193,6 +193,8 @@ def _check_unchanged(
         if given not in (None, used):
             raise InputError(f"The run began with `{option} {used}`; it cannot go on with `{given}`.")
     for setting in settings:
+        if setting.startswith("training.heads"):
+            raise InputError(f"`--set {setting}`: the heads of a run that has begun stay as they are.")
         if not setting.startswith(("training.", "evaluation.")):
             raise InputError(f"`--set {setting}`: of a run that has begun only `training` and `evaluation` can change.")
 

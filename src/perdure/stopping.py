@@ -78,7 +78,7 @@ def stopping(hint: str) -> Iterator[Stopping]:
             signal.signal(number, handler)
 
 
-def _caught() -> list[int]:
+def _caught() -> list[signal.Signals]:
     """Return the signals that ask the run to stop; Windows lacks some of them."""
     numbers = [signal.SIGINT, signal.SIGTERM]
     for name in IF_FATAL:

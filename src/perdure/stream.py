@@ -185,8 +185,12 @@ class TaskWithoutData(Task):
         return f"TaskWithoutData({self.name!r}, missing={self.missing!r})"
 
     # the comparison that `Task` has would ask for examples
-    __eq__ = object.__eq__
-    __hash__ = object.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __hash__(self) -> int:
+        return id(self)
 
     def has_digests(self, digests: Mapping[str, str]) -> bool:
         return digests == self.digests()

@@ -23,6 +23,7 @@ METRICS = {
     "forward_transfer": "Forward transfer",
 }
 TASK_IDS = {"given": "task given", "posterior": "task posterior", "concatenated": "heads concatenated"}
+NOTHING = "Nothing is measured yet of the tasks as they are now. `perdure evaluate` does it."
 POINTS = 100  # of a loss curve, at most
 ALL_POINTS = 8000  # of all of them, about
 
@@ -138,15 +139,22 @@ def _result(files: Files, rule: str, task_id: str, metric: str) -> dict[str, Any
 
 
 def _not_measured(files: Files, results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Say which tasks have no score after the last one, where others have one: what is averaged needs all."""
+    """Say what was not measured after the last task: an average over the tasks needs all of them."""
+    rule = files.combined.get("label")
+    if files.running or (results and rule is None):  # it is not known yet, or no longer, what would be due
+        return []
+    if not files.tasks:
+        return ["No task is learned yet, so nothing is measured."]
     measured = set[str]()
     for result in results:
-        if result["rule"] == files.combined.get("label"):
+        if result["rule"] == rule:
             last = zip(result["tasks"], result["matrix"][-1], strict=True)
             measured |= {name for name, value in last if value is not None}
     missing = [f"`{task['name']}`" for task in files.tasks if task["name"] not in measured]
-    if not measured or not missing:
+    if not missing:
         return []
+    if not measured:
+        return [NOTHING]
     verb = "was" if len(missing) == 1 else "were"
     return [
         f"After the last task {_few(missing)} {verb} not measured, so averages over all {len(files.tasks)} tasks are "

@@ -28,7 +28,7 @@ def show(summary: Mapping[str, Any], console: Console | None = None) -> None:
     results = table(summary)
     symbols = {metric["title"]: metric["symbol"] for metric in summary["metrics"].values()}
     if not symbols:
-        return say(console, "Nothing is measured. `perdure evaluate` does it.")
+        return
     first = 0 if len(summary["runs"]) > 1 else 1  # which run is clear if there is one
     drawn = Table(**STYLE)
     shown = results.texts + len(symbols)  # a line of 80 characters has no room for more
