@@ -106,7 +106,7 @@ def test_every_method_that_keeps_no_data_learns_the_same_without_it(name, pico, 
     with pytest.warns(PerdureWarning, match=f"Task `fruit` {GONE}. There is no file `.*fruit.csv`"):
         learn_more(run.folder, colour)
     assert run.tasks == ["fruit", "colour"] and measured(run) == {(1, "fruit"), (2, "colour")}
-    assert differing(run, with_data) == ["scores.csv"]
+    assert differing(run, with_data) == ["answers.json", "scores.csv"]
     assert [row for row in with_data.scores() if (row["step"], row["task"]) != (2, "fruit")] == run.scores()
     assert verify(run.folder).faults == []
 

@@ -23,7 +23,7 @@ from perdure.report.html import to_html
 from perdure.report.latex import to_latex
 from perdure.report.markdown import percent, to_markdown
 from perdure.report.series import COLOURS, Looks
-from perdure.report.summary import summarise
+from perdure.report.summary import NOTHING, summarise
 
 COLUMNS = ("step", "task", "scenario", "task_id", "rule", "metric", "value")
 R = [[0.9, None], [0.5, 0.7]]
@@ -476,7 +476,6 @@ def test_a_folder_that_is_no_run(tmp_path):
         ("answers.json", '{"answers": {"given": {"a": {"yes": {"yes": -1}}}}}'),
         ("answers.json", '{"answers": {"given": [1]}}'),
         ("answers.json", "[]"),
-        ("scores.csv", None),
         ("scores.csv", ""),
         ("scores.csv", "step,task\n1,a\n"),
         ("scores.csv", ",".join(COLUMNS) + "\n1,a,class,posterior,sum,accuracy,high\n"),
@@ -490,7 +489,7 @@ def test_a_folder_that_is_no_run(tmp_path):
 )
 def test_a_broken_file_is_named(tmp_path, file, text):
     run = make_run(tmp_path / "run", rows(R, "ab"))
-    (run / file).unlink() if text is None else (run / file).write_text(text)
+    (run / file).write_text(text)
     summary = summarise([run, make_run(tmp_path / "other", rows(R, "ab"))])
     (problem, *_) = summary["runs"][0]["problems"]
     assert f"`{run / file}`" in problem and summary["runs"][1]["problems"] == []
@@ -503,7 +502,7 @@ def test_a_broken_file_is_named_on_the_page(tmp_path):
     (run / "scores.csv").unlink()
     page = html.unescape(to_html(summarise([run])))
     assert "What is missing" in page and f"`{run / 'combined.json'}`" in page
-    assert summary.NOTHING in page
+    assert NOTHING in page
 
 
 def test_a_run_that_is_not_finished(tmp_path):
