@@ -158,6 +158,7 @@ def test_no_block_escapes(page, tmp_path, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
 @pytest.mark.filterwarnings("ignore:.*cannot be measured now:perdure.PerdureWarning")
+@pytest.mark.filterwarnings("ignore:All 3 tasks have the same classes:perdure.PerdureWarning")
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name in RUN], ids=lambda page: page.name)
 def test_what_a_page_says(page, request, tmp_path, monkeypatch):
     if page.read_text(encoding="utf-8").startswith("<!-- needs: text -->"):
