@@ -243,6 +243,13 @@ def test_a_search_needs_them(pico, tmp_path):
     with pytest.raises(RunError, match="no examples are here. There is no file"):
         evaluate_run(run.folder)
     assert contents(run) == before
+    shutil.copytree(run.folder, tmp_path / "other")
+    with pytest.warns(PerdureWarning, match=GONE):
+        other = Recipe.read(tmp_path / "other", ["rule=task_arithmetic"]).run(tmp_path / "other")
+    assert other.combined()["candidates"] == [] and other.recipe["rule"].get("scale") != "search"
+    with pytest.warns(PerdureWarning, match=GONE):
+        learn_more(other.folder, {"data": table(tmp_path, "colour")})
+    assert measured(other) == {(1, "fruit"), (2, "colour")}
     later = learn_more(run.folder, {"data": table(tmp_path, "colour")}, settings=["evaluation.steps=none"])
     assert later.tasks == ["fruit", "colour"]
     with pytest.raises(InputError, match=wanted):

@@ -10,7 +10,7 @@ import torch
 
 from perdure import run_files
 from perdure.backbone import Backbone
-from perdure.errors import InputError
+from perdure.errors import InputError, RunError
 from perdure.evaluate import TASK_IDS, Answers, Evaluator, TaskId
 from perdure.merge import Combined, Rule, combine
 from perdure.restore import give_heads
@@ -63,10 +63,13 @@ def measure(
     `own` says whether the rule is the run's own: the one that `predict` and `export` will take.
     """
     due = measurable(stream, len(learned), evaluation)
+    seen = [task.name for task in learned]
+    last = bool(learned) and own and seen == results.tasks  # not an earlier step, when it is measured later
     if not due:
+        if last:  # the run's rule may have changed, and is used all the same
+            results.save_combined(described(rule))
         return
     started = time.perf_counter()
-    seen = [task.name for task in learned]
     give_heads(backbone, learned, shared=results.shares_head)
     if evaluation.future:
         _give_fresh_heads(backbone, stream.tasks[len(seen) :], results)
@@ -81,10 +84,9 @@ def measure(
     unknown = "class" if stream.scenario == "task" else stream.scenario
     about = {"rule": rule.label, "options": dict(found.options), "candidates": candidates}
     seconds = round(time.perf_counter() - started, 3)
-    if learned and own and seen == results.tasks:  # not that of an earlier step, when it is measured later
+    if last:
         results.save_combined(described(found) | {"label": rule.label, "candidates": candidates})
-        before = run_files.answers(results.folder, rule=rule.label, step=len(learned))
-        counts = _counts(answers, evaluation.task_ids, before)
+        counts = _counts(answers, evaluation.task_ids, _answers_before(results, rule, len(learned)))
         results.save_answers({"rule": rule.label, "step": len(learned), "answers": counts})
     # before the scores, with which alone it counts: so none is lost to a process that ends here
     results.event({"event": "evaluation", "step": len(learned), "seconds": seconds, **about})
@@ -115,6 +117,14 @@ def _counts(answers: Mapping[str, Answers], task_ids: Sequence[TaskId], before: 
     return counts
 
 
+def _answers_before(results: Run, rule: Rule, step: int) -> run_files.Answers:
+    """Return how classes were answered when the same model was measured before."""
+    try:
+        return run_files.answers(results.folder, rule=rule.label, step=step)
+    except RunError:  # what is damaged there is derived, and replaced
+        return {}
+
+
 def measurable(stream: TaskStream, step: int, evaluation: Evaluation) -> list[str]:
     """Return the names of the tasks that are measured after `step` tasks: those whose examples are here."""
     tasks = stream.tasks if evaluation.future else stream.tasks[:step]
@@ -129,8 +139,8 @@ def check_search(stream: TaskStream, step: int, rule: Rule) -> None:
     name, reason = next(iter(missing.items()))
     raise InputError(
         f"The rule `{rule.label}` searches its scale on the validation examples of all tasks, but those of "
-        f"`{name}` are not here: {reason} Put them back, or take a rule that needs no examples, such as "
-        "`task_arithmetic` with `scale: 1/n`."
+        f"`{name}` are not here: {reason} Put them back, or take a rule that needs none: `perdure run RUN --set "
+        "rule=task_arithmetic` changes the run's."
     )
 
 

@@ -18,7 +18,7 @@ from perdure.stream import Task, TaskWithoutData
 
 UNREADABLE = (DataError, FetchError, OSError)
 """What reading raises where examples are gone. A wrong setting is another error, and is never passed over."""
-REASONS = 3  # of many old tables the first few say enough
+NAMES, REASONS = 8, 3  # of many old tables the first few say enough
 
 
 @dataclass(frozen=True)
@@ -194,10 +194,14 @@ def not_measured(missing: Mapping[str, str]) -> str:
     """
     if not missing:
         return ""
-    names = ", ".join(f"`{name}`" for name in missing)
-    several = f"Tasks {names} cannot be measured now, but are used as they were learned."
-    single = f"Task {names} cannot be measured now, but is used as it was learned."
+    names = [f"`{name}`" for name in missing]
+    shown = ", ".join(names[:NAMES])
+    if len(names) > NAMES:
+        shown = f"{shown} and {len(names) - NAMES} more"
+    if len(names) > 1:
+        said = f"Tasks {shown} cannot be measured now, but are used as they were learned."
+    else:
+        said = f"Task {shown} cannot be measured now, but is used as it was learned."
     reasons = list(dict.fromkeys(missing.values()))
-    shown = " ".join(reasons[:REASONS])
-    more = f" (And {len(reasons) - REASONS} more like this.)" if len(reasons) > REASONS else ""
-    return f"{several if len(missing) > 1 else single} {shown}{more}"
+    more = " …" if len(reasons) > REASONS else ""
+    return f"{said} {' '.join(reasons[:REASONS])}{more}"

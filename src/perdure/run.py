@@ -56,6 +56,8 @@ def run(
 
     Parameters
     ----------
+    stream
+        The tasks. Those that the run in `output` has learned may be there without their examples (`past_tasks`).
     rule
         By default the method's usual one.
     output
