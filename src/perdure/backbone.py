@@ -136,7 +136,7 @@ class Backbone(nn.Module):
 
     def share_head(self, task: str) -> None:
         """Give a task the head that is there: the same module, which all its tasks train."""
-        self.heads[f"task_{task}"] = next(reversed(self.heads.values()))
+        self.heads[f"task_{task}"] = self.head(self.head_names[-1])
 
     def head(self, task: str) -> nn.Linear:
         """The head of a task, linear in the feature or in random features: `width` → its classes."""

@@ -8,10 +8,11 @@ from typing import Any
 from perdure import processes
 from perdure.errors import InputError, PerdureError, UnknownName
 from perdure.past import only_task
+from perdure.plan import Plan, check_examples
 from perdure.recipe import Recipe
 from perdure.restore import check_same
 from perdure.results import Run
-from perdure.run import Plan, check_examples, go_on, made_in_python
+from perdure.run import go_on, made_in_python
 from perdure.run_files import forgotten
 from perdure.stream import TaskStream
 

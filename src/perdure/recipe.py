@@ -19,8 +19,9 @@ from perdure.measure import Evaluation
 from perdure.merge import Rule, Since, Space
 from perdure.method import Method
 from perdure.past import UNREADABLE, Past, Unreadable, as_entry, past_of
+from perdure.plan import Plan, check, check_alignment
 from perdure.results import Run
-from perdure.run import Plan, begin, check, check_alignment, go_on, settings_of
+from perdure.run import begin, go_on, settings_of
 from perdure.run_files import is_run
 from perdure.search import Search
 from perdure.settings import Section, checked, named, put, sentence, validate

@@ -5,13 +5,13 @@ import dataclasses
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from perdure import files, processes, registry, run_files
+from perdure import files, processes, run_files
 from perdure.adapters import Adapter, same
 from perdure.alignment import Gaussians, align
 from perdure.backbone import Backbone
@@ -20,13 +20,13 @@ from perdure.environment import environment
 from perdure.errors import InputError, PerdureWarning, RunError
 from perdure.evaluate import features
 from perdure.learn import learn
-from perdure.measure import Evaluation, check_search, described, measurable, measure
+from perdure.measure import Evaluation, described, measurable, measure
 from perdure.merge import Rule, combine
 from perdure.method import Method
 from perdure.past import not_measured
+from perdure.plan import Plan, check, check_examples, method_name
 from perdure.restore import give_heads, restore
 from perdure.results import UNFINISHED, Run
-from perdure.rule import nature_of
 from perdure.snapshot import Snapshot
 from perdure.statistics import Statistics
 from perdure.stopping import Stopping, stopping
@@ -86,19 +86,6 @@ def run(
     }
     settings = files.plain(settings)
     return go_on(begin(output, settings), plan, settings, quiet=quiet)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """All that a run needs: what is learned, by what, and how."""
-
-    stream: TaskStream
-    backbone: Backbone
-    method: Method
-    rule: Rule
-    training: Training
-    evaluation: Evaluation
-    seed: int
 
 
 def begin(output: str | Path, settings: dict[str, Any], *, change: bool = False) -> Run:
@@ -210,30 +197,6 @@ def has_more(results: Run, plan: Plan) -> bool:
     return results.tasks != plan.stream.names or bool(_due(results, plan))
 
 
-def check_examples(plan: Plan, learned: int, due: Sequence[int]) -> None:
-    """Raise `InputError` if examples are missing without which what is left cannot be learned or measured.
-
-    Parameters
-    ----------
-    learned
-        The number of tasks that the run has learned.
-    due
-        The steps that will be measured.
-    """
-    missing, new = plan.stream.missing, plan.stream.names[learned:]
-    for name in new:
-        if name in missing:
-            raise InputError(f"Task `{name}` is to be learned, but its examples are not here: {missing[name]}")
-    if new and missing and plan.method.keeps_all:
-        name, reason = next(iter(missing.items()))
-        raise InputError(
-            f"The method `{method_name(plan.method)}` trains on the examples of all tasks, but those of `{name}` are "
-            f"not here: {reason} Put them back, or begin a run with a method that needs no old examples."
-        )
-    for step in due:
-        check_search(plan.stream, step, plan.rule)
-
-
 def _unfinished(results: Run, plan: Plan, learned: int) -> Snapshot | None:
     """The state inside the next task, if it was begun with the same settings and examples."""
     snapshot = results.load_unfinished()
@@ -275,19 +238,6 @@ def _settle(results: Run, resume: Snapshot | None) -> None:
             results.drop_unfinished()
 
 
-def check(plan: Plan) -> None:
-    """Whether the parts of a run go together.
-
-    Raises
-    ------
-    InputError
-        They do not.
-    """
-    check_alignment(plan.training, plan.rule)
-    check_heads(plan)
-    check_length(plan.stream, plan.rule)
-
-
 def _check_texts(plan: Plan, learned: int) -> None:
     """Tokenize the texts of the tasks to come, so that one that cannot be read is named before anything is trained.
 
@@ -305,53 +255,6 @@ def _check_texts(plan: Plan, learned: int) -> None:
     for task in plan.stream.tasks[learned:]:
         for split in SPLITS:
             plan.backbone.encode(task.rows(split))
-
-
-def check_alignment(training: Training, rule: Rule) -> None:
-    """Whether heads can be aligned with a rule.
-
-    Raises
-    ------
-    InputError
-        The rule gives no single model, or its scale is found only afterwards.
-    """
-    if training.alignment and (rule.searches or rule.tried().routed):
-        raise InputError(f"`alignment` needs one model with a fixed scale, but the rule is `{rule.label}`.")
-
-
-def check_heads(plan: Plan) -> None:
-    """Raise `InputError` if tasks are to share a head, and cannot."""
-    if not plan.training.shares_head:
-        return
-    if plan.stream.scenario != "domain":
-        raise InputError(
-            f"`training.heads: shared` is for `scenario: domain`, where all tasks have the same classes; the scenario "
-            f"is `{plan.stream.scenario}`."
-        )
-    first = plan.stream[0]
-    for task in plan.stream:
-        if task.classes != first.classes:
-            raise InputError(
-                f"With `training.heads: shared` all tasks need their classes in the same order: `{first.name}` has "
-                f"{list(first.classes)}, `{task.name}` {list(task.classes)}."
-            )
-    if not plan.method.trains:
-        raise InputError(f"`training.heads: shared`: the method `{method_name(plan.method)}` computes a head per task.")
-    if plan.training.alignment:
-        raise InputError("`alignment` aligns the heads of tasks with each other: with `heads: shared` there is one.")
-
-
-def check_length(stream: TaskStream, rule: Rule) -> None:
-    """Whether a rule can combine so many tasks.
-
-    Raises
-    ------
-    InputError
-        It cannot.
-    """
-    nature = nature_of(registry.find("rule", rule.name))
-    if nature and nature.most and len(stream) > nature.most:
-        raise InputError(f"The rule `{rule.name}` combines at most {nature.most} tasks; the stream has {len(stream)}.")
 
 
 def _learn_task(
@@ -471,11 +374,6 @@ def settings_of(plan: Plan) -> dict[str, Any]:
         "evaluation": _plain(plan.evaluation),
         "seed": plan.seed,
     }
-
-
-def method_name(method: Method) -> str:
-    """Return the name of a method: that of its file."""
-    return type(method).__module__.rpartition(".")[2]
 
 
 def _of_method(method: Method) -> dict[str, Any]:
