@@ -9,12 +9,12 @@ from typing import Any
 
 from perdure import files, lock, registry, run_files, task_folder
 from perdure.backbone import Backbone
-from perdure.data import BUILDERS
 from perdure.errors import PerdureError
 from perdure.recipe import Recipe
 from perdure.restore import check_fits
 from perdure.results import UNFINISHED, Run
 from perdure.run_files import is_there
+from perdure.tables import ENDINGS
 from perdure.task_folder import Learned
 from perdure.tensor_file import is_finite
 
@@ -119,7 +119,7 @@ def _tables(stream: Any) -> list[str]:
         source = entry.get("data") if isinstance(entry, dict) else None
         paths += source.values() if isinstance(source, dict) else [source]
     texts = [path for path in paths if isinstance(path, str)]
-    return [path for path in texts if Path(path).suffix.lower() in BUILDERS or Path(path).is_absolute()]
+    return [path for path in texts if Path(path).suffix.lower() in ENDINGS or Path(path).is_absolute()]
 
 
 def _recipe(run: Run) -> str:
