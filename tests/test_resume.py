@@ -19,6 +19,7 @@ from perdure.changes import check_changes, differences
 from perdure.methods.isolated import Isolated
 from perdure.recipe import own_stream
 from perdure.runs import evaluate_run, learn_more
+from perdure.stopping import stopping
 from perdure.verify import verify
 
 NAMES = ("fruit", "colour")
@@ -76,7 +77,7 @@ def test_a_finished_run_says_so(by, finished, values, tmp_path, perdure):  # noq
     (tmp_path / "it.yaml").write_text(yaml.safe_dump(values))
     given = [finished.folder] if by == "folder" else [tmp_path / "it.yaml", "-o", finished.folder]
     status, out, err = perdure("run", *given)
-    assert (status, err) == (0, "") and out.endswith("Nothing was left to do: all tasks are learned and measured.\n")
+    assert (status, err) == (0, "") and out.endswith("Nothing was left to do.\n")
     assert contents(finished) == before
 
 
@@ -124,7 +125,7 @@ def test_a_search_that_was_stopped(home, pico, tmp_path, monkeypatch, perdure): 
     assert verify(tmp_path / "r").faults == []
     assert perdure("verify", tmp_path / "r")[0] == 0
     assert perdure("report", tmp_path / "r")[0] == 0
-    assert f"go on with `perdure run {tmp_path / 'r'}`" in (tmp_path / "r" / "report.html").read_text(encoding="utf-8")
+    assert "Nothing is measured yet" in (tmp_path / "r" / "report.html").read_text(encoding="utf-8")
     assert differing(make(tmp_path, "r", values), make(tmp_path, "whole", values)) == []
 
 
@@ -361,7 +362,10 @@ def lines(path: Path) -> int:
     return len(path.read_text().splitlines()) if path.exists() else 0
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138), (signal.SIGHUP, 129)],
+)
 def test_a_signal_finishes_the_step_and_says_how_to_go_on(number, status, values, tmp_path):
     process = begin(values, tmp_path)
     until(process, lambda: lines(tmp_path / "r" / "events.jsonl") > 3)
@@ -394,3 +398,26 @@ def test_a_second_signal_stops_at_once(toy, bert, tmp_path, monkeypatch):
         run(toy, bert, Isolated(rank=2), output=tmp_path / "r", training=Training(batch_size=8))
     assert Run(tmp_path / "r").begun() is None and len(Run(tmp_path / "r").events()) == 3
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1"])
+def test_a_signal_that_would_not_end_the_process_is_left_alone(name, monkeypatch):
+    """`nohup` has SIGHUP ignored; a program may have a handler of its own; Windows has none of these signals."""
+    number, came = getattr(signal, name), []
+    before = signal.getsignal(number)
+    try:
+        for handler in (signal.SIG_IGN, lambda *arguments: came.append(number)):
+            signal.signal(number, handler)
+            with stopping("") as stop, stop.later():
+                os.kill(os.getpid(), number)
+            assert not stop.asked and signal.getsignal(number) is handler
+        assert came == [number]
+        signal.signal(number, signal.SIG_DFL)
+        with pytest.raises(Stopped) as stopped, stopping("") as stop, stop.later():
+            os.kill(os.getpid(), number)
+        assert stopped.value.signal == number and signal.getsignal(number) is signal.SIG_DFL
+    finally:
+        signal.signal(number, before)
+    monkeypatch.delattr(signal, name)
+    with stopping(""):
+        pass

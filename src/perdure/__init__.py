@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from perdure.method import Method, PeftMethod
     from perdure.mixture import Mixture
     from perdure.model import Model, Prediction
+    from perdure.past import past_tasks
     from perdure.recipe import Recipe
     from perdure.registry import find, names
     from perdure.results import Run
@@ -96,6 +97,7 @@ __all__ = [
     "learn_more",
     "merge_checkpoint",
     "names",
+    "past_tasks",
     "read_tasks",
     "run",
     "task_vectors",
@@ -133,6 +135,7 @@ _HOMES = {
     "mixture": ["Mixture"],
     "method": ["Method", "PeftMethod"],
     "model": ["Model", "Prediction"],
+    "past": ["past_tasks"],
     "recipe": ["Recipe"],
     "registry": ["find", "names"],
     "results": ["Run"],

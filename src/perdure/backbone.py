@@ -166,6 +166,10 @@ class Backbone(nn.Module):
         """Add a head with these parameters (or put it in the place of another), as `head_state` gives them."""
         self.heads[f"task_{task}"] = heads.made(state, self.width).to(self.device)
 
+    def share_head(self, task: str) -> None:
+        """Give a task the head that is there: the same module, which all its tasks train."""
+        self.heads[f"task_{task}"] = self.head(self.head_names[-1])
+
     def head(self, task: str) -> nn.Linear:
         """The head of a task, linear in the feature or in random features: `width` → its classes."""
         head = self.heads[f"task_{task}"]

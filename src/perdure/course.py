@@ -161,8 +161,9 @@ def _check_state(values: dict[str, Any], parameter: Tensor) -> None:
 
 def _trainable(backbone: Backbone, method: Method, training: Training, rows: Encoded | None) -> list[dict[str, Any]]:
     """What is trained, and nothing else: the method's parameters, and the heads of the tasks that have examples."""
-    heads = [p for task in (rows.task_names() if rows else ()) for p in backbone.head(task).parameters()]
-    of_heads = set(map(id, heads))
+    every = [p for task in (rows.task_names() if rows else ()) for p in backbone.head(task).parameters()]
+    of_heads = {id(p): p for p in every}  # tasks may share one
+    heads = list(of_heads.values())
     own = [p for p in method.parameters(backbone) if id(p) not in of_heads]  # it may train other heads besides
     backbone.requires_grad_(False)
     for parameter in [*own, *heads]:

@@ -46,6 +46,8 @@ READING = {
     "answers given with confidence p, a share p is right.",
 }
 PARTS = tuple(READING)
+OF_EXAMPLES = ("cka", "probe", "posterior")
+"""The parts that read examples of the tasks, and need those of one task at least."""
 
 
 class _LeftOut(Exception):
@@ -89,8 +91,8 @@ def diagnose(
     Raises
     ------
     RunError
-        The tasks or their examples are not those that the run learned, it has learned none, or one was forgotten
-        meanwhile: then nothing is written.
+        The tasks are not those that the run learned, or it has learned none. Or one was forgotten meanwhile: then
+        nothing is written.
     InputError
         There is no such part, or `examples` is less than 4.
     OutputError
@@ -119,12 +121,22 @@ def diagnose(
     }
     for name in [name for name in PARTS if name in (only or PARTS)]:
         try:
-            found["parts"][name] = {"reading": READING[name], **COMPUTED[name](subject)}
+            found["parts"][name] = {"reading": _reading(name, subject), **COMPUTED[name](subject)}
         except _LeftOut as reason:
             found["left_out"][name] = str(reason)
     text = json.dumps(_with_earlier(subject.run.folder, found), allow_nan=False)
     files.write(subject.run.folder / FILE, text + "\n", check=sources.check)
     return found
+
+
+def _reading(name: str, subject: Subject) -> str:
+    """How a part is read, and which tasks are not in it because their examples are gone."""
+    missing = subject.stream.missing
+    if name not in OF_EXAMPLES or not missing:
+        return READING[name]
+    if not subject.present:
+        raise _LeftOut(f"It reads examples, and none are here. {next(iter(missing.values()))}")
+    return f"{READING[name]} Without examples of {', '.join(missing)}, which are not here."
 
 
 def _with_earlier(folder: Path, found: dict[str, Any]) -> dict[str, Any]:
@@ -236,6 +248,7 @@ def _probe(subject: Subject) -> dict[str, Any]:
     train, test = subject.encoded("train"), subject.encoded("test")
     labels, answers = torch.cat(subject.labels(train)), subject.labels(test)
     rows: list[list[float]] = []
+    present = [subject.tasks.index(name) for name in subject.present]
     for step in range(len(subject.learned) + 1):
         if rows and subject.frozen:  # the same features at every step
             rows.append(rows[0])
@@ -244,9 +257,10 @@ def _probe(subject: Subject) -> dict[str, Any]:
         probe = diagnostics.Probe.fitted(known, labels, len(subject.stream.classes))
         found = [probe.predict(each) for each in subject.tested(step)]
         rows.append([(a == b).double().mean().item() for a, b in zip(found, answers, strict=True)])
-    A = torch.tensor(rows, dtype=torch.double)
+    A = torch.full((len(rows), len(subject.tasks)), math.nan, dtype=torch.double)
+    A[:, present] = torch.tensor(rows, dtype=torch.double)
     return {
-        "accuracy": _plain(A.mean(1)),
+        "accuracy": _plain(A[:, present].mean(1)),
         "subset": _plain(A),
         "plasticity": _plain(diagnostics.plasticity(A)),
         "stability": _plain(diagnostics.stability(A)),
@@ -259,7 +273,8 @@ def _posterior(subject: Subject) -> dict[str, Any]:
     places = [subject.stream.class_index(name) for name in tasks]
     examples = subject.encoded("test")
     true, weights, classes = [], [], []
-    for number, rows in enumerate(examples):
+    for name, rows in zip(subject.present, examples, strict=True):
+        number = tasks.index(name)
         log_weights = posterior.log_prob(describe(subject.backbone, rows))
         acting = settled(log_weights) if combined.picks else log_weights
         logits = task_logits(subject.backbone, combined, rows, tasks, acting)

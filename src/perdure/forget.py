@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from perdure import processes
-from perdure.errors import FetchError, InputError, UnknownName
+from perdure.errors import InputError, PerdureError, UnknownName
+from perdure.past import only_task
+from perdure.plan import Plan, check_examples
 from perdure.recipe import Recipe
 from perdure.restore import check_same
 from perdure.results import Run
-from perdure.run import Plan, go_on, made_in_python
+from perdure.run import go_on, made_in_python
 from perdure.run_files import forgotten
 from perdure.stream import TaskStream
 
@@ -94,13 +96,16 @@ def forget(
     results = Run(folder, trust=trust)
     with results.writing():
         recipe, names = results.recipe, results.tasks
-        if task not in forgotten(recipe) and task not in names and task not in _planned(recipe):
+        if task not in forgotten(recipe) and task not in names and task not in _planned(results):
             raise UnknownName("task", task, names)
         why = dependence(recipe)
         recipe = without(recipe, task, names, leaves_traces=bool(why))
         left, places = _less(names, task), recipe.get("traces", {})
         traces = tuple(left[places[task] :]) if task in places else ()
-        plan = _plan(results, recipe, task, left, stream) if traces and retrain_later else None
+        plan = None
+        if traces and retrain_later:
+            stream = stream and replace(stream, tasks=tuple(other for other in stream if other.name != task))
+            plan = _plan(results, recipe, stream, left, kept=places[task])
         _take_out(results, task, recipe)
         if not plan:
             return Forgotten(task, traces, why, left=tuple(left))
@@ -121,22 +126,23 @@ def _take_out(results: Run, task: str, recipe: dict[str, Any]) -> None:
     results.recipe = recipe
 
 
-def _plan(results: Run, recipe: dict[str, Any], task: str, left: Sequence[str], stream: TaskStream | None) -> Plan:
-    """What is needed to learn again, checked before anything is removed."""
-    if stream:
-        stream = replace(stream, tasks=tuple(one for one in stream if one.name != task))
-    plan = Recipe.parse(recipe).plan(stream)
+def _plan(results: Run, recipe: dict[str, Any], stream: TaskStream | None, left: Sequence[str], *, kept: int) -> Plan:
+    """What is needed to learn all tasks that are `left` again but for the first `kept`, checked beforehand."""
+    plan = Recipe.parse(recipe).plan(stream, run=results)
     check_same([results.load_task(name) for name in left], plan.stream)
+    steps = range(1, len(plan.stream) + 1)
+    check_examples(plan, kept, [step for step in steps if plan.evaluation.due(step, len(plan.stream))])
     return plan
 
 
-def _planned(recipe: dict[str, Any]) -> list[str]:
+def _planned(results: Run) -> list[str]:
     """The names of the tasks that the run is to learn, if they can be had."""
+    recipe = results.recipe
     if made_in_python(recipe):
         return recipe["stream"]["tasks_made_in_python"]
     try:
-        return Recipe.parse(recipe).make_stream().names
-    except (InputError, FetchError):  # the data is not here
+        return Recipe.parse(recipe).make_stream(results).names
+    except PerdureError:  # the data is not here
         return []
 
 
@@ -148,6 +154,8 @@ def dependence(recipe: dict[str, Any]) -> str:
         isolates = False
     if not isolates:
         return "their adapters, heads and states (and examples, where a method keeps some)"
+    if recipe["training"].get("heads") == "shared":
+        return "their shared heads"
     return "their aligned heads" if recipe["training"].get("alignment") else ""
 
 
@@ -159,7 +167,7 @@ def without(recipe: dict[str, Any], task: str, learned: Sequence[str], *, leaves
     if made_in_python(recipe):
         stream = {**stream, "tasks_made_in_python": _less(stream["tasks_made_in_python"], task)}
     elif isinstance(stream, list):  # an entry of this task alone is no longer read
-        stream = [entry for entry in stream if _only_task(entry) != task]
+        stream = [entry for entry in stream if only_task(entry) != task]
     places: dict[str, int] = dict(recipe.get("traces") or {})
     if task in learned:
         place = learned.index(task)
@@ -179,10 +187,3 @@ def _traced(recipe: dict[str, Any], places: dict[str, int]) -> dict[str, Any]:
 
 def _less(names: Sequence[str], task: str) -> list[str]:
     return [name for name in names if name != task]
-
-
-def _only_task(entry: dict[str, Any]) -> str | None:
-    """The name of the one task of a table; nothing if it may have several."""
-    if "data" not in entry or entry.get("task"):
-        return None
-    return entry.get("name") or Path(str(entry["data"])).stem

@@ -87,7 +87,11 @@ def learn(
     task, stop = seen[-1], stop or Stopping("")
     accelerator = _accelerator(training, folder)
     plant(derived(seed, task.name, "head"))
-    backbone.to(accelerator.device).add_head(task.name, len(task.classes))
+    backbone.to(accelerator.device)
+    if training.shares_head and backbone.head_names:
+        backbone.share_head(task.name)
+    else:
+        backbone.add_head(task.name, len(task.classes))
     beneath = total([TaskVector({}), *task_vectors(method.beneath(earlier)).values()])
     with folded(backbone.model, beneath):
         plant(seed)

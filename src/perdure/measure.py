@@ -10,6 +10,7 @@ import torch
 
 from perdure import run_files
 from perdure.backbone import Backbone
+from perdure.errors import InputError, RunError
 from perdure.evaluate import TASK_IDS, Answers, Evaluator, TaskId
 from perdure.merge import Combined, combine
 from perdure.restore import give_heads
@@ -58,13 +59,21 @@ def measure(
 ) -> None:
     """Combine the tasks learned and add one row of R for each way to know the task.
 
+    Tasks whose examples are not in the stream get no value.
+
     `own` says whether the rule is the run's own: the one that `predict` and `export` will take.
     """
-    started = time.perf_counter()
+    due = measurable(stream, len(learned), evaluation)
     seen = [task.name for task in learned]
-    give_heads(backbone, learned)
+    last = bool(learned) and own and seen == results.tasks  # not an earlier step, when it is measured later
+    if not due:
+        if last:  # the run's rule may have changed, and is used all the same
+            results.save_combined(described(rule))
+        return
+    started = time.perf_counter()
+    give_heads(backbone, learned, shared=results.shares_head)
     if evaluation.future:
-        _give_fresh_heads(backbone, stream.tasks[len(seen) :], results.recipe["seed"])
+        _give_fresh_heads(backbone, stream.tasks[len(seen) :], results)
     posterior = TaskPosterior({task.name: task.statistics for task in learned}) if learned else None
     # before the first task every head is untrained, and every task as likely as the others
     evaluator = Evaluator(backbone, stream, seen or stream.names, posterior)
@@ -72,14 +81,14 @@ def measure(
     if rule.searches and learned:
         found, candidates = evaluator.search_scale([task.adapter for task in learned], rule, stream.scenario)
     combined = combine([task.adapter for task in learned], found) if learned else Combined(TaskVector({}))
-    tasks = stream.names if evaluation.future else seen
-    answers = {task: evaluator.answers(combined, task, evaluation.task_ids) for task in tasks}
+    answers = {task: evaluator.answers(combined, task, evaluation.task_ids) for task in due}
     unknown = "class" if stream.scenario == "task" else stream.scenario
     about = {"rule": rule.label, "options": dict(found.options), "candidates": candidates}
     seconds = round(time.perf_counter() - started, 3)
-    if learned and own and seen == results.tasks:  # not that of an earlier step, when it is measured later
+    if last:
         results.save_combined(described(found) | {"label": rule.label, "candidates": candidates})
-        results.save_answers({"rule": rule.label, "answers": _counts(answers, evaluation.task_ids)})
+        counts = _counts(answers, evaluation.task_ids, _answers_before(results, rule, len(learned)))
+        results.save_answers({"rule": rule.label, "step": len(learned), "answers": counts})
     # before the scores, with which alone it counts: so none is lost to a process that ends here
     results.event({"event": "evaluation", "step": len(learned), "seconds": seconds, **about})
     results.add_scores(
@@ -93,16 +102,47 @@ def measure(
             "value": value,
         }
         for task_id in evaluation.task_ids
-        for task, value in ((task, answers[task].accuracy()[task_id]) for task in tasks)
+        for task, value in ((task, answers[task].accuracy()[task_id]) for task in due)
     )
 
 
-def _counts(answers: Mapping[str, Answers], task_ids: Sequence[TaskId]) -> run_files.Answers:
-    """Count how each class was answered, by the way to know the task and by task."""
+def _counts(answers: Mapping[str, Answers], task_ids: Sequence[TaskId], before: run_files.Answers) -> run_files.Answers:
+    """Count how each class was answered, by the way to know the task and by task.
+
+    Tasks that are not measured now, for their examples are gone, keep what was counted `before` of the same model.
+    """
     counts = {}
     for task_id in task_ids:
-        counts[task_id] = {task: of_task.counts(task_id) for task, of_task in answers.items()}
+        new = {task: of_task.counts(task_id) for task, of_task in answers.items()}
+        counts[task_id] = before.get(task_id, {}) | new
     return counts
+
+
+def _answers_before(results: Run, rule: Rule, step: int) -> run_files.Answers:
+    """Return how classes were answered when the same model was measured before."""
+    try:
+        return run_files.answers(results.folder, rule=rule.label, step=step)
+    except RunError:  # what is damaged there is derived, and replaced
+        return {}
+
+
+def measurable(stream: TaskStream, step: int, evaluation: Evaluation) -> list[str]:
+    """Return the names of the tasks that are measured after `step` tasks: those whose examples are here."""
+    tasks = stream.tasks if evaluation.future else stream.tasks[:step]
+    return [task.name for task in tasks if not task.missing]
+
+
+def check_search(stream: TaskStream, step: int, rule: Rule) -> None:
+    """Raise `InputError` if a rule is to search its scale after `step` tasks, and examples for that are missing."""
+    missing = stream.until(step).missing if step else {}
+    if not rule.searches or not missing:
+        return
+    name, reason = next(iter(missing.items()))
+    raise InputError(
+        f"The rule `{rule.label}` searches its scale on the validation examples of all tasks, but those of "
+        f"`{name}` are not here: {reason} Put them back, or take a rule that needs none: `perdure run RUN --set "
+        "rule=task_arithmetic` changes the run's."
+    )
 
 
 def described(rule: Rule) -> dict[str, Any]:
@@ -110,9 +150,13 @@ def described(rule: Rule) -> dict[str, Any]:
     return {"label": rule.label, **dataclasses.asdict(rule), "candidates": []}
 
 
-def _give_fresh_heads(backbone: Backbone, tasks: Sequence[Task], seed: int) -> None:
-    """Untrained heads for tasks to come, the same whenever they are measured."""
+def _give_fresh_heads(backbone: Backbone, tasks: Sequence[Task], results: Run) -> None:
+    """Untrained heads for tasks to come, the same whenever they are measured; or the one that all tasks share."""
+    seed, shared = results.recipe["seed"], results.shares_head
     with torch.random.fork_rng(devices=[]):
         for task in tasks:
+            if shared and backbone.head_names:
+                backbone.share_head(task.name)
+                continue
             torch.manual_seed(derived(seed, task.name, "head"))
             backbone.add_head(task.name, len(task.classes))

@@ -93,6 +93,9 @@ class Method:
     def examples(self, seen: Sequence[Task]) -> Rows:
         """What is trained on. `seen[-1]` is the new task; to look at the others is to keep old data.
 
+        Of the others the name and the classes are always there; the examples may be gone (`Task.missing`), and to ask
+        for them is then an error. A method that needs them says so by `keeps_all`, and is refused beforehand.
+
         Without any nothing is trained: `end` alone does what there is to do.
         """
         return seen[-1].rows("train")

@@ -172,7 +172,8 @@ class Model:
         return output
 
     def _joined_head(self) -> nn.Linear:
-        heads = [self.backbone.head(name) for name in self.classes]
+        names = list(self.classes)[:1] if self.results.shares_head else list(self.classes)
+        heads = [self.backbone.head(name) for name in names]
         if any(isinstance(head, RandomHead) for head in heads):
             raise RunError(
                 "The heads are linear in random features of the model's feature, which no stock model computes. "
@@ -185,6 +186,8 @@ class Model:
 
     def _labels(self) -> list[str]:
         """The name of each output; with its task where several tasks have it."""
+        if self.results.shares_head:
+            return list(next(iter(self.classes.values())))
         every = [label for classes in self.classes.values() for label in classes]
         return [
             label if every.count(label) == 1 else f"{task}/{label}"

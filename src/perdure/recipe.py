@@ -1,6 +1,7 @@
 """Recipes: YAML ⇄ objects, validated against the signatures of what they name."""
 
 import copy
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,16 +13,22 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from perdure import files, own_code, registry
 from perdure.backbone import Backbone
 from perdure.data import read_tasks
-from perdure.errors import CheckpointError, InputError
+from perdure.errors import CheckpointError, InputError, PerdureWarning
 from perdure.measure import Evaluation
 from perdure.merge import tried
 from perdure.method import Method
+from perdure.past import UNREADABLE, Past, Unreadable, as_entry, past_of
+from perdure.plan import Plan, check, check_alignment
 from perdure.results import Run
 from perdure.rule_settings import Rule
-from perdure.run import Plan, begin, check, check_alignment, go_on, settings_of
+from perdure.run import begin, go_on, settings_of
+from perdure.run_files import is_run
 from perdure.settings import Section, check_numbers, checked, kinds_of, named, put, sentence
-from perdure.stream import Scenario, TaskStream
+from perdure.stream import Scenario, Task, TaskStream
 from perdure.training import Training
+
+SAME = 3
+"""So many tasks with the same classes are no coincidence: two may well both answer yes or no."""
 
 
 class Recipe(BaseModel):
@@ -103,8 +110,14 @@ class Recipe(BaseModel):
 
     # -- the objects
 
-    def make_stream(self) -> TaskStream:
-        """The tasks, but for those that were forgotten.
+    def make_stream(self, run: Run | None = None) -> TaskStream:
+        """Make the tasks, but for those that were forgotten.
+
+        Parameters
+        ----------
+        run
+            The run that goes on with them, if there is one. Tasks that it has learned and whose examples are gone, or
+            have changed, are then in the stream without them (`TaskStream.missing`).
 
         Raises
         ------
@@ -113,10 +126,11 @@ class Recipe(BaseModel):
         """
         if self.stream == [] and self.forgotten:
             raise _nothing_left(self.forgotten)
+        past = past_of(run) if run else Past()
         if isinstance(self.stream, list):
-            stream = own_stream(self.stream, scenario=self.scenario or "class", seed=self.seed)
+            stream = own_stream(self.stream, scenario=self.scenario or "class", seed=self.seed, past=past)
         else:
-            stream = _benchmark(*named(self.stream, "stream"), self.seed)
+            stream = _past_benchmark(self.stream, self.seed, past)
             stream = replace(stream, scenario=self.scenario) if self.scenario else stream
         tasks = tuple(task for task in stream if task.name not in self.forgotten)
         if not tasks:
@@ -144,15 +158,22 @@ class Recipe(BaseModel):
 
     # -- doing
 
-    def plan(self, stream: TaskStream | None = None, backbone: Backbone | None = None) -> Plan:
-        """All that the run needs, checked before anything is trained; `stream` and `backbone` may be made already."""
+    def plan(
+        self, stream: TaskStream | None = None, backbone: Backbone | None = None, *, run: Run | None = None
+    ) -> Plan:
+        """All that the run needs, checked before anything is trained; `stream` and `backbone` may be made already.
+
+        With a `run` that goes on, tasks that it has learned may lack their examples.
+        """
         method, rule = self.make_method(), self.make_rule()
         training, evaluation = self.make_training(), self.make_evaluation()
         _check_together(method, rule, training)
         check_alignment(training, rule)
-        stream, backbone = stream or self.make_stream(), backbone or self.make_backbone()
+        stream, backbone = stream or self.make_stream(run), backbone or self.make_backbone()
         plan = Plan(stream, backbone, method, rule, training, evaluation, self.seed)
         check(plan)
+        if self.scenario is None and isinstance(self.stream, list):
+            _hint_at_domains(stream, len(run.tasks) if run else 0)
         return plan
 
     def run(self, output: str | Path, *, change: bool = False, quiet: bool = True) -> Run:
@@ -167,7 +188,7 @@ class Recipe(BaseModel):
         Stopped
             The run was asked to stop.
         """
-        plan = self.plan()
+        plan = self.plan(run=Run(output) if is_run(Path(output)) else None)
         settings = self.resolved(plan)
         return go_on(begin(output, settings, plan.stream, change=change), plan, settings, quiet=quiet)
 
@@ -209,6 +230,18 @@ def _with_names(resolved: dict[str, Any], section: Section) -> dict[str, Any]:
     return {**resolved, **inner, "name": name}
 
 
+def _hint_at_domains(stream: TaskStream, learned: int) -> None:
+    """Say that tasks of the same classes have a scenario of their own; once, when there are enough to tell."""
+    classes = {frozenset(task.classes) for task in stream}
+    if len(classes) == 1 and len(stream) >= SAME > learned:
+        warnings.warn(
+            f"All {len(stream)} tasks have the same classes. A run that begins with `scenario: domain` takes them as "
+            "such, and with `training: {heads: shared}` has one head for all, which is the usual baseline.",
+            PerdureWarning,
+            stacklevel=3,
+        )
+
+
 def _check_together(method: Method, rule: Rule, training: Training) -> None:
     """Try the rule on nothing, so that it fails now and not after hours of training."""
     if method.module == "bottleneck" and rule.space == "delta":
@@ -220,28 +253,62 @@ def _check_together(method: Method, rule: Rule, training: Training) -> None:
     tried(rule, full=method.module == "full")
 
 
-def own_stream(entries: Sequence[Mapping[str, Any]], *, scenario: Scenario = "class", seed: int = 0) -> TaskStream:
+def own_stream(
+    entries: Sequence[Mapping[str, Any]],
+    *,
+    scenario: Scenario = "class",
+    seed: int = 0,
+    past: Past | None = None,
+) -> TaskStream:
     """A stream of one's own data: the tasks of each entry, in order, `without` those that it names there.
 
-    An entry can also name a `benchmark`.
+    An entry can also name a `benchmark`. With a `past`, an entry that was learned need not be readable.
     """
-    tasks = []
+    past = past or Past()
+    parts: list[list[Task] | Unreadable] = []
     for entry in entries:
-        options = dict(entry)
-        _check_sources(options.get("data"))
-        left_out = options.pop("without", [])
-        if not isinstance(left_out, list):
-            raise InputError(f"`stream`: `without` is {left_out!r}, but should be a list of names of tasks.")
-        if "benchmark" in options:
-            found = _benchmark(options.pop("benchmark"), options, seed).tasks
-            tasks += [task for task in found if task.name not in left_out]
-        elif isinstance(options.get("data"), (str, dict)):
-            source = options.pop("data")
-            found = read_tasks(source, **checked(read_tasks, {"seed": seed} | options, "stream"))
-            tasks += [task for task in found if task.name not in left_out]
-        else:
-            raise InputError(f"`stream`: the entry {options} has no `data` (a file, a folder, or a hub id).")
-    return TaskStream("own", tuple(tasks), scenario)
+        try:
+            tasks = past.compared(entry, _tasks_of(entry, seed))
+        except UNREADABLE as error:
+            tasks = past.instead_of(entry, error)
+        parts.append(tasks)
+    return TaskStream("own", tuple(past.completed(parts)), scenario)
+
+
+def _tasks_of(entry: Mapping[str, Any], seed: int) -> list[Task]:
+    """Read the tasks of one entry."""
+    options = dict(entry)
+    _check_sources(options.get("data"))
+    left_out = options.pop("without", [])
+    if not isinstance(left_out, list):
+        raise InputError(f"`stream`: `without` is {left_out!r}, but should be a list of names of tasks.")
+    if "benchmark" in options:
+        tasks = _benchmark(options.pop("benchmark"), options, seed).tasks
+    elif isinstance(options.get("data"), (str, dict)):
+        source = options.pop("data")
+        tasks = read_tasks(source, **checked(read_tasks, {"seed": seed} | options, "stream"))
+    else:
+        raise InputError(f"`stream`: the entry {options} has no `data` (a file, a folder, or a hub id).")
+    return [task for task in tasks if task.name not in left_out]
+
+
+def _past_benchmark(section: Section, seed: int, past: Past) -> TaskStream:
+    """Make a benchmark's stream; of one that cannot be had now, the tasks that were learned."""
+    name, options = named(section, "stream")
+    entry = as_entry(section)
+    try:
+        stream = _benchmark(name, options, seed)
+    except UNREADABLE as error:
+        tasks = past.completed([past.instead_of(entry, error)])
+        return TaskStream(name, tuple(tasks), _scenario(name, options))
+    return replace(stream, tasks=tuple(past.compared(entry, stream.tasks)))
+
+
+def _scenario(name: str, options: Mapping[str, Any]) -> Scenario:
+    """Return the scenario of a benchmark as its settings say it, without making it."""
+    parameter = registry.options(registry.find("benchmark", name)).get("scenario")
+    usual = parameter.default if parameter else "class"
+    return options.get("scenario", usual)
 
 
 def _check_sources(data: Any) -> None:

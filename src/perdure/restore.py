@@ -6,7 +6,9 @@ from perdure import adapters, files, run_files
 from perdure.backbone import Backbone
 from perdure.errors import RunError
 from perdure.heads import SEED
-from perdure.results import UNFINISHED, Run
+from perdure.past import changed
+from perdure.results import Run
+from perdure.run_files import UNFINISHED
 from perdure.stream import TaskStream
 from perdure.task_folder import Learned
 
@@ -26,8 +28,13 @@ def restore(results: Run, backbone: Backbone, stream: TaskStream | None = None) 
         check_fits(backbone, task)
     if stream:
         check_same(learned, stream)
+    if results.shares_head and len({task.classes for task in learned}) > 1:
+        raise RunError(
+            f"`{results.folder / 'recipe.yaml'}` says that the tasks share a head, but they have different classes. "
+            "It is damaged or was changed."
+        )
     adapters.detach(backbone.model)  # another run may have used this backbone before
-    give_heads(backbone, learned)
+    give_heads(backbone, learned, shared=results.shares_head)
     if learned:
         adapters.attach(backbone.model, learned[-1].adapter.config)
         adapters.write(backbone.model, learned[-1].adapter.parameters)
@@ -79,16 +86,21 @@ def check_same(learned: Sequence[Learned], stream: TaskStream) -> None:
         )
     for old, task in zip(learned, stream, strict=False):
         if old.classes != task.classes or not task.has_digests(old.digests):
-            raise RunError(
-                f"The examples of task `{task.name}` are not those that the run learned: the data has changed, and "
-                "what is test now may have been trained on. Put the old data back, or start a new run."
-            )
+            raise RunError(f"{changed(task.name)} Put the old data back, or start a new run.")
 
 
-def give_heads(backbone: Backbone, learned: Sequence[Learned]) -> None:
-    """The heads as they were after the last of these tasks; a later task may have trained an earlier one's head on."""
+def give_heads(backbone: Backbone, learned: Sequence[Learned], *, shared: bool) -> None:
+    """The heads as they were after the last of these tasks; a later task may have trained an earlier one's head on.
+
+    A `shared` head is the last task's, and the other tasks' too.
+    """
     names = {task.name for task in learned}
     backbone.heads.clear()  # there may be heads of tasks to come, for they have been measured
+    if shared and learned:
+        backbone.put_head(learned[0].name, learned[-1].heads[learned[-1].name])
+        for task in learned[1:]:
+            backbone.share_head(task.name)
+        return
     for task in learned:
         for name, head in task.heads.items():
             if name not in names:  # of a task that was forgotten

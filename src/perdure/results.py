@@ -105,6 +105,11 @@ class Run:
     def recipe(self, value: Mapping[str, Any]) -> None:
         files.write(self.folder / "recipe.yaml", files.to_yaml(value))
 
+    @property
+    def shares_head(self) -> bool:
+        """Whether all tasks have one head (`training.heads`)."""
+        return self.recipe["training"].get("heads") == "shared"
+
     # -- tasks
 
     def task_folders(self) -> dict[str, Path]:

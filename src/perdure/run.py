@@ -5,13 +5,13 @@ import dataclasses
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from perdure import files, processes, registry, run_files, task_folder
+from perdure import files, processes, run_files, task_folder
 from perdure.adapters import Adapter, same
 from perdure.alignment import Gaussians, align
 from perdure.backbone import Backbone
@@ -20,15 +20,15 @@ from perdure.environment import environment
 from perdure.errors import InputError, PerdureWarning, RunError
 from perdure.evaluate import features
 from perdure.learn import learn
-from perdure.measure import Evaluation, described, measure
-from perdure.merge import combine, tried
+from perdure.measure import Evaluation, described, measurable, measure
+from perdure.merge import combine
 from perdure.method import Method
+from perdure.past import not_measured
+from perdure.plan import Plan, check, check_examples, method_name
 from perdure.restore import give_heads, keep_model, restore
 from perdure.results import Run
-from perdure.rule import nature_of
 from perdure.rule_settings import Rule, RuleLike
 from perdure.run_files import UNFINISHED
-from perdure.settings import check_seed, checked
 from perdure.snapshot import Snapshot
 from perdure.statistics import Statistics
 from perdure.stopping import Stopping, stopping
@@ -53,10 +53,13 @@ def run(
     """Learn a stream of tasks by a method, combine what was learned by a rule after each task, and measure it.
 
     A run that was stopped, or killed, goes on when it is called again with the same settings and `output`, and comes to
-    the same result, bit for bit (in the same environment). Ctrl-C and SIGTERM finish the step and save.
+    the same result, bit for bit (in the same environment). Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP finish the step
+    and save.
 
     Parameters
     ----------
+    stream
+        The tasks. Those that the run in `output` has learned may be there without their examples (`past_tasks`).
     rule
         A `Rule`, its name, or a mapping of `name` and settings; by default the method's usual one.
     output
@@ -85,19 +88,6 @@ def run(
     }
     settings = files.plain(settings)
     return go_on(begin(output, settings, plan.stream), plan, settings, quiet=quiet)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """All that a run needs: what is learned, by what, and how."""
-
-    stream: TaskStream
-    backbone: Backbone
-    method: Method
-    rule: Rule
-    training: Training
-    evaluation: Evaluation
-    seed: int
 
 
 def begin(output: str | Path, settings: dict[str, Any], stream: TaskStream, *, change: bool = False) -> Run:
@@ -154,8 +144,10 @@ def go_on(results: Run, plan: Plan, settings: Mapping[str, Any] | None = None, *
         if plan.training.alignment and any(task.gaussians is None for task in learned):
             raise InputError("`alignment` must be on from the first task on, but the run has learned tasks without it.")
         plan.method.state = dict(learned[-1].state) if learned else {}  # it may have served another run before
-        check_images(plan.stream.tasks[len(learned) :])
         resume = _unfinished(results, plan, len(learned))
+        due = _due(results, plan)
+        check_examples(plan, len(learned), due)
+        check_images(plan.stream.tasks[len(learned) :])
         _check_texts(plan, len(learned))
         processes.wait()  # before the first process writes
         _settle(results, resume)
@@ -163,14 +155,14 @@ def go_on(results: Run, plan: Plan, settings: Mapping[str, Any] | None = None, *
             keep_model(results, plan.backbone)
         if settings and processes.first() and results.recipe != settings:
             results.recipe = settings  # not before all of it was found to go with what was learned
-        measured = _measured(results, plan)
+        if plan.stream.missing and due and processes.first():
+            warnings.warn(not_measured(plan.stream.missing), PerdureWarning, stacklevel=2)
         for step in range(len(plan.stream) + 1):
             if step > len(learned):
-                give_heads(plan.backbone, learned)
+                give_heads(plan.backbone, learned, shared=plan.training.shares_head)
                 learned.append(_learn_task(results, learned, plan, resume=resume, quiet=quiet, stop=stop))
                 resume = None
-            due = plan.evaluation.future if step == 0 else plan.evaluation.due(step, len(plan.stream))
-            if due and step not in measured and processes.first():
+            if step in due and processes.first():
                 measure(results, learned[:step], plan.stream, plan.backbone, plan.rule, evaluation=plan.evaluation)
     return results
 
@@ -187,7 +179,7 @@ def _measured(results: Run, plan: Plan) -> set[int]:
     names, ways = plan.stream.names, plan.evaluation.task_ids
 
     def there(step: int) -> bool:
-        due = names if plan.evaluation.future else names[:step]
+        due = measurable(plan.stream, step, plan.evaluation)
         return all((step, name, way) in found for name in due for way in ways)
 
     steps = {step for step in range(len(names) + 1) if there(step)}
@@ -195,6 +187,21 @@ def _measured(results: Run, plan: Plan) -> set[int]:
     # the rule was another one meanwhile: how the tasks are combined has to be found again
     again = last in steps and last and results.combined()["label"] != plan.rule.label
     return steps - {last} if again else steps
+
+
+def _due(results: Run, plan: Plan) -> list[int]:
+    """Return the steps that are to be measured, and are not yet."""
+    tasks = len(plan.stream)
+    steps = [step for step in range(1, tasks + 1) if plan.evaluation.due(step, tasks)]
+    if plan.evaluation.future:
+        steps.insert(0, 0)
+    measured = _measured(results, plan)
+    return [step for step in steps if step not in measured]
+
+
+def has_more(results: Run, plan: Plan) -> bool:
+    """Return whether a run has tasks to learn, or something to measure, before it is what the plan says."""
+    return results.tasks != plan.stream.names or bool(_due(results, plan))
 
 
 def _unfinished(results: Run, plan: Plan, learned: int) -> Snapshot | None:
@@ -238,31 +245,6 @@ def _settle(results: Run, resume: Snapshot | None) -> None:
             results.drop_unfinished()
 
 
-def check(plan: Plan) -> None:
-    """Check that the parts of a run are what they should be, and go together.
-
-    Raises
-    ------
-    InputError
-        They do not.
-    """
-    kinds = {
-        "stream": (plan.stream, TaskStream),
-        "backbone": (plan.backbone, Backbone),
-        "method": (plan.method, Method),
-        "training": (plan.training, Training),
-        "evaluation": (plan.evaluation, Evaluation),
-    }
-    for name, (given, kind) in kinds.items():
-        if not isinstance(given, kind):
-            raise InputError(f"`{name}` must be a `perdure.{kind.__name__}`, got {str(given)[:100]!r}.")
-    check_seed(plan.seed)
-    checked(Training, vars(plan.training), "training")
-    checked(Evaluation, vars(plan.evaluation), "evaluation")
-    check_alignment(plan.training, plan.rule)
-    check_length(plan.stream, plan.rule)
-
-
 def _check_texts(plan: Plan, learned: int) -> None:
     """Tokenize the texts of the tasks to come, so that one that cannot be read is named before anything is trained.
 
@@ -280,31 +262,6 @@ def _check_texts(plan: Plan, learned: int) -> None:
     for task in plan.stream.tasks[learned:]:
         for split in SPLITS:
             plan.backbone.encode(task.rows(split))
-
-
-def check_alignment(training: Training, rule: Rule) -> None:
-    """Whether heads can be aligned with a rule.
-
-    Raises
-    ------
-    InputError
-        The rule gives no single model, or its scale is found only afterwards.
-    """
-    if training.alignment and (rule.searches or tried(rule).routed):
-        raise InputError(f"`alignment` needs one model with a fixed scale, but the rule is `{rule.label}`.")
-
-
-def check_length(stream: TaskStream, rule: Rule) -> None:
-    """Whether a rule can combine so many tasks.
-
-    Raises
-    ------
-    InputError
-        It cannot.
-    """
-    nature = nature_of(registry.find("rule", rule.name))
-    if nature and nature.most and len(stream) > nature.most:
-        raise InputError(f"The rule `{rule.name}` combines at most {nature.most} tasks; the stream has {len(stream)}.")
 
 
 def _learn_task(
@@ -345,10 +302,11 @@ def _learn_task(
     if plan.training.alignment:
         gaussians = _align(backbone, earlier, task, adapter, plan)
     after = {name: backbone.head_state(name) for name in backbone.head_names}
+    owners = [task.name] if plan.training.shares_head else seen.names
     learned = Learned(
         classes=task.classes,
         adapter=adapter,
-        heads={name: after[name] for name in seen.names if name not in before or not same(after[name], before[name])},
+        heads={name: after[name] for name in owners if name not in before or not same(after[name], before[name])},
         statistics=Statistics.of(describe(backbone, rows), torch.tensor(rows.labels), len(task.classes)),
         state=dict(method.state),
         digests=task.digests(),
@@ -383,8 +341,8 @@ def _trained(plan: Plan, seen: TaskStream) -> int:
     """How many parameters were trained: a module's frozen half is none of them, nor a head that is computed."""
     own = set(map(id, plan.method.parameters(plan.backbone)))  # heads may be among them
     names = {name for name, _ in plan.method.examples(seen.tasks)}
-    heads = [p for name in names for p in plan.backbone.head(name).parameters() if id(p) not in own]
-    return plan.method.trained(plan.backbone) + sum(p.numel() for p in heads)
+    heads = {id(p): p for name in names for p in plan.backbone.head(name).parameters() if id(p) not in own}
+    return plan.method.trained(plan.backbone) + sum(p.numel() for p in heads.values())
 
 
 def _align(backbone: Backbone, earlier: Sequence[Learned], task: Task, adapter: Adapter, plan: Plan) -> Gaussians:
@@ -408,6 +366,9 @@ def settings_of(plan: Plan) -> dict[str, Any]:
     """All settings of a run but its stream, as a recipe states them."""
     backbone, method, rule = plan.backbone, plan.method, plan.rule
     searched = {"search": _plain(rule.search)} if rule.searches else {}
+    training = _plain(plan.training)
+    if not plan.training.shares_head:
+        del training["heads"]  # folders from before there was a choice lack it, and are the same
     return {
         "backbone": {
             "model": backbone.source,
@@ -419,7 +380,7 @@ def settings_of(plan: Plan) -> dict[str, Any]:
         },
         "method": _of_method(method),
         "rule": {"name": rule.name, "space": rule.space, "since": rule.since, **searched, **rule.options},
-        "training": _plain(plan.training),
+        "training": training,
         "evaluation": _plain(plan.evaluation),
         "seed": plan.seed,
     }
@@ -429,7 +390,7 @@ def _of_method(method: Method) -> dict[str, Any]:
     """A method's name and settings; those of one that it wraps inside."""
     options = {field.name: getattr(method, field.name) for field in dataclasses.fields(method) if field.init}
     options = {name: _of_method(value) if isinstance(value, Method) else value for name, value in options.items()}
-    return {"name": type(method).__module__.rpartition(".")[2], **options}
+    return {"name": method_name(method), **options}
 
 
 def _plain(settings: Any) -> dict[str, Any]:

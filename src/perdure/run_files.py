@@ -296,8 +296,13 @@ Answers = dict[str, dict[str, dict[str, dict[str, int]]]]
 """How often each class was answered: by the way to know the task, by task, true class, and class that was answered."""
 
 
-def answers(folder: Path) -> Answers:
+def answers(folder: Path, *, rule: str | None = None, step: int | None = None) -> Answers:
     """Return how the test examples were answered at the last measurement with the run's own rule; empty if unknown.
+
+    Parameters
+    ----------
+    rule, step
+        Only if it was with this rule, after so many tasks.
 
     Raises
     ------
@@ -307,7 +312,10 @@ def answers(folder: Path) -> Answers:
     with reading(path := folder / "answers.json"):
         if not path.exists():
             return {}
-        ways = read_json(path)["answers"]
+        found = read_json(path)
+        if rule is not None and (found.get("rule"), found.get("step")) != (rule, step):
+            return {}
+        ways = found["answers"]
         for tasks in ways.values():
             for classes in tasks.values():
                 for counts in classes.values():

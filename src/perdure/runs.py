@@ -1,18 +1,21 @@
 """What can be done with a run that is there: measure it again, or let it learn more."""
 
 import contextlib
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from perdure import own_code, processes
-from perdure.errors import InputError, RunError, Stopped
-from perdure.measure import measure
+from perdure.errors import InputError, PerdureWarning, RunError, Stopped
+from perdure.measure import check_search, measure
 from perdure.model import Model, check_exportable
+from perdure.past import not_measured
 from perdure.recipe import Recipe, own_stream
 from perdure.restore import restore
 from perdure.results import Run
 from perdure.rule_settings import Rule, RuleLike
+from perdure.run import begin, go_on, has_more
 from perdure.run_files import forgotten, is_run
 from perdure.settings import Section, named, put
 from perdure.staging import check_free
@@ -30,6 +33,9 @@ def evaluate_run(
 ) -> Run:
     """Measure a finished run again, by its own rule or another, and add the scores to it.
 
+    Tasks whose examples are gone, or have changed, are left out, with a warning that names them; values of theirs
+    that were measured before stay.
+
     Parameters
     ----------
     rule
@@ -44,18 +50,21 @@ def evaluate_run(
     Raises
     ------
     RunError
-        The tasks or their examples are not those that the run learned, or it has learned none.
+        The tasks are not those that the run learned, it has learned none, or none of their examples are here.
+    InputError
+        The rule searches its scale, and examples for that are missing.
     """
     if processes.count() > 1:
         raise InputError("To measure is for one process: start it without `accelerate launch` or `torchrun`.")
     results = Run(folder, trust=trust)
     with results.writing():
         recipe = Recipe.parse(results.recipe)
-        stream, backbone = stream or recipe.make_stream(), recipe.make_backbone()
+        stream, backbone = stream or recipe.make_stream(results), recipe.make_backbone()
         found = rule_of(results, rule, settings)
         learned, evaluation = restore(results, backbone, stream), recipe.make_evaluation()
         if not learned:
             raise RunError(f"`{folder}` has learned no task yet, so there is nothing to measure.")
+        _check_measurable(folder, stream.until(len(learned)), found or recipe.make_rule())
         first = 0 if evaluation.future and not found else 1  # before the first task every rule is the same
         for step in range(first if steps == "all" else len(learned), len(learned) + 1):
             measure(
@@ -68,6 +77,17 @@ def evaluate_run(
                 own=found is None,
             )
     return results
+
+
+def _check_measurable(folder: str | Path, learned: TaskStream, rule: Rule) -> None:
+    """Warn of tasks whose examples are gone; raise if nothing can be measured without them."""
+    missing = learned.missing
+    if len(missing) == len(learned):
+        reason = next(iter(missing.values()))
+        raise RunError(f"Nothing of `{folder}` can be measured, because no examples are here. {reason}")
+    check_search(learned, len(learned), rule)
+    if missing:
+        warnings.warn(not_measured(missing), PerdureWarning, stacklevel=3)
 
 
 def rule_of(run: Run, rule: RuleLike | None, settings: Sequence[str] = ()) -> Rule | None:
@@ -147,11 +167,13 @@ def learn_more(
         begun = bool(learned) or results.begun() is not None
         if begun:
             _check_unchanged(before, backbone, seed, settings)
-        recipe = Recipe.parse(_with(before, entry, begun, backbone, seed), settings)
-        if recipe.make_stream().names == learned:
+        recipe = Recipe.parse(_with(results, entry, begun, backbone, seed), settings)
+        plan = recipe.plan(run=results)
+        if not has_more(results, plan):
             raise InputError(f"The run `{folder}` has learned these tasks already: {', '.join(learned)}.")
         try:
-            return recipe.run(folder, change=True, quiet=quiet)
+            resolved = recipe.resolved(plan)
+            return go_on(begin(folder, resolved, plan.stream, change=True), plan, resolved, quiet=quiet)
         except Stopped:
             raise
         except BaseException:
@@ -161,15 +183,16 @@ def learn_more(
 
 
 def _with(
-    before: Mapping[str, Any], entry: Mapping[str, Any], begun: bool, backbone: str | None, seed: int | None
+    results: Run, entry: Mapping[str, Any], begun: bool, backbone: str | None, seed: int | None
 ) -> dict[str, Any]:
     """A run's recipe with one more table."""
-    gone, stream = forgotten(dict(before)), before["stream"]
+    before = results.recipe
+    gone, stream = forgotten(before), before["stream"]
     if not begun and isinstance(stream, list) and len(stream) <= 1 and not gone:  # an attempt that came to nothing
         return {**before, "stream": [dict(entry)], "backbone": backbone or "minilm", "seed": seed or 0}
     values = {**before, "stream": _entries(stream, entry, gone)}
     if not isinstance(stream, list):
-        values["scenario"] = Recipe.parse({**before, "forgotten": []}).make_stream().scenario
+        values["scenario"] = Recipe.parse({**before, "forgotten": []}).make_stream(results).scenario
     if gone:  # what is learned again is no longer forgotten
         values["forgotten"] = [name for name in gone if name not in own_stream([entry]).names]
     if not begun:
@@ -186,6 +209,8 @@ def _check_unchanged(
         if given not in (None, used):
             raise InputError(f"The run began with `{option} {used}`; it cannot go on with `{given}`.")
     for setting in settings:
+        if setting.startswith("training.heads"):
+            raise InputError(f"`--set {setting}`: the heads of a run that has begun stay as they are.")
         if not setting.startswith(("training.", "evaluation.")):
             raise InputError(f"`--set {setting}`: of a run that has begun only `training` and `evaluation` can change.")
 

@@ -1,4 +1,8 @@
-"""Ctrl-C and SIGTERM as a wish: what must not be broken off is finished, then the run stops and says how to go on."""
+"""Ctrl-C, SIGTERM and the like as a wish: what must not be broken off is finished, then the run stops and says how to
+go on.
+
+Batch systems send SIGTERM or SIGUSR1 before they end a job; a terminal that closes sends SIGHUP.
+"""
 
 import contextlib
 import signal
@@ -7,6 +11,10 @@ from collections.abc import Iterator
 from types import FrameType
 
 from perdure.errors import Stopped
+
+IF_FATAL = ("SIGHUP", "SIGUSR1")
+"""These only where they would end the process. `nohup` has SIGHUP ignored, so that the process outlives its terminal;
+and a program that has a handler of its own for one of them keeps it."""
 
 
 class Stopping:
@@ -51,7 +59,7 @@ class Stopping:
 
 @contextlib.contextmanager
 def stopping(hint: str) -> Iterator[Stopping]:
-    """Catch SIGINT and SIGTERM while the block runs (in the main thread: no other gets signals).
+    """Catch SIGINT, SIGTERM, SIGHUP and SIGUSR1 while the block runs (in the main thread: no other gets signals).
 
     Parameters
     ----------
@@ -62,9 +70,19 @@ def stopping(hint: str) -> Iterator[Stopping]:
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, stop) for number in _caught()}
     try:
         yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _caught() -> list[signal.Signals]:
+    """Return the signals that ask the run to stop; Windows lacks some of them."""
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    for name in IF_FATAL:
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+            numbers.append(number)
+    return numbers

@@ -77,6 +77,11 @@ class Task:
             )
 
     @property
+    def missing(self) -> str:
+        """Why the examples are not here; empty where they are."""
+        return ""
+
+    @property
     def kind(self) -> Literal["text", "image"]:
         """The column that holds the input: `text` or `image`."""
         return "image" if "image" in self.train.column_names else "text"
@@ -139,6 +144,61 @@ def check_images(tasks: Iterable[Task]) -> None:
     raise DataError(f"{count} cannot be read; replace or remove what is named. {' '.join(sentences)}")
 
 
+class TaskWithoutData(Task):
+    """A task that a run has learned, and whose examples are not here.
+
+    It takes the task's place in a stream, so that the run can learn more: it has the name, the classes
+    and the digests that the run's folder keeps. Asking it for examples is an error.
+
+    Parameters
+    ----------
+    name, classes
+        Those of the task.
+    digests
+        The SHA-256 of each split, as it was learned.
+    missing
+        Why the examples are not here: a sentence.
+
+    Examples
+    --------
+    >>> task = TaskWithoutData("reviews", ("no", "yes"), digests={}, missing="There is no file `reviews.csv`.")
+    >>> task.rows("train")
+    Traceback (most recent call last):
+    perdure.errors.DataError: The examples of task `reviews` are needed, but: There is no file `reviews.csv`.
+    """
+
+    def __init__(self, name: str, classes: Sequence[str], *, digests: dict[str, str], missing: str):
+        # not by the constructor of `Task`, which asks for examples; the class is frozen, hence `vars`
+        vars(self).update(name=name, classes=tuple(classes), _digests=digests, _missing=missing)
+
+    @property
+    def missing(self) -> str:
+        return vars(self)["_missing"]
+
+    def __getattr__(self, name: str) -> Any:
+        """Refuse the splits; no other attribute is missing."""
+        if name not in SPLITS:
+            raise AttributeError(name)
+        raise DataError(f"The examples of task `{self.name}` are needed, but: {self.missing}")
+
+    def __repr__(self) -> str:
+        return f"TaskWithoutData({self.name!r}, missing={self.missing!r})"
+
+    # the comparison that `Task` has would ask for examples
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def has_digests(self, digests: Mapping[str, str]) -> bool:
+        return digests == self.digests()
+
+    def limited(self, sizes: dict[str, int | None], seed: int) -> "TaskWithoutData":
+        return self
+
+
 def _digest(data: Dataset, kind: str, content: Callable[[Mapping[str, Any]], bytes] = images.content) -> str:
     digest = hashlib.sha256()
     if kind == "image":
@@ -193,7 +253,7 @@ class TaskStream:
             raise InputError(f"`scenario` must be one of {list(get_args(Scenario))}, got `{self.scenario}`.")
         if self.scenario == "domain" and len({frozenset(task.classes) for task in self.tasks}) > 1:
             raise InputError("With `scenario: domain` all tasks must have the same classes. Use `class` or `task`.")
-        if len({task.kind for task in self.tasks}) > 1:
+        if len({task.kind for task in self.tasks if not task.missing}) > 1:
             raise InputError(f"Stream `{self.name}` mixes text and images; one backbone reads only one of them.")
 
     def __len__(self) -> int:
@@ -213,6 +273,11 @@ class TaskStream:
     def classes(self) -> tuple[str, ...]:
         """The names of all classes, each once, in the order in which they come."""
         return tuple(dict.fromkeys(name for task in self.tasks for name in task.classes))
+
+    @property
+    def missing(self) -> dict[str, str]:
+        """The tasks whose examples are not here, each with the reason."""
+        return {task.name: task.missing for task in self.tasks if task.missing}
 
     def task(self, name: str) -> Task:
         """The task called `name`."""

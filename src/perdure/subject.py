@@ -11,6 +11,7 @@ from perdure import diagnostics, registry
 from perdure.backbone import Backbone, Encoded
 from perdure.errors import RunError
 from perdure.evaluate import Evaluator, features
+from perdure.measure import check_search
 from perdure.merge import Combined, combine
 from perdure.recipe import Recipe
 from perdure.restore import restore
@@ -44,6 +45,11 @@ class Subject:
         return [task.name for task in self.learned]
 
     @property
+    def present(self) -> list[str]:
+        """The tasks whose examples are here: what is read of examples is read of these."""
+        return [task.name for task in self.stream if not task.missing]
+
+    @property
     def frozen(self) -> bool:
         """Whether the method has left the backbone as it was."""
         return all(task.adapter.config is None for task in self.learned)
@@ -62,6 +68,7 @@ class Subject:
             if measured(event, self.rule.label, step):
                 where = f"`{self.run.folder / 'events.jsonl'}`: rule `{self.rule.name}`"
                 return self.rule.with_options(checked(registry.find("rule", self.rule.name), event["options"], where))
+        check_search(self.stream, step, self.rule)
         learned = self.learned[:step]
         posterior = TaskPosterior({task.name: task.statistics for task in learned})
         evaluator = Evaluator(self.backbone, self.stream, self.tasks[:step], posterior)
@@ -70,16 +77,16 @@ class Subject:
     def encoded(self, split: Split) -> list[Encoded]:
         """The examples of each task that are read."""
         fewer = self.stream.limited(**{split: self.examples}, seed=self.seed)
-        return [self.backbone.encode(task.rows(split)) for task in fewer]
+        return [self.backbone.encode(fewer.task(name).rows(split)) for name in self.present]
 
     def labels(self, examples: Sequence[Encoded]) -> list[Int[Tensor, " examples"]]:
         """Of each task's examples, among the classes of all."""
-        index = [self.stream.class_index(name) for name in self.tasks]
+        index = [self.stream.class_index(name) for name in self.present]
         return [torch.tensor(of)[torch.tensor(rows.labels)] for of, rows in zip(index, examples, strict=True)]
 
     def features(self, combined: Combined, examples: Sequence[Encoded]) -> list[Float[Tensor, "examples width"]]:
         """Of each task's examples; a routed model reads those of a task as that task's."""
-        pairs = zip(self.tasks, examples, strict=True)
+        pairs = zip(self.present, examples, strict=True)
         return [features(self.backbone, combined, rows, task=name).cpu() for name, rows in pairs]
 
     def tested(self, step: int) -> list[Float[Tensor, "examples width"]]:
@@ -92,7 +99,7 @@ class Subject:
     def hidden(self, combined: Combined, examples: Sequence[Encoded]) -> list[Float[Tensor, "examples _"]]:
         """The hidden states of each layer, of all tasks' examples one after the other."""
         found = []
-        for name, rows in zip(self.tasks, examples, strict=True):
+        for name, rows in zip(self.present, examples, strict=True):
             with combined.applied(self.backbone, name):
                 found.append(diagnostics.hidden_states(self.backbone, rows))
         return [torch.cat(layer) for layer in zip(*found, strict=True)]
@@ -106,12 +113,12 @@ def subject_of(run: Run, rule: Rule | None, stream: TaskStream | None, examples:
     Raises
     ------
     RunError
-        The tasks or their examples are others, or it has learned none.
+        The tasks are others, or it has learned none.
     """
     recipe = Recipe.parse(run.recipe)
     if not run.tasks:
         raise RunError(f"`{run.folder}` has learned no task yet, so there is nothing to diagnose.")
-    stream, backbone = stream or recipe.make_stream(), recipe.make_backbone()
+    stream, backbone = stream or recipe.make_stream(run), recipe.make_backbone()
     learned = restore(run, backbone, stream)
     seen = stream.until(len(learned))
     return Subject(run, backbone, seen, learned, rule or recipe.make_rule(), examples, recipe.seed)

@@ -8,6 +8,7 @@ Parquet the shortest digits that mean it), a truth value as `true` or `false`, a
 import csv
 import datetime
 import decimal
+import io
 import json
 import math
 import os
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from perdure.errors import DataError
+from perdure.files import writing
 from perdure.table_files import Delimited, Json, Number, Parquet, Reader, check_file
 
 ENDINGS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")

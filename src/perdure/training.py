@@ -35,6 +35,10 @@ class Training:
         Keep the epoch with the best validation accuracy (the task given), not the last.
     patience
         Stop after so many epochs without a better one; keeps the best.
+    heads
+        `per_task`: a head for each task, trained on its examples. `shared`: one head for all tasks, which each task
+        trains on from where the last one left it, as is usual where all tasks have the same classes (`scenario:
+        domain`).
     alignment
         After each task, align the heads of all tasks (its settings, or `{}` for the usual ones); by default not.
     keep_inputs
@@ -59,7 +63,13 @@ class Training:
     backbone_dropout: bool = True
     best: bool = False
     patience: Annotated[int, Ge(1)] | None = None
+    heads: Literal["per_task", "shared"] = "per_task"
     alignment: Alignment | None = None
     keep_inputs: bool = False
     checkpoint_steps: Annotated[int, Ge(1)] = 100
     trackers: tuple[str, ...] = ()
+
+    @property
+    def shares_head(self) -> bool:
+        """Whether all tasks have one head."""
+        return self.heads == "shared"

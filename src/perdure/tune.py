@@ -22,10 +22,11 @@ from perdure.evaluate import Evaluator, TaskId
 from perdure.measure import Evaluation
 from perdure.merge import combine
 from perdure.method import Method, Tuned
+from perdure.plan import Plan
 from perdure.recipe import Recipe
 from perdure.restore import restore
 from perdure.results import Run
-from perdure.run import Plan, begin, go_on
+from perdure.run import begin, go_on
 from perdure.seeds import derived
 from perdure.settings import named
 from perdure.stream import TaskStream

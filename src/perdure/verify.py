@@ -1,6 +1,7 @@
 """Check every file of a run: hashes, shapes, and that all values are finite."""
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from perdure.restore import check_fits, check_model
 from perdure.results import Run
 from perdure.run_files import UNFINISHED, is_there
 from perdure.settings import checked, named
+from perdure.tables import ENDINGS
 from perdure.task_folder import Learned
 from perdure.tensor_file import is_finite
 
@@ -111,6 +113,11 @@ def _notes(run: Run) -> list[str]:
             notes.append(f"`{path}` is forgotten, and removed as soon as the run is written again.")
         else:
             notes.append(f"`{path}` counts for nothing: it was never finished.")
+    notes += [
+        f"`{path}` is not there: what was learned of it is whole, but cannot be measured again."
+        for path in _tables(recipe["stream"])
+        if not os.path.exists(path)  # unlike pathlib's it raises nothing, whatever a damaged recipe names
+    ]
     for name, place in (recipe.get("traces") or {}).items():
         if name not in tasks and tasks[place:]:
             notes.append(
@@ -118,6 +125,16 @@ def _notes(run: Run) -> list[str]:
                 f"again without it: `perdure forget {run.folder} {name} --retrain-later`."
             )
     return notes
+
+
+def _tables(stream: Any) -> list[str]:
+    """Return the paths of a recipe's tables. A name without an ending or a root may as well be one on the hub."""
+    paths: list[Any] = []
+    for entry in stream if isinstance(stream, list) else []:
+        source = entry.get("data") if isinstance(entry, dict) else None
+        paths += source.values() if isinstance(source, dict) else [source]
+    texts = [path for path in paths if isinstance(path, str)]
+    return [path for path in texts if Path(path).suffix.lower() in ENDINGS or Path(path).is_absolute()]
 
 
 def _recipe(run: Run) -> str:

@@ -72,7 +72,7 @@ def read(folder: str | Path) -> Files:
     recipe = tried(run_files.recipe, {}, folder)
     forgotten = run_files.forgotten(recipe)
     places = tried(run_files.task_folders, {}, folder, forgotten)
-    names = ("environment.json", "scores.csv", "events.jsonl", "combined.json")
+    names = ("environment.json", "events.jsonl", "combined.json")  # without scores.csv nothing is measured yet
     there = {name: tried(run_files.is_there, True, folder / name) for name in names}
     for name in names:
         if not there[name] and (places or name != "combined.json"):
@@ -100,7 +100,6 @@ def read(folder: str | Path) -> Files:
 
 def _missing(folder: Path, name: str) -> str:
     why = {
-        "scores.csv": "nothing was measured yet. If the run was stopped, go on with `perdure run RUN`",
         "events.jsonl": "losses and times are not known",
         "combined.json": "the rule is not known. `perdure evaluate RUN` writes it",
         "environment.json": "it is not known with which versions this was run",

@@ -171,7 +171,9 @@ def _matrices(summary: Mapping[str, Any]) -> Section:
     shown = _shown(summary)
     low, high = limits = heat_map.limits([result for _, result in shown])
     colours = f"Dark is {percent(low)} %, light {percent(high)} %."
-    note = f"Row: after learning this task. Column: the score on this task. {colours}"
+    gaps = any(None in row[: step + 1] for _, result in shown for step, row in enumerate(result["matrix"]))
+    blank = " Below the diagonal a blank was not measured." if gaps else ""
+    note = f"Row: after learning this task. Column: the score on this task. {colours}{blank}"
     several = len(summary["runs"]) > 1
     pictures = []
     for run, result in shown:

@@ -37,12 +37,19 @@ def spread(value: Mapping[str, Any] | None, *, signed: bool = False) -> str:
 
     Examples
     --------
-    >>> spread({"mean": 0.5, "sd": 0.021, "n": 3}), spread({"mean": 0.5, "sd": None, "n": 1})
+    >>> spread({"mean": 0.5, "sd": 0.021, "n": 3, "of": 3}), spread({"mean": 0.5, "sd": None, "n": 1, "of": 1})
     ('50.0 ± 2.1', '50.0')
+
+    Where it was measured in some of the runs only, their number is said:
+
+    >>> spread({"mean": 0.5, "sd": None, "n": 1, "of": 3}), spread({"mean": None, "sd": None, "n": 0, "of": 3})
+    ('50.0 (1 of 3)', '–')
     """
-    if value is None:
+    if value is None or value["mean"] is None:
         return "–"
-    return percent(value["mean"], signed=signed) + (f" ± {percent(value['sd'])}" if value["sd"] is not None else "")
+    deviation = f" ± {percent(value['sd'])}" if value["sd"] is not None else ""
+    share = f" ({value['n']} of {value['of']})" if value["n"] < value["of"] else ""
+    return f"{percent(value['mean'], signed=signed)}{deviation}{share}"
 
 
 @dataclass(frozen=True)

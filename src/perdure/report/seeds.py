@@ -12,7 +12,10 @@ TOLD = ("name", "about")  # they may tell of the seed
 
 
 def groups(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Title, places of the `runs`, and results; each number with its mean, standard deviation (n - 1) and n."""
+    """Title, places of the `runs`, and results; each number with its mean, standard deviation (n - 1) and n.
+
+    It is from n `of` the group's runs: in the others it was not measured.
+    """
     found: dict[tuple[str, int], list[int]] = {}
     seeds: list[str] = []
     for place, run in enumerate(runs):
@@ -73,24 +76,26 @@ def _results(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for run in runs:
         for result in run["results"]:
             found.setdefault((result["rule"], result["task_id"], result["metric"]), []).append(result)
-    return [_result(results, own={run["rule"] for run in runs}) for results in found.values()]
+    own = {run["rule"] for run in runs}
+    return [_result(results, own, len(runs)) for results in found.values()]
 
 
-def _result(results: Sequence[Mapping[str, Any]], own: set[str | None]) -> dict[str, Any]:
+def _result(results: Sequence[Mapping[str, Any]], own: set[str | None], runs: int) -> dict[str, Any]:
     names = dict.fromkeys(name for result in results for name in result["metrics"])
     length = max(len(result["seen"]) for result in results)
     return {
         **{key: results[0][key] for key in ("name", "rule", "task_id", "known", "metric")},
         "own": results[0]["rule"] in own or own == {None},
-        "metrics": {name: _spread([result["metrics"].get(name) for result in results]) for name in names},
+        "metrics": {name: _spread([result["metrics"].get(name) for result in results], runs) for name in names},
         "examples": results[0]["examples"],
-        "standard_error": _spread([result["standard_error"] for result in results])["mean"],
-        "learned": _spread([result["learned"] for result in results]),
-        "seen": [_spread([r["seen"][i] if i < len(r["seen"]) else None for r in results]) for i in range(length)],
+        "standard_error": _spread([result["standard_error"] for result in results], runs)["mean"],
+        "learned": _spread([result["learned"] for result in results], runs),
+        "seen": [_spread([r["seen"][i] if i < len(r["seen"]) else None for r in results], runs) for i in range(length)],
     }
 
 
-def _spread(values: Sequence[float | None]) -> dict[str, Any]:
+def _spread(values: Sequence[float | None], runs: int) -> dict[str, Any]:
     known = [value for value in values if value is not None]
     mean = float(np.mean(known)) if known else None
-    return {"mean": mean, "sd": float(np.std(known, ddof=1)) if len(known) > 1 else None, "n": len(known)}
+    sd = float(np.std(known, ddof=1)) if len(known) > 1 else None
+    return {"mean": mean, "sd": sd, "n": len(known), "of": runs}

@@ -23,6 +23,7 @@ METRICS = {
     "forward_transfer": "Forward transfer",
 }
 TASK_IDS = {"given": "task given", "posterior": "task posterior", "concatenated": "heads concatenated"}
+NOTHING = "Nothing is measured yet of the tasks as they are now. `perdure evaluate` does it."
 POINTS = 100  # of a loss curve, at most
 ALL_POINTS = 8000  # of all of them, about
 
@@ -65,15 +66,16 @@ def _run(files: Files, title: str, points: int) -> dict[str, Any]:
     for task in (tasks := [dict(task) for task in files.tasks]):
         event = learned.get(task["name"], {})
         task |= {name: event.get(name) for name in ("seconds", "examples", "trained", "state_bytes")}
+    results = _results(files)
     return {
         "title": title,
         "folder": str(files.folder),
         "sentence": _sentence(files),
         "status": _status(files),
-        "problems": files.problems,
+        "problems": [*files.problems, *_not_measured(files, results)],
         "rule": files.combined.get("label", files.combined.get("name")),
         "tasks": tasks,
-        "results": _results(files),
+        "results": results,
         "classes": classes.summarise(files.answers),
         "search": _search(files.combined),
         "losses": _losses(files, points),
@@ -134,6 +136,35 @@ def _result(files: Files, rule: str, task_id: str, metric: str) -> dict[str, Any
         "seen": _numbers(R[i, : i + 1].mean() for i in range(len(R))),
         "forgetting": _numbers(R[j:last, j].max() - R[last, j] for j in range(last)),
     }
+
+
+def _not_measured(files: Files, results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Say what was not measured after the last task: an average over the tasks needs all of them."""
+    rule = files.combined.get("label")
+    if files.running or (results and rule is None):  # it is not known yet, or no longer, what would be due
+        return []
+    if not files.tasks:
+        return ["No task is learned yet, so nothing is measured."]
+    measured = set[str]()
+    for result in results:
+        if result["rule"] == rule:
+            last = zip(result["tasks"], result["matrix"][-1], strict=True)
+            measured |= {name for name, value in last if value is not None}
+    missing = [f"`{task['name']}`" for task in files.tasks if task["name"] not in measured]
+    if not missing:
+        return []
+    if not measured:
+        return [NOTHING]
+    verb = "was" if len(missing) == 1 else "were"
+    return [
+        f"After the last task {_few(missing)} {verb} not measured, so averages over all {len(files.tasks)} tasks are "
+        "not given (–). The scores of each task are in the accuracy matrix."
+    ]
+
+
+def _few(names: Sequence[str], most: int = 8) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def _numbers(values: Any) -> list[float | None]:

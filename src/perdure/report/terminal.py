@@ -28,7 +28,7 @@ def show(summary: Mapping[str, Any], console: Console | None = None) -> None:
     results = table(summary)
     symbols = {metric["title"]: metric["symbol"] for metric in summary["metrics"].values()}
     if not symbols:
-        return say(console, "Nothing is measured. `perdure evaluate` does it.")
+        return
     first = 0 if len(summary["runs"]) > 1 else 1  # which run is clear if there is one
     drawn = Table(**STYLE)
     shown = results.texts + len(symbols)  # a line of 80 characters has no room for more
@@ -40,8 +40,26 @@ def show(summary: Mapping[str, Any], console: Console | None = None) -> None:
     for row in results.rows:
         drawn.add_row(*(Text(cell) for cell in row[first:shown]))
     console.print(drawn)
+    for run in summary["runs"]:
+        _last(run, console)
     names = ", ".join(f"{symbol}: {title.lower()}" for title, symbol in symbols.items())
     say(console, f"\nIn percent; – was not measured. {names}.", style="dim")
+
+
+def _last(run: Mapping[str, Any], console: Console) -> None:
+    """Print the score of each task after the last one, where not all of them have one: averages say nothing then."""
+    results = [result for result in run["results"] if result["rule"] == run["rule"] and result["matrix"]]
+    scores = [result["matrix"][-1] for result in results]
+    if not any(None in row and any(value is not None for value in row) for row in scores):
+        return
+    drawn = Table(title=f"{run['title']}: scores after the last task (%)", **STYLE)
+    drawn.add_column("task", overflow="fold")
+    for result in results:
+        drawn.add_column(result["known"], justify="right", overflow="fold")
+    for number, task in enumerate(results[0]["tasks"]):
+        drawn.add_row(Text(task), *(percent(row[number]) for row in scores))
+    console.print()
+    console.print(drawn)
 
 
 def say(console: Console, text: str, style: str = "") -> None:
@@ -84,6 +102,7 @@ def matrices(summary: Mapping[str, Any], console: Console | None = None) -> None
             drawn.add_column("after")
             for task in result["tasks"]:
                 drawn.add_column(Text(task), justify="right")
-            for task, row in zip(result["tasks"], result["matrix"], strict=True):
-                drawn.add_row(Text(task), *("" if value is None else percent(value) for value in row))
+            for step, (task, row) in enumerate(zip(result["tasks"], result["matrix"], strict=True)):
+                cells = ["" if value is None and later > step else percent(value) for later, value in enumerate(row)]
+                drawn.add_row(Text(task), *cells)
             console.print(drawn, "")
