@@ -155,6 +155,19 @@ def test_tied_tables_part_where_one_of_them_was_trained(settings, parts, shards,
     assert not index.exists() or {*json.loads(index.read_text())["weight_map"]} == {*values(tmp_path / "out")}
 
 
+def test_tables_stay_tied_beside_an_adapter_that_does_not_touch_them(tied, tmp_path):
+    trained = {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}
+    first = adapter(tied, tmp_path / "first", seed=1, target_modules=["q_proj"], **trained)
+    other = adapter(tied, tmp_path / "other", seed=2, target_modules=["o_proj"])
+    merge_checkpoint(tied, [first, other], "sum", tmp_path / "out")
+    alone = adapter(tied, tmp_path / "alone", seed=3, target_modules=["q_proj", "lm_head"])
+    merge_checkpoint(tied, [alone, other], "sum", tmp_path / "parted")
+    assert "lm_head.weight" in values(tmp_path / "parted")
+    table = load_file(first / WEIGHTS)["base_model.model.model.embed_tokens.weight"]
+    assert "lm_head.weight" not in values(tmp_path / "out")
+    assert torch.equal(values(tmp_path / "out")["model.embed_tokens.weight"], table)
+
+
 def test_tied_tables_of_masked_language_models_have_a_bias(tmp_path):
     kind = transformers.BertForMaskedLM
     folder = saved(transformers.BertConfig(vocab_size=64, **SMALL), tmp_path / "base", kind)

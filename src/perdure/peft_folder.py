@@ -290,7 +290,7 @@ def _factors(file: TensorFile, layer: str, parts: Mapping[str, str], targets: Ta
     A, B = (file.tensors[key].shape for key in keys)
     rank, alpha, scale = numbers(targets, layer)
     fits = len(A) >= 2 and len(A) == len(B) and A[0] == B[1] and all(n == 1 for n in B[2:])
-    if not fits or A[0] != rank or not math.prod(A) * math.prod(B):
+    if not fits or A[:1] != (rank,) or not math.prod(A) * math.prod(B):
         raise CheckpointError(
             f"`{file.path}`: the factors of `{layer}` have the shapes {A} and {B}, which "
             f"`{CONFIG}` (rank {rank:g}) does not fit."

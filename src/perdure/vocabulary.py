@@ -128,25 +128,45 @@ def _part(skeleton: Skeleton, tables: Tables, touched: set[str]) -> Tables:
     if output in grown:  # the same table, under its other name
         grown.setdefault(table, grown[output])
         del grown[output]
-    alike = output in saved and table in saved and torch.equal(saved[output], saved[table].to(saved[output]))
-    together = alike or all(adapter.folder.config.get("ensure_weight_tying") for adapter in tables.adapters)
-    lora = {weight.tensor for adapter in tables.adapters for weight in adapter.weights.values()}
-    changed = lora | {*saved}
-    if together and table in changed:  # what was done to the one was done to the other
-        saved.pop(output, None)
+    if table in saved and any(_ties(adapter) and table in adapter.saved for adapter in tables.adapters):
+        saved.setdefault(output, saved[table])  # peft keeps it under one of its names
+    lora = [adapter for adapter in tables.adapters if _changes(adapter, {output, table})]
+    if not lora and not {output, table} & {*saved}:
+        return replace(tables, grown=grown)
+    if all(map(_ties, lora)) and _are_alike(saved.get(output), saved.get(table)):
+        saved.pop(output, None)  # what was done to the one was done to the other
         adapters = [_without(adapter, output) for adapter in tables.adapters]
         return replace(tables, adapters=adapters, saved=saved, grown=grown)
-    if output not in changed and table not in changed:
-        return replace(tables, grown=grown)
-    copies = {}
-    for name, other in skeleton.ties.items():  # a bias is tied with its weight
-        if name in saved or name in skeleton.base.where:
+    return _untied(skeleton, replace(tables, saved=saved, grown=grown))
+
+
+def _untied(skeleton: Skeleton, tables: Tables) -> Tables:
+    """The tables as two: the output's begins as a copy of the input's. A bias is tied with its weight."""
+    copies: dict[str, str] = {}
+    grown = dict(tables.grown)
+    for name, other in skeleton.ties.items():
+        if name in tables.saved or name in skeleton.base.where:
             continue
         if other in grown:
             grown[name] = grown[other]
         else:
             copies[name] = other
-    return replace(tables, saved=saved, grown=grown, copies=copies, untied=True)
+    return replace(tables, grown=grown, copies=copies, untied=True)
+
+
+def _ties(adapter: Fitted) -> bool:
+    """Whether what was trained of one of the tables was trained of the other, too."""
+    return bool(adapter.folder.config.get("ensure_weight_tying"))
+
+
+def _changes(adapter: Fitted, tensors: set[str]) -> bool:
+    return any(weight.tensor in tensors for weight in adapter.weights.values())
+
+
+def _are_alike(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return torch.equal(one, other.to(one))
 
 
 def _without(adapter: Fitted, tensor: str) -> Fitted:
