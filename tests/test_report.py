@@ -19,7 +19,7 @@ from rich.console import Console
 from perdure import metrics
 from perdure.errors import RunError
 from perdure.lock import held
-from perdure.report import FORMATS, classes, figures, heat_map, report, terminal
+from perdure.report import FORMATS, classes, costs, figures, heat_map, report, terminal
 from perdure.report.html import to_html
 from perdure.report.latex import to_latex
 from perdure.report.markdown import percent, to_markdown
@@ -385,7 +385,7 @@ def test_one_bar_or_point_is_no_chart(tmp_path):
     events = [{"event": "task", "task": "a", "seconds": 3}]
     summary = summarise([make_run(tmp_path / "run", rows(R, "ab"), events=events)])
     ways = figures.ways(summary)
-    assert figures.forgetting(summary) is figures.cost(summary) is figures.plane(summary, ways) is None
+    assert figures.forgetting(summary) is costs.cost(summary) is figures.plane(summary, ways) is None
     assert figures.seen(summary, ways) and figures.tasks(summary, ways)
 
 

@@ -1,11 +1,13 @@
 """What all charts of a report have in common: size, ticks that name tasks, and a legend below."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from perdure.report.series import DRAWN
 from perdure.report.svg import short
 
 WIDTH = 4.9  # inches: 470 px, so that the text can still be read on a telephone
@@ -45,3 +47,13 @@ def with_legend(figure: Figure) -> Figure:
     if len(handles) > 1:
         figure.legend(list(handles.values()), list(handles), loc="outside lower left")
     return figure
+
+
+def left_out(lines: Sequence[Any]) -> str:
+    """Say, for a caption, how many lines of many are drawn."""
+    return f" (drawn: {DRAWN} of {len(lines)})" if len(lines) > DRAWN else ""
+
+
+def gaps(values: Sequence[float | None]) -> list[float]:
+    """Return values with nan where there is none, which matplotlib leaves out."""
+    return [float("nan") if value is None else value for value in values]

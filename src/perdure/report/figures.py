@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from perdure.report.axes import PERCENT, WIDTH, empty, name_tasks, shown, with_legend
+from perdure.report.axes import PERCENT, WIDTH, empty, gaps, left_out, name_tasks, shown, with_legend
 from perdure.report.picture import Cell, Picture
 from perdure.report.series import DRAWN, Look, Looks, Summary, Way, compared, ways
 from perdure.report.svg import INK, LINE, SOFT, svg
@@ -18,7 +18,6 @@ PANELS, COLUMNS = 24, 4
 """The most tasks that have a panel each, and how many panels are side by side."""
 RUNS_WITH_TASKS = 12
 """The most runs whose single tasks are compared."""
-COST_ROWS = 40
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ def seen(summary: Summary, known: Sequence[Way]) -> Picture | None:
     names = _steps(summary)
     image = _draw_lines(lines[:DRAWN], names, "after learning", "mean score on tasks seen, %")
     header, rows = _columns(lines, names)
-    return Picture(f"Mean score on the tasks seen{_in(known)}{_left_out(lines)}", image, header, rows)
+    return Picture(f"Mean score on the tasks seen{_in(known)}{left_out(lines)}", image, header, rows)
 
 
 def tasks(summary: Summary, known: Sequence[Way]) -> Picture | None:
@@ -65,9 +64,9 @@ def tasks(summary: Summary, known: Sequence[Way]) -> Picture | None:
                 if value is not None:
                     rows.append([task, line.title, step, value])
     drawn = dict(list(panels.items())[:PANELS])
-    left_out = f" (drawn: {PANELS} of {len(panels)})" if len(panels) > PANELS else ""
+    some = f" (drawn: {PANELS} of {len(panels)})" if len(panels) > PANELS else ""
     header = ["task", "run", "after task number", "score"]
-    return Picture(f"Each task{_in(known)}{left_out}", _draw_panels(drawn), header, rows)
+    return Picture(f"Each task{_in(known)}{some}", _draw_panels(drawn), header, rows)
 
 
 def _panels(summary: Summary, known: Sequence[Way]) -> dict[str, list[Line]]:
@@ -124,7 +123,7 @@ def losses(summary: Summary) -> Picture | None:
                 rows.append([run["title"], curve["task"], step, loss])
     if not curves:
         return None
-    title = f"Training loss{_left_out(curves)}"
+    title = f"Training loss{left_out(curves)}"
     return Picture(title, _draw_losses(curves[:DRAWN]), ["run", "task", "step", "loss"], rows)
 
 
@@ -180,8 +179,9 @@ def _draw_plane(points: Sequence[Any]) -> Figure:
     for number, (series, learned, forgotten) in enumerate(points, start=1):
         x, y = learned["mean"], forgotten["mean"]
         look = series.look
-        spread = {"xerr": learned["sd"] or 0, "yerr": forgotten["sd"] or 0}
-        axes.errorbar(x, y, **spread, color=look.colour, lw=1, capsize=2, zorder=1)
+        axes.errorbar(
+            x, y, xerr=learned["sd"] or 0, yerr=forgotten["sd"] or 0, color=look.colour, lw=1, capsize=2, zorder=1
+        )
         if numbered:
             axes.plot(x, y, ".", ms=8, color=look.colour)
             axes.annotate(str(number), (x, y), (3, 3), textcoords="offset points", color=INK)
@@ -242,79 +242,6 @@ def _forgetting_of_groups(summary: Summary) -> Bars:
     return bars
 
 
-# -- search and cost
-
-
-def search(summary: Summary) -> Picture | None:
-    """Draw the validation score over the scale λ; the filled point is the one that was taken."""
-    looks = Looks(summary)
-    searched = []
-    rows: list[list[Cell]] = []
-    for number, run in enumerate(summary["runs"]):
-        if not run["search"]:
-            continue
-        searched.append((run["title"], looks.of_run(number, run["rule"]), run["search"]))
-        for scale, score in zip(run["search"]["scales"], run["search"]["scores"], strict=True):
-            taken = "taken" if scale == run["search"]["chosen"] else ""
-            rows.append([run["title"], scale, score, taken])
-    if not searched:
-        return None
-    header = ["run", "scale λ", "mean validation score", ""]
-    return Picture(f"Search of λ{_left_out(searched)}", _draw_search(searched[:DRAWN]), header, rows)
-
-
-@svg
-def _draw_search(searched: Sequence[tuple[str, Look, Mapping[str, Any]]]) -> Figure:
-    figure, axes = empty(len(searched))
-    for title, look, search in searched:
-        scales, scores = search["scales"], _gaps(search["scores"])
-        axes.plot(scales, scores, look.line, marker="o", color=look.colour, mfc="none", label=shown(title))
-        if search["chosen"] in scales:
-            taken = scales.index(search["chosen"])
-            axes.plot(scales[taken], scores[taken], "o", color=look.colour, ms=9)
-    axes.set(xlabel="scale λ", ylabel="mean validation score, %")
-    axes.yaxis.set_major_formatter(PERCENT)
-    return with_legend(figure)
-
-
-COSTS = {
-    "seconds": ("learning, seconds", 1.0),
-    "trained": ("trained, thousands", 1e3),
-    "bytes": ("stored, MB", 1e6),
-    "state_bytes": ("remembered, MB", 1e6),
-}
-
-
-def cost(summary: Summary) -> Picture | None:
-    """Draw what each run took: time, the parameters trained for a task, bytes on disk, and bytes remembered."""
-    known = [name for name in COSTS if any(run["cost"][name] for run in summary["runs"])]
-    if not known or len(summary["runs"]) < 2:  # what one run took stands in the table of its tasks
-        return None
-    rows: list[list[Cell]] = []
-    for run in summary["runs"]:
-        rows.append([run["title"], *(run["cost"][name] for name in known)])
-    header = ["run", *(name.replace("_", " ") for name in known)]
-    image = _draw_cost(rows[:COST_ROWS], [COSTS[name] for name in known])
-    return Picture("Time, parameters and bytes", image, header, rows)
-
-
-@svg
-def _draw_cost(rows: Sequence[Sequence[Any]], about: Sequence[tuple[str, float]]) -> Figure:
-    size = (1.3 + 1.75 * len(about), 0.75 + 0.2 * len(rows))
-    figure = Figure(figsize=size, layout="constrained")
-    panels = figure.subplots(1, len(about), squeeze=False)[0]
-    for column, (axes, (title, unit)) in enumerate(zip(panels, about, strict=True), start=1):
-        values = [(row[column] or 0) / unit for row in rows]
-        axes.barh(range(len(rows)), values, 0.7, color=SOFT)
-        axes.set(ylim=(len(rows) - 0.5, -0.5), title=title)
-        names = [shown(row[0], 34) if column == 1 else "" for row in rows]
-        axes.set_yticks(range(len(rows)), names)
-        axes.tick_params(length=0)
-        axes.locator_params(axis="x", nbins=3)
-        axes.grid(axis="x")
-    return figure
-
-
 # -- how lines and bars are drawn
 
 
@@ -324,8 +251,8 @@ def _draw_lines(lines: Sequence[Line], names: Sequence[str], below: str, beside:
     for line in lines:
         _draw_line(axes, line)
         if _any(line.spreads):
-            middle = np.array(_gaps(line.values))
-            half = np.nan_to_num(np.array(_gaps(line.spreads)))
+            middle = np.array(gaps(line.values))
+            half = np.nan_to_num(np.array(gaps(line.spreads)))
             colour = line.look.colour
             axes.fill_between(range(len(middle)), middle - half, middle + half, color=colour, alpha=0.15, lw=0)
     name_tasks(axes, names)
@@ -338,13 +265,13 @@ def _draw_line(axes: Axes, line: Line, *, first: int = 0) -> None:
     """Draw a line whose first value stands at `first`."""
     look = line.look
     marker = look.marker if len(line.values) <= 40 else ""
-    style = {"ms": 4.5}
+    steps = range(first, first + len(line.values))
+    (drawn,) = axes.plot(
+        steps, gaps(line.values), look.line, marker=marker, ms=4.5, color=look.colour, label=shown(line.title)
+    )
     if len(_known(line.values)) == 1:
         # A single point has no line that leads to it: large, hollow and above the others it can still be seen.
-        marker = look.marker
-        style = {"ms": 10, "mfc": "none", "mew": 2, "zorder": 3}
-    steps = range(first, first + len(line.values))
-    axes.plot(steps, _gaps(line.values), look.line, marker=marker, color=look.colour, label=shown(line.title), **style)
+        drawn.set(marker=look.marker, markersize=10, markerfacecolor="none", markeredgewidth=2, zorder=3)
 
 
 @svg
@@ -357,7 +284,7 @@ def _draw_bars(bars: Sequence[Line], names: Sequence[str]) -> Figure:
     for number, bar in enumerate(bars):
         y = np.arange(len(names)) - 0.42 + (number + 0.5) * width
         fill = {"facecolor": bar.look.colour, "hatch": bar.look.hatch, "edgecolor": LINE, "lw": 0}
-        axes.barh(y, _gaps(bar.values), 0.9 * width, label=shown(bar.title), **fill)
+        axes.barh(y, gaps(bar.values), 0.9 * width, label=shown(bar.title), **fill)
     axes.axvline(0, color=SOFT, lw=0.8)
     axes.grid(axis="x")
     axes.set(ylim=(len(names) - 0.5, -0.5))
@@ -386,10 +313,6 @@ def _in(known: Sequence[Way]) -> str:
     return f" · {known[0][1]}" if len(known) == 1 else ""
 
 
-def _left_out(lines: Sequence[Any]) -> str:
-    return f" (drawn: {DRAWN} of {len(lines)})" if len(lines) > DRAWN else ""
-
-
 def _steps(summary: Summary) -> list[str]:
     """Name the steps by their tasks, if all runs have the same order; else number them."""
     orders = sorted({tuple(task["name"] for task in run["tasks"]) for run in summary["runs"]}, key=len)
@@ -405,7 +328,3 @@ def _any(values: Values) -> bool:
 
 def _known(values: Values) -> list[float]:
     return [value for value in values if value is not None]
-
-
-def _gaps(values: Values) -> list[float]:
-    return [float("nan") if value is None else value for value in values]

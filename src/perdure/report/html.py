@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from perdure import files
 from perdure.errors import OutputError
-from perdure.report import classes, diagnostics, figures, heat_map
+from perdure.report import classes, costs, diagnostics, figures, heat_map
 from perdure.report.markdown import note, percent, table
 from perdure.report.picture import Picture, Section
 from perdure.report.series import ways
@@ -133,10 +133,10 @@ def _sections(summary: Mapping[str, Any]) -> list[Section]:
         Section(
             "Search of the scale",
             "On validation examples; the filled point was taken.",
-            _there(figures.search(summary)),
+            _there(costs.search(summary)),
         ),
         Section("Training", "", _there(figures.losses(summary))),
-        Section("Cost", "Trained: the most parameters for any one task.", _there(figures.cost(summary))),
+        Section("Cost", "Trained: the most parameters for any one task.", _there(costs.cost(summary))),
     ]
     return [section for section in sections if section.pictures] + _diagnostics(summary)
 
