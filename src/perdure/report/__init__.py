@@ -3,7 +3,8 @@
 folder.py                              a run folder's files, as far as they can be read
 summary.py, seeds.py                   folders → dict, of values that may be shown anywhere (plain.py)
 markdown.py, latex.py, terminal.py     dict → text
-figures.py, costs.py, classes.py        dict → figures with their numbers (picture.py), as heat maps too (heat_map.py);
+figures.py, costs.py, classes.py       dict → figures with their numbers (picture.py), some as heat maps (heat_map.py)
+series.py, axes.py, svg.py             how all figures look: a colour has one meaning on the whole page
 diagnostics.py                         what `perdure diagnose` found → sections, drawn by diagnostic_figures.py; and to
                                        text by diagnostics_terminal.py
 html.py                                dict → page
