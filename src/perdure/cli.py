@@ -2,37 +2,53 @@
 
 import json
 import os
-import sys
-import warnings
+from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal
 
 import typer
 
+from perdure import shell
+from perdure.options import (
+    AsJson,
+    Format,
+    Image,
+    KnownTask,
+    Output,
+    Quiet,
+    RuleName,
+    RunFolder,
+    Seed,
+    Settings,
+    Text,
+    names_of,
+)
+
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     help="Teach one pre-trained transformer new tasks, one after another, without forgetting the old ones.",
 )
 
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
-Output = Annotated[Path | None, typer.Option("--output", "-o", help="Where to write.")]
-Seed = Annotated[int, typer.Option(help="Of the splits, the start and the order of examples.")]
-Settings = Annotated[
-    list[str],
-    typer.Option(
-        "--set", metavar="KEY=VALUE", help="Change a setting: method.rank=4, or of a rule scale=0.3. Repeatable."
-    ),
-]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the result.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-RuleName = Annotated[str | None, typer.Option("--rule", help="How adapters are combined; by default as the run did.")]
-Text = Annotated[str | None, typer.Option(help="The column with the text.")]
-Image = Annotated[str | None, typer.Option(help="The column with the image.")]
-Format = Literal["html", "markdown", "latex", "json"]
-KnownTask = Annotated[str | None, typer.Option("--task", help="The task of all rows, if it is known.")]
+
+def _print_version(asked: bool) -> bool:
+    if asked:
+        typer.echo(f"perdure {version('perdure')}")
+        raise typer.Exit
+    return asked
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option(shell.DEBUG, help="Show the traceback of an error, too; it may stand anywhere.")
+    ] = False,
+) -> None:
+    """Take the options that stand before a command; `--debug` is read by `shell`, wherever it stands."""
 
 
 @app.command()
@@ -247,7 +263,9 @@ def export(
 def merge(
     base: Annotated[str, typer.Argument(metavar="BASE|RUN", help="A model's folder or hub id; or a run, alone.")],
     adapters: Annotated[list[Path], typer.Argument(metavar="ADAPTER", help="PEFT LoRA folders.")] = [],
-    rule: Annotated[str, typer.Option("--rule", help="How the adapters are combined.")] = "task_arithmetic",
+    rule: Annotated[
+        str, typer.Option("--rule", help="How the adapters are combined.", autocompletion=names_of("rule"))
+    ] = "task_arithmetic",
     settings: Settings = [],
     output: Output = None,
     form: Annotated[Literal["model", "adapter"], typer.Option("--as", help="What is written.")] = "model",
@@ -322,7 +340,14 @@ def list_(as_json: AsJson = False) -> None:
 
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(metavar="NAME|RUN", help="A method, rule or benchmark, or a run folder.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME|RUN",
+            help="A method, rule or benchmark, or a run folder.",
+            autocompletion=names_of("method", "rule", "benchmark"),
+        ),
+    ],
     as_json: AsJson = False,
 ) -> None:
     """Show what a method, rule or benchmark does and its settings, or what a run measured."""
@@ -363,32 +388,5 @@ def _show(summary: dict[str, Any], folder: Path | None = None) -> None:
 
 
 def main() -> None:
-    """Run the command line: a user's mistake is one red sentence and status 1; a traceback is a bug."""
-    from perdure.errors import PerdureError, Stopped
-
-    warnings.formatwarning = _sentence
-    try:
-        app()
-    except Stopped as stopped:
-        _stop(str(stopped), 128 + stopped.signal)
-    except PerdureError as error:
-        _stop(f"Error: {error}", 1)
-    except OSError as error:
-        _stop(f"Error: {error.strerror or error}: `{error.filename}`.", 1)
-    except SystemExit as stop:
-        if stop.code == 130:  # Ctrl-C
-            _stop("Stopped. What was finished is kept.", 130)
-        raise
-
-
-def _sentence(
-    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
-) -> str:
-    """A warning of ours as one sentence; of others with the place that gave it."""
-    ours = category.__module__.startswith("perdure.")
-    return f"Warning: {message}\n" if ours else f"{filename}:{lineno}: {category.__name__}: {message}\n"
-
-
-def _stop(sentence: str, status: int) -> NoReturn:
-    typer.secho(sentence, fg="red", err=True)
-    sys.exit(status)
+    """Run the command line."""
+    shell.run(app)
