@@ -22,9 +22,8 @@ def check_changes(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any
     found = [line for name, line in differences(before, now) if not is_harmless(name, now)]
     if found:
         raise RunError(
-            f"`{folder}` holds a run with other settings, and cannot go on with these:\n  "
-            + "\n  ".join(found)
-            + f"\nGive another `--output`; or go on with the run's own settings, by `perdure run {folder}`."
+            f"`{folder}` holds a run with other settings, and cannot go on with these: {'; '.join(found)}. "
+            f"Give another `--output`; or go on with the run's own settings, by `perdure run {folder}`."
         )
 
 

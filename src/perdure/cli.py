@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from perdure import shell
+from perdure.errors import printable
 from perdure.options import (
     AsJson,
     Format,
@@ -71,7 +72,7 @@ def demo(
     summary = demo.demo(output, vision=vision, seed=seed, quiet=quiet)
     terminal.matrices(summary)
     terminal.overview(summary)
-    typer.echo(f"\nReport: {output / 'report.html'}")
+    _say("", f"Report: {output / 'report.html'}")
 
 
 @app.command()
@@ -91,7 +92,7 @@ def run(
     Recipe.read(recipe, changes).run(output, quiet=quiet)
     _report(output)
     if _done(output) == before:
-        typer.echo("Nothing was left to do: all tasks are learned and measured.")
+        _say("Nothing was left to do: all tasks are learned and measured.")
 
 
 @app.command()
@@ -116,7 +117,7 @@ def tune(
         return typer.echo(json.dumps({"recipe": found.recipe, "trials": found.trials}, indent=2))
     if not quiet:
         terminal.listing(f"\n{len(found.trials)} trials on {tasks} tasks (validation accuracy, %)", found.lines())
-    typer.echo(output / "tuned.yaml")
+    _say(output / "tuned.yaml")
 
 
 @app.command()
@@ -162,7 +163,7 @@ def forget(
     from perdure.forget import forget
 
     found = forget(run, task, retrain_later=retrain_later, quiet=quiet)
-    typer.echo(found)
+    _say(*str(found).splitlines())
 
 
 @app.command()
@@ -178,7 +179,7 @@ def verify(run: RunFolder, as_json: AsJson = False) -> None:
         terminal.listing(f"\n{run}", found.sound.items())
         count = len(found.faults)
         said = f"{count} fault{'s' if count > 1 else ''}." if count else "All is as it was written."
-        typer.echo("\n".join([*found.notes, said]))
+        _say(*found.notes, said)
     for fault in found.faults:
         typer.secho(fault, fg="red", err=True)
     if found.faults:
@@ -221,7 +222,7 @@ def diagnose(
     if as_json:
         return typer.echo(json.dumps(found, indent=2))
     diagnostics_terminal.show(found)
-    typer.echo(f"\nAll numbers: {run / 'diagnostics.json'}")
+    _say("", f"All numbers: {run / 'diagnostics.json'}")
 
 
 @app.command()
@@ -241,7 +242,7 @@ def predict(
     rows = read_table(file)
     check_free(output)
     write_table(output, Model(run).add_predictions(rows, column=text or image, task=task))
-    typer.echo(f"{len(rows)} rows: {output}")
+    _say(f"{len(rows)} rows: {output}")
 
 
 @app.command()
@@ -256,7 +257,7 @@ def export(
     from perdure.runs import rule_of
 
     Model(run, rule=rule_of(run, rule, settings)).export(output)
-    typer.echo(output)
+    _say(output)
 
 
 @app.command()
@@ -286,7 +287,7 @@ def merge(
         return _try_rule(Path(base), rule, settings, output, options | {"as": form if form != "model" else None})
     options["form"] = form
     merged = merge_checkpoint(base, adapters, section(rule, settings), output, **options, quiet=quiet)
-    typer.echo(merged.output if quiet and merged.written else merged)
+    _say(*([merged.output] if quiet and merged.written else str(merged).splitlines()))
 
 
 def _try_rule(run: Path, rule: str, settings: list[str], output: Path | None, options: dict[str, Any]) -> None:
@@ -299,7 +300,7 @@ def _try_rule(run: Path, rule: str, settings: list[str], output: Path | None, op
     try_rule(run, rule, settings, output)
     _report(run)
     if output:
-        typer.echo(f"Model: {output}")
+        _say(f"Model: {output}")
 
 
 @app.command()
@@ -319,7 +320,7 @@ def report(
     if output is None:
         return typer.echo(text, nl=False)
     write(output, text)
-    typer.echo(output)
+    _say(output)
 
 
 @app.command(name="list")
@@ -360,7 +361,7 @@ def show(
     about = registry.about(name)
     if as_json:
         return typer.echo(json.dumps(about, indent=2))
-    typer.echo(about["text"])
+    _say(*about["text"].splitlines())
     terminal.listing("\nSettings", about["settings"].items())
 
 
@@ -384,7 +385,12 @@ def _show(summary: dict[str, Any], folder: Path | None = None) -> None:
 
     terminal.show(summary)
     if folder:
-        typer.echo(f"\nReport: {folder / 'report.html'}")
+        _say("", f"Report: {folder / 'report.html'}")
+
+
+def _say(*lines: object) -> None:
+    """Print lines, whatever characters are in the names that they hold."""
+    typer.echo("\n".join(printable(str(line)) for line in lines))
 
 
 def main() -> None:

@@ -19,11 +19,42 @@ prints it as one sentence and exits with status 1.
 """
 
 import difflib
+import unicodedata
 from collections.abc import Iterable
+
+JOINERS = "\u200c\u200d"  # they shape letters of Persian, and emoji
+UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # Unicode's categories: controls, formats, half pairs, separators
+
+
+def printable(text: str, *, keep: str = "") -> str:
+    r"""Return a text in which every character that a terminal obeys, or cannot write, is spelled out.
+
+    Names in a stranger's folder may hold escape sequences (colours, links, the clipboard), line ends
+    that feign another message, or marks that turn the rest of a line around. Letters, accents and emoji stay.
+
+    Parameters
+    ----------
+    keep
+        Characters to leave alone, such as the line ends of a text with several lines.
+
+    Examples
+    --------
+    >>> printable("layer\x1b[31m\n") == r"layer\x1b[31m\n"
+    True
+    """
+    if text.isprintable():
+        return text
+    left = JOINERS + keep
+    return "".join(
+        c if c in left or unicodedata.category(c) not in UNSEEN else c.encode("unicode_escape").decode() for c in text
+    )
 
 
 class PerdureError(Exception):
-    """Whatever perdure raises on purpose."""
+    """Whatever perdure raises on purpose. Its text is one line that is safe to print."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class InputError(PerdureError, ValueError):

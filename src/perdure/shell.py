@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from perdure.errors import PerdureError, Stopped
+from perdure.errors import PerdureError, Stopped, printable
 
 DEBUG = "--debug"
 VARIABLE = "PERDURE_DEBUG"
@@ -68,9 +68,10 @@ def _sentence(
 ) -> str:
     """A warning of ours as one sentence; of others with the place that gave it."""
     ours = category.__module__.startswith("perdure.")
-    return f"Warning: {message}\n" if ours else f"{filename}:{lineno}: {category.__name__}: {message}\n"
+    said = printable(str(message))
+    return f"Warning: {said}\n" if ours else f"{filename}:{lineno}: {category.__name__}: {said}\n"
 
 
 def _stop(sentence: str, status: int) -> NoReturn:
-    typer.secho(sentence, fg="red", err=True)
+    typer.secho(printable(sentence), fg="red", err=True)
     sys.exit(status)

@@ -1,20 +1,19 @@
 """What stands in a run folder, as what may be shown anywhere: values of JSON, and text that only says something."""
 
 import math
-import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
-JOINERS = "\u200c\u200d"  # they shape letters of Persian, and emoji
+from perdure.errors import printable
 
 
 def plain(value: Any) -> Any:
-    """Lists, dicts, texts without control characters, and finite numbers (None for others).
+    """Lists, dicts, texts in which control characters are spelled out, and finite numbers (None for others).
 
     Examples
     --------
     >>> plain({"seconds": float("nan"), "name": "a\\x1b[31m"})
-    {'seconds': None, 'name': 'a[31m'}
+    {'seconds': None, 'name': 'a\\\\x1b[31m'}
     """
     if isinstance(value, Mapping):
         return {clean(str(key)): plain(inner) for key, inner in value.items()}
@@ -26,5 +25,5 @@ def plain(value: Any) -> Any:
 
 
 def clean(text: str) -> str:
-    """Text without characters that would colour a terminal, or turn the rest of a line around."""
-    return "".join(c for c in text if c in "\n\t" + JOINERS or unicodedata.category(c) not in ("Cc", "Cf"))
+    """Return a text that may have several lines and columns, and nothing else that acts on a terminal."""
+    return printable(text, keep="\n\t")

@@ -7,7 +7,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from perdure.errors import printable
 from perdure.report.markdown import percent, table
+from perdure.report.plain import clean
 
 MANY = 8  # tasks: more columns hold no number on a line of 80 characters
 STYLE: dict[str, Any] = {"title_justify": "left", "box": None, "padding": (0, 2, 0, 0)}
@@ -44,14 +46,14 @@ def show(summary: Mapping[str, Any], console: Console | None = None) -> None:
 
 def say(console: Console, text: str, style: str = "") -> None:
     """Print a sentence; nothing in it is markup."""
-    console.print(text, style=style, markup=False, highlight=False)
+    console.print(clean(text), style=style, markup=False, highlight=False)
 
 
 def listing(title: str, rows: Iterable[tuple[str, str]], console: Console | None = None) -> None:
     """Print names and what is said of each."""
-    drawn = Table(title=title, show_header=False, **STYLE)
+    drawn = Table(title=Text(clean(title), style="italic"), show_header=False, **STYLE)
     for name, text in rows:
-        drawn.add_row(Text(name), Text(text))  # brackets are text here
+        drawn.add_row(Text(printable(name)), Text(clean(text)))  # brackets are text here
     (console or Console()).print(drawn)
 
 
@@ -78,7 +80,7 @@ def matrices(summary: Mapping[str, Any], console: Console | None = None) -> None
                 continue
             if len(result["tasks"]) > MANY:
                 return console.print(f"The matrices of {len(result['tasks'])} tasks are in the report.")
-            drawn = Table(title=f"{run['title']}, {result['known']}", **STYLE)
+            drawn = Table(title=Text(f"{run['title']}, {result['known']}", style="italic"), **STYLE)
             drawn.add_column("after")
             for task in result["tasks"]:
                 drawn.add_column(Text(task), justify="right")
