@@ -192,13 +192,14 @@ def evaluate(
     rule: RuleName = None,
     settings: Settings = [],
     last: Annotated[bool, typer.Option("--last", help="Only after the last task.")] = False,
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure a run again, or with another rule (--set scale=0.3, --set space=factor)."""
     from perdure.report import FORMATS, report
     from perdure.runs import evaluate_run
 
-    evaluate_run(run, rule, settings, steps="last" if last else "all")
+    evaluate_run(run, rule, settings, steps="last" if last else "all", quiet=quiet or as_json)
     summary = report([run], run / "report.html")
     typer.echo(FORMATS["json"](summary), nl=False) if as_json else _show(summary, run)
 
@@ -212,13 +213,14 @@ def diagnose(
     only: Annotated[
         list[str], typer.Option(help="interference, zones, cka, probe or posterior; by default all. Repeatable.")
     ] = [],
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Say why tasks disturb each other: task vectors, features, probes and the task posterior of a run."""
     from perdure.diagnose import diagnose
     from perdure.report import diagnostics_terminal
 
-    found = diagnose(run, rule, settings, examples=examples, only=only)
+    found = diagnose(run, rule, settings, examples=examples, only=only, quiet=quiet or as_json)
     if as_json:
         return typer.echo(json.dumps(found, indent=2))
     diagnostics_terminal.show(found)
@@ -284,20 +286,23 @@ def merge(
 
     options: dict[str, Any] = {"rank": rank, "saved_modules": saved_modules, "any_base": any_base, "dry_run": dry_run}
     if not adapters and (Path(base) / "recipe.yaml").is_file():
-        return _try_rule(Path(base), rule, settings, output, options | {"as": form if form != "model" else None})
+        options["as"] = form if form != "model" else None
+        return _try_rule(Path(base), rule, settings, output, options, quiet=quiet)
     options["form"] = form
     merged = merge_checkpoint(base, adapters, section(rule, settings), output, **options, quiet=quiet)
     _say(*([merged.output] if quiet and merged.written else str(merged).splitlines()))
 
 
-def _try_rule(run: Path, rule: str, settings: list[str], output: Path | None, options: dict[str, Any]) -> None:
+def _try_rule(
+    run: Path, rule: str, settings: list[str], output: Path | None, options: dict[str, Any], *, quiet: bool
+) -> None:
     from perdure.errors import InputError
     from perdure.runs import try_rule
 
     if given := [name for name, value in options.items() if value]:
         option = given[0].replace("_", "-")
         raise InputError(f"`--{option}` is for adapters. With a run the rule is measured, and exported to `--output`.")
-    try_rule(run, rule, settings, output)
+    try_rule(run, rule, settings, output, quiet=quiet)
     _report(run)
     if output:
         _say(f"Model: {output}")

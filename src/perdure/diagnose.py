@@ -18,6 +18,7 @@ from perdure.diagnostics.cka import batches
 from perdure.errors import InputError, RunError, UnknownName
 from perdure.evaluate import probabilities, settled, task_logits
 from perdure.merge import task_vectors
+from perdure.progress import Progress
 from perdure.results import Run
 from perdure.runs import rule_of
 from perdure.stream import TaskStream
@@ -57,6 +58,7 @@ def diagnose(
     examples: int = EXAMPLES,
     only: Sequence[str] = (),
     stream: TaskStream | None = None,
+    quiet: bool = True,
 ) -> dict[str, Any]:
     """Diagnose a run, finished or part-way, and write `diagnostics.json` into its folder.
 
@@ -73,6 +75,8 @@ def diagnose(
         already are kept, if rule, examples and tasks are the same.
     stream
         The tasks, where the run's recipe does not say how they are made.
+    quiet
+        Do not tell how far it is.
 
     Returns
     -------
@@ -105,11 +109,14 @@ def diagnose(
         "parts": {},
         "left_out": {},
     }
-    for name in [name for name in PARTS if name in (only or PARTS)]:
-        try:
-            found["parts"][name] = {"reading": READING[name], **COMPUTED[name](subject)}
-        except _LeftOut as reason:
-            found["left_out"][name] = str(reason)
+    asked = [name for name in PARTS if name in (only or PARTS)]
+    with Progress("Diagnosing", len(asked), quiet=quiet) as progress:
+        for done, name in enumerate(asked):
+            progress.to(done, name, reached=True)
+            try:
+                found["parts"][name] = {"reading": READING[name], **COMPUTED[name](subject)}
+            except _LeftOut as reason:
+                found["left_out"][name] = str(reason)
     files.write(subject.run.folder / FILE, json.dumps(_with_earlier(subject.run.folder, found), allow_nan=False) + "\n")
     return found
 

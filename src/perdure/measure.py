@@ -12,6 +12,7 @@ from perdure import run_files
 from perdure.backbone import Backbone
 from perdure.evaluate import TASK_IDS, Answers, Evaluator, TaskId
 from perdure.merge import Combined, Rule, combine
+from perdure.progress import Progress
 from perdure.restore import give_heads
 from perdure.results import Run
 from perdure.seeds import derived
@@ -54,6 +55,7 @@ def measure(
     *,
     evaluation: Evaluation,
     own: bool = True,
+    quiet: bool = True,
 ) -> None:
     """Combine the tasks learned and add one row of R for each way to know the task.
 
@@ -72,7 +74,12 @@ def measure(
         found, candidates = evaluator.search_scale([task.adapter for task in learned], rule, stream.scenario)
     combined = combine([task.adapter for task in learned], found) if learned else Combined(TaskVector({}))
     tasks = stream.names if evaluation.future else seen
-    answers = {task: evaluator.answers(combined, task, evaluation.task_ids) for task in tasks}
+    answers: dict[str, Answers] = {}
+    with Progress(f"Measuring after {len(seen)} of {len(stream)} tasks", len(tasks), quiet=quiet) as progress:
+        for number, task in enumerate(tasks, start=1):
+            answers[task] = evaluator.answers(combined, task, evaluation.task_ids)
+            progress.to(number)
+        progress.to(len(tasks), _averages(answers), reached=True)
     unknown = "class" if stream.scenario == "task" else stream.scenario
     about = {"rule": rule.label, "options": dict(found.options), "candidates": candidates}
     seconds = round(time.perf_counter() - started, 3)
@@ -107,6 +114,15 @@ def _counts(answers: Mapping[str, Answers], task_ids: Sequence[TaskId]) -> run_f
 def described(rule: Rule) -> dict[str, Any]:
     """A rule as `combined.json` holds it, before a search."""
     return {"label": rule.label, **dataclasses.asdict(rule), "candidates": []}
+
+
+def _averages(answers: Mapping[str, Answers]) -> str:
+    """Say the average accuracy for each way to know the task."""
+    totals: dict[TaskId, float] = {}
+    for of_task in answers.values():
+        for task_id, accuracy in of_task.accuracy().items():
+            totals[task_id] = totals.get(task_id, 0.0) + accuracy
+    return ", ".join(f"{task_id} {100 * total / len(answers):.1f} %" for task_id, total in totals.items())
 
 
 def _give_fresh_heads(backbone: Backbone, tasks: Sequence[Task], seed: int) -> None:

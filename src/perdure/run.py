@@ -23,6 +23,7 @@ from perdure.learn import learn
 from perdure.measure import Evaluation, described, measure
 from perdure.merge import Rule, combine
 from perdure.method import Method
+from perdure.progress import Progress
 from perdure.restore import give_heads, restore
 from perdure.results import UNFINISHED, Run
 from perdure.rule import nature_of
@@ -59,7 +60,7 @@ def run(
     output
         The run folder: new, empty, or that of this run.
     quiet
-        Show no progress bars.
+        Do not tell how far it is.
 
     Returns
     -------
@@ -153,7 +154,8 @@ def go_on(results: Run, plan: Plan, settings: Mapping[str, Any] | None = None, *
         _settle(results, resume)
         if settings and processes.first() and results.recipe != settings:
             results.recipe = settings  # not before all of it was found to go with what was learned
-        measured = _measured(results, plan)
+        measured, quiet = _measured(results, plan), quiet or not processes.first()
+        whole = Progress("The run", len(plan.stream), done=len(learned), quiet=quiet, bar=False)
         for step in range(len(plan.stream) + 1):
             if step > len(learned):
                 give_heads(plan.backbone, learned)
@@ -161,7 +163,9 @@ def go_on(results: Run, plan: Plan, settings: Mapping[str, Any] | None = None, *
                 resume = None
             due = plan.evaluation.future if step == 0 else plan.evaluation.due(step, len(plan.stream))
             if due and step not in measured and processes.first():
-                measure(results, learned[:step], plan.stream, plan.backbone, plan.rule, evaluation=plan.evaluation)
+                parts = (results, learned[:step], plan.stream, plan.backbone, plan.rule)
+                measure(*parts, evaluation=plan.evaluation, quiet=quiet)
+            whole.to(step, f"{step} of {len(plan.stream)} tasks", reached=step > whole.first)
     return results
 
 
@@ -293,7 +297,7 @@ def _learn_task(
         seed=plan.seed,
         log=results.event if first else None,
         folder=results.folder,
-        quiet=quiet or not first,
+        quiet=quiet,
         resume=resume,
         keep=keep if first else None,
         stop=stop,

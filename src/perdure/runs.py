@@ -11,6 +11,7 @@ from perdure.errors import InputError, RunError, Stopped
 from perdure.measure import measure
 from perdure.merge import Rule
 from perdure.model import Model, check_exportable
+from perdure.progress import Progress
 from perdure.recipe import Recipe, make_rule, own_stream
 from perdure.restore import restore
 from perdure.results import Run
@@ -27,6 +28,7 @@ def evaluate_run(
     *,
     steps: Literal["all", "last"] = "all",
     stream: TaskStream | None = None,
+    quiet: bool = True,
 ) -> Run:
     """Measure a finished run again, by its own rule or another, and add the scores to it.
 
@@ -38,6 +40,8 @@ def evaluate_run(
         Of the rule, such as `scale=0.3`.
     stream
         The tasks, where the run's recipe does not say how they are made.
+    quiet
+        Do not tell how far it is.
 
     Raises
     ------
@@ -55,7 +59,9 @@ def evaluate_run(
         if not learned:
             raise RunError(f"`{folder}` has learned no task yet, so there is nothing to measure.")
         first = 0 if evaluation.future and not found else 1  # before the first task every rule is the same
-        for step in range(first if steps == "all" else len(learned), len(learned) + 1):
+        due = range(first if steps == "all" else len(learned), len(learned) + 1)
+        whole = Progress("The evaluation", len(due), quiet=quiet, bar=False)
+        for number, step in enumerate(due, start=1):
             measure(
                 results,
                 learned[:step],
@@ -64,7 +70,9 @@ def evaluate_run(
                 found or recipe.make_rule(),
                 evaluation=evaluation,
                 own=found is None,
+                quiet=quiet,
             )
+            whole.to(number, f"{number} of {len(due)} steps", reached=True)
     return results
 
 
@@ -79,7 +87,12 @@ def rule_of(folder: str | Path, name: str | None, settings: Sequence[str] = ()) 
 
 
 def try_rule(
-    folder: str | Path, rule: str | None = None, settings: Sequence[str] = (), output: str | Path | None = None
+    folder: str | Path,
+    rule: str | None = None,
+    settings: Sequence[str] = (),
+    output: str | Path | None = None,
+    *,
+    quiet: bool = True,
 ) -> Run:
     """Measure a finished run with another rule, and write its combined model if there is an `output`.
 
@@ -92,7 +105,7 @@ def try_rule(
     if output:
         check_free(Path(output))
         check_exportable(wanted or Recipe.parse(Run(folder).recipe).make_rule())
-    run = evaluate_run(folder, rule, settings, steps="last")
+    run = evaluate_run(folder, rule, settings, steps="last", quiet=quiet)
     if output:
         found = run.events()[-1]["options"]  # with the scale that a search has found
         Model(run, rule=replace(wanted, options=found) if wanted else None).export(output)

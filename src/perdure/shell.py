@@ -30,7 +30,8 @@ def run(app: Callable[..., Any]) -> None:
         _stop(str(stopped), 128 + stopped.signal)
     except (PerdureError, OSError) as error:
         if debug:
-            traceback.print_exception(error)
+            lines = "".join(traceback.format_exception(error))
+            typer.echo(printable(lines, keep="\n"), err=True, nl=False)
         said = _of_the_system(error) if isinstance(error, OSError) else str(error)
         _stop(f"Error: {said}", 1)
     except SystemExit as stop:

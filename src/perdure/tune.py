@@ -23,6 +23,7 @@ from perdure.evaluate import Evaluator, TaskId
 from perdure.measure import Evaluation
 from perdure.merge import combine
 from perdure.method import Method, Tuned
+from perdure.progress import Progress
 from perdure.recipe import Recipe
 from perdure.restore import restore
 from perdure.results import Run
@@ -128,12 +129,15 @@ def tune(
     plan = replace(plan, stream=stream.until(protocol.tasks), evaluation=Evaluation(steps="none"))
     about = files.plain({"recipe": recipe.resolved(plan), "protocol": vars(protocol)})
     trials = _begun(output, about)[: protocol.trials]
+    progress = Progress("Tuning", protocol.trials, done=len(trials), quiet=quiet, bar=False)
     for number in range(len(trials), protocol.trials):
         settings = _asked(recipe, protocol, ranges, trials, number)
         started = time.perf_counter()
         score = _score(recipe, plan, settings, protocol, quiet=quiet)
         trials.append({"settings": settings, "score": score, "seconds": round(time.perf_counter() - started, 3)})
         files.append(output / TRIALS, json.dumps(trials[-1]) + "\n")
+        said = "failed" if score is None else f"validation accuracy {100 * score:.1f} %"
+        progress.to(number + 1, f"trial {number + 1} of {protocol.trials}, {said}", reached=True)
     best = Tuning({}, trials).best
     if best["score"] is None:
         raise RunError(f"All {len(trials)} trials failed: see `{output / TRIALS}`. Lower `{RATE}` in the recipe.")
