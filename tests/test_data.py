@@ -105,11 +105,11 @@ def test_more_mistakes(tmp_path):
 def test_bytes_that_are_not_utf8(tmp_path):
     path = tmp_path / "latin.csv"
     path.write_bytes(b"text,label\n" + b"".join(f"caf\u00e9 {t},{c}\n".encode("latin-1") for t, c in ROWS))
-    with pytest.raises(DataError, match="is not written in utf-8. Save it as UTF-8, or give its `encoding`"):
+    with pytest.raises(DataError, match="line 2, is not written in utf-8. Save the table as UTF-8, or give its `enc"):
         read_tasks(str(path))
     (task,) = read_tasks(str(path), encoding="latin-1")
     assert task.train["text"][0].startswith("caf\u00e9 ")
-    with pytest.raises(DataError, match="is not written in UTF-8"):
+    with pytest.raises(DataError, match="is not written in utf-8"):
         read_table(path)
 
 
@@ -161,7 +161,7 @@ def test_tables_are_written_and_never_overwritten(tmp_path):
         write_table(tmp_path / f"long.{ending}", long)
         assert read_table(tmp_path / f"long.{ending}") == long
     (tmp_path / "x.jsonl").write_text("{]")
-    with pytest.raises(DataError, match="is not JSON lines"):
+    with pytest.raises(DataError, match="line 1, is not JSON"):
         read_table(tmp_path / "x.jsonl")
 
 
