@@ -11,7 +11,7 @@ import pytest
 from peft_folders import adapter, base
 
 import perdure
-from perdure import OutputError, fold, merge_checkpoint, staging
+from perdure import OutputError, fold, merge_checkpoint, partial, staging
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 
@@ -86,7 +86,7 @@ def test_kill_9_at_many_moments(made):
 def test_two_processes_do_not_disturb_each_other(made):
     """The folder of a living process is not swept; that of a dead one is."""
     out = made[0].parent / "out"
-    dead = made[0].parent / f".out.dead{staging.ENDING}"
+    dead = partial.new_path(made[0].parent)
     dead.mkdir()
     with staging.new_folder(made[0].parent / "other", size=10) as folder:
         assert not dead.exists()

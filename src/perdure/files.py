@@ -9,17 +9,17 @@ import errno
 import io
 import json
 import os
+import shutil
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import yaml
 
-from perdure.errors import CheckpointError, OutputError
+from perdure import partial
+from perdure.errors import CheckpointError, OutputError, PerdureError
 
-ENDING = ".perdure-partial"
-"""Of what is being written: a name that ends so, of a process that is gone, is rubbish."""
 MAX_JSON = 100_000_000  # bytes
 MAX_YAML = 1_000_000
 MAX_LINE = 10_000_000
@@ -37,9 +37,12 @@ def open_regular(path: Path) -> Any:
         There is no such file, or it cannot be read.
     """
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
+        # opening a pipe would wait for its other end
+        number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        if not stat.S_ISREG(os.fstat(number).st_mode):
+            os.close(number)
             raise CheckpointError(f"`{path}` is not a file.")
-        return path.open("rb", buffering=0)
+        return os.fdopen(number, "rb", buffering=0)
     except OSError as error:
         raise CheckpointError(f"`{path}` cannot be read: {error.strerror}.") from error
 
@@ -153,30 +156,131 @@ def plain(value: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(value, default=str))
 
 
-def write(path: Path, content: str | bytes) -> None:
-    """Write a file, whole or not at all.
+@contextlib.contextmanager
+def writing(
+    path: Path,
+    *,
+    replace: bool = True,
+    check: Callable[[], None] | None = None,
+) -> Iterator[BinaryIO]:
+    """Open a file to write into, which takes its place at `path` when the block ends; if it fails, nothing is left.
+
+    Parameters
+    ----------
+    replace
+        Whether a file that is there already is replaced; otherwise it is an error.
+    check
+        Called before the file takes its place, and again afterwards: if it raises, the file is not kept. For what
+        has to hold of the sources that the file was made from, which others may change meanwhile.
 
     Raises
     ------
     OutputError
-        The disk is full, or writing is not allowed. What was at this place before is as it was.
+        There is something at `path` that may not be replaced, the disk is full, or writing is not allowed.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{ENDING}")
+    partial.sweep(path.parent)
+    with refusing(path):
+        check_place(path, replace=replace)
+        temporary, file = partial.new_file(path.parent)
     try:
-        put(temporary, content)
-        os.replace(temporary, path)
-        sync(path.parent)
-    except OSError as error:
+        with _refusing_write(path):
+            yield file
+        with refusing(path):
+            file.flush()
+            os.fsync(file.fileno())
+            if check:
+                check()
+            _put_in_place(temporary, path, replace=replace)
+        sync_names(path.parent)
+    finally:
+        with contextlib.suppress(OSError):  # closing writes again what a full disk has refused
+            file.close()
         with contextlib.suppress(OSError):
             temporary.unlink()
-        why = error.strerror or str(error)
-        raise OutputError(f"`{path}` cannot be written: {why}. What was there before is as it was.") from error
+    if check:
+        _check_or_remove(path, check)
+
+
+def write(path: Path, content: str | bytes, *, check: Callable[[], None] | None = None) -> None:
+    """Write a file, whole or not at all; see `writing`."""
+    with writing(path, check=check) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+def check_place(path: Path, *, replace: bool = True) -> None:
+    """Check that a file may be written at a path: nothing but a regular file is ever replaced.
+
+    Raises
+    ------
+    OutputError
+        There is a file that is to be kept, a link, a folder, or a device.
+    """
+    try:
+        kind = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if stat.S_ISLNK(kind):
+        raise OutputError(f"`{path}` is a link, which is not followed. Remove it, or write to where it points.")
+    if not stat.S_ISREG(kind):
+        raise OutputError(f"`{path}` cannot be written: it is no regular file. Give another name.")
+    if not replace:
+        raise OutputError(f"`{path}` already exists. Remove it, or give another `--output`.")
+
+
+def _put_in_place(temporary: Path, path: Path, *, replace: bool) -> None:
+    if replace:
+        os.replace(temporary, path)
+        return
+    try:
+        os.link(temporary, path)  # unlike renaming, this fails where a file has appeared meanwhile
+    except FileExistsError:
+        raise OutputError(f"`{path}` has meanwhile been written by another process.") from None
+    except OSError:  # a file system without hard links
+        check_place(path, replace=False)
+        os.rename(temporary, path)
+
+
+def _check_or_remove(path: Path, check: Callable[[], None]) -> None:
+    """Take a file back if it no longer holds: what it was made from changed in the instant of its writing."""
+    try:
+        check()
+    except PerdureError:
+        with refusing(path, verb="removed"):
+            path.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def refusing(path: Path, *, verb: str = "written") -> Iterator[None]:
+    """Turn an error of the operating system about a file into a sentence that names it, also where the system does not.
+
+    Raises
+    ------
+    OutputError
+        The system refused something.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"`{path}` cannot be {verb}: {error.strerror or error}.") from error
+
+
+@contextlib.contextmanager
+def _refusing_write(path: Path) -> Iterator[None]:
+    """The same for what is done while a file is open: an error that names a file is about another one, and passes."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        with refusing(path):
+            raise
 
 
 def put(path: Path, content: str | bytes) -> None:
-    """Write a file under its own name and see it onto the disk: for a place that nobody reads yet."""
+    """Write a new file under its own name and see it onto the disk: for a folder that nobody reads yet."""
     try:
-        with path.open("wb") as file:
+        with path.open("xb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
@@ -187,9 +291,12 @@ def put(path: Path, content: str | bytes) -> None:
 
 def append(path: Path, line: str) -> None:
     """Add a line to a file of this folder (a link is not followed), all of it or nothing."""
+    _separate(path)
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
     number = os.open(path, flags, 0o666)
     try:
+        if not stat.S_ISREG(os.fstat(number).st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file", str(path))
         size, content = os.fstat(number).st_size, line.encode()
         if size and os.pread(number, 1, size - 1) != b"\n":  # a process was killed inside its last line
             content = b"\n" + content
@@ -204,6 +311,17 @@ def append(path: Path, line: str) -> None:
         os.close(number)
 
 
+def _separate(path: Path) -> None:
+    """Give a file that has several names (hard links) a copy under this one: the others are not ours to write."""
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return
+    if stat.S_ISREG(status.st_mode) and status.st_nlink > 1:
+        with open_regular(path) as before, writing(path) as copy:
+            shutil.copyfileobj(before, copy)
+
+
 def sync(path: Path) -> None:
     """See to it that a file, or the names in a folder, are on the disk."""
     number = os.open(path, os.O_RDONLY)
@@ -211,6 +329,15 @@ def sync(path: Path) -> None:
         os.fsync(number)
     finally:
         os.close(number)
+
+
+def sync_names(folder: Path) -> None:
+    """See to it that new names in a folder are on the disk, as far as its file system can.
+
+    Not all can, and what was written has its name already: an error would say that it has not.
+    """
+    with contextlib.suppress(OSError):
+        sync(folder)
 
 
 def to_json(value: Mapping[str, Any]) -> str:

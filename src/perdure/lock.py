@@ -20,6 +20,7 @@ from typing import Any
 
 from perdure.errors import CheckpointError, OutputError, RunError
 from perdure.files import read_json
+from perdure.partial import is_alive, is_at
 
 NAME = "lock.json"
 _mine: dict[Path, tuple[int, int]] = {}
@@ -87,23 +88,17 @@ def _opened(folder: Path, path: Path) -> int | None:
     """The lock file with our name in it, if it can be had now."""
     number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
     try:
-        if _locked(number, folder, fcntl.LOCK_EX) and _is_at(number, path):
-            os.truncate(number, 0)
-            os.pwrite(number, json.dumps(_self()).encode(), 0)
-            return number
+        if _locked(number, folder, fcntl.LOCK_EX) and is_at(number, path):
+            if os.fstat(number).st_nlink == 1:
+                os.truncate(number, 0)
+                os.pwrite(number, json.dumps(_self()).encode(), 0)
+                return number
+            path.unlink()  # its other names (hard links) are not ours to write: the next attempt makes a new file
     except BaseException:
         os.close(number)
         raise
     os.close(number)
     return None
-
-
-def _is_at(number: int, path: Path) -> bool:
-    """Whether an open file is still the one at its place: its last holder may have removed it meanwhile."""
-    try:
-        return os.path.samestat(os.fstat(number), path.stat())
-    except FileNotFoundError:
-        return False
 
 
 def _locked(number: int, folder: Path, kind: int) -> bool:
@@ -118,17 +113,6 @@ def _locked(number: int, folder: Path, kind: int) -> bool:
             raise
     other = _read(folder)  # a file system without locks
     return not other or (other["host"] == socket.gethostname() and not _is_same(other))
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process of this machine is running."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):
-        return True
-    return True
 
 
 def _is_same(other: dict[str, Any]) -> bool:

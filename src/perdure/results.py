@@ -18,7 +18,7 @@ from jaxtyping import Float
 from numpy import ndarray
 from torch import nn
 
-from perdure import files, lock, run_files, staging, task_folder
+from perdure import files, lock, partial, run_files, staging, task_folder
 from perdure.errors import OutputError, RunError
 from perdure.merge import Rule
 from perdure.run_files import COLUMNS, is_there, reading
@@ -76,7 +76,7 @@ class Run:
         """
         with lock.held(self.folder):
             for place in (self.folder, self.folder / "tasks"):
-                staging.sweep(place)
+                partial.sweep(place)
             self._finish_forgetting()
             yield
 
@@ -310,7 +310,7 @@ def _check_free(folder: Path) -> None:
     """Raise `OutputError` if there is more than what a process leaves that dies while it makes a run."""
     with reading(folder):
         names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    if not all(name in (lock.NAME, "environment.json") or name.endswith(files.ENDING) for name in names):
+    if not all(name in (lock.NAME, "environment.json") or name.endswith(partial.ENDING) for name in names):
         staging.check_free(folder)
 
 
@@ -327,25 +327,25 @@ def measured(event: Mapping[str, Any], label: str, step: int) -> bool:
 def _remove(path: Path) -> None:
     """Remove a file or a folder; a folder disappears at once, under a name that counts for nothing.
 
+    A link is not followed, and not removed either: what it points to may tell of what was to be removed.
+
     Raises
     ------
     OutputError
-        It is not allowed.
+        It is not allowed, or it is a link.
     """
-    try:
-        if path.is_dir():
-            hidden = path.with_name(f".{path.name}.{os.getpid()}{files.ENDING}")
-            os.rename(path, hidden)
-            files.sync(path.parent)
-            shutil.rmtree(hidden)
-        else:
+    if path.is_symlink():
+        raise OutputError(f"`{path}` is a link, which is not followed. Remove it, and what it points to if need be.")
+    with files.refusing(path, verb="removed"):
+        if not path.is_dir():
             path.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(f"`{error.filename or path}` cannot be removed: {error.strerror}.") from error
+            return
+        hidden = partial.new_path(path.parent)
+        os.rename(path, hidden)
+        files.sync_names(path.parent)
+        shutil.rmtree(hidden)
 
 
 def _moved(path: Path, place: Path) -> None:
-    try:
+    with files.refusing(path, verb="renamed"):
         os.rename(path, place)
-    except OSError as error:
-        raise OutputError(f"`{path}` cannot be renamed: {error.strerror}.") from error

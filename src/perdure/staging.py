@@ -1,31 +1,40 @@
 """A folder that is there whole or not at all: written beside its place under a hidden name, synced, and renamed.
 
-The hidden folder is locked while its process lives; the operating system unlocks it even after `kill -9`. So the next
-run knows which of them nobody writes any more, and removes those.
+`perdure.partial` makes the hidden folder, and removes those that nobody writes any more.
 """
 
 import contextlib
 import errno
-import fcntl
 import os
+import re
 import shutil
-import tempfile
-from collections.abc import Iterator
+import stat
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from perdure.errors import OutputError
-from perdure.files import ENDING, sync
-from perdure.lock import is_alive
+from safetensors import SafetensorError
+
+from perdure import partial
+from perdure.errors import OutputError, PerdureError
+from perdure.files import sync, sync_names
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
+"""How libraries written in Rust (safetensors, tokenizers) end the message of an error of the system."""
 
 
 @contextlib.contextmanager
-def new_folder(output: Path, *, size: int) -> Iterator[Path]:
+def new_folder(output: Path, *, size: int, check: Callable[[], None] | None = None) -> Iterator[Path]:
     """A folder to write into, which becomes `output` when the block ends; if it fails, nothing is left.
+
+    Its files get the permissions that the umask leaves, whatever wrote them.
 
     Parameters
     ----------
     size
         How many bytes will be written: if there is no room for them, it fails at once.
+    check
+        Called before the folder takes its place, and again afterwards: if it raises, the folder is not kept.
 
     Raises
     ------
@@ -37,24 +46,42 @@ def new_folder(output: Path, *, size: int) -> Iterator[Path]:
         with _explained(output, size):
             check_free(output)
             made = _make_parents(output.parent)
-            sweep(output.parent)
             _check_room(output, size)
-            folder, lock = _locked(output)
-        try:
+        with hidden_folder(output.parent) as folder:
             with _explained(output, size):
                 yield folder
-                _sync_all(folder)
+                _settle(folder)
+                if check:
+                    check()
                 os.rename(folder, output)  # fails if another process has put something there meanwhile
-            with contextlib.suppress(OSError):  # it is there now; a folder that cannot be opened cannot be synced
-                sync(output.parent)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-            os.close(lock)
+            sync_names(output.parent)
+            if check:
+                _check_or_remove(output, check)
     except BaseException:
         for parent in reversed(made):
             with contextlib.suppress(OSError):
                 parent.rmdir()
         raise
+
+
+@contextlib.contextmanager
+def hidden_folder(parent: Path) -> Iterator[Path]:
+    """A folder with a name that nobody can foresee, which is gone when the block ends; at the latest when the next
+    one is made beside it, should this process be killed.
+
+    Raises
+    ------
+    OutputError
+        It cannot be made.
+    """
+    partial.sweep(parent)
+    with _explained(parent, 0):
+        folder, lock = partial.new_folder(parent)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
 
 
 def check_free(output: Path) -> None:
@@ -71,55 +98,6 @@ def room(output: Path) -> int:
     return shutil.disk_usage(parent).free
 
 
-def sweep(parent: Path) -> None:
-    """Remove what processes left that no longer live. What cannot be removed stays: it counts for nothing."""
-    with contextlib.suppress(OSError):
-        for path in list(parent.glob(f".*{ENDING}")):
-            with contextlib.suppress(OSError):
-                _sweep_folder(path) if path.is_dir() else _sweep_file(path)
-
-
-def _sweep_folder(folder: Path) -> None:
-    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        shutil.rmtree(folder)
-    finally:
-        os.close(lock)
-
-
-def _sweep_file(path: Path) -> None:
-    """Remove a file that `files.write` left, whose name has the number of its process."""
-    pid = path.name.removesuffix(ENDING).rpartition(".")[2]
-    if not pid.isdecimal() or not is_alive(int(pid)):
-        path.unlink()
-
-
-def _locked(output: Path) -> tuple[Path, int]:
-    """A hidden folder beside the output, and the lock on it."""
-    while True:
-        folder = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}.", suffix=ENDING))
-        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if folder.stat().st_ino == os.fstat(lock).st_ino:
-                folder.chmod(0o777 & ~_umask())  # mkdtemp makes folders that nobody else may read
-                return folder, lock
-        except FileNotFoundError:  # another process swept it away before it was locked
-            pass
-        except BlockingIOError:
-            pass
-        except OSError:  # a file system without locks: nothing is swept there either
-            return folder, lock
-        os.close(lock)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
 def _make_parents(folder: Path) -> list[Path]:
     missing = [parent for parent in (folder, *folder.parents) if not parent.exists()][::-1]
     folder.mkdir(parents=True, exist_ok=True)
@@ -134,22 +112,56 @@ def _check_room(output: Path, size: int) -> None:
 
 @contextlib.contextmanager
 def _explained(output: Path, size: int) -> Iterator[None]:
-    """An error of the operating system as one of ours."""
+    """An error of the operating system as one of ours, also where a library wraps it into its own."""
     try:
         yield
+    except PerdureError:
+        raise
     except OSError as error:
-        place = error.filename2 or error.filename or output
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise OutputError(
-                f"`{output}` needs {size / 1e6:.1f} MB, and there is no room for `{place}` ({error.strerror}; "
-                f"{room(output) / 1e6:.1f} MB are free). Nothing was kept. Make room, or give another `--output`."
-            ) from error
-        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-            raise OutputError(f"`{output}` has meanwhile been written by another process. Nothing was kept.") from error
-        raise OutputError(f"`{place}` cannot be written: {error.strerror or error}. Nothing was kept.") from error
+        raise _sentence(error, output, size) from error
+    except Exception as error:  # tokenizers raises no narrower class
+        system = SYSTEM_ERROR.search(str(error))
+        if system:
+            number = int(system[1])
+            raise _sentence(OSError(number, os.strerror(number)), output, size) from error
+        if isinstance(error, SafetensorError):
+            raise OutputError(f"`{output}` cannot be written: {error}. Nothing was kept.") from error
+        raise
 
 
-def _sync_all(folder: Path) -> None:
+def _sentence(error: OSError, output: Path, size: int) -> OutputError:
+    place = error.filename2 or error.filename or output
+    if error.errno in NO_ROOM:
+        return OutputError(
+            f"`{output}` needs {size / 1e6:.1f} MB, and there is no room for `{place}` ({error.strerror}; "
+            f"{room(output) / 1e6:.1f} MB are free). Nothing was kept. Make room, or give another `--output`."
+        )
+    if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+        return OutputError(f"`{output}` has meanwhile been written by another process. Nothing was kept.")
+    return OutputError(f"`{place}` cannot be written: {error.strerror or error}. Nothing was kept.")
+
+
+def _settle(folder: Path) -> None:
+    """Give all that is in a folder the permissions that the umask left the folder itself, and see it onto the disk.
+
+    Some libraries write files that only their owner may read.
+    """
+    allowed = stat.S_IMODE(folder.stat().st_mode) & 0o777
     for path in sorted(folder.rglob("*")):
+        if path.is_symlink():
+            raise OutputError(f"`{path}` is a link, which is not followed. Nothing was kept.")
+        path.chmod(allowed if path.is_dir() else allowed & 0o666)
         sync(path)
     sync(folder)
+
+
+def _check_or_remove(output: Path, check: Callable[[], None]) -> None:
+    """Take a folder back if it no longer holds: what it was made from changed in the instant of its renaming."""
+    try:
+        check()
+    except PerdureError:
+        aside = partial.new_path(output.parent)
+        with _explained(output, 0):
+            os.rename(output, aside)
+            shutil.rmtree(aside)
+        raise
