@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from perdure import heads, packages, pretrained, resolution, sentence_transformer
 from perdure.errors import BackboneError, InputError
+from perdure.images import read_image, undecoded
 from perdure.stream import Rows
 
 Pooling = Literal["auto", "stock", "mean"]
@@ -212,9 +213,8 @@ class Backbone(nn.Module):
         if self.kind == "text":
             inputs = self.processor.pad([example["input"] for example in examples], return_tensors="pt")
         else:
-            inputs = self.processor(
-                images=[example["input"].convert("RGB") for example in examples], return_tensors="pt"
-            )
+            pixels = [read_image(example["input"]) for example in examples]
+            inputs = self.processor(images=pixels, return_tensors="pt")
         return {
             "inputs": dict(inputs),
             "labels": torch.tensor([example["label"] for example in examples]),
@@ -248,7 +248,7 @@ class Encoded(torch.utils.data.Dataset):
             self.columns = {name: [value for part in parts for value in part[name]] for name in parts[0]}
             self.lengths = [len(ids) for ids in self.columns["input_ids"]]
         else:
-            self.images: Any = torch.utils.data.ConcatDataset([data.select_columns("image") for _, data in rows])  # pyright: ignore
+            self.images: Any = torch.utils.data.ConcatDataset([undecoded(data) for _, data in rows])
             self.lengths = [1] * len(self.tasks)
 
     def __len__(self) -> int:
@@ -256,7 +256,7 @@ class Encoded(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         if self.backbone.kind == "image":
-            value = self.images[index]["image"]
+            value = self.images[index]
         else:
             value = {name: column[index] for name, column in self.columns.items()}
         return {"input": value, "label": self.labels[index], "task": self.tasks[index]}

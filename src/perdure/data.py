@@ -7,9 +7,11 @@ from typing import Any
 import datasets
 import datasets.config
 import numpy as np
-from datasets import ClassLabel, Dataset, Image
+from datasets import ClassLabel, Dataset
 
 from perdure.errors import DataError
+from perdure.image_folder import has_metadata, read_image_folder
+from perdure.images import image_column
 from perdure.splits import SPLIT_NAMES, divided
 from perdure.stream import SPLITS, Split, Task
 
@@ -66,6 +68,8 @@ def read_tasks(
     for wanted in filter(None, [column, label, task]):
         _require(splits, wanted, source)
     kind = "image" if image or (not text and column == "image") else "text"
+    if kind == "image":
+        splits = {split: image_column(rows, column, _where(data, split)) for split, rows in splits.items()}
     parts = _by_task(splits, task) if task else {name or Path(source).stem: splits}
     return [_task(title, part, (kind, column, label), seed) for title, part in parts.items()]
 
@@ -85,10 +89,29 @@ def _load(data: str | Mapping[str, str], config: str | None, encoding: str) -> d
             options |= {"sep": "\t" if suffix == ".tsv" else ",", "keep_default_na": False, "na_values": [""]}
         found = _load_dataset(files, (BUILDERS[suffix],), {"data_files": files, **options})
     elif Path(files["train"]).is_dir() and not _has_tables(Path(files["train"])):
-        found = _load_dataset(files, ("imagefolder",), {"data_dir": files["train"]})
+        found = _load_images(files)
     else:
         found = from_hub(files["train"], config)
     return {split: found[key] for split, keys in SPLIT_NAMES.items() for key in keys if key in found}
+
+
+def _load_images(files: Mapping[str, str]) -> Any:
+    """The splits of a folder of images."""
+    folder = files["train"]
+    if len(files) > 1:
+        raise DataError(
+            f"`data` names the folder `{folder}` and others. Give one folder, with a folder for each split in it."
+        )
+    if has_metadata(folder):
+        return _load_dataset(files, ("imagefolder",), {"data_dir": folder})
+    return read_image_folder(folder)
+
+
+def _where(data: str | Mapping[str, str], split: Split) -> str:
+    """The table that a row of a split is in, for errors."""
+    if isinstance(data, Mapping):
+        return Path(data[split]).name
+    return Path(data).name if Path(data).exists() else f"{data}, {split}"
 
 
 def _check_text(path: str, encoding: str) -> None:
@@ -199,8 +222,6 @@ def _plain(title: str, split: str, data: Dataset, columns: tuple[str, str, str])
     labels = data.features[label]
     values = [labels.int2str(v) if isinstance(labels, ClassLabel) and v >= 0 else str(v) for v in data[label]]
     inputs = data.select_columns([column]).rename_columns({column: kind} if column != kind else {})
-    if kind == "image" and not isinstance(inputs.features["image"], Image):
-        inputs = inputs.cast_column("image", Image())  # paths
     if kind == "text" and inputs.features["text"].dtype not in ("string", "large_string"):
         inputs = Dataset.from_dict({"text": [str(value) for value in inputs["text"]]})
     return inputs.add_column("label", values)

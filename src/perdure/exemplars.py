@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -11,6 +10,7 @@ from datasets import Dataset, Image
 from jaxtyping import Float
 from torch import Tensor
 
+from perdure import images
 from perdure.errors import RunError
 from perdure.stream import Rows, Task
 
@@ -53,8 +53,7 @@ class Exemplars:
         if task.kind == "text":
             self.inputs[task.name] = [text.encode() for text in data["text"][:]]
         else:
-            encoded = data.select_columns(["image"]).cast_column("image", Image(decode=False))
-            self.inputs[task.name] = [_content(value) for value in encoded["image"]]
+            self.inputs[task.name] = [images.content(value) for value in images.undecoded(data)]
         self.labels[task.name] = [int(label) for label in data["label"][:]]
         self.seen[task.name] = len(task.train)
 
@@ -96,8 +95,8 @@ class Exemplars:
                 if self.kind == "text":
                     data = Dataset.from_dict({"text": [value.decode(errors="replace") for value in values], **labels})
                 else:
-                    images = [{"bytes": value, "path": None} for value in values]
-                    data = Dataset.from_dict({"image": images, **labels}).cast_column("image", Image())
+                    encoded = [{"bytes": value, "path": None} for value in values]
+                    data = Dataset.from_dict({"image": encoded, **labels}).cast_column("image", Image())
                 found.append((task, data))
         return found
 
@@ -139,11 +138,6 @@ class Exemplars:
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise RunError(f"The examples that the run keeps are damaged ({error}).") from error
         return kept
-
-
-def _content(value: Mapping[str, Any]) -> bytes:
-    """An image as it is encoded: in the table, or in a file."""
-    return value["bytes"] or Path(value["path"]).read_bytes()
 
 
 # -- which ones

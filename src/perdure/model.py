@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from datasets import Dataset
 from jaxtyping import Float, Int
-from PIL import Image
 from torch import Tensor, nn
 
 from perdure import adapters, registry, staging
@@ -17,6 +16,7 @@ from perdure.backbone import Backbone, Encoded
 from perdure.errors import InputError, RunError, UnknownName
 from perdure.evaluate import by_task, probabilities, settled, task_logits
 from perdure.heads import RandomHead
+from perdure.images import as_rows
 from perdure.merge import Rule, Since, Space, combine
 from perdure.restore import restore
 from perdure.results import Run
@@ -62,10 +62,14 @@ class Model:
         self.posterior = TaskPosterior({task.name: task.statistics for task in self.learned})
 
     def predict(self, inputs: Sequence[Any], *, task: str | None = None) -> list[Prediction]:
-        """Classify texts or PIL images.
+        """Classify texts or images.
 
         Parameters
         ----------
+        inputs
+            Texts; or images, each as an object of Pillow, an array that Pillow takes, a path, or the bytes of
+            a file. Of an image in memory the pixels are read as they are now, and turned as its EXIF
+            orientation says.
         task
             The task of all inputs, if it is known; by default the task posterior weighs the tasks.
 
@@ -74,13 +78,14 @@ class Model:
         UnknownName
             The run has not learned that task.
         InputError
-            There is nothing to classify.
+            There is nothing to classify, or an image cannot be read.
         """
         if task is not None and task not in self.classes:
             raise UnknownName("task", task, self.classes)
         if not len(inputs):
             raise InputError("There is nothing to predict: the input has no rows.")
-        examples = Encoded(self.backbone, [(task or "", Dataset.from_dict({self.backbone.kind: list(inputs)}))])
+        rows = as_rows(inputs) if self.backbone.kind == "image" else Dataset.from_dict({"text": list(inputs)})
+        examples = Encoded(self.backbone, [(task or "", rows)])
         names = [task] if task else list(self.classes)
         log_weights = (
             torch.zeros(len(examples), 1) if task else self.posterior.log_prob(describe(self.backbone, examples))
@@ -112,13 +117,12 @@ class Model:
         if found is None or (column and found != column):
             raise InputError(f"No column `{column or kind}`. The table's columns: {names}.")
         values = [_text(row.get(found), number, found) for number, row in enumerate(rows, start=1)]
-        inputs = values if kind == "text" else [_open_image(path) for path in values]
         title = {key: key for key in ("label", "probability", "task")}
         while set(title.values()) & set(names):
             title = {key: f"predicted_{name}" if name in names else name for key, name in title.items()}
         return [
             row | {title[key]: value for key, value in dataclasses.asdict(prediction).items()}
-            for row, prediction in zip(rows, self.predict(inputs, task=task), strict=True)
+            for row, prediction in zip(rows, self.predict(values, task=task), strict=True)
         ]
 
     def export(self, output: str | Path) -> Path:
@@ -217,10 +221,3 @@ def _text(value: Any, number: int, column: str) -> str:
     if not isinstance(value, str):
         raise InputError(f"Row {number} has no text in column `{column}`, but {value!r}. Complete it or leave it out.")
     return value
-
-
-def _open_image(path: str) -> Image.Image:
-    try:
-        return Image.open(path)
-    except OSError as error:
-        raise InputError(f"`{path}` is no image that can be read.") from error

@@ -30,7 +30,7 @@ from perdure.rule import nature_of
 from perdure.snapshot import Snapshot
 from perdure.statistics import Statistics
 from perdure.stopping import Stopping, stopping
-from perdure.stream import Task, TaskStream
+from perdure.stream import Task, TaskStream, check_images
 from perdure.task_folder import Learned
 from perdure.task_id import describe
 from perdure.training import Training
@@ -149,6 +149,7 @@ def go_on(results: Run, plan: Plan, settings: Mapping[str, Any] | None = None, *
         if plan.training.alignment and any(task.gaussians is None for task in learned):
             raise InputError("`alignment` must be on from the first task on, but the run has learned tasks without it.")
         plan.method.state = dict(learned[-1].state) if learned else {}  # it may have served another run before
+        check_images(plan.stream.tasks[len(learned) :])
         resume = _unfinished(results, plan, len(learned))
         processes.wait()  # before the first process writes
         _settle(results, resume)

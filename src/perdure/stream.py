@@ -2,14 +2,15 @@
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
-from datasets import Dataset, Image
+from datasets import Dataset
 
+from perdure import images
 from perdure.errors import DataError, InputError, UnknownName
 
 Scenario = Literal["task", "domain", "class"]
@@ -87,6 +88,28 @@ class Task:
         """The SHA-256 of each split: of its inputs (images as they are encoded) and labels, in order."""
         return dict(self._digests)
 
+    def has_digests(self, digests: Mapping[str, str]) -> bool:
+        """Whether a run that keeps these digests has learned these examples.
+
+        Version 0.1.0 took the path of an image in a file for its content; runs of it still match.
+        """
+        if digests == self.digests():
+            return True
+        if self.kind == "text":
+            return False
+        by_path = {split: _digest(getattr(self, split), "image", _content_or_path) for split in SPLITS}
+        return digests == by_path
+
+    @cached_property
+    def unreadable(self) -> tuple[str, ...]:
+        """The reason why an image cannot be read, for each such image of all splits."""
+        if self.kind == "text":
+            return ()
+        reasons = []
+        for split in SPLITS:
+            reasons += images.unreadable(getattr(self, split), f"Task `{self.name}`, split `{split}`")
+        return tuple(reasons)
+
     @cached_property
     def _digests(self) -> dict[str, str]:
         """A run asks for those of all tasks so far at each of them."""
@@ -103,17 +126,35 @@ class Task:
         return replace(self, **fewer)
 
 
-def _digest(data: Dataset, kind: str) -> str:
+def check_images(tasks: Iterable[Task]) -> None:
+    """Raise `DataError` if images of these tasks cannot be read, with the first reasons and their number."""
+    reasons = [reason for task in tasks for reason in task.unreadable]
+    if not reasons:
+        return
+    lines = [f"- {reason}" for reason in reasons[: images.LISTED]]
+    if len(reasons) > len(lines):
+        lines.append(f"- and {len(reasons) - len(lines)} more")
+    count = "One image" if len(reasons) == 1 else f"{len(reasons)} images"
+    raise DataError("\n".join([f"{count} cannot be read. Replace or remove what is named:", *lines]))
+
+
+def _digest(
+    data: Dataset, kind: str, content: Callable[[Mapping[str, Any]], bytes] = images.content
+) -> str:
     digest = hashlib.sha256()
-    inputs = data.select_columns([kind])
     if kind == "image":
-        inputs = inputs.cast_column("image", Image(decode=False))
-    for value in inputs[kind]:
-        content = value if isinstance(value, str) else value["bytes"] or str(value["path"])
-        digest.update(content.encode() if isinstance(content, str) else content)
+        inputs = (content(value) for value in images.undecoded(data))
+    else:
+        inputs = (text.encode() for text in data["text"])
+    for value in inputs:
+        digest.update(value)
         digest.update(b"\0")
     digest.update(np.asarray(data["label"][:], dtype=np.int64).tobytes())
     return digest.hexdigest()
+
+
+def _content_or_path(value: Mapping[str, Any]) -> bytes:
+    return value["bytes"] or str(value["path"]).encode()
 
 
 @dataclass(frozen=True)
