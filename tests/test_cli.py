@@ -56,7 +56,7 @@ def test_own_data_from_the_command_line(pico, tmp_path, monkeypatch, perdure):
         rows = list(csv.DictReader(file))
     assert len(rows) == 80 and list(rows[0]) == ["body", "answer", "topic", "label", "probability", "task"]
     assert {row["task"] for row in rows} <= {"mail", "chart", "third"}
-    assert "is there already" in perdure("predict", "mine", table)[2]
+    assert "already exists" in perdure("predict", "mine", table)[2]
     assert perdure("predict", "mine", table, "--task", "mail", "-o", "mail.csv")[0] == 0
 
     assert perdure("evaluate", "mine", "--rule", "oracle", "--last")[0] == 0

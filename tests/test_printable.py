@@ -7,6 +7,7 @@ from rich.console import Console
 
 from perdure import InputError, PerdureError, RunError, UnknownName, cli, shell
 from perdure.errors import printable
+from perdure.outcome import say
 from perdure.report import terminal
 from perdure.report.plain import plain
 
@@ -39,7 +40,7 @@ def test_letters_of_all_languages_stay(name):
 @pytest.mark.parametrize(("name", "shown"), HOSTILE.values(), ids=list(HOSTILE))
 def test_the_command_line_says_names_as_text(name, shown, monkeypatch, capsys):
     def fail(arguments):
-        cli._say(name)
+        say(name)
         raise OSError(2, "No such file", f"{name}.yaml")
 
     monkeypatch.setattr(cli, "app", fail)

@@ -17,6 +17,8 @@ from perdure.images import read_image, undecoded
 from perdure.stream import Rows
 
 Pooling = Literal["auto", "stock", "mean"]
+BATCH_SIZE = 64
+"""The number of examples that the model reads at a time where nothing is trained."""
 Batch = dict[str, Any]
 """`inputs` (what the model takes), `labels` (indices into the classes of the example's task), `tasks` (names)."""
 
@@ -235,8 +237,8 @@ class Encoded(torch.utils.data.Dataset):
         The features for the task posterior, once they have been computed.
     """
 
-    def __init__(self, backbone: Backbone, rows: Rows):
-        self.backbone = backbone
+    def __init__(self, backbone: Backbone, rows: Rows, *, batch_size: int = BATCH_SIZE):
+        self.backbone, self.batch_size = backbone, batch_size
         self.tasks = [task for task, data in rows for _ in range(len(data))]
         self.labels = [label for _, data in rows for label in _labels(data)]
         self.described: Float[Tensor, "examples features"] | None = None
@@ -265,8 +267,11 @@ class Encoded(torch.utils.data.Dataset):
         """The tasks that the examples belong to."""
         return list(dict.fromkeys(self.tasks))
 
-    def batches(self, rows: Sequence[int] | None = None, *, size: int = 64) -> Iterator[tuple[list[int], Batch]]:
+    def batches(
+        self, rows: Sequence[int] | None = None, *, size: int | None = None
+    ) -> Iterator[tuple[list[int], Batch]]:
         """These rows (by default all), the like-long together: row numbers, and the batch on the model's device."""
+        size = size or self.batch_size
         order = sorted(range(len(self)) if rows is None else rows, key=self.lengths.__getitem__)
         for start in range(0, len(order), size):
             index = order[start : start + size]

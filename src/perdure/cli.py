@@ -1,17 +1,16 @@
 """The command line. Commands hold no logic: they read options, call the library, and print what it returns."""
 
 import json
-import os
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from perdure import shell
-from perdure.errors import printable
+from perdure import outcome, shell
 from perdure.options import (
     AsJson,
+    Encoding,
     Format,
     Image,
     KnownTask,
@@ -22,8 +21,10 @@ from perdure.options import (
     Seed,
     Settings,
     Text,
+    Texts,
     names_of,
 )
+from perdure.outcome import say
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -72,7 +73,7 @@ def demo(
     summary = demo.demo(output, vision=vision, seed=seed, quiet=quiet)
     terminal.matrices(summary)
     terminal.overview(summary)
-    _say("", f"Report: {output / 'report.html'}")
+    say("", f"Report: {output / 'report.html'}")
 
 
 @app.command()
@@ -88,11 +89,11 @@ def run(
 
     changes = [*settings, *([f"seed={seed}"] if seed is not None else [])]
     output = output or (recipe if recipe.is_dir() else Path("runs") / recipe.stem)
-    before = _done(output)
+    before = outcome.done(output)
     Recipe.read(recipe, changes).run(output, quiet=quiet)
-    _report(output)
-    if _done(output) == before:
-        _say("Nothing was left to do: all tasks are learned and measured.")
+    outcome.report(output)
+    if outcome.done(output) == before:
+        say("Nothing was left to do: all tasks are learned and measured.")
 
 
 @app.command()
@@ -117,7 +118,7 @@ def tune(
         return typer.echo(json.dumps({"recipe": found.recipe, "trials": found.trials}, indent=2))
     if not quiet:
         terminal.listing(f"\n{len(found.trials)} trials on {tasks} tasks (validation accuracy, %)", found.lines())
-    _say(output / "tuned.yaml")
+    say(output / "tuned.yaml")
 
 
 @app.command()
@@ -128,7 +129,7 @@ def learn(
     text: Text = None,
     image: Image = None,
     label: Annotated[str, typer.Option(help="The column with the class.")] = "label",
-    encoding: Annotated[str, typer.Option(help="Of a text file.")] = "utf-8",
+    encoding: Encoding = "utf-8",
     config: Annotated[str | None, typer.Option(help="The configuration of a hub data set.")] = None,
     task_column: Annotated[str | None, typer.Option(help="The column that names each row's task.")] = None,
     backbone: Annotated[
@@ -144,7 +145,7 @@ def learn(
     names = {"name": task, "text": text, "image": image, "label": label, "task": task_column, "config": config}
     entry = {"data": data, "encoding": encoding} | {key: value for key, value in names.items() if value is not None}
     learn_more(run, entry, backbone=backbone, seed=seed, settings=settings, quiet=quiet)
-    _report(run)
+    outcome.report(run)
 
 
 @app.command()
@@ -163,7 +164,7 @@ def forget(
     from perdure.forget import forget
 
     found = forget(run, task, retrain_later=retrain_later, quiet=quiet)
-    _say(*str(found).splitlines())
+    say(*str(found).splitlines())
 
 
 @app.command()
@@ -179,7 +180,7 @@ def verify(run: RunFolder, as_json: AsJson = False) -> None:
         terminal.listing(f"\n{run}", found.sound.items())
         count = len(found.faults)
         said = f"{count} fault{'s' if count > 1 else ''}." if count else "All is as it was written."
-        _say(*found.notes, said)
+        say(*found.notes, said)
     for fault in found.faults:
         typer.secho(fault, fg="red", err=True)
     if found.faults:
@@ -201,7 +202,7 @@ def evaluate(
 
     evaluate_run(run, rule, settings, steps="last" if last else "all", quiet=quiet or as_json)
     summary = report([run], run / "report.html")
-    typer.echo(FORMATS["json"](summary), nl=False) if as_json else _show(summary, run)
+    typer.echo(FORMATS["json"](summary), nl=False) if as_json else outcome.show(summary, run)
 
 
 @app.command()
@@ -224,27 +225,39 @@ def diagnose(
     if as_json:
         return typer.echo(json.dumps(found, indent=2))
     diagnostics_terminal.show(found)
-    _say("", f"All numbers: {run / 'diagnostics.json'}")
+    say("", f"All numbers: {run / 'diagnostics.json'}")
 
 
 @app.command()
 def predict(
     run: RunFolder,
-    file: Annotated[Path, typer.Argument(help="A CSV, TSV or JSON-lines file.")],
-    output: Output = None,
-    text: Text = None,
+    file: Annotated[Path, typer.Argument(help="A CSV, TSV, JSON(-lines) or Parquet file.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="A .csv, .tsv, .jsonl, .json or .parquet file.")
+    ] = None,
+    text: Texts = [],
     image: Image = None,
     task: KnownTask = None,
+    encoding: Encoding = "utf-8",
+    batch_size: Annotated[int, typer.Option(min=1, help="How many rows the model reads at a time.")] = 64,
+    device: Annotated[
+        str, typer.Option(help="cpu, cuda, cuda:1, mps; or auto, the accelerator if one is here.")
+    ] = "auto",
+    quiet: Quiet = False,
 ) -> None:
     """Add the columns label, probability and task to a table."""
     from perdure.model import Model
-    from perdure.tables import check_free, read_table, write_table
+    from perdure.predictions import predict_table
+    from perdure.table_output import check_output
+    from perdure.tables import Table
 
     output = output or file.with_suffix(f".predicted{file.suffix}")
-    rows = read_table(file)
-    check_free(output)
-    write_table(output, Model(run).add_predictions(rows, column=text or image, task=task))
-    _say(f"{len(rows)} rows: {output}")
+    table = Table.open(file, encoding=encoding)
+    check_output(output)  # before the model is loaded
+    columns: Any = {"text": text, "image": image}
+    model = Model(run, device=device)
+    count = predict_table(model, table, output, **columns, task=task, batch_size=batch_size, quiet=quiet)
+    say(f"{count} rows: {output}")
 
 
 @app.command()
@@ -259,7 +272,7 @@ def export(
     from perdure.runs import rule_of
 
     Model(run, rule=rule_of(run, rule, settings)).export(output)
-    _say(output)
+    say(output)
 
 
 @app.command()
@@ -290,7 +303,7 @@ def merge(
         return _try_rule(Path(base), rule, settings, output, options, quiet=quiet)
     options["form"] = form
     merged = merge_checkpoint(base, adapters, section(rule, settings), output, **options, quiet=quiet)
-    _say(*([merged.output] if quiet and merged.written else str(merged).splitlines()))
+    say(*([merged.output] if quiet and merged.written else str(merged).splitlines()))
 
 
 def _try_rule(
@@ -303,9 +316,9 @@ def _try_rule(
         option = given[0].replace("_", "-")
         raise InputError(f"`--{option}` is for adapters. With a run the rule is measured, and exported to `--output`.")
     try_rule(run, rule, settings, output, quiet=quiet)
-    _report(run)
+    outcome.report(run)
     if output:
-        _say(f"Model: {output}")
+        say(f"Model: {output}")
 
 
 @app.command()
@@ -325,7 +338,7 @@ def report(
     if output is None:
         return typer.echo(text, nl=False)
     write(output, text)
-    _say(output)
+    say(output)
 
 
 @app.command(name="list")
@@ -362,40 +375,12 @@ def show(
 
     if Path(name).is_dir():
         found = summary.summarise([Path(name)])
-        return typer.echo(FORMATS["json"](found), nl=False) if as_json else _show(found)
+        return typer.echo(FORMATS["json"](found), nl=False) if as_json else outcome.show(found)
     about = registry.about(name)
     if as_json:
         return typer.echo(json.dumps(about, indent=2))
-    _say(*about["text"].splitlines())
+    say(*about["text"].splitlines())
     terminal.listing("\nSettings", about["settings"].items())
-
-
-def _done(run: Path) -> int:
-    """How much a run has done."""
-    from perdure import run_files
-
-    return sum(event.get("event") in ("step", "evaluation") for event in run_files.events(run))
-
-
-def _report(run: Path) -> None:
-    """Write a run's report and show its scores: of several processes the first one does."""
-    from perdure.report import report
-
-    if os.environ.get("RANK", "0") == "0":
-        _show(report([run], run / "report.html"), run)
-
-
-def _show(summary: dict[str, Any], folder: Path | None = None) -> None:
-    from perdure.report import terminal
-
-    terminal.show(summary)
-    if folder:
-        _say("", f"Report: {folder / 'report.html'}")
-
-
-def _say(*lines: object) -> None:
-    """Print lines, whatever characters are in the names that they hold."""
-    typer.echo("\n".join(printable(str(line)) for line in lines))
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from perdure import search
 from perdure.adapters import Adapter
 from perdure.backbone import Backbone, Encoded, in_order
+from perdure.errors import NotFinite
 from perdure.merge import Combined, Rule, combine, task_vectors
 from perdure.scaled import Scaled
 from perdure.search import Scales
@@ -36,7 +37,30 @@ def task_logits(
     """The logits of each task's head. One pass over the examples; a routed model needs one for each task.
 
     Where the task posterior picks one task for each example, `log_weights` = log p(t | x) make it one pass too.
+
+    Raises
+    ------
+    NotFinite
+        Some are infinite or not defined: the largest of them would be no answer.
     """
+    logits = _all_logits(backbone, combined, examples, tasks, log_weights)
+    for task, values in logits.items():
+        if not values.isfinite().all():
+            rule = f"The rule `{combined.label}`" if combined.label else "The model"
+            raise NotFinite(
+                f"{rule} answers with infinite or undefined numbers for task `{task}`. Choose other settings, such as "
+                "a `scale` nearer to 1, or another rule."
+            )
+    return logits
+
+
+def _all_logits(
+    backbone: Backbone,
+    combined: Combined,
+    examples: Encoded,
+    tasks: Sequence[str],
+    log_weights: Float[Tensor, "examples tasks"] | None,
+) -> dict[str, Float[Tensor, "examples _"]]:
     if combined.picks and log_weights is not None:
         numbers: list[int] = log_weights.argmax(1).tolist()
         picked = [tasks[i] for i in numbers]
@@ -227,8 +251,13 @@ class Evaluator:
 
             def score(scales: Scales) -> float:
                 now = combined(named(scales))
-                scores = [self.answers(now, task, [task_id], "validation").accuracy()[task_id] for task in self.seen]
-                return sum(scores) / len(scores)
+                total = 0.0
+                for task in self.seen:
+                    try:
+                        total += self.answers(now, task, [task_id], "validation").accuracy()[task_id]
+                    except NotFinite:  # a scale so large answers nothing right
+                        return 0.0
+                return total / len(self.seen)
 
             tried = search.candidates(score, search.start_of(len(learned), rule.search), rule.search)
         scores = [{"scale": named(scales), "score": value} for scales, value in tried.items()]

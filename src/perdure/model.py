@@ -1,7 +1,7 @@
 """A finished run as one model: predict with it, or export it as a stock checkpoint."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,9 @@ from datasets import Dataset
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from perdure import adapters, registry, staging
-from perdure.backbone import Backbone, Encoded
-from perdure.errors import InputError, RunError, UnknownName
+from perdure import adapters, processes, registry, staging
+from perdure.backbone import BATCH_SIZE, Backbone, Encoded
+from perdure.errors import DataError, InputError, NotFinite, RunError, UnknownName
 from perdure.evaluate import by_task, probabilities, settled, task_logits
 from perdure.heads import RandomHead
 from perdure.images import as_rows
@@ -23,6 +23,7 @@ from perdure.results import Run
 from perdure.rule import chosen
 from perdure.run_files import reading
 from perdure.settings import checked, named
+from perdure.tables import Row, texts
 from perdure.task_id import TaskPosterior, describe
 from perdure.task_vector import TaskVector
 
@@ -35,6 +36,10 @@ class Prediction:
     probability: float
     task: str
 
+    def named(self, names: Mapping[str, str]) -> dict[str, Any]:
+        """Return the answer as cells of a row, under these names."""
+        return {name: getattr(self, key) for key, name in names.items()}
+
 
 class Model:
     """The combined model of a run, with its task posterior.
@@ -45,9 +50,18 @@ class Model:
         The run folder.
     rule
         How the adapters are combined; by default as the run did, with the scale that it found.
+    device
+        Where the model computes, such as `cpu` or `cuda:1`; `auto` is the accelerator that is here, else the CPU.
+
+    Raises
+    ------
+    RunError
+        The folder is no run, is damaged, or holds no task yet.
+    InputError
+        There is no such device.
     """
 
-    def __init__(self, folder: str | Path | Run, *, rule: Rule | None = None):
+    def __init__(self, folder: str | Path | Run, *, rule: Rule | None = None, device: str = "auto"):
         self.results = folder if isinstance(folder, Run) else Run(folder)
         self.rule = rule or _rule(self.results)
         if not self.results.tasks:
@@ -55,23 +69,28 @@ class Model:
         with reading(self.results.folder / "recipe.yaml"):
             source, settings = named(self.results.recipe["backbone"], "backbone", key="model")
             settings = checked(Backbone.load, settings, f"`{self.results.folder / 'recipe.yaml'}`: backbone")
-        self.backbone = Backbone.load(source, **settings)
+        self.backbone = Backbone.load(source, **settings).to(processes.device(device))
         self.learned = restore(self.results, self.backbone)
         self.classes = {task.name: task.classes for task in self.learned}
         self.combined = combine([task.adapter for task in self.learned], self.rule)
         self.posterior = TaskPosterior({task.name: task.statistics for task in self.learned})
 
-    def predict(self, inputs: Sequence[Any], *, task: str | None = None) -> list[Prediction]:
+    def predict(
+        self, inputs: Sequence[Any], *, task: str | None = None, batch_size: int = BATCH_SIZE
+    ) -> list[Prediction]:
         """Classify texts or images.
 
         Parameters
         ----------
         inputs
-            Texts; or images, each as an object of Pillow, an array that Pillow takes, a path, or the bytes of
-            a file. Of an image in memory the pixels are read as they are now, and turned as its EXIF
-            orientation says.
+            Texts, or pairs of texts; or images, each as an object of Pillow, an array that Pillow takes, a path, or
+            the bytes of a file. Of an image in memory the pixels are read as they are now, and turned as its EXIF
+            orientation says. A text of which the tokenizer makes no token is answered by what is usual: every task
+            is as likely as the others, and in it each class as in training.
         task
             The task of all inputs, if it is known; by default the task posterior weighs the tasks.
+        batch_size
+            The number of inputs that the model reads at a time.
 
         Raises
         ------
@@ -79,20 +98,49 @@ class Model:
             The run has not learned that task.
         InputError
             There is nothing to classify, or an image cannot be read.
+        RunError
+            The rule makes a model whose answers are not finite.
         """
         if task is not None and task not in self.classes:
             raise UnknownName("task", task, self.classes)
         if not len(inputs):
             raise InputError("There is nothing to predict: the input has no rows.")
-        rows = as_rows(inputs) if self.backbone.kind == "image" else Dataset.from_dict({"text": list(inputs)})
-        examples = Encoded(self.backbone, [(task or "", rows)])
+        rows = as_rows(inputs) if self.backbone.kind == "image" else _texts(inputs)
+        examples = Encoded(self.backbone, [(task or "", rows)], batch_size=batch_size)
         names = [task] if task else list(self.classes)
-        log_weights = (
-            torch.zeros(len(examples), 1) if task else self.posterior.log_prob(describe(self.backbone, examples))
-        )
+        read = [number for number, length in enumerate(examples.lengths) if length]
+        if len(read) == len(examples):
+            return self._answers(examples, names)
+        answers = [self._usual(names)] * len(examples)
+        if read:
+            examples = Encoded(self.backbone, [(task or "", rows.select(read))], batch_size=batch_size)
+            for number, answer in zip(read, self._answers(examples, names), strict=True):
+                answers[number] = answer
+        return answers
+
+    def _answers(self, examples: Encoded, names: Sequence[str]) -> list[Prediction]:
+        """Classify examples, each of which is of one of these tasks."""
+        if len(names) == 1:
+            log_weights = torch.zeros(len(examples), 1)
+        else:
+            log_weights = self.posterior.log_prob(describe(self.backbone, examples))
         if self.combined.picks:
             log_weights = settled(log_weights)
         logits = task_logits(self.backbone, self.combined, examples, names, log_weights)
+        return self._likeliest(logits, log_weights)
+
+    def _usual(self, names: Sequence[str]) -> Prediction:
+        """Return the answer for an input of which nothing is known."""
+        counts = {task.name: task.statistics.counts for task in self.learned if task.name in names}
+        log_shares = {name: (counts[name] / counts[name].sum()).log()[None].float() for name in names}
+        log_weights = torch.full((1, len(names)), 1 / len(names)).log()
+        return self._likeliest(log_shares, log_weights)[0]
+
+    def _likeliest(
+        self, logits: Mapping[str, Float[Tensor, "examples _"]], log_weights: Float[Tensor, "examples tasks"]
+    ) -> list[Prediction]:
+        """Return the class of each example that is most likely."""
+        names = list(logits)
         labels = tuple(dict.fromkeys(label for name in names for label in self.classes[name]))
         places = [[labels.index(label) for label in self.classes[name]] for name in names]
         best = probabilities(logits, places, log_weights).max(1)
@@ -102,28 +150,70 @@ class Model:
             for label, probability, number in zip(best.indices.tolist(), best.values.tolist(), tasks, strict=True)
         ]
 
+    def input_columns(self, columns: Sequence[str], asked: Sequence[str], source: str) -> tuple[str, ...]:
+        """Return the columns of a table that hold the input.
+
+        Parameters
+        ----------
+        columns
+            Those of the table.
+        asked
+            Those that the user names, if any: one, or two for pairs of texts. By default those that a task of the run
+            was read from, else the one that is called as what it holds.
+        source
+            The table, for errors.
+
+        Raises
+        ------
+        InputError
+            The table has no such columns.
+        """
+        kind = self.backbone.kind
+        candidates = [tuple(asked)] if asked else [*_read_before(self.results.recipe["stream"], kind), (kind,)]
+        for candidate in candidates:
+            if set(candidate) <= set(columns):
+                return candidate
+        missing = next(name for name in candidates[-1] if name not in columns)
+        raise InputError(
+            f"{source} has no column `{missing}`. Its columns: {list(columns)}. Name the one that holds the input with "
+            f"`--{kind}`."
+        )
+
     def add_predictions(
         self, rows: Sequence[dict[str, Any]], *, column: str | None = None, task: str | None = None
     ) -> list[dict[str, Any]]:
         """Rows with `label`, `probability` and `task` added (as `predicted_…` where they have such a column already).
 
-        `column` holds the text, or the path of the image; by default the one that the run was trained on, or `text`.
+        `column` holds the text, or the image; by default the one that the run was trained on, or `text`.
         """
-        kind = self.backbone.kind
-        entries = self.results.recipe["stream"]
-        used = [entry.get(kind) for entry in entries] if isinstance(entries, list) else []
-        names = list(rows[0]) if rows else []
-        found = next((name for name in [column, *used, kind] if name in names), None)
-        if found is None or (column and found != column):
-            raise InputError(f"No column `{column or kind}`. The table's columns: {names}.")
-        values = [_text(row.get(found), number, found) for number, row in enumerate(rows, start=1)]
-        title = {key: key for key in ("label", "probability", "task")}
-        while set(title.values()) & set(names):
-            title = {key: f"predicted_{name}" if name in names else name for key, name in title.items()}
-        return [
-            row | {title[key]: value for key, value in dataclasses.asdict(prediction).items()}
-            for row, prediction in zip(rows, self.predict(values, task=task), strict=True)
-        ]
+        columns = self.input_columns(list(rows[0]) if rows else [], [column] if column else [], "The table")
+        read = [Row(number, row, f"Row {number}") for number, row in enumerate(rows, start=1)]
+        inputs = [self.input_of(row, columns) for row in read]
+        names = names_of_answers(list(rows[0]))
+        answers = self.predict(inputs, task=task)
+        return [row | answer.named(names) for row, answer in zip(rows, answers, strict=True)]
+
+    def input_of(self, row: Row, columns: Sequence[str]) -> Any:
+        """Return what the model reads of a row. A text may be empty.
+
+        Raises
+        ------
+        DataError
+            It has no text, or no image.
+        """
+        if self.backbone.kind == "text":
+            return texts(row, columns, empty=True)
+        value = row.cells.get(columns[0])
+        if value is None or value == "":
+            raise DataError(f"{row.where}, has nothing in column `{columns[0]}`. Complete it or leave it out.")
+        return value
+
+    def check_current(self) -> None:
+        """Raise `RunError` if the run has forgotten a task meanwhile: what was predicted with it is not to be kept."""
+        now = Run(self.results.folder).tasks
+        gone = [name for name in self.classes if name not in now]
+        if gone:
+            raise RunError(f"`{self.results.folder}` has forgotten the task `{gone[0]}` meanwhile. Predict again.")
 
     def export(self, output: str | Path) -> Path:
         """Write a stock checkpoint: combined weights, all heads as one, `id2label`.
@@ -144,8 +234,17 @@ class Model:
         size = sum(value.numel() * value.element_size() for value in self.backbone.model.parameters())
         head = self._joined_head()
         with staging.new_folder(output, size=size) as folder, self.combined.applied(self.backbone):
+            self._check_finite()
             self.backbone.save(folder, head, self._labels())
         return output
+
+    def _check_finite(self) -> None:
+        for name, value in self.backbone.model.named_parameters():
+            if not value.isfinite().all():
+                raise NotFinite(
+                    f"The rule `{self.rule.label}` makes `{name}` infinite or undefined. Choose other settings, such "
+                    "as a `scale` nearer to 1, or another rule."
+                )
 
     def _joined_head(self) -> nn.Linear:
         heads = [self.backbone.head(name) for name in self.classes]
@@ -167,6 +266,44 @@ class Model:
             for task, classes in self.classes.items()
             for label in classes
         ]
+
+
+def names_of_answers(columns: Sequence[str]) -> dict[str, str]:
+    """Return the names of the columns that predictions add, by what they hold; none is among those that are there.
+
+    Examples
+    --------
+    >>> names_of_answers(["text", "label"])
+    {'label': 'predicted_label', 'probability': 'probability', 'task': 'task'}
+    """
+    names: dict[str, str] = {}
+    for field in dataclasses.fields(Prediction):
+        name = field.name
+        while name in columns:
+            name = f"predicted_{name}"
+        names[field.name] = name
+    return names
+
+
+def _read_before(stream: Any, kind: str) -> list[tuple[str, ...]]:
+    """Return the columns that the tasks of a run's own tables were read from."""
+    entries = stream if isinstance(stream, list) else []
+    columns = []
+    for entry in entries:
+        named_columns = entry.get(kind)
+        if isinstance(named_columns, str):
+            columns.append((named_columns,))
+        elif isinstance(named_columns, list):
+            columns.append(tuple(named_columns))
+    return columns
+
+
+def _texts(inputs: Sequence[Any]) -> Dataset:
+    """Return texts, or pairs of texts, as rows that the backbone reads."""
+    if isinstance(inputs[0], str):
+        return Dataset.from_dict({"text": list(inputs)})
+    first, second = zip(*inputs, strict=True)
+    return Dataset.from_dict({"text": list(first), "text_pair": list(second)})
 
 
 def _rule(results: Run) -> Rule:
@@ -215,9 +352,3 @@ def _likeliest_task(
         own = torch.tensor(place) == chosen[:, None]  # where the chosen class is among the task's own
         shares.append((part * own).sum(1))
     return torch.stack(shares).argmax(0).tolist()
-
-
-def _text(value: Any, number: int, column: str) -> str:
-    if not isinstance(value, str):
-        raise InputError(f"Row {number} has no text in column `{column}`, but {value!r}. Complete it or leave it out.")
-    return value

@@ -36,6 +36,11 @@ RuleName = Annotated[
     ),
 ]
 Text = Annotated[str | None, typer.Option(help="The column with the text.")]
+Texts = Annotated[
+    list[str],
+    typer.Option("--text", help="The column with the text; given twice, those of a pair, in this order."),
+]
+Encoding = Annotated[str, typer.Option(help="Of a text file.")]
 Image = Annotated[str | None, typer.Option(help="The column with the image.")]
 Format = Literal["html", "markdown", "latex", "json"]
 KnownTask = Annotated[str | None, typer.Option("--task", help="The task of all rows, if it is known.")]

@@ -138,9 +138,7 @@ def check_images(tasks: Iterable[Task]) -> None:
     raise DataError("\n".join([f"{count} cannot be read. Replace or remove what is named:", *lines]))
 
 
-def _digest(
-    data: Dataset, kind: str, content: Callable[[Mapping[str, Any]], bytes] = images.content
-) -> str:
+def _digest(data: Dataset, kind: str, content: Callable[[Mapping[str, Any]], bytes] = images.content) -> str:
     digest = hashlib.sha256()
     if kind == "image":
         inputs = (content(value) for value in images.undecoded(data))
