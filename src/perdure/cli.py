@@ -1,7 +1,6 @@
 """The command line. Commands hold no logic: they read options, call the library, and print what it returns."""
 
 import json
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -32,25 +31,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="Teach one pre-trained transformer new tasks, one after another, without forgetting the old ones.",
 )
-
-
-def _print_version(asked: bool) -> bool:
-    if asked:
-        typer.echo(f"perdure {version('perdure')}")
-        raise typer.Exit
-    return asked
-
-
-@app.callback()
-def options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
-    ] = False,
-    debug: Annotated[
-        bool, typer.Option(shell.DEBUG, help="Show the traceback of an error, too; it may stand anywhere.")
-    ] = False,
-) -> None:
-    """Take the options that stand before a command; `--debug` is read by `shell`, wherever it stands."""
+app.callback()(shell.take_options)
 
 
 @app.command()

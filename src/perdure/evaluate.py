@@ -37,30 +37,7 @@ def task_logits(
     """The logits of each task's head. One pass over the examples; a routed model needs one for each task.
 
     Where the task posterior picks one task for each example, `log_weights` = log p(t | x) make it one pass too.
-
-    Raises
-    ------
-    NotFinite
-        Some are infinite or not defined: the largest of them would be no answer.
     """
-    logits = _all_logits(backbone, combined, examples, tasks, log_weights)
-    for task, values in logits.items():
-        if not values.isfinite().all():
-            rule = f"The rule `{combined.label}`" if combined.label else "The model"
-            raise NotFinite(
-                f"{rule} answers with infinite or undefined numbers for task `{task}`. Choose other settings, such as "
-                "a `scale` nearer to 1, or another rule."
-            )
-    return logits
-
-
-def _all_logits(
-    backbone: Backbone,
-    combined: Combined,
-    examples: Encoded,
-    tasks: Sequence[str],
-    log_weights: Float[Tensor, "examples tasks"] | None,
-) -> dict[str, Float[Tensor, "examples _"]]:
     if combined.picks and log_weights is not None:
         numbers: list[int] = log_weights.argmax(1).tolist()
         picked = [tasks[i] for i in numbers]

@@ -1,11 +1,12 @@
 """What surrounds a command: its output streams, `--debug`, and the one sentence that is said when it cannot go on."""
 
+import importlib.metadata
 import os
 import sys
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -14,6 +15,24 @@ from perdure.errors import PerdureError, Stopped, printable
 DEBUG = "--debug"
 VARIABLE = "PERDURE_DEBUG"
 INTERRUPTED = 130  # the exit status that click gives Ctrl-C
+
+
+def _print_version(asked: bool) -> bool:
+    if asked:
+        typer.echo(f"perdure {importlib.metadata.version('perdure')}")
+        raise typer.Exit
+    return asked
+
+
+def take_options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option(DEBUG, help="Show the traceback of an error, too; it may stand anywhere.")
+    ] = False,
+) -> None:
+    """Take the options that stand before a command; `run` has read `--debug` already, wherever it stands."""
 
 
 def run(app: Callable[..., Any]) -> None:
