@@ -66,13 +66,13 @@ def test_a_folder_of_images(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "options", "message"),
     [
-        (ROWS, {"label": "class"}, r"split `train`, has no column `class`. Its columns: \['text', 'label'\]"),
+        (ROWS, {"label": "class"}, r"mail.csv` has no column `class`. Its columns: \['text', 'label'\]"),
         (ROWS, {"text": "body"}, "has no column `body`"),
         ([(t, "same") for t, _ in ROWS], {}, r"needs at least two different classes, got \['same'\]"),
         ([*ROWS, ("w1", "rare")], {}, "class `rare` has too few examples"),
-        ([*ROWS, ("w1", "")], {}, "row 41 has nothing in column `label`"),
-        ([*ROWS, ("", "yes")], {}, "row 41 has nothing in column `text`"),
-        ([*ROWS, ("w1", "")], {"task": "label", "text": "text"}, "row 41 has nothing in column `label`"),
+        ([*ROWS, ("w1", "")], {}, r"row 41 \(line 42\), has nothing in column `label`"),
+        ([*ROWS, ("", "yes")], {}, r"row 41 \(line 42\), has nothing in column `text`"),
+        ([*ROWS, ("w1", "")], {"task": "label", "text": "text"}, r"row 41 \(line 42\), has nothing in column `label`"),
     ],
 )
 def test_mistakes(rows, options, message, tmp_path):
@@ -85,7 +85,7 @@ def test_more_mistakes(tmp_path):
         read_tasks(str(tmp_path / "nothing.csv"))
     with pytest.raises(DataError, match="could not be read"):
         read_tasks("nobody/nothing")
-    with pytest.raises(DataError, match="empty.csv` could not be read: it has no rows"):
+    with pytest.raises(DataError, match="empty.csv` has no rows"):
         read_tasks(write(tmp_path / "empty.csv", []), label="label")
     train = write(tmp_path / "train.csv", ROWS)
     with pytest.raises(DataError, match="split `test`, has the label `perhaps`, which does not occur in training"):

@@ -1,21 +1,26 @@
-"""One's own data as tasks: anything that `datasets.load_dataset` reads."""
+"""One's own data as tasks: tables, folders of images, and data sets of the hub."""
 
+import os
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
 import datasets.config
 import numpy as np
-from datasets import ClassLabel, Dataset
+from datasets import Dataset
 
+from perdure.class_names import complaint, in_order, shown
 from perdure.errors import DataError
+from perdure.examples import Columns, declared_classes, from_dataset, from_tables
 from perdure.image_folder import has_metadata, read_image_folder
 from perdure.images import image_column
 from perdure.splits import SPLIT_NAMES, divided
 from perdure.stream import SPLITS, Split, Task
+from perdure.tables import ENDINGS, Table
 
-BUILDERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 SHARES: dict[Split, float] = {"test": 0.2, "validation": 0.1}
 
 
@@ -23,12 +28,13 @@ def read_tasks(
     data: str | Mapping[str, str],
     *,
     name: str | None = None,
-    text: str | None = None,
+    text: str | list[str] | None = None,
     image: str | None = None,
     label: str = "label",
     task: str | None = None,
     config: str | None = None,
     encoding: str = "utf-8",
+    delimiter: str | None = None,
     seed: int = 0,
 ) -> list[Task]:
     """Read one table as one task, or as several by the values of its column `task`.
@@ -41,7 +47,8 @@ def read_tasks(
     name
         The task's name; by default that of the file.
     text, image
-        The column that holds the input; by default `text` or `image`.
+        The column that holds the input; by default `text` or `image`. Two columns of `text` are read as pairs, such as
+        a premise and a hypothesis, in this order.
     label
         The column that holds the class.
     task
@@ -50,6 +57,8 @@ def read_tasks(
         The configuration of a hub data set.
     encoding
         Of text files.
+    delimiter
+        What separates the cells of a CSV file; by default its header decides (see `perdure.tables.Table.open`).
     seed
         If there is no test split, a fifth of the examples is set apart for it; if there is no validation split, a
         tenth of what is left: class by class, drawn with this seed.
@@ -57,42 +66,143 @@ def read_tasks(
     Raises
     ------
     DataError
-        A file or column is missing, a text is not in the encoding, a value is empty, a class has too few examples, or a
-        class of validation or test does not occur in training.
+        A file or column is missing, a text is not in the encoding, a cell is empty or holds no text or class, the
+        labels look like texts or quantities, a class has too few examples, or a class of validation or test does not
+        occur in training.
     """
     if isinstance(data, Mapping) and not (name or task):
         raise DataError("Give the task a `name`: `data` names several files.")
-    splits = _load(data, config, encoding)
-    source = data if isinstance(data, str) else str(data.get("train"))
-    column = _input_column(splits, text, image, source)
-    for wanted in filter(None, [column, label, task]):
-        _require(splits, wanted, source)
-    kind = "image" if image or (not text and column == "image") else "text"
-    if kind == "image":
-        splits = {split: image_column(rows, column, _where(data, split)) for split, rows in splits.items()}
-    parts = _by_task(splits, task) if task else {name or Path(source).stem: splits}
-    return [_task(title, part, (kind, column, label), seed) for title, part in parts.items()]
-
-
-def _load(data: str | Mapping[str, str], config: str | None, encoding: str) -> dict[Split, Dataset]:
     files = {"train": data} if isinstance(data, str) else dict(data)
     if "train" not in files or not set(files) <= set(SPLITS):
         raise DataError(f"`data` names the splits {list(files)}; it needs `train`, and can have {list(SPLITS)}.")
-    suffix = Path(files["train"]).suffix.lower()
-    if suffix in BUILDERS:
-        options: dict[str, Any] = {}
-        if suffix != ".parquet":
-            for path in files.values():
-                _check_text(path, encoding)
-            options["encoding"] = encoding
-        if BUILDERS[suffix] == "csv":  # only an empty cell is empty, not one that says NA or None
-            options |= {"sep": "\t" if suffix == ".tsv" else ",", "keep_default_na": False, "na_values": [""]}
-        found = _load_dataset(files, (BUILDERS[suffix],), {"data_files": files, **options})
-    elif Path(files["train"]).is_dir() and not _has_tables(Path(files["train"])):
+    if "" in files.values():
+        raise DataError("`data` is empty. Give a file, a folder of images, or a hub id.")
+    asked = _Asked(text, image, label, task)
+    tables = _tables(files, encoding, delimiter)
+    if tables:
+        splits, classes = _read_tables(tables, asked)
+    else:
+        splits, classes = _read_datasets(files, config, asked)
+    if "image" in splits["train"].column_names:
+        for split, rows in splits.items():
+            where = Path(files.get(split, files["train"])).name
+            splits[split] = image_column(rows, "image", where)
+    parts = _by_task(splits) if task else {name or Path(files["train"]).stem: splits}
+    return [_task(title, part, classes, label, seed) for title, part in parts.items()]
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """The columns as the caller names them."""
+
+    text: str | list[str] | None
+    image: str | None
+    label: str
+    task: str | None
+
+    def among(self, names: Sequence[str], source: str) -> Columns:
+        """Return the columns, of which the input may be found by its usual name."""
+        if self.text and self.image:
+            raise DataError("Give either `text` or `image`: a task has one kind of input.")
+        texts = [self.text] if isinstance(self.text, str) else list(self.text or [])
+        if len(texts) > 2 or len(set(texts)) < len(texts):
+            raise DataError(f"`text` names the columns {texts}. Give one column, or two different ones for pairs.")
+        if not texts and not self.image:
+            if "text" in names:
+                texts = ["text"]
+            elif "image" not in names:
+                raise DataError(
+                    f"{source} has the columns {list(names)}: say which holds the input, with `text=…` or `image=…`."
+                )
+        if not texts:
+            return Columns("image", (self.image or "image",), self.label, self.task)
+        return Columns("text", tuple(texts), self.label, self.task)
+
+
+# -- tables in files
+
+
+def _tables(files: Mapping[str, str], encoding: str, delimiter: str | None) -> dict[Split, list[Table]] | None:
+    """Open the tables of each split; nothing if the data is no table in a file."""
+    parts: dict[Split, list[Path]] = {split: [Path(files[split])] for split in SPLITS if split in files}
+    first = parts["train"][0]
+    if os.path.isdir(first):  # unlike `Path.is_dir` it takes any name
+        if len(files) > 1 or not _has_tables(first):
+            return None
+        parts = _parts(first)
+    elif first.suffix.lower() not in ENDINGS and not os.path.exists(first):
+        return None  # the name of a data set on the hub
+    return {
+        split: [Table.open(path, encoding=encoding, delimiter=delimiter) for path in paths]
+        for split, paths in parts.items()
+    }
+
+
+def _has_tables(folder: Path) -> bool:
+    """Return whether a folder holds tables, and not images with a table that describes them."""
+    tables = [path for path in _files(folder) if path.stem != "metadata"]
+    return bool(tables)
+
+
+def _files(folder: Path) -> list[Path]:
+    """Return the tables in a folder, or where `datasets` puts them, in its folder `data`."""
+    for place in (folder, folder / "data"):
+        paths = sorted(place.iterdir()) if place.is_dir() else []
+        tables = [path for path in paths if path.suffix.lower() in ENDINGS and path.is_file()]
+        if tables:
+            return tables
+    return []
+
+
+def _parts(folder: Path) -> dict[Split, list[Path]]:
+    """Sort the tables in a folder into splits by the words that their names begin with."""
+    tables = _files(folder)
+    if len(tables) == 1:
+        return {"train": tables}
+    parts: dict[Split, list[Path]] = {}
+    for path in tables:
+        word = re.match("[a-z]*", path.stem.lower())
+        for split, words in SPLIT_NAMES.items():
+            if word and word[0] in words:
+                parts.setdefault(split, []).append(path)
+    if "train" not in parts:
+        names = [path.name for path in tables]
+        raise DataError(f"`{folder}` holds the tables {names}. Name one of them, or call them `train…` and `test…`.")
+    return parts
+
+
+def _read_tables(
+    tables: Mapping[Split, Sequence[Table]], asked: _Asked
+) -> tuple[dict[Split, Dataset], list[str] | None]:
+    """Read the examples of each split, and the classes that the first table declares."""
+    first = tables["train"][0]
+    columns = asked.among(first.columns, f"`{first.path}`")
+    splits: dict[Split, Dataset] = {split: from_tables(parts, columns) for split, parts in tables.items()}
+    return splits, first.reader.class_names.get(columns.label)
+
+
+# -- what `datasets` reads
+
+
+def _read_datasets(
+    files: Mapping[str, str], config: str | None, asked: _Asked
+) -> tuple[dict[Split, Dataset], list[str] | None]:
+    """Read the examples of each split of a folder of images, or of a data set on the hub."""
+    source = files["train"]
+    if os.path.isdir(source):
         found = _load_images(files)
     else:
-        found = from_hub(files["train"], config)
-    return {split: found[key] for split, keys in SPLIT_NAMES.items() for key in keys if key in found}
+        found = from_hub(source, config)
+    splits: dict[Split, Dataset] = {
+        split: found[key] for split, keys in SPLIT_NAMES.items() for key in keys if key in found
+    }
+    if "train" not in splits:
+        raise DataError(f"`{source}` has no split named `train`.")
+    columns = asked.among(splits["train"].column_names, f"`{source}`")
+    examples: dict[Split, Dataset] = {}
+    for split, data in splits.items():
+        examples[split] = from_dataset(data, f"`{source}`, split `{split}`", columns)
+    return examples, declared_classes(splits["train"], columns.label)
 
 
 def _load_images(files: Mapping[str, str]) -> Any:
@@ -105,30 +215,6 @@ def _load_images(files: Mapping[str, str]) -> Any:
     if has_metadata(folder):
         return _load_dataset(files, ("imagefolder",), {"data_dir": folder})
     return read_image_folder(folder)
-
-
-def _where(data: str | Mapping[str, str], split: Split) -> str:
-    """The table that a row of a split is in, for errors."""
-    if isinstance(data, Mapping):
-        return Path(data[split]).name
-    return Path(data).name if Path(data).exists() else f"{data}, {split}"
-
-
-def _check_text(path: str, encoding: str) -> None:
-    try:
-        with open(path, encoding=encoding) as file:
-            for _ in file:
-                pass
-    except FileNotFoundError as error:
-        raise DataError(f"There is no file `{path}`.") from error
-    except LookupError as error:
-        raise DataError(f"There is no encoding `{encoding}`. Try `utf-8` or `latin-1`.") from error
-    except UnicodeError as error:
-        raise DataError(f"`{path}` is not written in {encoding}. Save it as UTF-8, or give its `encoding`.") from error
-
-
-def _has_tables(folder: Path) -> bool:
-    return any(path.suffix.lower() in BUILDERS for path in folder.iterdir())
 
 
 def _load_dataset(files: Mapping[str, str], arguments: Sequence[str], options: Mapping[str, Any]) -> Any:
@@ -164,96 +250,53 @@ def from_hub(name: str, config: str | None = None) -> Any:
     return _load_dataset({"train": name}, (name, *([config] if config else [])), {})
 
 
-def _input_column(splits: Mapping[Split, Dataset], text: str | None, image: str | None, source: str) -> str:
-    columns = next(iter(splits.values())).column_names if splits else []
-    if not splits:
-        raise DataError(f"`{source}` has no split named `train`.")
-    guess = text or image or next((name for name in ("text", "image") if name in columns), None)
-    if guess is None:
-        raise DataError(f"`{source}` has the columns {columns}: say which holds the input, with `text=…` or `image=…`.")
-    return guess
+# -- tasks
 
 
-def _require(splits: Mapping[Split, Dataset], column: str, source: str) -> None:
-    for split, data in splits.items():
-        if column not in data.column_names:
-            raise DataError(f"`{source}`, split `{split}`, has no column `{column}`. Its columns: {data.column_names}.")
-
-
-def _by_task(splits: Mapping[Split, Dataset], column: str) -> dict[str, dict[Split, Dataset]]:
-    for split, data in splits.items():
-        _no_gaps(f"Split `{split}`", data, column)
-    values = {split: np.array([str(value) for value in data[column]]) for split, data in splits.items()}
-    titles = dict.fromkeys(values["train"].tolist())
+def _by_task(splits: Mapping[Split, Dataset]) -> dict[str, dict[Split, Dataset]]:
+    """Cut the examples into those of each task, in the order in which training names them."""
+    names = {split: np.array(data["task"][:]) for split, data in splits.items()}
+    titles = dict.fromkeys(names["train"].tolist())
     return {
-        title: {split: data.select(np.flatnonzero(values[split] == title)) for split, data in splits.items()}
+        title: {split: data.select(np.flatnonzero(names[split] == title)) for split, data in splits.items()}
         for title in titles
     }
 
 
-def _task(title: str, splits: Mapping[Split, Dataset], columns: tuple[str, str, str], seed: int) -> Task:
-    kind, column, label = columns
-    plain: dict[Split, Dataset] = {split: _plain(title, split, data, columns) for split, data in splits.items()}
-    names = _class_names(plain["train"], splits["train"], label)
-    index = {value: i for i, value in enumerate(names)}
-    labelled: dict[Split, Dataset] = {}
-    for split, data in plain.items():
-        unseen = sorted({value for value in data["label"] if value not in index})
-        if unseen:
-            raise DataError(
-                f"Task `{title}`, split `{split}`, has the label `{unseen[0]}`, which does not occur in training. "
-                "Correct it, or give training examples of it."
-            )
-        numbers = [index[value] for value in data["label"]]
-        labelled[split] = data.remove_columns("label").add_column("label", numbers)
+def _task(title: str, splits: Mapping[Split, Dataset], declared: Sequence[str] | None, column: str, seed: int) -> Task:
+    present = set(splits["train"]["label"][:])
+    if not declared and (reason := complaint(splits["train"]["label"][:], column)):
+        raise DataError(f"Task `{title}`: {reason[0].lower()}{reason[1:]}")
+    names = [name for name in declared if name in present] if declared else in_order(present)
+    numbered = {split: _numbered(title, split, data, names) for split, data in splits.items()}
     for split, share in SHARES.items():
-        if split not in labelled:
-            _enough(title, labelled["train"], names, split)
-            size = round(share * len(labelled["train"]))
-            labelled[split], labelled["train"] = divided(labelled["train"], size, seed)
-    return Task(title, tuple(names), labelled["train"], labelled["validation"], labelled["test"])
+        if split not in numbered:
+            _enough(title, numbered["train"], names, split)
+            size = round(share * len(numbered["train"]))
+            numbered[split], numbered["train"] = divided(numbered["train"], size, seed)
+    return Task(title, tuple(names), numbered["train"], numbered["validation"], numbered["test"])
 
 
-def _plain(title: str, split: str, data: Dataset, columns: tuple[str, str, str]) -> Dataset:
-    """The two columns by our names, labels as text, nothing empty."""
-    kind, column, label = columns
-    for name in (column, label) if kind == "text" else (label,):
-        _no_gaps(f"Task `{title}`, split `{split}`", data, name)
-    labels = data.features[label]
-    values = [labels.int2str(v) if isinstance(labels, ClassLabel) and v >= 0 else str(v) for v in data[label]]
-    inputs = data.select_columns([column]).rename_columns({column: kind} if column != kind else {})
-    if kind == "text" and inputs.features["text"].dtype not in ("string", "large_string"):
-        inputs = Dataset.from_dict({"text": [str(value) for value in inputs["text"]]})
-    return inputs.add_column("label", values)
-
-
-def _no_gaps(where: str, data: Dataset, column: str) -> None:
-    for row, value in enumerate(data[column]):
-        if value is None:
-            raise DataError(f"{where}: row {row + 1} has nothing in column `{column}`.")
-
-
-def _order(name: str) -> tuple[bool, float, str]:
-    """Numbers first, by their value."""
-    try:
-        return False, float(name), name
-    except ValueError:
-        return True, 0.0, name
-
-
-def _class_names(plain: Dataset, original: Dataset, label: str) -> list[str]:
-    """The classes in their own order if the data declares one, else sorted (numbers by value)."""
-    present = set(plain["label"])
-    feature = original.features[label]
-    if isinstance(feature, ClassLabel):
-        return [name for name in feature.names if name in present]
-    return sorted(present, key=_order)
+def _numbered(title: str, split: str, data: Dataset, names: Sequence[str]) -> Dataset:
+    """Return the examples with the numbers of their classes in place of the names."""
+    index = {name: i for i, name in enumerate(names)}
+    labels = data["label"][:]
+    for row, name in zip(data["row"][:], labels, strict=True):
+        if name not in index:
+            raise DataError(
+                f"Task `{title}`, split `{split}`, has the label `{shown(name)}`, which does not occur in "
+                f"training (row {row}). Correct it, or give training examples of it."
+            )
+    rest = [name for name in data.column_names if name not in ("label", "task")]
+    numbers = [index[name] for name in labels]
+    return data.select_columns(rest).add_column("label", numbers)
 
 
 def _enough(title: str, train: Dataset, names: Sequence[str], split: Split) -> None:
     counts = np.bincount(train["label"][:], minlength=len(names))
     if counts.min() < 2:
+        rare = shown(names[int(counts.argmin())])
         raise DataError(
-            f"Task `{title}`: class `{names[int(counts.argmin())]}` has too few examples to set some apart for "
+            f"Task `{title}`: class `{rare}` has too few examples to set some apart for "
             f"`{split}`. Give at least three of each class, or a `{split}` file of its own."
         )
