@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from perdure import heads, packages, pretrained, resolution, sentence_transformer
-from perdure.errors import BackboneError, InputError
+from perdure.errors import BackboneError, DataError, InputError
 from perdure.images import read_image, undecoded
 from perdure.stream import Rows
 
@@ -207,8 +207,23 @@ class Backbone(nn.Module):
         return self._encoded[key]
 
     def tokens(self, data: Dataset) -> dict[str, list]:
-        """What the tokenizer makes of the texts, cut to `max_length`."""
-        return dict(self.processor(data["text"][:], truncation=True, max_length=self.max_length))
+        """Return what the tokenizer makes of the texts, or pairs of texts, cut to `max_length`.
+
+        Raises
+        ------
+        InputError
+            There are pairs, and the tokenizer puts nothing between the two texts.
+        """
+        columns = [data["text"][:]]
+        if "text_pair" in data.column_names:
+            added = self.processor.num_special_tokens_to_add
+            if added(pair=True) <= added(pair=False):
+                raise InputError(
+                    f"`{self.source}` reads single texts: its tokenizer does not mark where the first text of a pair "
+                    "ends. Use an encoder such as BERT, or put both texts into one column."
+                )
+            columns.append(data["text_pair"][:])
+        return dict(self.processor(*columns, truncation=True, max_length=self.max_length))
 
     def collate(self, examples: Sequence[dict[str, Any]]) -> Batch:
         """Put examples together, texts padded to the longest of them."""
@@ -235,9 +250,17 @@ class Encoded(torch.utils.data.Dataset):
         In tokens (1 for images).
     described
         The features for the task posterior, once they have been computed.
+    without_tokens
+        The texts of which the tokenizer makes no token. A place holder stands for them, so that nothing
+        is divided by their length; what a model says of it is not to be used.
+
+    Raises
+    ------
+    DataError
+        A text has no token, and `allow_empty` is not given.
     """
 
-    def __init__(self, backbone: Backbone, rows: Rows, *, batch_size: int = BATCH_SIZE):
+    def __init__(self, backbone: Backbone, rows: Rows, *, batch_size: int = BATCH_SIZE, allow_empty: bool = False):
         self.backbone, self.batch_size = backbone, batch_size
         self.tasks = [task for task, data in rows for _ in range(len(data))]
         self.labels = [label for _, data in rows for label in _labels(data)]
@@ -249,9 +272,16 @@ class Encoded(torch.utils.data.Dataset):
             parts = [backbone.tokens(data) for _, data in rows]
             self.columns = {name: [value for part in parts for value in part[name]] for name in parts[0]}
             self.lengths = [len(ids) for ids in self.columns["input_ids"]]
+            self.without_tokens = [i for i, length in enumerate(self.lengths) if length == 0]
+            if self.without_tokens and not allow_empty:
+                raise DataError(_without_tokens(rows, self.without_tokens[0], backbone.source))
+            for name, column in self.columns.items():
+                for i in self.without_tokens:
+                    column[i] = [1 if name == "attention_mask" else 0]
         else:
             self.images: Any = torch.utils.data.ConcatDataset([undecoded(data) for _, data in rows])
             self.lengths = [1] * len(self.tasks)
+            self.without_tokens = []
 
     def __len__(self) -> int:
         return len(self.tasks)
@@ -308,6 +338,20 @@ def in_order(parts: Iterable[tuple[list[int], Tensor]]) -> Tensor:
     rows, values = zip(*parts, strict=True)
     order = torch.tensor([index for part in rows for index in part])
     return torch.cat(values)[order.argsort()]
+
+
+def _without_tokens(rows: Rows, index: int, source: str) -> str:
+    """Say which of the examples has no token."""
+    for task, data in rows:
+        if index < len(data):
+            example = data[index]
+            number = f"row {example['row']}" if "row" in example else f"example {index + 1}"
+            return (
+                f"Task `{task}`, {number}: the tokenizer of `{source}` makes no token of the text "
+                f"{example['text']!r}. Leave this row out."
+            )
+        index -= len(data)
+    raise IndexError(index)
 
 
 def _labels(data: Dataset) -> list[int]:

@@ -9,6 +9,7 @@ import typer
 from perdure import outcome, shell
 from perdure.options import (
     AsJson,
+    Delimiter,
     Encoding,
     Format,
     Image,
@@ -19,7 +20,6 @@ from perdure.options import (
     RunFolder,
     Seed,
     Settings,
-    Text,
     Texts,
     names_of,
 )
@@ -107,10 +107,11 @@ def learn(
     run: RunFolder,
     data: Annotated[str, typer.Option(help="A CSV, JSON-lines or Parquet file, a folder of images, or a hub id.")],
     task: Annotated[str | None, typer.Option("--task", help="The task's name; by default that of the file.")] = None,
-    text: Text = None,
+    text: Texts = [],
     image: Image = None,
     label: Annotated[str, typer.Option(help="The column with the class.")] = "label",
     encoding: Encoding = "utf-8",
+    delimiter: Delimiter = None,
     config: Annotated[str | None, typer.Option(help="The configuration of a hub data set.")] = None,
     task_column: Annotated[str | None, typer.Option(help="The column that names each row's task.")] = None,
     backbone: Annotated[
@@ -123,7 +124,15 @@ def learn(
     """Learn one's own data: one more task for a run, or the first of a new one."""
     from perdure.runs import learn_more
 
-    names = {"name": task, "text": text, "image": image, "label": label, "task": task_column, "config": config}
+    names = {
+        "name": task,
+        "text": text[0] if len(text) == 1 else text or None,
+        "image": image,
+        "label": label,
+        "task": task_column,
+        "config": config,
+        "delimiter": delimiter,
+    }
     entry = {"data": data, "encoding": encoding} | {key: value for key, value in names.items() if value is not None}
     learn_more(run, entry, backbone=backbone, seed=seed, settings=settings, quiet=quiet)
     outcome.report(run)
@@ -220,6 +229,7 @@ def predict(
     image: Image = None,
     task: KnownTask = None,
     encoding: Encoding = "utf-8",
+    delimiter: Delimiter = None,
     batch_size: Annotated[int, typer.Option(min=1, help="How many rows the model reads at a time.")] = 64,
     device: Annotated[
         str, typer.Option(help="cpu, cuda, cuda:1, mps; or auto, the accelerator if one is here.")
@@ -233,7 +243,7 @@ def predict(
     from perdure.tables import Table
 
     output = output or file.with_suffix(f".predicted{file.suffix}")
-    table = Table.open(file, encoding=encoding)
+    table = Table.open(file, encoding=encoding, delimiter=delimiter)
     check_output(output)  # before the model is loaded
     columns: Any = {"text": text, "image": image}
     model = Model(run, device=device)

@@ -189,10 +189,7 @@ def _read_datasets(
 ) -> tuple[dict[Split, Dataset], list[str] | None]:
     """Read the examples of each split of a folder of images, or of a data set on the hub."""
     source = files["train"]
-    if os.path.isdir(source):
-        found = _load_images(files)
-    else:
-        found = from_hub(source, config)
+    found = _load_images(files) if os.path.isdir(source) else from_hub(source, config)
     splits: dict[Split, Dataset] = {
         split: found[key] for split, keys in SPLIT_NAMES.items() for key in keys if key in found
     }

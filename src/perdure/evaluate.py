@@ -41,16 +41,35 @@ def task_logits(
     if combined.picks and log_weights is not None:
         numbers: list[int] = log_weights.argmax(1).tolist()
         picked = [tasks[i] for i in numbers]
-        return _heads(backbone, features(backbone, combined, examples, picked=picked), tasks)
+        return _heads(backbone, combined, features(backbone, combined, examples, picked=picked), tasks)
     if combined.routed:
         return {
-            task: _heads(backbone, features(backbone, combined, examples, task=task), [task])[task] for task in tasks
+            task: _heads(backbone, combined, features(backbone, combined, examples, task=task), [task])[task]
+            for task in tasks
         }
-    return _heads(backbone, features(backbone, combined, examples), tasks)
+    return _heads(backbone, combined, features(backbone, combined, examples), tasks)
 
 
-def _heads(backbone: Backbone, found: Float[Tensor, "examples width"], tasks: Sequence[str]) -> dict[str, Tensor]:
-    return {task: backbone.head(task)(found).cpu() for task in tasks}
+def _heads(
+    backbone: Backbone, combined: Combined, found: Float[Tensor, "examples width"], tasks: Sequence[str]
+) -> dict[str, Tensor]:
+    """The logits of heads.
+
+    Raises
+    ------
+    NotFinite
+        Some are infinite or not defined: the largest of them would be no answer.
+    """
+    logits = {task: backbone.head(task)(found).cpu() for task in tasks}
+    for task, values in logits.items():
+        broken = (~values.isfinite()).any(1)
+        if broken.any():
+            rule = f"The rule `{combined.label}`" if combined.label else "The combined model"
+            raise NotFinite(
+                f"{rule} gives no finite number for {int(broken.sum())} of {len(values)} examples (head of task "
+                f"`{task}`), so there is no answer. Choose a smaller `scale`, or another rule."
+            )
+    return logits
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """Examples that are kept: which ones, and how they lie in a method's state, so that they are saved with it."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -21,6 +22,8 @@ Strategy = Literal["balanced", "reservoir", "herding"]
 class Exemplars:
     """Kept examples by task: each is bytes (a text in UTF-8, or an image as it was encoded) and a label.
 
+    A pair of texts is a JSON list.
+
     Examples
     --------
     >>> rows = Dataset.from_dict({"text": ["good", "bad", "fine"], "label": [1, 0, 1]})
@@ -37,6 +40,8 @@ class Exemplars:
     labels: dict[str, list[int]] = field(default_factory=dict)
     seen: dict[str, int] = field(default_factory=dict)
     """How many examples each task had."""
+    pairs: list[str] = field(default_factory=list)
+    """The tasks whose examples are pairs of texts."""
 
     def __len__(self) -> int:
         return sum(map(len, self.labels.values()))
@@ -51,7 +56,9 @@ class Exemplars:
         data = task.train.select(list(chosen))
         self.kind = task.kind
         if task.kind == "text":
-            self.inputs[task.name] = [text.encode() for text in data["text"][:]]
+            self.inputs[task.name] = [text.encode() for text in _texts(data)]
+            if "text_pair" in data.column_names and task.name not in self.pairs:
+                self.pairs.append(task.name)
         else:
             self.inputs[task.name] = [images.content(value) for value in images.undecoded(data)]
         self.labels[task.name] = [int(label) for label in data["label"][:]]
@@ -72,7 +79,8 @@ class Exemplars:
     def of_tasks(self, tasks: Sequence[str]) -> "Exemplars":
         """Only those of these tasks: others have been forgotten."""
         parts: list[Any] = [self.inputs, self.labels, self.seen]
-        return Exemplars(self.kind, *({name: v for name, v in values.items() if name in tasks} for values in parts))
+        kept = ({name: v for name, v in values.items() if name in tasks} for values in parts)
+        return Exemplars(self.kind, *kept, pairs=[name for name in self.pairs if name in tasks])
 
     def rows(self, tasks: Mapping[str, int] | Sequence[str]) -> Rows:
         """The examples of these tasks, as a stream has them; a mapping says how many classes each has.
@@ -93,7 +101,8 @@ class Exemplars:
                 values = self.inputs[task]
                 labels = {"label": self.labels[task]}
                 if self.kind == "text":
-                    data = Dataset.from_dict({"text": [value.decode(errors="replace") for value in values], **labels})
+                    texts = [value.decode(errors="replace") for value in values]
+                    data = Dataset.from_dict(_columns(texts, task in self.pairs) | labels)
                 else:
                     encoded = [{"bytes": value, "path": None} for value in values]
                     data = Dataset.from_dict({"image": encoded, **labels}).cast_column("image", Image())
@@ -109,7 +118,8 @@ class Exemplars:
             "examples": torch.from_numpy(np.frombuffer(b"".join(values), dtype=np.uint8).copy()),
             "lengths": torch.tensor([len(value) for value in values], dtype=torch.int64),
             "labels": torch.tensor([label for of_task in self.labels.values() for label in of_task], dtype=torch.int64),
-            "kept": {"kind": self.kind, "tasks": {t: [len(self.labels[t]), self.seen[t]] for t in self.labels}},
+            "kept": {"kind": self.kind, "tasks": {t: [len(self.labels[t]), self.seen[t]] for t in self.labels}}
+            | ({"pairs": self.pairs} if self.pairs else {}),
         }
 
     @classmethod
@@ -135,9 +145,34 @@ class Exemplars:
                 kept.inputs[task] = [content[ends[i] - lengths[i] : ends[i]] for i in own]
                 kept.labels[task], kept.seen[task] = [int(labels[i]) for i in own], int(seen)
                 place += count
+            kept.pairs = [task for task in state["kept"].get("pairs", []) if task in tasks]
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise RunError(f"The examples that the run keeps are damaged ({error}).") from error
         return kept
+
+
+def _texts(data: Dataset) -> list[str]:
+    """Return the texts, of pairs both in one."""
+    if "text_pair" not in data.column_names:
+        return data["text"][:]
+    return [json.dumps(pair, ensure_ascii=False) for pair in zip(data["text"], data["text_pair"], strict=True)]
+
+
+def _columns(texts: Sequence[str], are_pairs: bool) -> dict[str, list[Any]]:
+    """Return the columns that a task has, from what `_texts` gives.
+
+    Raises
+    ------
+    RunError
+        One should be a pair, and is none.
+    """
+    if not are_pairs:
+        return {"text": list(texts)}
+    try:
+        pairs = [tuple(map(str, json.loads(text))) for text in texts]
+        return {"text": [first for first, _ in pairs], "text_pair": [second for _, second in pairs]}
+    except (ValueError, TypeError, RecursionError) as error:
+        raise RunError(f"A pair of texts that the run keeps is damaged ({error}).") from error
 
 
 # -- which ones

@@ -1,6 +1,7 @@
 """A finished run as one model: predict with it, or export it as a stock checkpoint."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from perdure import adapters, processes, registry, staging
 from perdure.backbone import BATCH_SIZE, Backbone, Encoded
 from perdure.errors import DataError, InputError, NotFinite, RunError, UnknownName
 from perdure.evaluate import by_task, probabilities, settled, task_logits
+from perdure.examples import TEXTS
 from perdure.heads import RandomHead
 from perdure.images import as_rows
 from perdure.merge import Rule, Since, Space, combine
@@ -78,15 +80,17 @@ class Model:
     def predict(
         self, inputs: Sequence[Any], *, task: str | None = None, batch_size: int = BATCH_SIZE
     ) -> list[Prediction]:
-        """Classify texts or images.
+        """Classify texts, pairs of texts, or images.
+
+        A text of which the tokenizer makes no token gets the answer that is likeliest without any: that of
+        the classes' shares in training, each task as likely as the others.
 
         Parameters
         ----------
         inputs
-            Texts, or pairs of texts; or images, each as an object of Pillow, an array that Pillow takes, a path, or
-            the bytes of a file. Of an image in memory the pixels are read as they are now, and turned as its EXIF
-            orientation says. A text of which the tokenizer makes no token is answered by what is usual: every task
-            is as likely as the others, and in it each class as in training.
+            All of one kind. A pair is a tuple of two texts; an image is an object of Pillow, an array that Pillow
+            takes, a path, or the bytes of a file. Of an image in memory the pixels are read as they are now, and
+            turned as its EXIF orientation says.
         task
             The task of all inputs, if it is known; by default the task posterior weighs the tasks.
         batch_size
@@ -97,50 +101,27 @@ class Model:
         UnknownName
             The run has not learned that task.
         InputError
-            There is nothing to classify, or an image cannot be read.
-        RunError
-            The rule makes a model whose answers are not finite.
+            There is nothing to classify, the inputs are of several kinds, or an image cannot be read.
+        NotFinite
+            The rule makes a model whose answers are not finite numbers.
         """
         if task is not None and task not in self.classes:
             raise UnknownName("task", task, self.classes)
         if not len(inputs):
             raise InputError("There is nothing to predict: the input has no rows.")
         rows = as_rows(inputs) if self.backbone.kind == "image" else _texts(inputs)
-        examples = Encoded(self.backbone, [(task or "", rows)], batch_size=batch_size)
+        examples = Encoded(self.backbone, [(task or "", rows)], batch_size=batch_size, allow_empty=True)
         names = [task] if task else list(self.classes)
-        read = [number for number, length in enumerate(examples.lengths) if length]
-        if len(read) == len(examples):
-            return self._answers(examples, names)
-        answers = [self._usual(names)] * len(examples)
-        if read:
-            examples = Encoded(self.backbone, [(task or "", rows.select(read))], batch_size=batch_size)
-            for number, answer in zip(read, self._answers(examples, names), strict=True):
-                answers[number] = answer
-        return answers
-
-    def _answers(self, examples: Encoded, names: Sequence[str]) -> list[Prediction]:
-        """Classify examples, each of which is of one of these tasks."""
-        if len(names) == 1:
-            log_weights = torch.zeros(len(examples), 1)
-        else:
-            log_weights = self.posterior.log_prob(describe(self.backbone, examples))
+        log_weights = (
+            torch.zeros(len(examples), 1) if task else self.posterior.log_prob(describe(self.backbone, examples))
+        )
         if self.combined.picks:
             log_weights = settled(log_weights)
         logits = task_logits(self.backbone, self.combined, examples, names, log_weights)
-        return self._likeliest(logits, log_weights)
-
-    def _usual(self, names: Sequence[str]) -> Prediction:
-        """Return the answer for an input of which nothing is known."""
-        counts = {task.name: task.statistics.counts for task in self.learned if task.name in names}
-        log_shares = {name: (counts[name] / counts[name].sum()).log()[None].float() for name in names}
-        log_weights = torch.full((1, len(names)), 1 / len(names)).log()
-        return self._likeliest(log_shares, log_weights)[0]
-
-    def _likeliest(
-        self, logits: Mapping[str, Float[Tensor, "examples _"]], log_weights: Float[Tensor, "examples tasks"]
-    ) -> list[Prediction]:
-        """Return the class of each example that is most likely."""
-        names = list(logits)
+        for i in examples.without_tokens:
+            log_weights[i] = -math.log(len(names))
+            for name in names:
+                logits[name][i] = self._log_prior(name)
         labels = tuple(dict.fromkeys(label for name in names for label in self.classes[name]))
         places = [[labels.index(label) for label in self.classes[name]] for name in names]
         best = probabilities(logits, places, log_weights).max(1)
@@ -178,6 +159,11 @@ class Model:
             f"{source} has no column `{missing}`. Its columns: {list(columns)}. Name the one that holds the input with "
             f"`--{kind}`."
         )
+
+    def _log_prior(self, task: str) -> Float[Tensor, " classes"]:
+        """Return the logarithm of each class's share of a task's training examples."""
+        counts = next(learned.statistics.counts for learned in self.learned if learned.name == task)
+        return (counts / counts.sum()).log().float()
 
     def add_predictions(
         self, rows: Sequence[dict[str, Any]], *, column: str | None = None, task: str | None = None
@@ -298,14 +284,6 @@ def _read_before(stream: Any, kind: str) -> list[tuple[str, ...]]:
     return columns
 
 
-def _texts(inputs: Sequence[Any]) -> Dataset:
-    """Return texts, or pairs of texts, as rows that the backbone reads."""
-    if isinstance(inputs[0], str):
-        return Dataset.from_dict({"text": list(inputs)})
-    first, second = zip(*inputs, strict=True)
-    return Dataset.from_dict({"text": list(first), "text_pair": list(second)})
-
-
 def _rule(results: Run) -> Rule:
     """How a run combined its adapters last."""
     combined, path = results.combined(), results.folder / "combined.json"
@@ -352,3 +330,22 @@ def _likeliest_task(
         own = torch.tensor(place) == chosen[:, None]  # where the chosen class is among the task's own
         shares.append((part * own).sum(1))
     return torch.stack(shares).argmax(0).tolist()
+
+
+def _texts(inputs: Sequence[Any]) -> Dataset:
+    """Return texts, or pairs of texts, as rows that the backbone reads.
+
+    Raises
+    ------
+    InputError
+        Some are no texts, or not all are of one kind.
+    """
+    pairs = [isinstance(value, tuple | list) for value in inputs]
+    texts = [tuple(value) if pair else (value,) for value, pair in zip(inputs, pairs, strict=True)]
+    size = len(texts[0])
+    for number, parts in enumerate(texts, start=1):
+        if len(parts) not in (1, 2) or not all(isinstance(part, str) for part in parts):
+            raise InputError(f"Input {number} is {inputs[number - 1]!r}, but should be a text or a pair of texts.")
+        if len(parts) != size:
+            raise InputError(f"Input {number} is a {'pair' if size == 1 else 'single text'}, unlike the first one.")
+    return Dataset.from_dict({name: [parts[i] for parts in texts] for i, name in enumerate(TEXTS[:size])})

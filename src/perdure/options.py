@@ -35,10 +35,12 @@ RuleName = Annotated[
         "--rule", help="How adapters are combined; by default as the run did.", autocompletion=names_of("rule")
     ),
 ]
-Text = Annotated[str | None, typer.Option(help="The column with the text.")]
 Texts = Annotated[
     list[str],
-    typer.Option("--text", help="The column with the text; given twice, those of a pair, in this order."),
+    typer.Option("--text", help="The column with the text; twice for pairs of texts, in that order."),
+]
+Delimiter = Annotated[
+    str | None, typer.Option(help="What separates the cells of a CSV file; by default its header decides.")
 ]
 Encoding = Annotated[str, typer.Option(help="Of a text file.")]
 Image = Annotated[str | None, typer.Option(help="The column with the image.")]

@@ -30,7 +30,7 @@ from perdure.rule import nature_of
 from perdure.snapshot import Snapshot
 from perdure.statistics import Statistics
 from perdure.stopping import Stopping, stopping
-from perdure.stream import Task, TaskStream, check_images
+from perdure.stream import SPLITS, Task, TaskStream, check_images
 from perdure.task_folder import Learned
 from perdure.task_id import describe
 from perdure.training import Training
@@ -151,6 +151,7 @@ def go_on(results: Run, plan: Plan, settings: Mapping[str, Any] | None = None, *
         plan.method.state = dict(learned[-1].state) if learned else {}  # it may have served another run before
         check_images(plan.stream.tasks[len(learned) :])
         resume = _unfinished(results, plan, len(learned))
+        _check_texts(plan, len(learned))
         processes.wait()  # before the first process writes
         _settle(results, resume)
         if settings and processes.first() and results.recipe != settings:
@@ -243,6 +244,25 @@ def check(plan: Plan) -> None:
     """
     check_alignment(plan.training, plan.rule)
     check_length(plan.stream, plan.rule)
+
+
+def _check_texts(plan: Plan, learned: int) -> None:
+    """Tokenize the texts of the tasks to come, so that one that cannot be read is named before anything is trained.
+
+    It costs nothing: the tokens are kept for the training.
+
+    Raises
+    ------
+    DataError
+        The tokenizer makes no token of a text.
+    InputError
+        The tokenizer reads no pairs, and a task has them.
+    """
+    if plan.backbone.kind != "text":
+        return
+    for task in plan.stream.tasks[learned:]:
+        for split in SPLITS:
+            plan.backbone.encode(task.rows(split))
 
 
 def check_alignment(training: Training, rule: Rule) -> None:

@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from perdure.errors import TrainingError
+
 
 @dataclass(frozen=True)
 class Statistics:
@@ -35,8 +37,20 @@ class Statistics:
     def of(
         cls, features: Float[Tensor, "examples features"], labels: Int[Tensor, " examples"], classes: int
     ) -> Statistics:
-        """The statistics of examples with labels from 0 to `classes` - 1."""
+        """Return the statistics of examples with labels from 0 to `classes` - 1.
+
+        Raises
+        ------
+        TrainingError
+            A feature is not a finite number: a sum with it would spoil every later answer of the run.
+        """
         x = features.double().cpu()
+        broken = (~x.isfinite()).any(1)
+        if broken.any():
+            raise TrainingError(
+                f"The backbone's features of {int(broken.sum())} of {len(x)} examples are not finite numbers, first "
+                f"those of example {int(broken.nonzero()[0]) + 1}. Check the model's weights, and this example."
+            )
         member = torch.nn.functional.one_hot(labels.cpu(), classes).double()
         return cls(member.sum(0), member.T @ x, x.T @ x)
 

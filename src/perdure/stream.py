@@ -25,7 +25,8 @@ class Task:
     """One task: a name, its classes, and its examples.
 
     Each split has a column `text` (strings) or `image` (PIL images), and a column `label` with indices
-    into `classes`.
+    into `classes`. With a column `text_pair` the two texts of a row are read as a pair. A column `row` says
+    where an example stands in its table, for messages.
 
     Raises
     ------
@@ -147,6 +148,10 @@ def _digest(data: Dataset, kind: str, content: Callable[[Mapping[str, Any]], byt
     for value in inputs:
         digest.update(value)
         digest.update(b"\0")
+    if "text_pair" in data.column_names:
+        for text in data["text_pair"]:
+            digest.update(text.encode())
+            digest.update(b"\0")
     digest.update(np.asarray(data["label"][:], dtype=np.int64).tobytes())
     return digest.hexdigest()
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from perdure import adapters
 from perdure.backbone import Backbone, Encoded, in_order
+from perdure.errors import RunError
 from perdure.statistics import Statistics, within
 
 
@@ -53,13 +54,25 @@ class TaskPosterior:
         self.precision = torch.linalg.inv(within(counts, self.means, products, shrinkage))
 
     def log_prob(self, features: Float[Tensor, "examples features"]) -> Float[Tensor, "examples tasks"]:
-        """log p(t | x) for each example and task."""
+        """Return log p(t | x) for each example and task.
+
+        Raises
+        ------
+        RunError
+            The features, or the statistics, are not finite numbers.
+        """
         x = features.double().cpu()
         # log N(x; mu_c, Sigma) up to what all classes share
         weighted = self.means @ self.precision
         scores = x @ weighted.T - 0.5 * (weighted * self.means).sum(1) + self.log_prior
         per_task = [part.logsumexp(1) for part in scores.split(self.sizes, dim=1)]
-        return torch.stack(per_task, dim=1).log_softmax(1)
+        result = torch.stack(per_task, dim=1).log_softmax(1)
+        if result.isnan().any():
+            raise RunError(
+                f"The tasks of {int(result.isnan().any(1).sum())} of {len(result)} examples cannot be told: the "
+                "backbone's features, or the statistics of the run, are not finite numbers. Try `perdure verify`."
+            )
+        return result
 
 
 @torch.no_grad()
