@@ -70,7 +70,7 @@ def predict_table(
             answers = model.predict(inputs, task=task, batch_size=batch_size)
             written.write([row.cells | answer.named(names) for row, answer in zip(chunk, answers, strict=True)])
             done += len(chunk)
-            progress.to(done)
+            progress.to(done, reached=done == count)
     return count
 
 
