@@ -12,7 +12,7 @@ import pytest
 import transformers
 from test_data import ROWS, write
 
-from perdure import Run, cli, demo
+from perdure import Recipe, Run, cli, demo
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_own_data_from_the_command_line(pico, tmp_path, monkeypatch, perdure):
     assert status == 0 and json.loads(out)
     assert "task_arithmetic(scale=0.5)" in {row["rule"] for row in Run("mine").scores()}
     transformers.logging.enable_progress_bar()
-    assert perdure("export", "mine", "--output", "checkpoint") == (0, "checkpoint\n", "")
+    assert perdure("export", "mine", "--output", "checkpoint", "--quiet") == (0, "checkpoint\n", "")
     transformers.logging.disable_progress_bar()
     assert (tmp_path / "checkpoint" / "config.json").is_file()
     assert perdure("report", "mine")[0] == 0
@@ -285,3 +285,19 @@ def test_the_shell_completes_names(monkeypatch, perdure):
     assert completed("perdure merge base --rule tie", monkeypatch, perdure) == ["ties"]
     assert completed("perdure evaluate run --rule oracl", monkeypatch, perdure) == ["oracle"]
     assert completed("perdure show inflor", monkeypatch, perdure) == ["inflora"]
+
+
+def test_files_of_test_and_validation_examples(pico, tmp_path, monkeypatch, perdure):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "train.csv", ROWS)
+    write(tmp_path / "check.csv", ROWS[:6])
+    write(tmp_path / "held.csv", [(f"{text} w9", label) for text, label in ROWS[:10]])
+    splits = ("--data", "train.csv", "--validation", "check.csv", "--test", "held.csv")
+    settings = ("--backbone", pico("bert"), "--set", "method=ncm", "--quiet")
+    assert perdure("learn", "mine", *splits, *settings)[0] == 0
+    (task,) = Recipe.parse(Run("mine").recipe).make_stream().tasks
+    assert task.name == "train"
+    assert (len(task.train), len(task.validation), len(task.test)) == (len(ROWS), 6, 10)
+    assert task.test["text"][0].endswith("w9")
+    status, _, err = perdure("learn", "mine", "--data", "train.csv", "--test", "nothing.csv", "--task", "b")
+    assert status == 1 and err == "Error: There is no file `nothing.csv`.\n"

@@ -106,6 +106,8 @@ def tune(
 def learn(
     run: RunFolder,
     data: Annotated[str, typer.Option(help="A CSV, JSON-lines or Parquet file, a folder of images, or a hub id.")],
+    validation: Annotated[str | None, typer.Option(help="A file of validation examples.")] = None,
+    test: Annotated[str | None, typer.Option(help="A file of test examples; by default a fifth of the data.")] = None,
     task: Annotated[str | None, typer.Option("--task", help="The task's name; by default that of the file.")] = None,
     text: Texts = [],
     image: Image = None,
@@ -122,18 +124,11 @@ def learn(
     quiet: Quiet = False,
 ) -> None:
     """Learn one's own data: one more task for a run, or the first of a new one."""
-    from perdure.runs import learn_more
+    from perdure.runs import entry_of, learn_more
 
-    names = {
-        "name": task,
-        "text": text[0] if len(text) == 1 else text or None,
-        "image": image,
-        "label": label,
-        "task": task_column,
-        "config": config,
-        "delimiter": delimiter,
-    }
-    entry = {"data": data, "encoding": encoding} | {key: value for key, value in names.items() if value is not None}
+    names = {"name": task, "text": text, "image": image, "label": label, "task": task_column, "config": config}
+    splits = {"train": data, "validation": validation, "test": test}
+    entry = entry_of(splits, names | {"encoding": encoding, "delimiter": delimiter})
     learn_more(run, entry, backbone=backbone, seed=seed, settings=settings, quiet=quiet)
     outcome.report(run)
 
@@ -257,12 +252,16 @@ def export(
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to write.")],
     rule: RuleName = None,
     settings: Settings = [],
+    quiet: Quiet = False,
 ) -> None:
-    """Write the combined model as a stock checkpoint (transformers, or sentence-transformers)."""
+    """Write the combined model as a stock checkpoint (transformers, or sentence-transformers); say what it loses."""
     from perdure.model import Model
     from perdure.runs import rule_of
 
-    Model(run, rule=rule_of(run, rule, settings)).export(output)
+    model = Model(run, rule=rule_of(run, rule, settings), device="cpu")
+    model.export(output)
+    if not quiet:
+        say(*model.exported(output).sentences())
     say(output)
 
 

@@ -1,12 +1,14 @@
 """What a merger did, as a value, as a few lines for the terminal, and as a model card."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from perdure.errors import printable
 from perdure.fitted import Fitted
 
 
@@ -108,6 +110,15 @@ def card(merged: Merged) -> str:
         lines += [f"Relative truncation error (Frobenius, all layers): {merged.error:.2e}.", ""]
     lines += ["## Loading", "", "```python", *_loading(merged), "```", ""]
     return "\n".join(["---", *front, "---", "", *lines])
+
+
+def code(text: str) -> str:
+    """Return a name that may come from a stranger as code in Markdown: nothing in it is HTML, a link or a column."""
+    text = printable(text).replace("|", "\\|")
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * (longest + 1)
+    space = " " if text.startswith("`") or text.endswith("`") or not text.strip() else ""
+    return f"{fence}{space}{text}{space}{fence}"
 
 
 def _loading(merged: Merged) -> list[str]:

@@ -12,11 +12,12 @@ from datasets import Dataset
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from perdure import adapters, processes, registry, staging
+from perdure import adapters, files, processes, registry, staging
 from perdure.backbone import BATCH_SIZE, Backbone, Encoded
 from perdure.errors import DataError, InputError, NotFinite, RunError, UnknownName
 from perdure.evaluate import by_task, probabilities, settled, task_logits
 from perdure.examples import TEXTS
+from perdure.export_card import Exported, card
 from perdure.heads import RandomHead
 from perdure.images import as_rows
 from perdure.merge import Rule, Since, Space, combine
@@ -52,6 +53,8 @@ class Model:
         The run folder.
     rule
         How the adapters are combined; by default as the run did, with the scale that it found.
+    label
+        What the rule is called in `scores.csv`, if that is not its own label, as after a search.
     device
         Where the model computes, such as `cpu` or `cuda:1`; `auto` is the accelerator that is here, else the CPU.
 
@@ -63,9 +66,12 @@ class Model:
         There is no such device.
     """
 
-    def __init__(self, folder: str | Path | Run, *, rule: Rule | None = None, device: str = "auto"):
+    def __init__(
+        self, folder: str | Path | Run, *, rule: Rule | None = None, label: str | None = None, device: str = "auto"
+    ):
         self.results = folder if isinstance(folder, Run) else Run(folder)
         self.rule = rule or _rule(self.results)
+        self.label = label or (rule.label if rule else self.results.combined()["label"])
         if not self.results.tasks:
             raise RunError(f"`{self.results.folder}` holds no combined model yet: no task was finished.")
         with reading(self.results.folder / "recipe.yaml"):
@@ -206,7 +212,7 @@ class Model:
 
         With `pooling: stock` it is a folder for `AutoModelFor…Classification`, with `mean` one for
         `SentenceTransformer`, whose output is then the logits. The heads are concatenated: a stock model has
-        no task posterior.
+        no task posterior. A model card says how well both answer.
 
         Raises
         ------
@@ -222,7 +228,21 @@ class Model:
         with staging.new_folder(output, size=size) as folder, self.combined.applied(self.backbone):
             self._check_finite()
             self.backbone.save(folder, head, self._labels())
+            files.put(folder / "README.md", card(self.exported(output)))
         return output
+
+    def exported(self, output: str | Path) -> Exported:
+        """Return what a folder that `export` writes can do, and how well, as far as it was measured."""
+        return Exported(
+            name=Path(output).name,
+            base=self.backbone.published,
+            kind=self.backbone.kind,
+            stock=self.backbone.head_name is not None,
+            method=self.results.recipe["method"]["name"],
+            rule=self.label,
+            tasks=self.classes,
+            accuracy=self.results.accuracies(self.label),
+        )
 
     def _check_finite(self) -> None:
         for name, value in self.backbone.model.named_parameters():

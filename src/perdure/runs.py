@@ -108,8 +108,36 @@ def try_rule(
     run = evaluate_run(folder, rule, settings, steps="last", quiet=quiet)
     if output:
         found = run.events()[-1]["options"]  # with the scale that a search has found
-        Model(run, rule=replace(wanted, options=found) if wanted else None).export(output)
+        rule_found = replace(wanted, options=found) if wanted else None
+        Model(run, rule=rule_found, label=wanted.label if wanted else None, device="cpu").export(output)
     return run
+
+
+def entry_of(splits: Mapping[str, str | None], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entry of a recipe's stream for one's own data.
+
+    Parameters
+    ----------
+    splits
+        The files of `train`, `validation` and `test`; None where there is none.
+    values
+        The other arguments of `read_tasks`; None for those that are not given. `text` is a list of one or two columns.
+
+    Examples
+    --------
+    >>> entry_of({"train": "a.csv", "validation": None, "test": None}, {"name": None, "text": ["body"]})
+    {'data': 'a.csv', 'text': 'body'}
+    >>> entry_of({"train": "a.csv", "validation": None, "test": "b.csv"}, {"name": None, "text": []})
+    {'data': {'train': 'a.csv', 'test': 'b.csv'}, 'name': 'a'}
+    """
+    files = {split: file for split, file in splits.items() if file is not None}
+    given = {name: value for name, value in values.items() if value not in (None, [])}
+    if len(given.get("text", [])) == 1:
+        given["text"] = given["text"][0]
+    if len(files) == 1:
+        return {"data": files["train"], **given}
+    name = {} if {"name", "task"} & given.keys() else {"name": Path(files["train"]).stem}
+    return {"data": files, **given, **name}
 
 
 def learn_more(
