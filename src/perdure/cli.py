@@ -28,7 +28,7 @@ from perdure.outcome import say
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
+    rich_markup_mode="markdown" if shell.is_wide() else None,  # its panels cut names where there is little room
     help="Teach one pre-trained transformer new tasks, one after another, without forgetting the old ones.",
 )
 app.callback()(shell.take_options)
@@ -369,7 +369,7 @@ def show(
     about = registry.about(name)
     if as_json:
         return typer.echo(json.dumps(about, indent=2))
-    say(*about["text"].splitlines())
+    terminal.prose(about["text"])
     terminal.listing("\nSettings", about["settings"].items())
 
 

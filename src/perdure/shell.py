@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import shutil
 import sys
 import traceback
 import warnings
@@ -14,7 +15,13 @@ from perdure.errors import PerdureError, Stopped, printable
 
 DEBUG = "--debug"
 VARIABLE = "PERDURE_DEBUG"
+PANELS = 60  # characters on a line
 INTERRUPTED = 130  # the exit status that click gives Ctrl-C
+
+
+def is_wide() -> bool:
+    """Return whether the terminal has room for panels with three columns."""
+    return shutil.get_terminal_size().columns >= PANELS
 
 
 def _print_version(asked: bool) -> bool:
