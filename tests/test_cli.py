@@ -122,6 +122,8 @@ def test_a_recipe_in_five_lines(pico, tmp_path, monkeypatch, perdure):
         (("report", "nowhere"), "`nowhere`"),
         (("predict", "nowhere", "x.csv"), "There is no file `x.csv`"),
         (("show", "isolatd"), "Did you mean `isolated`?"),
+        (("show", "."), "`.` is not a run"),
+        (("show", "runs/nothing"), "`runs/nothing` is not a run"),
         (("learn", "new", "--data", "x.csv", "--backbone", "/nothing"), "There is no file `x.csv`"),
     ],
 )

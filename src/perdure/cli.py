@@ -363,7 +363,8 @@ def show(
     from perdure import registry
     from perdure.report import FORMATS, summary, terminal
 
-    if Path(name).is_dir():
+    is_file = name.endswith(".py")
+    if Path(name).is_dir() or ("/" in name and not is_file):
         found = summary.summarise([Path(name)])
         return typer.echo(FORMATS["json"](found), nl=False) if as_json else outcome.show(found)
     about = registry.about(name)
