@@ -17,8 +17,13 @@ def test_gaussians_are_means_and_covariances_of_classes():
     for label in range(2):
         own = features[labels == label]
         torch.testing.assert_close(found.means[label], own.mean(0))
-        torch.testing.assert_close(found.covariances[label], own.T.cov(correction=0), rtol=0, atol=1e-6)
+        torch.testing.assert_close(found.covariances[label], own.T.cov(), rtol=0, atol=1e-6)
     assert not found.means[2].any() and not found.covariances[2].any()
+
+
+def test_the_covariance_of_a_single_example_is_zero():
+    found = Gaussians.of(torch.tensor([[1.0, 2.0]]), torch.tensor([0]), classes=1)
+    assert found.means.tolist() == [[1.0, 2.0]] and found.covariances.tolist() == [[[0.0, 0.0], [0.0, 0.0]]]
 
 
 @pytest.fixture

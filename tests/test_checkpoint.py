@@ -185,6 +185,66 @@ def test_folders_without_weights(single):
     fails(folder, place, "config.json")
 
 
+@pytest.mark.parametrize("name", [MODEL, "config.json", "tokenizer.json"])
+def test_a_pointer_of_git_lfs(name, single):
+    (single[0] / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12345\n")
+    fails(*single, f"{name}` is a pointer of Git LFS", "git lfs pull")
+
+
+@pytest.mark.parametrize(
+    "text", [b"[" * 3_000_000, b'{"a":[' + b"[]," * 1_000_000 + b"1]}", b'{"a":[' + b"1," * 2_000_000 + b"1]}"]
+)
+def test_json_of_very_many_values_is_refused_before_it_is_read(text, single):
+    (single[0] / "config.json").write_bytes(text)
+    fails(*single, "config.json` is not JSON", "more than 1,000,000 values")
+    shutil.copy(single[1] / "adapter_config.json", single[0] / "config.json")
+    (single[0] / MODEL).write_bytes(struct.pack("<Q", len(text)) + text)
+    fails(*single, "The header of", "more than 1,000,000 values")
+
+
+def test_a_file_of_very_many_empty_tensors(single):
+    entry = '"t{}":{{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}'
+    text = ("{" + ",".join(entry.format(i) for i in range(400_000)) + "}").encode()
+    (single[0] / MODEL).write_bytes(struct.pack("<Q", len(text)) + text)
+    fails(*single, "The header of", "more than 1,000,000 values")
+
+
+def test_code_of_the_base_is_left_behind(single, tmp_path):
+    folder, place = single
+    code = {"auto_map": {"AutoModel": "modeling_x.X"}, "custom_pipelines": {"x": {"impl": "x.X"}}}
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | code))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"auto_map": {"AutoTokenizer": ["o/x--t.T", None]}}))
+    (folder / "modules.json").write_text("[]")
+    (folder / "modeling_x.py").write_text("raise SystemExit")
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "pool.py").write_text("raise SystemExit")
+    merged = merge_checkpoint(folder, [place], "sum", tmp_path / "out")
+    out = tmp_path / "out"
+    assert not list(out.rglob("*.py"))
+    assert "auto_map" not in "".join(path.read_text() for path in out.glob("*.json"))
+    assert json.loads((out / "config.json").read_text()) == config
+    assert (out / "modules.json").read_text() == "[]"
+    assert "1_Pooling/pool.py, modeling_x.py" in str(merged) and "left behind" in (out / "README.md").read_text()
+    assert merge_checkpoint(folder, [place], "sum", form="adapter", dry_run=True).notes == ()
+
+
+def test_who_may_read_it_is_for_the_umask_to_say(single, tmp_path):
+    folder, place = single
+    (folder / "tokenizer.json").write_text("{}")
+    for path in folder.iterdir():
+        path.chmod(0o600)
+    before = os.umask(0o027)
+    try:
+        merge_checkpoint(folder, [place], "sum", tmp_path / "model")
+        merge_checkpoint(folder, [place], "sum", tmp_path / "adapter", form="adapter")
+    finally:
+        os.umask(before)
+    for out in (tmp_path / "model", tmp_path / "adapter"):
+        assert out.stat().st_mode & 0o777 == 0o750
+        assert {path.stat().st_mode & 0o777 for path in out.iterdir()} == {0o640}
+
+
 def test_what_belongs_to_the_model_is_copied(single, tmp_path):
     folder, place = single
     kept = {"tokenizer.json": "{}", "chat_template.jinja": "x", "LICENSE": "x", "1_Pooling/config.json": "{}"}

@@ -5,6 +5,7 @@ import torch
 
 from perdure import Training, adapters, anchor, learn
 from perdure.fisher import fisher
+from perdure.method import local_cross_entropy
 from perdure.methods.ewc import EWC
 
 FEW = Training(epochs=1, batch_size=8, learning_rate=0.01)
@@ -77,6 +78,23 @@ def test_online_decays_and_holds_the_last_state(bert, toy):
         before = first[f"importance/{name}"]
         torch.testing.assert_close(method.state[f"importance/{name}"], 0.5 * before + value)
     assert anchor.penalty(adapters.trainable(bert.model), method.state).item() == 0.0
+
+
+@pytest.mark.parametrize("memory", ["online", "offline"])
+def test_the_online_penalty_decays_too(memory, bert, toy):
+    method = EWC(rank=2, memory=memory, decay=0.25, strength=8.0, labels="true")
+    learn(bert, [toy[0]], method, FEW)
+    theta = adapters.trainable(bert.model)
+    with torch.no_grad():
+        for p in theta.values():
+            p += 0.01
+    batch = bert.encode(toy[0].rows("train")).batch([0, 1, 2])
+    factor = 0.25 if memory == "online" else 1.0
+    F = [method.state[f"importance/{name}"] for name in theta]
+    expected = 8.0 / 2 * factor * sum(value.sum().item() for value in F) * 0.01**2
+    bert.eval()
+    found = method.loss(bert, batch) - local_cross_entropy(bert, batch)
+    assert found.item() == pytest.approx(expected, rel=1e-3)
 
 
 def test_a_strong_penalty_holds_the_module(bert, toy):

@@ -44,6 +44,11 @@ def spaces(state: dict) -> dict[str, Subspace]:
     return {name: Subspace(state[f"basis/{name}"], state[f"complement/{name}"]) for name in names}
 
 
+@pytest.mark.parametrize(("settings", "alpha"), [({}, 10), ({"rank": 20}, 20), ({"rank": 20, "alpha": 10}, 10)])
+def test_the_scale_is_1_unless_alpha_is_given(settings, alpha):
+    assert InfLoRA(**settings).alpha == alpha
+
+
 def test_training_leaves_the_directions_of_earlier_tasks_alone(bert, toy):
     method, before, found = InfLoRA(rank=4, alpha=4.0, epsilon=0.99), {}, []
     for step in range(1, 4):

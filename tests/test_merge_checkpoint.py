@@ -142,11 +142,6 @@ def test_embeddings_and_untied_heads(tmp_path):
     merge_checkpoint(folder, [one], SUM, tmp_path / "lora", form="adapter")
     again = peft.PeftModel.from_pretrained(auto.from_pretrained(folder), tmp_path / "lora")
     torch.testing.assert_close(logits(again), expected, atol=1e-5, rtol=1e-5)
-    tied = base("llama", tmp_path, name="tied", tie_word_embeddings=True)
-    with pytest.warns(UserWarning, match=r"ensure_weight_tying|save_embedding_layers"):
-        two = adapter(tied, tmp_path / "two", seed=1, target_modules=["embed_tokens"])
-    with pytest.raises(PerdureError, match="tie_word_embeddings"):
-        merge_checkpoint(tied, [two], SUM, tmp_path / "none")
 
 
 def test_convolutions_and_renamed_layers(tmp_path):

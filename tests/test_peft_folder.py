@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ import torch
 from peft_folders import adapter, base, values
 from safetensors.torch import load_file, save_file
 
-from perdure import CheckpointError, InputError, PerdureError, PerdureWarning, merge_checkpoint, peft_folder
+from perdure import CheckpointError, InputError, PerdureError, PerdureWarning, merge_checkpoint, patterns, peft_folder
+from perdure.tensor_file import header, new
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -63,10 +65,14 @@ def fails(folder, place, message: str, **more) -> None:
         ({"init_lora_weights": ["x"]}, "Convert the adapter"),
         ({"layer_replication": [[0, 1], [0, 1]]}, "copies layers"),
         ({"trainable_token_indices": [1]}, "single rows"),
-        ({"target_parameters": ["experts.up"]}, "`target_parameters`"),
+        ({"target_parameters": "experts.up"}, "`target_parameters` is"),
+        ({"target_modules": [3]}, "`target_modules` is"),
+        ({"exclude_modules": {"a": 1}}, "`exclude_modules` is"),
+        ({"layers_to_transform": "0"}, "`layers_to_transform` is"),
+        ({"target_modules": r".*(q|v_proj"}, "`target_modules`: .* is not a regular expression"),
         ({"alora_invocation_tokens": [3]}, "some tokens only"),
         ({"use_qalora": True}, "QALoRA"),
-        ({"rank_pattern": {"(": 3}}, "no regular expression"),
+        ({"rank_pattern": {"(": 3}}, "is not a regular expression"),
         ({"rank_pattern": [3]}, "`rank_pattern` is"),
         ({"r": 3}, "rank 3"),
         ({"r": 0}, "`r` of"),
@@ -115,10 +121,11 @@ def put(name: str, value):
         (put(f"{Q}magnitude_vector", torch.ones(16)), "no factor of a LoRA"),
         (put(f"{Q}B.bias", torch.ones(16)), "no factor of a LoRA"),
         (put(f"{Q[:-6]}.lora_magnitude_vector.weight", torch.ones(16)), "no factor of a LoRA"),
-        (put("base_model.model.model.embed_tokens.weight", torch.ones(65, 16)), "`modules_to_save`"),
+        (put("base_model.model.model.embed_tokens.weight", torch.ones(65, 16)), "different numbers of rows"),
+        (put("base_model.model.model.embed_tokens.weight", torch.ones(64, 17)), "`modules_to_save`"),
         (put("base_model.model.model.embed_tokens.weight", torch.ones(64, 16)), "holds `model.embed_tokens.weight`"),
         (put("base_model.model.unknown.weight", torch.ones(2)), "holds `unknown.weight`"),
-        (put("base_model.model.nowhere.lora_A.weight", torch.ones(4, 16)), "`nowhere` has the factors"),
+        (put("base_model.model.o_proj.lora_A.weight", torch.ones(4, 16)), "`o_proj` has the factors"),
         (lambda t: [t.pop(name) for name in list(t)], "holds no LoRA"),
     ],
 )
@@ -208,6 +215,52 @@ def test_names_of_adapters(made, tmp_path):
     assert len(set(names)) == 4 and names[2:] == ["news", "mine"] and all("mail" in name for name in names[:2])
     with pytest.raises(InputError, match="given twice"):
         merge_checkpoint(folder, [one, one], "sum", dry_run=True)
+
+
+SLOW = r"(?:(?:\w\w?\.?){1,90}){1,90}\s"
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"target_modules": SLOW},
+        {"exclude_modules": SLOW},
+        {"layers_pattern": SLOW, "layers_to_transform": [0]},
+        {"rank_pattern": {SLOW: 3}},
+        {"alpha_pattern": {SLOW: 3}},
+        {"modules_to_save": [SLOW]},
+    ],
+)
+def test_a_pattern_that_would_be_matched_for_ever(setting, copy, monkeypatch):
+    monkeypatch.setattr(patterns, "SECONDS", 0.2)
+    configure(copy[1], **setting)
+    began = time.monotonic()
+    fails(*copy, rf"`{next(iter(setting))}`: to match the regular expression .* takes more than 0.2 seconds")
+    assert time.monotonic() - began < 3
+
+
+def test_an_adapter_in_a_folder_below(copy, tmp_path):
+    folder, place = copy
+    below = tmp_path / "french"
+    place.rename(below)
+    with pytest.raises(CheckpointError, match=rf"`{CONFIG}`, but there are adapters .*: give `{below}`"):
+        merge_checkpoint(folder, [tmp_path], "sum", dry_run=True)
+
+
+@pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
+def test_a_pointer_of_git_lfs(name, copy):
+    (copy[1] / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12345\n")
+    fails(*copy, rf"{name}` is a pointer of Git LFS, .*`git lfs pull`")
+
+
+def test_a_vast_factor_is_compared_with_the_base_before_it_is_read(copy):
+    """A sparse file of 400 GB, whose header is all there is of it."""
+    tensors = {f"{Q}A.weight": new(torch.empty(4, 10**11, device="meta")), f"{Q}B.weight": new(torch.ones(16, 4))}
+    start, places = header(tensors, {})
+    with (copy[1] / WEIGHTS).open("wb") as file:
+        file.write(start)
+        file.truncate(max(place.stop for place in places.values()))
+    fails(*copy, r"by a matrix of the shape \(16, 100000000000\)")
 
 
 def test_quantized_and_infinite_bases(made, tmp_path):

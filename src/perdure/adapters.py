@@ -6,7 +6,6 @@ The model holds one adapter at a time, under peft's own name `default`. What a t
 
 import contextlib
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from torch import Tensor, nn
 
-from perdure import files
+from perdure import files, patterns
 from perdure.bottleneck import BOTTLENECK, BottleneckConfig
 from perdure.errors import BackboneError, CheckpointError, RunError
 from perdure.full import FULL, FullConfig, trains
@@ -85,6 +84,8 @@ def configure(
     ------
     BackboneError
         The model has no layers of these names.
+    InputError
+        `target_modules` is not a regular expression, or takes too much time.
     """
     names = _names(model, trains if kind == "full" else _is_linear)
     usual = {"lora": _present(names, QUERY_VALUE), "bottleneck": "houlsby", "full": names}
@@ -98,10 +99,10 @@ def configure(
         config = BottleneckConfig(width=rank, dropout=dropout, target_modules=targets)
     else:
         config = FullConfig(target_modules=targets)
-    try:
+    if isinstance(targets, str):
+        found = patterns.matching(targets, names, "`target_modules`")
+    else:
         found = [name for name in names if targets and check_target_module_exists(config, name)]
-    except re.error as error:
-        raise BackboneError(f"`target_modules={target_modules}` is no regular expression ({error}).") from error
     if blocks is not None:
         found = [name for name in found if _block(name) < blocks]
     if blocks is not None or isinstance(targets, str):  # a file names layers: no pattern in it is ever matched

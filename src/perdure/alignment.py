@@ -41,7 +41,8 @@ class Alignment:
 
     References
     ----------
-    Zhang et al., SLCA: Slow Learner with Classifier Alignment, arXiv 2303.05118; with InfLoRA: arXiv 2404.00228.
+    Zhang et al., SLCA: Slow Learner with Classifier Alignment, arXiv 2303.05118; with InfLoRA: arXiv 2404.00228. As
+    there, 1e-4 is added to the diagonal of each covariance; here 1e-4 times the mean variance, where that is above 1.
     """
 
     epochs: Annotated[int, Ge(1)] = 5
@@ -61,7 +62,7 @@ class Gaussians:
     --------
     >>> found = Gaussians.of(torch.tensor([[1.0, 0.0], [3.0, 0.0], [0.0, 5.0]]), torch.tensor([0, 0, 1]), classes=2)
     >>> found.means.tolist(), found.covariances[0].tolist()
-    ([[2.0, 0.0], [0.0, 5.0]], [[1.0, 0.0], [0.0, 0.0]])
+    ([[2.0, 0.0], [0.0, 5.0]], [[2.0, 0.0], [0.0, 0.0]])
     """
 
     means: Float[Tensor, "classes features"]
@@ -71,13 +72,17 @@ class Gaussians:
     def of(
         cls, features: Float[Tensor, "examples features"], labels: Int[Tensor, " examples"], classes: int
     ) -> Gaussians:
-        """From examples with labels from 0 to `classes` - 1. A class without examples is at zero."""
+        """Estimate them from examples with labels from 0 to `classes` - 1.
+
+        The covariance of N examples has the divisor N - 1; that of a single one is zero. A class without
+        examples is at zero.
+        """
         means, covariances = [], []
         for label in range(classes):
             own = features[labels == label]
             mean = own.sum(0) / max(1, len(own))
             means.append(mean)
-            covariances.append((own - mean).T @ (own - mean) / max(1, len(own)))
+            covariances.append((own - mean).T @ (own - mean) / max(1, len(own) - 1))
         return cls(torch.stack(means), torch.stack(covariances))
 
     def tensors(self) -> dict[str, Tensor]:

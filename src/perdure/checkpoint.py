@@ -8,13 +8,14 @@ from typing import Any
 
 from perdure import packages
 from perdure.errors import CheckpointError, FetchError, InputError
-from perdure.files import read_json
+from perdure.files import POINTER, check_fetched, open_regular, read_json
 from perdure.tensor_file import Stored, TensorFile
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack")
 # What belongs to a model beside its weights. Weights in other formats would no longer be those of the model.
-BESIDE = {".json", ".txt", ".model", ".jinja", ".py", ".tiktoken", ".spm", ".bpe", ".vocab"}
+BESIDE = {".json", ".txt", ".model", ".jinja", ".tiktoken", ".spm", ".bpe", ".vocab"}
+CODE = {".py", ".pyc", ".so"}  # Python: of a stranger's model it is left where it is
 LEGAL = ("LICENSE", "LICENCE", "NOTICE", "COPYING", "USE_POLICY")
 LEFT_OUT = {INDEX, "adapter_config.json", "pytorch_model.bin.index.json", "trainer_state.json", "README.md"}
 PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.spm", "LICENSE*", "NOTICE*"]
@@ -96,15 +97,28 @@ class Checkpoint:
         CheckpointError
             One of them is a link that leads out of the folder.
         """
-        found = [path for path in sorted(self.folder.iterdir()) if path.is_file() and _belongs(path)]
-        for part in sorted(self.folder.iterdir()):
-            # the further modules of sentence-transformers, such as `1_Pooling`
-            if part.is_dir() and (re.match(r"\d+_\w+$", part.name) or part.name == "additional_chat_templates"):
-                found += [path for path in sorted(part.rglob("*")) if path.is_file()]
-        names = [path.relative_to(self.folder) for path in found]
+        found = [path for path in self._files() if _belongs(path) or path.parent != self.folder]
+        names = [path.relative_to(self.folder) for path in found if path.suffix not in CODE]
         for name in names:
-            inside(self.folder, str(name))
+            path = inside(self.folder, str(name))
+            with open_regular(path) as file:
+                check_fetched(path, file.read(len(POINTER)))
         return names
+
+    def code(self) -> list[str]:
+        """The files with code of the model, which are not copied."""
+        return [str(path.relative_to(self.folder)) for path in self._files() if path.suffix in CODE]
+
+    def _files(self) -> list[Path]:
+        """The files of the folder, and of the folders in it that belong to the model."""
+        files: list[Path] = []
+        for path in sorted(self.folder.iterdir()):
+            # the further modules of sentence-transformers, such as `1_Pooling`
+            if path.is_dir() and (re.match(r"\d+_\w+$", path.name) or path.name == "additional_chat_templates"):
+                files += [below for below in sorted(path.rglob("*")) if below.is_file()]
+            elif path.is_file():
+                files.append(path)
+        return files
 
 
 def find(source: str | Path) -> Path:

@@ -20,7 +20,10 @@ import yaml
 from perdure import partial
 from perdure.errors import CheckpointError, OutputError, PerdureError
 
+POINTER = b"version https://git-lfs.github.com/spec/"  # how a file begins that Git LFS has not fetched
+
 MAX_JSON = 100_000_000  # bytes
+MAX_VALUES = 1_000_000  # in JSON: `[],[],…` takes 30 times its size in memory; a header with 100,000 tensors has fewer
 MAX_YAML = 1_000_000
 MAX_LINE = 10_000_000
 MAX_DEPTH = 50  # of lists and mappings within each other in YAML, whose reader takes the square of it in time
@@ -58,7 +61,24 @@ def read_bytes(path: Path, limit: int) -> bytes:
     with open_regular(path) as file:
         if os.fstat(file.fileno()).st_size > limit:
             raise CheckpointError(f"`{path}` has more than {limit} bytes, which no such file needs.")
-        return file.readall()
+        content = file.readall()
+    check_fetched(path, content)
+    return content
+
+
+def check_fetched(path: Path, content: bytes) -> None:
+    """Refuse the pointer that Git LFS leaves where a file has not been fetched; `content` is its beginning, or all.
+
+    Raises
+    ------
+    CheckpointError
+        It is such a pointer.
+    """
+    if content.startswith(POINTER):
+        raise CheckpointError(
+            f"`{path}` is a pointer of Git LFS, not the file itself. Fetch it with `git lfs pull` where it was cloned, "
+            "or download it again."
+        )
 
 
 def read_text(path: Path, limit: int = MAX_JSON) -> str:
@@ -102,12 +122,22 @@ def read_json(path: Path, limit: int = MAX_JSON) -> dict[str, Any]:
 
 
 def parse_json(text: bytes | str, what: str) -> dict[str, Any]:
-    """A JSON object; `what` it is, for the error."""
+    """A JSON object; `what` it is, for the error.
+
+    Raises
+    ------
+    CheckpointError
+        It is something else, or holds too many values.
+    """
     try:
         text = text.decode("utf-8") if isinstance(text, bytes) else text
+        if sum(map(text.count, ",[{")) > MAX_VALUES:  # counted in texts, too: none comes near
+            raise ValueError(f"it holds more than {MAX_VALUES:,} values, which no such file needs")
         value = json.loads(text, object_pairs_hook=_without_twins)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{what[0].upper()}{what[1:]} is not JSON: {str(error)[:200]}.") from error
+        raise CheckpointError(
+            f"{what[0].upper()}{what[1:]} is not JSON that can be read: {str(error)[:200]}."
+        ) from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{what[0].upper()}{what[1:]} is not a JSON object, but {type(value).__name__}.")
     return value

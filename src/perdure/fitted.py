@@ -1,6 +1,7 @@
 """Adapters fitted to a base model on disk: whose layer is which weight, and what goes beyond B A, decided for all."""
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,17 +9,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from perdure import layer_names, peft_folder
+from perdure import coverage, experts, layer_names, peft_folder
 from perdure.checkpoint import Checkpoint, last_part
 from perdure.errors import CheckpointError, InputError, UnknownName
 from perdure.layer_names import LayerNames
 from perdure.peft_folder import Factors, PeftFolder
+from perdure.skeleton import CONV1D, Skeleton
 from perdure.task_vector import OnDemand, TaskVector
-from perdure.tensor_file import FLOATS, TensorFile
+from perdure.tensor_file import FLOATS, Stored, TensorFile
+from perdure.weights import Weight
 
-CONV1D = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer"}  # models whose linear layers store W transposed
 CONV1D_LAYERS = {"c_attn", "c_proj", "c_fc", "q_attn"}
-LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel", "LMHead", "ForMaskedLM", "ForConditionalGeneration", "ForPreTraining")
 STATISTICS = "inputs.safetensors"
 BLOCK = 1 << 22  # values compared at a time
 
@@ -33,21 +34,27 @@ class Fitted:
         Its own among the adapters that are merged.
     factors
         By the layer's name in the base: its weight's without `.weight`.
-    transposed
-        The layers whose weight the base stores transposed.
+    weights
+        Where the weight of each of these layers lies.
     saved
         Modules that were trained whole, by the tensor's name in the base (or their own if it has none).
     spelled
         What the adapter itself calls those tensors.
+    grown
+        Tables with a row for each token that were resized before training, by the tensor's name in the base.
+    notes
+        What a user should know of it, a sentence each.
     """
 
     name: str
     folder: PeftFolder
     names: LayerNames
     factors: Mapping[str, Factors]
-    transposed: frozenset[str]
+    weights: Mapping[str, Weight]
     saved: Mapping[str, Tensor]
     spelled: Mapping[str, str]
+    grown: Mapping[str, Tensor]
+    notes: tuple[str, ...] = ()
 
     @property
     def vector(self) -> TaskVector:
@@ -59,8 +66,13 @@ class Fitted:
         """The shape of each layer's change."""
         return {layer: factors.shape for layer, factors in self.factors.items()}
 
+    @property
+    def settings(self) -> str:
+        """Its ranks and alphas."""
+        return peft_folder.described(self.factors.values())
 
-def fit(base: Checkpoint, sources: Sequence[str | Path], *, any_base: bool = False) -> list[Fitted]:
+
+def fit(base: Checkpoint, sources: Sequence[str | Path], skeleton: Skeleton, *, any_base: bool = False) -> list[Fitted]:
     """Read adapters, and find the weights of the base that they change.
 
     Raises
@@ -80,7 +92,7 @@ def fit(base: Checkpoint, sources: Sequence[str | Path], *, any_base: bool = Fal
     if not any_base:
         for folder in folders:
             _check_base(base, folder)
-    return [_fit(base, folder, name) for folder, name in zip(folders, _names(folders), strict=True)]
+    return [_fit(base, folder, name, skeleton) for folder, name in zip(folders, _names(folders), strict=True)]
 
 
 def _names(folders: Sequence[PeftFolder]) -> list[str]:
@@ -101,65 +113,65 @@ def _check_base(base: Checkpoint, folder: PeftFolder) -> None:
         )
 
 
-def _fit(base: Checkpoint, folder: PeftFolder, name: str) -> Fitted:
-    names = layer_names.match(folder.factors, base, folder.folder)
-    entries, transposed = {}, set()
+def _fit(base: Checkpoint, folder: PeftFolder, name: str, skeleton: Skeleton) -> Fitted:
+    names = layer_names.match(folder.factors, base, folder.folder, skeleton)
+    spelled = {_tensor(base, names, key): key for key in folder.saved}
+    saved = OnDemand({tensor: functools.partial(folder.saved.__getitem__, key) for tensor, key in spelled.items()})
+    grown = _grown(base, folder, names, skeleton)
+    pairs = experts.fit(folder, skeleton)
     for layer, factors in folder.factors.items():
         tensor = names.tensor(layer)
         assert tensor is not None
         stem = tensor.removesuffix(".weight")
-        if stem in entries:
+        if stem in pairs:
             raise CheckpointError(f"`{folder.folder}`: two of its layers are the one weight `{tensor}` of the base.")
-        entries[stem] = factors
-        if _is_transposed(base, folder, layer, tensor):
-            transposed.add(stem)
-        _check_not_tied(base, folder, tensor)
-    spelled = {_tensor(base, names, key): key for key in folder.saved}
-    saved = OnDemand({tensor: functools.partial(folder.saved.__getitem__, key) for tensor, key in spelled.items()})
-    for tensor in saved:
-        _check_not_tied(base, folder, tensor)
-    for key, value in folder.copies.items():
-        _check_copy(base, folder, _tensor(base, names, key), value)
-    return Fitted(name, folder, names, entries, frozenset(transposed), saved, spelled)
+        _check_float(base, tensor, skeleton)
+        stored = grown[tensor].shape if tensor in grown else _stored(base, tensor, skeleton).shape
+        pairs[stem] = factors, Weight(tensor, _is_transposed(folder, layer, tensor, tuple(stored), skeleton))
+    for factors, weight in pairs.values():
+        _check_float(base, weight.tensor, skeleton)
+        _ = factors.change  # what is damaged shows now, but not before its size is known to be that of the base
+    factors = {stem: pair[0] for stem, pair in pairs.items()}
+    weights = {stem: pair[1] for stem, pair in pairs.items()}
+    notes = coverage.notes(folder, name, names, skeleton)
+    return Fitted(name, folder, names, factors, weights, saved, spelled, grown, notes)
 
 
-def _is_transposed(base: Checkpoint, folder: PeftFolder, layer: str, tensor: str) -> bool:
-    """Whether W is stored as in × out. Shapes say it, or for a square matrix the kind of the model."""
-    stored, factors = base.stored(tensor), folder.factors[layer]
-    shape, found = factors.shape, (*stored.shape[:1], stored.row)
+def _stored(base: Checkpoint, tensor: str, skeleton: Skeleton) -> Stored:
+    """Type, shape and place of a weight; of a tied one that is not stored, those of the other."""
+    return base.stored(tensor if tensor in base.where else skeleton.ties[tensor])
+
+
+def _check_float(base: Checkpoint, tensor: str, skeleton: Skeleton) -> None:
+    stored = _stored(base, tensor, skeleton)
     if stored.dtype not in FLOATS:
         raise CheckpointError(
             f"`{tensor}` in `{base.folder}` has the type {stored.dtype}: the base is quantized. Give the model before "
             "quantization."
         )
-    conv1d = str(base.config.get("model_type")) in CONV1D and layer.split(".")[-1] in CONV1D_LAYERS
-    may = not factors.embedding and len(stored.shape) == 2 and (conv1d or bool(folder.config.get("fan_in_fan_out")))
-    if len(stored.shape) < 2 or (shape != found and not (may and shape[::-1] == found)):
-        raise CheckpointError(
-            f"`{folder.folder}` changes `{layer}` by a matrix of the shape {shape}, but `{tensor}` in `{base.folder}` "
-            f"has the shape {stored.shape}: the adapter belongs to another model."
-        )
-    return may and shape[::-1] == found
 
 
-def _check_not_tied(base: Checkpoint, folder: PeftFolder, tensor: str) -> None:
-    """The table of the input's embeddings is the output's too in many language models: a change would act twice."""
-    nested, named = base.config.get("text_config"), base.config.get("architectures")
-    config = {**(nested if isinstance(nested, dict) else {}), **base.config}
-    architecture = str(named[0]) if isinstance(named, list) and named else ""
-    in_a_block = any(part.isdigit() for part in tensor.split("."))
-    if tensor not in base.where or in_a_block or not architecture.endswith(LANGUAGE_MODELS):
-        return
-    shape = base.stored(tensor).shape
-    if len(shape) != 2 or shape[0] != config.get("vocab_size"):
-        return
-    stated = config.get("tie_word_embeddings")
-    alone = not any(base.stored(other).shape == shape for other in base.where if other != tensor)
-    if stated or (stated is None and alone):
+def _is_transposed(folder: PeftFolder, layer: str, tensor: str, stored: tuple[int, ...], skeleton: Skeleton) -> bool:
+    """Whether W is stored as in × out: by the kind of the layer, whatever `fan_in_fan_out` says, as in peft."""
+    factors, base = folder.factors[layer], skeleton.base
+    flat = (*stored[:1], math.prod(stored[1:]))
+    fits = len(stored) >= 2 and factors.shape == flat
+    fits_turned = len(stored) == 2 and factors.shape[::-1] == flat and not factors.embedding
+    stated = bool(folder.config.get("fan_in_fan_out"))
+    transposed = False
+    named = layer.split(".")[-1] in CONV1D_LAYERS
+    if fits_turned and named and base.config.get("model_type") in CONV1D:  # without asking transformers
+        transposed = True
+    elif fits_turned and (not fits or stated or skeleton.may_have_conv1d()):
+        known = skeleton.is_conv1d(tensor)
+        # of an architecture that transformers does not know, the file and the names are all there is to go by
+        transposed = known if known is not None else stated and named
+    if not (fits_turned if transposed else fits):
         raise CheckpointError(
-            f"`{folder.folder}` changes `{tensor}`, which `{base.folder}` uses both for its input and for its output "
-            "(`tie_word_embeddings`). The adapter changed one of them: a merged model could not hold both."
+            f"`{folder.folder}` changes `{layer}` by a matrix of the shape {factors.shape}, but `{tensor}` in "
+            f"`{base.folder}` has the shape {stored}: the adapter belongs to another model."
         )
+    return transposed
 
 
 def _tensor(base: Checkpoint, names: LayerNames, key: str) -> str:
@@ -170,18 +182,41 @@ def _tensor(base: Checkpoint, names: LayerNames, key: str) -> str:
     return found if found in base.where else key
 
 
-def _check_copy(base: Checkpoint, folder: PeftFolder, tensor: str, value: Tensor) -> None:
-    """A whole tensor that was not declared as trained must be the base's own."""
-    same = tensor in base.where and value.ndim > 0 and base.stored(tensor).shape == tuple(value.shape)
-    if same:
-        file, step = base.files[base.where[tensor]], max(1, BLOCK // max(1, value[0].numel()))
-        parts = ((file.read(tensor, i, min(i + step, len(value))), i) for i in range(0, len(value), step))
-        same = all(torch.equal(part.to(value), value[i : i + step]) for part, i in parts)
-    if not same:
-        raise CheckpointError(
-            f"`{folder.folder}` holds `{tensor}` whole, not as in `{base.folder}` and not among its `modules_to_save`: "
-            "the vocabulary was changed, or it belongs to another model. It cannot be merged."
-        )
+def _grown(base: Checkpoint, folder: PeftFolder, names: LayerNames, skeleton: Skeleton) -> dict[str, Tensor]:
+    """The tables that were resized before training. Other whole tensors that are not declared must be the base's."""
+    grown: dict[str, Tensor] = {}
+    for key, value in folder.copies.items():
+        tensor = _tensor(base, names, key)
+        source = tensor if tensor in base.where else skeleton.ties.get(tensor)
+        if source and _has_other_rows(base, source, value) and tensor in {*skeleton.tables, *skeleton.ties}:
+            grown[tensor] = value
+        elif source != tensor and source and folder.config.get("ensure_weight_tying"):
+            continue  # peft writes the table that was trained under its other name, too
+        elif source is None or not _is_copy(base, source, value):
+            raise CheckpointError(
+                f"`{folder.folder}` holds `{tensor}` whole, not as in `{base.folder}` and not among its "
+                "`modules_to_save`: it belongs to another model, or was trained without being declared. It cannot be "
+                "merged."
+            )
+    return grown
+
+
+def _has_other_rows(base: Checkpoint, tensor: str, value: Tensor) -> bool:
+    stored = base.stored(tensor).shape
+    return stored[:1] != tuple(value.shape[:1]) and stored[1:] == tuple(value.shape[1:])
+
+
+def _is_copy(base: Checkpoint, tensor: str, value: Tensor) -> bool:
+    """Whether a tensor is the base's own, compared a few rows at a time."""
+    if not value.ndim or base.stored(tensor).shape != tuple(value.shape):
+        return False
+    file = base.files[base.where[tensor]]
+    step = max(1, BLOCK // max(1, value[0].numel()))
+    for first in range(0, len(value), step):
+        rows = file.read(tensor, first, min(first + step, len(value)))
+        if not torch.equal(rows.to(value), value[first : first + step]):
+            return False
+    return True
 
 
 def choose_saved(adapters: Sequence[Fitted], choice: str | None = None) -> dict[str, Tensor]:

@@ -32,6 +32,11 @@ class Change:
     make: Callable[[], Entry]
     transposed: bool = False
 
+    def whole(self) -> Tensor:
+        """ΔW, as W is stored."""
+        value = dense(self.make())
+        return value.T if self.transposed else value
+
     def blocks(self, rows: int, step: int, place: Tensor) -> Iterator[Tensor]:
         """ΔW, `step` rows of W at a time, in `place`. A deferred matrix is made once."""
         entry = self.make()
@@ -46,6 +51,25 @@ class Change:
             whole = whole.T if self.transposed else whole
             for i in range(0, rows, step):
                 yield whole[i : i + step]
+
+
+@dataclass(frozen=True)
+class Stack:
+    """ΔW of a stack of matrices, such as the experts of a layer; those that are not here stay as they are."""
+
+    parts: Mapping[int, Change]
+
+    def blocks(self, rows: int, step: int, place: Tensor) -> Iterator[Tensor]:
+        """ΔW, `step` matrices at a time, in `place`, each as a row."""
+        for first in range(0, rows, step):
+            count = min(step, rows - first)
+            block = place.view(min(rows, step), -1)[:count]
+            for row, index in zip(block, range(first, first + count), strict=True):
+                if index in self.parts:
+                    row.copy_(self.parts[index].whole().flatten())
+                else:
+                    row.zero_()
+            yield block
 
 
 class Places:
@@ -65,42 +89,61 @@ class Places:
 def fold(
     source: TensorFile,
     target: Path,
-    changes: Mapping[str, Change],
+    changes: Mapping[str, Change | Stack],
     replaced: Mapping[str, Tensor],
     progress: Progress = lambda count: None,
+    *,
+    copies: Mapping[str, str] | None = None,
 ) -> None:
     """Write a file with the tensors of another, some of them changed, some replaced or added.
+
+    Parameters
+    ----------
+    replaced
+        Whole tensors; what is in `changes`, too, is added to them.
+    copies
+        New tensors, and those of the file that they begin as.
 
     Raises
     ------
     CheckpointError
         A result is not finite.
     """
-    tensors = {**source.tensors, **{name: new(value) for name, value in replaced.items()}}
-    start, places = header(tensors, source.metadata or {"format": "pt"})
+    copies = copies or {}
+    start, places = header(_tensors(source, replaced, copies), source.metadata or {"format": "pt"})
     work = Places()
     try:
         with open(target, "wb", buffering=0) as file:
             _write(file, start)
-            for same, names in _runs(list(places), lambda name: name not in changes and name not in replaced):
+            for same, names in _runs(list(places), lambda name: name not in {*changes, *replaced, *copies}):
                 if same:
                     first, last = source.tensors[names[0]].start, source.tensors[names[-1]].stop
                     _copy(source.path, file, first, last - first, progress)
                     continue
                 for name in names:
-                    if name in replaced:
+                    if name in changes:
+                        rows = replaced[name].__getitem__ if name in replaced else _reader(source, copies, name, work)
+                        for block in _fold(name, places[name], rows, changes[name], work):
+                            _write(file, as_bytes(block))
+                    elif name in replaced:
                         _write(file, as_bytes(replaced[name].contiguous()))
                     else:
-                        _fold(source, name, changes[name], file, work)
+                        origin = source.tensors[copies[name]]
+                        _copy(source.path, file, origin.start, origin.stop - origin.start, lambda count: None)
                     progress(places[name].stop - places[name].start)
     except OSError as error:  # a failed write does not say of which file
         raise OSError(error.errno, error.strerror, str(error.filename or target)) from error
 
 
-def size_of(source: TensorFile, replaced: Mapping[str, Tensor]) -> int:
+def _tensors(source: TensorFile, replaced: Mapping[str, Tensor], copies: Mapping[str, str]) -> dict[str, Stored]:
+    """Type, shape and size of all tensors of the file that is written, in their order."""
+    whole = {name: new(value) for name, value in replaced.items()}
+    return {**source.tensors, **whole, **{name: source.tensors[other] for name, other in copies.items()}}
+
+
+def size_of(source: TensorFile, replaced: Mapping[str, Tensor], copies: Mapping[str, str] | None = None) -> int:
     """The bytes of the file that `fold` will write."""
-    tensors: dict[str, Stored] = {**source.tensors, **{name: new(value) for name, value in replaced.items()}}
-    start, places = header(tensors, source.metadata or {"format": "pt"})
+    start, places = header(_tensors(source, replaced, copies or {}), source.metadata or {"format": "pt"})
     return max([place.stop for place in places.values()], default=len(start))
 
 
@@ -116,8 +159,26 @@ def _runs(names: list[str], same: Callable[[str], bool]) -> Iterator[tuple[bool,
         yield same(run[0]), run
 
 
-def _fold(source: TensorFile, name: str, change: Change, file: IO[bytes], work: Places) -> None:
+def _reader(source: TensorFile, copies: Mapping[str, str], name: str, work: Places) -> Callable[[slice], Tensor]:
+    """A function that reads rows of a tensor, or of the one that it is a copy of, into memory that is used again."""
+    name = copies.get(name, name)
     stored = source.tensors[name]
+
+    def rows(which: slice) -> Tensor:
+        place = work.get("W", (which.stop - which.start) * stored.row, FLOATS[stored.dtype])
+        return source.read(name, which.start, which.stop, place.view(torch.uint8))
+
+    return rows
+
+
+def _fold(
+    name: str,
+    stored: Stored,
+    rows_of: Callable[[slice], Tensor],
+    change: Change | Stack,
+    work: Places,
+) -> Iterator[Tensor]:
+    """W + ΔW, a few rows at a time, in memory that is used again."""
     dtype = FLOATS[stored.dtype]
     wide = torch.promote_types(dtype, torch.float32)
     rows, step = stored.shape[0], max(1, BLOCK // max(1, stored.row))
@@ -125,14 +186,14 @@ def _fold(source: TensorFile, name: str, change: Change, file: IO[bytes], work: 
     blocks = change.blocks(rows, step, work.get("change", values, wide))
     for i, block in zip(range(0, rows, step), blocks, strict=True):
         count = block.numel()
-        W = source.read(name, i, i + len(block), work.get("W", count, dtype).view(torch.uint8)).flatten(1)
+        W = rows_of(slice(i, i + len(block))).flatten(1)
         total = work.get("total", count, wide).view(W.shape).copy_(W)
         torch.add(total, block, out=total)  # (of mixed types it would make copies)
         result = work.get("result", count, dtype).view(W.shape).copy_(total)  # rounded once
         if not is_finite(result):
             own = "the change is too great" if is_finite(W) else "the base model's own values are not"
             raise CheckpointError(f"`{name}` of the merged model would not be finite (NaN or Inf): {own}.")
-        _write(file, as_bytes(result))
+        yield result
 
 
 def _write(file: IO[bytes], content: bytes | memoryview) -> None:

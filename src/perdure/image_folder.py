@@ -142,9 +142,9 @@ def _split_of(name: str) -> str | None:
     return None
 
 
-def _walk(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[tuple[str, ...]]:
+def _walk(folder: Path, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     """The files in a folder and those inside it, each as the parts of its path, in order; links are followed."""
-    real = folder.resolve()
+    real = os.path.realpath(folder)  # unlike `resolve`, it does not fail for a link to itself
     if real in above:
         raise DataError(f"`{folder}` is a link to a folder that it lies in, without end. Remove it.")
     if len(above) > DEEPEST:

@@ -4,20 +4,20 @@ Every image goes through `read_image`, in training as in prediction, so that a m
 pixels wherever an image comes from.
 """
 
+import hashlib
 import io
 import stat
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from datasets import Dataset, Features
 from datasets import Image as ImageColumn
-from PIL import Image
+from PIL import Image, ImageFile
 
 from perdure.errors import DataError
 
@@ -92,7 +92,7 @@ def read_image(source: Any, name: str | None = None) -> Image.Image:
     except _Refused as refusal:
         raise DataError(f"{name} {refusal}") from refusal.__cause__
     except Image.DecompressionBombError as error:
-        raise DataError(f"{name} {_too_large()}") from error
+        raise DataError(f"{name} has {_too_many()}") from error
     except Image.UnidentifiedImageError as error:
         raise DataError(f"{name} is not an image that Pillow can read.") from error
     except Exception as error:  # its decoders raise all kinds of errors for damaged files
@@ -119,8 +119,7 @@ def _read(source: Any) -> Image.Image:
     if isinstance(source, str) and "://" in source:
         raise _Refused("is an address. Fetch the image, and give the path of its file.")
     if isinstance(source, str | Path):
-        _check_file(Path(source))
-        with open(source, "rb") as file:
+        with _open_file(Path(source)) as file:
             return _normalised(_open(file))
     raise _Refused(f"is not an image, a path or an array, but of the type `{type(source).__name__}`.")
 
@@ -152,18 +151,24 @@ def _of_array(pixels: np.ndarray) -> Image.Image:
         ) from error
 
 
-def _check_file(path: Path) -> None:
-    """Refuse what is not a regular file: opening a pipe would wait for ever, and a device may never end."""
+def _open_file(path: Path) -> BinaryIO:
+    """Open a regular file: opening a pipe would wait for ever, and a device may never end."""
     try:
         status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise _Refused("is a folder, not an image.")
+        if not stat.S_ISREG(status.st_mode):
+            raise _Refused("is not a file.")
+        if status.st_size == 0:
+            raise _Refused("is empty.")
+        return path.open("rb")
     except FileNotFoundError as error:
-        raise _Refused("is a broken link." if path.is_symlink() else "does not exist.") from error
-    except OSError as error:  # a loop of links, a folder that may not be entered, a name that is too long
+        reason = "is a broken link." if path.is_symlink() else "does not exist."
+        raise _Refused(reason) from error
+    except OSError as error:  # a loop of links, a file that may not be read, a name that is too long
         raise _Refused(f"cannot be opened ({error.strerror}).") from error
-    if not stat.S_ISREG(status.st_mode):
-        raise _Refused("is not a file." if not stat.S_ISDIR(status.st_mode) else "is a folder, not an image.")
-    if status.st_size == 0:
-        raise _Refused("is empty.")
+    except ValueError as error:  # a character that no path has
+        raise _Refused("is no path.") from error
 
 
 def _normalised(image: Image.Image) -> Image.Image:
@@ -171,16 +176,32 @@ def _normalised(image: Image.Image) -> Image.Image:
     if not width * height:
         raise _Refused("has no pixels.")
     if Image.MAX_IMAGE_PIXELS and width * height > Image.MAX_IMAGE_PIXELS:
-        raise _Refused(_too_large(f"{width} × {height} pixels, "))
-    image.load()
-    upright = UPRIGHT.get(_orientation(image))
+        raise _Refused(f"has {width} × {height} pixels, {_too_many()}")
+    _load(image)
+    upright = UPRIGHT.get(_orientation(image) or 1)
     pixels = _rgb(image)
     return pixels if upright is None else pixels.transpose(upright)
 
 
-def _too_large(size: str = "") -> str:
+def _load(image: Image.Image) -> None:
+    """Decode an image, unless it is decoded already.
+
+    Where Pillow knows the name of an uncompressed TIFF file, it maps it into memory, with width and
+    height exchanged if its orientation exchanges them (seen in 13.0). It does not know the name here.
+    """
+    if not isinstance(image, ImageFile.ImageFile):
+        return
+    name = image.filename
+    image.filename = ""
+    try:
+        image.load()
+    finally:
+        image.filename = name
+
+
+def _too_many() -> str:
     limit = f"{Image.MAX_IMAGE_PIXELS:,}"
-    return f"has {size}more than {limit}. Make it smaller, or raise `PIL.Image.MAX_IMAGE_PIXELS`."
+    return f"more than {limit} pixels. Make it smaller, or raise `PIL.Image.MAX_IMAGE_PIXELS`."
 
 
 def _orientation(image: Image.Image) -> int | None:
@@ -237,29 +258,34 @@ def image_column(data: Dataset, column: str, source: str) -> Dataset:
     'photos.parquet, row 1'
     """
     try:
-        table = data.cast_column(column, ImageColumn(decode=False)).with_format("arrow")[:]
+        table: Any = data.cast_column(column, ImageColumn(decode=False)).with_format("arrow")[:]
     except (TypeError, ValueError, pa.ArrowException) as error:
         kind = data.features[column]
         raise DataError(
             f"`{source}`: column `{column}` holds `{getattr(kind, 'dtype', kind)}`, but should hold images or paths."
         ) from error
     chunks = []
-    row = 1
+    row = 0
     for chunk in table[column].chunks:
-        encoded, paths = chunk.field("bytes"), chunk.field("path")
-        names = pa.array([f"{source}, row {row + i}" for i in range(len(chunk))], pa.string())
-        paths = pc.if_else(encoded.is_null(), paths, names)
-        missing = pc.or_(chunk.is_null(), paths.is_null())
-        if pc.any(missing).as_py():
-            first = row + missing.index(True).as_py()
-            raise DataError(f"`{source}`: row {first} has no image in column `{column}`.")
+        encoded, paths = chunk.flatten()
+        names = paths.to_pylist()
+        for index, in_file in enumerate(encoded.is_null().to_pylist()):
+            row += 1
+            if not in_file:
+                names[index] = f"{source}, row {row}"
+            elif not names[index]:
+                raise DataError(f"`{source}`: row {row} has no image in column `{column}`.")
         # the encoded images are not copied: they may be most of the memory
-        chunks.append(pa.StructArray.from_arrays([encoded, paths], names=["bytes", "path"]))
-        row += len(chunk)
+        arrays = [encoded, pa.array(names, pa.string())]
+        chunks.append(pa.StructArray.from_arrays(arrays, names=["bytes", "path"]))
     features = Features({**data.features, column: ImageColumn()})
-    place = data.column_names.index(column)
-    table = table.set_column(place, column, pa.chunked_array(chunks, ImageColumn.pa_type))
-    return Dataset(table.replace_schema_metadata(features.arrow_schema.metadata))
+    images = pa.chunked_array(chunks, ImageColumn.pa_type)
+    table = table.set_column(data.column_names.index(column), column, images)
+    # by default the fingerprint is a hash of all images
+    about = f"{data._fingerprint} {column} {source}"
+    fingerprint = hashlib.sha256(about.encode()).hexdigest()[:16]
+    table = table.replace_schema_metadata(features.arrow_schema.metadata)
+    return Dataset(table, fingerprint=fingerprint)
 
 
 def as_rows(inputs: Sequence[Any]) -> Dataset:
@@ -309,13 +335,13 @@ def content(value: Mapping[str, Any]) -> bytes:
     Raises
     ------
     DataError
-        The file is missing, empty, or no regular file.
+        The file is missing, empty, or no regular file, or may not be read.
     """
     if value["bytes"] is not None:
         return value["bytes"]
     path = Path(value["path"])
     try:
-        _check_file(path)
+        with _open_file(path) as file:
+            return file.read()
     except _Refused as refusal:
         raise DataError(f"`{path}` {refusal}") from refusal.__cause__
-    return path.read_bytes()

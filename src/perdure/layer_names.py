@@ -9,10 +9,13 @@ names are not found otherwise, because that loads transformers.
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from perdure.checkpoint import Checkpoint
 from perdure.errors import CheckpointError
+from perdure.skeleton import Skeleton
+
+LONGEST = 300  # characters of a name
+MOST = 2000  # names that are compared
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,8 @@ class LayerNames:
         return self.used + stem.removeprefix(self.stored)
 
 
-def match(layers: Iterable[str], base: Checkpoint, folder: object) -> LayerNames:
-    """Find the weights of an adapter's layers.
+def match(layers: Iterable[str], base: Checkpoint, folder: object, skeleton: Skeleton) -> LayerNames:
+    """Find the weights of an adapter's layers; that of a tied output layer is one which the base does not store.
 
     Raises
     ------
@@ -50,19 +53,34 @@ def match(layers: Iterable[str], base: Checkpoint, folder: object) -> LayerNames
         The checkpoint has no weight for a layer, or several could be meant.
     """
     layers = list(layers)
-    stems = {name.removesuffix(".weight"): name for name in base.where if name.endswith(".weight")}
+    stems = _stems({name: name for name in base.where})
     names = _with_prefix(layers, stems)
-    renamed = {} if names else _renamed(base)
-    names = names or _with_prefix(layers, renamed)
+    if names is None:
+        tied = _stems({name: name for name in skeleton.ties})
+        names = _with_prefix(layers, tied | stems) or _with_prefix(layers, tied | _stems(skeleton.tensors))
     if names is None:
         lost = next((layer for layer in layers if layer not in stems), layers[0])
-        near = difflib.get_close_matches(f"{lost}.weight", base.where, n=1, cutoff=0)
+        near = _nearest(f"{lost}.weight", base.where)
         raise CheckpointError(
             f"`{folder}` changes the layer `{lost}`, but `{base.folder}` has no weight of that name, with or without "
-            f"a prefix (nearest: `{near[0] if near else 'none'}`). The adapter belongs to another model, or the layer "
+            f"a prefix (nearest: `{near}`). The adapter belongs to another model, or the layer "
             "is tied to another, or is stored in another form than transformers loads it in."
         )
     return names
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    """The most similar name, among those of a length that is worth comparing: that takes the square of it in time."""
+    end = name.split(".")[-2:]
+    likely = [other for other in names if len(other) < LONGEST]
+    likely = [other for other in likely if other.split(".")[-2:] == end] or likely
+    near = difflib.get_close_matches(name[:LONGEST], likely[:MOST], n=1, cutoff=0)
+    return near[0] if near else "none"
+
+
+def _stems(tensors: Mapping[str, str]) -> dict[str, str]:
+    """The tensors that are a layer's weight, by the name of the layer."""
+    return {name.removesuffix(".weight"): tensor for name, tensor in tensors.items() if name.endswith(".weight")}
 
 
 def _with_prefix(layers: list[str], stems: Mapping[str, str]) -> LayerNames | None:
@@ -79,29 +97,3 @@ def _with_prefix(layers: list[str], stems: Mapping[str, str]) -> LayerNames | No
     if changes is None:
         return LayerNames(stems)
     return LayerNames(stems, *changes.pop()) if len(changes) == 1 else None
-
-
-def _renamed(base: Checkpoint) -> dict[str, str]:
-    """The tensor of each layer by the name that transformers gives it; only those that are taken as they are."""
-    try:
-        import torch
-        import transformers
-        from transformers.conversion_mapping import get_model_conversion_mapping
-        from transformers.core_model_loading import WeightRenaming, rename_source_key
-
-        config = transformers.AutoConfig.from_pretrained(base.folder, trust_remote_code=False)
-        kind: Any = getattr(transformers, (config.architectures or ["AutoModel"])[0], transformers.AutoModel)
-        with torch.device("meta"):
-            model = (kind.from_config if kind is transformers.AutoModel else kind._from_config)(config)
-        table = get_model_conversion_mapping(model)
-        renamings = [entry for entry in table if isinstance(entry, WeightRenaming)]
-        others: Any = [entry for entry in table if not isinstance(entry, WeightRenaming)]
-        state = model.state_dict()
-        found = {}
-        for name in base.where:
-            new, converted = rename_source_key(name, renamings, others, model.base_model_prefix, state)
-            if converted is None and new.endswith(".weight"):
-                found[new.removesuffix(".weight")] = name
-    except Exception:  # whatever transformers makes of a configuration from elsewhere, or of a table of another form
-        return {}
-    return found

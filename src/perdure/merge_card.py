@@ -23,7 +23,7 @@ class MergedAdapter:
     @classmethod
     def of(cls, adapter: Fitted) -> "MergedAdapter":
         """Of an adapter that was fitted to the base."""
-        return cls(adapter.name, adapter.folder.settings, len(adapter.factors))
+        return cls(adapter.name, adapter.settings, len(adapter.factors))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +39,10 @@ class Merged:
     error
         ‖ΔW - written ΔW‖ / ‖ΔW‖ over all layers (Frobenius); nothing for an adapter that is not written yet. A model
         holds all of ΔW, rounded once with W to the type of the base.
+    notes
+        What a user should know, a sentence each.
+    loads_with
+        The class of transformers that loads the model, or the base for the adapter.
     size, free, memory
         In bytes: of the output, on the disk, and an estimate of what the process needs.
     """
@@ -56,6 +60,8 @@ class Merged:
     size: int
     free: int
     memory: int
+    notes: tuple[str, ...]
+    loads_with: str
     written: bool = False
 
     @property
@@ -72,17 +78,19 @@ class Merged:
         lines += [f"  {part.name}: {part.settings}, {part.layers} layers" for part in self.adapters]
         if self.saved:
             lines.append(f"  taken whole: {', '.join(self.saved)}")
+        lines += self.notes
         if self.form == "adapter" and self.error is not None:
             lines.append(f"Relative truncation error (Frobenius): {self.error:.2e}")
         if self.written:
-            return "\n".join([*lines, f"Written ({_mb(self.size)}): {self.output}"])
-        lines.append(f"Would write {_mb(self.size)} as {self.form}; {_mb(self.free)} are free on the disk.")
-        lines.append(f"Would need about {_mb(self.memory)} of memory.")
-        return "\n".join(lines)
+            lines.append(f"Written ({_mb(self.size)}): {self.output}")
+        else:
+            lines.append(f"Would write {_mb(self.size)} as {self.form}; {_mb(self.free)} are free on the disk.")
+            lines.append(f"Would need about {_mb(self.memory)} of memory.")
+        return "\n".join(map(printable, lines))
 
 
 def card(merged: Merged) -> str:
-    """A model card: README.md with its YAML front matter (JSON texts are YAML texts)."""
+    """A model card, safe whoever chose the names: README.md with its YAML front matter (JSON texts are YAML texts)."""
     library = "transformers" if merged.form == "model" else "peft"
     front = [
         f"library_name: {library}",
@@ -91,13 +99,13 @@ def card(merged: Merged) -> str:
         "tags:",
         *(f"- {tag}" for tag in ("merge", "perdure", *(["lora"] if merged.form == "adapter" else []))),
     ]
-    rows = [f"| {part.name} | {part.settings} | {part.layers} |" for part in merged.adapters]
-    settings = ", ".join(f"`{name}={value}`" for name, value in merged.settings.items()) or "its defaults"
+    rows = [f"| {code(part.name)} | {part.settings} | {part.layers} |" for part in merged.adapters]
+    settings = ", ".join(code(f"{name}={value}") for name, value in merged.settings.items()) or "its defaults"
     lines = [
-        f"# {merged.output.name}",
+        f"# {code(merged.output.name)}",
         "",
-        f"{_adapters(len(merged.adapters))}, merged into `{merged.base}` with the rule `{merged.rule}` ({settings}) "
-        f"by perdure {version('perdure')}. {merged.layers} layers change.",
+        f"{_adapters(len(merged.adapters))}, merged into {code(merged.base)} with the rule {code(merged.rule)} "
+        f"({settings}) by perdure {version('perdure')}. {merged.layers} layers change.",
         "",
         "| adapter | LoRA | layers |",
         "|---|---|---|",
@@ -105,9 +113,11 @@ def card(merged: Merged) -> str:
         "",
     ]
     if merged.saved:
-        lines += [f"Taken whole from an adapter: {', '.join(f'`{name}`' for name in merged.saved)}.", ""]
+        lines += [f"Taken whole from an adapter: {', '.join(map(code, merged.saved))}.", ""]
     if merged.form == "adapter":
         lines += [f"Relative truncation error (Frobenius, all layers): {merged.error:.2e}.", ""]
+    for note in merged.notes:
+        lines += [_escaped(note), ""]
     lines += ["## Loading", "", "```python", *_loading(merged), "```", ""]
     return "\n".join(["---", *front, "---", "", *lines])
 
@@ -121,20 +131,27 @@ def code(text: str) -> str:
     return f"{fence}{space}{text}{space}{fence}"
 
 
+def _escaped(sentence: str) -> str:
+    """Return a sentence of ours, with the names that stand in backticks as code, and the rest as plain text."""
+    parts = printable(sentence).split("`")
+    if len(parts) % 2 == 0:  # a name has a backtick itself
+        return code(sentence)
+    plain = [re.sub(r"([\\*_{}\[\]<>#|!&])", r"\\\1", part) for part in parts[::2]]
+    names = [code(part) for part in parts[1::2]]
+    return "".join(text for pair in zip(plain, [*names, ""], strict=True) for text in pair)
+
+
 def _loading(merged: Merged) -> list[str]:
     place = json.dumps(merged.output.name)  # where it lies is nobody else's business
+    name = merged.loads_with
     if merged.form == "model":
-        return [
-            "from transformers import AutoModel  # or the class for your task",
-            "",
-            f"AutoModel.from_pretrained({place})",
-        ]
+        return [f"from transformers import {name}", "", f"model = {name}.from_pretrained({place})"]
     return [
         "from peft import PeftModel",
-        "from transformers import AutoModel  # or the class that the adapters were trained with",
+        f"from transformers import {name}",
         "",
-        f"base = AutoModel.from_pretrained({json.dumps(merged.base)})",
-        f"PeftModel.from_pretrained(base, {place})",
+        f"base = {name}.from_pretrained({json.dumps(merged.base)})",
+        f"model = PeftModel.from_pretrained(base, {place})",
     ]
 
 

@@ -8,7 +8,7 @@ import functools
 import math
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from torch import Tensor
 from perdure.checkpoint import find, inside
 from perdure.errors import CheckpointError, PerdureWarning
 from perdure.files import read_json
+from perdure.targets import Targets
 from perdure.task_vector import LowRank, OnDemand
 from perdure.tensor_file import FLOATS, TensorFile, is_finite
 
@@ -30,7 +31,6 @@ REFUSED = {
     "lora_bias": "it adds a bias",
     "layer_replication": "it copies layers of the model",
     "trainable_token_indices": "it changes single rows of the embeddings",
-    "target_parameters": "it changes parameters that are no layer's weight",
     "alora_invocation_tokens": "an activated LoRA acts on some tokens only",
     "use_qalora": "QALoRA pools the layer's inputs",
     "use_bdlora": "its factors are block-diagonal",
@@ -43,10 +43,11 @@ HARMLESS = {
     *("eva_config", "exclude_modules", "fan_in_fan_out", "inference_mode", "init_lora_weights", "layers_pattern"),
     *("layers_to_transform", "loftq_config", "lora_alpha", "lora_dropout", "lora_ga_config", "megatron_config"),
     *("megatron_core", "modules_to_save", "peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern"),
-    *("revision", "runtime_config", "target_modules", "task_type", "use_rslora", "velora_config"),
+    *("revision", "runtime_config", "target_modules", "target_parameters", "task_type", "use_rslora"),
+    "velora_config",
 }
 FACTOR = re.compile(r"(.+)\.lora_(embedding_)?([AB])(?:\.([^.]+))??(?:\.(weight|bias))?")
-SAVED = re.compile(r"(.+?)\.modules_to_save\.[^.]+\.(.+)")
+SAVED = re.compile(r"(.+?)\.modules_to_save\.(?:[^.]+\.)?(.+)")
 
 
 @dataclass(frozen=True)
@@ -82,11 +83,22 @@ class Factors:
         CheckpointError
             They are not finite.
         """
-        A, B = (_finite(self.file, key).float().flatten(1) for key in self.keys)
+        A, B = (whole(self.file, key).float().flatten(1) for key in self.keys)
+        B = self.scaled(B)
+        return LowRank(A.T, B.T) if self.embedding else LowRank(B, A)
+
+    def scaled(self, B: Tensor) -> Tensor:
+        """Return s B.
+
+        Raises
+        ------
+        CheckpointError
+            It is not finite.
+        """
         B = B * self.scale
         if not is_finite(B):
             raise CheckpointError(f"`{self.keys[1]}` in `{self.file.path}` is not finite times alpha {self.alpha:g}.")
-        return LowRank(A.T, B.T) if self.embedding else LowRank(B, A)
+        return B
 
 
 @dataclass(frozen=True)
@@ -97,6 +109,13 @@ class PeftFolder:
     ----------
     factors
         By the name of the layer, as the model that it was trained on calls it.
+    wrapped
+        Where A and B of single parameters (`target_parameters`) lie, by the name that peft gives the wrapper around
+        the module that has the parameter: another `.base_layer` for each further parameter of it.
+    targets
+        What the configuration says of layers.
+    untargeted
+        Layers whose factors the file holds although the configuration does not name them: peft leaves them out.
     saved
         The tensors of modules that were trained whole (`modules_to_save`).
     copies
@@ -107,20 +126,24 @@ class PeftFolder:
     folder: Path
     name: str
     config: Mapping[str, Any]
+    file: TensorFile
     factors: Mapping[str, Factors]
+    wrapped: Mapping[str, tuple[str, str]]
     saved: Mapping[str, Tensor]
     copies: Mapping[str, Tensor]
+    targets: Targets
+    untargeted: Sequence[str]
 
     @property
     def base(self) -> str:
         """The model that it says it was trained on; empty if it does not say."""
         return str(self.config.get("base_model_name_or_path") or "")
 
-    @property
-    def settings(self) -> str:
-        """Its rank and alpha."""
-        pairs = sorted({(factors.rank, factors.alpha) for factors in self.factors.values()})
-        return ", ".join(f"rank {rank}, alpha {alpha:g}" for rank, alpha in pairs)
+
+def described(factors: Iterable[Factors]) -> str:
+    """Return the ranks and alphas, as a text."""
+    pairs = sorted({(layer.rank, layer.alpha) for layer in factors})
+    return ", ".join(f"rank {rank}, alpha {alpha:g}" for rank, alpha in pairs)
 
 
 def read(source: str | Path) -> PeftFolder:
@@ -132,6 +155,8 @@ def read(source: str | Path) -> PeftFolder:
         It is none, is damaged, or acts in another way than adding B A to weights.
     """
     folder = find(source)
+    if not (folder / CONFIG).exists():
+        _look_below(folder)
     config = read_json(inside(folder, CONFIG))
     _check_config(folder, config)
     if not (folder / WEIGHTS).exists() and (folder / PICKLE).exists():
@@ -140,6 +165,40 @@ def read(source: str | Path) -> PeftFolder:
             "save it with `save_pretrained` (safetensors)."
         )
     file = TensorFile(inside(folder, WEIGHTS))
+    targets = Targets(config, str(folder / CONFIG))
+    parts, saved, copies = _sorted(file, config)
+    if not parts:
+        raise CheckpointError(f"`{file.path}` holds no LoRA: it has no tensor `….lora_A.weight`.")
+    unnamed = [layer for layer in parts if targets.named(layer) is False]
+    if config.get("ensure_weight_tying"):  # peft adds the layer that is tied to one that is named
+        unnamed = [layer for layer in unnamed if any(part.isdigit() for part in layer.split("."))]
+    if targets.parameters:
+        wrapped = {layer: _keys(file, layer, parts.pop(layer)) for layer in unnamed}
+        unnamed = []
+    else:
+        wrapped = {}
+    factors = {layer: _factors(file, layer, parts[layer], targets) for layer in parts if layer not in unnamed}
+    if not factors and not wrapped:
+        raise CheckpointError(
+            f"`{file.path}` has factors of other layers (`{unnamed[0]}`, …) than `target_modules` in `{CONFIG}` names."
+        )
+    return PeftFolder(folder, _name(folder), config, file, factors, wrapped, saved, copies, targets, unnamed)
+
+
+def _look_below(folder: Path) -> None:
+    """Name the adapters in folders of this one, which has none: peft saves all but the first one so."""
+    below = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG}"))
+    if below:
+        raise CheckpointError(
+            f"`{folder}` has no `{CONFIG}`, but there are adapters in folders of it: give `{folder / below[0]}`"
+            + (f", or another of {', '.join(below)}." if len(below) > 1 else ".")
+        )
+
+
+def _sorted(
+    file: TensorFile, config: Mapping[str, Any]
+) -> tuple[dict[str, dict[str, str]], OnDemand[Tensor], OnDemand[Tensor]]:
+    """The tensors of an adapter's file: factors by layer and letter, modules trained whole, and other whole ones."""
     parts: dict[str, dict[str, str]] = {}
     saved: dict[str, Callable[[], Tensor]] = {}
     copies: dict[str, Callable[[], Tensor]] = {}
@@ -149,12 +208,9 @@ def read(source: str | Path) -> PeftFolder:
             if part in parts.setdefault(layer, {}):
                 raise CheckpointError(f"`{file.path}` holds two adapters for `{layer}`. Save them into a folder each.")
             parts[layer][part] = key
-        else:
-            (saved if _is_saved(layer, config) else copies)[layer] = functools.partial(_finite, file, key)
-    factors = {layer: _factors(file, layer, found, config) for layer, found in parts.items()}
-    if not factors:
-        raise CheckpointError(f"`{file.path}` holds no LoRA: it has no tensor `….lora_A.weight`.")
-    return PeftFolder(folder, _name(folder), config, factors, OnDemand(saved), OnDemand(copies))
+        elif part != "original":
+            (saved if _is_saved(layer, config) else copies)[layer] = functools.partial(whole, file, key)
+    return parts, OnDemand(saved), OnDemand(copies)
 
 
 def _name(folder: Path) -> str:
@@ -179,21 +235,20 @@ def _check_config(folder: Path, config: Mapping[str, Any]) -> None:
             f"`{path}`: `init_lora_weights` is {start!r}, which changed the base model before training. Convert the "
             "adapter: peft's `save_pretrained(…, path_initial_model_for_weight_conversion=…)`."
         )
-    for key, kinds in {"rank_pattern": dict, "alpha_pattern": dict, "modules_to_save": list}.items():
-        if not isinstance(config.get(key) or kinds(), kinds):
-            raise CheckpointError(f"`{path}`: `{key}` is {config[key]!r}, not a {kinds.__name__}.")
     new = sorted(key for key, value in config.items() if value and key not in HARMLESS)
     if new:
-        warnings.warn(f"`{path}`: `{new[0]}` is not known here, and has no effect.", PerdureWarning, stacklevel=3)
+        warnings.warn(f"`{path}`: `{new[0]}` is not known here, and is passed over.", PerdureWarning, stacklevel=3)
 
 
 def _place(file: TensorFile, key: str) -> tuple[str, str]:
-    """What a tensor is part of, and which part: a factor's letter, or nothing."""
+    """What a tensor is part of, and which part: a factor's letter, `original`, or nothing."""
     found = FACTOR.fullmatch(key)
     if found and found[5] != "bias":
         return found[1], (found[2] or "") + found[3]
     if found or ".lora_" in key or ".trainable_tokens_" in key:
         raise CheckpointError(f"`{file.path}`: `{key}` is no factor of a LoRA: it acts in another way than B A.")
+    if ".original_module." in key:  # what a module was that was trained whole
+        return key, "original"
     saved = SAVED.fullmatch(key)
     return (f"{saved[1]}.{saved[2]}" if saved else key.replace(".base_layer.", ".")), ""
 
@@ -202,7 +257,14 @@ def _is_saved(name: str, config: Mapping[str, Any]) -> bool:
     return any(f".{module}." in f".{name}" for module in config.get("modules_to_save") or ())
 
 
-def _finite(file: TensorFile, key: str) -> Tensor:
+def whole(file: TensorFile, key: str) -> Tensor:
+    """Read a tensor of an adapter.
+
+    Raises
+    ------
+    CheckpointError
+        It is of a type that is no number with a point, or not finite.
+    """
     if file.tensors[key].dtype not in FLOATS:
         raise CheckpointError(
             f"`{key}` in `{file.path}` has the type {file.tensors[key].dtype}; allowed: {', '.join(FLOATS)}."
@@ -213,41 +275,50 @@ def _finite(file: TensorFile, key: str) -> Tensor:
     return value
 
 
-def _factors(file: TensorFile, layer: str, parts: Mapping[str, str], config: Mapping[str, Any]) -> Factors:
-    path = file.path
+def _keys(file: TensorFile, layer: str, parts: Mapping[str, str]) -> tuple[str, str]:
+    """The names of A and B."""
     embedding = any(part.startswith("embedding_") for part in parts)
-    wanted = {"embedding_A", "embedding_B"} if embedding else {"A", "B"}
-    if set(parts) != wanted:
-        raise CheckpointError(f"`{path}`: `{layer}` has the factors {sorted(parts)}, but needs {sorted(wanted)}.")
-    keys = parts[min(wanted)], parts[max(wanted)]
+    letters = ("embedding_A", "embedding_B") if embedding else ("A", "B")
+    if set(parts) != set(letters):
+        raise CheckpointError(f"`{file.path}`: `{layer}` has the factors {sorted(parts)}, but needs {list(letters)}.")
+    return parts[letters[0]], parts[letters[1]]
+
+
+def _factors(file: TensorFile, layer: str, parts: Mapping[str, str], targets: Targets) -> Factors:
+    keys = _keys(file, layer, parts)
+    embedding = "embedding_A" in parts
     A, B = (file.tensors[key].shape for key in keys)
-    rank = _number(path, config, "r", layer, "rank_pattern")
-    alpha = _number(path, config, "lora_alpha", layer, "alpha_pattern")
+    rank, alpha, scale = numbers(targets, layer)
     fits = len(A) >= 2 and len(A) == len(B) and A[0] == B[1] and all(n == 1 for n in B[2:])
-    if not fits or [*A[:1]] != [rank] or not math.prod(A) * math.prod(B):
+    if not fits or A[0] != rank or not math.prod(A) * math.prod(B):
         raise CheckpointError(
-            f"`{path}`: the factors of `{layer}` have the shapes {A} and {B}, which "
+            f"`{file.path}`: the factors of `{layer}` have the shapes {A} and {B}, which "
             f"`{CONFIG}` (rank {rank:g}) does not fit."
         )
-    scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
     width, height = math.prod(A[1:]), math.prod(B[:1])
     shape = (width, height) if embedding else (height, width)
-    found = Factors(file, keys, scale, shape, int(rank), alpha, embedding)
-    _ = found.change  # what is damaged shows now
-    return found
+    return Factors(file, keys, scale, shape, rank, alpha, embedding)
 
 
-def _number(path: Path, config: Mapping[str, Any], key: str, layer: str, pattern: str) -> float:
-    """A setting of a layer: the first pattern that is the end of its name, as peft matches it, or the usual one."""
-    value = config.get(key, 8)
-    try:
-        for name, own in (config.get(pattern) or {}).items():
-            if re.match(rf"(.*\.)?({name})$", layer):
-                value = own
-                break
-    except re.error as error:
-        raise CheckpointError(f"`{path.parent / CONFIG}`: `{pattern}` has {name!r}, no regular expression.") from error
+def numbers(targets: Targets, layer: str) -> tuple[int, float, float]:
+    """Return a layer's rank, its alpha, and its scale s: alpha / rank, or alpha / √rank.
+
+    Raises
+    ------
+    CheckpointError
+        One of them is no such number.
+    """
+    rank = _number(targets, "r", layer, "rank_pattern")
+    alpha = _number(targets, "lora_alpha", layer, "alpha_pattern")
+    return int(rank), alpha, alpha / (rank**0.5 if targets.config.get("use_rslora") else rank)
+
+
+def _number(targets: Targets, key: str, layer: str, pattern: str) -> float:
+    """A setting of a layer, by a pattern or the usual one."""
+    value = targets.value(pattern, layer)
+    if value is None:
+        value = targets.config.get(key, 8)
     whole, fraction = type(value) is int, type(value) is float and math.isfinite(value)
     if not (whole and value > 0 if key == "r" else whole or fraction) or abs(value) > 1e9:
-        raise CheckpointError(f"`{path.parent / CONFIG}`: `{key}` of `{layer}` is {value!r}, no such number.")
+        raise CheckpointError(f"`{targets.where}`: `{key}` of `{layer}` is {value!r}, no such number.")
     return value

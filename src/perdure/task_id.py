@@ -28,6 +28,10 @@ class TaskPosterior:
     before x is seen, and within a task a class is as likely as it was in training. Sigma is the covariance within
     classes, pooled over tasks and shrunk: (1 - s) Sigma + s (trace Sigma / d) I.
 
+    It is linear discriminant analysis, and as confident: features of a transformer are no Gaussians, and their many
+    dimensions count as if each were new evidence, so that probabilities lie nearer to 0 and 1 than they should, at
+    any shrinkage. Heads are weighed by them all the same.
+
     Parameters
     ----------
     statistics

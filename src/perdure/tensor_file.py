@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from perdure.errors import CheckpointError
-from perdure.files import open_regular, parse_json
+from perdure.files import POINTER, check_fetched, open_regular, parse_json
 
 MAX_HEADER = 100_000_000  # bytes, as the library has it
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -77,12 +77,15 @@ class TensorFile:
             self._number = os.dup(file.fileno())
             weakref.finalize(self, os.close, self._number)
             size = os.fstat(file.fileno()).st_size
-            length = int.from_bytes(file.read(8), "little")
+            beginning = file.read(len(POINTER))
+            check_fetched(path, beginning)
+            length = int.from_bytes(beginning[:8], "little")
             if size < 8 or not 2 <= length <= min(MAX_HEADER, size - 8):
                 raise CheckpointError(
                     f"`{path}` is no safetensors file, or was cut: it has {size} bytes, and its header says that it "
                     f"has {length} (allowed: at most {MAX_HEADER}, and what the file holds)."
                 )
+            file.seek(8)
             header = parse_json(file.read(length), f"the header of `{path}`")
         self.metadata = _metadata(path, header.pop("__metadata__", {}))
         self.start = 8 + length

@@ -11,7 +11,12 @@ def opcm(vectors: dict[str, TaskVector], *, alpha: float = 0.5, block: Block = "
 
     P removes from a matrix of tau_t, in the basis of the singular vectors of M_(t-1)'s, the diagonal, and the block of
     the first singular vectors: those whose values sum up to at most the share alpha. What remains is orthogonal to
-    M_(t-1). Other parameters are added as they are. lambda_t is one number for the whole model, near sqrt(t).
+    M_(t-1). What is no matrix, as a bias, is added as it is. lambda_t is one number for the whole model, near sqrt(t).
+
+    A table of embeddings is a matrix, too. The authors' code projects linear layers alone and adds such tables as they
+    are; a task vector names its layers but does not say of which kind they are, so that here all matrices are alike.
+    It matters for LoRA on embeddings and with `peft: full`, where the tables differ most, and through lambda_t, which
+    all layers share, the others a little.
 
     Parameters
     ----------
@@ -32,7 +37,8 @@ def opcm(vectors: dict[str, TaskVector], *, alpha: float = 0.5, block: Block = "
     References
     ----------
     Tang et al., Merging Models on the Fly Without Retraining, arXiv 2501.09522. There alpha = 1 acts as alpha = 0; and
-    of a matrix without full rank, as LoRA's, the diagonal along arbitrary singular vectors is removed too.
+    of a matrix without full rank, as LoRA's, the diagonal along arbitrary singular vectors is removed too. The first
+    release of the code meant to remove the diagonal, but did so in a copy: figures made with it are of another rule.
     """
     bounded("alpha", alpha, "[0, 1)")
     chosen("block", block, Block)

@@ -19,7 +19,8 @@ class EWC(PeftMethod):
     """Train the same PEFT module on one task after the other, with a penalty on what mattered to earlier ones.
 
     L = cross-entropy + strength / 2 · Σ_i F_i (θ_i − θ*_i)², over the module's parameters; a task's head is its own
-    and is not held. F is the diagonal of the Fisher information, from gradients of each example by itself.
+    and is not held. F is the diagonal of the Fisher information, from gradients of each example by itself. With
+    `memory: online` decay · F_i stands in the place of F_i.
 
     Parameters
     ----------
@@ -29,7 +30,7 @@ class EWC(PeftMethod):
         `offline`: one penalty for each task, as published. Their sum is one again, with ΣF and the mean of the θ* that
         F weighs, so that nothing grows with the tasks. `online`: F ← decay · F + F_t, around the last task's θ*.
     decay
-        γ of `online`.
+        γ of `online`: of what is remembered when a task is added, and of the penalty as well, as published.
     labels
         Of F: `sampled` from p(y | x), one pass over the examples; `true` (all labels, weighted by p(y | x): a backward
         pass for each); or `empirical` (the right ones).
@@ -55,11 +56,15 @@ class EWC(PeftMethod):
         loss = local_cross_entropy(backbone, batch)
         if not self.state:
             return loss
-        return loss + self.strength / 2 * penalty(adapters.trainable(backbone.model), self.state)
+        strength = self.strength * self._decay
+        return loss + strength / 2 * penalty(adapters.trainable(backbone.model), self.state)
 
     def end(self, backbone: Backbone, task: Task) -> None:
         """Add the task's F and θ* to what is remembered."""
         new = fisher(backbone, backbone.encode(task.rows("train")), task.name, self.labels)
-        online = self.memory == "online"
-        decay = self.decay if online else 1.0
-        hold(self.state, adapters.trainable(backbone.model), new, decay=decay, weighted=not online)
+        offline = self.memory == "offline"
+        hold(self.state, adapters.trainable(backbone.model), new, decay=self._decay, weighted=offline)
+
+    @property
+    def _decay(self) -> float:
+        return self.decay if self.memory == "online" else 1.0

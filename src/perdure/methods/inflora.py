@@ -30,7 +30,8 @@ class InfLoRA(PeftMethod):
     Parameters
     ----------
     rank, alpha
-        ΔW = alpha / rank · A_t B_t, with at most `rank` rows of B_t: no more than there are directions left.
+        ΔW = alpha / rank · A_t B_t, with at most `rank` rows of B_t: no more than there are directions left. By default
+        alpha is the rank, so that the scale is 1 whatever the rank, as in the official code.
     target_modules
         By default key and value (query and value in T5's family; all of attention's input where it is one layer). Those
         with the same input share one B_t.
@@ -69,7 +70,7 @@ class InfLoRA(PeftMethod):
     tuned = Tuned("epsilon", 0.5, 0.99)
 
     rank: Annotated[int, Ge(1)] = 10
-    alpha: Annotated[float, Gt(0)] = 10.0
+    alpha: Annotated[float, Gt(0)] | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
     blocks: Annotated[int, Ge(1)] | None = None
     design: Literal["both", "new_task", "orthogonal", "random"] = "both"
     row_norm: Annotated[float, Gt(0)] = 3**-0.5
@@ -80,6 +81,11 @@ class InfLoRA(PeftMethod):
     balance: Annotated[float, Gt(0)] | None = None
     statistics_examples: Annotated[int, Ge(1)] | None = None
     upon: Literal["earlier", "pretrained"] = "earlier"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.alpha is None:
+            self.alpha = float(self.rank)  # a run states it in its recipe, so that it keeps its scale
 
     def beneath(self, earlier: Sequence[Adapter]) -> Sequence[Adapter]:
         if len(earlier) > self._learned or bool(earlier) != bool(self._learned):  # fewer: some were forgotten

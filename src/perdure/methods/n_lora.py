@@ -24,11 +24,13 @@ class NLoRA(PeftMethod):
     Parameters
     ----------
     sparsity
-        λ: 0.4 to 1.8 in the paper's scripts, on other models and of ‖B_t A_t‖₁ without alpha / rank.
+        λ. Those of the authors' scripts, 0.4 to 1.8, do not carry over: see the references.
 
     References
     ----------
-    Yang et al., Is Parameter Collision Hindering Continual Learning in LLMs?, arXiv 2410.10179.
+    Yang et al., Is Parameter Collision Hindering Continual Learning in LLMs?, arXiv 2410.10179. The paper's penalty is
+    of B_t A_t; the published code multiplies the factors the other way round, and so holds back A_t B_t, a matrix of
+    rank × rank (and it needs layers with as many inputs as outputs). Neither has alpha / rank.
     """
 
     usual_rule = "sum"

@@ -1,0 +1,110 @@
+"""Regular expressions from a recipe or an adapter's configuration, matched in bounded time.
+
+A short pattern can keep `re` busy for centuries, and whoever wrote the file may have meant it to.
+`regex`, which transformers needs anyway, matches the same patterns and stops when asked to.
+"""
+
+import re
+import time
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import regex
+
+from perdure.errors import InputError, PerdureError
+
+LONGEST = 10_000  # characters: one that lists every layer of a large model has about half of that
+SECONDS = 2.0  # for all names together: patterns that people write need milliseconds for thousands of layers
+
+
+class Patterns:
+    """The regular expressions of one recipe or file, which share a time to be matched in.
+
+    Parameters
+    ----------
+    error
+        The class of the errors that are raised.
+
+    Attributes
+    ----------
+    left
+        The seconds that are left.
+    """
+
+    def __init__(self, error: type[PerdureError] = InputError) -> None:
+        self.left = SECONDS
+        self._error = error
+        self._compiled: dict[str, Any] = {}
+
+    def fullmatch(self, pattern: str, name: str, where: str) -> Any:
+        """Return the match of a whole name, as `re.fullmatch` does, or nothing.
+
+        Parameters
+        ----------
+        where
+            The setting or the file that holds the pattern, for the error.
+
+        Raises
+        ------
+        PerdureError
+            It is no regular expression, is too long, or takes too much time; of the class `error`.
+        """
+        return self._timed(self._compile(pattern, where).fullmatch, pattern, name, where)
+
+    def match(self, pattern: str, name: str, where: str) -> Any:
+        """Return the match of a name's beginning, as `re.match` does; raises what `fullmatch` raises."""
+        return self._timed(self._compile(pattern, where).match, pattern, name, where)
+
+    def _timed(self, search: Any, pattern: str, name: str, where: str) -> Any:
+        began = time.monotonic()
+        try:
+            if self.left <= 0:  # which `regex` would take for no limit
+                raise TimeoutError
+            found = search(name, timeout=self.left)
+        except TimeoutError as error:
+            raise self._error(
+                f"{where}: to match the regular expression `{pattern[:200]}` takes more than {SECONDS:g} seconds. "
+                "Write it without repetitions inside of repetitions, or list the names."
+            ) from error
+        self.left -= time.monotonic() - began
+        return found
+
+    def _compile(self, pattern: str, where: str) -> Any:
+        if pattern in self._compiled:
+            return self._compiled[pattern]
+        if len(pattern) > LONGEST:
+            raise self._error(
+                f"{where} is a regular expression of {len(pattern)} characters; at most {LONGEST} are read."
+            )
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # `[[` may mean something else one day
+                re.compile(pattern)  # `regex` has recursion, which needs memory without bound, and `re` refuses it
+                compiled = regex.compile(pattern)
+        except (re.error, regex.error, RecursionError, OverflowError) as error:
+            raise self._error(f"{where}: `{pattern[:200]}` is not a regular expression ({error}).") from error
+        self._compiled[pattern] = compiled
+        return compiled
+
+
+def matching(pattern: str, names: Sequence[str], where: str) -> list[str]:
+    """Return those of the names that a regular expression matches from start to end, in their order.
+
+    Parameters
+    ----------
+    where
+        The setting or the file that holds the pattern, for the error.
+
+    Examples
+    --------
+    >>> matching(r".*\\.(query|value)", ["layer.0.query", "layer.0.key"], "`target_modules`")
+    ['layer.0.query']
+
+    Raises
+    ------
+    InputError
+        It is no regular expression, is too long, or takes too much time.
+    """
+    patterns = Patterns()
+    return [name for name in names if patterns.fullmatch(pattern, name, where)]
