@@ -12,7 +12,8 @@ import yaml
 from runs import make, recipe
 from test_cli import perdure  # noqa: F401
 
-from perdure import Model, Run
+from perdure import Model, Rule, Run
+from perdure.errors import NotFinite
 from perdure.export_card import Exported, card
 
 
@@ -126,3 +127,14 @@ def umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+@pytest.mark.parametrize("scale", ["1.0e+30", "-1.0e+30"])
+def test_a_scale_that_gives_no_number_is_no_answer(scale, run, tmp_path, perdure):  # noqa: F811
+    options = ("--rule", "task_arithmetic", "--set", f"scale={scale}")
+    before = (run.folder / "scores.csv").read_bytes()
+    status, _, err = perdure("evaluate", run.folder, *options, "--quiet")
+    assert status == 1 and f"`task_arithmetic(scale={float(scale):g})`" in err
+    assert (run.folder / "scores.csv").read_bytes() == before
+    with pytest.raises(NotFinite, match="gives no finite number"):
+        Model(run, rule=Rule(options={"scale": float(scale)})).predict(["w1 w2"])

@@ -60,7 +60,7 @@ def device(name: str = "auto") -> torch.device:
         There is no such device here.
     """
     if name == "auto":
-        return state().device
+        return state().device or torch.device("cpu")
     try:
         chosen = torch.device(name)
         torch.empty(1, device=chosen)
