@@ -1,9 +1,11 @@
 """File operations below a folder, counted; and one of them made to fail as a disk or a system fails."""
 
+import builtins
 import contextlib
 import errno
 import io
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,9 +18,12 @@ KINDS = {
     "broken": errno.EIO,
     "torn": errno.ENOSPC,
 }
+KILLED, KILLED_INSIDE = "killed", "killed inside"
+"""Kinds, too: the process is killed instead of the operation, or in the middle of what it writes."""
 EVENTS = {
     "open",
     "os.chmod",
+    "os.link",
     "os.listdir",
     "os.mkdir",
     "os.remove",
@@ -60,13 +65,17 @@ class Faults:
             self.done.append((f"{name} {place[len(self.folder) + 1 :]}", possible))
             if len(self.done) - 1 != self.at:
                 return False
-            if self.kind == "torn":
+            if self.kind == KILLED:
+                os.kill(os.getpid(), signal.SIGKILL)
+            if self.kind in ("torn", KILLED_INSIDE):
                 return True
             raise self.error(None if isinstance(path, int) else place)
         finally:
             self._inside = False
 
     def error(self, path: str | None = None) -> OSError:
+        if self.kind == KILLED_INSIDE:
+            os.kill(os.getpid(), signal.SIGKILL)
         number = KINDS[self.kind]
         return OSError(number, os.strerror(number), *([path] if path else []))
 
@@ -156,7 +165,7 @@ def _patched() -> dict[tuple[Any, str], Any]:
 
         return call
 
-    found[io, "open"] = opened
+    found[io, "open"] = found[builtins, "open"] = opened
     found[os, "write"], found[os, "pwrite"] = torn("write", write), torn("pwrite", pwrite)
     for name, reads in {"stat": True, "lstat": True, "fstat": True, "fsync": False, "preadv": True}.items():
         found[os, name] = watched(name, getattr(os, name), reads)

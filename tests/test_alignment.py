@@ -99,7 +99,7 @@ def test_in_a_run_heads_of_all_tasks_change_and_it_goes_on_bit_for_bit(pico, toy
         assert all(torch.equal(heads[task][key], again[task][key]) for task in heads for key in heads[task])
 
 
-@pytest.mark.parametrize("rule", [Rule(name="oracle"), Rule(options={"scale": "search"})])
+@pytest.mark.parametrize("rule", [Rule(name="oracle"), Rule(scale="search")])
 def test_it_needs_one_model(bert, toy, rule, tmp_path):
     with pytest.raises(InputError, match="`alignment` needs one model with a fixed scale, but the rule is"):
         run(toy, bert, Isolated(), rule, training=Training(alignment=Alignment()), output=tmp_path / "run")

@@ -226,7 +226,7 @@ def test_version(perdure):
 @pytest.mark.parametrize("arguments", [("--debug", "run", "no.yaml"), ("run", "no.yaml", "--debug")])
 def test_debug_shows_the_traceback_before_the_sentence(arguments, perdure):
     status, _, err = perdure(*arguments)
-    assert status == 1 and "Traceback" in err and "FileNotFoundError" in err
+    assert status == 1 and "Traceback" in err and "InputError" in err
     assert err.endswith("\nError: There is no file `no.yaml`.\n")
 
 

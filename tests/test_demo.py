@@ -19,7 +19,7 @@ def test_vision(pico, digits, tmp_path, monkeypatch):
     assert (tmp_path / "out" / "report.html").is_file()
     runs = [Run(tmp_path / "out" / name) for name in ("inflora", "pic", "sequential")]
     assert all(run.tasks == ["digits01234", "digits56789"] for run in runs)
-    own = Rule(name="task_arithmetic", options={"scale": "1/n"}).label
+    own = Rule(name="task_arithmetic", scale="1/n").label
     assert [{row["rule"] for row in run.scores()} for run in runs] == [{"sum"}, {own}, {"last"}]
     before = runs[2].matrix()
     shutil.rmtree(tmp_path / "out" / "sequential" / "tasks" / "01-digits56789")  # as if it had been killed before

@@ -137,4 +137,4 @@ def test_a_scale_that_gives_no_number_is_no_answer(scale, run, tmp_path, perdure
     assert status == 1 and f"`task_arithmetic(scale={float(scale):g})`" in err
     assert (run.folder / "scores.csv").read_bytes() == before
     with pytest.raises(NotFinite, match="gives no finite number"):
-        Model(run, rule=Rule(options={"scale": float(scale)})).predict(["w1 w2"])
+        Model(run, rule=Rule("task_arithmetic", scale=float(scale))).predict(["w1 w2"])

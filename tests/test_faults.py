@@ -22,7 +22,7 @@ from faults import Faults, watching
 from perdure import Backbone, Model, PerdureError, Recipe, Run, Training, forget, lock, run, verify
 from perdure.methods.isolated import Isolated
 from perdure.report.html import report
-from perdure.results import UNFINISHED
+from perdure.run_files import UNFINISHED
 from perdure.snapshot import Snapshot
 from perdure.tensor_file import TensorFile
 

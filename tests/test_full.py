@@ -150,7 +150,7 @@ def test_task_arithmetic_adds_weights_and_biases(two, bert, pico, toy):
     expected = plain_copy(pico("bert"), adapters.Adapter("both", two[0].config, {}, both))
     adapters.detach(bert.model)
     before = {name: value.clone() for name, value in bert.model.state_dict().items()}
-    combined = combine(two, Rule(name="task_arithmetic", options={"scale": 0.3}))
+    combined = combine(two, Rule(name="task_arithmetic", scale=0.3))
     with torch.no_grad(), combined.applied(bert.eval()):
         torch.testing.assert_close(bert(batch["inputs"]), features(expected, batch), rtol=0, atol=1e-5)
     assert adapters.same(dict(bert.model.state_dict()), before)
@@ -180,7 +180,7 @@ def test_rules(name, two, bert, toy):
 
 
 def test_a_search_over_the_scale(bert, toy, tmp_path):
-    rule = Rule(name="task_arithmetic", options={"scale": "search"})
+    rule = Rule(name="task_arithmetic", scale="search")
     results = run(toy.until(2), bert, Isolated(peft="full"), rule, training=FEW, output=tmp_path / "r")
     found = results.combined()
     scale, tried = found["options"]["scale"], {one["scale"]: one["score"] for one in found["candidates"]}

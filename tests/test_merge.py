@@ -37,13 +37,13 @@ def two() -> list[Adapter]:
 
 
 def test_delta_space_by_hand(two):
-    combined = combine(two, Rule(options={"scale": 0.5}))
+    combined = combine(two, Rule(scale=0.5))
     assert combined.vectors.dense("w").tolist() == [[1.0, 1.0], [1.0, 0.0]]
 
 
 def test_factor_space_by_hand_has_cross_terms(two):
     """tau_A = [0 1] and [0 0], tau_B = [1 0]ᵀ and [0 1]ᵀ; at 0.5: A = [1 .5], B = [.5 .5]ᵀ, so ΔW = 2 B A."""
-    combined = combine(two, Rule(options={"scale": 0.5}, space="factor"))
+    combined = combine(two, Rule(scale=0.5, space="factor"))
     assert combined.vectors.dense("w.lora_A.weight").tolist() == [[0.0, 0.5]]
     assert combined.vectors.dense("w.lora_B.weight").tolist() == [[0.5], [0.5]]
     start = combined.origin.start
@@ -85,7 +85,7 @@ def learned(bert, toy, kind: str) -> list[Adapter]:
 
 def test_delta_space_on_a_model_is_the_dense_sum(bert, toy):
     found = learned(bert, toy, "lora")
-    combined = combine(found, Rule(options={"scale": 0.4}))
+    combined = combine(found, Rule(scale=0.4))
     name = "encoder.layer.0.attention.self.query"
     before = adapters.base_layer(bert.model, name).weight.clone()
     changes = []
@@ -102,7 +102,7 @@ def test_delta_space_on_a_model_is_the_dense_sum(bert, toy):
 @pytest.mark.parametrize("kind", ["lora", "bottleneck"])
 def test_factor_space_on_a_model_is_the_sum_of_parameters(kind, bert, toy):
     found = learned(bert, toy, kind)
-    combined = combine(found, Rule(options={"scale": 0.4}, space="factor"))
+    combined = combine(found, Rule(scale=0.4, space="factor"))
     before = adapters.read(bert.model)
     with combined.applied(bert):
         for name, value in adapters.read(bert.model).items():
@@ -136,24 +136,24 @@ def test_one_task_at_scale_one_is_the_adapter_itself(bert, toy):
     with torch.no_grad():
         own = bert(batch)
         for space in ("delta", "factor"):
-            with combine(found[1:2], Rule(options={"scale": 1.0}, space=space)).applied(bert):
+            with combine(found[1:2], Rule(scale=1.0, space=space)).applied(bert):
                 torch.testing.assert_close(bert(batch), own, rtol=0, atol=1e-5)
 
 
 def test_scales(two):
-    assert combine(two, Rule(options={"scale": "1/n"})).vectors.dense("w").tolist() == [
+    assert combine(two, Rule(scale="1/n")).vectors.dense("w").tolist() == [
         [1.0, 1.0],
         [1.0, 0.0],
     ]
-    root = combine(two, Rule(options={"scale": "1/sqrt(n)"})).vectors
+    root = combine(two, Rule(scale="1/sqrt(n)")).vectors
     torch.testing.assert_close(root.dense("w"), 2**-0.5 * tensor([[2.0, 2.0], [2.0, 0.0]]))
 
 
 def test_errors(two, bert, toy, pico):
     with pytest.raises(InputError, match="must be a number, a mapping by task, or one of .*got `1/x`"):
-        combine(two, Rule(options={"scale": "1/x"}))
+        combine(two, Rule(scale="1/x"))
     with pytest.raises(InputError, match="needs validation data"):
-        combine(two, Rule(options={"scale": "search"}))
+        combine(two, Rule(scale="search"))
     with pytest.raises(InputError, match="No rule named `task_arithmetics`. Did you mean `task_arithmetic`?"):
         combine(two, Rule(name="task_arithmetics"))
     with pytest.raises(BackboneError, match="combine it with `space: factor`"):

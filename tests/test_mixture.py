@@ -223,7 +223,7 @@ def test_a_task_without_an_expert_is_read_by_the_model_as_it_was(bert, toy):
     adapters.detach(bert.model)
     for rule in ("routed", "oracle"):
         combined = combine(found, Rule(name=rule))
-        plain = features(bert, combine(found, Rule(options={"scale": 0.0})), examples)
+        plain = features(bert, combine(found, Rule(scale=0.0)), examples)
         torch.testing.assert_close(features(bert, combined, examples, task="new"), plain, rtol=0, atol=0)
 
 

@@ -1,5 +1,7 @@
 """Recipes: what is written is checked against what it names, before anything is trained."""
 
+import resource
+import time
 from pathlib import Path
 
 import pytest
@@ -70,17 +72,56 @@ def test_files(tmp_path):
     with pytest.raises(InputError, match="There is no file"):
         Recipe.read(tmp_path / "nothing.yaml")
     (tmp_path / "bad.yaml").write_text("a: [")
-    with pytest.raises(InputError, match="is not a YAML file"):
+    with pytest.raises(InputError, match="`.*bad.yaml` is not YAML that can be read: .*in line 2, column 1"):
         Recipe.read(tmp_path / "bad.yaml")
     (tmp_path / "list.yaml").write_text("- a")
-    with pytest.raises(InputError, match="must be a mapping"):
+    with pytest.raises(InputError, match="is not a mapping of names and values, but list"):
         Recipe.read(tmp_path / "list.yaml")
     (tmp_path / "good.yaml").write_text(yaml.safe_dump(GOOD))
+    with pytest.raises(InputError, match="is a folder, but no run"):
+        Recipe.read(tmp_path)
     assert Recipe.read(tmp_path / "good.yaml", ["name=x"]).name == "x"
     with pytest.raises(InputError, match="must be `key=value`"):
         parse(["method.rank"])
     with pytest.raises(InputError, match="has no settings of its own"):
         parse(["seed.x=1"], seed=3)
+
+
+BOMB = "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}' if i else 'x'] * 9)}]\n" for i in range(12))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (BOMB, "has aliases"),
+        ("rule: &r {name: sum}\nmethod: {<<: *r}", "has aliases"),
+        ("seed: 1\nbackbone: minilm\nseed: 2", "`seed` is there twice, in line 3 again"),
+        ("method:\n  name: isolated\n  rank: 2\n  rank: 4", "`rank` is there twice, in line 4 again"),
+        ("a: " + "[" * 60 + "]" * 60, "more than 50 lists or mappings"),
+        ("[" * 200_000, "not YAML that can be read|more than 50 lists"),
+        ("seed: " + "1" * 5000, "is not YAML that can be read"),
+        ("about: " + "x" * 1_100_000, "more than 1000000 bytes"),
+        ("!!python/object/apply:os.getcwd []", "is not YAML that can be read"),
+        ("? [a, b]\n: c", "is not YAML that can be read"),
+        ("about: \x07", "is not YAML that can be read"),
+        ("", "but NoneType"),
+    ],
+)
+def test_a_recipe_that_would_take_all_memory_is_refused_at_once(text, message, tmp_path):
+    path = tmp_path / "big.yaml"
+    path.write_text(text)
+    before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    with pytest.raises(InputError, match=message) as refused:
+        Recipe.read(path)
+    assert "big.yaml" in str(refused.value)
+    assert time.monotonic() - began < 3
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kilobytes
+
+
+@pytest.mark.parametrize("value", ["{a: 1, a: 2}", "&a [*a]", "[" * 60, "@"])
+def test_settings_are_read_with_the_same_care(value):
+    with pytest.raises(InputError, match="`--set about="):
+        parse([f"about={value}"])
 
 
 @pytest.mark.parametrize(
@@ -91,7 +132,7 @@ def test_files(tmp_path):
         ({"rule": {"name": "task_arithmetic", "scale": "abc"}}, "must be a number, a mapping by task, or one"),
         (
             {"rule": {"name": "task_arithmetic", "scale": float("nan")}},
-            "must be a number, a mapping by task, or one",
+            "`scale` must be a finite number",
         ),
     ],
 )

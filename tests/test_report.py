@@ -1,5 +1,6 @@
 import csv
 import datetime
+import hashlib
 import html
 import json
 import re
@@ -175,8 +176,10 @@ def test_events(tmp_path):
     found = summarise([run])["runs"][0]
     (curve,) = found["losses"]
     assert len(curve["loss"]) == 100 and curve["steps"][0] == 1.5 and curve["loss"][0] == 3.0
+    manifest = (run / "tasks" / "00-a" / "manifest.json").read_bytes()
     assert found["tasks"][0] == {
         "name": "a",
+        "manifest": hashlib.sha256(manifest).hexdigest(),
         "classes": 2,
         "bytes": 42,
         "seconds": 1.5,

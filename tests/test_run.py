@@ -25,7 +25,6 @@ from perdure import (
     task_vectors,
 )
 from perdure.methods.isolated import Isolated
-from perdure.recipe import make_rule
 from perdure.runs import evaluate_run
 from perdure.search import Search
 
@@ -99,7 +98,7 @@ def test_search_takes_the_best_on_validation_data(pico, toy, tmp_path):
         toy.until(2),
         Backbone.load(pico("bert"), pooling="mean"),
         Isolated(rank=2),
-        Rule(options={"scale": "search"}),
+        Rule(scale="search"),
         training=FEW,
         output=tmp_path / "r",
     )
@@ -139,7 +138,7 @@ def test_search_never_looks_at_test_data(finished, toy, bert, monkeypatch):
 
     monkeypatch.setattr(Evaluator, "answers", answers)
     rule, _ = Evaluator(bert, toy, toy.names, None).search_scale(
-        [t.adapter for t in learned], Rule(options={"scale": "search"}), "class"
+        [t.adapter for t in learned], Rule(scale="search"), "class"
     )
     assert set(asked) == {"validation"} and rule.options == {"scale": 0.05}
 
@@ -343,12 +342,12 @@ def test_a_scale_for_each_task_is_searched_and_kept(over, numbers, finished, toy
 
     learned = [task.adapter for task in restore(finished, bert)]
     evaluator = Evaluator(bert, toy, toy.names, None)
-    rule = Rule(options={"scale": "search"}, search=Search(over=over, groups=2, budget=12))
+    rule = Rule(scale="search", search=Search(over=over, groups=2, budget=12))
     found, candidates = evaluator.search_scale(learned, rule, "task")
     assert 2 < len(candidates) <= 12 and set(found.options["scale"]) == set(toy.names)
     assert all(isinstance(value, numbers) for value in found.options["scale"].values())
     for one in candidates[::4]:
-        combined = combine(learned, Rule(options={"scale": one["scale"]}))
+        combined = combine(learned, Rule(scale=one["scale"]))
         scores = [evaluator.answers(combined, name, ["given"], "validation").accuracy()["given"] for name in toy.names]
         assert one["score"] == pytest.approx(sum(scores) / 3)
     assert max(one["score"] for one in candidates) == next(
@@ -369,7 +368,7 @@ def test_a_search_over_tasks_is_a_recipe(pico, toy, tmp_path):
     assert len(combined["candidates"]) <= 8 and combined["options"]["scale"].keys() == {"fruit", "colour"}
     assert results.recipe["rule"]["search"]["over"] == "tasks"
     assert Model(results).rule.options == combined["options"]
-    assert make_rule(results.recipe["rule"]) == rule
+    assert Rule.of(results.recipe["rule"]) == rule
 
 
 def test_inputs_are_kept_by_layer_and_shared(pico, toy, tmp_path):

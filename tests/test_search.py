@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from perdure import InputError, LowRank, Rule, TaskVector, adapters
+from perdure.merge import tried
 from perdure.merging.task_arithmetic import task_arithmetic
 from perdure.scaled import Scaled
 from perdure.search import GRID, Search, best, candidates, named, start_of
@@ -67,9 +68,9 @@ def test_without_optuna_it_says_what_to_do(monkeypatch):
 
 
 def test_only_task_arithmetic_has_scales_per_task():
-    rule = Rule(name="sum", search=Search(over="tasks"))
-    with pytest.raises(InputError, match="`search.over: tasks` is for `task_arithmetic`, not for `sum`"):
-        rule.tried()
+    rule = Rule("ties", scale="search", search=Search(over="tasks"))
+    with pytest.raises(InputError, match="`search.over: tasks` is for `task_arithmetic`, not for `ties`"):
+        tried(rule)
 
 
 # -- scales in a model

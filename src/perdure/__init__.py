@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from perdure.forget import Forgotten, forget
     from perdure.learn import learn
     from perdure.measure import Evaluation
-    from perdure.merge import Combined, Rule, combine, task_vectors
+    from perdure.merge import Combined, combine, task_vectors
     from perdure.merge_card import Merged
     from perdure.merge_checkpoint import merge_checkpoint
     from perdure.method import Method, PeftMethod
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from perdure.recipe import Recipe
     from perdure.registry import find, names
     from perdure.results import Run
+    from perdure.rule_settings import Rule
     from perdure.run import run
     from perdure.runs import evaluate_run, learn_more
     from perdure.search import Search
@@ -126,7 +127,7 @@ _HOMES = {
     "forget": ["Forgotten", "forget"],
     "learn": ["learn"],
     "measure": ["Evaluation"],
-    "merge": ["Combined", "Rule", "combine", "task_vectors"],
+    "merge": ["Combined", "combine", "task_vectors"],
     "merge_card": ["Merged"],
     "merge_checkpoint": ["merge_checkpoint"],
     "mixture": ["Mixture"],
@@ -135,6 +136,7 @@ _HOMES = {
     "recipe": ["Recipe"],
     "registry": ["find", "names"],
     "results": ["Run"],
+    "rule_settings": ["Rule"],
     "run": ["run"],
     "runs": ["evaluate_run", "learn_more"],
     "search": ["Search"],

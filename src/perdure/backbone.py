@@ -345,10 +345,11 @@ def _without_tokens(rows: Rows, index: int, source: str) -> str:
     for task, data in rows:
         if index < len(data):
             example = data[index]
+            text = example["text"][:60]
             number = f"row {example['row']}" if "row" in example else f"example {index + 1}"
             return (
                 f"Task `{task}`, {number}: the tokenizer of `{source}` makes no token of the text "
-                f"{example['text']!r}. Leave this row out."
+                f"{text!r}. Leave this row out."
             )
         index -= len(data)
     raise IndexError(index)

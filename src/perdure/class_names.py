@@ -35,14 +35,14 @@ def complaint(labels: Sequence[str], column: str) -> str | None:
     (None, None)
     """
     counts = Counter(labels)
+    # Classes repeat themselves.
+    mostly_different = len(counts) > len(labels) / 2 and len(labels) > 2
     numbers = [value for value in map(_number, counts) if value is not None]
-    all_numbers = len(numbers) == len(counts)
-    if all_numbers and len(counts) > MAX_FRACTIONS and any(value % 1 for value in numbers):
-        return _numbers(counts, column)
-    if not _mostly_different(counts, labels):
+    if len(numbers) == len(counts):
+        looks = _look_like_quantities(numbers, mostly_different)
+        return _quantities(counts, column) if looks else None
+    if not mostly_different:
         return None
-    if all_numbers:
-        return _numbers(counts, column)
     texts = [name for name in counts if _is_text(name)]
     if len(texts) > len(counts) / 2:
         return (
@@ -57,7 +57,16 @@ def shown(label: str) -> str:
     return label if len(label) <= MAX_SHOWN else label[: MAX_SHOWN - 1] + "…"
 
 
-def _numbers(counts: Counter[str], column: str) -> str:
+def _look_like_quantities(numbers: Sequence[float], mostly_different: bool) -> bool:
+    many = len(numbers) > MAX_FRACTIONS
+    if any(number % 1 for number in numbers):
+        return many or mostly_different
+    # A few examples of each of many classes, which are numbered, are no quantities.
+    without_gaps = max(numbers) - min(numbers) < len(numbers)
+    return many and mostly_different and not without_gaps
+
+
+def _quantities(counts: Counter[str], column: str) -> str:
     examples = in_order(counts)
     return (
         f"Column `{column}` holds {len(counts)} different numbers, such as `{shown(examples[0])}` and "
@@ -65,11 +74,6 @@ def _numbers(counts: Counter[str], column: str) -> str:
         f"into a few groups, such as `low` and `high`; if each is a class of its own, write a word before it, "
         f"such as `level {shown(examples[0])}`."
     )
-
-
-def _mostly_different(counts: Counter[str], labels: Sequence[str]) -> bool:
-    """Return whether the labels repeat themselves less than classes do."""
-    return len(counts) > len(labels) / 2 and len(labels) > 2
 
 
 def _is_text(name: str) -> bool:

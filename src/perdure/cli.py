@@ -21,6 +21,7 @@ from perdure.options import (
     Seed,
     Settings,
     Texts,
+    Trust,
     names_of,
 )
 from perdure.outcome import say
@@ -63,6 +64,7 @@ def run(
     output: Output = None,
     seed: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
     settings: Settings = [],
+    trust: Trust = False,
     quiet: Quiet = False,
 ) -> None:
     """Do what a recipe says: learn its tasks in order, combine them, measure after each. Or go on where it stopped."""
@@ -71,10 +73,10 @@ def run(
     changes = [*settings, *([f"seed={seed}"] if seed is not None else [])]
     output = output or (recipe if recipe.is_dir() else Path("runs") / recipe.stem)
     before = outcome.done(output)
-    Recipe.read(recipe, changes).run(output, quiet=quiet)
+    Recipe.read(recipe, changes, trust=trust).run(output, quiet=quiet)
     outcome.report(output)
     if outcome.done(output) == before:
-        say("Nothing was left to do: all tasks are learned and measured.")
+        say("Nothing was left to do.")
 
 
 @app.command()
@@ -84,6 +86,7 @@ def tune(
     trials: Annotated[int, typer.Option(min=1, help="How many settings are tried.")] = 10,
     tasks: Annotated[int, typer.Option(min=1, help="Look at so many of the first tasks only.")] = 2,
     settings: Settings = [],
+    trust: Trust = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
@@ -94,7 +97,8 @@ def tune(
 
     output = output or Path("runs") / f"{recipe.stem}-tune"
     protocol = Protocol(tasks=tasks, trials=trials)
-    found = tune(Recipe.read(recipe, settings), output, protocol=protocol, quiet=quiet or as_json)
+    source = Recipe.read(recipe, settings, trust=trust)
+    found = tune(source, output, protocol=protocol, quiet=quiet or as_json)
     if as_json:
         return typer.echo(json.dumps({"recipe": found.recipe, "trials": found.trials}, indent=2))
     if not quiet:
@@ -121,6 +125,7 @@ def learn(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="For a new run.")] = None,
     settings: Settings = [],
+    trust: Trust = False,
     quiet: Quiet = False,
 ) -> None:
     """Learn one's own data: one more task for a run, or the first of a new one."""
@@ -129,7 +134,7 @@ def learn(
     names = {"name": task, "text": text, "image": image, "label": label, "task": task_column, "config": config}
     splits = {"train": data, "validation": validation, "test": test}
     entry = entry_of(splits, names | {"encoding": encoding, "delimiter": delimiter})
-    learn_more(run, entry, backbone=backbone, seed=seed, settings=settings, quiet=quiet)
+    learn_more(run, entry, backbone=backbone, seed=seed, settings=settings, trust=trust, quiet=quiet)
     outcome.report(run)
 
 
@@ -140,6 +145,7 @@ def forget(
     retrain_later: Annotated[
         bool, typer.Option("--retrain-later", help="Learn the tasks again in which something of it remains.")
     ] = False,
+    trust: Trust = False,
     quiet: Quiet = False,
 ) -> None:
     """Take a task out of a run: its adapter, head and statistics, and all that was measured of it.
@@ -148,7 +154,7 @@ def forget(
     """
     from perdure.forget import forget
 
-    found = forget(run, task, retrain_later=retrain_later, quiet=quiet)
+    found = forget(run, task, retrain_later=retrain_later, trust=trust, quiet=quiet)
     say(*str(found).splitlines())
 
 
@@ -177,6 +183,7 @@ def evaluate(
     run: RunFolder,
     rule: RuleName = None,
     settings: Settings = [],
+    trust: Trust = False,
     last: Annotated[bool, typer.Option("--last", help="Only after the last task.")] = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -185,7 +192,8 @@ def evaluate(
     from perdure.report import FORMATS, report
     from perdure.runs import evaluate_run
 
-    evaluate_run(run, rule, settings, steps="last" if last else "all", quiet=quiet or as_json)
+    steps = "last" if last else "all"
+    evaluate_run(run, rule, settings, steps=steps, trust=trust, quiet=quiet or as_json)
     summary = report([run], run / "report.html")
     typer.echo(FORMATS["json"](summary), nl=False) if as_json else outcome.show(summary, run)
 
@@ -195,6 +203,7 @@ def diagnose(
     run: RunFolder,
     rule: RuleName = None,
     settings: Settings = [],
+    trust: Trust = False,
     examples: Annotated[int, typer.Option(min=4, help="At most so many of each task and split are read.")] = 100,
     only: Annotated[
         list[str], typer.Option(help="interference, zones, cka, probe or posterior; by default all. Repeatable.")
@@ -206,7 +215,7 @@ def diagnose(
     from perdure.diagnose import diagnose
     from perdure.report import diagnostics_terminal
 
-    found = diagnose(run, rule, settings, examples=examples, only=only, quiet=quiet or as_json)
+    found = diagnose(run, rule, settings, examples=examples, only=only, trust=trust, quiet=quiet or as_json)
     if as_json:
         return typer.echo(json.dumps(found, indent=2))
     diagnostics_terminal.show(found)
@@ -229,6 +238,7 @@ def predict(
     device: Annotated[
         str, typer.Option(help="cpu, cuda, cuda:1, mps; or auto, the accelerator if one is here.")
     ] = "auto",
+    trust: Trust = False,
     quiet: Quiet = False,
 ) -> None:
     """Add the columns label, probability and task to a table."""
@@ -241,7 +251,7 @@ def predict(
     table = Table.open(file, encoding=encoding, delimiter=delimiter)
     check_output(output)  # before the model is loaded
     columns: Any = {"text": text, "image": image}
-    model = Model(run, device=device)
+    model = Model(run, trust=trust, device=device)
     count = predict_table(model, table, output, **columns, task=task, batch_size=batch_size, quiet=quiet)
     say(f"{count} rows: {output}")
 
@@ -252,13 +262,16 @@ def export(
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to write.")],
     rule: RuleName = None,
     settings: Settings = [],
+    trust: Trust = False,
     quiet: Quiet = False,
 ) -> None:
     """Write the combined model as a stock checkpoint (transformers, or sentence-transformers); say what it loses."""
     from perdure.model import Model
+    from perdure.results import Run
     from perdure.runs import rule_of
 
-    model = Model(run, rule=rule_of(run, rule, settings), device="cpu")
+    results = Run(run, trust=trust)
+    model = Model(results, rule=rule_of(results, rule, settings), device="cpu")
     model.export(output)
     if not quiet:
         say(*model.exported(output).sentences())
@@ -273,6 +286,7 @@ def merge(
         str, typer.Option("--rule", help="How the adapters are combined.", autocompletion=names_of("rule"))
     ] = "task_arithmetic",
     settings: Settings = [],
+    trust: Trust = False,
     output: Output = None,
     form: Annotated[Literal["model", "adapter"], typer.Option("--as", help="What is written.")] = "model",
     rank: Annotated[int | None, typer.Option(help="Of the adapter that is written; by default exact.")] = None,
@@ -290,14 +304,14 @@ def merge(
     options: dict[str, Any] = {"rank": rank, "saved_modules": saved_modules, "any_base": any_base, "dry_run": dry_run}
     if not adapters and (Path(base) / "recipe.yaml").is_file():
         options["as"] = form if form != "model" else None
-        return _try_rule(Path(base), rule, settings, output, options, quiet=quiet)
+        return _try_rule(Path(base), rule, settings, output, options, trust=trust, quiet=quiet)
     options["form"] = form
     merged = merge_checkpoint(base, adapters, section(rule, settings), output, **options, quiet=quiet)
     say(*([merged.output] if quiet and merged.written else str(merged).splitlines()))
 
 
 def _try_rule(
-    run: Path, rule: str, settings: list[str], output: Path | None, options: dict[str, Any], *, quiet: bool
+    run: Path, rule: str, settings: list[str], output: Path | None, options: dict[str, Any], *, trust: bool, quiet: bool
 ) -> None:
     from perdure.errors import InputError
     from perdure.runs import try_rule
@@ -305,7 +319,7 @@ def _try_rule(
     if given := [name for name, value in options.items() if value]:
         option = given[0].replace("_", "-")
         raise InputError(f"`--{option}` is for adapters. With a run the rule is measured, and exported to `--output`.")
-    try_rule(run, rule, settings, output, quiet=quiet)
+    try_rule(run, rule, settings, output, trust=trust, quiet=quiet)
     outcome.report(run)
     if output:
         say(f"Model: {output}")
@@ -319,15 +333,14 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Report one run, or compare several; one that is still running as far as it is."""
-    from perdure.report import FORMATS, summary, write
+    from perdure.report import FORMATS, report, summary
 
     format = "json" if as_json else format
-    text = FORMATS[format](summary.summarise(runs))
     if format == "html":
         output = output or (runs[0] / "report.html" if len(runs) == 1 else Path("report.html"))
     if output is None:
-        return typer.echo(text, nl=False)
-    write(output, text)
+        return typer.echo(FORMATS[format](summary.summarise(runs)), nl=False)
+    report(runs, output, FORMATS[format])
     say(output)
 
 

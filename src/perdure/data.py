@@ -1,5 +1,6 @@
 """One's own data as tasks: tables, folders of images, and data sets of the hub."""
 
+import errno
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -85,8 +86,7 @@ def read_tasks(
         splits, classes = _read_datasets(files, config, asked)
     if "image" in splits["train"].column_names:
         for split, rows in splits.items():
-            where = Path(files.get(split, files["train"])).name
-            splits[split] = image_column(rows, "image", where)
+            splits[split] = image_column(rows, "image", _where(files, split))
     parts = _by_task(splits) if task else {name or Path(files["train"]).stem: splits}
     return [_task(title, part, classes, label, seed) for title, part in parts.items()]
 
@@ -140,15 +140,15 @@ def _tables(files: Mapping[str, str], encoding: str, delimiter: str | None) -> d
 
 def _has_tables(folder: Path) -> bool:
     """Return whether a folder holds tables, and not images with a table that describes them."""
-    tables = [path for path in _files(folder) if path.stem != "metadata"]
-    return bool(tables)
+    return any(path.stem != "metadata" for path in _files(folder))
 
 
 def _files(folder: Path) -> list[Path]:
     """Return the tables in a folder, or where `datasets` puts them, in its folder `data`."""
     for place in (folder, folder / "data"):
         paths = sorted(place.iterdir()) if place.is_dir() else []
-        tables = [path for path in paths if path.suffix.lower() in ENDINGS and path.is_file()]
+        visible = [path for path in paths if not path.name.startswith(".")]
+        tables = [path for path in visible if path.suffix.lower() in ENDINGS and path.is_file()]
         if tables:
             return tables
     return []
@@ -161,9 +161,9 @@ def _parts(folder: Path) -> dict[Split, list[Path]]:
         return {"train": tables}
     parts: dict[Split, list[Path]] = {}
     for path in tables:
-        word = re.match("[a-z]*", path.stem.lower())
+        word = re.split("[^a-z]", path.stem.lower())[0]
         for split, words in SPLIT_NAMES.items():
-            if word and word[0] in words:
+            if word in words:
                 parts.setdefault(split, []).append(path)
     if "train" not in parts:
         names = [path.name for path in tables]
@@ -178,10 +178,28 @@ def _read_tables(
     first = tables["train"][0]
     columns = asked.among(first.columns, f"`{first.path}`")
     splits: dict[Split, Dataset] = {split: from_tables(parts, columns) for split, parts in tables.items()}
-    return splits, first.reader.class_names.get(columns.label)
+    return splits, first.class_names.get(columns.label)
 
 
-# -- what `datasets` reads
+# -- folders of images, and what `datasets` reads
+
+
+def _load_images(files: Mapping[str, str]) -> Any:
+    """The splits of a folder of images."""
+    folder = files["train"]
+    if len(files) > 1:
+        raise DataError(
+            f"`data` names the folder `{folder}` and others. Give one folder, with a folder for each split in it."
+        )
+    if has_metadata(folder):
+        return _load_dataset(files, ("imagefolder",), {"data_dir": folder})
+    return read_image_folder(folder)
+
+
+def _where(files: Mapping[str, str], split: Split) -> str:
+    """The table that a row of a split is in, for errors."""
+    file = files.get(split, files["train"])
+    return Path(file).name if os.path.exists(file) else f"{file}, {split}"
 
 
 def _read_datasets(
@@ -202,18 +220,6 @@ def _read_datasets(
     return examples, declared_classes(splits["train"], columns.label)
 
 
-def _load_images(files: Mapping[str, str]) -> Any:
-    """The splits of a folder of images."""
-    folder = files["train"]
-    if len(files) > 1:
-        raise DataError(
-            f"`data` names the folder `{folder}` and others. Give one folder, with a folder for each split in it."
-        )
-    if has_metadata(folder):
-        return _load_dataset(files, ("imagefolder",), {"data_dir": folder})
-    return read_image_folder(folder)
-
-
 def _load_dataset(files: Mapping[str, str], arguments: Sequence[str], options: Mapping[str, Any]) -> Any:
     """`datasets.load_dataset`, quietly, with one sentence for whatever goes wrong."""
     verbosity, bars = datasets.logging.get_verbosity(), datasets.is_progress_bar_enabled()
@@ -228,12 +234,21 @@ def _load_dataset(files: Mapping[str, str], arguments: Sequence[str], options: M
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         if "corresponds to no data" in reason:
             reason = "it has no rows"
+        if _cannot_be_written(error):
+            reason += ". Set `HF_HOME` to a folder where you may write: `datasets` keeps what it fetches there"
         raise DataError(f"{where} could not be read: {reason}.") from error
     finally:
         datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = counts
         datasets.logging.set_verbosity(verbosity)
         if bars:
             datasets.enable_progress_bars()
+
+
+def _cannot_be_written(error: BaseException) -> bool:
+    """Return whether it is the cache of `datasets` that failed: there is no home folder, or it is read-only."""
+    reasons = (error, error.__cause__, error.__context__)
+    numbers = {reason.errno for reason in reasons if isinstance(reason, OSError)}
+    return bool(numbers & {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR})
 
 
 def from_hub(name: str, config: str | None = None) -> Any:

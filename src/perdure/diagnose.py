@@ -20,7 +20,9 @@ from perdure.evaluate import probabilities, settled, task_logits
 from perdure.merge import task_vectors
 from perdure.progress import Progress
 from perdure.results import Run
+from perdure.rule_settings import RuleLike
 from perdure.runs import rule_of
+from perdure.sources import Sources
 from perdure.stream import TaskStream
 from perdure.subject import EXAMPLES, Subject, subject_of
 from perdure.task_id import TaskPosterior, describe
@@ -52,13 +54,14 @@ class _LeftOut(Exception):
 
 def diagnose(
     folder: str | Path,
-    rule: str | None = None,
+    rule: RuleLike | None = None,
     settings: Sequence[str] = (),
     *,
     examples: int = EXAMPLES,
     only: Sequence[str] = (),
     stream: TaskStream | None = None,
     quiet: bool = True,
+    trust: bool = False,
 ) -> dict[str, Any]:
     """Diagnose a run, finished or part-way, and write `diagnostics.json` into its folder.
 
@@ -67,7 +70,8 @@ def diagnose(
     Parameters
     ----------
     rule, settings
-        Another rule than the run's own, and its settings, such as `scale=0.3`.
+        Another rule than the run's own (a `Rule`, its name, or a mapping of `name` and settings), and settings such as
+        `scale=0.3`.
     examples
         At most so many of each task and split are read, drawn with the run's seed.
     only
@@ -77,6 +81,8 @@ def diagnose(
         The tasks, where the run's recipe does not say how they are made.
     quiet
         Do not tell how far it is.
+    trust
+        Whether Python files that the run's recipe names may be run.
 
     Returns
     -------
@@ -86,7 +92,8 @@ def diagnose(
     Raises
     ------
     RunError
-        The tasks or their examples are not those that the run learned, or it has learned none.
+        The tasks or their examples are not those that the run learned, it has learned none, or one was forgotten
+        meanwhile: then nothing is written.
     InputError
         There is no such part, or `examples` is less than 4.
     OutputError
@@ -98,10 +105,14 @@ def diagnose(
         raise UnknownName("part of the diagnostics", unknown[0], PARTS)
     if examples < 4:
         raise InputError(f"`examples` must be at least 4, got {examples}: fewer say nothing.")
-    subject = subject_of(Run(folder), rule_of(folder, rule, settings), stream, examples)
+    files.check_place(Path(folder) / FILE)  # not after minutes
+    sources = Sources.of(folder)
+    run = Run(folder, trust=trust)
+    subject = subject_of(run, rule_of(run, rule, settings), stream, examples)
     found: dict[str, Any] = {
         "format": 1,
         "tasks": subject.tasks,
+        "made_of": dict(sources.tasks),
         "rule": subject.rule.label,
         "since": subject.rule.since,
         "seed": subject.seed,
@@ -117,7 +128,8 @@ def diagnose(
                 found["parts"][name] = {"reading": READING[name], **COMPUTED[name](subject)}
             except _LeftOut as reason:
                 found["left_out"][name] = str(reason)
-    files.write(subject.run.folder / FILE, json.dumps(_with_earlier(subject.run.folder, found), allow_nan=False) + "\n")
+    text = json.dumps(_with_earlier(subject.run.folder, found), allow_nan=False)
+    files.write(subject.run.folder / FILE, text + "\n", check=sources.check)
     return found
 
 

@@ -67,6 +67,7 @@ class UnknownName(InputError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str]):
         known = sorted(known)
+        name = name if len(name) <= 100 else f"{name[:100]}…"
         near = difflib.get_close_matches(name.lower().replace("-", "_"), known, n=1, cutoff=0.5)
         hint = f" Did you mean `{near[0]}`?" if near else ""
         super().__init__(f"No {kind} named `{name}`.{hint} There are: {', '.join(known) or 'none'}.")

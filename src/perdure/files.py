@@ -9,6 +9,7 @@ import errno
 import io
 import json
 import os
+import re
 import shutil
 import stat
 from collections.abc import Callable, Iterator, Mapping
@@ -21,11 +22,13 @@ from perdure import partial
 from perdure.errors import CheckpointError, OutputError, PerdureError
 
 POINTER = b"version https://git-lfs.github.com/spec/"  # how a file begins that Git LFS has not fetched
-
+TASK_NAME = re.compile(r"[A-Za-z0-9][\w-]*")
+"""What a task may be called: its name is that of a folder, and of a layer of the model."""
 MAX_JSON = 100_000_000  # bytes
 MAX_VALUES = 1_000_000  # in JSON: `[],[],…` takes 30 times its size in memory; a header with 100,000 tensors has fewer
 MAX_YAML = 1_000_000
 MAX_LINE = 10_000_000
+MAX_LINES = 300_000_000  # bytes of a file of lines: a million steps of training are a third of that
 MAX_DEPTH = 50  # of lists and mappings within each other in YAML, whose reader takes the square of it in time
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same in C, where PyYAML was built with it
@@ -96,14 +99,16 @@ def read_text(path: Path, limit: int = MAX_JSON) -> str:
 
 
 def read_lines(path: Path) -> Iterator[bytes]:
-    """The lines of a file, each with its end; the file may be of any size.
+    """The lines of a file, each with its end.
 
     Raises
     ------
     CheckpointError
-        A line has too many bytes, or the file cannot be read.
+        A line or the file has too many bytes, or the file cannot be read.
     """
     with open_regular(path) as plain_file, io.BufferedReader(plain_file) as file:
+        if os.fstat(plain_file.fileno()).st_size > MAX_LINES:
+            raise CheckpointError(f"`{path}` has more than {MAX_LINES} bytes, which no such file needs.")
         while line := file.readline(MAX_LINE + 1):
             if len(line) > MAX_LINE:
                 raise CheckpointError(f"`{path}` has a line of more than {MAX_LINE} bytes, which it never needs.")
@@ -158,31 +163,54 @@ def read_yaml(path: Path) -> dict[str, Any]:
     CheckpointError
         It is none, or too large, or has aliases.
     """
-    text = read_text(path, MAX_YAML)
+    value = parse_yaml(read_text(path, MAX_YAML), f"`{path}`")
+    if not isinstance(value, dict):
+        raise CheckpointError(f"`{path}` is not a mapping of names and values, but {type(value).__name__}.")
+    return value
+
+
+def parse_yaml(text: str, what: str) -> Any:
+    """Return the plain values that a YAML text states; `what` it is, for the error.
+
+    Raises
+    ------
+    CheckpointError
+        It is no YAML, has aliases, a key twice, or too many levels.
+    """
     try:
-        _check_yaml(path, text)
-        value = yaml.load(text, Loader=_Loader)  # a safe loader
-        if not isinstance(value, dict):
-            raise CheckpointError(f"`{path}` is not a mapping of names and values, but {type(value).__name__}.")
-        return plain(value)
+        _check_yaml(what, text)
+        return plain(yaml.load(text, Loader=_Reader))  # a safe loader
     except (yaml.YAMLError, ValueError, TypeError, RecursionError, OverflowError) as error:
-        why = " ".join(str(error).split())[:300]
-        raise CheckpointError(f"`{path}` is not YAML that can be read: {why}.") from error
+        why = " ".join(str(error).split()).replace('"<unicode string>", ', "")[:300]
+        raise CheckpointError(f"{what} is not YAML that can be read: {why}.") from error
 
 
-def _check_yaml(path: Path, text: str) -> None:
+def _check_yaml(what: str, text: str) -> None:
     """Refuse what would take long to read, before any of it is made."""
     depth = 0
     for event in yaml.parse(text, Loader=_Loader):
         if isinstance(event, yaml.AliasEvent):
-            raise CheckpointError(f"`{path}` has aliases (`*name`), which are not read. Write their values out.")
+            raise CheckpointError(f"{what} has aliases (`*name`), which are not read. Write their values out.")
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > MAX_DEPTH:
-            raise CheckpointError(f"`{path}` has more than {MAX_DEPTH} lists or mappings within each other.")
+            raise CheckpointError(f"{what} has more than {MAX_DEPTH} lists or mappings within each other.")
 
 
-def plain(value: Mapping[str, Any]) -> dict[str, Any]:
-    """A mapping as a file gives it back: lists for tuples, texts for what JSON does not know."""
+class _Reader(_Loader):
+    """A safe loader that refuses a key that is there twice, of which YAML's would take the last."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        names = set()
+        for key, _ in node.value:
+            name = (key.tag, str(key.value))
+            if name in names:
+                raise ValueError(f"`{key.value}` is there twice, in line {key.start_mark.line + 1} again")
+            names.add(name)
+        return super().construct_mapping(node, deep)
+
+
+def plain(value: Any) -> Any:
+    """Values as a file gives them back: lists for tuples, texts for what JSON does not know."""
     return json.loads(json.dumps(value, default=str))
 
 
@@ -213,7 +241,7 @@ def writing(
         check_place(path, replace=replace)
         temporary, file = partial.new_file(path.parent)
     try:
-        with _refusing_write(path):
+        with _refusing_write(path, temporary):
             yield file
         with refusing(path):
             file.flush()
@@ -296,12 +324,12 @@ def refusing(path: Path, *, verb: str = "written") -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _refusing_write(path: Path) -> Iterator[None]:
+def _refusing_write(path: Path, temporary: Path) -> Iterator[None]:
     """The same for what is done while a file is open: an error that names a file is about another one, and passes."""
     try:
         yield
     except OSError as error:
-        if error.filename is not None:
+        if error.filename not in (None, str(temporary)):
             raise
         with refusing(path):
             raise

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from perdure import processes
-from perdure.errors import InputError, PerdureError, UnknownName
+from perdure.errors import FetchError, InputError, UnknownName
 from perdure.recipe import Recipe
 from perdure.restore import check_same
 from perdure.results import Run
@@ -61,6 +61,7 @@ def forget(
     *,
     retrain_later: bool = False,
     stream: TaskStream | None = None,
+    trust: bool = False,
     quiet: bool = True,
 ) -> Forgotten:
     """Remove a task from a run: its adapter, its head, its statistics, and what was measured of it or with it.
@@ -76,6 +77,8 @@ def forget(
         Learn the tasks again in which something of it would remain.
     stream
         The tasks, where the run's recipe does not say how they are made; for `retrain_later`.
+    trust
+        Whether Python files that the run's recipe names may be run.
 
     Raises
     ------
@@ -88,7 +91,7 @@ def forget(
     """
     if processes.count() > 1:
         raise InputError("`forget` is for one process: start it without `accelerate launch` or `torchrun`.")
-    results = Run(folder)
+    results = Run(folder, trust=trust)
     with results.writing():
         recipe, names = results.recipe, results.tasks
         if task not in forgotten(recipe) and task not in names and task not in _planned(recipe):
@@ -133,7 +136,7 @@ def _planned(recipe: dict[str, Any]) -> list[str]:
         return recipe["stream"]["tasks_made_in_python"]
     try:
         return Recipe.parse(recipe).make_stream().names
-    except PerdureError:  # the data is not here
+    except (InputError, FetchError):  # the data is not here
         return []
 
 

@@ -11,10 +11,11 @@ import torch
 from perdure import run_files
 from perdure.backbone import Backbone
 from perdure.evaluate import TASK_IDS, Answers, Evaluator, TaskId
-from perdure.merge import Combined, Rule, combine
+from perdure.merge import Combined, combine
 from perdure.progress import Progress
 from perdure.restore import give_heads
 from perdure.results import Run
+from perdure.rule_settings import Rule
 from perdure.seeds import derived
 from perdure.stream import Task, TaskStream
 from perdure.task_folder import Learned

@@ -2,123 +2,49 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
-from perdure import adapters, registry
+from perdure import adapters
 from perdure.adapters import Adapter
 from perdure.backbone import Backbone
 from perdure.errors import InputError
 from perdure.mixture import Choice, Mixture
-from perdure.rule import takes_inputs
-from perdure.search import Search
+from perdure.rule_settings import Inputs, Rule, RuleLike, Since, Space
 from perdure.task_vector import LowRank, TaskVector
 
-Space = Literal["delta", "factor"]
-Since = Literal["pretrained", "start"]
-Inputs = Mapping[str, Mapping[str, Float[Tensor, "in in"]]]
 
+def tried(rule: Rule, *, full: bool = False) -> "Combined":
+    """What a rule makes of two small task vectors, low-rank or `full`: whatever is wrong with it shows here.
 
-@dataclass(frozen=True, kw_only=True)
-class Rule:
-    """A rule of `merging/` with its settings, and what it is applied to.
-
-    Parameters
-    ----------
-    name
-        The rule's name.
-    options
-        Its own settings, such as `scale`.
-    space
-        `delta`: ΔW = s B A of each layer, which is how LoRA acts, summed exactly; `factor`: the modules' own parameters
-        (A and B apart), relative to their common start. Bottleneck adapters have only `factor`. The two differ: the sum
-        of factors has the cross terms B_i A_j.
-    since
-        `pretrained`: a task vector is all that the module adds to the pre-trained model (the paper's tau = Phi -
-        Phi_pre); with modules started from the previous task it contains the earlier tasks, which so count several
-        times. `start`: only what training on the task itself has added.
-    search
-        How the scale is searched where it is `search`.
+    Raises
+    ------
+    PerdureError
+        As the rule does.
     """
+    if rule.search.over != "all" and rule.name != "task_arithmetic":
+        raise InputError(f"`search.over: {rule.search.over}` is for `task_arithmetic`, not for `{rule.name}`.")
+    if rule.searches or isinstance(rule.options.get("scale"), Mapping):  # the tasks below have other names
+        return tried(rule.with_scale(1.0), full=full)
+    small = LowRank(torch.ones(2, 1), torch.ones(1, 2)) if rule.space == "delta" else torch.ones(2)
+    small = torch.ones(2, 2) if full else small
+    inputs = {name: {"w": torch.eye(2)} for name in ("a", "b")}
+    return Combined(_result(rule, {name: TaskVector({"w": small}) for name in inputs}, inputs))
 
-    name: str = "task_arithmetic"
-    options: Mapping[str, Any] = field(default_factory=dict)
-    space: Space = "delta"
-    since: Since = "pretrained"
-    search: Search = field(default_factory=Search)
 
-    @property
-    def label(self) -> str:
-        """The name, and the settings that are not the defaults: what tells it from other rules in `scores.csv`.
-
-        Examples
-        --------
-        >>> Rule(name="task_arithmetic", options={"scale": 0.3}, space="factor").label
-        'task_arithmetic(scale=0.3, space=factor)'
-        """
-        settings = {**self.options, "space": self.space, "since": self.since}
-        if self.searches and self.search.over != "all":
-            settings["scale"] = f"search over {self.search.over} by {self.search.by}"
-        usual = {"space": "delta", "since": "pretrained"}
-        own = [f"{name}={value}" for name, value in settings.items() if usual.get(name) != value]
-        return f"{self.name}({', '.join(own)})" if own else self.name
-
-    def with_scale(self, scale: Any) -> "Rule":
-        """The rule with another scale."""
-        return replace(self, options={**self.options, "scale": scale})
-
-    def tried(self, *, full: bool = False) -> "Combined":
-        """What the rule makes of two small task vectors, low-rank or `full`: whatever is wrong with it shows here.
-
-        Raises
-        ------
-        PerdureError
-            As the rule does.
-        """
-        if self.search.over != "all" and self.name != "task_arithmetic":
-            raise InputError(f"`search.over: {self.search.over}` is for `task_arithmetic`, not for `{self.name}`.")
-        if self.searches or isinstance(self.options.get("scale"), Mapping):  # the tasks below have other names
-            return self.with_scale(1.0).tried(full=full)
-        small = LowRank(torch.ones(2, 1), torch.ones(1, 2)) if self.space == "delta" else torch.ones(2)
-        small = torch.ones(2, 2) if full else small
-        inputs = {name: {"w": torch.eye(2)} for name in ("a", "b")}
-        return Combined(self({name: TaskVector({"w": small}) for name in inputs}, inputs))
-
-    def __call__(
-        self, vectors: Mapping[str, TaskVector], inputs: Inputs | None = None
-    ) -> TaskVector | dict[str, TaskVector] | Mixture:
-        """What the rule makes of task vectors, by task name.
-
-        `inputs` are the kept covariances of the layers' inputs, by task and layer.
-
-        Raises
-        ------
-        InputError
-            The rule needs statistics of inputs, and none were kept.
-        """
-        function = registry.find("rule", self.name)
-        if not takes_inputs(function):
-            return function(vectors, **self.options)
-        if not inputs:
-            raise InputError(
-                f"The rule `{self.name}` needs statistics of the layers' inputs, which were not kept: learn the tasks "
-                "with `training: {keep_inputs: true}`."
-            )
-        return function(vectors, inputs, **self.options)
-
-    @property
-    def needs_inputs(self) -> bool:
-        """Whether it takes statistics of the layers' inputs."""
-        return takes_inputs(registry.find("rule", self.name))
-
-    @property
-    def searches(self) -> bool:
-        """Whether its scale is to be searched on validation data."""
-        return self.options.get("scale") == "search"
+def _result(
+    rule: Rule, vectors: Mapping[str, TaskVector], inputs: Inputs
+) -> TaskVector | dict[str, TaskVector] | Mixture:
+    """Apply a rule, which may be a user's own, and check what it returns."""
+    made = rule(vectors, inputs)
+    if not isinstance(made, TaskVector | dict | Mixture):
+        raise InputError(
+            f"The rule `{rule.name}` returned {type(made).__name__}: it must return a `TaskVector`, a dict with one "
+            "for each task, or a `Mixture`."
+        )
+    return made
 
 
 def task_vectors(
@@ -230,8 +156,13 @@ def _adapted(model: nn.Module, origin: Adapter, vector: TaskVector) -> Iterator[
             adapters.write(model, before)
 
 
-def combine(learned: Sequence[Adapter], rule: Rule) -> Combined:
+def combine(learned: Sequence[Adapter], rule: RuleLike) -> Combined:
     """Apply a rule to the adapters of the tasks, in the order in which they were learned.
+
+    Parameters
+    ----------
+    rule
+        A `Rule`, its name, or a mapping of `name` and settings.
 
     Raises
     ------
@@ -240,9 +171,10 @@ def combine(learned: Sequence[Adapter], rule: Rule) -> Combined:
     InputError
         The rule's scale is still `search`.
     """
+    rule = Rule.of(rule)
     if rule.searches:
         raise InputError("`scale: search` needs validation data; give a number, `1/n` or `1/sqrt(n)` here.")
     inputs = {adapter.name: adapter.inputs for adapter in learned if adapter.inputs}
-    merged = rule(task_vectors(learned, space=rule.space, since=rule.since), inputs)
+    merged = _result(rule, task_vectors(learned, space=rule.space, since=rule.since), inputs)
     merged = merged.made() if isinstance(merged, TaskVector) else merged  # it will be applied many times
     return Combined(merged, learned[0] if rule.space == "factor" else None, rule.label)

@@ -10,7 +10,7 @@ from perdure import fold, merged_folder, staging
 from perdure.errors import InputError
 from perdure.merge_card import Merged, MergedAdapter
 from perdure.merger import Merger, combine
-from perdure.settings import Section
+from perdure.rule_settings import RuleLike
 from perdure.task_vector import Deferred, OnDemand
 
 RUNTIME = 230_000_000  # bytes that Python and torch take
@@ -19,7 +19,7 @@ RUNTIME = 230_000_000  # bytes that Python and torch take
 def merge_checkpoint(
     base: str | Path,
     adapters: Sequence[str | Path],
-    rule: Section = "task_arithmetic",
+    rule: RuleLike = "task_arithmetic",
     output: str | Path | None = None,
     *,
     form: str = "model",
@@ -38,7 +38,7 @@ def merge_checkpoint(
     adapters
         PEFT folders, in the order in which they were learned.
     rule
-        Its name, or a mapping of `name` and settings, as in a recipe.
+        A `Rule`, its name, or a mapping of `name` and settings, as in a recipe.
     output
         A folder that is not there yet: it appears when all of it is written.
     form

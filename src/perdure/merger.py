@@ -15,7 +15,8 @@ from perdure.checkpoint import Checkpoint
 from perdure.errors import CheckpointError, InputError, UnknownName
 from perdure.fitted import Fitted
 from perdure.rule import nature_of, takes_inputs
-from perdure.settings import Section, checked, named
+from perdure.rule_settings import Rule, RuleLike
+from perdure.settings import checked, named
 from perdure.skeleton import Skeleton
 from perdure.task_vector import Entry, OnDemand, TaskVector
 from perdure.tensor_file import FLOATS, Stored, new, total_bytes
@@ -102,13 +103,13 @@ class Merger:
 def combine(
     base: str | Path,
     adapters: Sequence[str | Path],
-    rule: Section,
+    rule: RuleLike,
     *,
     saved_modules: str | None = None,
     any_base: bool = False,
 ) -> Merger:
     """Read the adapters and apply a rule to them; see `merge_checkpoint`."""
-    name, options = named(rule, "rule")
+    name, options = named(rule.own if isinstance(rule, Rule) else rule, "rule")
     function = registry.find("rule", name)
     for key in {"space", "since"} & set(options):
         raise InputError(f"`{key}` is for the rules of a run. PEFT folders are merged by what they add to the weights.")

@@ -20,12 +20,13 @@ from perdure.examples import TEXTS
 from perdure.export_card import Exported, card
 from perdure.heads import RandomHead
 from perdure.images import as_rows
-from perdure.merge import Rule, Since, Space, combine
+from perdure.merge import combine, tried
 from perdure.restore import restore
 from perdure.results import Run
-from perdure.rule import chosen
+from perdure.rule_settings import Rule, RuleLike
 from perdure.run_files import reading
 from perdure.settings import checked, named
+from perdure.sources import Sources
 from perdure.tables import Row, texts
 from perdure.task_id import TaskPosterior, describe
 from perdure.task_vector import TaskVector
@@ -52,9 +53,12 @@ class Model:
     folder
         The run folder.
     rule
-        How the adapters are combined; by default as the run did, with the scale that it found.
+        How the adapters are combined, as a `Rule`, its name, or a mapping of `name` and settings; by default as the
+        run did, with the scale that it found.
     label
         What the rule is called in `scores.csv`, if that is not its own label, as after a search.
+    trust
+        Whether Python files that the run's recipe names may be run.
     device
         Where the model computes, such as `cpu` or `cuda:1`; `auto` is the accelerator that is here, else the CPU.
 
@@ -67,11 +71,19 @@ class Model:
     """
 
     def __init__(
-        self, folder: str | Path | Run, *, rule: Rule | None = None, label: str | None = None, device: str = "auto"
+        self,
+        folder: str | Path | Run,
+        *,
+        rule: RuleLike | None = None,
+        label: str | None = None,
+        trust: bool = False,
+        device: str = "auto",
     ):
-        self.results = folder if isinstance(folder, Run) else Run(folder)
-        self.rule = rule or _rule(self.results)
-        self.label = label or (rule.label if rule else self.results.combined()["label"])
+        self.results = folder if isinstance(folder, Run) else Run(folder, trust=trust)
+        self.sources = Sources.of(self.results.folder)
+        self.rule = _rule(self.results) if rule is None else Rule.of(rule)
+        usual = self.results.combined()["label"] if rule is None else self.rule.label
+        self.label = label or usual
         if not self.results.tasks:
             raise RunError(f"`{self.results.folder}` holds no combined model yet: no task was finished.")
         with reading(self.results.folder / "recipe.yaml"):
@@ -200,13 +212,6 @@ class Model:
             raise DataError(f"{row.where}, has nothing in column `{columns[0]}`. Complete it or leave it out.")
         return value
 
-    def check_current(self) -> None:
-        """Raise `RunError` if the run has forgotten a task meanwhile: what was predicted with it is not to be kept."""
-        now = Run(self.results.folder).tasks
-        gone = [name for name in self.classes if name not in now]
-        if gone:
-            raise RunError(f"`{self.results.folder}` has forgotten the task `{gone[0]}` meanwhile. Predict again.")
-
     def export(self, output: str | Path) -> Path:
         """Write a stock checkpoint: combined weights, all heads as one, `id2label`.
 
@@ -225,7 +230,10 @@ class Model:
         adapters.detach(self.backbone.model)
         size = sum(value.numel() * value.element_size() for value in self.backbone.model.parameters())
         head = self._joined_head()
-        with staging.new_folder(output, size=size) as folder, self.combined.applied(self.backbone):
+        with (
+            staging.new_folder(output, size=size, check=self.sources.check) as folder,
+            self.combined.applied(self.backbone),
+        ):
             self._check_finite()
             self.backbone.save(folder, head, self._labels())
             files.put(folder / "README.md", card(self.exported(output)))
@@ -310,18 +318,17 @@ def _rule(results: Run) -> Rule:
     recipes = results.recipe["rule"]["name"]
     if combined["name"].endswith(".py") and combined["name"] != recipes:  # only the recipe says which code is run
         raise RunError(f"`{path}` names the rule `{combined['name']}`, but the recipe `{recipes}`.")
-    function = registry.find("rule", combined["name"])
+    registry.find("rule", combined["name"])
     with reading(path):
-        chosen("space", combined["space"], Space)
-        chosen("since", combined["since"], Since)
-        options = checked(function, combined["options"], f"`{path}`: rule `{combined['name']}`")
-        scales = options.get("scale")
+        applied = {key: combined[key] for key in ("name", "space", "since")}
+        rule = Rule.of(combined["options"] | applied, f"`{path}`")
+        scales = rule.options.get("scale")
         if missing := [name for name in results.tasks if isinstance(scales, dict) and name not in scales]:
             raise RunError(
                 f"`{path}` has no scale for the task `{missing[0]}`: it is not searched yet. Go on with "
                 f"`perdure run {results.folder}`, or measure with `perdure evaluate {results.folder}`."
             )
-    return Rule(name=combined["name"], options=options, space=combined["space"], since=combined["since"])
+    return rule
 
 
 def check_exportable(rule: Rule) -> None:
@@ -332,7 +339,7 @@ def check_exportable(rule: Rule) -> None:
     RunError
         It is routed, or combines in factor space.
     """
-    routed = not isinstance(rule.tried().vectors, TaskVector)
+    routed = not isinstance(tried(rule).vectors, TaskVector)
     if routed or rule.space == "factor":
         why = "is routed" if routed else "combines in factor space"
         raise RunError(

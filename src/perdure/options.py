@@ -29,6 +29,9 @@ Settings = Annotated[
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the result.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Trust = Annotated[
+    bool, typer.Option("--trust", help="Run the Python files that the run's recipe names: those of somebody you trust.")
+]
 RuleName = Annotated[
     str | None,
     typer.Option(

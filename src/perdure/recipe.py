@@ -6,21 +6,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from annotated_types import Ge
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from perdure import files, processes, registry
+from perdure import files, own_code, processes, registry
 from perdure.backbone import Backbone
 from perdure.data import read_tasks
-from perdure.errors import InputError
+from perdure.errors import CheckpointError, InputError
 from perdure.measure import Evaluation
-from perdure.merge import Rule, Since, Space
+from perdure.merge import tried
 from perdure.method import Method
 from perdure.results import Run
+from perdure.rule_settings import Rule
 from perdure.run import Plan, begin, check, check_alignment, go_on, settings_of
-from perdure.search import Search
-from perdure.settings import Section, checked, named, put, sentence, validate
+from perdure.settings import Section, check_numbers, checked, kinds_of, named, put, sentence
 from perdure.stream import Scenario, TaskStream
 from perdure.training import Training
 
@@ -73,24 +72,33 @@ class Recipe(BaseModel):
         for setting in of_rule:
             put(values, setting)
         try:
-            return cls.model_validate(values)
+            recipe = cls.model_validate(values)
         except ValidationError as error:
-            raise sentence(error, where, cls.model_fields) from error
+            raise sentence(error, where, kinds_of(cls), values) from error
+        for name, value in values.items():
+            check_numbers(value, getattr(recipe, name), f"{where}: `{name}`")
+        return recipe
 
     @classmethod
-    def read(cls, path: str | Path, settings: Sequence[str] = ()) -> "Recipe":
-        """Read a YAML file, or the recipe of a run."""
+    def read(cls, path: str | Path, settings: Sequence[str] = (), *, trust: bool = False) -> "Recipe":
+        """Read a YAML file, or the recipe of a run.
+
+        Python files that a recipe names may be run; those that a run folder names only with `trust`.
+        """
         path = Path(path)
+        if path.name == "recipe.yaml" and (path.parent / "environment.json").exists():
+            path = path.parent  # that of a run: whoever made the folder wrote it
         if (path / "recipe.yaml").is_file():
-            return cls.parse(Run(path).recipe, settings, f"`{path / 'recipe.yaml'}`")
+            return cls.parse(Run(path, trust=trust).recipe, settings, f"`{path / 'recipe.yaml'}`")
         if path.is_dir():
             raise InputError(f"`{path}` is a folder, but no run: it has no `recipe.yaml`. Give a recipe, or a run.")
+        if not path.exists():
+            raise InputError(f"There is no file `{path}`.")
         try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise InputError(f"There is no file `{path}`.") from error
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise InputError(f"`{path}` is not a YAML file: {' '.join(str(error).split())}.") from error
+            values = files.read_yaml(path)
+        except CheckpointError as error:
+            raise InputError(str(error)) from error
+        own_code.trust(values)
         return cls.parse(values, settings, f"`{path}`")
 
     # -- the objects
@@ -127,7 +135,7 @@ class Recipe(BaseModel):
 
     def make_rule(self) -> Rule:
         """The rule, with its settings."""
-        return make_rule(self.rule)
+        return Rule.of(self.rule)
 
     def make_training(self) -> Training:
         return Training(**checked(Training, self.training, "training"))
@@ -162,7 +170,7 @@ class Recipe(BaseModel):
         """
         plan = self.plan()
         settings = self.resolved(plan)
-        return go_on(begin(output, settings, change=change), plan, settings, quiet=quiet)
+        return go_on(begin(output, settings, plan.stream, change=change), plan, settings, quiet=quiet)
 
     def resolved(self, plan: Plan) -> dict[str, Any]:
         """The recipe with all defaults written out."""
@@ -210,7 +218,7 @@ def _check_together(method: Method, rule: Rule, training: Training) -> None:
         raise InputError(f"The rule `{rule.name}` needs `training: {{keep_inputs: true}}`.")
     if training.keep_inputs and method.module != "lora":
         raise InputError("`keep_inputs` is of the layers with LoRA: it needs a method with `peft: lora`.")
-    rule.tried(full=method.module == "full")
+    tried(rule, full=method.module == "full")
 
 
 def own_stream(entries: Sequence[Mapping[str, Any]], *, scenario: Scenario = "class", seed: int = 0) -> TaskStream:
@@ -221,6 +229,7 @@ def own_stream(entries: Sequence[Mapping[str, Any]], *, scenario: Scenario = "cl
     tasks = []
     for entry in entries:
         options = dict(entry)
+        _check_sources(options.get("data"))
         left_out = options.pop("without", [])
         if not isinstance(left_out, list):
             raise InputError(f"`stream`: `without` is {left_out!r}, but should be a list of names of tasks.")
@@ -236,6 +245,13 @@ def own_stream(entries: Sequence[Mapping[str, Any]], *, scenario: Scenario = "cl
     return TaskStream("own", tuple(tasks), scenario)
 
 
+def _check_sources(data: Any) -> None:
+    """Check that the names of files are some: an empty one would be the folder that the process is in."""
+    for source in data.values() if isinstance(data, Mapping) else [data]:
+        if isinstance(source, str) and (not source.strip() or "\0" in source):
+            raise InputError(f"`stream`: `data` is {source!r}, but must be a file, a folder, or a hub id.")
+
+
 def _benchmark(name: str, options: dict[str, Any], seed: int) -> TaskStream:
     """A benchmark's stream; the run's seed is also that of its choices, if it makes any and states none of its own."""
     if "tasks_made_in_python" in options:
@@ -244,18 +260,3 @@ def _benchmark(name: str, options: dict[str, Any], seed: int) -> TaskStream:
     if "seed" in registry.options(function):
         options = {"seed": seed} | options
     return function(**checked(function, options, f"stream `{name}`"))
-
-
-def make_rule(section: Section) -> Rule:
-    """A rule from its name, or from a mapping of its name and settings."""
-    name, options = named(section, "rule")
-    where = {key: options.pop(key) for key in ("space", "since", "search") if key in options}
-    function = registry.find("rule", name)
-    kinds: dict[str, Any] = {"space": (Space, "delta"), "since": (Since, "pretrained"), "search": (Search, Search())}
-    where = validate(create_model("where", **kinds), where, f"rule `{name}`")
-    if "search" in where and "scale" not in options:
-        raise InputError(f"`search` of rule `{name}` says how a scale is found: give it with `scale: search`.")
-    searched = {}
-    if options.get("scale") == "search" and "scale" in registry.options(function):
-        searched = {"scale": options.pop("scale")}  # a run finds the number
-    return Rule(name=name, options=checked(function, options, f"rule `{name}`") | searched, **where)

@@ -2,22 +2,21 @@
 
 A name is looked up as a file of `perdure/methods`, `perdure/merging` or `perdure/benchmarks`, as an entry point
 of the group `perdure.methods` (`perdure.merging`, `perdure.benchmarks`) of another package, or as a path
-to a Python file (`./mine.py`).
+to a Python file (`./mine.py`; see `perdure.own_code`).
 """
 
 import contextlib
 import functools
 import importlib
-import importlib.util
 import inspect
 import pkgutil
-import sys
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
+from perdure import own_code
 from perdure.errors import InputError, UnknownName
 
 Kind = Literal["method", "rule", "benchmark"]
@@ -49,30 +48,18 @@ def find(kind: Kind, name: str) -> Callable[..., Any]:
     UnknownName
         There is none; the message names the nearest.
     InputError
-        The file has none, or several methods.
+        The file has none, or several methods; or it fails when it is run.
+    RunError
+        A run folder names the file, and nobody said that it is trusted.
     """
     if name.endswith(".py"):
-        return _take(kind, _import_file(Path(name)), Path(name).stem)
+        return _take(kind, own_code.load(name), Path(name).stem)
     if name not in names(kind):
         raise UnknownName(kind, name, names(kind))
     for point in _of_others(kind):
         if point.name == name:
             return point.load()
     return _take(kind, importlib.import_module(f"{PACKAGES[kind]}.{name}"), name)
-
-
-def _import_file(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise InputError(f"There is no file `{path}`.")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module  # dataclasses look their module up
-    try:
-        spec.loader.exec_module(module)
-    except SyntaxError as error:
-        raise InputError(f"`{path}` is not Python: {error}.") from error
-    return module
 
 
 def _take(kind: Kind, module: ModuleType, name: str) -> Callable[..., Any]:

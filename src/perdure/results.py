@@ -18,18 +18,22 @@ from jaxtyping import Float
 from numpy import ndarray
 from torch import nn
 
-from perdure import files, lock, partial, run_files, staging, task_folder
+from perdure import files, lock, own_code, partial, run_files, sources, staging, task_folder
 from perdure.errors import OutputError, RunError
-from perdure.merge import Rule
-from perdure.run_files import COLUMNS, is_there, reading
+from perdure.rule_settings import label
+from perdure.run_files import COLUMNS, UNFINISHED, is_there, reading
 from perdure.snapshot import Snapshot
 from perdure.task_folder import Learned
-
-UNFINISHED = "unfinished.safetensors"
 
 
 class Run:
     """A run folder.
+
+    Parameters
+    ----------
+    trust
+        Whether Python files that the folder names (a method, a rule or a benchmark of one's own) may be
+        run, by all that is done with it in this process. They are run as they are then.
 
     Raises
     ------
@@ -37,10 +41,12 @@ class Run:
         The folder is no run, or is damaged.
     """
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path, *, trust: bool = False):
         self.folder = Path(folder)
         self._recipe: tuple[Any, dict[str, Any]] | None = None
         run_files.check_run(self.folder)
+        if trust:
+            own_code.trust(run_files.recipe(self.folder))
 
     @classmethod
     def create(cls, folder: str | Path, recipe: Mapping[str, Any], environment: Mapping[str, Any]) -> "Run":
@@ -72,12 +78,14 @@ class Run:
         Raises
         ------
         RunError
-            Another process is writing it.
+            Another process is writing it, or a file of it is a link.
         """
+        run_files.check_no_links(self.folder)
         with lock.held(self.folder):
             for place in (self.folder, self.folder / "tasks"):
                 partial.sweep(place)
             self._finish_forgetting()
+            self._drop_stale()
             yield
 
     # -- the recipe
@@ -166,7 +174,8 @@ class Run:
         self.drop_unfinished()
         self._drop_values(name, range(len(self.tasks)))
         self._drop_derived()
-        _remove(self.task_folders()[name])  # the last: with it the task is gone
+        _remove(self.task_folders()[name])  # with it the task is gone
+        self._drop_derived()  # somebody may have written of it meanwhile
 
     def forget(self, name: str, recipe: Mapping[str, Any]) -> None:
         """Take a task out of the run: its folder, and all that was measured of it or with it.
@@ -190,6 +199,8 @@ class Run:
             self._combine_without(name)
             _remove(present[name])
         self._renumber()
+        if left:
+            self._drop_derived()  # somebody may have written of them meanwhile
         recipe, count = self.recipe, len(self.tasks)
         traces = recipe.get("traces") or {}
         if any(place >= count for place in traces.values()):  # the tasks that had them are gone
@@ -198,6 +209,11 @@ class Run:
     def _drop_derived(self) -> None:
         """Remove what tells of tasks that are gone."""
         for name in run_files.DERIVED:
+            _remove(self.folder / name)
+
+    def _drop_stale(self) -> None:
+        """Remove what tells of tasks that are gone, and was written in the instant in which they went."""
+        for name in sources.stale(self.folder):
             _remove(self.folder / name)
 
     def _combine_without(self, name: str) -> None:
@@ -212,8 +228,8 @@ class Run:
             found = before[-1] if before else {"options": options, "candidates": []}
             self.save_combined(rule | {key: found[key] for key in ("options", "candidates")})
         elif isinstance(scales, dict) and scales.pop(name, None) is not None:
-            label = Rule(name=rule["name"], options=options, space=rule["space"], since=rule["since"]).label
-            self.save_combined(rule | {"label": label})
+            named = label(rule["name"], options, rule["space"], rule["since"])
+            self.save_combined(rule | {"label": named})
 
     def _renumber(self) -> None:
         """Give the tasks' folders the numbers that they would have had without the others."""

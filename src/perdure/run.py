@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from perdure import files, processes, registry, run_files
+from perdure import files, processes, registry, run_files, task_folder
 from perdure.adapters import Adapter, same
 from perdure.alignment import Gaussians, align
 from perdure.backbone import Backbone
@@ -21,12 +21,15 @@ from perdure.errors import InputError, PerdureWarning, RunError
 from perdure.evaluate import features
 from perdure.learn import learn
 from perdure.measure import Evaluation, described, measure
-from perdure.merge import Rule, combine
+from perdure.merge import combine, tried
 from perdure.method import Method
 from perdure.progress import Progress
 from perdure.restore import give_heads, restore
-from perdure.results import UNFINISHED, Run
+from perdure.results import Run
 from perdure.rule import nature_of
+from perdure.rule_settings import Rule, RuleLike
+from perdure.run_files import UNFINISHED
+from perdure.settings import check_seed, checked
 from perdure.snapshot import Snapshot
 from perdure.statistics import Statistics
 from perdure.stopping import Stopping, stopping
@@ -40,7 +43,7 @@ def run(
     stream: TaskStream,
     backbone: Backbone,
     method: Method,
-    rule: Rule | str | None = None,
+    rule: RuleLike | None = None,
     *,
     output: str | Path,
     training: Training | None = None,
@@ -56,7 +59,7 @@ def run(
     Parameters
     ----------
     rule
-        By default the method's usual one.
+        A `Rule`, its name, or a mapping of `name` and settings; by default the method's usual one.
     output
         The run folder: new, empty, or that of this run.
     quiet
@@ -74,7 +77,7 @@ def run(
     Stopped
         The run was asked to stop.
     """
-    rule = rule if isinstance(rule, Rule) else Rule(name=rule or method.usual_rule)
+    rule = Rule.of(getattr(method, "usual_rule", "last") if rule is None else rule)
     plan = Plan(stream, backbone, method, rule, training or Training(), evaluation or Evaluation(), seed)
     check(plan)
     settings = {
@@ -82,7 +85,7 @@ def run(
         **settings_of(plan),
     }
     settings = files.plain(settings)
-    return go_on(begin(output, settings), plan, settings, quiet=quiet)
+    return go_on(begin(output, settings, plan.stream), plan, settings, quiet=quiet)
 
 
 @dataclass(frozen=True)
@@ -98,15 +101,18 @@ class Plan:
     seed: int
 
 
-def begin(output: str | Path, settings: dict[str, Any], *, change: bool = False) -> Run:
+def begin(output: str | Path, settings: dict[str, Any], stream: TaskStream, *, change: bool = False) -> Run:
     """Make the folder of a run, or take the one that is there, if the settings are its own (or they may `change` it).
 
     Raises
     ------
+    InputError
+        The name of a task is too long for the file system.
     RunError
         It is that of a run with other settings, such as touch what was learned.
     """
     output = Path(output)
+    task_folder.check_names(output, stream.names)
     if processes.first() and not run_files.is_run(output):
         Run.create(output, settings, environment())
     processes.wait()
@@ -235,13 +241,26 @@ def _settle(results: Run, resume: Snapshot | None) -> None:
 
 
 def check(plan: Plan) -> None:
-    """Whether the parts of a run go together.
+    """Check that the parts of a run are what they should be, and go together.
 
     Raises
     ------
     InputError
         They do not.
     """
+    kinds = {
+        "stream": (plan.stream, TaskStream),
+        "backbone": (plan.backbone, Backbone),
+        "method": (plan.method, Method),
+        "training": (plan.training, Training),
+        "evaluation": (plan.evaluation, Evaluation),
+    }
+    for name, (given, kind) in kinds.items():
+        if not isinstance(given, kind):
+            raise InputError(f"`{name}` must be a `perdure.{kind.__name__}`, got {str(given)[:100]!r}.")
+    check_seed(plan.seed)
+    checked(Training, vars(plan.training), "training")
+    checked(Evaluation, vars(plan.evaluation), "evaluation")
     check_alignment(plan.training, plan.rule)
     check_length(plan.stream, plan.rule)
 
@@ -273,7 +292,7 @@ def check_alignment(training: Training, rule: Rule) -> None:
     InputError
         The rule gives no single model, or its scale is found only afterwards.
     """
-    if training.alignment and (rule.searches or rule.tried().routed):
+    if training.alignment and (rule.searches or tried(rule).routed):
         raise InputError(f"`alignment` needs one model with a fixed scale, but the rule is `{rule.label}`.")
 
 

@@ -22,12 +22,25 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from perdure import own_code
 from perdure.errors import PerdureError, RunError
-from perdure.files import parse_json, read_json, read_lines, read_text, read_yaml
+from perdure.files import TASK_NAME, parse_json, read_json, read_lines, read_text, read_yaml
 
 FORMAT = 2
 COLUMNS = ("step", "task", "scenario", "task_id", "rule", "metric", "value")
 DERIVED = ("report.html", "diagnostics.json", "answers.json")
+UNFINISHED = "unfinished.safetensors"
+WRITTEN = (
+    "recipe.yaml",
+    "environment.json",
+    "tasks",
+    UNFINISHED,
+    "combined.json",
+    "scores.csv",
+    "events.jsonl",
+    *DERIVED,
+)
+"""What is written, replaced or removed in a run's folder."""
 PLACE = re.compile(r"(\d{2,6})-(.+)", re.DOTALL)
 
 
@@ -61,6 +74,26 @@ def check_run(folder: Path) -> None:
         )
 
 
+def check_no_links(folder: Path) -> None:
+    """Check that what is written of a run lies in its folder, so that nothing is written or removed anywhere else.
+
+    The folder itself may be a link: its name was given by whoever gave the command, not by whoever made the run.
+
+    Raises
+    ------
+    RunError
+        A file is a link.
+    """
+    for name in WRITTEN:
+        path = folder / name
+        with reading(path):
+            if path.is_symlink():
+                raise RunError(
+                    f"`{path}` is a link. A run is written in its own folder only: put what it points to there, or "
+                    "remove the link."
+                )
+
+
 def is_run(folder: Path) -> bool:
     """Whether there is a run in a folder."""
     with reading(path := folder / "recipe.yaml"):
@@ -76,7 +109,9 @@ def is_there(path: Path) -> bool:
 def recipe(folder: Path) -> dict[str, Any]:
     """The resolved recipe."""
     with reading(path := folder / "recipe.yaml"):
-        return read_yaml(path)
+        values = read_yaml(path)
+        own_code.named_by_run(values, folder)
+        return values
 
 
 SECTIONS: dict[str, type | tuple[type, ...]] = {
@@ -111,10 +146,24 @@ def whole_recipe(folder: Path) -> dict[str, Any]:
                 raise RunError(f"`{path}` has no `{section}`. It is damaged or was changed.")
             if not isinstance(found[section], kind):
                 raise RunError(f"`{path}`: `{section}` is {str(found[section])[:100]}. It is damaged or was changed.")
-        names = [found["backbone"]["model"], found["method"]["name"], found["rule"]["name"], *forgotten(found)]
+        names = [found["backbone"]["model"], found["method"]["name"], found["rule"]["name"]]
         if not all(isinstance(name, str) for name in names):
             raise RunError(f"`{path}`: a name is no text. It is damaged or was changed.")
+        _check_tasks(path, found)
         return found
+
+
+def _check_tasks(path: Path, found: dict[str, Any]) -> None:
+    """Check what a recipe says of tasks that are gone."""
+    gone, traces = found.get("forgotten") or [], found.get("traces") or {}
+    if not isinstance(gone, list) or not isinstance(traces, dict):
+        raise RunError(f"`{path}`: `forgotten` is no list, or `traces` no mapping. It is damaged or was changed.")
+    for name in [*gone, *traces]:
+        if not isinstance(name, str) or not TASK_NAME.fullmatch(name):
+            raise RunError(f"`{path}`: no task can be called `{str(name)[:100]}`. It is damaged or was changed.")
+    for name, number in traces.items():
+        if type(number) is not int or number < 0:
+            raise RunError(f"`{path}`: `traces`: `{name}` is {str(number)[:100]}. It is damaged or was changed.")
 
 
 def environment(folder: Path) -> dict[str, Any]:
@@ -127,13 +176,26 @@ def environment(folder: Path) -> dict[str, Any]:
 def task_folders(folder: Path, forgotten: list[str]) -> dict[str, Path]:
     """The folders of the tasks that are complete, by name, in the order in which they were learned."""
     with reading(home := folder / "tasks"):
+        if home.is_symlink():
+            raise RunError(f"`{home}` is a link. Put the folder itself there.")
         places = sorted(home.iterdir()) if home.is_dir() else []  # `glob` would pass over what may not be read
         found = [place for place in places if PLACE.fullmatch(place.name) and (place / "manifest.json").exists()]
-        if links := [place for place in found if place.is_symlink()]:
-            raise RunError(f"`{links[0]}` is a link. Put the folder itself there.")
+        for place in found:
+            _check_task_folder(place)
     found.sort(key=lambda place: int(place.name.split("-", 1)[0]))
     names = {place.name.split("-", 1)[1]: place for place in found}
     return {name: place for name, place in names.items() if name not in forgotten}
+
+
+def _check_task_folder(place: Path) -> None:
+    if place.is_symlink():
+        raise RunError(f"`{place}` is a link. Put the folder itself there.")
+    if not TASK_NAME.fullmatch(place.name.split("-", 1)[1]):
+        shown = str(place).encode("utf-8", "backslashreplace").decode()
+        raise RunError(
+            f"`{shown}` cannot be the folder of a task, whose name has letters, digits, `-` and `_` only. "
+            "It is damaged or was changed."
+        )
 
 
 def forgotten(recipe: dict[str, Any]) -> list[str]:
@@ -196,6 +258,7 @@ def combined(folder: Path) -> dict[str, Any]:
         if not path.exists():
             raise RunError(f"`{folder}` holds no combined model: no task is learned and measured yet.")
         rule = read_json(path)
+        own_code.named_by_run(rule, folder)
         for key, usual in {"label": rule["name"], "options": {}, "space": "delta", "since": "pretrained"}.items():
             rule.setdefault(key, usual)
         found = rule.get("candidates", [])

@@ -2,19 +2,18 @@
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from perdure import processes
+from perdure import own_code, processes
 from perdure.errors import InputError, RunError, Stopped
 from perdure.measure import measure
-from perdure.merge import Rule
 from perdure.model import Model, check_exportable
 from perdure.progress import Progress
-from perdure.recipe import Recipe, make_rule, own_stream
+from perdure.recipe import Recipe, own_stream
 from perdure.restore import restore
 from perdure.results import Run
+from perdure.rule_settings import Rule, RuleLike
 from perdure.run_files import forgotten, is_run
 from perdure.settings import Section, named, put
 from perdure.staging import check_free
@@ -23,25 +22,28 @@ from perdure.stream import TaskStream
 
 def evaluate_run(
     folder: str | Path,
-    rule: str | None = None,
+    rule: RuleLike | None = None,
     settings: Sequence[str] = (),
     *,
     steps: Literal["all", "last"] = "all",
     stream: TaskStream | None = None,
     quiet: bool = True,
+    trust: bool = False,
 ) -> Run:
     """Measure a finished run again, by its own rule or another, and add the scores to it.
 
     Parameters
     ----------
     rule
-        Its name; by default the run's own.
+        A `Rule`, its name, or a mapping of `name` and settings; by default the run's own.
     settings
         Of the rule, such as `scale=0.3`.
     stream
         The tasks, where the run's recipe does not say how they are made.
     quiet
         Do not tell how far it is.
+    trust
+        Whether Python files that the run's recipe names may be run.
 
     Raises
     ------
@@ -50,11 +52,11 @@ def evaluate_run(
     """
     if processes.count() > 1:
         raise InputError("To measure is for one process: start it without `accelerate launch` or `torchrun`.")
-    results = Run(folder)
+    results = Run(folder, trust=trust)
     with results.writing():
         recipe = Recipe.parse(results.recipe)
         stream, backbone = stream or recipe.make_stream(), recipe.make_backbone()
-        found = rule_of(folder, rule, settings)
+        found = rule_of(results, rule, settings)
         learned, evaluation = restore(results, backbone, stream), recipe.make_evaluation()
         if not learned:
             raise RunError(f"`{folder}` has learned no task yet, so there is nothing to measure.")
@@ -76,22 +78,28 @@ def evaluate_run(
     return results
 
 
-def rule_of(folder: str | Path, name: str | None, settings: Sequence[str] = ()) -> Rule | None:
-    """A rule as the command line names it, or the run's own with other settings; nothing if neither is asked for."""
-    if name is None and not settings:
+def rule_of(run: Run, rule: RuleLike | None, settings: Sequence[str] = ()) -> Rule | None:
+    """A rule as it is given, or the run's own, with other settings; nothing if neither is asked for."""
+    if rule is None and not settings:
         return None
-    section = {"name": name} if name else Run(folder).recipe["rule"]
+    section = run.recipe["rule"]
+    if rule is not None:
+        section = rule.section if isinstance(rule, Rule) else rule
+        own_code.trust(section)
+        name, options = named(section, "rule")
+        section = {"name": name, **options}
     for setting in settings:
         put(section, setting)
-    return make_rule(section)
+    return Rule.of(section)
 
 
 def try_rule(
     folder: str | Path,
-    rule: str | None = None,
+    rule: RuleLike | None = None,
     settings: Sequence[str] = (),
     output: str | Path | None = None,
     *,
+    trust: bool = False,
     quiet: bool = True,
 ) -> Run:
     """Measure a finished run with another rule, and write its combined model if there is an `output`.
@@ -101,14 +109,15 @@ def try_rule(
     RunError
         The rule's model is no one set of weights, or there is something at `output`.
     """
-    wanted = rule_of(folder, rule, settings)
+    results = Run(folder, trust=trust)
+    wanted = rule_of(results, rule, settings)
     if output:
         check_free(Path(output))
-        check_exportable(wanted or Recipe.parse(Run(folder).recipe).make_rule())
-    run = evaluate_run(folder, rule, settings, steps="last", quiet=quiet)
+        check_exportable(wanted or Recipe.parse(results.recipe).make_rule())
+    run = evaluate_run(folder, rule, settings, steps="last", trust=trust, quiet=quiet)
     if output:
         found = run.events()[-1]["options"]  # with the scale that a search has found
-        rule_found = replace(wanted, options=found) if wanted else None
+        rule_found = wanted.with_options(found) if wanted else None
         Model(run, rule=rule_found, label=wanted.label if wanted else None, device="cpu").export(output)
     return run
 
@@ -147,6 +156,7 @@ def learn_more(
     backbone: str | None = None,
     seed: int | None = None,
     settings: Sequence[str] = (),
+    trust: bool = False,
     quiet: bool = True,
 ) -> Run:
     """Learn the tasks of one more table: for a run that is there, or for a new one (by default on `minilm`).
@@ -157,6 +167,8 @@ def learn_more(
         The arguments of `read_tasks`, with `data`.
     backbone, seed, settings
         For a new run. Of one that has learned something, only `training` and `evaluation` can be changed.
+    trust
+        Whether Python files that the run's recipe names may be run.
 
     Raises
     ------
@@ -166,7 +178,7 @@ def learn_more(
     if not is_run(folder):
         values = {"stream": [dict(entry)], "backbone": backbone or "minilm", "seed": seed or 0}
         return Recipe.parse(values, settings).run(folder, quiet=quiet)
-    results = Run(folder)
+    results = Run(folder, trust=trust)
     with results.writing() if processes.first() else contextlib.nullcontext():
         before, learned = results.recipe, results.tasks
         begun = bool(learned) or results.begun() is not None

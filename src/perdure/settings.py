@@ -1,16 +1,21 @@
 """Settings as a user writes them: `key=value` put into mappings, and checked against a signature."""
 
 import inspect
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from dataclasses import is_dataclass
+from typing import Annotated, Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
-from perdure import registry
-from perdure.errors import InputError, UnknownName
+from perdure import files, own_code, registry
+from perdure.allowed import allowed, entries, inside
+from perdure.errors import CheckpointError, InputError, UnknownName
 
 Section = str | dict[str, Any]
+SEEDS = 2**32  # what NumPy and scikit-learn take; torch and Python take more
+LARGEST = 2**63  # what torch takes as a whole number
+UNLIMITED = "`max_grad_norm`"  # a limit, of which infinity is none
 
 
 def section(name: str, settings: Sequence[str]) -> dict[str, Any]:
@@ -27,14 +32,25 @@ def section(name: str, settings: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-def named(section: Section, where: str, key: str = "name") -> tuple[str, dict[str, Any]]:
-    """A section's name, and its settings."""
+def named(section: Any, where: str, key: str = "name") -> tuple[str, dict[str, Any]]:
+    """Return a section's name, and its settings.
+
+    Raises
+    ------
+    InputError
+        It is neither a name nor a mapping with one.
+    """
     if isinstance(section, str):
         return section, {}
+    if not isinstance(section, Mapping):
+        raise InputError(f"`{where}` must be a name, or a mapping of `{key}` and settings, got {_short(section)}.")
     options = dict(section)
     if key not in options:
         raise InputError(f"`{where}` needs `{key}`: write a name, or a mapping with `{key}` and settings.")
-    return str(options.pop(key)), options
+    name = options.pop(key)
+    if not isinstance(name, str):
+        raise InputError(f"`{where}`: `{key}` must be a text, got {_short(name)}.")
+    return name, options
 
 
 def checked(
@@ -49,32 +65,133 @@ def checked(
         for name, p in registry.options(thing).items()
         if name not in given
     }
-    return validate(create_model("options", __config__=ConfigDict(extra="forbid"), **fields), options, where)
+    return validated(fields, options, where)
 
 
-def validate(model: type[BaseModel], options: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The options as pydantic converts them, or its first complaint as an error of ours."""
+def validated(fields: Mapping[str, Any], options: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return the options, converted to the types of their fields; only those that were given.
+
+    Parameters
+    ----------
+    fields
+        The type and the default of each.
+
+    Raises
+    ------
+    InputError
+        One is unknown, missing, or not of its type.
+    """
+    kinds = {name: kind for name, (kind, _) in fields.items()}
+    model: Any = create_model("settings", __config__=ConfigDict(extra="forbid"), **fields)
     try:
-        found = model.model_validate(dict(options))
+        found = model.model_validate({str(name): value for name, value in options.items()})
     except ValidationError as error:
-        raise sentence(error, where, model.model_fields) from error
+        raise sentence(error, where, kinds, options) from error
+    for name, value in options.items():
+        check_numbers(value, getattr(found, name), f"{where}: `{name}`")
     return {name: getattr(found, name) for name in options}
 
 
-def sentence(error: ValidationError, where: str, known: Mapping[str, Any]) -> InputError:
-    """pydantic's first complaint as one of ours."""
-    first = error.errors()[0]
-    name = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        return UnknownName(f"setting of {where}", name, known)
-    if first["type"] == "missing":
-        return InputError(f"{where} needs `{name}`.")
-    got = first["input"]
-    return InputError(f"{where}: `{name}` is {got!r}, but: {first['msg'][0].lower()}{first['msg'][1:]}.")
+def kinds_of(model: type[BaseModel]) -> dict[str, Any]:
+    """Return the type of each field of a model, with its bounds."""
+    fields = model.model_fields.items()
+    return {name: Annotated[field.annotation, *field.metadata, None] for name, field in fields}
+
+
+def check_numbers(given: Any, value: Any, name: str) -> None:
+    """Check the numbers in a setting, as it was `given` and as the `value` that was made of it.
+
+    Raises
+    ------
+    InputError
+        A truth value was given for a number, a number is not finite or too great to compute with, or a
+        seed is not one that all generators of random numbers take.
+    """
+    if is_dataclass(value):
+        value = vars(value)
+    if isinstance(value, Mapping):
+        entries_given = given if isinstance(given, Mapping) else {}
+        for key in entries_given:
+            check_numbers(entries_given[key], value[key], f"{name}, `{key}`")
+    elif isinstance(value, list | tuple):
+        for before, entry in zip(given, value, strict=False):
+            check_numbers(before, entry, name)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        _check_number(given, value, name)
+
+
+def _check_number(given: Any, value: float, name: str) -> None:
+    if isinstance(given, bool):
+        raise InputError(f"{name} must be a number, got {given}, which YAML also makes of `yes` and `no`.")
+    unlimited = name.endswith(UNLIMITED) and value == math.inf
+    usable = abs(value) < LARGEST if isinstance(value, int) else math.isfinite(value)
+    if not (usable or unlimited):
+        raise InputError(f"{name} must be a finite number of a size to compute with, got {_short(given)}.")
+    if name.endswith("seed`"):
+        check_seed(value, name)
+
+
+def check_seed(seed: Any, name: str = "`seed`") -> None:
+    """Check that a seed is one that Python, NumPy, torch and scikit-learn take.
+
+    Raises
+    ------
+    InputError
+        It is not.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < SEEDS:
+        raise InputError(f"{name} must be a whole number from 0 to {SEEDS - 1}, got {_short(seed)}.")
+
+
+def sentence(error: ValidationError, where: str, kinds: Mapping[str, Any], values: Mapping[str, Any]) -> InputError:
+    """Return a complaint of pydantic about values as one of ours; `kinds` are the types of the settings."""
+    # of a union it tries every member: the complaint that goes deepest is about what was meant
+    first = max(error.errors(), key=lambda each: len(_path(each["loc"], kinds, values)[0]))
+    path, kind = _path(first["loc"], kinds, values)
+    if first["type"] in ("missing", "missing_argument"):
+        return InputError(f"{where} needs `{first['loc'][-1]}`.")
+    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        *above, name = path
+        outer = _path(first["loc"][:-1], kinds, values)[1]
+        inner = f": `{'.'.join(above)}`" if above else ""
+        return UnknownName(f"setting of {where}{inner}", name, entries(outer) if above else kinds)
+    name = ".".join(path)
+    if first["type"] == "value_error":  # raised by a check of ours
+        return InputError(f"{where}: `{name}`: {first.get('ctx', {}).get('error')}")
+    return InputError(f"{where}: `{name}` is {_short(first['input'])}, but must be {allowed(kind)}.")
+
+
+def _path(keys: Sequence[Any], kinds: Mapping[str, Any], values: Mapping[str, Any]) -> tuple[list[str], Any]:
+    """Return where a complaint is, by the keys that the user wrote, and the type of what should be there.
+
+    pydantic's own path also names the members of a union that it tried, which no user knows.
+    """
+    path: list[str] = []
+    kind, value = None, values
+    for key in keys:
+        if not _has(value, key):
+            continue
+        kind = inside(kind, key) if path else kinds.get(key)
+        value = value[key]
+        path.append(str(key))
+    return path, kind
+
+
+def _has(value: Any, key: Any) -> bool:
+    """Whether a mapping or a list has an entry."""
+    if isinstance(value, list | tuple):
+        return isinstance(key, int) and key < len(value)
+    return isinstance(value, Mapping) and key in value
+
+
+def _short(value: Any) -> str:
+    """Return a value as Python writes it, cut where nobody reads on."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:100]}…"
 
 
 def put(values: dict[str, Any], setting: str) -> None:
-    """Put `a.b=value` into nested mappings. The value is read as YAML."""
+    """Put `a.b=value` into nested mappings, as the user gave it. The value is read as YAML."""
     path, equals, value = setting.partition("=")
     if not equals:
         raise InputError(f"`--set {setting}` must be `key=value`, such as `method.rank=4`.")
@@ -87,6 +204,7 @@ def put(values: dict[str, Any], setting: str) -> None:
             raise InputError(f"`--set {setting}`: `{key}` has no settings of its own.")
         values = inner
     try:
-        values[last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise InputError(f"`--set {setting}`: `{value}` is not YAML.") from error
+        values[last] = files.parse_yaml(value, f"`{value}`")
+    except CheckpointError as error:
+        raise InputError(f"`--set {setting}`: {error}") from error
+    own_code.trust(values[last])

@@ -11,6 +11,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from perdure import own_code
 from perdure.errors import PerdureError, Stopped, printable
 
 DEBUG = "--debug"
@@ -64,6 +65,11 @@ def run(app: Callable[..., Any]) -> None:
         if stop.code == INTERRUPTED:
             _stop("Stopped. What was finished is kept.", INTERRUPTED)
         raise
+    except Exception as error:
+        said = own_code.fault(error)  # a mistake in the user's own file, not in ours
+        if debug or not said:
+            raise
+        _stop(f"Error: {said}", 1)
 
 
 def _without_debug(arguments: Sequence[str]) -> tuple[list[str], bool]:

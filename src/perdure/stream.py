@@ -1,7 +1,6 @@
 """What is learned: a `Task` has examples in three splits, a `TaskStream` is tasks in order."""
 
 import hashlib
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,6 +11,7 @@ from datasets import Dataset
 
 from perdure import images
 from perdure.errors import DataError, InputError, UnknownName
+from perdure.files import TASK_NAME
 
 Scenario = Literal["task", "domain", "class"]
 Split = Literal["train", "validation", "test"]
@@ -47,7 +47,7 @@ class Task:
     test: Dataset
 
     def __post_init__(self):
-        if not re.fullmatch(r"[A-Za-z0-9][\w-]*", self.name):
+        if not isinstance(self.name, str) or not TASK_NAME.fullmatch(self.name):
             raise DataError(
                 f"`{self.name}` cannot name a task. Use letters, digits, `-` and `_`, starting with a letter or digit."
             )
@@ -132,11 +132,11 @@ def check_images(tasks: Iterable[Task]) -> None:
     reasons = [reason for task in tasks for reason in task.unreadable]
     if not reasons:
         return
-    lines = [f"- {reason}" for reason in reasons[: images.LISTED]]
-    if len(reasons) > len(lines):
-        lines.append(f"- and {len(reasons) - len(lines)} more")
+    sentences = reasons[: images.LISTED]
+    if len(reasons) > len(sentences):
+        sentences.append(f"And {len(reasons) - len(sentences)} more.")
     count = "One image" if len(reasons) == 1 else f"{len(reasons)} images"
-    raise DataError("\n".join([f"{count} cannot be read. Replace or remove what is named:", *lines]))
+    raise DataError(f"{count} cannot be read; replace or remove what is named. {' '.join(sentences)}")
 
 
 def _digest(data: Dataset, kind: str, content: Callable[[Mapping[str, Any]], bytes] = images.content) -> str:

@@ -1,7 +1,7 @@
 """What a run is diagnosed on: its model at each step, and examples of its tasks."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int
@@ -11,10 +11,11 @@ from perdure import diagnostics, registry
 from perdure.backbone import Backbone, Encoded
 from perdure.errors import RunError
 from perdure.evaluate import Evaluator, features
-from perdure.merge import Combined, Rule, combine
+from perdure.merge import Combined, combine
 from perdure.recipe import Recipe
 from perdure.restore import restore
 from perdure.results import Run, measured
+from perdure.rule_settings import Rule
 from perdure.settings import checked
 from perdure.stream import Split, TaskStream
 from perdure.task_folder import Learned
@@ -60,9 +61,7 @@ class Subject:
         for event in reversed(self.run.events()):
             if measured(event, self.rule.label, step):
                 where = f"`{self.run.folder / 'events.jsonl'}`: rule `{self.rule.name}`"
-                return replace(
-                    self.rule, options=checked(registry.find("rule", self.rule.name), event["options"], where)
-                )
+                return self.rule.with_options(checked(registry.find("rule", self.rule.name), event["options"], where))
         learned = self.learned[:step]
         posterior = TaskPosterior({task.name: task.statistics for task in learned})
         evaluator = Evaluator(self.backbone, self.stream, self.tasks[:step], posterior)

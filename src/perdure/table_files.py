@@ -120,10 +120,24 @@ class Delimited:
         self.path = path
         self.encoding = encoding
         self.class_names: dict[str, list[str]] = {}
-        candidates = [delimiter] if delimiter else DELIMITERS
-        headers = {candidate: self._header(candidate) for candidate in candidates}
+        if delimiter == "\\t":  # as a shell passes it on
+            delimiter = "\t"
+        if delimiter and (len(delimiter) > 1 or delimiter in '"\r\n'):
+            raise DataError(f"`delimiter` is {delimiter!r}, but should be one character, such as `;`.")
+        headers = self._headers([delimiter] if delimiter else DELIMITERS)
         self.delimiter = max(headers, key=lambda candidate: len(headers[candidate]))
         self.columns = headers[self.delimiter]
+
+    def _headers(self, delimiters: Sequence[str]) -> dict[str, list[str]]:
+        """Return what each delimiter makes of the header, without those that put quotes in wrong places."""
+        headers = {}
+        for delimiter in delimiters:
+            try:
+                headers[delimiter] = self._header(delimiter)
+            except DataError as error:
+                if not isinstance(error.__cause__, csv.Error):
+                    raise
+        return headers or {delimiters[0]: self._header(delimiters[0])}
 
     def rows(self, columns: Sequence[str] | None) -> Iterator[Cells]:
         """Yield each row below the header; blank lines are no rows."""
@@ -162,8 +176,6 @@ class Delimited:
                 f"`{self.path}`, the row that begins on line {line}, is not CSV: {error}. "
                 'A cell that begins with a quote must end with one, and quotes within it be doubled ("").'
             ) from error
-        except TypeError as error:
-            raise DataError(f"`delimiter` must be one character, got {delimiter!r}.") from error
 
 
 class Number(float):
@@ -187,8 +199,10 @@ class Json:
         self.class_names: dict[str, list[str]] = {}
         self.decoder = json.JSONDecoder(parse_float=Number, object_pairs_hook=_without_twins)
         self.is_list = self._first_character() == "["
-        _, first = next(self.rows(None), (None, {}))
-        self.columns = list(first)
+        first = next(self.rows(None), None)
+        if first is None:
+            raise DataError(f"`{path}` holds an empty list. It must hold objects, one for each row.")
+        self.columns = list(first[1])
 
     def _first_character(self) -> str:
         for line in lines(self.path, self.encoding):
@@ -211,10 +225,10 @@ class Json:
             if not line.strip():
                 continue
             try:
-                yield number, self.decoder.decode(line)
+                yield number, self.decoder.decode(line.rstrip())
             except (ValueError, RecursionError) as error:
                 raise DataError(
-                    f"`{self.path}`, line {number}, is not JSON: {error}. "
+                    f"`{self.path}`, line {number}, is not JSON: {_reason(error)}. "
                     "Write one object on each line, or a list of objects."
                 ) from error
 
@@ -228,7 +242,7 @@ class Json:
             try:
                 yield None, text.decoded(self.decoder)
             except (ValueError, RecursionError) as error:
-                raise DataError(f"`{self.path}`, row {number}, is not JSON: {error}.") from error
+                raise DataError(f"`{self.path}`, row {number}, is not JSON: {_reason(error)}.") from error
             if text.next_character() == ",":
                 text.skip(",")
             elif text.next_character() != "]":
@@ -236,6 +250,11 @@ class Json:
         text.skip("]")
         if text.next_character():
             raise DataError(f"`{self.path}` goes on behind its list of {number} objects.")
+
+
+def _reason(error: Exception) -> str:
+    """Say what is wrong with a line of JSON; the line number that `json` gives is that of a part."""
+    return f"{error.msg} at character {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
 
 
 class _Buffer:

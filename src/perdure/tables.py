@@ -18,7 +18,6 @@ from perdure.errors import DataError
 from perdure.table_files import Delimited, Json, Number, Parquet, Reader, check_file
 
 ENDINGS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
-MAX_SHOWN = 60  # characters of a cell in a message
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,13 @@ class Row:
 class Table:
     """A table in a file, of which a row at a time is in memory.
 
+    Attributes
+    ----------
+    columns
+        The names in the header, or the keys of the first JSON object.
+    class_names
+        By column: the names that a Parquet file declares for the numbers in it.
+
     Examples
     --------
     >>> path = Path(getfixture("tmp_path")) / "mail.csv"
@@ -56,6 +62,7 @@ class Table:
         self.path = path
         self.reader = reader
         self.columns = reader.columns
+        self.class_names = reader.class_names
         repeated = [name for name in self.columns if self.columns.count(name) > 1]
         if repeated:
             name = f"of the name `{repeated[0]}`" if repeated[0] else "without a name"
@@ -125,7 +132,7 @@ class Table:
 
     def class_name(self, row: Row, column: str) -> str:
         """Return the class that a cell names; see `class_name`."""
-        return class_name(row, column, self.reader.class_names.get(column))
+        return class_name(row, column, self.class_names.get(column))
 
 
 def text(row: Row, column: str, *, empty: bool = False) -> str:

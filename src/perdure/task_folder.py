@@ -1,7 +1,8 @@
 """All that is kept of one task, and its folder: complete or absent, and checked before it is believed."""
 
 import hashlib
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,10 @@ from typing import Any
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
-from perdure import adapter_folder, files, run_files, staging
+from perdure import adapter_folder, files, partial, run_files, staging
 from perdure.adapters import Adapter
 from perdure.alignment import Gaussians
-from perdure.errors import RunError
+from perdure.errors import InputError, RunError
 from perdure.heads import SEED
 from perdure.run_files import reading
 from perdure.statistics import Statistics
@@ -78,6 +79,41 @@ def save(place: Path, learned: Learned, *, base: str, head: tuple[str, nn.Linear
             (folder / name).parent.mkdir(exist_ok=True)
             files.put(folder / name, content)
         files.put(folder / "manifest.json", files.to_json(manifest))
+
+
+def check_names(run: Path, names: Sequence[str]) -> None:
+    """Check that the file system of a run can have a folder for each task, before anything is learned for it.
+
+    Raises
+    ------
+    InputError
+        The name of a task is too long, or the path of its files.
+    """
+    # unlike `Path.is_dir`, this bears paths that are too long themselves
+    above = next(parent for parent in run.absolute().parents if os.path.isdir(parent))
+    longest_name, longest_path = _limit(above, "PC_NAME_MAX", 255), _limit(above, "PC_PATH_MAX", 4096)
+    for number, name in enumerate(names):
+        folder = f"{number:02d}-{name}"
+        if len(os.fsencode(folder)) > longest_name:
+            raise InputError(
+                f"Task `{name}` cannot have a folder: `{folder}` has {len(os.fsencode(folder))} bytes, and the file "
+                f"system allows {longest_name}. Give the task a shorter name."
+            )
+        home = run.absolute() / "tasks"
+        path = max(len(os.fsencode(folder)), len(partial.new_path(home).name))
+        path += len(os.fsencode(home)) + len(f"//adapter/{adapter_folder.WEIGHTS}")
+        if path >= longest_path:
+            raise InputError(
+                f"`{run}` is too long: the files of task `{name}` would have paths of {path} bytes, and the system "
+                f"allows less than {longest_path}. Give another `--output`."
+            )
+
+
+def _limit(folder: Path, name: str, usual: int) -> int:
+    try:
+        return os.pathconf(folder, name)
+    except (OSError, ValueError):
+        return usual
 
 
 def load(place: Path, *, rank: int | None = None) -> Learned:

@@ -9,14 +9,13 @@ their validation examples, and every method has the same number of trials.
 
 import importlib
 import json
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from perdure import files, processes
+from perdure import files, lock, processes, staging
 from perdure.backbone import Backbone
 from perdure.errors import InputError, RunError, Stopped, TrainingError
 from perdure.evaluate import Evaluator, TaskId
@@ -128,16 +127,26 @@ def tune(
     plan = recipe.plan(stream, backbone)
     plan = replace(plan, stream=stream.until(protocol.tasks), evaluation=Evaluation(steps="none"))
     about = files.plain({"recipe": recipe.resolved(plan), "protocol": vars(protocol)})
-    trials = _begun(output, about)[: protocol.trials]
-    progress = Progress("Tuning", protocol.trials, done=len(trials), quiet=quiet, bar=False)
-    for number in range(len(trials), protocol.trials):
-        settings = _asked(recipe, protocol, ranges, trials, number)
-        started = time.perf_counter()
-        score = _score(recipe, plan, settings, protocol, quiet=quiet)
-        trials.append({"settings": settings, "score": score, "seconds": round(time.perf_counter() - started, 3)})
-        files.append(output / TRIALS, json.dumps(trials[-1]) + "\n")
-        said = "failed" if score is None else f"validation accuracy {100 * score:.1f} %"
-        progress.to(number + 1, f"trial {number + 1} of {protocol.trials}, {said}", reached=True)
+    with files.refusing(output, verb="made"):
+        output.mkdir(parents=True, exist_ok=True)
+    files.check_place(output / TUNED)  # not after hours
+    with lock.held(output):  # two processes would make each other's trials
+        trials = _begun(output, about)[: protocol.trials]
+        progress = Progress("Tuning", protocol.trials, done=len(trials), quiet=quiet, bar=False)
+        for number in range(len(trials), protocol.trials):
+            settings = _asked(recipe, protocol, ranges, trials, number)
+            started = time.perf_counter()
+            score = _score(_changed(recipe, settings), plan, output, protocol.task_id, quiet=quiet)
+            trials.append({"settings": settings, "score": score, "seconds": round(time.perf_counter() - started, 3)})
+            with files.refusing(output / TRIALS):
+                files.append(output / TRIALS, json.dumps(trials[-1]) + "\n")
+            said = "failed" if score is None else f"validation accuracy {100 * score:.1f} %"
+            progress.to(number + 1, f"trial {number + 1} of {protocol.trials}, {said}", reached=True)
+        return _finished(recipe, output, trials)
+
+
+def _finished(recipe: Recipe, output: Path, trials: list[dict[str, Any]]) -> Tuning:
+    """Write the recipe with the best settings."""
     best = Tuning({}, trials).best
     if best["score"] is None:
         raise RunError(f"All {len(trials)} trials failed: see `{output / TRIALS}`. Lower `{RATE}` in the recipe.")
@@ -177,7 +186,6 @@ def _begun(output: Path, about: dict[str, Any]) -> list[dict[str, Any]]:
     """The trials that were made before; begins the file if there are none."""
     path = output / TRIALS
     if not path.exists():
-        output.mkdir(parents=True, exist_ok=True)
         files.write(path, json.dumps(about) + "\n")
         return []
     whole = [line for line in files.read_lines(path) if line.endswith(b"\n")]  # a kill may cut the last one off
@@ -236,20 +244,19 @@ def _changed(recipe: Recipe, settings: dict[str, float]) -> Recipe:
     return Recipe.parse(recipe.model_dump(exclude_none=True), [f"{name}={value!r}" for name, value in settings.items()])
 
 
-def _score(recipe: Recipe, plan: Plan, settings: dict[str, float], protocol: Protocol, *, quiet: bool) -> float | None:
+def _score(changed: Recipe, plan: Plan, output: Path, task_id: TaskId, *, quiet: bool) -> float | None:
     """The average validation accuracy of the first tasks; nothing if training failed."""
-    changed = _changed(recipe, settings)
     plan = replace(plan, method=changed.make_method(), training=changed.make_training())
-    with tempfile.TemporaryDirectory() as folder:
+    with staging.hidden_folder(output) as folder:
         try:
-            run = go_on(begin(Path(folder) / "trial", changed.resolved(plan)), plan, quiet=quiet)
+            run = go_on(begin(folder / "trial", changed.resolved(plan), plan.stream), plan, quiet=quiet)
         except TrainingError:
             return None
         except Stopped as stop:  # the trial's own hint names a folder that is gone then
             raise Stopped(
                 "Stopped. Finished trials are kept. Go on with the same command.", signal=stop.signal
             ) from None
-        return validation_accuracy(run, plan, protocol.task_id)
+        return validation_accuracy(run, plan, task_id)
 
 
 def validation_accuracy(run: Run, plan: Plan, task_id: TaskId) -> float:

@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from perdure import files, lock, registry, run_files, task_folder
+from perdure import files, lock, own_code, registry, run_files, sources, task_folder
 from perdure.backbone import Backbone
 from perdure.errors import PerdureError
 from perdure.recipe import Recipe
 from perdure.restore import check_fits
-from perdure.results import UNFINISHED, Run
-from perdure.run_files import is_there
+from perdure.results import Run
+from perdure.run_files import UNFINISHED, is_there
 from perdure.task_folder import Learned
 from perdure.tensor_file import is_finite
 
@@ -75,19 +75,32 @@ def verify(folder: str | Path, *, backbone: bool = True) -> Verification:
         found.notes.append("The scale is not searched yet: `perdure run` goes on with that.")
     if is_there(run.folder / UNFINISHED):
         found.attempt(UNFINISHED, lambda: _unfinished(run))
-    if is_there(run.folder / "answers.json"):
-        found.attempt("answers.json", lambda: ", ".join(run_files.answers(run.folder)))
-    if is_there(run.folder / "diagnostics.json"):
-        found.attempt("diagnostics.json", lambda: ", ".join(run_files.diagnostics(run.folder).get("parts", [])))
+    _check_derived(run, found)
     if backbone and tasks and not found.faults:
         found.attempt("the pre-trained model", lambda: _backbone(run, tasks))
     found.notes += _notes(run)
     return found
 
 
+def _check_derived(run: Run, found: Verification) -> None:
+    """Check what can be made again, and that it tells of no task which is gone."""
+    if is_there(run.folder / "diagnostics.json"):
+        found.attempt("diagnostics.json", lambda: ", ".join(run_files.diagnostics(run.folder).get("parts", [])))
+    if is_there(run.folder / "answers.json"):
+        found.attempt("answers.json", lambda: ", ".join(run_files.answers(run.folder)))
+    for name, gone in sources.stale(run.folder).items():
+        found.sound.pop(name, None)
+        found.faults.append(
+            f"`{run.folder / name}` was made of the task `{gone[0]}`, which was forgotten or learned again since. "
+            "Remove it, or make it again."
+        )
+
+
 def _notes(run: Run) -> list[str]:
-    """What is left of tasks that were never finished, or were forgotten."""
+    """What is left of tasks that were never finished, or were forgotten; and the code that the recipe names."""
     recipe, tasks, home, notes = run.recipe, run.tasks, run.folder / "tasks", []
+    for name in dict.fromkeys(own_code.python_files(recipe)):
+        notes.append(f"The recipe names the Python file `{name}`, which only `--trust` runs. It was not run.")
     gone = run_files.task_folders(run.folder, []).values()
     with run_files.reading(home):
         places = set(home.iterdir()) if home.exists() else set[Path]()

@@ -24,14 +24,12 @@ class InfLoRA(PeftMethod):
 
     e = W h + sum of A_j B_j h (A_t is peft's `lora_B`, B_t its `lora_A`). The rows of B_t are the leading directions
     of the new task's inputs outside M_t, the space of the old tasks' inputs, so that training A_t (from zero) changes W
-    only inside N_t ∩ M_t⊥. After the task M_t takes up the leading directions of its inputs (DualGPM). Combine with the
-    rule `sum`, in delta space.
+    only inside N_t ∩ M_t⊥. Then M_t takes up the leading directions of its inputs (DualGPM). Combine with `sum`.
 
     Parameters
     ----------
     rank, alpha
-        ΔW = alpha / rank · A_t B_t, with at most `rank` rows of B_t: no more than there are directions left. By default
-        alpha is the rank, so that the scale is 1 whatever the rank, as in the official code.
+        ΔW = alpha / rank · A_t B_t, with at most `rank` rows of B_t. By default alpha is the rank: a scale of 1.
     target_modules
         By default key and value (query and value in T5's family; all of attention's input where it is one layer). Those
         with the same input share one B_t.
@@ -84,8 +82,7 @@ class InfLoRA(PeftMethod):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.alpha is None:
-            self.alpha = float(self.rank)  # a run states it in its recipe, so that it keeps its scale
+        self.alpha = float(self.rank) if self.alpha is None else self.alpha
 
     def beneath(self, earlier: Sequence[Adapter]) -> Sequence[Adapter]:
         if len(earlier) > self._learned or bool(earlier) != bool(self._learned):  # fewer: some were forgotten

@@ -13,11 +13,11 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from perdure.report.html import report, to_html, write
+from perdure.report.html import report, to_html
 from perdure.report.latex import to_latex
 from perdure.report.markdown import to_markdown
 
-__all__ = ["FORMATS", "report", "write"]
+__all__ = ["FORMATS", "report"]
 
 FORMATS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "html": to_html,

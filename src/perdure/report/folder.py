@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from perdure import lock, run_files
 from perdure.errors import RunError
+from perdure.sources import Sources
 
 T = TypeVar("T")
 
@@ -23,7 +24,8 @@ class Files:
     combined
         The rule as it was last applied, empty if no task was finished.
     tasks
-        Name, number of classes and bytes on disk of each complete task, in the order of learning.
+        Name, number of classes, bytes on disk and SHA-256 of the manifest of each complete task, in the order of
+        learning.
     problems
         A sentence for each file that is missing or cannot be understood.
     running
@@ -61,6 +63,7 @@ def read(folder: str | Path) -> Files:
             problems.append(str(error))
             return usual
 
+    sources = Sources.of(folder)  # before anything is read that may be forgotten meanwhile
     environment = tried(run_files.environment, {}, folder)
     if not problems:  # its format is known then, or wrong
         run_files.check_run(folder)
@@ -87,7 +90,7 @@ def read(folder: str | Path) -> Files:
         scores=scores,
         events=events,
         combined=tried(run_files.combined, {}, folder) if there["combined.json"] else {},
-        tasks=list(tasks.values()),
+        tasks=[task | {"manifest": sources.tasks.get(task["name"])} for task in tasks.values()],
         answers=tried(run_files.answers, {}, folder),
         diagnostics=tried(run_files.diagnostics, {}, folder),
         problems=list(dict.fromkeys(problems)),

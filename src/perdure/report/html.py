@@ -1,6 +1,7 @@
 """A report's dict → one HTML page that needs nothing else: no network, no files beside it."""
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,17 @@ from perdure.report.markdown import note, percent, table
 from perdure.report.picture import Picture, Section
 from perdure.report.series import ways
 from perdure.report.summary import summarise
+from perdure.sources import Sources
 
 FEW = 4  # up to so many runs each is shown with all its rules
 CELLS = 120_000  # of all tables on a page: more make it too large to open
 
 
-def report(folders: Sequence[str | Path], output: str | Path) -> dict[str, Any]:
+def report(
+    folders: Sequence[str | Path],
+    output: str | Path,
+    to_text: Callable[[Mapping[str, Any]], str] | None = None,
+) -> dict[str, Any]:
     """Write the page of one run, or of several side by side.
 
     Parameters
@@ -30,6 +36,8 @@ def report(folders: Sequence[str | Path], output: str | Path) -> dict[str, Any]:
         The run folders. One that is damaged, or still running, is shown as far as it is.
     output
         The HTML file; one that is there is replaced.
+    to_text
+        How the numbers become text; by default that of the page.
 
     Returns
     -------
@@ -39,29 +47,37 @@ def report(folders: Sequence[str | Path], output: str | Path) -> dict[str, Any]:
     Raises
     ------
     RunError
-        A folder is not a run.
+        A folder is not a run, or a task was forgotten while its report was made: then nothing is written.
     OutputError
         The page cannot be written.
     """
+    sources = [Sources.of(folder) for folder in folders]
     summary = summarise(folders)
-    write(output, to_html(summary))
+    write(output, (to_text or to_html)(summary), sources)
     return summary
 
 
-def write(output: str | Path, text: str) -> None:
-    """Write a report's text.
+def write(output: str | Path, text: str, sources: Sequence[Sources]) -> None:
+    """Write a report's text, if the tasks that it was made of are still there.
 
     Raises
     ------
     OutputError
-        It cannot be.
+        It cannot be written.
+    RunError
+        A task is gone.
     """
+
+    def check() -> None:
+        for run in sources:
+            run.check()
+
     output = Path(output)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"`{output.parent}` cannot be made: {error.strerror}.") from error
-    files.write(output, text)
+    files.write(output, text, check=check)
 
 
 def to_html(summary: Mapping[str, Any]) -> str:
@@ -79,9 +95,15 @@ def to_html(summary: Mapping[str, Any]) -> str:
         "results": table(summary),
         "symbols": {metric["title"]: metric["symbol"] for metric in summary["metrics"].values()},
         "note": note(summary),
+        "made_of": [json.dumps(_made_of(run)) for run in summary["runs"]],
         "sections": _fitting(_sections(summary)),
     }
     return environment.get_template("report.html").render(summary, **values)
+
+
+def _made_of(run: Mapping[str, Any]) -> dict[str, str]:
+    """Return the tasks that a run had when it was read, with the SHA-256 of their manifests."""
+    return {task["name"]: task["manifest"] for task in run["tasks"] if task["manifest"]}
 
 
 def _cell(value: Any) -> str:

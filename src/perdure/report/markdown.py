@@ -110,4 +110,5 @@ def to_markdown(summary: Mapping[str, Any]) -> str:
 
 
 def _cell(text: str) -> str:
-    return re.sub(r"([\\`*|\[\]])", r"\\\1", " ".join(text.split())).replace("<", "&lt;")
+    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
+    return re.sub(r"([\\`*|\[\]])", r"\\\1", text)
