@@ -1,6 +1,8 @@
 """The command line as a user meets it: own data, from an empty folder to predictions; mistakes are one sentence."""
 
 import csv
+import importlib.metadata
+import io
 import json
 import subprocess
 import sys
@@ -10,7 +12,7 @@ import pytest
 import transformers
 from test_data import ROWS, write
 
-from perdure import Run, cli, demo
+from perdure import Recipe, Run, cli, demo
 
 
 @pytest.fixture
@@ -54,7 +56,7 @@ def test_own_data_from_the_command_line(pico, tmp_path, monkeypatch, perdure):
         rows = list(csv.DictReader(file))
     assert len(rows) == 80 and list(rows[0]) == ["body", "answer", "topic", "label", "probability", "task"]
     assert {row["task"] for row in rows} <= {"mail", "chart", "third"}
-    assert "is there already" in perdure("predict", "mine", table)[2]
+    assert "already exists" in perdure("predict", "mine", table)[2]
     assert perdure("predict", "mine", table, "--task", "mail", "-o", "mail.csv")[0] == 0
 
     assert perdure("evaluate", "mine", "--rule", "oracle", "--last")[0] == 0
@@ -76,7 +78,7 @@ def test_own_data_from_the_command_line(pico, tmp_path, monkeypatch, perdure):
     assert status == 0 and json.loads(out)
     assert "task_arithmetic(scale=0.5)" in {row["rule"] for row in Run("mine").scores()}
     transformers.logging.enable_progress_bar()
-    assert perdure("export", "mine", "--output", "checkpoint") == (0, "checkpoint\n", "")
+    assert perdure("export", "mine", "--output", "checkpoint", "--quiet") == (0, "checkpoint\n", "")
     transformers.logging.disable_progress_bar()
     assert (tmp_path / "checkpoint" / "config.json").is_file()
     assert perdure("report", "mine")[0] == 0
@@ -120,6 +122,8 @@ def test_a_recipe_in_five_lines(pico, tmp_path, monkeypatch, perdure):
         (("report", "nowhere"), "`nowhere`"),
         (("predict", "nowhere", "x.csv"), "There is no file `x.csv`"),
         (("show", "isolatd"), "Did you mean `isolated`?"),
+        (("show", "."), "`.` is not a run"),
+        (("show", "runs/nothing"), "`runs/nothing` is not a run"),
         (("learn", "new", "--data", "x.csv", "--backbone", "/nothing"), "There is no file `x.csv`"),
     ],
 )
@@ -207,8 +211,95 @@ def test_help_fits_80_columns(command, perdure):
 
 def test_a_warning_of_ours_is_one_sentence(tmp_path):
     """In a process of its own: pytest takes warnings for itself."""
-    script = "import warnings, perdure, perdure.cli as cli; cli.app = lambda: [warnings.warn(w) for w in ours]"
+    script = "import warnings, perdure, perdure.cli as cli; cli.app = lambda given: [warnings.warn(w) for w in ours]"
     ours = "ours = [perdure.PerdureWarning('Too little room.'), UserWarning('Other.')]"
     command = [sys.executable, "-c", f"{script}\n{ours}\ncli.main()"]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stderr.splitlines()
     assert lines[0] == "Warning: Too little room." and lines[1].endswith("UserWarning: Other.")
+
+
+def test_version(perdure):
+    status, out, _ = perdure("--version")
+    assert status == 0 and out == f"perdure {importlib.metadata.version('perdure')}\n"
+
+
+@pytest.mark.parametrize("arguments", [("--debug", "run", "no.yaml"), ("run", "no.yaml", "--debug")])
+def test_debug_shows_the_traceback_before_the_sentence(arguments, perdure):
+    status, _, err = perdure(*arguments)
+    assert status == 1 and "Traceback" in err and "InputError" in err
+    assert err.endswith("\nError: There is no file `no.yaml`.\n")
+
+
+def test_debug_can_be_set_for_all_commands(perdure, monkeypatch):
+    monkeypatch.setenv("PERDURE_DEBUG", "1")
+    assert "Traceback" in perdure("run", "no.yaml")[2]
+
+
+def in_encoding(monkeypatch, encoding: str) -> io.BytesIO:
+    """Make standard output write in an encoding, as an old locale has it; return what is written."""
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding=encoding, write_through=True))
+    return written
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
+def test_output_in_any_encoding(encoding, monkeypatch):
+    written = in_encoding(monkeypatch, encoding)
+    monkeypatch.setattr(cli, "app", lambda arguments: print("λ ≤ ½, \udcff"))
+    cli.main()
+    text = written.getvalue().decode(encoding)
+    assert text.startswith("λ" if encoding == "utf-8" else "?") and text.endswith(", ?\n")
+
+
+def test_closed_output_is_no_error(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(cli, "app", lambda arguments: print("nobody listens", file=sys.stdout))
+    cli.main()
+    sys.stdout.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (OSError(28, "No space left on device", "a.csv"), "Error: No space left on device: `a.csv`.\n"),
+        (OSError(28, "No space left on device"), "Error: No space left on device.\n"),
+        (OSError("of a library"), "Error: of a library.\n"),
+    ],
+)
+def test_an_error_of_the_system_names_its_file_or_none(error, sentence, perdure, monkeypatch):
+    def fail(arguments):
+        raise error
+
+    monkeypatch.setattr(cli, "app", fail)
+    assert perdure()[2] == sentence
+
+
+def completed(line: str, monkeypatch, perdure) -> list[str]:
+    """What bash offers at the end of a line."""
+    monkeypatch.setenv("_PERDURE_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", line)
+    monkeypatch.setenv("COMP_CWORD", str(len(line.split()) - 1))
+    return perdure()[1].split()
+
+
+def test_the_shell_completes_names(monkeypatch, perdure):
+    assert completed("perdure diag", monkeypatch, perdure) == ["diagnose"]
+    assert completed("perdure merge base --rule tie", monkeypatch, perdure) == ["ties"]
+    assert completed("perdure evaluate run --rule oracl", monkeypatch, perdure) == ["oracle"]
+    assert completed("perdure show inflor", monkeypatch, perdure) == ["inflora"]
+
+
+def test_files_of_test_and_validation_examples(pico, tmp_path, monkeypatch, perdure):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "train.csv", ROWS)
+    write(tmp_path / "check.csv", ROWS[:6])
+    write(tmp_path / "held.csv", [(f"{text} w9", label) for text, label in ROWS[:10]])
+    splits = ("--data", "train.csv", "--validation", "check.csv", "--test", "held.csv")
+    settings = ("--backbone", pico("bert"), "--set", "method=ncm", "--quiet")
+    assert perdure("learn", "mine", *splits, *settings)[0] == 0
+    (task,) = Recipe.parse(Run("mine").recipe).make_stream().tasks
+    assert task.name == "train"
+    assert (len(task.train), len(task.validation), len(task.test)) == (len(ROWS), 6, 10)
+    assert task.test["text"][0].endswith("w9")
+    status, _, err = perdure("learn", "mine", "--data", "train.csv", "--test", "nothing.csv", "--task", "b")
+    assert status == 1 and err == "Error: There is no file `nothing.csv`.\n"

@@ -5,8 +5,9 @@ import io
 import pytest
 from rich.console import Console
 
-from perdure import InputError, PerdureError, RunError, UnknownName, cli
+from perdure import InputError, PerdureError, RunError, UnknownName, cli, shell
 from perdure.errors import printable
+from perdure.outcome import say
 from perdure.report import terminal
 from perdure.report.plain import plain
 
@@ -38,8 +39,8 @@ def test_letters_of_all_languages_stay(name):
 
 @pytest.mark.parametrize(("name", "shown"), HOSTILE.values(), ids=list(HOSTILE))
 def test_the_command_line_says_names_as_text(name, shown, monkeypatch, capsys):
-    def fail():
-        cli._say(name)
+    def fail(arguments):
+        say(name)
         raise OSError(2, "No such file", f"{name}.yaml")
 
     monkeypatch.setattr(cli, "app", fail)
@@ -60,4 +61,4 @@ def test_tables_hold_names_as_text(name, shown):
 
 
 def test_warnings_are_one_line_of_text():
-    assert cli._sentence("a\x1b[2Jb", UserWarning, "x.py", 3) == "x.py:3: UserWarning: a\\x1b[2Jb\n"
+    assert shell._sentence("a\x1b[2Jb", UserWarning, "x.py", 3) == "x.py:3: UserWarning: a\\x1b[2Jb\n"

@@ -20,6 +20,8 @@ from perdure.model_files import ModelFiles
 from perdure.stream import Rows
 
 Pooling = Literal["auto", "stock", "mean"]
+BATCH_SIZE = 64
+"""The number of examples that the model reads at a time where nothing is trained."""
 Batch = dict[str, Any]
 """`inputs` (what the model takes), `labels` (indices into the classes of the example's task), `tasks` (names)."""
 
@@ -316,8 +318,8 @@ class Encoded(torch.utils.data.Dataset):
         A text has no token, and `allow_empty` is not given.
     """
 
-    def __init__(self, backbone: Backbone, rows: Rows, *, allow_empty: bool = False):
-        self.backbone = backbone
+    def __init__(self, backbone: Backbone, rows: Rows, *, batch_size: int = BATCH_SIZE, allow_empty: bool = False):
+        self.backbone, self.batch_size = backbone, batch_size
         self.tasks = [task for task, data in rows for _ in range(len(data))]
         self.labels = [label for _, data in rows for label in _labels(data)]
         self.described: Float[Tensor, "examples features"] | None = None
@@ -353,8 +355,11 @@ class Encoded(torch.utils.data.Dataset):
         """The tasks that the examples belong to."""
         return list(dict.fromkeys(self.tasks))
 
-    def batches(self, rows: Sequence[int] | None = None, *, size: int = 64) -> Iterator[tuple[list[int], Batch]]:
+    def batches(
+        self, rows: Sequence[int] | None = None, *, size: int | None = None
+    ) -> Iterator[tuple[list[int], Batch]]:
         """These rows (by default all), the like-long together: row numbers, and the batch on the model's device."""
+        size = size or self.batch_size
         order = sorted(range(len(self)) if rows is None else rows, key=self.lengths.__getitem__)
         for start in range(0, len(order), size):
             index = order[start : start + size]

@@ -1,44 +1,38 @@
 """The command line. Commands hold no logic: they read options, call the library, and print what it returns."""
 
 import json
-import os
-import sys
-import warnings
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal
 
 import typer
 
-from perdure import own_code
-from perdure.errors import PerdureError, Stopped, printable
+from perdure import outcome, shell
+from perdure.options import (
+    AsJson,
+    Delimiter,
+    Encoding,
+    Format,
+    Image,
+    KnownTask,
+    Output,
+    Quiet,
+    RuleName,
+    RunFolder,
+    Seed,
+    Settings,
+    Texts,
+    Trust,
+    names_of,
+)
+from perdure.outcome import say
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
+    rich_markup_mode="markdown" if shell.is_wide() else None,  # its panels cut names where there is little room
     help="Teach one pre-trained transformer new tasks, one after another, without forgetting the old ones.",
 )
-
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
-Output = Annotated[Path | None, typer.Option("--output", "-o", help="Where to write.")]
-Seed = Annotated[int, typer.Option(help="Of the splits, the start and the order of examples.")]
-Settings = Annotated[
-    list[str],
-    typer.Option(
-        "--set", metavar="KEY=VALUE", help="Change a setting: method.rank=4, or of a rule scale=0.3. Repeatable."
-    ),
-]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the result.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Trust = Annotated[
-    bool, typer.Option("--trust", help="Run the Python files that the run's recipe names: those of somebody you trust.")
-]
-RuleName = Annotated[str | None, typer.Option("--rule", help="How adapters are combined; by default as the run did.")]
-Text = Annotated[str | None, typer.Option(help="The column with the text.")]
-Image = Annotated[str | None, typer.Option(help="The column with the image.")]
-Format = Literal["html", "markdown", "latex", "json"]
-KnownTask = Annotated[str | None, typer.Option("--task", help="The task of all rows, if it is known.")]
+app.callback()(shell.take_options)
 
 
 @app.command()
@@ -61,7 +55,7 @@ def demo(
     summary = demo.demo(output, vision=vision, seed=seed, quiet=quiet)
     terminal.matrices(summary)
     terminal.overview(summary)
-    _say("", f"Report: {output / 'report.html'}")
+    say("", f"Report: {output / 'report.html'}")
 
 
 @app.command()
@@ -78,11 +72,11 @@ def run(
 
     changes = [*settings, *([f"seed={seed}"] if seed is not None else [])]
     output = output or (recipe if recipe.is_dir() else Path("runs") / recipe.stem)
-    before = _done(output)
+    before = outcome.done(output)
     Recipe.read(recipe, changes, trust=trust).run(output, quiet=quiet)
-    _report(output)
-    if _done(output) == before:
-        _say("Nothing was left to do.")
+    outcome.report(output)
+    if outcome.done(output) == before:
+        say("Nothing was left to do.")
 
 
 @app.command()
@@ -109,25 +103,21 @@ def tune(
         return typer.echo(json.dumps({"recipe": found.recipe, "trials": found.trials}, indent=2))
     if not quiet:
         terminal.listing(f"\n{len(found.trials)} trials on {tasks} tasks (validation accuracy, %)", found.lines())
-    _say(output / "tuned.yaml")
+    say(output / "tuned.yaml")
 
 
 @app.command()
 def learn(
     run: RunFolder,
     data: Annotated[str, typer.Option(help="A CSV, JSON-lines or Parquet file, a folder of images, or a hub id.")],
-    task: Annotated[str | None, typer.Option("--task", help="The task's name; by default that of the file.")] = None,
+    validation: Annotated[str | None, typer.Option(help="A file of validation examples.")] = None,
     test: Annotated[str | None, typer.Option(help="A file of test examples; by default a fifth of the data.")] = None,
-    validation: Annotated[str | None, typer.Option(help="A file of validation examples; by default a tenth.")] = None,
-    text: Annotated[
-        list[str], typer.Option(help="The column with the text; twice for pairs of texts, in that order.")
-    ] = [],
+    task: Annotated[str | None, typer.Option("--task", help="The task's name; by default that of the file.")] = None,
+    text: Texts = [],
     image: Image = None,
     label: Annotated[str, typer.Option(help="The column with the class.")] = "label",
-    encoding: Annotated[str, typer.Option(help="Of a text file.")] = "utf-8",
-    delimiter: Annotated[
-        str | None, typer.Option(help="What separates the cells of a CSV file; by default its header decides.")
-    ] = None,
+    encoding: Encoding = "utf-8",
+    delimiter: Delimiter = None,
     config: Annotated[str | None, typer.Option(help="The configuration of a hub data set.")] = None,
     task_column: Annotated[str | None, typer.Option(help="The column that names each row's task.")] = None,
     backbone: Annotated[
@@ -139,22 +129,13 @@ def learn(
     quiet: Quiet = False,
 ) -> None:
     """Learn one's own data: one more task for a run, or the first of a new one."""
-    from perdure.runs import learn_more
+    from perdure.runs import entry_of, learn_more
 
-    more = {split: file for split, file in (("test", test), ("validation", validation)) if file}
-    names = {
-        "name": task or (Path(data).stem if more else None),
-        "text": text[0] if len(text) == 1 else text or None,
-        "image": image,
-        "label": label,
-        "task": task_column,
-        "config": config,
-        "delimiter": delimiter,
-    }
-    entry: dict[str, Any] = {"data": {"train": data, **more} if more else data, "encoding": encoding}
-    entry |= {key: value for key, value in names.items() if value is not None}
+    names = {"name": task, "text": text, "image": image, "label": label, "task": task_column, "config": config}
+    splits = {"train": data, "validation": validation, "test": test}
+    entry = entry_of(splits, names | {"encoding": encoding, "delimiter": delimiter})
     learn_more(run, entry, backbone=backbone, seed=seed, settings=settings, trust=trust, quiet=quiet)
-    _report(run)
+    outcome.report(run)
 
 
 @app.command()
@@ -174,7 +155,7 @@ def forget(
     from perdure.forget import forget
 
     found = forget(run, task, retrain_later=retrain_later, trust=trust, quiet=quiet)
-    _say(*str(found).splitlines())
+    say(*str(found).splitlines())
 
 
 @app.command()
@@ -190,7 +171,7 @@ def verify(run: RunFolder, as_json: AsJson = False) -> None:
         terminal.listing(f"\n{run}", found.sound.items())
         count = len(found.faults)
         said = f"{count} fault{'s' if count > 1 else ''}." if count else "All is as it was written."
-        _say(*found.notes, said)
+        say(*found.notes, said)
     for fault in found.faults:
         typer.secho(fault, fg="red", err=True)
     if found.faults:
@@ -204,15 +185,17 @@ def evaluate(
     settings: Settings = [],
     trust: Trust = False,
     last: Annotated[bool, typer.Option("--last", help="Only after the last task.")] = False,
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure a run again, or with another rule (--set scale=0.3, --set space=factor)."""
     from perdure.report import FORMATS, report
     from perdure.runs import evaluate_run
 
-    evaluate_run(run, rule, settings, steps="last" if last else "all", trust=trust)
+    steps = "last" if last else "all"
+    evaluate_run(run, rule, settings, steps=steps, trust=trust, quiet=quiet or as_json)
     summary = report([run], run / "report.html")
-    typer.echo(FORMATS["json"](summary), nl=False) if as_json else _show(summary, run)
+    typer.echo(FORMATS["json"](summary), nl=False) if as_json else outcome.show(summary, run)
 
 
 @app.command()
@@ -225,38 +208,52 @@ def diagnose(
     only: Annotated[
         list[str], typer.Option(help="interference, zones, cka, probe or posterior; by default all. Repeatable.")
     ] = [],
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Say why tasks disturb each other: task vectors, features, probes and the task posterior of a run."""
     from perdure.diagnose import diagnose
     from perdure.report import diagnostics_terminal
 
-    found = diagnose(run, rule, settings, examples=examples, only=only, trust=trust)
+    found = diagnose(run, rule, settings, examples=examples, only=only, trust=trust, quiet=quiet or as_json)
     if as_json:
         return typer.echo(json.dumps(found, indent=2))
     diagnostics_terminal.show(found)
-    _say("", f"All numbers: {run / 'diagnostics.json'}")
+    say("", f"All numbers: {run / 'diagnostics.json'}")
 
 
 @app.command()
 def predict(
     run: RunFolder,
-    file: Annotated[Path, typer.Argument(help="A CSV, TSV or JSON-lines file.")],
-    output: Output = None,
-    text: Text = None,
+    file: Annotated[Path, typer.Argument(help="A CSV, TSV, JSON(-lines) or Parquet file.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="A .csv, .tsv, .jsonl, .json or .parquet file.")
+    ] = None,
+    text: Texts = [],
     image: Image = None,
     task: KnownTask = None,
+    encoding: Encoding = "utf-8",
+    delimiter: Delimiter = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="How many rows the model reads at a time.")] = 64,
+    device: Annotated[
+        str, typer.Option(help="cpu, cuda, cuda:1, mps; or auto, the accelerator if one is here.")
+    ] = "auto",
     trust: Trust = False,
+    quiet: Quiet = False,
 ) -> None:
     """Add the columns label, probability and task to a table."""
     from perdure.model import Model
-    from perdure.tables import check_free, read_table, write_table
+    from perdure.predictions import predict_table
+    from perdure.table_output import check_output
+    from perdure.tables import Table
 
     output = output or file.with_suffix(f".predicted{file.suffix}")
-    rows = read_table(file)
-    check_free(output)
-    write_table(output, Model(run, trust=trust).add_predictions(rows, column=text or image, task=task))
-    _say(f"{len(rows)} rows: {output}")
+    table = Table.open(file, encoding=encoding, delimiter=delimiter)
+    check_output(output)  # before the model is loaded
+    columns: Any = {"text": text, "image": image}
+    model = Model(run, trust=trust, device=device)
+    count = predict_table(model, table, output, **columns, task=task, batch_size=batch_size, quiet=quiet)
+    say(f"{count} rows: {output}")
 
 
 @app.command()
@@ -266,22 +263,28 @@ def export(
     rule: RuleName = None,
     settings: Settings = [],
     trust: Trust = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Write the combined model as a stock checkpoint (transformers, or sentence-transformers)."""
+    """Write the combined model as a stock checkpoint (transformers, or sentence-transformers); say what it loses."""
     from perdure.model import Model
     from perdure.results import Run
     from perdure.runs import rule_of
 
     results = Run(run, trust=trust)
-    Model(results, rule=rule_of(results, rule, settings)).export(output)
-    _say(output)
+    model = Model(results, rule=rule_of(results, rule, settings), device="cpu")
+    model.export(output)
+    if not quiet:
+        say(*model.exported(output).sentences())
+    say(output)
 
 
 @app.command()
 def merge(
     base: Annotated[str, typer.Argument(metavar="BASE|RUN", help="A model's folder or hub id; or a run, alone.")],
     adapters: Annotated[list[Path], typer.Argument(metavar="ADAPTER", help="PEFT LoRA folders.")] = [],
-    rule: Annotated[str, typer.Option("--rule", help="How the adapters are combined.")] = "task_arithmetic",
+    rule: Annotated[
+        str, typer.Option("--rule", help="How the adapters are combined.", autocompletion=names_of("rule"))
+    ] = "task_arithmetic",
     settings: Settings = [],
     trust: Trust = False,
     output: Output = None,
@@ -300,14 +303,15 @@ def merge(
 
     options: dict[str, Any] = {"rank": rank, "saved_modules": saved_modules, "any_base": any_base, "dry_run": dry_run}
     if not adapters and (Path(base) / "recipe.yaml").is_file():
-        return _try_rule(Path(base), rule, settings, output, trust, options | {"as": form if form != "model" else None})
+        options["as"] = form if form != "model" else None
+        return _try_rule(Path(base), rule, settings, output, options, trust=trust, quiet=quiet)
     options["form"] = form
     merged = merge_checkpoint(base, adapters, section(rule, settings), output, **options, quiet=quiet)
-    _say(*([merged.output] if quiet and merged.written else str(merged).splitlines()))
+    say(*([merged.output] if quiet and merged.written else str(merged).splitlines()))
 
 
 def _try_rule(
-    run: Path, rule: str, settings: list[str], output: Path | None, trust: bool, options: dict[str, Any]
+    run: Path, rule: str, settings: list[str], output: Path | None, options: dict[str, Any], *, trust: bool, quiet: bool
 ) -> None:
     from perdure.errors import InputError
     from perdure.runs import try_rule
@@ -315,10 +319,10 @@ def _try_rule(
     if given := [name for name, value in options.items() if value]:
         option = given[0].replace("_", "-")
         raise InputError(f"`--{option}` is for adapters. With a run the rule is measured, and exported to `--output`.")
-    try_rule(run, rule, settings, output, trust=trust)
-    _report(run)
+    try_rule(run, rule, settings, output, trust=trust, quiet=quiet)
+    outcome.report(run)
     if output:
-        _say(f"Model: {output}")
+        say(f"Model: {output}")
 
 
 @app.command()
@@ -337,7 +341,7 @@ def report(
     if output is None:
         return typer.echo(FORMATS[format](summary.summarise(runs)), nl=False)
     report(runs, output, FORMATS[format])
-    _say(output)
+    say(output)
 
 
 @app.command(name="list")
@@ -358,81 +362,31 @@ def list_(as_json: AsJson = False) -> None:
 
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(metavar="NAME|RUN", help="A method, rule or benchmark, or a run folder.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME|RUN",
+            help="A method, rule or benchmark, or a run folder.",
+            autocompletion=names_of("method", "rule", "benchmark"),
+        ),
+    ],
     as_json: AsJson = False,
 ) -> None:
     """Show what a method, rule or benchmark does and its settings, or what a run measured."""
     from perdure import registry
     from perdure.report import FORMATS, summary, terminal
 
-    if Path(name).is_dir():
+    is_file = name.endswith(".py")
+    if Path(name).is_dir() or ("/" in name and not is_file):
         found = summary.summarise([Path(name)])
-        return typer.echo(FORMATS["json"](found), nl=False) if as_json else _show(found)
+        return typer.echo(FORMATS["json"](found), nl=False) if as_json else outcome.show(found)
     about = registry.about(name)
     if as_json:
         return typer.echo(json.dumps(about, indent=2))
-    _say(*about["text"].splitlines())
+    terminal.prose(about["text"])
     terminal.listing("\nSettings", about["settings"].items())
 
 
-def _done(run: Path) -> int:
-    """How much a run has done."""
-    from perdure import run_files
-
-    return sum(event.get("event") in ("step", "evaluation") for event in run_files.events(run))
-
-
-def _report(run: Path) -> None:
-    """Write a run's report and show its scores: of several processes the first one does."""
-    from perdure.report import report
-
-    if os.environ.get("RANK", "0") == "0":
-        _show(report([run], run / "report.html"), run)
-
-
-def _show(summary: dict[str, Any], folder: Path | None = None) -> None:
-    from perdure.report import terminal
-
-    terminal.show(summary)
-    if folder:
-        _say("", f"Report: {folder / 'report.html'}")
-
-
-def _say(*lines: object) -> None:
-    """Print lines, whatever characters are in the names that they hold."""
-    typer.echo("\n".join(printable(str(line)) for line in lines))
-
-
 def main() -> None:
-    """Run the command line: a user's mistake is one red sentence and status 1; a traceback is a bug."""
-    warnings.formatwarning = _sentence
-    try:
-        app()
-    except Stopped as stopped:
-        _stop(str(stopped), 128 + stopped.signal)
-    except PerdureError as error:
-        _stop(f"Error: {error}", 1)
-    except OSError as error:
-        _stop(f"Error: {error.strerror or error}: `{error.filename}`.", 1)
-    except SystemExit as stop:
-        if stop.code == 130:  # Ctrl-C
-            _stop("Stopped. What was finished is kept.", 130)
-        raise
-    except Exception as error:
-        if said := own_code.fault(error):  # a mistake in the user's own file, not in ours
-            _stop(f"Error: {said}", 1)
-        raise
-
-
-def _sentence(
-    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
-) -> str:
-    """A warning of ours as one sentence; of others with the place that gave it."""
-    ours = category.__module__.startswith("perdure.")
-    said = printable(str(message))
-    return f"Warning: {said}\n" if ours else f"{filename}:{lineno}: {category.__name__}: {said}\n"
-
-
-def _stop(sentence: str, status: int) -> NoReturn:
-    typer.secho(printable(sentence), fg="red", err=True)
-    sys.exit(status)
+    """Run the command line."""
+    shell.run(app)

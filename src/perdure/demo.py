@@ -87,5 +87,5 @@ def demo(output: Path, *, vision: bool = False, seed: int = 0, quiet: bool = Tru
     except Stopped as stop:  # a run by itself is not all of it
         raise Stopped("Stopped. What was learned is kept. Go on with the same command.", signal=stop.signal) from None
     if not vision:  # heads that are aligned on the combined model do not fit each task's own
-        evaluate_run(output / "pic", "oracle", steps="last")
+        evaluate_run(output / "pic", "oracle", steps="last", quiet=quiet)
     return report(folders, output / "report.html")

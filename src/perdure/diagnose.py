@@ -19,6 +19,7 @@ from perdure.errors import InputError, RunError, UnknownName
 from perdure.evaluate import probabilities, settled, task_logits
 from perdure.matrices import is_matrix, matrix
 from perdure.merge import task_vectors
+from perdure.progress import Progress
 from perdure.results import Run
 from perdure.rule_settings import RuleLike
 from perdure.runs import rule_of
@@ -62,6 +63,7 @@ def diagnose(
     examples: int = EXAMPLES,
     only: Sequence[str] = (),
     stream: TaskStream | None = None,
+    quiet: bool = True,
     trust: bool = False,
 ) -> dict[str, Any]:
     """Diagnose a run, finished or part-way, and write `diagnostics.json` into its folder.
@@ -80,6 +82,8 @@ def diagnose(
         already are kept, if rule, examples and tasks are the same.
     stream
         The tasks, where the run's recipe does not say how they are made.
+    quiet
+        Do not tell how far it is.
     trust
         Whether Python files that the run's recipe names may be run.
 
@@ -119,11 +123,14 @@ def diagnose(
         "parts": {},
         "left_out": {},
     }
-    for name in [name for name in PARTS if name in (only or PARTS)]:
-        try:
-            found["parts"][name] = {"reading": _reading(name, subject), **COMPUTED[name](subject)}
-        except _LeftOut as reason:
-            found["left_out"][name] = str(reason)
+    asked = [name for name in PARTS if name in (only or PARTS)]
+    with Progress("Diagnosing", len(asked), quiet=quiet) as progress:
+        for done, name in enumerate(asked):
+            progress.to(done, name, reached=True)
+            try:
+                found["parts"][name] = {"reading": _reading(name, subject), **COMPUTED[name](subject)}
+            except _LeftOut as reason:
+                found["left_out"][name] = str(reason)
     text = json.dumps(_with_earlier(subject.run.folder, found), allow_nan=False)
     files.write(subject.run.folder / FILE, text + "\n", check=sources.check)
     return found

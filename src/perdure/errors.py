@@ -7,6 +7,7 @@ PerdureError
 ├── BackboneError     the pre-trained model has not the parts that are needed
 ├── TrainingError     training went wrong: the loss is not a number
 ├── RunError          a run folder is missing, incomplete, damaged, or held by another process
+│   └── NotFinite     a combined model answers with numbers that are infinite or not defined
 ├── Stopped           the run was asked to stop (Ctrl-C, SIGTERM, …): what was learned is kept
 ├── CheckpointError   the files of a model or an adapter are damaged, foreign, or of a kind that cannot be merged
 ├── OutputError       a result cannot be written: it is there already, the disk is full, or writing is not allowed
@@ -86,6 +87,10 @@ class TrainingError(PerdureError):
 
 class RunError(PerdureError):
     """A run folder is missing, incomplete, damaged, or held by another process."""
+
+
+class NotFinite(RunError):
+    """A combined model answers with numbers that are infinite or not defined."""
 
 
 class Stopped(BaseException):

@@ -12,7 +12,7 @@ from torch import Tensor
 from perdure import search
 from perdure.adapters import Adapter
 from perdure.backbone import Backbone, Encoded, in_order
-from perdure.errors import RunError
+from perdure.errors import NotFinite
 from perdure.merge import Combined, Rule, combine, task_vectors
 from perdure.scaled import Scaled
 from perdure.search import Scales
@@ -41,22 +41,33 @@ def task_logits(
     if combined.picks and log_weights is not None:
         numbers: list[int] = log_weights.argmax(1).tolist()
         picked = [tasks[i] for i in numbers]
-        return _heads(backbone, features(backbone, combined, examples, picked=picked), tasks)
+        return _heads(backbone, combined, features(backbone, combined, examples, picked=picked), tasks)
     if combined.routed:
         return {
-            task: _heads(backbone, features(backbone, combined, examples, task=task), [task])[task] for task in tasks
+            task: _heads(backbone, combined, features(backbone, combined, examples, task=task), [task])[task]
+            for task in tasks
         }
-    return _heads(backbone, features(backbone, combined, examples), tasks)
+    return _heads(backbone, combined, features(backbone, combined, examples), tasks)
 
 
-def _heads(backbone: Backbone, found: Float[Tensor, "examples width"], tasks: Sequence[str]) -> dict[str, Tensor]:
+def _heads(
+    backbone: Backbone, combined: Combined, found: Float[Tensor, "examples width"], tasks: Sequence[str]
+) -> dict[str, Tensor]:
+    """The logits of heads.
+
+    Raises
+    ------
+    NotFinite
+        Some are infinite or not defined: the largest of them would be no answer.
+    """
     logits = {task: backbone.head(task)(found).cpu() for task in tasks}
     for task, values in logits.items():
         broken = (~values.isfinite()).any(1)
         if broken.any():
-            raise RunError(
-                f"The combined model gives no finite number for {int(broken.sum())} of {len(values)} examples (head of "
-                f"task `{task}`), so there is no answer. Choose a smaller scale, or another rule."
+            rule = f"The rule `{combined.label}`" if combined.label else "The combined model"
+            raise NotFinite(
+                f"{rule} gives no finite number for {int(broken.sum())} of {len(values)} examples (head of task "
+                f"`{task}`), so there is no answer. Choose a smaller `scale`, or another rule."
             )
     return logits
 
@@ -236,8 +247,13 @@ class Evaluator:
 
             def score(scales: Scales) -> float:
                 now = combined(named(scales))
-                scores = [self.answers(now, task, [task_id], "validation").accuracy()[task_id] for task in self.seen]
-                return sum(scores) / len(scores)
+                total = 0.0
+                for task in self.seen:
+                    try:
+                        total += self.answers(now, task, [task_id], "validation").accuracy()[task_id]
+                    except NotFinite:  # a scale so large answers nothing right
+                        return 0.0
+                return total / len(self.seen)
 
             tried = search.candidates(score, search.start_of(len(learned), rule.search), rule.search)
         scores = [{"scale": named(scales), "score": value} for scales, value in tried.items()]

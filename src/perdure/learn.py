@@ -9,7 +9,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
-from rich.progress import Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor, nn
 
 from perdure import adapters, processes
@@ -19,6 +18,7 @@ from perdure.course import Course, validation_accuracy
 from perdure.errors import InputError, TrainingError
 from perdure.merge import folded, task_vectors
 from perdure.method import Method
+from perdure.progress import Progress
 from perdure.seeds import derived, plant
 from perdure.snapshot import Snapshot
 from perdure.stopping import Stopping
@@ -27,7 +27,6 @@ from perdure.subspace import input_covariances
 from perdure.task_vector import TaskVector, total
 from perdure.training import Training
 
-COLUMNS = (TextColumn("{task.description}"), *Progress.get_default_columns()[1:3], TimeElapsedColumn())
 Log = Callable[[dict[str, Any]], None]
 
 
@@ -62,7 +61,7 @@ def learn(
     folder
         Where trackers write.
     quiet
-        Show no progress bar.
+        Do not tell how far it is.
     resume
         Go on from here, in place of the beginning.
     keep
@@ -130,8 +129,8 @@ def _train(
 ) -> None:
     """The epochs that are left of a task."""
     task, training, keep = course.task, course.training, keep or (lambda snapshot: None)
-    with Progress(*COLUMNS, disable=quiet, transient=True) as progress:
-        bar = progress.add_task(f"Learning {task.name}", total=training.epochs * len(course.plan(0)))
+    steps = len(course.plan(0))
+    with Progress(f"Learning {task.name}", steps * training.epochs, done=course.step, quiet=quiet) as progress:
         while course.epoch < training.epochs:
             _set_dropout(course.backbone, training)
             for batches in course.plan(course.epoch)[course.batch :]:
@@ -141,7 +140,8 @@ def _train(
                 accelerator.log({f"{task.name}/{name}": value for name, value in values.items()}, step=course.step)
                 if log:
                     log({"event": "step", "task": task.name, "epoch": course.epoch, "step": course.step, **values})
-                progress.update(bar, completed=course.step, description=f"Learning {task.name}  loss {loss:.3f}")
+                said = f"epoch {course.epoch + 1} of {training.epochs}, loss {loss:.3f}"
+                progress.to(course.step, said, reached=course.batch == steps)
                 if stopped or course.step % training.checkpoint_steps == 0:
                     keep(course.snapshot())
                 if stopped:

@@ -13,6 +13,7 @@ from perdure.backbone import Backbone
 from perdure.errors import InputError, RunError
 from perdure.evaluate import TASK_IDS, Answers, Evaluator, TaskId
 from perdure.merge import Combined, combine
+from perdure.progress import Progress
 from perdure.restore import give_heads
 from perdure.results import Run
 from perdure.rule_settings import Rule
@@ -56,6 +57,7 @@ def measure(
     *,
     evaluation: Evaluation,
     own: bool = True,
+    quiet: bool = True,
 ) -> None:
     """Combine the tasks learned and add one row of R for each way to know the task.
 
@@ -81,7 +83,12 @@ def measure(
     if rule.searches and learned:
         found, candidates = evaluator.search_scale([task.adapter for task in learned], rule, stream.scenario)
     combined = combine([task.adapter for task in learned], found) if learned else Combined(TaskVector({}))
-    answers = {task: evaluator.answers(combined, task, evaluation.task_ids) for task in due}
+    answers: dict[str, Answers] = {}
+    with Progress(f"Measuring after {len(seen)} of {len(stream)} tasks", len(due), quiet=quiet) as progress:
+        for number, task in enumerate(due, start=1):
+            answers[task] = evaluator.answers(combined, task, evaluation.task_ids)
+            progress.to(number)
+        progress.to(len(due), _averages(answers), reached=True)
     unknown = "class" if stream.scenario == "task" else stream.scenario
     about = {"rule": rule.label, "options": dict(found.options), "candidates": candidates}
     seconds = round(time.perf_counter() - started, 3)
@@ -148,6 +155,15 @@ def check_search(stream: TaskStream, step: int, rule: Rule) -> None:
 def described(rule: Rule) -> dict[str, Any]:
     """A rule as `combined.json` holds it, before a search."""
     return {"label": rule.label, **dataclasses.asdict(rule), "candidates": []}
+
+
+def _averages(answers: Mapping[str, Answers]) -> str:
+    """Say the average accuracy for each way to know the task."""
+    totals: dict[TaskId, float] = {}
+    for of_task in answers.values():
+        for task_id, accuracy in of_task.accuracy().items():
+            totals[task_id] = totals.get(task_id, 0.0) + accuracy
+    return ", ".join(f"{task_id} {100 * total / len(answers):.1f} %" for task_id, total in totals.items())
 
 
 def _give_fresh_heads(backbone: Backbone, tasks: Sequence[Task], results: Run) -> None:

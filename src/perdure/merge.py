@@ -96,11 +96,12 @@ def _factor_vectors(learned: Sequence[Adapter], since: Since) -> dict[str, TaskV
 class Combined:
     """What a rule made of the adapters: one task vector, one for each task, or a mixture of experts.
 
-    In factor space `origin` is the adapter whose start the vectors are relative to.
+    In factor space `origin` is the adapter whose start the vectors are relative to. `label` is that of the rule.
     """
 
     vectors: TaskVector | dict[str, TaskVector] | Mixture
     origin: Adapter | None = None
+    label: str = ""
 
     @property
     def routed(self) -> bool:
@@ -176,4 +177,4 @@ def combine(learned: Sequence[Adapter], rule: RuleLike) -> Combined:
     inputs = {adapter.name: adapter.inputs for adapter in learned if adapter.inputs}
     merged = _result(rule, task_vectors(learned, space=rule.space, since=rule.since), inputs)
     merged = merged.made() if isinstance(merged, TaskVector) else merged  # it will be applied many times
-    return Combined(merged, learned[0] if rule.space == "factor" else None)
+    return Combined(merged, learned[0] if rule.space == "factor" else None, rule.label)

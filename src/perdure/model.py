@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,12 @@ from datasets import Dataset
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from perdure import adapters, registry, staging
-from perdure.backbone import Backbone, Encoded
-from perdure.errors import InputError, RunError, UnknownName
+from perdure import adapters, files, processes, registry, staging
+from perdure.backbone import BATCH_SIZE, Backbone, Encoded
+from perdure.errors import DataError, InputError, NotFinite, RunError, UnknownName
 from perdure.evaluate import by_task, probabilities, settled, task_logits
 from perdure.examples import TEXTS
+from perdure.export_card import Exported, card
 from perdure.heads import RandomHead
 from perdure.images import as_rows
 from perdure.merge import combine, tried
@@ -26,6 +27,7 @@ from perdure.rule_settings import Rule, RuleLike
 from perdure.run_files import reading
 from perdure.settings import checked, named
 from perdure.sources import Sources
+from perdure.tables import Row, texts
 from perdure.task_id import TaskPosterior, describe
 from perdure.task_vector import TaskVector
 
@@ -38,6 +40,10 @@ class Prediction:
     probability: float
     task: str
 
+    def named(self, names: Mapping[str, str]) -> dict[str, Any]:
+        """Return the answer as cells of a row, under these names."""
+        return {name: getattr(self, key) for key, name in names.items()}
+
 
 class Model:
     """The combined model of a run, with its task posterior.
@@ -47,28 +53,51 @@ class Model:
     folder
         The run folder.
     rule
-        How the adapters are combined, as a `Rule`, its name, or a mapping of `name` and settings; by default as the run
-        did, with the scale that it found.
+        How the adapters are combined, as a `Rule`, its name, or a mapping of `name` and settings; by default as the
+        run did, with the scale that it found.
+    label
+        What the rule is called in `scores.csv`, if that is not its own label, as after a search.
     trust
         Whether Python files that the run's recipe names may be run.
+    device
+        Where the model computes, such as `cpu` or `cuda:1`; `auto` is the accelerator that is here, else the CPU.
+
+    Raises
+    ------
+    RunError
+        The folder is no run, is damaged, or holds no task yet.
+    InputError
+        There is no such device.
     """
 
-    def __init__(self, folder: str | Path | Run, *, rule: RuleLike | None = None, trust: bool = False):
+    def __init__(
+        self,
+        folder: str | Path | Run,
+        *,
+        rule: RuleLike | None = None,
+        label: str | None = None,
+        trust: bool = False,
+        device: str = "auto",
+    ):
         self.results = folder if isinstance(folder, Run) else Run(folder, trust=trust)
         self.sources = Sources.of(self.results.folder)
         self.rule = _rule(self.results) if rule is None else Rule.of(rule)
+        usual = self.results.combined()["label"] if rule is None else self.rule.label
+        self.label = label or usual
         if not self.results.tasks:
             raise RunError(f"`{self.results.folder}` holds no combined model yet: no task was finished.")
         with reading(self.results.folder / "recipe.yaml"):
             source, settings = named(self.results.recipe["backbone"], "backbone", key="model")
             settings = checked(Backbone.load, settings, f"`{self.results.folder / 'recipe.yaml'}`: backbone")
-        self.backbone = Backbone.load(source, **settings)
+        self.backbone = Backbone.load(source, **settings).to(processes.device(device))
         self.learned = restore(self.results, self.backbone)
         self.classes = {task.name: task.classes for task in self.learned}
         self.combined = combine([task.adapter for task in self.learned], self.rule)
         self.posterior = TaskPosterior({task.name: task.statistics for task in self.learned})
 
-    def predict(self, inputs: Sequence[Any], *, task: str | None = None) -> list[Prediction]:
+    def predict(
+        self, inputs: Sequence[Any], *, task: str | None = None, batch_size: int = BATCH_SIZE
+    ) -> list[Prediction]:
         """Classify texts, pairs of texts, or images.
 
         A text of which the tokenizer makes no token gets the answer that is likeliest without any: that of
@@ -77,11 +106,13 @@ class Model:
         Parameters
         ----------
         inputs
-            Texts, or pairs of texts as tuples; or images, each as an object of Pillow, an array that
-            Pillow takes, a path, or the bytes of a file. Of an image in memory the pixels are read as they
-            are now, and turned as its EXIF orientation says.
+            All of one kind. A pair is a tuple of two texts; an image is an object of Pillow, an array that Pillow
+            takes, a path, or the bytes of a file. Of an image in memory the pixels are read as they are now, and
+            turned as its EXIF orientation says.
         task
             The task of all inputs, if it is known; by default the task posterior weighs the tasks.
+        batch_size
+            The number of inputs that the model reads at a time.
 
         Raises
         ------
@@ -89,15 +120,15 @@ class Model:
             The run has not learned that task.
         InputError
             There is nothing to classify, the inputs are of several kinds, or an image cannot be read.
-        RunError
+        NotFinite
             The rule makes a model whose answers are not finite numbers.
         """
         if task is not None and task not in self.classes:
             raise UnknownName("task", task, self.classes)
         if not len(inputs):
             raise InputError("There is nothing to predict: the input has no rows.")
-        rows = as_rows(inputs) if self.backbone.kind == "image" else Dataset.from_dict(_text_columns(inputs))
-        examples = Encoded(self.backbone, [(task or "", rows)], allow_empty=True)
+        rows = as_rows(inputs) if self.backbone.kind == "image" else _texts(inputs)
+        examples = Encoded(self.backbone, [(task or "", rows)], batch_size=batch_size, allow_empty=True)
         names = [task] if task else list(self.classes)
         log_weights = (
             torch.zeros(len(examples), 1) if task else self.posterior.log_prob(describe(self.backbone, examples))
@@ -118,6 +149,35 @@ class Model:
             for label, probability, number in zip(best.indices.tolist(), best.values.tolist(), tasks, strict=True)
         ]
 
+    def input_columns(self, columns: Sequence[str], asked: Sequence[str], source: str) -> tuple[str, ...]:
+        """Return the columns of a table that hold the input.
+
+        Parameters
+        ----------
+        columns
+            Those of the table.
+        asked
+            Those that the user names, if any: one, or two for pairs of texts. By default those that a task of the run
+            was read from, else the one that is called as what it holds.
+        source
+            The table, for errors.
+
+        Raises
+        ------
+        InputError
+            The table has no such columns.
+        """
+        kind = self.backbone.kind
+        candidates = [tuple(asked)] if asked else [*_read_before(self.results.recipe["stream"], kind), (kind,)]
+        for candidate in candidates:
+            if set(candidate) <= set(columns):
+                return candidate
+        missing = next(name for name in candidates[-1] if name not in columns)
+        raise InputError(
+            f"{source} has no column `{missing}`. Its columns: {list(columns)}. Name the one that holds the input with "
+            f"`--{kind}`."
+        )
+
     def _log_prior(self, task: str) -> Float[Tensor, " classes"]:
         """Return the logarithm of each class's share of a task's training examples."""
         counts = next(learned.statistics.counts for learned in self.learned if learned.name == task)
@@ -128,30 +188,36 @@ class Model:
     ) -> list[dict[str, Any]]:
         """Rows with `label`, `probability` and `task` added (as `predicted_…` where they have such a column already).
 
-        `column` holds the text, or the path of the image; by default the one that the run was trained on, or `text`.
+        `column` holds the text, or the image; by default the one that the run was trained on, or `text`.
         """
-        kind = self.backbone.kind
-        entries = self.results.recipe["stream"]
-        used = [entry.get(kind) for entry in entries] if isinstance(entries, list) else []
-        names = list(rows[0]) if rows else []
-        found = next((name for name in [column, *used, kind] if name in names), None)
-        if found is None or (column and found != column):
-            raise InputError(f"No column `{column or kind}`. The table's columns: {names}.")
-        values = [_text(row.get(found), number, found) for number, row in enumerate(rows, start=1)]
-        title = {key: key for key in ("label", "probability", "task")}
-        while set(title.values()) & set(names):
-            title = {key: f"predicted_{name}" if name in names else name for key, name in title.items()}
-        return [
-            row | {title[key]: value for key, value in dataclasses.asdict(prediction).items()}
-            for row, prediction in zip(rows, self.predict(values, task=task), strict=True)
-        ]
+        columns = self.input_columns(list(rows[0]) if rows else [], [column] if column else [], "The table")
+        read = [Row(number, row, f"Row {number}") for number, row in enumerate(rows, start=1)]
+        inputs = [self.input_of(row, columns) for row in read]
+        names = names_of_answers(list(rows[0]))
+        answers = self.predict(inputs, task=task)
+        return [row | answer.named(names) for row, answer in zip(rows, answers, strict=True)]
+
+    def input_of(self, row: Row, columns: Sequence[str]) -> Any:
+        """Return what the model reads of a row. A text may be empty.
+
+        Raises
+        ------
+        DataError
+            It has no text, or no image.
+        """
+        if self.backbone.kind == "text":
+            return texts(row, columns, empty=True)
+        value = row.cells.get(columns[0])
+        if value is None or value == "":
+            raise DataError(f"{row.where}, has nothing in column `{columns[0]}`. Complete it or leave it out.")
+        return value
 
     def export(self, output: str | Path) -> Path:
         """Write a stock checkpoint: combined weights, all heads as one, `id2label`.
 
         With `pooling: stock` it is a folder for `AutoModelFor…Classification`, with `mean` one for
         `SentenceTransformer`, whose output is then the logits. The heads are concatenated: a stock model has
-        no task posterior.
+        no task posterior. A model card says how well both answer.
 
         Raises
         ------
@@ -168,8 +234,31 @@ class Model:
             staging.new_folder(output, size=size, check=self.sources.check) as folder,
             self.combined.applied(self.backbone),
         ):
+            self._check_finite()
             self.backbone.save(folder, head, self._labels())
+            files.put(folder / "README.md", card(self.exported(output)))
         return output
+
+    def exported(self, output: str | Path) -> Exported:
+        """Return what a folder that `export` writes can do, and how well, as far as it was measured."""
+        return Exported(
+            name=Path(output).name,
+            base=self.backbone.published,
+            kind=self.backbone.kind,
+            stock=self.backbone.head_name is not None,
+            method=self.results.recipe["method"]["name"],
+            rule=self.label,
+            tasks=self.classes,
+            accuracy=self.results.accuracies(self.label),
+        )
+
+    def _check_finite(self) -> None:
+        for name, value in self.backbone.model.named_parameters():
+            if not value.isfinite().all():
+                raise NotFinite(
+                    f"The rule `{self.rule.label}` makes `{name}` infinite or undefined. Choose other settings, such "
+                    "as a `scale` nearer to 1, or another rule."
+                )
 
     def _joined_head(self) -> nn.Linear:
         names = list(self.classes)[:1] if self.results.shares_head else list(self.classes)
@@ -194,6 +283,36 @@ class Model:
             for task, classes in self.classes.items()
             for label in classes
         ]
+
+
+def names_of_answers(columns: Sequence[str]) -> dict[str, str]:
+    """Return the names of the columns that predictions add, by what they hold; none is among those that are there.
+
+    Examples
+    --------
+    >>> names_of_answers(["text", "label"])
+    {'label': 'predicted_label', 'probability': 'probability', 'task': 'task'}
+    """
+    names: dict[str, str] = {}
+    for field in dataclasses.fields(Prediction):
+        name = field.name
+        while name in columns:
+            name = f"predicted_{name}"
+        names[field.name] = name
+    return names
+
+
+def _read_before(stream: Any, kind: str) -> list[tuple[str, ...]]:
+    """Return the columns that the tasks of a run's own tables were read from."""
+    entries = stream if isinstance(stream, list) else []
+    columns = []
+    for entry in entries:
+        named_columns = entry.get(kind)
+        if isinstance(named_columns, str):
+            columns.append((named_columns,))
+        elif isinstance(named_columns, list):
+            columns.append(tuple(named_columns))
+    return columns
 
 
 def _rule(results: Run) -> Rule:
@@ -243,8 +362,14 @@ def _likeliest_task(
     return torch.stack(shares).argmax(0).tolist()
 
 
-def _text_columns(inputs: Sequence[Any]) -> dict[str, list[str]]:
-    """Return texts by the columns that a task has: `text` and, of pairs, `text_pair`."""
+def _texts(inputs: Sequence[Any]) -> Dataset:
+    """Return texts, or pairs of texts, as rows that the backbone reads.
+
+    Raises
+    ------
+    InputError
+        Some are no texts, or not all are of one kind.
+    """
     pairs = [isinstance(value, tuple | list) for value in inputs]
     texts = [tuple(value) if pair else (value,) for value, pair in zip(inputs, pairs, strict=True)]
     size = len(texts[0])
@@ -253,10 +378,4 @@ def _text_columns(inputs: Sequence[Any]) -> dict[str, list[str]]:
             raise InputError(f"Input {number} is {inputs[number - 1]!r}, but should be a text or a pair of texts.")
         if len(parts) != size:
             raise InputError(f"Input {number} is a {'pair' if size == 1 else 'single text'}, unlike the first one.")
-    return {name: [parts[i] for parts in texts] for i, name in enumerate(TEXTS[:size])}
-
-
-def _text(value: Any, number: int, column: str) -> str:
-    if not isinstance(value, str):
-        raise InputError(f"Row {number} has no text in column `{column}`, but {value!r}. Complete it or leave it out.")
-    return value
+    return Dataset.from_dict({name: [parts[i] for parts in texts] for i, name in enumerate(TEXTS[:size])})

@@ -12,6 +12,8 @@ from accelerate import PartialState
 from accelerate.utils import broadcast, reduce
 from torch import Tensor
 
+from perdure.errors import InputError
+
 PATIENCE = timedelta(days=7)  # the others wait while the first process evaluates
 
 
@@ -42,6 +44,31 @@ def first() -> bool:
 def wait() -> None:
     """Go on when all processes have come here."""
     state().wait_for_everyone()
+
+
+def device(name: str = "auto") -> torch.device:
+    """Return the device of a name, on which this process is to compute.
+
+    Parameters
+    ----------
+    name
+        As torch has it (`cpu`, `cuda`, `cuda:1`, `mps`); `auto` is the accelerator that is here, else the CPU.
+
+    Raises
+    ------
+    InputError
+        There is no such device here.
+    """
+    if name == "auto":
+        return state().device or torch.device("cpu")
+    try:
+        chosen = torch.device(name)
+        torch.empty(1, device=chosen)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # one for each way of having no such device
+        accelerator = torch.accelerator.current_accelerator()
+        names = ["auto", "cpu", *([accelerator.type] if accelerator else [])]
+        raise InputError(f"There is no device `{name}` here. Give one of: {', '.join(names)}.") from error
+    return chosen
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from annotated_types import Ge
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from perdure import files, own_code, registry
+from perdure import files, own_code, processes, registry
 from perdure.backbone import Backbone
 from perdure.data import read_tasks
 from perdure.errors import CheckpointError, InputError, PerdureWarning
@@ -138,9 +138,10 @@ class Recipe(BaseModel):
         return replace(stream, tasks=tasks)
 
     def make_backbone(self) -> Backbone:
-        """The pre-trained model."""
+        """The pre-trained model, on the accelerator that is here, if one is."""
         name, options = named(self.backbone, "backbone", key="model")
-        return Backbone.load(name, **checked(Backbone.load, options, "backbone"))
+        backbone = Backbone.load(name, **checked(Backbone.load, options, "backbone"))
+        return backbone.to(processes.device())
 
     def make_method(self) -> Method:
         """The method, with its settings."""

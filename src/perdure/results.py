@@ -284,6 +284,18 @@ class Run:
                 R[row["step"] - 1, tasks.index(row["task"])] = row["value"]
         return R
 
+    def accuracies(self, rule: str) -> dict[str, float]:
+        """Return the average accuracy of a rule after the last task, for each way to know the task in which every task
+        was measured.
+        """
+        tasks = self.tasks
+        values: dict[str, dict[str, float]] = {}
+        for row in self.scores():
+            asked = row["rule"] == rule and row["metric"] == "accuracy" and row["step"] == len(tasks)
+            if asked and row["task"] in tasks:
+                values.setdefault(row["task_id"], {})[row["task"]] = row["value"]
+        return {way: sum(of.values()) / len(tasks) for way, of in values.items() if len(of) == len(tasks)}
+
     def event(self, values: Mapping[str, Any]) -> None:
         """Add one line to events.jsonl."""
         path = self.folder / "events.jsonl"

@@ -25,6 +25,7 @@ from perdure.merge import combine
 from perdure.method import Method
 from perdure.past import not_measured
 from perdure.plan import Plan, check, check_examples, method_name
+from perdure.progress import Progress
 from perdure.restore import give_heads, keep_model, restore
 from perdure.results import Run
 from perdure.rule_settings import Rule, RuleLike
@@ -65,7 +66,7 @@ def run(
     output
         The run folder: new, empty, or that of this run.
     quiet
-        Show no progress bars.
+        Do not tell how far it is.
 
     Returns
     -------
@@ -157,13 +158,17 @@ def go_on(results: Run, plan: Plan, settings: Mapping[str, Any] | None = None, *
             results.recipe = settings  # not before all of it was found to go with what was learned
         if plan.stream.missing and due and processes.first():
             warnings.warn(not_measured(plan.stream.missing), PerdureWarning, stacklevel=2)
+        quiet = quiet or not processes.first()
+        whole = Progress("The run", len(plan.stream), done=len(learned), quiet=quiet, bar=False)
         for step in range(len(plan.stream) + 1):
             if step > len(learned):
                 give_heads(plan.backbone, learned, shared=plan.training.shares_head)
                 learned.append(_learn_task(results, learned, plan, resume=resume, quiet=quiet, stop=stop))
                 resume = None
             if step in due and processes.first():
-                measure(results, learned[:step], plan.stream, plan.backbone, plan.rule, evaluation=plan.evaluation)
+                parts = (results, learned[:step], plan.stream, plan.backbone, plan.rule)
+                measure(*parts, evaluation=plan.evaluation, quiet=quiet)
+            whole.to(step, f"{step} of {len(plan.stream)} tasks", reached=step > whole.first)
     return results
 
 
@@ -292,7 +297,7 @@ def _learn_task(
         seed=plan.seed,
         log=results.event if first else None,
         folder=results.folder,
-        quiet=quiet or not first,
+        quiet=quiet,
         resume=resume,
         keep=keep if first else None,
         stop=stop,

@@ -11,6 +11,7 @@ from perdure.errors import InputError, PerdureWarning, RunError, Stopped
 from perdure.measure import check_search, measure
 from perdure.model import Model, check_exportable
 from perdure.past import not_measured
+from perdure.progress import Progress
 from perdure.recipe import Recipe, own_stream
 from perdure.restore import restore
 from perdure.results import Run
@@ -29,6 +30,7 @@ def evaluate_run(
     *,
     steps: Literal["all", "last"] = "all",
     stream: TaskStream | None = None,
+    quiet: bool = True,
     trust: bool = False,
 ) -> Run:
     """Measure a finished run again, by its own rule or another, and add the scores to it.
@@ -44,6 +46,8 @@ def evaluate_run(
         Of the rule, such as `scale=0.3`.
     stream
         The tasks, where the run's recipe does not say how they are made.
+    quiet
+        Do not tell how far it is.
     trust
         Whether Python files that the run's recipe names may be run.
 
@@ -66,7 +70,9 @@ def evaluate_run(
             raise RunError(f"`{folder}` has learned no task yet, so there is nothing to measure.")
         _check_measurable(folder, stream.until(len(learned)), found or recipe.make_rule())
         first = 0 if evaluation.future and not found else 1  # before the first task every rule is the same
-        for step in range(first if steps == "all" else len(learned), len(learned) + 1):
+        due = range(first if steps == "all" else len(learned), len(learned) + 1)
+        whole = Progress("The evaluation", len(due), quiet=quiet, bar=False)
+        for number, step in enumerate(due, start=1):
             measure(
                 results,
                 learned[:step],
@@ -75,7 +81,9 @@ def evaluate_run(
                 found or recipe.make_rule(),
                 evaluation=evaluation,
                 own=found is None,
+                quiet=quiet,
             )
+            whole.to(number, f"{number} of {len(due)} steps", reached=True)
     return results
 
 
@@ -112,6 +120,7 @@ def try_rule(
     output: str | Path | None = None,
     *,
     trust: bool = False,
+    quiet: bool = True,
 ) -> Run:
     """Measure a finished run with another rule, and write its combined model if there is an `output`.
 
@@ -125,11 +134,39 @@ def try_rule(
     if output:
         check_free(Path(output))
         check_exportable(wanted or Recipe.parse(results.recipe).make_rule())
-    run = evaluate_run(folder, rule, settings, steps="last")
+    run = evaluate_run(folder, rule, settings, steps="last", trust=trust, quiet=quiet)
     if output:
         found = run.events()[-1]["options"]  # with the scale that a search has found
-        Model(run, rule=wanted.with_options(found) if wanted else None).export(output)
+        rule_found = wanted.with_options(found) if wanted else None
+        Model(run, rule=rule_found, label=wanted.label if wanted else None, device="cpu").export(output)
     return run
+
+
+def entry_of(splits: Mapping[str, str | None], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entry of a recipe's stream for one's own data.
+
+    Parameters
+    ----------
+    splits
+        The files of `train`, `validation` and `test`; None where there is none.
+    values
+        The other arguments of `read_tasks`; None for those that are not given. `text` is a list of one or two columns.
+
+    Examples
+    --------
+    >>> entry_of({"train": "a.csv", "validation": None, "test": None}, {"name": None, "text": ["body"]})
+    {'data': 'a.csv', 'text': 'body'}
+    >>> entry_of({"train": "a.csv", "validation": None, "test": "b.csv"}, {"name": None, "text": []})
+    {'data': {'train': 'a.csv', 'test': 'b.csv'}, 'name': 'a'}
+    """
+    files = {split: file for split, file in splits.items() if file is not None}
+    given = {name: value for name, value in values.items() if value not in (None, [])}
+    if len(given.get("text", [])) == 1:
+        given["text"] = given["text"][0]
+    if len(files) == 1:
+        return {"data": files["train"], **given}
+    name = {} if {"name", "task"} & given.keys() else {"name": Path(files["train"]).stem}
+    return {"data": files, **given, **name}
 
 
 def learn_more(

@@ -5,20 +5,16 @@ written in one way: a whole number by its digits, another number as the JSON fil
 Parquet the shortest digits that mean it), a truth value as `true` or `false`, a date as ISO 8601.
 """
 
-import csv
 import datetime
 import decimal
-import io
-import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from perdure.errors import DataError
-from perdure.files import writing
 from perdure.table_files import Delimited, Json, Number, Parquet, Reader, check_file
 
 ENDINGS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
@@ -258,37 +254,3 @@ def read_table(path: str | Path) -> list[dict[str, Any]]:
         It cannot be read.
     """
     return [row.cells for row in Table.open(path).rows()]
-
-
-def check_free(path: str | Path) -> Path:
-    """A path where a file can be written: in a folder that is there, and in the place of no other."""
-    path = Path(path)
-    if path.exists():
-        raise DataError(f"`{path}` is there already. Remove it, or give another `--output`.")
-    if not path.parent.is_dir():
-        raise DataError(f"There is no folder `{path.parent}` to write into.")
-    return path
-
-
-def write_table(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows as the file's ending says.
-
-    Raises
-    ------
-    DataError
-        There is such a file already: nothing is overwritten.
-    """
-    path = check_free(path)
-    with writing(path, replace=False) as output:
-        file = io.TextIOWrapper(output, "utf-8", newline="")
-        if path.suffix.lower() in (".csv", ".tsv"):
-            writer = csv.DictWriter(file, list(rows[0]), delimiter=_delimiter(path), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-        else:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        file.detach()
-
-
-def _delimiter(path: Path) -> str:
-    return "\t" if path.suffix.lower() == ".tsv" else ","

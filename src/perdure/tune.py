@@ -23,6 +23,7 @@ from perdure.measure import Evaluation
 from perdure.merge import combine
 from perdure.method import Method, Tuned
 from perdure.plan import Plan
+from perdure.progress import Progress
 from perdure.recipe import Recipe
 from perdure.restore import restore
 from perdure.results import Run
@@ -132,6 +133,7 @@ def tune(
     files.check_place(output / TUNED)  # not after hours
     with lock.held(output):  # two processes would make each other's trials
         trials = _begun(output, about)[: protocol.trials]
+        progress = Progress("Tuning", protocol.trials, done=len(trials), quiet=quiet, bar=False)
         for number in range(len(trials), protocol.trials):
             settings = _asked(recipe, protocol, ranges, trials, number)
             started = time.perf_counter()
@@ -139,6 +141,8 @@ def tune(
             trials.append({"settings": settings, "score": score, "seconds": round(time.perf_counter() - started, 3)})
             with files.refusing(output / TRIALS):
                 files.append(output / TRIALS, json.dumps(trials[-1]) + "\n")
+            said = "failed" if score is None else f"validation accuracy {100 * score:.1f} %"
+            progress.to(number + 1, f"trial {number + 1} of {protocol.trials}, {said}", reached=True)
         return _finished(recipe, output, trials)
 
 

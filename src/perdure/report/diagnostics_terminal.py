@@ -1,4 +1,4 @@
-"""What `perdure diagnose` has found → the terminal, in at most 80 columns: a row a task."""
+"""What `perdure diagnose` has found → the terminal, a row a task."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,12 +7,11 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from perdure.report.markdown import number, percent
 from perdure.report.plain import plain
-from perdure.report.terminal import STYLE, say
+from perdure.report.terminal import say
+from perdure.report.terminal_table import print_table
 
 ROWS = 40  # of a table at most
 
@@ -28,7 +27,7 @@ def show(found: Mapping[str, Any], console: Console | None = None) -> None:
             title, header, rows = table(parts[name], found["tasks"])
             console.print()
             say(console, title, style="italic")
-            console.print(_table(header, rows))
+            _print(console, header, rows)
             if len(rows) > ROWS:
                 say(console, f"… and {len(rows) - ROWS} more in diagnostics.json.")
             say(console, parts[name]["reading"], style="dim")
@@ -87,16 +86,9 @@ def _posterior(part: Mapping[str, Any], tasks: Sequence[str]) -> Shown:
     return f"Task found (%); calibration error: {errors}", ["true task", "found", "most often taken for"], rows
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    drawn = Table(**STYLE)
-    for i, name in enumerate(header):
-        words = name in ("greatest with", "most often taken for")
-        drawn.add_column(
-            name, justify="left" if i == 0 or words else "right", no_wrap=True, overflow="ellipsis", max_width=24
-        )
-    for row in rows[:ROWS]:
-        drawn.add_row(*(Text(" ".join(cell.split())) for cell in row))
-    return drawn
+def _print(console: Console, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    texts = [i for i, name in enumerate(header) if i == 0 or name in ("greatest with", "most often taken for")]
+    print_table(console, header, rows[:ROWS], texts=texts)
 
 
 # -- numbers

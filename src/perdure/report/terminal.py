@@ -1,6 +1,7 @@
 """A report's dict → the terminal: what was run, and the table."""
 
-from collections.abc import Iterable, Mapping
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -10,6 +11,7 @@ from rich.text import Text
 from perdure.errors import printable
 from perdure.report.markdown import percent, table
 from perdure.report.plain import clean
+from perdure.report.terminal_table import print_table
 
 MANY = 8  # tasks: more columns hold no number on a line of 80 characters
 STYLE: dict[str, Any] = {"title_justify": "left", "box": None, "padding": (0, 2, 0, 0)}
@@ -30,16 +32,9 @@ def show(summary: Mapping[str, Any], console: Console | None = None) -> None:
     if not symbols:
         return
     first = 0 if len(summary["runs"]) > 1 else 1  # which run is clear if there is one
-    drawn = Table(**STYLE)
     shown = results.texts + len(symbols)  # a line of 80 characters has no room for more
-    for i, title in enumerate(results.header[first:shown], first):
-        number = title in symbols
-        drawn.add_column(
-            symbols.get(title, title), justify="right" if number else "left", no_wrap=i != 1, overflow="fold"
-        )
-    for row in results.rows:
-        drawn.add_row(*(Text(cell) for cell in row[first:shown]))
-    console.print(drawn)
+    header = [symbols.get(title, title) for title in results.header[first:shown]]
+    print_table(console, header, [row[first:shown] for row in results.rows], texts=range(results.texts - first))
     for run in summary["runs"]:
         _last(run, console)
     names = ", ".join(f"{symbol}: {title.lower()}" for title, symbol in symbols.items())
@@ -52,19 +47,49 @@ def _last(run: Mapping[str, Any], console: Console) -> None:
     scores = [result["matrix"][-1] for result in results]
     if not any(None in row and any(value is not None for value in row) for row in scores):
         return
-    drawn = Table(title=f"{run['title']}: scores after the last task (%)", **STYLE)
-    drawn.add_column("task", overflow="fold")
-    for result in results:
-        drawn.add_column(result["known"], justify="right", overflow="fold")
+    rows = []
     for number, task in enumerate(results[0]["tasks"]):
-        drawn.add_row(Text(task), *(percent(row[number]) for row in scores))
+        rows.append([task, *(percent(row[number]) for row in scores)])
     console.print()
-    console.print(drawn)
+    header = ["task", *(result["known"] for result in results)]
+    print_table(console, header, rows, title=f"{run['title']}: scores after the last task (%)")
 
 
 def say(console: Console, text: str, style: str = "") -> None:
     """Print a sentence; nothing in it is markup."""
     console.print(clean(text), style=style, markup=False, highlight=False)
+
+
+def prose(text: str, console: Console | None = None) -> None:
+    """Print a docstring, its paragraphs folded to the width of the terminal."""
+    console = console or Console()
+    paragraph: list[str] = []
+    for line in [*text.splitlines(), ""]:
+        indent = _indent(line)
+        same = paragraph and indent == _indent(paragraph[0])
+        if paragraph and not (same and line.strip() and not _is_rule(line)):
+            _print_paragraph(console, paragraph)
+            paragraph = []
+        if not line.strip() or _is_rule(line):
+            console.print(Text(printable(line)))
+        else:
+            paragraph.append(line)
+
+
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip())
+
+
+def _is_rule(line: str) -> bool:
+    """Return whether a line is what stands under a heading."""
+    return len(line.strip()) > 2 and set(line.strip()) == {"-"}
+
+
+def _print_paragraph(console: Console, lines: Sequence[str]) -> None:
+    space = " " * _indent(lines[0])
+    joined = printable(" ".join(line.strip() for line in lines))
+    for line in textwrap.wrap(joined, console.width, initial_indent=space, subsequent_indent=space):
+        console.print(Text(line))
 
 
 def listing(title: str, rows: Iterable[tuple[str, str]], console: Console | None = None) -> None:
@@ -79,14 +104,12 @@ def overview(summary: Mapping[str, Any], console: Console | None = None) -> None
     """Print the average accuracy after the last task: a row per run and rule, a column per way to know the task."""
     console = console or Console()
     ways = list(dict.fromkeys(result["known"] for run in summary["runs"] for result in run["results"]))
-    drawn = Table(title="Average accuracy after the last task (%)", **STYLE)
-    for title in ("", "rule", *ways):
-        drawn.add_column(title, justify="left" if title in ("", "rule") else "right", overflow="fold")
+    rows = []
     for run in summary["runs"]:
         for rule in dict.fromkeys(result["rule"] for result in run["results"]):
             found = {r["known"]: r["metrics"]["average_accuracy"] for r in run["results"] if r["rule"] == rule}
-            drawn.add_row(Text(run["title"]), Text(rule), *(percent(found.get(way)) for way in ways))
-    console.print(drawn)
+            rows.append([run["title"], rule, *(percent(found.get(way)) for way in ways)])
+    print_table(console, ["", "rule", *ways], rows, texts=(0, 1), title="Average accuracy after the last task (%)")
 
 
 def matrices(summary: Mapping[str, Any], console: Console | None = None) -> None:
@@ -98,11 +121,9 @@ def matrices(summary: Mapping[str, Any], console: Console | None = None) -> None
                 continue
             if len(result["tasks"]) > MANY:
                 return console.print(f"The matrices of {len(result['tasks'])} tasks are in the report.")
-            drawn = Table(title=Text(f"{run['title']}, {result['known']}", style="italic"), **STYLE)
-            drawn.add_column("after")
-            for task in result["tasks"]:
-                drawn.add_column(Text(task), justify="right")
+            rows = []
             for step, (task, row) in enumerate(zip(result["tasks"], result["matrix"], strict=True)):
                 cells = ["" if value is None and later > step else percent(value) for later, value in enumerate(row)]
-                drawn.add_row(Text(task), *cells)
-            console.print(drawn, "")
+                rows.append([task, *cells])
+            print_table(console, ["after", *result["tasks"]], rows, title=f"{run['title']}, {result['known']}")
+            console.print()
