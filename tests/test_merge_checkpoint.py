@@ -14,7 +14,7 @@ from peft_folders import TINY, adapter, base, values
 from safetensors.torch import load_file, save_file
 
 import perdure
-from perdure import InputError, PerdureError, TaskVector, merge_checkpoint
+from perdure import InputError, PerdureError, TaskVector, merge_checkpoint, registry
 from perdure.task_vector import LowRank
 
 SUM = {"name": "sum"}
@@ -303,7 +303,7 @@ def test_statistics_of_inputs_reach_the_rule(tmp_path):
     kept = {f"{name}.q_proj,{name}.k_proj": torch.eye(16) * (i + 1) for i, name in enumerate(names)}
     save_file(kept, place.parent / "inputs.safetensors")
     call()
-    seen = sys.modules["seen"].seen.value["task"]
+    seen = registry.find("rule", str(tmp_path / "seen.py")).value["task"]
     assert seen[f"{names[1]}.k_proj"][0, 0] == 2 and len(seen) == 4
     save_file({key: value[:3] for key, value in kept.items()}, place.parent / "inputs.safetensors")
     with pytest.raises(PerdureError, match=r"finite matrix \(16, 16\)"):
@@ -446,7 +446,7 @@ def test_code_in_the_base_folder_is_never_run(tmp_path):
     ("scale", "message"),
     [
         (1e39, "not be finite"),
-        ({"one": float("nan")}, "no number for the task `one`, but nan"),
+        ({"one": float("nan")}, "`scale`, `one` must be a finite number"),
         ({"one": []}, r"no number for the task `one`, but \[\]"),
         ({"one": 1.0, "two": 1.0}, r"No adapter \(in `scale`\) named `two`"),
     ],
