@@ -46,9 +46,9 @@ def test_every_public_name_is_explained():
 
 
 def test_files_are_short():
-    limits = {"methods": 150, "merging": 60}
+    limits = {"methods": 200, "merging": 80}
     for path in SOURCE.rglob("*.py"):
-        assert len(path.read_text().splitlines()) <= limits.get(path.parent.name, 400), path
+        assert len(path.read_text().splitlines()) <= limits.get(path.parent.name, 500), path
 
 
 def test_commands_are_short():
