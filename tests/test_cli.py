@@ -251,6 +251,17 @@ def test_output_in_any_encoding(encoding, monkeypatch):
     assert text.startswith("λ" if encoding == "utf-8" else "?") and text.endswith(", ?\n")
 
 
+@pytest.mark.parametrize(
+    ("encoding", "shown"),
+    [("ascii", "-4.2 +- 0.1 - x 2..."), ("latin-1", "-4.2 ± 0.1 - × 2..."), ("utf-8", "−4.2 ± 0.1 – × 2…")],
+)
+def test_a_number_keeps_its_sign_in_any_encoding(encoding, shown, monkeypatch):
+    written = in_encoding(monkeypatch, encoding)
+    monkeypatch.setattr(cli, "app", lambda arguments: print("−4.2 ± 0.1 – × 2…"))
+    cli.main()
+    assert written.getvalue().decode(encoding) == f"{shown}\n"
+
+
 def test_closed_output_is_no_error(monkeypatch):
     monkeypatch.setattr(sys, "stdout", None)
     monkeypatch.setattr(cli, "app", lambda arguments: print("nobody listens", file=sys.stdout))

@@ -66,8 +66,14 @@ def test_a_folder_of_images(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "options", "message"),
     [
-        (ROWS, {"label": "class"}, r"mail.csv` has no column `class`. Its columns: \['text', 'label'\]"),
-        (ROWS, {"text": "body"}, "has no column `body`"),
+        (
+            ROWS,
+            {"label": "class"},
+            r"mail.csv` has no column `class`. Its columns: \['text', 'label'\]. Name .* `label`",
+        ),
+        (ROWS, {"text": "body"}, "has no column `body`.* Name the column with the text as `text`"),
+        (ROWS, {"image": "photo"}, "has no column `photo`.* Name the column with the image as `image`"),
+        (ROWS, {"task": "topic"}, "has no column `topic`.* Name the column with the task as `task`"),
         ([(t, "same") for t, _ in ROWS], {}, r"needs at least two different classes, got \['same'\]"),
         ([*ROWS, ("w1", "rare")], {}, "class `rare` has too few examples"),
         ([*ROWS, ("w1", "")], {}, r"row 41 \(line 42\), has nothing in column `label`"),

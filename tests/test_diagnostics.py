@@ -347,6 +347,10 @@ def test_one_task_and_a_task_that_is_taken_out(tmp_path, pico):
     assert not (run.folder / "diagnostics.json").exists()  # it told of the task
     found = diagnose(run.folder, only=["interference", "zones"])
     assert "one task only" in found["left_out"]["interference"] and found["tasks"] == ["fruit"]
+    screen = Console(file=io.StringIO(), width=80)
+    diagnostics_terminal.show(found, screen)
+    out = screen.file.getvalue()
+    assert out.startswith("1 task, combined") and "nan" not in out.split()
 
 
 def test_a_broken_file_is_one_sentence(made):

@@ -45,7 +45,7 @@ def test_export_says_what_it_loses(run, tmp_path, perdure):  # noqa: F811
 
 def test_another_rule_has_its_own_numbers_or_none(run, tmp_path, perdure):  # noqa: F811
     out = perdure("export", run.folder, "--rule", "sum", "-o", tmp_path / "a")[1]
-    assert "was not measured with the rule `sum`" in out and "%" not in out
+    assert "was not measured with the rule `sum`; `perdure evaluate` measures" in out and "%" not in out
     assert perdure("merge", run.folder, "--rule", "sum", "--quiet", "-o", tmp_path / "b")[0] == 0
     assert average(run, "concatenated", "sum") in (tmp_path / "b" / "README.md").read_text()
     scale = ("--set", "scale=search")

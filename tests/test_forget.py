@@ -378,7 +378,8 @@ def test_the_only_task(home, pico, tmp_path, perdure):  # noqa: F811
     found = forget(whole.folder, "fruit")
     assert found.traces == () and whole.tasks == [] and "has learned no other task" in str(found)
     assert not (whole.folder / "combined.json").exists()
-    for command, word in {"show": "none finished", "report": "report.html", "verify": "All is as it was"}.items():
+    words = {"show": "none finished", "report": "report.html", "verify": "Everything is as it was"}
+    for command, word in words.items():
         status, out, err = perdure(command, whole.folder)
         assert (status, err) == (0, "") and word in " ".join(out.split()), command
     for command in (("evaluate",), ("run",), ("export", "-o", tmp_path / "out")):

@@ -229,6 +229,6 @@ def test_two_processes_do_not_make_one_run(tmp_path, monkeypatch):
             (self / "recipe.yaml").write_text("by: another\n")
 
     monkeypatch.setattr(type(tmp_path), "mkdir", slow)
-    with pytest.raises(Exception, match="is there already and not empty"):
+    with pytest.raises(Exception, match="already exists and is not empty"):
         Run.create(tmp_path / "r", {"seed": 1}, {})
     assert (tmp_path / "r" / "recipe.yaml").read_text() == "by: another\n"

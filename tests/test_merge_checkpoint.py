@@ -340,7 +340,7 @@ def test_dry_run_card_and_command_line(tmp_path, monkeypatch, capsys):
         "",
     )
     for wrong, message in [
-        (("-o", tmp_path / "out"), "is there already and not empty"),
+        (("-o", tmp_path / "out"), "already exists and is not empty"),
         (("-o", tmp_path / "new", "--rank", "3"), "is for `--as adapter`"),
         ((), "Give `--output`"),
         (("-o", tmp_path / "new", "--set", "scael=1"), "Did you mean `scale`?"),

@@ -121,6 +121,7 @@ def test_only_the_last_row(tmp_path):
 def test_one_task(tmp_path):
     summary = summarise([make_run(tmp_path / "run", rows([[0.9]], "a"), tasks="a")])
     assert "| run | sum | task posterior | 90.0 | 90.0 | – | – |" in to_markdown(summary)
+    assert "nan" not in re.findall(r"\w+", to_markdown(summary))
     assert "1 class-incremental task of toy (a), learned" in to_html(summary)
 
 

@@ -74,7 +74,7 @@ def test_scenarios_in_the_scores(finished):
 def test_a_folder_is_never_overwritten(finished, toy, bert):
     with pytest.raises(RunError, match="(?s)a run with other settings.*`method.rank`: 2 before, 8 now"):
         run(toy, bert, Isolated(), training=FEW, output=finished.folder)
-    with pytest.raises(OutputError, match="is there already and not empty"):
+    with pytest.raises(OutputError, match="already exists and is not empty"):
         run(toy, bert, Isolated(), output=finished.folder / "tasks")
     with pytest.raises(RunError, match="is not a run"):
         Run(finished.folder / "tasks")

@@ -6,13 +6,13 @@ from typing import Annotated, Any, Literal
 import pytest
 from annotated_types import Ge, Gt, Lt
 
-from perdure import InputError, Recipe, Rule, Training, registry
+from perdure import InputError, Recipe, Rule, Training, files, registry
 from perdure.alignment import Alignment
 from perdure.allowed import allowed
 from perdure.backbone import Backbone
 from perdure.data import read_tasks
 from perdure.measure import Evaluation
-from perdure.settings import SEEDS, checked
+from perdure.settings import SEEDS, checked, put
 
 THINGS = {name: registry.find(kind, name) for kind in registry.PACKAGES for name in registry.names(kind)}
 THINGS |= {"training": Training, "evaluation": Evaluation, "backbone": Backbone.load, "stream": read_tasks}
@@ -177,3 +177,21 @@ def test_a_rule_is_given_in_three_ways():
 def test_a_rule_that_is_none(rule, message):
     with pytest.raises(InputError, match=re.escape(message)):
         Rule.of(rule)
+
+
+@pytest.mark.parametrize("text", ["1e-3", "1E5", "-2e+1", "1.5e3", "+.5e2", "1.e3"])
+def test_powers_of_ten_are_numbers(text):
+    values: dict[str, Any] = {}
+    put(values, f"rule.scale={text}")
+    assert values == {"rule": {"scale": float(text)}}
+    assert files.parse_yaml(f"[{text}, '{text}']", "x") == [float(text), text]
+
+
+@pytest.mark.parametrize("text", ["1e5", "-1e-3", "1.0E5", "e5", "1e", "1e5x", "1e5-b", "0x1e5", "_1e5"])
+def test_texts_that_look_like_powers_of_ten_stay_texts(text):
+    written = files.to_yaml({"name": text, "tasks": [text]})
+    assert files.parse_yaml(written, "x") == {"name": text, "tasks": [text]}
+
+
+def test_what_only_begins_like_a_power_of_ten_is_a_text():
+    assert files.parse_yaml("[1e5x, 1e5-b, 1e, 1e5 6]", "x") == ["1e5x", "1e5-b", "1e", "1e5 6"]

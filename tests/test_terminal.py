@@ -89,6 +89,23 @@ def test_prose_is_folded_between_words(width):
     assert "Parameters" in lines and "----------" in lines and "rank, alpha" in lines and "    Short." in lines
 
 
+@pytest.mark.parametrize("width", WIDTHS)
+def test_examples_in_prose_keep_their_lines(width):
+    screen = console(width)
+    terminal.prose("Add.\n\nExamples\n--------\n>>> a = 1\n>>> a + 1\n2\n\nThe end\nof it.", screen)
+    lines = screen.file.getvalue().splitlines()
+    start = lines.index(">>> a = 1")
+    assert lines[start : start + 5] == [">>> a = 1", ">>> a + 1", "2", "", "The end of it."]
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_a_title_may_be_wider_than_its_listing(width):
+    screen = console(width)
+    terminal.listing("\n2 trials on 2 tasks (accuracy, %)", [("66.7", "[rank]=8")], screen)
+    lines = [line.rstrip() for line in screen.file.getvalue().splitlines()]
+    assert lines == ["", "2 trials on 2 tasks (accuracy, %)", "66.7  [rank]=8"]
+
+
 def summary(metrics: dict) -> dict:
     """The least that is shown of a run."""
     from perdure.report.summary import _metric
@@ -99,7 +116,7 @@ def summary(metrics: dict) -> dict:
     }  # fmt: skip
     run = {"title": "run", "sentence": "3 tasks.", "status": "", "problems": [], "results": [result | {"matrix": []}],
            "rule": "task_arithmetic", "tasks": []}  # fmt: skip
-    spread = {name: {"mean": value, "sd": None, "n": 1} for name, value in metrics.items()}
+    spread = {name: {"mean": value, "sd": None, "n": 1, "of": 1} for name, value in metrics.items()}
     group = {"title": "run", "runs": [0], "results": [result | {"metrics": spread}]}
     return {"runs": [run], "groups": [group], "metrics": {name: _metric(name) for name in metrics}}
 

@@ -219,7 +219,7 @@ def test_formats_that_are_not_known(number, folder):
 
 def test_the_command(folder, perdure, tmp_path):  # noqa: F811
     status, out, err = perdure("verify", folder)
-    assert (status, err) == (0, "") and out.endswith("\nAll is as it was written.\n")
+    assert (status, err) == (0, "") and out.endswith("\nEverything is as it was written.\n")
     assert max(map(len, out.splitlines())) <= 80
     assert json.loads(perdure("verify", folder, "--json")[1])["faults"] == []
     (folder / PLACE / "head.safetensors").unlink()

@@ -325,7 +325,7 @@ class Encoded(torch.utils.data.Dataset):
         self.described: Float[Tensor, "examples features"] | None = None
         wrong = next((data.column_names for _, data in rows if backbone.kind not in data.column_names), None)
         if wrong:
-            raise InputError(f"`{backbone.source}` reads {backbone.kind}s, but the examples have the columns {wrong}.")
+            raise InputError(_other_inputs(backbone, wrong))
         if backbone.kind == "text":
             parts = [backbone.tokens(data) for _, data in rows]
             self.columns = {name: [value for part in parts for value in part[name]] for name in parts[0]}
@@ -434,6 +434,16 @@ def in_order(parts: Iterable[tuple[list[int], Tensor]]) -> Tensor:
     rows, values = zip(*parts, strict=True)
     order = torch.tensor([index for part in rows for index in part])
     return torch.cat(values)[order.argsort()]
+
+
+def _other_inputs(backbone: Backbone, columns: Sequence[str]) -> str:
+    """Say that examples are not of the kind that a backbone reads."""
+    reads = f"`{backbone.source}` reads {backbone.kind}s, but the examples"
+    if "image" in columns:
+        return f"{reads} are images. Take a model of images as the backbone, such as `dinov2`."
+    if "text" in columns:
+        return f"{reads} are texts. Take a model of texts as the backbone, such as `minilm`."
+    return f"{reads} have the columns {list(columns)}."
 
 
 def _without_tokens(rows: Rows, index: int, source: str) -> str:

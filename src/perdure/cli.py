@@ -83,8 +83,8 @@ def run(
 def tune(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE.yaml")],
     output: Output = None,
-    trials: Annotated[int, typer.Option(min=1, help="How many settings are tried.")] = 10,
-    tasks: Annotated[int, typer.Option(min=1, help="Look at so many of the first tasks only.")] = 2,
+    trials: Annotated[int, typer.Option(min=1, help="The number of settings that are tried.")] = 10,
+    tasks: Annotated[int, typer.Option(min=1, help="The number of tasks, from the first on, that are looked at.")] = 2,
     settings: Settings = [],
     trust: Trust = False,
     quiet: Quiet = False,
@@ -109,7 +109,9 @@ def tune(
 @app.command()
 def learn(
     run: RunFolder,
-    data: Annotated[str, typer.Option(help="A CSV, JSON-lines or Parquet file, a folder of images, or a hub id.")],
+    data: Annotated[
+        str, typer.Option(help="A CSV, TSV, JSON(-lines) or Parquet file, a folder of images, or a hub id.")
+    ],
     validation: Annotated[str | None, typer.Option(help="A file of validation examples.")] = None,
     test: Annotated[str | None, typer.Option(help="A file of test examples; by default a fifth of the data.")] = None,
     task: Annotated[str | None, typer.Option("--task", help="The task's name; by default that of the file.")] = None,
@@ -128,7 +130,7 @@ def learn(
     trust: Trust = False,
     quiet: Quiet = False,
 ) -> None:
-    """Learn one's own data: one more task for a run, or the first of a new one."""
+    """Learn a task from your own data: one more for a run, or the first of a new one."""
     from perdure.runs import entry_of, learn_more
 
     names = {"name": task, "text": text, "image": image, "label": label, "task": task_column, "config": config}
@@ -170,7 +172,7 @@ def verify(run: RunFolder, as_json: AsJson = False) -> None:
     else:
         terminal.listing(f"\n{run}", found.sound.items())
         count = len(found.faults)
-        said = f"{count} fault{'s' if count > 1 else ''}." if count else "All is as it was written."
+        said = f"{count} fault{'s' if count > 1 else ''}." if count else "Everything is as it was written."
         say(*found.notes, said)
     for fault in found.faults:
         typer.secho(fault, fg="red", err=True)
@@ -204,7 +206,7 @@ def diagnose(
     rule: RuleName = None,
     settings: Settings = [],
     trust: Trust = False,
-    examples: Annotated[int, typer.Option(min=4, help="At most so many of each task and split are read.")] = 100,
+    examples: Annotated[int, typer.Option(min=4, help="The most examples of each task and split that are read.")] = 100,
     only: Annotated[
         list[str], typer.Option(help="interference, zones, cka, probe or posterior; by default all. Repeatable.")
     ] = [],
@@ -234,7 +236,7 @@ def predict(
     task: KnownTask = None,
     encoding: Encoding = "utf-8",
     delimiter: Delimiter = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="How many rows the model reads at a time.")] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, help="The number of rows that the model reads at a time.")] = 64,
     device: Annotated[
         str, typer.Option(help="cpu, cuda, cuda:1, mps; or auto, the accelerator if one is here.")
     ] = "auto",
@@ -289,7 +291,7 @@ def merge(
     trust: Trust = False,
     output: Output = None,
     form: Annotated[Literal["model", "adapter"], typer.Option("--as", help="What is written.")] = "model",
-    rank: Annotated[int | None, typer.Option(help="Of the adapter that is written; by default exact.")] = None,
+    rank: Annotated[int | None, typer.Option(help="The rank of the adapter that is written; by default exact.")] = None,
     saved_modules: Annotated[
         str | None, typer.Option(help="Whose heads (modules_to_save) are taken: an adapter's name, or none.")
     ] = None,

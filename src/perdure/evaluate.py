@@ -165,11 +165,11 @@ class Answers:
         return shares
 
     def counts(self, task_id: TaskId) -> dict[str, dict[str, int]]:
-        """Return how often each class was answered with which, by the names of both.
+        """Return how often each class was answered with which, by the names of both, in the order of the classes.
 
         Examples
         --------
-        >>> answers = Answers(("no", "yes"), torch.tensor([0, 0, 1]), {"given": torch.tensor([0, 1, 1])})
+        >>> answers = Answers(("no", "yes"), torch.tensor([1, 0, 0]), {"given": torch.tensor([1, 0, 1])})
         >>> answers.accuracy(), answers.counts("given")
         ({'given': 0.666...}, {'no': {'no': 1, 'yes': 1}, 'yes': {'yes': 1}})
         """
@@ -177,7 +177,7 @@ class Answers:
         for true, answered in zip(self.true.tolist(), self.answered[task_id].tolist(), strict=True):
             of_class = counts.setdefault(self.classes[true], {})
             of_class[self.classes[answered]] = of_class.get(self.classes[answered], 0) + 1
-        return counts
+        return {name: counts[name] for name in self.classes if name in counts}
 
 
 @dataclass(frozen=True)

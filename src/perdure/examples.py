@@ -47,6 +47,23 @@ class Columns:
         """The names that the inputs have among the examples."""
         return TEXTS[: len(self.inputs)] if self.kind == "text" else ("image",)
 
+    def check(self, source: str, present: Sequence[str]) -> None:
+        """Check that a table has these columns.
+
+        Raises
+        ------
+        DataError
+            It lacks one.
+        """
+        for column in self.names:
+            if column in present:
+                continue
+            options = {self.label: "the class as `label`", self.task: "the task as `task`"}
+            option = options.get(column, f"the {self.kind} as `{self.kind}`")
+            raise DataError(
+                f"{source} has no column `{column}`. Its columns: {list(present)}. Name the column with {option}."
+            )
+
 
 def from_tables(tables: Sequence[Table], columns: Columns) -> Dataset:
     """Read the rows of tables, one after the other, into memory.
@@ -61,7 +78,7 @@ def from_tables(tables: Sequence[Table], columns: Columns) -> Dataset:
     names = [*columns.input_names, "label", *(["task"] if columns.task else []), "row"]
     values: dict[str, list[Any]] = {name: [] for name in names}
     for table in tables:
-        table.require(columns.names)
+        columns.check(f"`{table.path}`", table.columns)
         for row in table.rows(columns.names):
             for name, column in zip(columns.input_names, columns.inputs, strict=True):
                 cell = text(row, column) if columns.kind == "text" else _image(row, column)
@@ -86,9 +103,7 @@ def from_dataset(data: Dataset, source: str, columns: Columns) -> Dataset:
     DataError
         A column is missing, or a cell is not what its column is asked for.
     """
-    for column in columns.names:
-        if column not in data.column_names:
-            raise DataError(f"{source} has no column `{column}`. Its columns: {data.column_names}.")
+    columns.check(source, data.column_names)
     if columns.kind == "text":
         for row in _rows(data, source, columns.inputs):
             for column in columns.inputs:

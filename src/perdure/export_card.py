@@ -50,7 +50,8 @@ class Exported:
             return []
         posterior, concatenated = self.accuracy.get("posterior"), self.accuracy.get("concatenated")
         if posterior is None or concatenated is None:
-            return [f"How well this folder answers was not measured with the rule `{self.rule}`.", LOST]
+            unknown = f"How well this folder answers was not measured with the rule `{self.rule}`"
+            return [f"{unknown}; `perdure evaluate` measures the run.", LOST]
         return [
             f"Average accuracy on {len(self.tasks)} tasks: {100 * posterior:.1f} % as `perdure predict` answers, "
             f"{100 * concatenated:.1f} % as this folder does.",

@@ -209,6 +209,11 @@ class _Reader(_Loader):
         return super().construct_mapping(node, deep)
 
 
+NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+\Z")
+"""What everybody but YAML 1.1 takes for a number: for that, `1e-3` and `1.0e3` are texts."""
+_Reader.add_implicit_resolver("tag:yaml.org,2002:float", NUMBER, list("-+.0123456789"))
+
+
 def plain(value: Any) -> Any:
     """Values as a file gives them back: lists for tuples, texts for what JSON does not know."""
     return json.loads(json.dumps(value, default=str))
@@ -404,3 +409,7 @@ def to_yaml(value: Mapping[str, Any]) -> str:
 class _Dumper(yaml.SafeDumper):
     def ignore_aliases(self, data: Any) -> bool:
         return True
+
+
+# A text such as `1e5` must be in quotes, or it is read as a number.
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", NUMBER, list("-+.0123456789"))

@@ -32,9 +32,9 @@ def average_incremental_accuracy(R: Float[ndarray, "steps tasks"]) -> float:
 
 
 def backward_transfer(R: Float[ndarray, "steps tasks"]) -> float:
-    """BWT = (1/(T-1)) sum over j < T-1 of (R[T-1, j] - R[j, j]); negative: something was forgotten. nan for one task.
+    """BWT = (1/(T-1)) sum over j < T-1 of (R[T-1, j] - R[j, j]); negative: something was forgotten.
 
-    Some code divides by T instead, which counts the last task's zero.
+    It is nan for one task. Some code divides by T instead, which counts the last task's zero.
 
     Examples
     --------
@@ -46,7 +46,9 @@ def backward_transfer(R: Float[ndarray, "steps tasks"]) -> float:
 
 
 def forward_transfer(R: Float[ndarray, "steps tasks"], zero_shot: Float[ndarray, " tasks"]) -> float:
-    """FWT = (1/(T-1)) sum over j >= 1 of (R[j-1, j] - b_j), b the scores before anything was learned. nan for one task.
+    """FWT = (1/(T-1)) sum over j >= 1 of (R[j-1, j] - b_j), b the scores before anything was learned.
+
+    It is nan for one task.
 
     With a head per task, the head of a task to come is untrained: FWT is then near zero with the task given. Without
     the task, a class that no task seen has is never predicted, while b is measured with untrained heads of all tasks:
@@ -62,7 +64,9 @@ def forward_transfer(R: Float[ndarray, "steps tasks"], zero_shot: Float[ndarray,
 
 
 def forgetting(R: Float[ndarray, "steps tasks"]) -> float:
-    """F = (1/(T-1)) sum over j < T-1 of (max over j <= i < T-1 of R[i, j], minus R[T-1, j]). nan for one task.
+    """F = (1/(T-1)) sum over j < T-1 of (max over j <= i < T-1 of R[i, j], minus R[T-1, j]).
+
+    It is nan for one task.
 
     Chaudhry et al. 2018: the best score a task ever had, against the last.
 

@@ -20,7 +20,7 @@ def names_of(*kinds: Any) -> Any:
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="Where to write.")]
-Seed = Annotated[int, typer.Option(help="Of the splits, the start and the order of examples.")]
+Seed = Annotated[int, typer.Option(help="The seed of the splits, the initial weights and the order of examples.")]
 Settings = Annotated[
     list[str],
     typer.Option(
@@ -45,7 +45,7 @@ Texts = Annotated[
 Delimiter = Annotated[
     str | None, typer.Option(help="What separates the cells of a CSV file; by default its header decides.")
 ]
-Encoding = Annotated[str, typer.Option(help="Of a text file.")]
+Encoding = Annotated[str, typer.Option(help="The encoding of a text file.")]
 Image = Annotated[str | None, typer.Option(help="The column with the image.")]
 Format = Literal["html", "markdown", "latex", "json"]
 KnownTask = Annotated[str | None, typer.Option("--task", help="The task of all rows, if it is known.")]

@@ -12,7 +12,8 @@ from perdure.errors import printable
 
 def say(*lines: object) -> None:
     """Print lines, whatever characters are in the names that they hold."""
-    typer.echo("\n".join(printable(str(line)) for line in lines))
+    for line in lines:
+        typer.echo(printable(str(line)))
 
 
 def done(run: Path) -> int:

@@ -207,7 +207,10 @@ def learn_more(
         recipe = Recipe.parse(_with(results, entry, begun, backbone, seed), settings)
         plan = recipe.plan(run=results)
         if not has_more(results, plan):
-            raise InputError(f"The run `{folder}` has learned these tasks already: {', '.join(learned)}.")
+            raise InputError(
+                f"The run `{folder}` has learned these tasks already: {', '.join(learned)}. "
+                "Give other data, or name its task otherwise by `--task`."
+            )
         try:
             resolved = recipe.resolved(plan)
             return go_on(begin(folder, resolved, plan.stream, change=True), plan, resolved, quiet=quiet)

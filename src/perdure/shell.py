@@ -1,5 +1,6 @@
 """What surrounds a command: its output streams, `--debug`, and the one sentence that is said when it cannot go on."""
 
+import codecs
 import importlib.metadata
 import os
 import shutil
@@ -17,6 +18,8 @@ from perdure.errors import PerdureError, Stopped, printable
 DEBUG = "--debug"
 VARIABLE = "PERDURE_DEBUG"
 PANELS = 60  # characters on a line
+IN_ASCII = {"−": "-", "–": "-", "—": "-", "…": "...", "×": "x", "·": "*", "±": "+-", "‖": "|", "Δ": "d"}
+"""What our own signs become where the output cannot write them: without its minus a number is another one."""
 INTERRUPTED = 130  # the exit status that click gives Ctrl-C
 
 
@@ -80,13 +83,22 @@ def _without_debug(arguments: Sequence[str]) -> tuple[list[str], bool]:
 
 
 def _print_in_any_encoding() -> None:
-    """Print `?` for what the output cannot write: a command that did its work does not fail on a letter."""
+    """Print another sign for what the output cannot write: a command that did its work does not fail on a letter."""
+    codecs.register_error("perdure", _in_ascii)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # closed by who started us
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
         elif hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
+            stream.reconfigure(errors="perdure")
+
+
+def _in_ascii(error: UnicodeError) -> tuple[str, int]:
+    """Replace the characters that an encoding lacks, as `codecs` asks for it."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    missing = error.object[error.start : error.end]
+    return "".join(IN_ASCII.get(sign, "?") for sign in missing), error.end
 
 
 def _of_the_system(error: OSError) -> str:

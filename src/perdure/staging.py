@@ -89,7 +89,7 @@ def check_free(output: Path) -> None:
     if output.name in ("", ".."):
         raise OutputError(f"`--output {output}` names no new folder. Give the name of one.")
     if output.is_symlink() or (output.exists() and (not output.is_dir() or any(output.iterdir()))):
-        raise OutputError(f"`{output}` is there already and not empty. Give another `--output`, or remove it.")
+        raise OutputError(f"`{output}` already exists and is not empty. Give another `--output`, or remove it.")
 
 
 def room(output: Path) -> int:

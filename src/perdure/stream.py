@@ -49,7 +49,8 @@ class Task:
     def __post_init__(self):
         if not isinstance(self.name, str) or not TASK_NAME.fullmatch(self.name):
             raise DataError(
-                f"`{self.name}` cannot name a task. Use letters, digits, `-` and `_`, starting with a letter or digit."
+                f"`{self.name}` cannot name a task. Use letters, digits, `-` and `_`, starting with a letter or digit. "
+                "If it is the name of a file, give the task a `name` of its own (`--task`)."
             )
         if len(set(self.classes)) < 2 or len(set(self.classes)) < len(self.classes):
             raise DataError(

@@ -118,18 +118,6 @@ class Table:
                 where += f" (line {line})"
             yield Row(number, cells, where)
 
-    def require(self, columns: Sequence[str]) -> None:
-        """Check that the table has these columns.
-
-        Raises
-        ------
-        DataError
-            It lacks one.
-        """
-        for column in columns:
-            if column not in self.columns:
-                raise DataError(f"`{self.path}` has no column `{column}`. Its columns: {self.columns}.")
-
     def class_name(self, row: Row, column: str) -> str:
         """Return the class that a cell names; see `class_name`."""
         return class_name(row, column, self.class_names.get(column))

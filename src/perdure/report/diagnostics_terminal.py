@@ -20,7 +20,8 @@ def show(found: Mapping[str, Any], console: Console | None = None) -> None:
     """Print a table for each part that was computed, how it is read, and why others were left out."""
     console = console or Console()
     found = plain(found)
-    say(console, f"{len(found['tasks'])} tasks, combined by {found['rule']}", style="bold")
+    count = len(found["tasks"])
+    say(console, f"{count} task{'s' if count > 1 else ''}, combined by {found['rule']}", style="bold")
     parts, titles = found["parts"], {"interference": _interference, "zones": _zones, "cka": _cka, "probe": _probe}
     for name, table in {**titles, "posterior": _posterior}.items():
         if name in parts:

@@ -14,7 +14,6 @@ from perdure.report.plain import clean
 from perdure.report.terminal_table import print_table
 
 MANY = 8  # tasks: more columns hold no number on a line of 80 characters
-STYLE: dict[str, Any] = {"title_justify": "left", "box": None, "padding": (0, 2, 0, 0)}
 
 
 def show(summary: Mapping[str, Any], console: Console | None = None) -> None:
@@ -86,6 +85,10 @@ def _is_rule(line: str) -> bool:
 
 
 def _print_paragraph(console: Console, lines: Sequence[str]) -> None:
+    if lines[0].lstrip().startswith(">>>"):  # lines of code are not folded
+        for line in lines:
+            console.print(Text(printable(line)))
+        return
     space = " " * _indent(lines[0])
     joined = printable(" ".join(line.strip() for line in lines))
     for line in textwrap.wrap(joined, console.width, initial_indent=space, subsequent_indent=space):
@@ -94,10 +97,12 @@ def _print_paragraph(console: Console, lines: Sequence[str]) -> None:
 
 def listing(title: str, rows: Iterable[tuple[str, str]], console: Console | None = None) -> None:
     """Print names and what is said of each."""
-    drawn = Table(title=Text(clean(title), style="italic"), show_header=False, **STYLE)
+    console = console or Console()
+    console.print(Text(clean(title), style="italic"))  # a table's own title is as narrow as the table
+    drawn = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for name, text in rows:
         drawn.add_row(Text(printable(name)), Text(clean(text)))  # brackets are text here
-    (console or Console()).print(drawn)
+    console.print(drawn)
 
 
 def overview(summary: Mapping[str, Any], console: Console | None = None) -> None:
