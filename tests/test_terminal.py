@@ -59,6 +59,13 @@ def test_what_fits_is_a_table_of_one_line_a_row():
     assert [" ".join(line) for line in lines] == [" ".join(HEADER), " ".join(ROWS[0])]
 
 
+def test_a_long_rule_is_folded_before_its_settings():
+    screen = console(38)
+    print_table(screen, ["rule", "given"], [["task_arithmetic(scale=1/n)", "80.7 (2 of 3)"]])
+    lines = [line.split("  ")[0] for line in screen.file.getvalue().splitlines()]
+    assert lines == ["rule", "task_arithmetic", "(scale=1/n)"]
+
+
 def test_cells_are_text():
     screen = console(80)
     print_table(screen, ["[red]a", "b"], [["\x1b[2J[bold]x", "1.0"]], title="\x1b[31mt")

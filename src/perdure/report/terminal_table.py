@@ -41,8 +41,13 @@ def print_table(
         justify = "left" if number in texts else "right"
         drawn.add_column(Text(name), justify=justify, width=width, overflow="fold")
     for row in cells:
-        drawn.add_row(*map(Text, row))
+        drawn.add_row(*(Text(_broken(cell, width)) for cell, width in zip(row, widths, strict=True)))
     console.print(drawn)
+
+
+def _broken(cell: str, width: int) -> str:
+    """Put the settings of a rule, in brackets, on a line of their own where the cell is folded anyway."""
+    return cell.replace("(", "\n(", 1) if cell_len(cell) > width and not cell.startswith("(") else cell
 
 
 def _widths(
