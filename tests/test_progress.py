@@ -1,6 +1,7 @@
 """Signs of life: lines in a log, a bar on a terminal, and nothing where somebody else speaks."""
 
 import io
+import re
 import sys
 
 import pytest
@@ -94,3 +95,13 @@ def test_a_title_is_text(capsys):
 )
 def test_duration(seconds, said):
     assert duration(seconds) == said
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_a_bar_never_cuts_a_number(width, monkeypatch):
+    written = terminal(monkeypatch)
+    monkeypatch.setenv("COLUMNS", str(width))
+    with Progress("Measuring after 12 of 12 tasks", 12, quiet=False) as shown:
+        shown.to(12, "given 100.0 %, posterior 98.7 %, concatenated 61.5 %")
+    out = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", written.getvalue())
+    assert {"100.0", "98.7", "61.5", "100%", "0:00:00"} <= set(out.split()) and "…" not in out

@@ -15,6 +15,7 @@ from tokenizers import normalizers, processors
 from perdure import Backbone, InputError, Model, Rule, Run, RunError, TrainingError, cli, read_tasks
 from perdure import runs as runs_module
 from perdure.exemplars import Exemplars
+from perdure.model import _texts
 from perdure.statistics import Statistics
 from perdure.task_id import TaskPosterior
 
@@ -212,3 +213,18 @@ def test_a_scale_that_leaves_no_finite_number_is_no_answer(pico, tmp_path):
     model = Model(run, rule=Rule(name="task_arithmetic", options={"scale": 1e30}))
     with pytest.raises(RunError, match="gives no finite number for 1 of 1 examples .head of task `mail`"):
         model.predict(["w1 w2"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("w1 \ud83d", r"Input 2 has `\\ud83d`: half of a surrogate pair"),
+        (["w1"], "Input 2 is .*, but should be a text or a pair"),
+        (("w1", "w2", "w3"), "Input 2 is .*, but should be a text or a pair"),
+        (("w1", "w2"), "Input 2 is a pair, unlike the first"),
+        (7, "Input 2 is 7, but should be a text or a pair"),
+    ],
+)
+def test_what_is_no_text(text, message):
+    with pytest.raises(InputError, match=message):
+        _texts(["w1", text])

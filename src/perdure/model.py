@@ -27,7 +27,7 @@ from perdure.rule_settings import Rule, RuleLike
 from perdure.run_files import reading
 from perdure.settings import checked, named
 from perdure.sources import Sources
-from perdure.tables import Row, texts
+from perdure.tables import HALF, Row, half_of_a_pair, texts
 from perdure.task_id import TaskPosterior, describe
 from perdure.task_vector import TaskVector
 
@@ -370,12 +370,14 @@ def _texts(inputs: Sequence[Any]) -> Dataset:
     InputError
         Some are no texts, or not all are of one kind.
     """
-    pairs = [isinstance(value, tuple | list) for value in inputs]
+    pairs = [isinstance(value, tuple | list) and len(value) == 2 for value in inputs]
     texts = [tuple(value) if pair else (value,) for value, pair in zip(inputs, pairs, strict=True)]
     size = len(texts[0])
     for number, parts in enumerate(texts, start=1):
-        if len(parts) not in (1, 2) or not all(isinstance(part, str) for part in parts):
+        if not all(isinstance(part, str) for part in parts):
             raise InputError(f"Input {number} is {inputs[number - 1]!r}, but should be a text or a pair of texts.")
+        if half := half_of_a_pair("".join(parts)):
+            raise InputError(f"Input {number} has `{half}`: {HALF}")
         if len(parts) != size:
             raise InputError(f"Input {number} is a {'pair' if size == 1 else 'single text'}, unlike the first one.")
     return Dataset.from_dict({name: [parts[i] for parts in texts] for i, name in enumerate(TEXTS[:size])})

@@ -9,11 +9,13 @@ from types import TracebackType
 import rich.progress
 from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.table import Column
 
 from perdure.errors import printable
 
 SILENCE = 60.0
 """Seconds after which a line is printed outside a terminal although nothing has been reached."""
+BAR = 20  # characters
 
 
 class Progress:
@@ -91,7 +93,13 @@ class Progress:
 
 
 def _bar(console: Console) -> rich.progress.Progress:
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    # Where there is little room the text is folded and the bar gets shorter; by default numbers would be cut.
+    columns = (
+        TextColumn("{task.description}", markup=False, table_column=Column(overflow="fold")),
+        BarColumn(bar_width=None, table_column=Column(width=BAR)),
+        TaskProgressColumn(table_column=Column(min_width=len("100%"), no_wrap=True)),
+        TimeElapsedColumn(table_column=Column(min_width=len("0:00:00"), no_wrap=True)),
+    )
     return rich.progress.Progress(*columns, console=console, transient=True)
 
 

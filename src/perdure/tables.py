@@ -18,6 +18,7 @@ from perdure.errors import DataError
 from perdure.table_files import Delimited, Json, Number, Parquet, Reader, check_file
 
 ENDINGS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
+HALF = "half of a surrogate pair, which is no character. Write both halves, or remove it."
 
 
 @dataclass(frozen=True)
@@ -207,14 +208,23 @@ def _written(value: Any) -> str | None:
 def _check_characters(value: str, row: Row, column: str) -> None:
     if "\0" in value:
         raise DataError(f"{row.where}, has a NUL character in column `{column}`. Remove it.")
+    if half := half_of_a_pair(value):
+        raise DataError(f"{row.where}, has `{half}` in column `{column}`: {HALF}")
+
+
+def half_of_a_pair(text: str) -> str | None:
+    """Return the first half of a surrogate pair in a text, spelled out; none where the text can be written.
+
+    Examples
+    --------
+    >>> half_of_a_pair("a \\ud83d"), half_of_a_pair("a \\U0001f600")
+    ('\\\\ud83d', None)
+    """
     try:
-        value.encode()
-    except UnicodeEncodeError as error:  # JSON can write half of a surrogate pair
-        half = f"\\u{ord(value[error.start]):04x}"
-        raise DataError(
-            f"{row.where}, has `{half}` in column `{column}`: half of a surrogate pair, which is no "
-            "character. Write both halves, or remove it."
-        ) from error
+        text.encode()
+    except UnicodeEncodeError as error:  # JSON can write half of a pair, and so can Python
+        return f"\\u{ord(text[error.start]):04x}"
+    return None
 
 
 def _described(value: Any) -> str:
