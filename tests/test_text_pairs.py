@@ -129,7 +129,7 @@ def test_a_run_learns_pairs_keeps_some_and_answers_them(reader_of_pairs, tmp_pat
 def test_columns_on_the_command_line(tmp_path, monkeypatch, perdure):  # noqa: F811
     entries = []
     monkeypatch.setattr(runs_module, "learn_more", lambda run, entry, **options: entries.append(entry))
-    monkeypatch.setattr(cli, "_report", lambda run: None)
+    monkeypatch.setattr(cli.outcome, "report", lambda run: None)
     perdure("learn", "r", "--data", "nli.csv", "--text", "premise", "--text", "hypothesis", "--delimiter", ";")
     perdure("learn", "r", "--data", "mail.csv", "--text", "body")
     perdure("learn", "r", "--data", "mail.csv", "--test", "test.csv", "--validation", "dev.csv")
@@ -210,7 +210,7 @@ def test_statistics_are_of_finite_features(broken):
 def test_a_scale_that_leaves_no_finite_number_is_no_answer(pico, tmp_path):
     stream = [{"data": singles(tmp_path, "mail.csv", [f"w{i} w{i + 1}" for i in range(24)])}]
     run = make(tmp_path, "r", {"stream": stream, "backbone": str(pico("bert")), "training": QUICK})
-    model = Model(run, rule=Rule(name="task_arithmetic", options={"scale": 1e30}))
+    model = Model(run, rule=Rule("task_arithmetic", scale=1e30))
     with pytest.raises(RunError, match="gives no finite number for 1 of 1 examples .head of task `mail`"):
         model.predict(["w1 w2"])
 
