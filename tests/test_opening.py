@@ -248,6 +248,14 @@ def test_absurd_configurations(change, said, pico, tmp_path):
         Backbone.load(folder)
 
 
+def test_what_trades_memory_for_time_does_not_count(pico, tmp_path):
+    """In chunks of seven a text of eight tokens cannot be read."""
+    folder = Path(shutil.copytree(pico("bert"), tmp_path / "bert"))
+    edit(folder, chunk_size_feed_forward=7, gradient_checkpointing=True)
+    texts = ["w1 w2 w3 w4 w5 w6"]
+    torch.testing.assert_close(features(Backbone.load(folder), texts), features(Backbone.load(pico("bert")), texts))
+
+
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"])
 @pytest.mark.parametrize("what", ["empty", "nested", "pointer", "folder", "pipe", "sparse"])
 def test_files_that_are_none(name, what, pico, tmp_path):

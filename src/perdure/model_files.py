@@ -209,7 +209,7 @@ def _from_hub(source: str, revision: str | None, fetch: bool) -> ModelFiles:
         return fetched([path.name for path in found.weights]) if fetch else found
     except (OSError, ValueError) as error:
         here = f"there is no folder `{Path.cwd() / source}`"
-        why = (str(error).splitlines() or [type(error).__name__])[0]
+        why = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         what = f"`{source}` at the revision `{revision}`" if revision else f"`{source}`"
         raise BackboneError(_not_found(source, f"{here}, and {what} cannot be had from the hub: {why}")) from error
 
