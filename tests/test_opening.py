@@ -12,9 +12,11 @@ from conftest import make
 from datasets import Dataset
 from families import edit, family, save_tokenizer
 from safetensors.torch import load_file, save_file
+from test_data import write
 
 from perdure import Backbone, BackboneError, InputError, adapters
 from perdure.methods.isolated import Isolated
+from perdure.runs import learn_more
 
 TEXTS = ["w1 w2 w3 w4 w5 w6 w7", "w8", "w9 w10 w11"]
 
@@ -317,6 +319,14 @@ def test_a_revision_is_for_the_hub(pico):
     for source in (str(pico("bert")), "minilm"):
         with pytest.raises(InputError, match="`revision: main` is for models of the hub"):
             Backbone.load(source, revision="main")
+
+
+@pytest.mark.parametrize("name", ["", " "])
+def test_an_empty_name(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = {"data": write(tmp_path / "a.csv", [("w1 w2", "one"), ("w3 w4", "two")] * 12)}
+    with pytest.raises(InputError, match="The name of the backbone is empty"):
+        learn_more(tmp_path / "run", data, backbone=name)
 
 
 def test_a_name_that_is_nowhere(tmp_path, monkeypatch):

@@ -197,7 +197,7 @@ def learn_more(
         Something else is to be changed, or the run has learned these tasks already.
     """
     if not is_run(folder):
-        values = {"stream": [dict(entry)], "backbone": backbone or "minilm", "seed": seed or 0}
+        values = {"stream": [dict(entry)], "backbone": _chosen(backbone), "seed": seed or 0}
         return Recipe.parse(values, settings).run(folder, quiet=quiet)
     results = Run(folder, trust=trust)
     with results.writing() if processes.first() else contextlib.nullcontext():
@@ -223,6 +223,11 @@ def learn_more(
             raise
 
 
+def _chosen(backbone: str | None) -> str:
+    """The backbone that is asked for. An empty name is none: a script may have lost it."""
+    return "minilm" if backbone is None else backbone
+
+
 def _with(
     results: Run, entry: Mapping[str, Any], begun: bool, backbone: str | None, seed: int | None
 ) -> dict[str, Any]:
@@ -230,7 +235,7 @@ def _with(
     before = results.recipe
     gone, stream = forgotten(before), before["stream"]
     if not begun and isinstance(stream, list) and len(stream) <= 1 and not gone:  # an attempt that came to nothing
-        return {**before, "stream": [dict(entry)], "backbone": backbone or "minilm", "seed": seed or 0}
+        return {**before, "stream": [dict(entry)], "backbone": _chosen(backbone), "seed": seed or 0}
     taken = [*results.tasks, *([name] if (name := results.begun()) else [])]
     values = {**before, "stream": _entries(stream, entry, gone, taken)}
     if not isinstance(stream, list):
