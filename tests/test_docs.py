@@ -130,6 +130,10 @@ def small(pico, tmp_path, monkeypatch):
     """Pico models in the place of `minilm` and `dinov2`, and an empty folder."""
     monkeypatch.setattr(packages, "minilm", lambda: pico("bert"))
     monkeypatch.setattr(packages, "dinov2", lambda: pico("dinov2"))
+    kept = {"minilm": "bert", "dinov2": "dinov2"}
+    monkeypatch.setattr(
+        packages, "kept_folder_of", lambda source: Path(pico(kept[source]) if source in kept else source)
+    )
     monkeypatch.setattr("perdure.report.html.to_html", lambda summary: "")  # its figures take most of the time
     monkeypatch.chdir(tmp_path)
 

@@ -97,7 +97,7 @@ def test_traces_of_a_wrong_type(traces, folder):
 def test_a_folder_of_a_task_that_no_task_can_have(name, folder):
     shutil.copytree(folder / "tasks" / "00-fruit", folder / "tasks" / f"02-{name}")
     for act in (lambda: Model(folder), lambda: forget(folder, "fruit"), lambda: verify(folder)):
-        with pytest.raises(RunError, match="no task can be called so"):
+        with pytest.raises(RunError, match="cannot be the folder of a task"):
             act()
 
 

@@ -22,7 +22,7 @@ KINDS = {
     *("recipe.yaml", "environment.json", "lock.json", "scores.csv", "events.jsonl", "combined.json", "manifest.json"),
     *("unfinished.safetensors", "task.json", "adapter_config.json", "adapter_model.safetensors", "start.safetensors"),
     *("head.safetensors", "statistics.safetensors", "method.safetensors", "inputs.safetensors"),
-    *("gaussians.safetensors", "backbone.json"),
+    *("gaussians.safetensors", "backbone.json", "answers.json"),
 }
 
 

@@ -53,7 +53,7 @@ def named(folder, name):
     recipe["backbone"]["model"] = name
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     combined = json.loads((folder / "combined.json").read_text())
-    (folder / "combined.json").write_text(json.dumps(combined | {"label": name}))
+    (folder / "combined.json").write_text(json.dumps(combined | {"label": name.replace("\n", " ")}))
     rows = (folder / "scores.csv").read_text().splitlines()
     rule = rows[0].split(",").index("rule")
     quoted = '"' + name.replace('"', '""').replace("\n", " ") + '"'

@@ -230,7 +230,9 @@ def test_try_another_rule_on_a_run(run, tmp_path, monkeypatch):
 
     monkeypatch.setattr(runs, "evaluate_run", measured)
     runs.try_rule(run.folder, "task_arithmetic", ["scale=0.25"], tmp_path / "out")
-    assert called == [((run.folder, "task_arithmetic", ["scale=0.25"]), {"steps": "last"})]
+    assert called == [
+        ((run.folder, "task_arithmetic", ["scale=0.25"]), {"steps": "last", "trust": False, "quiet": True})
+    ]
     scaled = values(tmp_path / "out")
     runs.try_rule(run.folder, "sum", [], tmp_path / "sum")
     name = "bert.encoder.layer.0.attention.self.query.weight"

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -323,11 +324,27 @@ def test_learn_goes_on_after_a_kill_before_it_had_measured(home, monkeypatch):
         learn_more(Path("run"), entry)
     run = Run("run")
     assert run.tasks == ["fruit", "colour"] and measured(run) == {(1, "fruit")}
+    spelled_otherwise = {"data": os.path.relpath(entry["data"]), "label": "label"}
     with pytest.warns(PerdureWarning, match=GONE):
-        learn_more(Path("run"), entry)
+        learn_more(Path("run"), spelled_otherwise)
     assert measured(run) == {(1, "fruit"), (2, "colour")}
     with pytest.raises(InputError, match="has learned these tasks already: fruit, colour"):
         learn_more(Path("run"), entry)
+
+
+def test_new_examples_under_an_old_name_are_a_task_of_another_name(home):
+    before = contents(Run("run"))
+    shutil.copy(table(home, "colour"), home / "fruit.csv")
+    with pytest.raises(InputError, match="has learned these tasks already: fruit. If there are new .*--task"):
+        learn_more(Path("run"), {"data": str(home / "fruit.csv")})
+    (home / "february").mkdir()
+    (home / "fruit.csv").rename(home / "february" / "fruit.csv")
+    with pytest.raises(InputError, match="has a task `fruit` already, .* from another table .*--task"):
+        learn_more(Path("run"), {"data": "february/fruit.csv"})
+    assert contents(Run("run")) == before
+    with pytest.warns(PerdureWarning, match=GONE):
+        learn_more(Path("run"), {"data": "february/fruit.csv", "name": "february"})
+    assert measured(Run("run")) == {(1, "fruit"), (2, "february")}
 
 
 def test_forget_needs_none(two, home):

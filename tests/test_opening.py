@@ -12,9 +12,11 @@ from conftest import make
 from datasets import Dataset
 from families import edit, family, save_tokenizer
 from safetensors.torch import load_file, save_file
+from test_data import write
 
 from perdure import Backbone, BackboneError, InputError, adapters
 from perdure.methods.isolated import Isolated
+from perdure.runs import learn_more
 
 TEXTS = ["w1 w2 w3 w4 w5 w6 w7", "w8", "w9 w10 w11"]
 
@@ -248,6 +250,14 @@ def test_absurd_configurations(change, said, pico, tmp_path):
         Backbone.load(folder)
 
 
+def test_what_trades_memory_for_time_does_not_count(pico, tmp_path):
+    """In chunks of seven a text of eight tokens cannot be read."""
+    folder = Path(shutil.copytree(pico("bert"), tmp_path / "bert"))
+    edit(folder, chunk_size_feed_forward=7, gradient_checkpointing=True)
+    texts = ["w1 w2 w3 w4 w5 w6"]
+    torch.testing.assert_close(features(Backbone.load(folder), texts), features(Backbone.load(pico("bert")), texts))
+
+
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"])
 @pytest.mark.parametrize("what", ["empty", "nested", "pointer", "folder", "pipe", "sparse"])
 def test_files_that_are_none(name, what, pico, tmp_path):
@@ -309,6 +319,14 @@ def test_a_revision_is_for_the_hub(pico):
     for source in (str(pico("bert")), "minilm"):
         with pytest.raises(InputError, match="`revision: main` is for models of the hub"):
             Backbone.load(source, revision="main")
+
+
+@pytest.mark.parametrize("name", ["", " "])
+def test_an_empty_name(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = {"data": write(tmp_path / "a.csv", [("w1 w2", "one"), ("w3 w4", "two")] * 12)}
+    with pytest.raises(InputError, match="The name of the backbone is empty"):
+        learn_more(tmp_path / "run", data, backbone=name)
 
 
 def test_a_name_that_is_nowhere(tmp_path, monkeypatch):

@@ -83,6 +83,16 @@ def test_the_patterns_of_a_file_share_their_time(monkeypatch):
     assert time.monotonic() - began < 2
 
 
+def test_to_compile_patterns_takes_of_the_same_time(monkeypatch):
+    monkeypatch.setattr(patterns, "SECONDS", 0.2)
+    began = time.monotonic()
+    of_a_file = patterns.Patterns(CheckpointError)
+    with pytest.raises(CheckpointError, match="more than 0.2 seconds"):
+        for number in range(20_000):
+            of_a_file.match(rf"(.*\.)?(layer{number})$", "layer", "`rank_pattern`")
+    assert time.monotonic() - began < 2
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.text("ab.*+?|()[]01^$\\d", max_size=8), st.text("ab.01", max_size=6))
 def test_any_short_pattern_is_matched_as_usual(pattern, name):

@@ -53,6 +53,16 @@ def open_regular(path: Path) -> Any:
         raise CheckpointError(f"`{path}` cannot be read: {error.strerror}.") from error
 
 
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[BinaryIO]:
+    """Open a file to read it; an error of the system while it is read names it, as one while it is opened does."""
+    with open_regular(path) as file:
+        try:
+            yield file
+        except OSError as error:
+            raise CheckpointError(f"`{path}` cannot be read: {error.strerror}.") from error
+
+
 def read_bytes(path: Path, limit: int) -> bytes:
     """A file's content, if it has at most `limit` bytes.
 
@@ -61,12 +71,24 @@ def read_bytes(path: Path, limit: int) -> bytes:
     CheckpointError
         It has more, or cannot be read.
     """
-    with open_regular(path) as file:
+    with _reading(path) as file:
         if os.fstat(file.fileno()).st_size > limit:
             raise CheckpointError(f"`{path}` has more than {limit} bytes, which no such file needs.")
-        content = file.readall()
+        content = file.read()
     check_fetched(path, content)
     return content
+
+
+def read_start(path: Path, size: int) -> bytes:
+    """Return at most the first `size` bytes of a file.
+
+    Raises
+    ------
+    CheckpointError
+        It cannot be read.
+    """
+    with _reading(path) as file:
+        return file.read(size)
 
 
 def check_fetched(path: Path, content: bytes) -> None:
@@ -106,7 +128,7 @@ def read_lines(path: Path) -> Iterator[bytes]:
     CheckpointError
         A line or the file has too many bytes, or the file cannot be read.
     """
-    with open_regular(path) as plain_file, io.BufferedReader(plain_file) as file:
+    with _reading(path) as plain_file, io.BufferedReader(plain_file) as file:
         if os.fstat(plain_file.fileno()).st_size > MAX_LINES:
             raise CheckpointError(f"`{path}` has more than {MAX_LINES} bytes, which no such file needs.")
         while line := file.readline(MAX_LINE + 1):

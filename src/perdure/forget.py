@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from perdure import processes
-from perdure.errors import InputError, PerdureError, UnknownName
+from perdure.errors import InputError, PerdureError, RunError, UnknownName
 from perdure.past import only_task
 from perdure.plan import Plan, check_examples
 from perdure.recipe import Recipe
@@ -142,6 +142,8 @@ def _planned(results: Run) -> list[str]:
         return recipe["stream"]["tasks_made_in_python"]
     try:
         return Recipe.parse(recipe).make_stream(results).names
+    except RunError:  # it needs code that is not trusted: that is no reason to know less of the run
+        raise
     except PerdureError:  # the data is not here
         return []
 

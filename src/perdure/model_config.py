@@ -17,6 +17,8 @@ REACHES_OUT = (
     "experts_implementation",
 )
 """Keys that name code, kernels or weights elsewhere: they are never followed."""
+TRADES_SPEED = ("chunk_size_feed_forward", "gradient_checkpointing")
+"""Keys that change no number, but fail with texts of some lengths, or where something is read of the layers."""
 COUNTS = ("layer", "block", "depth", "head", "group", "stage", "expert")
 MOST = 10_000
 """Of layers, heads and the like. Some classes make a list of that length at once; the deepest have 200 layers."""
@@ -36,7 +38,8 @@ def read(files: ModelFiles) -> PreTrainedConfig:
     for name, number in _counts(values):
         if not -1 <= number <= MOST:
             raise BackboneError(f"{where}: `{name}` is {number:.0f}, but no model has more than {MOST}.")
-    kept = {name: value for name, value in values.items() if name not in (*LABELS, *REACHES_OUT)}
+    left_out = (*LABELS, *REACHES_OUT, *TRADES_SPEED)
+    kept = {name: value for name, value in values.items() if name not in left_out}
     config = CONFIG_MAPPING[values["model_type"]].from_dict(kept)
     config._name_or_path = files.source  # by which transformers knows some models of the hub
     return config

@@ -179,8 +179,10 @@ def find(source: str, revision: str | None = None, *, fetch: bool = True) -> Mod
     BackboneError
         There is no such folder, and the hub has no such model or cannot be reached.
     InputError
-        A `revision` is given for something that is no hub id.
+        The name is empty, or a `revision` is given for something that is no hub id.
     """
+    if not source.strip():  # a path that is empty is the folder in which the command is given
+        raise InputError("The name of the backbone is empty. Give a model's folder, a hub id, `minilm` or `dinov2`.")
     folder = Path(packages.folder_of(source)) if fetch else packages.kept_folder_of(source)
     local = folder.is_dir() or str(folder) != source or not HUB_ID.fullmatch(source)
     if local and revision is not None:
@@ -209,7 +211,7 @@ def _from_hub(source: str, revision: str | None, fetch: bool) -> ModelFiles:
         return fetched([path.name for path in found.weights]) if fetch else found
     except (OSError, ValueError) as error:
         here = f"there is no folder `{Path.cwd() / source}`"
-        why = (str(error).splitlines() or [type(error).__name__])[0].removeprefix("Got: ")
+        why = (str(error).splitlines() or [type(error).__name__])[0].removeprefix("Got: ").rstrip(".")
         what = f"`{source}` at the revision `{revision}`" if revision else f"`{source}`"
         raise BackboneError(
             _not_found(source, f"{here}, and {what} could not be fetched from the hub: {why}")

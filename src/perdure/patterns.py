@@ -50,17 +50,19 @@ class Patterns:
         PerdureError
             It is no regular expression, is too long, or takes too much time; of the class `error`.
         """
-        return self._timed(self._compile(pattern, where).fullmatch, pattern, name, where)
+        return self._timed("fullmatch", pattern, name, where)
 
     def match(self, pattern: str, name: str, where: str) -> Any:
         """Return the match of a name's beginning, as `re.match` does; raises what `fullmatch` raises."""
-        return self._timed(self._compile(pattern, where).match, pattern, name, where)
+        return self._timed("match", pattern, name, where)
 
-    def _timed(self, search: Any, pattern: str, name: str, where: str) -> Any:
+    def _timed(self, method: str, pattern: str, name: str, where: str) -> Any:
         began = time.monotonic()
         try:
             if self.left <= 0:  # which `regex` would take for no limit
                 raise TimeoutError
+            # to compile counts as well: a file may list a hundred thousand patterns
+            search = getattr(self._compile(pattern, where), method)
             found = search(name, timeout=self.left)
         except TimeoutError as error:
             raise self._error(

@@ -25,6 +25,7 @@ from perdure.run import begin, go_on, settings_of
 from perdure.run_files import is_run
 from perdure.settings import Section, check_numbers, checked, kinds_of, named, put, sentence
 from perdure.stream import Scenario, Task, TaskStream
+from perdure.task_folder import check_names
 from perdure.training import Training
 
 SAME = 3
@@ -189,6 +190,7 @@ class Recipe(BaseModel):
         Stopped
             The run was asked to stop.
         """
+        check_names(Path(output), ["a"])  # a path that is too long is no run, and can be none
         plan = self.plan(run=Run(output) if is_run(Path(output)) else None)
         settings = self.resolved(plan)
         return go_on(begin(output, settings, plan.stream, change=change), plan, settings, quiet=quiet)

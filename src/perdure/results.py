@@ -367,9 +367,11 @@ def _remove(path: Path) -> None:
     OutputError
         It is not allowed, or it is a link.
     """
-    if path.is_symlink():
-        raise OutputError(f"`{path}` is a link, which is not followed. Remove it, and what it points to if need be.")
     with files.refusing(path, verb="removed"):
+        if path.is_symlink():
+            raise OutputError(
+                f"`{path}` is a link, which is not followed. Remove it, and what it points to if need be."
+            )
         if not path.is_dir():
             path.unlink(missing_ok=True)
             return

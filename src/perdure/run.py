@@ -33,7 +33,7 @@ from perdure.run_files import UNFINISHED
 from perdure.snapshot import Snapshot
 from perdure.statistics import Statistics
 from perdure.stopping import Stopping, stopping
-from perdure.stream import SPLITS, Task, TaskStream, check_images
+from perdure.stream import Split, Task, TaskStream, check_images
 from perdure.task_folder import Learned
 from perdure.task_id import describe
 from perdure.training import Training
@@ -149,7 +149,7 @@ def go_on(results: Run, plan: Plan, settings: Mapping[str, Any] | None = None, *
         due = _due(results, plan)
         check_examples(plan, len(learned), due)
         check_images(plan.stream.tasks[len(learned) :])
-        _check_texts(plan, len(learned))
+        _check_texts(plan, len(learned), ["train", "validation", *(["test"] if due else [])])
         processes.wait()  # before the first process writes
         _settle(results, resume)
         if processes.first():
@@ -250,7 +250,7 @@ def _settle(results: Run, resume: Snapshot | None) -> None:
             results.drop_unfinished()
 
 
-def _check_texts(plan: Plan, learned: int) -> None:
+def _check_texts(plan: Plan, learned: int, splits: Sequence[Split]) -> None:
     """Tokenize the texts of the tasks to come, so that one that cannot be read is named before anything is trained.
 
     It costs nothing: the tokens are kept for the training.
@@ -265,7 +265,7 @@ def _check_texts(plan: Plan, learned: int) -> None:
     if plan.backbone.kind != "text":
         return
     for task in plan.stream.tasks[learned:]:
-        for split in SPLITS:
+        for split in splits:
             plan.backbone.encode(task.rows(split))
 
 

@@ -1,6 +1,7 @@
 """What can be done with a run that is there: measure it again, or let it learn more."""
 
 import contextlib
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -196,7 +197,7 @@ def learn_more(
         Something else is to be changed, or the run has learned these tasks already.
     """
     if not is_run(folder):
-        values = {"stream": [dict(entry)], "backbone": backbone or "minilm", "seed": seed or 0}
+        values = {"stream": [dict(entry)], "backbone": _chosen(backbone), "seed": seed or 0}
         return Recipe.parse(values, settings).run(folder, quiet=quiet)
     results = Run(folder, trust=trust)
     with results.writing() if processes.first() else contextlib.nullcontext():
@@ -208,8 +209,8 @@ def learn_more(
         plan = recipe.plan(run=results)
         if not has_more(results, plan):
             raise InputError(
-                f"The run `{folder}` has learned these tasks already: {', '.join(learned)}. "
-                "Give other data, or name its task otherwise by `--task`."
+                f"The run `{folder}` has learned these tasks already: {', '.join(learned)}. If there are new examples "
+                "in the same place, name them as a task of their own, with `--task`."
             )
         try:
             resolved = recipe.resolved(plan)
@@ -222,6 +223,11 @@ def learn_more(
             raise
 
 
+def _chosen(backbone: str | None) -> str:
+    """The backbone that is asked for. An empty name is none: a script may have lost it."""
+    return "minilm" if backbone is None else backbone
+
+
 def _with(
     results: Run, entry: Mapping[str, Any], begun: bool, backbone: str | None, seed: int | None
 ) -> dict[str, Any]:
@@ -229,8 +235,9 @@ def _with(
     before = results.recipe
     gone, stream = forgotten(before), before["stream"]
     if not begun and isinstance(stream, list) and len(stream) <= 1 and not gone:  # an attempt that came to nothing
-        return {**before, "stream": [dict(entry)], "backbone": backbone or "minilm", "seed": seed or 0}
-    values = {**before, "stream": _entries(stream, entry, gone)}
+        return {**before, "stream": [dict(entry)], "backbone": _chosen(backbone), "seed": seed or 0}
+    taken = [*results.tasks, *([name] if (name := results.begun()) else [])]
+    values = {**before, "stream": _entries(stream, entry, gone, taken)}
     if not isinstance(stream, list):
         values["scenario"] = Recipe.parse({**before, "forgotten": []}).make_stream(results).scenario
     if gone:  # what is learned again is no longer forgotten
@@ -256,7 +263,7 @@ def _check_unchanged(
 
 
 def _entries(
-    stream: Section | list[dict[str, Any]], entry: Mapping[str, Any], gone: Sequence[str]
+    stream: Section | list[dict[str, Any]], entry: Mapping[str, Any], gone: Sequence[str], taken: Sequence[str]
 ) -> list[dict[str, Any]]:
     """A run's stream with one more entry, of which tasks that were forgotten are learned again, behind the others."""
     if not isinstance(stream, list):
@@ -267,10 +274,32 @@ def _entries(
     again = [name for name in new if name in gone]
     if not again:
         # the same entry is there already if an earlier attempt stopped before all of its tasks were finished
-        return [*stream, *([dict(entry)] if dict(entry) not in plain else [])]
+        if _spelled_out(entry) in [_spelled_out(old) for old in plain]:
+            return stream
+        _check_names(new, taken)
+        return [*stream, dict(entry)]
     kept = [name for name in new if name not in gone] if dict(entry) in plain else []
     before = [_without(old, again) if "benchmark" in old or old.get("task") else old for old in stream]
     return [*before, dict(entry) | ({"without": kept} if kept else {})]
+
+
+def _spelled_out(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """An entry in the one form that all have which read the same: a path may be relative, and a default be given."""
+    data = entry.get("data")
+    if isinstance(data, str):
+        data = os.path.abspath(data)
+    elif isinstance(data, Mapping):
+        data = {split: os.path.abspath(str(path)) for split, path in data.items()}
+    return {"label": "label", "encoding": "utf-8", **entry, "data": data}
+
+
+def _check_names(new: Sequence[str], taken: Sequence[str]) -> None:
+    twice = [name for name in new if name in taken]
+    if twice:
+        raise InputError(
+            f"The run has a task `{twice[0]}` already, which it learned from another table or folder. Give the new "
+            "one another name, with `--task`."
+        )
 
 
 def _without(entry: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:

@@ -82,8 +82,7 @@ def _named_in(path: Path) -> dict[str, str]:
 
 def _named_in_page(path: Path) -> dict[str, str]:
     """Return the tasks that a page about one run names; one about several runs is nobody's own."""
-    with files.open_regular(path) as file:
-        metas = META.findall(file.read(HEAD))
+    metas = META.findall(files.read_start(path, HEAD))
     if len(metas) != 1:
         return {}
     text = html.unescape(metas[0].decode("utf-8", "replace"))

@@ -342,7 +342,8 @@ class Parquet:
             raise self._unreadable(error) from error
 
     def _unreadable(self, error: Exception) -> DataError:
-        reason = str(error).strip().splitlines()[0]
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        reason = lines[0].rstrip(".")
         return DataError(f"`{self.path}` cannot be read as Parquet: {reason}.")
 
 
