@@ -24,7 +24,7 @@ import torch
 torch.set_num_threads(1)
 from conftest import make, toy_task
 from runs import small
-from perdure import Backbone, Evaluation, Run, TaskStream, Training, files, lock, run, staging, verify
+from perdure import Backbone, Evaluation, Run, TaskStream, Training, files, lock, partial, run, staging, verify
 from perdure import results as results_module
 
 name, kills, folder = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
@@ -33,7 +33,7 @@ size = 32 if os.environ.get("PERDURE_SOAK") else 16
 tasks = toy_task("fruit", ["apple", "pear"], 1, size), toy_task("colour", ["red", "green", "blue"], 2, size)
 stream = TaskStream("toy", tasks)
 training = Training(epochs=2, batch_size=8, learning_rate=0.01, checkpoint_steps=2, best=name == "sequential")
-WRITING = {files.__file__, lock.__file__, staging.__file__, results_module.__file__}
+WRITING = {module.__file__ for module in (files, lock, partial, staging, results_module)}
 
 def loaded():
     return Backbone.load(folder / "bert", pooling="mean", max_length=16)

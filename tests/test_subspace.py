@@ -84,7 +84,8 @@ def test_the_switch_to_the_complement_keeps_the_projector():
     space, held = Subspace.empty(40), 0
     for found in (19, 5, 9):  # of 40 dimensions: 19, then 24, then 33
         part = axes[:, held : held + found] * torch.linspace(1, 2, found, dtype=torch.double)
-        space, held = space.grown(part @ part.T, 1.0), held + found
+        # a little more than all energy: whether rounding reaches all of it depends on the processor
+        space, held = space.grown(part @ part.T, 1.0 + 1e-9), held + found
         assert space.dimension == held and space.complement == (held > 20) and orthonormal(space.basis)
         assert distance(taken(space), projector(axes[:, :held])) < 1e-10
 
