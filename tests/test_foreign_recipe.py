@@ -27,6 +27,7 @@ from perdure.methods.isolated import Isolated
 from perdure.recipe import own_stream
 from perdure.report.summary import summarise
 from perdure.run import Plan, check
+from perdure.runs import learn_more
 
 HERE = Path(__file__).parent
 STRANGE = [None, True, -1, 0, 2**32, 10**25, 1e308, float("nan"), "", " ", "x", "a.b", "..", "a" * 300, "\x1b[2J",
@@ -80,6 +81,17 @@ def test_a_recipe_changed_anywhere(folder):
                 assert str(error).isprintable() and len(str(error)) < 2000, number
             except Exception as error:
                 raise AssertionError(f"PERDURE_SEED={seed}, number {number}: {error!r}") from error
+
+
+@pytest.mark.parametrize("entry", [None, 0, "fruit.csv", ["fruit.csv"]])
+def test_an_entry_of_a_stream_that_is_no_mapping(entry, folder):
+    values = read_yaml(folder / "recipe.yaml")
+    values["stream"].append(entry)
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(values))
+    for act in (lambda: forget(folder, "fruit"), lambda: learn_more(folder, {"data": "fruit.csv"})):
+        with pytest.raises(RunError, match="`.*recipe.yaml`: an entry of `stream` is no mapping"):
+            act()
+    assert any("recipe.yaml" in fault for fault in verify(folder, backbone=False).faults)
 
 
 @pytest.mark.parametrize("traces", [["a"], "x", {"a": "b"}, {"a": -1}, {"a": True}, {"a.b": 0}, {"..": 0}, {"a": [0]}])

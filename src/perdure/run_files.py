@@ -152,6 +152,9 @@ def whole_recipe(folder: Path) -> dict[str, Any]:
         names = [found["backbone"]["model"], found["method"]["name"], found["rule"]["name"]]
         if not all(isinstance(name, str) for name in names):
             raise RunError(f"`{path}`: a name is no text. It is damaged or was changed.")
+        entries = found["stream"] if isinstance(found["stream"], list) else []
+        if not all(isinstance(entry, dict) for entry in entries):
+            raise RunError(f"`{path}`: an entry of `stream` is no mapping. It is damaged or was changed.")
         _check_tasks(path, found)
         return found
 
