@@ -122,7 +122,7 @@ def test_one_task(tmp_path):
     summary = summarise([make_run(tmp_path / "run", rows([[0.9]], "a"), tasks="a")])
     assert "| run | sum | task posterior | 90.0 | 90.0 | – | – |" in to_markdown(summary)
     assert "nan" not in re.findall(r"\w+", to_markdown(summary))
-    assert "1 class-incremental task of toy (a), learned" in to_html(summary)
+    assert "1 class-incremental task of toy (a), learned on pico by" in to_html(summary)
 
 
 def test_no_task_was_finished(tmp_path):

@@ -135,13 +135,15 @@ def find(source: str | Path) -> Path:
     if folder.is_dir():
         return folder
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
-        raise InputError(f"There is no folder `{source}`. Give a model's folder, a hub id, `minilm` or `dinov2`.")
+        raise InputError(
+            f"There is no folder `{source}`. Give the folder of a model or an adapter, a hub id, `minilm` or `dinov2`."
+        )
     import huggingface_hub
 
     try:
         return Path(huggingface_hub.snapshot_download(str(source), allow_patterns=PATTERNS))
     except (OSError, ValueError) as error:
-        why = (str(error).splitlines() or [""])[0]
+        why = (str(error).splitlines() or [""])[0].removeprefix("Got: ")
         raise FetchError(f"`{source}` is no folder, and the hub has none or is out of reach. ({why})") from error
 
 

@@ -238,9 +238,10 @@ def _sentence(files: Files) -> str:
     scenario = (recipe if own else stream if isinstance(stream, dict) else {}).get("scenario")
     kind = f"{scenario}-incremental " if scenario else ""
     listed = ", ".join(names) if len(names) <= 20 else f"{', '.join(names[:18])} … {names[-1]}"
+    order = "learned in this order" if len(names) > 1 else "learned"
     parts = [
         f"{len(names)} {kind}task{'' if len(names) == 1 else 's'} of {'own data' if own else _name(stream)}",
-        f"({listed or 'none finished'}), learned in this order on {_name(recipe.get('backbone'))}",
+        f"({listed or 'none finished'}), {order} on {_name(recipe.get('backbone'))}",
         f"by method {_name(recipe.get('method'))},",
         f"combined by rule {files.combined.get('name') or _name(recipe.get('rule'))}",
         f"{_scale(files.combined)}with seed {recipe.get('seed', 'unknown')}.",
