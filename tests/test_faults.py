@@ -180,7 +180,7 @@ def test_every_operation_fails_in_every_way(name, made, tmp_path, monkeypatch):
     assert len(counted.done) > 5
     cases = [(number, kind) for number, (_, kinds) in enumerate(counted.done) for kind in kinds]
     if not SOAK:
-        cases = random.Random(name).sample(cases, min(len(cases), FEW_CASES))
+        cases = random.Random(name).sample(cases, min(len(cases), FEW_CASES // 2 if name == "report" else FEW_CASES))
     for number, kind in cases:
         if name not in READING:
             fresh()

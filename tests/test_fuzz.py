@@ -15,7 +15,7 @@ import forked
 
 import perdure
 
-INPUTS = int(os.environ.get("PERDURE_FUZZ") or (10_000 if os.environ.get("PERDURE_SOAK") else 250))
+INPUTS = int(os.environ.get("PERDURE_FUZZ") or (10_000 if os.environ.get("PERDURE_SOAK") else 125))
 SEED = int(os.environ.get("PERDURE_SEED") or 0)
 HERE = Path(__file__).parent
 KINDS = {
