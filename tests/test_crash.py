@@ -34,7 +34,8 @@ tasks = toy_task("fruit", ["apple", "pear"], 1, size), toy_task("colour", ["red"
 stream = TaskStream("toy", tasks)
 training = Training(epochs=2, batch_size=8, learning_rate=0.01, checkpoint_steps=2, best=name == "sequential")
 WRITING = {module.__file__ for module in (files, lock, partial, staging, results_module)}
-READING = {name for name in vars(files) if name.startswith(("read", "parse", "check", "_check", "open", "_reading", "_without"))}
+OTHERS = ("read", "_reading", "parse", "check", "_check", "open", "_without")  # what only reads
+READING = {name for name in vars(files) if name.startswith(OTHERS)}
 
 def loaded():
     return Backbone.load(folder / "bert", pooling="mean", max_length=16)
