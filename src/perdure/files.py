@@ -54,7 +54,7 @@ def open_regular(path: Path) -> Any:
 
 
 @contextlib.contextmanager
-def _reading(path: Path) -> Iterator[BinaryIO]:
+def _reading(path: Path) -> Iterator[io.FileIO]:
     """Open a file to read it; an error of the system while it is read names it, as one while it is opened does."""
     with open_regular(path) as file:
         try:
