@@ -331,9 +331,9 @@ def test_an_empty_name(name, tmp_path, monkeypatch):
 
 def test_a_name_that_is_nowhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(BackboneError, match=f"there is no folder `{tmp_path}/bert`, and `bert` cannot be had"):
+    with pytest.raises(BackboneError, match=f"there is no folder `{tmp_path}/bert`, and `bert` could not be fetched"):
         Backbone.load("bert")
-    with pytest.raises(BackboneError, match="at the revision `v1` cannot be had"):
+    with pytest.raises(BackboneError, match="at the revision `v1` could not be fetched"):
         Backbone.load("some/model", revision="v1")
 
 
