@@ -14,7 +14,7 @@ import yaml
 from runs import answers, contents, differing, make, recipe, stopped, table
 from test_cli import perdure  # noqa: F401
 
-from perdure import PerdureWarning, Recipe, Run, RunError, Stopped, Training, partial, run
+from perdure import OutputError, PerdureWarning, Recipe, Run, RunError, Stopped, Training, partial, run
 from perdure.changes import check_changes, differences
 from perdure.methods.isolated import Isolated
 from perdure.recipe import own_stream
@@ -421,3 +421,24 @@ def test_a_signal_that_would_not_end_the_process_is_left_alone(name, monkeypatch
     monkeypatch.delattr(signal, name)
     with stopping(""):
         pass
+
+
+def test_learning_more_that_failed_inside_the_task_is_done_by_the_same_command(pico, tmp_path, monkeypatch):
+    """A full disk, say: the recipe is as it was before, but the state inside the task is still there."""
+    home = tmp_path / "tables"
+    home.mkdir()
+    one = make(tmp_path, "one", recipe(home, ["fruit"], pico("bert"), training={"epochs": 1, "checkpoint_steps": 1}))
+    entry = {"data": table(home, "colour")}
+    whole = shutil.copytree(one.folder, tmp_path / "whole")
+    learn_more(whole, entry)
+
+    def refuse(*given, **more):
+        raise OutputError("no room")
+
+    with monkeypatch.context() as refused:
+        refused.setattr(Run, "save_task", refuse)
+        with pytest.raises(OutputError, match="no room"):
+            learn_more(one.folder, entry)
+    assert Run(one.folder).begun() and Run(one.folder).tasks == ["fruit"]
+    learn_more(one.folder, entry)
+    assert differing(one.folder, whole) == []

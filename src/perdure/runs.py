@@ -236,8 +236,7 @@ def _with(
     gone, stream = forgotten(before), before["stream"]
     if not begun and isinstance(stream, list) and len(stream) <= 1 and not gone:  # an attempt that came to nothing
         return {**before, "stream": [dict(entry)], "backbone": _chosen(backbone), "seed": seed or 0}
-    taken = [*results.tasks, *([name] if (name := results.begun()) else [])]
-    values = {**before, "stream": _entries(stream, entry, gone, taken)}
+    values = {**before, "stream": _entries(stream, entry, gone, results.tasks)}
     if not isinstance(stream, list):
         values["scenario"] = Recipe.parse({**before, "forgotten": []}).make_stream(results).scenario
     if gone:  # what is learned again is no longer forgotten
