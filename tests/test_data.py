@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from datasets import Dataset
 from PIL import Image
+from test_tables import read_table
 
 from perdure import DataError, InputError, Task, TaskStream, read_tasks
 from perdure.splits import divided, split_rows
-from perdure.tables import read_table
 
 
 def write(path, rows, columns=("text", "label")):

@@ -15,12 +15,13 @@ import pytest
 import torch
 from conftest import WORDS
 from test_cli import perdure  # noqa: F401
+from test_tables import read_table
 from tokenizers.processors import TemplateProcessing
 
 from perdure import DataError, InputError, Model, OutputError, Recipe, RunError
 from perdure.predictions import predict_table
 from perdure.table_output import safe_in_spreadsheets
-from perdure.tables import Table, read_table
+from perdure.tables import Table
 
 CLASSES = ("-1", "=1+1", "+plus", "plain")
 

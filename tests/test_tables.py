@@ -31,6 +31,11 @@ CELLS = st.one_of(st.sampled_from(TELLTALE), st.text(CHARACTERS, min_size=1, max
 WRITTEN = CELLS.filter(lambda cell: cell.strip())
 
 
+def read_table(path):
+    """The cells of all rows of a table."""
+    return [row.cells for row in Table.open(path).rows()]
+
+
 def write_rows(path: Path, columns: list[str], rows: list[list[str]]) -> Path:
     """Write texts in the format that the name says, by other means than perdure's."""
     objects = [dict(zip(columns, row, strict=True)) for row in rows]

@@ -59,8 +59,3 @@ def of_config(config: Mapping[str, Any]) -> str:
         if name.endswith(end) and not name.endswith("WithLMHeadModel") and kind not in NOT_IN_TABLES:
             return auto
     return name
-
-
-def is_bare(config: Mapping[str, Any]) -> bool:
-    """Return whether a model has no head."""
-    return of_config(config) == "AutoModel"

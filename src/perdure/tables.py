@@ -241,14 +241,3 @@ def _described(value: Any) -> str:
 def _listed(names: Sequence[str]) -> str:
     quoted = [f"`{name}`" for name in names]
     return f"{', '.join(quoted[:-1])} or {quoted[-1]}"
-
-
-def read_table(path: str | Path) -> list[dict[str, Any]]:
-    """Return the cells of all rows of a table.
-
-    Raises
-    ------
-    DataError
-        It cannot be read.
-    """
-    return [row.cells for row in Table.open(path).rows()]
