@@ -18,7 +18,22 @@ PERDURE = "from perdure import cli; cli.main()"
 """The command line."""
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(
-    [f"perdure.{name}" for name in ("cli", "run", "runs", "model", "forget", "verify", "merge_checkpoint", "recipe")]
+    [
+        f"perdure.{name}"
+        for name in (
+            "cli",
+            "run",
+            "runs",
+            "model",
+            "forget",
+            "verify",
+            "merge_checkpoint",
+            "recipe",
+            "report",
+            "diagnose",
+            "tune",
+        )
+    ]
 )
 
 

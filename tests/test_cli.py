@@ -4,6 +4,7 @@ import csv
 import importlib.metadata
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ def perdure(monkeypatch, capsys):
 
     def call(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["perdure", *map(str, arguments)])
+        monkeypatch.setattr(sys.modules["__main__"], "__package__", None)  # not `python -m pytest`
         monkeypatch.setenv("COLUMNS", "80")
         with pytest.raises(SystemExit) as stop:
             cli.main()
@@ -29,6 +31,21 @@ def perdure(monkeypatch, capsys):
         return int(stop.value.code or 0), out, err
 
     return call
+
+
+def test_the_report_is_made_late_when_the_command_before_ended_without(pico, tmp_path, monkeypatch, perdure):
+    monkeypatch.chdir(tmp_path)
+    learn = ("learn", "mine", "--data", write(tmp_path / "a.csv", ROWS), "--set", "training.epochs=1", "--quiet")
+    assert perdure(*learn, "--backbone", pico("bert"))[0] == 0
+    report = Path("mine/report.html")
+    written = report.stat().st_mtime_ns
+    assert "already" in perdure(*learn)[2] and report.stat().st_mtime_ns == written
+    os.utime(report, (0, 0))
+    status, out, err = perdure(*learn)
+    assert status == 1 and "already" in err and "Report: mine/report.html" in out
+    assert report.stat().st_mtime_ns >= written
+    report.unlink()
+    assert perdure("merge", "mine", "--rule", "sum", "--output", "mine")[0] == 1 and report.exists()
 
 
 def two_tasks(folder):

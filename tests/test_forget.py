@@ -10,6 +10,7 @@ import yaml
 from runs import TABLES, TEXTS, answers, contents, differing, make, recipe, table
 from test_cli import perdure  # noqa: F401
 from test_data import write
+from test_tables import read_table
 
 from perdure import InputError, Model, Recipe, Rule, Run, RunError, Stopped, Training, UnknownName, run
 from perdure.forget import forget
@@ -17,7 +18,6 @@ from perdure.methods.isolated import Isolated
 from perdure.methods.sequential import Sequential
 from perdure.report import report
 from perdure.runs import evaluate_run, learn_more
-from perdure.tables import read_table
 from perdure.verify import verify
 
 NAMES = ("fruit", "colour", "texture")

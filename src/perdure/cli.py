@@ -136,8 +136,8 @@ def learn(
     names = {"name": task, "text": text, "image": image, "label": label, "task": task_column, "config": config}
     splits = {"train": data, "validation": validation, "test": test}
     entry = entry_of(splits, names | {"encoding": encoding, "delimiter": delimiter})
-    learn_more(run, entry, backbone=backbone, seed=seed, settings=settings, trust=trust, quiet=quiet)
-    outcome.report(run)
+    with outcome.reported(run):
+        learn_more(run, entry, backbone=backbone, seed=seed, settings=settings, trust=trust, quiet=quiet)
 
 
 @app.command()
@@ -321,8 +321,8 @@ def _try_rule(
     if given := [name for name, value in options.items() if value]:
         option = given[0].replace("_", "-")
         raise InputError(f"`--{option}` is for adapters. With a run the rule is measured, and exported to `--output`.")
-    try_rule(run, rule, settings, output, trust=trust, quiet=quiet)
-    outcome.report(run)
+    with outcome.reported(run):
+        try_rule(run, rule, settings, output, trust=trust, quiet=quiet)
     if output:
         say(f"Model: {output}")
 

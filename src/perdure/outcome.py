@@ -1,13 +1,14 @@
 """What a command shows when it has done its work."""
 
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from perdure.errors import printable
+from perdure.errors import InputError, OutputError, PerdureError, printable
 
 
 def say(*lines: object) -> None:
@@ -29,6 +30,33 @@ def report(run: Path) -> None:
 
     if os.environ.get("RANK", "0") == "0":
         show(report([run], run / "report.html"), run)
+
+
+@contextlib.contextmanager
+def reported(run: Path) -> Iterator[None]:
+    """Write a run's report after something was done to it.
+
+    Where that is refused because it was done before, a report that is missing or older than the run is written all
+    the same: the command before may have been stopped just before its report.
+    """
+    try:
+        yield
+    except (InputError, OutputError):
+        with contextlib.suppress(PerdureError):
+            if _changed_since_report(run):
+                report(run)
+        raise
+    report(run)
+
+
+def _changed_since_report(run: Path) -> bool:
+    written = _time(run / "report.html")
+    return any(_time(run / name) > written for name in ("scores.csv", "events.jsonl"))
+
+
+def _time(path: Path) -> float:
+    """Return when a file was last changed, in seconds; 0 if it is missing."""
+    return path.stat().st_mtime if path.is_file() else 0.0
 
 
 def show(summary: Mapping[str, Any], folder: Path | None = None) -> None:
