@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from transformers import ViTConfig, ViTModel
 
 from perdure import LowRank, TaskVector
-from perdure.merging.opcm import opcm
-from perdure.scaled import Scaled
-from perdure.task_vector import total
+from perdure.merging.scaled import Scaled
+from perdure.rules.opcm import opcm
+from perdure.vectors.task_vector import total
 
 TASKS = 10
 warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*")  # peft asks transformers

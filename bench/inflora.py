@@ -13,10 +13,11 @@ from measure import Row, in_turn, table, temporary_bytes
 from torch import Tensor, nn
 from transformers import ViTConfig, ViTModel
 
-from perdure import adapters, subspace
-from perdure.merge import folded
-from perdure.subspace import Subspace
-from perdure.task_vector import LowRank, TaskVector, total
+from perdure.merging.combine import folded
+from perdure.methods.parts import subspace
+from perdure.methods.parts.subspace import Subspace
+from perdure.models import adapters
+from perdure.vectors.task_vector import LowRank, TaskVector, total
 
 D, BLOCKS, TASKS, RANK = 768, 12, 5, 10
 CONFIG = {"num_hidden_layers": 1, "hidden_size": D, "num_attention_heads": 12, "intermediate_size": 4 * D}

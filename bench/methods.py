@@ -10,14 +10,15 @@ from collections.abc import Callable
 import torch
 from measure import Row, in_turn, table
 
-from perdure import Adapter, Backbone, adapters
-from perdure.backbone import Encoded
+from perdure import Adapter, Backbone
 from perdure.benchmarks.demo import demo
-from perdure.fisher import Labels, fisher
-from perdure.method import Method, local_cross_entropy
+from perdure.learning.method import Method, local_cross_entropy
 from perdure.methods.ewc import EWC
 from perdure.methods.inc_lora import IncLoRA
 from perdure.methods.o_lora import OLoRA
+from perdure.methods.parts.fisher import Labels, fisher
+from perdure.models import adapters
+from perdure.models.backbone import Encoded
 
 TASKS, BATCH, EXAMPLES = 20, 16, 64
 

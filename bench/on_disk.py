@@ -101,7 +101,7 @@ def by_mergekit(folder: Path, base: Path, places: list[Path], dtype: str) -> tup
 
 def by_us(folder: Path, base: Path, places: list[Path]) -> tuple[Used, Path]:
     output = folder / f"by-us-{base.name}"
-    command = [sys.executable, "-c", "from perdure.cli import main; main()", "merge", str(base), *map(str, places)]
+    command = [sys.executable, "-c", "from perdure.cli.app import main; main()", "merge", str(base), *map(str, places)]
     return used([*command, "--output", str(output), "--quiet"]), output
 
 

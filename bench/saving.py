@@ -14,10 +14,11 @@ from typing import Any
 
 from measure import Row, table
 
-from perdure import Recipe, Run, adapters, learn
-from perdure.course import Course
-from perdure.demo import PIC, TEXT
-from perdure.run import environment
+from perdure import Recipe, Run, learn
+from perdure.cli.demo import PIC, TEXT
+from perdure.learning.progress import Course
+from perdure.models import adapters
+from perdure.runs.story import environment
 
 WRITING = ("create", "save_task", "save_unfinished", "drop_unfinished", "trim_events", "add_scores", "save_combined")
 STEPS = {"every 100 steps (default)": None, "every 10 steps": 10, "never": 10**9}

@@ -10,8 +10,9 @@ from typing import Any, Literal, get_args, get_origin
 from typer.models import ArgumentInfo
 
 import perdure
-from perdure import cli, registry
-from perdure.rule import nature_of
+from perdure import registry
+from perdure.cli import app
+from perdure.merging.rule import nature_of
 
 SECTION = re.compile(r"^([A-Z]\w+)\n-{3,}$", re.M)
 TITLES: dict[registry.Kind, tuple[str, str]] = {
@@ -93,9 +94,9 @@ def source(thing: Any) -> str:
 
 def command_line() -> str:
     """Every command with its arguments and options."""
-    commands = {info.name or info.callback.__name__: info.callback for info in cli.app.registered_commands}
+    commands = {info.name or info.callback.__name__: info.callback for info in app.app.registered_commands}
     rows = [(f"[`{name}`](#{name})", prose(first(command.__doc__))) for name, command in commands.items()]
-    parts = ["# The command line", str(cli.app.info.help), table(("command", "what it does"), rows)]
+    parts = ["# The command line", str(app.app.info.help), table(("command", "what it does"), rows)]
     parts.append("`perdure COMMAND --help` says the same. A mistake is one sentence and exit status 1 (2: of usage).")
     for name, command in commands.items():
         found = [parameter(p) for p in inspect.signature(command, eval_str=True).parameters.values()]

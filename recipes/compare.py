@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 
 from perdure import Alignment, Gaussians, Recipe, Run, TaskPosterior, align, combine
-from perdure.evaluate import TASK_IDS, Evaluator, features
-from perdure.restore import restore
+from perdure.evaluation.score import TASK_IDS, Evaluator, features
+from perdure.runs.resume import restore
 
 RATES = ("3.0e-4", "1.0e-3", "3.0e-3")
 LORA = "rank: 10, alpha: 10, target_modules: [key, value, k_proj, v_proj]"

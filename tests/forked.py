@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-PERDURE = "from perdure import cli; cli.main()"
+PERDURE = "from perdure.cli.app import main; main()"
 """The command line."""
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(

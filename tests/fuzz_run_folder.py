@@ -31,9 +31,11 @@ import torch
 import transformers
 from mutations import mutate
 
-from perdure import Model, PerdureError, Recipe, Run, forget, lock, processes, verify
+from perdure import Model, PerdureError, Recipe, Run, forget, verify
+from perdure.learning import engine
 from perdure.report.html import to_html
 from perdure.report.summary import summarise
+from perdure.storage import lock
 
 MEMORY = 500_000_000  # bytes
 SECONDS = 10
@@ -138,7 +140,7 @@ def attempt(number: int, seed: int, found: dict[str, Any]) -> None:
             if took > found["longest"][0]:
                 found["longest"] = [took, number, name, said]
     assert Path("outside/file").read_text() == "mine", f"{number}: {said}"
-    processes.wait()
+    engine.wait()
 
 
 def main() -> None:

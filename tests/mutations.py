@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from perdure.snapshot import Snapshot
+from perdure.learning.snapshot import Snapshot
 
 DEEP = "PERDURE_DEEP"  # a text that becomes 50,000 nested lists
 HOSTILE: list[Any] = [

@@ -15,10 +15,13 @@ import pytest
 import reference
 import typer
 import yaml
-from test_data import ROWS, write
+from tables import ROWS, write
 
 import perdure
-from perdure import Recipe, cli, metrics, names, packages
+from perdure import Recipe, names
+from perdure.bundled import packages
+from perdure.cli import app
+from perdure.evaluation import metrics
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -79,7 +82,7 @@ def commands(block: Block) -> list[list[str]]:
 def check(words: list[str]) -> None:
     """What a command names is there: the program's command and its options, a target, an extra, a script."""
     if words[0] == "perdure":
-        group = typer.main.get_command(cli.app)
+        group = typer.main.get_command(app.app)
         group.commands[words[1]].make_context(words[1], words[2:])
     elif words[0] == "make":
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.M), words
@@ -96,7 +99,7 @@ def call(words: list[str]) -> str:
         patch.setattr(sys, "argv", words)
         patch.setenv("COLUMNS", "100")
         try:
-            cli.main()
+            app.main()
         except SystemExit as stop:
             assert not stop.code, (words, out.getvalue()[-500:], err.getvalue())
     return out.getvalue()
@@ -208,7 +211,7 @@ def test_pages_from_the_code_name_everything():
             assert f"## `{name}` {{ #{name} }}" in pages[f"reference/{kind}s.md"]
     for name in perdure.__all__:
         assert f"## `{name}` {{ #{name} }}" in pages["reference/python.md"]
-    group = typer.main.get_command(cli.app)
+    group = typer.main.get_command(app.app)
     for name, command in group.commands.items():
         section = pages["reference/cli.md"].split(f"## `{name}` {{ #{name} }}")[1].split("\n## ")[0]
         for option in (

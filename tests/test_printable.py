@@ -5,9 +5,10 @@ import io
 import pytest
 from rich.console import Console
 
-from perdure import InputError, PerdureError, RunError, UnknownName, cli, shell
+from perdure import InputError, PerdureError, RunError, UnknownName
+from perdure.cli import app, shell
+from perdure.cli.outcome import say
 from perdure.errors import printable
-from perdure.outcome import say
 from perdure.report import terminal
 from perdure.report.plain import plain
 
@@ -43,9 +44,9 @@ def test_the_command_line_says_names_as_text(name, shown, monkeypatch, capsys):
         say(name)
         raise OSError(2, "No such file", f"{name}.yaml")
 
-    monkeypatch.setattr(cli, "app", fail)
+    monkeypatch.setattr(app, "app", fail)
     with pytest.raises(SystemExit):
-        cli.main()
+        app.main()
     assert capsys.readouterr() == (f"{shown}\n", f"Error: No such file: `{shown}.yaml`.\n")
 
 

@@ -1,6 +1,7 @@
 """The public face: names, and what the house has agreed on."""
 
 import ast
+import inspect
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import jaxtyping
 import pytest
 
 import perdure
+from perdure.cli import app
 from perdure.seeds import derived
 
 SOURCE = Path(perdure.__file__).parent
@@ -24,13 +26,12 @@ def test_all_is_what_is_there_sorted():
     assert {name: f"perdure.{home}" for name, home in homes.items()} == ours  # what pyright reads is what happens
 
 
-def test_importing_is_cheap_and_a_function_is_not_its_module():
-    code = "import sys, perdure; assert not {'torch', 'peft', 'transformers'} & set(sys.modules); "
-    code += "import perdure.learn, perdure.run; from perdure import run; print(run is perdure.run, callable(run), "
-    code += "callable(perdure.learn), perdure.run.__module__, callable(getattr(perdure, 'nothing', None)))"
+def test_importing_is_cheap():
+    code = "import sys, perdure; print({'torch', 'peft', 'transformers'} & set(sys.modules), "
+    code += "getattr(perdure, 'nothing', None), perdure.run.__module__)"
     source = {"PYTHONPATH": str(SOURCE.parent)}
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | source)
-    assert out.stdout.split() == ["True", "True", "True", "perdure.run", "False"], out.stderr
+    assert out.stdout.split() == ["set()", "None", "perdure.runs.story"], out.stderr
 
 
 def test_annotations_are_checked_in_tests():
@@ -46,14 +47,15 @@ def test_every_public_name_is_explained():
 
 
 def test_files_are_short():
-    limits = {"methods": 200, "merging": 80}
+    limits = {"methods": 200, "rules": 80}
     for path in SOURCE.rglob("*.py"):
         assert len(path.read_text().splitlines()) <= limits.get(path.parent.name, 500), path
 
 
 def test_commands_are_short():
-    tree = ast.parse((SOURCE / "cli.py").read_text())
-    for function in (node for node in tree.body if isinstance(node, ast.FunctionDef)):
+    commands = [info.callback for info in app.app.registered_commands]
+    for command in commands:
+        function = ast.parse(inspect.getsource(command)).body[0]
         body = [
             node for node in function.body if not isinstance(node, ast.Expr) or not isinstance(node.value, ast.Constant)
         ]

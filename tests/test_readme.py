@@ -24,7 +24,7 @@ def test_python(demo_cache, tmp_path, monkeypatch):
 
 
 def test_five_lines_of_yaml(tmp_path, monkeypatch):
-    from test_data import ROWS, write
+    from tables import ROWS, write
 
     monkeypatch.chdir(tmp_path)
     (block,) = re.findall(r"```yaml\n(.*?)```", README.read_text(), re.S)

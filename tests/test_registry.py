@@ -10,7 +10,7 @@ from perdure import InputError, Method, PeftMethod, UnknownName, find, methods, 
 TOY = '''
 """A toy."""
 from dataclasses import dataclass
-from perdure.method import PeftMethod
+from perdure.learning.method import PeftMethod
 
 @dataclass(kw_only=True)
 class Toy(PeftMethod):
@@ -28,14 +28,14 @@ def toy_method(tmp_path, monkeypatch):
 
 
 def test_one_file_is_enough(toy_method, capsys, monkeypatch):
-    from perdure import cli
+    from perdure.cli import app
 
     assert "toy_method" in names("method")
     found = find("method", "toy_method")
     assert issubclass(found, Method) and registry.options(found)["strength"].default == 0.5
     monkeypatch.setattr(sys, "argv", ["perdure", "list"])
     with pytest.raises(SystemExit):
-        cli.main()
+        app.main()
     assert "Do nothing new." in capsys.readouterr().out
 
 
@@ -43,7 +43,7 @@ def test_the_conformance_tests_find_it_too(toy_method, tmp_path, request):
     """In a process of its own: pytest collects the conformance tests for a file that was put beside the others."""
     code = "import sys, pytest\nfrom perdure import methods\nmethods.__path__.append(sys.argv[1])\n"
     code += "sys.exit(pytest.main(['-o', 'addopts=', '-q', '-k', 'toy_method', *sys.argv[2:]]))"
-    conformance = request.path.parent / "test_methods.py"
+    conformance = request.path.parent / "methods" / "test_methods.py"
     result = forked.python(code, tmp_path, conformance, PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")  # they are imported
     assert result.returncode == 0 and "7 passed" in result.stdout, result.stdout
 

@@ -6,13 +6,13 @@ from typing import Annotated, Any, Literal
 import pytest
 from annotated_types import Ge, Gt, Lt
 
-from perdure import InputError, Recipe, Rule, Training, files, registry
-from perdure.alignment import Alignment
-from perdure.allowed import allowed
-from perdure.backbone import Backbone
-from perdure.data import read_tasks
-from perdure.measure import Evaluation
-from perdure.settings import SEEDS, checked, put
+from perdure import InputError, Recipe, Rule, Training, registry
+from perdure.data.table import read_tasks
+from perdure.learning.alignment import Alignment
+from perdure.models.backbone import Backbone
+from perdure.runs.measure import Evaluation
+from perdure.settings import SEEDS, allowed, checked, put
+from perdure.storage import files
 
 THINGS = {name: registry.find(kind, name) for kind in registry.PACKAGES for name in registry.names(kind)}
 THINGS |= {"training": Training, "evaluation": Evaluation, "backbone": Backbone.load, "stream": read_tasks}

@@ -1,16 +1,14 @@
 """perdure teaches one pre-trained transformer new tasks, one after another, without forgetting the old ones."""
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from perdure.adapters import Adapter
-    from perdure.alignment import Alignment, Gaussians, align
-    from perdure.backbone import Backbone
-    from perdure.data import read_tasks
-    from perdure.diagnose import diagnose
+    from perdure.analysis.diagnose import diagnose
+    from perdure.checkpoints.card import Merged
+    from perdure.checkpoints.merge import merge_checkpoint
+    from perdure.data.table import read_tasks
+    from perdure.data.task import Task, TaskStream
     from perdure.errors import (
         BackboneError,
         CheckpointError,
@@ -25,29 +23,29 @@ if TYPE_CHECKING:
         TrainingError,
         UnknownName,
     )
-    from perdure.forget import Forgotten, forget
-    from perdure.learn import learn
-    from perdure.measure import Evaluation
-    from perdure.merge import Combined, combine, task_vectors
-    from perdure.merge_card import Merged
-    from perdure.merge_checkpoint import merge_checkpoint
-    from perdure.method import Method, PeftMethod
-    from perdure.mixture import Mixture
-    from perdure.model import Model, Prediction
-    from perdure.past import past_tasks
-    from perdure.recipe import Recipe
+    from perdure.evaluation.posterior import TaskPosterior
+    from perdure.learning.alignment import Alignment, Gaussians, align
+    from perdure.learning.loop import learn
+    from perdure.learning.method import Method, PeftMethod
+    from perdure.learning.training import Training
+    from perdure.merging.combine import Combined, combine, task_vectors
+    from perdure.merging.rule_settings import Rule
+    from perdure.merging.search import Search
+    from perdure.models.adapters import Adapter
+    from perdure.models.backbone import Backbone
+    from perdure.models.mixture import Mixture
     from perdure.registry import find, names
-    from perdure.results import Run
-    from perdure.rule_settings import Rule
-    from perdure.run import run
-    from perdure.runs import evaluate_run, learn_more
-    from perdure.search import Search
-    from perdure.statistics import Statistics
-    from perdure.stream import Task, TaskStream
-    from perdure.task_id import TaskPosterior
-    from perdure.task_vector import LowRank, TaskVector
-    from perdure.training import Training
-    from perdure.verify import Verification, verify
+    from perdure.runs.extend import evaluate_run, learn_more
+    from perdure.runs.folder import Run
+    from perdure.runs.forget import Forgotten, forget
+    from perdure.runs.measure import Evaluation
+    from perdure.runs.model import Model, Prediction
+    from perdure.runs.past import past_tasks
+    from perdure.runs.recipe import Recipe
+    from perdure.runs.story import run
+    from perdure.runs.verify import Verification, verify
+    from perdure.vectors.statistics import Statistics
+    from perdure.vectors.task_vector import LowRank, TaskVector
 
 __all__ = [
     "Adapter",
@@ -107,11 +105,11 @@ __all__ = [
 # Where each name is defined: the module is imported when the name is first used, because transformers and peft are
 # 250 MB of memory and four seconds that merging two folders on disk does not need.
 _HOMES = {
-    "adapters": ["Adapter"],
-    "alignment": ["Alignment", "Gaussians", "align"],
-    "backbone": ["Backbone"],
-    "data": ["read_tasks"],
-    "diagnose": ["diagnose"],
+    "analysis.diagnose": ["diagnose"],
+    "checkpoints.card": ["Merged"],
+    "checkpoints.merge": ["merge_checkpoint"],
+    "data.table": ["read_tasks"],
+    "data.task": ["Task", "TaskStream"],
     "errors": [
         "BackboneError",
         "CheckpointError",
@@ -126,41 +124,30 @@ _HOMES = {
         "TrainingError",
         "UnknownName",
     ],
-    "forget": ["Forgotten", "forget"],
-    "learn": ["learn"],
-    "measure": ["Evaluation"],
-    "merge": ["Combined", "combine", "task_vectors"],
-    "merge_card": ["Merged"],
-    "merge_checkpoint": ["merge_checkpoint"],
-    "mixture": ["Mixture"],
-    "method": ["Method", "PeftMethod"],
-    "model": ["Model", "Prediction"],
-    "past": ["past_tasks"],
-    "recipe": ["Recipe"],
+    "runs.measure": ["Evaluation"],
+    "evaluation.posterior": ["TaskPosterior"],
+    "learning.alignment": ["Alignment", "Gaussians", "align"],
+    "learning.loop": ["learn"],
+    "learning.method": ["Method", "PeftMethod"],
+    "learning.training": ["Training"],
+    "merging.combine": ["Combined", "combine", "task_vectors"],
+    "merging.rule_settings": ["Rule"],
+    "merging.search": ["Search"],
+    "models.adapters": ["Adapter"],
+    "models.backbone": ["Backbone"],
+    "models.mixture": ["Mixture"],
     "registry": ["find", "names"],
-    "results": ["Run"],
-    "rule_settings": ["Rule"],
-    "run": ["run"],
-    "runs": ["evaluate_run", "learn_more"],
-    "search": ["Search"],
-    "statistics": ["Statistics"],
-    "stream": ["Task", "TaskStream"],
-    "task_id": ["TaskPosterior"],
-    "task_vector": ["LowRank", "TaskVector"],
-    "training": ["Training"],
-    "verify": ["Verification", "verify"],
+    "runs.extend": ["evaluate_run", "learn_more"],
+    "runs.folder": ["Run"],
+    "runs.forget": ["Forgotten", "forget"],
+    "runs.model": ["Model", "Prediction"],
+    "runs.past": ["past_tasks"],
+    "runs.recipe": ["Recipe"],
+    "runs.story": ["run"],
+    "runs.verify": ["Verification", "verify"],
+    "vectors.statistics": ["Statistics"],
+    "vectors.task_vector": ["LowRank", "TaskVector"],
 }
-
-
-class _Package(ModuleType):
-    """Some functions are called as their module, and stay functions when Python binds the module here."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        same = isinstance(value, ModuleType) and name in __all__
-        super().__setattr__(name, getattr(value, name) if same else value)
-
-
-sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:

@@ -1,5 +1,5 @@
 """`python -m perdure`, which `accelerate launch -m perdure` needs."""
 
-from perdure.cli import main
+from perdure.cli.app import main
 
 main()

@@ -7,10 +7,10 @@ import numpy as np
 import pyarrow.parquet as pq
 from datasets import Dataset
 
-from perdure.data import from_hub
+from perdure.data.splits import bounded, by_split, of_classes
+from perdure.data.table import from_hub
+from perdure.data.task import Scenario, Split, Task, TaskStream
 from perdure.errors import DataError
-from perdure.splits import bounded, by_split, of_classes
-from perdure.stream import Scenario, Split, Task, TaskStream
 
 DOMAINS = {
     "banking": (

@@ -6,9 +6,9 @@ import zipfile
 
 from datasets import Dataset
 
-from perdure import packages
-from perdure.splits import divided
-from perdure.stream import Task, TaskStream
+from perdure.bundled import packages
+from perdure.data.splits import divided
+from perdure.data.task import Task, TaskStream
 
 GROUPS = {
     "computers": {

@@ -6,10 +6,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from datasets import Dataset, Image
 
-from perdure.data import from_hub
+from perdure.data.splits import by_split, class_tasks
+from perdure.data.table import from_hub
+from perdure.data.task import Scenario, Split, TaskStream
 from perdure.errors import DataError
-from perdure.splits import by_split, class_tasks
-from perdure.stream import Scenario, Split, TaskStream
 
 
 def split_cifar100(

@@ -2,9 +2,9 @@
 
 from datasets import Dataset, concatenate_datasets
 
-from perdure.data import from_hub, read_tasks
-from perdure.splits import class_tasks, divided
-from perdure.stream import Scenario, Split, TaskStream
+from perdure.data.splits import class_tasks, divided
+from perdure.data.table import from_hub, read_tasks
+from perdure.data.task import Scenario, Split, TaskStream
 
 
 def split_imagenet_r(

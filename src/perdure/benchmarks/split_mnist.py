@@ -8,9 +8,9 @@ import numpy as np
 import PIL.Image
 from datasets import Dataset, Image
 
-from perdure import packages
-from perdure.splits import class_tasks, split_rows
-from perdure.stream import Scenario, Split, TaskStream
+from perdure.bundled import packages
+from perdure.data.splits import class_tasks, split_rows
+from perdure.data.task import Scenario, Split, TaskStream
 
 TEST = 0.2  # of each digit's images: the package has one set of 500 each
 

@@ -8,10 +8,10 @@ from typing import NamedTuple
 import pyarrow.parquet as pq
 from datasets import Dataset
 
-from perdure.data import from_hub
+from perdure.data.splits import bounded, by_split
+from perdure.data.table import from_hub
+from perdure.data.task import Scenario, Split, Task, TaskStream
 from perdure.errors import DataError, UnknownName
-from perdure.splits import bounded, by_split
-from perdure.stream import Scenario, Split, Task, TaskStream
 
 ORDERS = {
     "length5-a": "agnews yelp amazon yahoo dbpedia",

@@ -6,12 +6,12 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from perdure import adapters
-from perdure.anchor import hold, penalty
-from perdure.backbone import Backbone, Batch
-from perdure.fisher import Labels, fisher
-from perdure.method import PeftMethod, Tuned, local_cross_entropy
-from perdure.stream import Task
+from perdure.data.task import Task
+from perdure.learning.method import PeftMethod, Tuned, local_cross_entropy
+from perdure.methods.parts.anchor import hold, penalty
+from perdure.methods.parts.fisher import Labels, fisher
+from perdure.models import adapters
+from perdure.models.backbone import Backbone, Batch
 
 
 @dataclass(kw_only=True)

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from perdure.adapters import Adapter
 from perdure.errors import InputError
-from perdure.method import PeftMethod
+from perdure.learning.method import PeftMethod
+from perdure.models.adapters import Adapter
 
 
 @dataclass(kw_only=True)

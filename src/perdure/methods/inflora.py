@@ -9,13 +9,14 @@ import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 
-from perdure import adapters
-from perdure.adapters import Adapter
-from perdure.backbone import Backbone
+from perdure.data.task import Task
 from perdure.errors import InputError, PerdureWarning
-from perdure.method import PeftMethod, Tuned
-from perdure.stream import Task
-from perdure.subspace import Energy, Subspace, input_covariances
+from perdure.learning.method import PeftMethod, Tuned
+from perdure.methods.parts.subspace import Energy, Subspace
+from perdure.models import adapters
+from perdure.models.adapters import Adapter
+from perdure.models.backbone import Backbone
+from perdure.models.inputs import input_covariances
 
 
 @dataclass(kw_only=True)

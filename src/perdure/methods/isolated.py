@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from perdure.backbone import Backbone
-from perdure.method import PeftMethod
-from perdure.stream import Task
+from perdure.data.task import Task
+from perdure.learning.method import PeftMethod
+from perdure.models.backbone import Backbone
 
 
 @dataclass(kw_only=True)

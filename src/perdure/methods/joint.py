@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from perdure.backbone import Backbone
-from perdure.method import PeftMethod
-from perdure.stream import Rows, Task
+from perdure.data.task import Rows, Task
+from perdure.learning.method import PeftMethod
+from perdure.models.backbone import Backbone
 
 
 @dataclass(kw_only=True)

@@ -6,11 +6,11 @@ from typing import Annotated
 import torch
 from annotated_types import Gt, Le
 
-from perdure.backbone import Backbone
-from perdure.frozen import Accumulated, FrozenMethod, check_present, statistics_of
-from perdure.method import Tuned
-from perdure.statistics import within
-from perdure.stream import Task
+from perdure.data.task import Task
+from perdure.learning.method import Tuned
+from perdure.methods.parts.frozen import Accumulated, FrozenMethod, check_present, statistics_of
+from perdure.models.backbone import Backbone
+from perdure.vectors.statistics import within
 
 
 @dataclass(kw_only=True)

@@ -7,10 +7,10 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
-from perdure import adapters
-from perdure.backbone import Backbone, Batch, evaluating
-from perdure.method import PeftMethod, Tuned, local_cross_entropy
-from perdure.stream import Task
+from perdure.data.task import Task
+from perdure.learning.method import PeftMethod, Tuned, local_cross_entropy
+from perdure.models import adapters
+from perdure.models.backbone import Backbone, Batch, evaluating
 
 
 @dataclass(kw_only=True)

@@ -7,12 +7,12 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from perdure import adapters
-from perdure.anchor import hold, penalty
-from perdure.backbone import Backbone, Batch
-from perdure.method import PeftMethod, Tuned, local_cross_entropy
-from perdure.per_example import mean_over_examples
-from perdure.stream import Task
+from perdure.data.task import Task
+from perdure.learning.method import PeftMethod, Tuned, local_cross_entropy
+from perdure.methods.parts.anchor import hold, penalty
+from perdure.methods.parts.per_example import mean_over_examples
+from perdure.models import adapters
+from perdure.models.backbone import Backbone, Batch
 
 
 @dataclass(kw_only=True)

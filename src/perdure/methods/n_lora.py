@@ -8,10 +8,10 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from perdure import adapters
-from perdure.adapters import Adapter
-from perdure.backbone import Backbone, Batch
-from perdure.method import PeftMethod, Tuned, local_cross_entropy
+from perdure.learning.method import PeftMethod, Tuned, local_cross_entropy
+from perdure.models import adapters
+from perdure.models.adapters import Adapter
+from perdure.models.backbone import Backbone, Batch
 
 
 @dataclass(kw_only=True)

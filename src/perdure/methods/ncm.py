@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 import torch
 from annotated_types import Gt
 
-from perdure.backbone import Backbone
-from perdure.frozen import FrozenMethod, check_present, statistics_of
-from perdure.stream import Task
+from perdure.data.task import Task
+from perdure.methods.parts.frozen import FrozenMethod, check_present, statistics_of
+from perdure.models.backbone import Backbone
 
 
 @dataclass(kw_only=True)

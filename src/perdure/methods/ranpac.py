@@ -7,11 +7,11 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from perdure import heads
-from perdure.backbone import Backbone, pooled
-from perdure.frozen import Accumulated, FrozenMethod
-from perdure.statistics import Statistics
-from perdure.stream import Split, Task
+from perdure.data.task import Split, Task
+from perdure.methods.parts.frozen import Accumulated, FrozenMethod
+from perdure.models import heads
+from perdure.models.backbone import Backbone, pooled
+from perdure.vectors.statistics import Statistics
 
 RIDGES = tuple(10.0**n for n in range(-8, 9))
 

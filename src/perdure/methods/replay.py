@@ -9,14 +9,15 @@ import torch
 from annotated_types import Ge
 from torch import Tensor, nn
 
-from perdure import adapters, exemplars
-from perdure.adapters import Adapter
-from perdure.backbone import Backbone, Batch, pooled
+from perdure.data import exemplars
+from perdure.data.exemplars import Exemplars, Strategy
+from perdure.data.task import Rows, Task
 from perdure.errors import InputError
-from perdure.exemplars import Exemplars, Strategy
-from perdure.method import Method
-from perdure.snapshot import part
-from perdure.stream import Rows, Task
+from perdure.learning.method import Method
+from perdure.learning.snapshot import part
+from perdure.models import adapters
+from perdure.models.adapters import Adapter
+from perdure.models.backbone import Backbone, Batch, pooled
 
 
 @dataclass(kw_only=True)

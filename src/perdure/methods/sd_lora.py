@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from perdure import adapters
-from perdure.backbone import Backbone
-from perdure.method import PeftMethod
-from perdure.stream import Task
+from perdure.data.task import Task
+from perdure.learning.method import PeftMethod
+from perdure.models import adapters
+from perdure.models.backbone import Backbone
 
 
 @dataclass(kw_only=True)

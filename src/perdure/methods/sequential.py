@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from perdure.backbone import Backbone
-from perdure.method import PeftMethod
-from perdure.stream import Task
+from perdure.data.task import Task
+from perdure.learning.method import PeftMethod
+from perdure.models.backbone import Backbone
 
 
 @dataclass(kw_only=True)

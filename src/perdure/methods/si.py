@@ -8,11 +8,11 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
 
-from perdure import adapters
-from perdure.anchor import gradient, hold, penalty
-from perdure.backbone import Backbone, Batch
-from perdure.method import PeftMethod, Tuned, local_cross_entropy
-from perdure.stream import Task
+from perdure.data.task import Task
+from perdure.learning.method import PeftMethod, Tuned, local_cross_entropy
+from perdure.methods.parts.anchor import gradient, hold, penalty
+from perdure.models import adapters
+from perdure.models.backbone import Backbone, Batch
 
 
 @dataclass(kw_only=True)

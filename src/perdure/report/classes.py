@@ -8,7 +8,7 @@ import numpy as np
 
 from perdure.report.heat_map import heat
 from perdure.report.picture import Cell, Picture
-from perdure.run_files import Answers
+from perdure.runs.layout import Answers
 
 ALL = 50
 """The most classes that are shown one by one, with their confusion."""

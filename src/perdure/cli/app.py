@@ -1,0 +1,38 @@
+"""The command line. Commands hold no logic: they read options, call the library, and print what it returns."""
+
+import typer
+
+from perdure.cli import merge, read, shell, train
+
+COMMANDS = (
+    train.demo,
+    train.run,
+    train.tune,
+    train.learn,
+    train.forget,
+    read.verify,
+    read.evaluate,
+    read.diagnose,
+    read.predict,
+    merge.export,
+    merge.merge,
+    read.report,
+)
+"""In the order in which `perdure --help` lists them."""
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown" if shell.is_wide() else None,  # its panels cut names where there is little room
+    help="Teach one pre-trained transformer new tasks, one after another, without forgetting the old ones.",
+)
+app.callback()(shell.take_options)
+for command in COMMANDS:
+    app.command()(command)
+app.command(name="list")(read.list_)
+app.command()(read.show)
+
+
+def main() -> None:
+    """Run the command line."""
+    shell.run(app)

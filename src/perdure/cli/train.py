@@ -1,0 +1,143 @@
+"""The commands that teach a run, or make it forget."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from perdure.cli import outcome
+from perdure.cli.options import (
+    AsJson,
+    Delimiter,
+    Encoding,
+    Image,
+    Output,
+    Quiet,
+    RunFolder,
+    Seed,
+    Settings,
+    Texts,
+    Trust,
+)
+from perdure.cli.outcome import say
+
+
+def demo(
+    vision: Annotated[bool, typer.Option("--vision", help="Handwritten digits on DINOv2, with InfLoRA.")] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="By default runs/demo, or runs/demo-vision.")
+    ] = None,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+    download: Annotated[bool, typer.Option("--download", help="Only fetch the model and the data.")] = False,
+) -> None:
+    """Learn five real tasks on a real transformer, and see what is forgotten (minutes on a laptop)."""
+    from perdure.cli import demo
+    from perdure.report import terminal
+
+    if download:
+        return demo.download(vision=vision)
+    output = output or Path("runs/demo-vision" if vision else "runs/demo")
+    summary = demo.demo(output, vision=vision, seed=seed, quiet=quiet)
+    terminal.matrices(summary)
+    terminal.overview(summary)
+    say("", f"Report: {output / 'report.html'}")
+
+
+def run(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.yaml|RUN", help="A recipe; or a run, to go on with it.")],
+    output: Output = None,
+    seed: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
+    settings: Settings = [],
+    trust: Trust = False,
+    quiet: Quiet = False,
+) -> None:
+    """Do what a recipe says: learn its tasks in order, combine them, measure after each. Or go on where it stopped."""
+    from perdure.runs.recipe import Recipe
+
+    changes = [*settings, *([f"seed={seed}"] if seed is not None else [])]
+    output = output or (recipe if recipe.is_dir() else Path("runs") / recipe.stem)
+    before = outcome.done(output)
+    Recipe.read(recipe, changes, trust=trust).run(output, quiet=quiet)
+    outcome.report(output)
+    if outcome.done(output) == before:
+        say("Nothing was left to do.")
+
+
+def tune(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.yaml")],
+    output: Output = None,
+    trials: Annotated[int, typer.Option(min=1, help="The number of settings that are tried.")] = 10,
+    tasks: Annotated[int, typer.Option(min=1, help="The number of tasks, from the first on, that are looked at.")] = 2,
+    settings: Settings = [],
+    trust: Trust = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Search the learning rate and the method's main coefficient, on validation data of the first tasks."""
+    from perdure.report import terminal
+    from perdure.runs.recipe import Recipe
+    from perdure.runs.tune import Protocol, tune
+
+    output = output or Path("runs") / f"{recipe.stem}-tune"
+    protocol = Protocol(tasks=tasks, trials=trials)
+    source = Recipe.read(recipe, settings, trust=trust)
+    found = tune(source, output, protocol=protocol, quiet=quiet or as_json)
+    if as_json:
+        return typer.echo(json.dumps({"recipe": found.recipe, "trials": found.trials}, indent=2))
+    if not quiet:
+        terminal.listing(f"\n{len(found.trials)} trials on {tasks} tasks (validation accuracy, %)", found.lines())
+    say(output / "tuned.yaml")
+
+
+def learn(
+    run: RunFolder,
+    data: Annotated[
+        str, typer.Option(help="A CSV, TSV, JSON(-lines) or Parquet file, a folder of images, or a hub id.")
+    ],
+    validation: Annotated[str | None, typer.Option(help="A file of validation examples.")] = None,
+    test: Annotated[str | None, typer.Option(help="A file of test examples; by default a fifth of the data.")] = None,
+    task: Annotated[str | None, typer.Option("--task", help="The task's name; by default that of the file.")] = None,
+    text: Texts = [],
+    image: Image = None,
+    label: Annotated[str, typer.Option(help="The column with the class.")] = "label",
+    encoding: Encoding = "utf-8",
+    delimiter: Delimiter = None,
+    config: Annotated[str | None, typer.Option(help="The configuration of a hub data set.")] = None,
+    task_column: Annotated[str | None, typer.Option(help="The column that names each row's task.")] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="For a new run: a model's folder or hub id; by default minilm.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="For a new run.")] = None,
+    settings: Settings = [],
+    trust: Trust = False,
+    quiet: Quiet = False,
+) -> None:
+    """Learn a task from your own data: one more for a run, or the first of a new one."""
+    from perdure.runs.extend import entry_of, learn_more
+
+    names = {"name": task, "text": text, "image": image, "label": label, "task": task_column, "config": config}
+    splits = {"train": data, "validation": validation, "test": test}
+    entry = entry_of(splits, names | {"encoding": encoding, "delimiter": delimiter})
+    with outcome.reported(run):
+        learn_more(run, entry, backbone=backbone, seed=seed, settings=settings, trust=trust, quiet=quiet)
+
+
+def forget(
+    run: RunFolder,
+    task: Annotated[str, typer.Argument(metavar="TASK", help="The name of a task that the run has learned.")],
+    retrain_later: Annotated[
+        bool, typer.Option("--retrain-later", help="Learn the tasks again in which something of it remains.")
+    ] = False,
+    trust: Trust = False,
+    quiet: Quiet = False,
+) -> None:
+    """Take a task out of a run: its adapter, head and statistics, and all that was measured of it.
+
+    Tasks that were learned on top of it (not with the method `isolated`) keep something of it, which is said.
+    """
+    from perdure.runs.forget import forget
+
+    found = forget(run, task, retrain_later=retrain_later, trust=trust, quiet=quiet)
+    say(*str(found).splitlines())

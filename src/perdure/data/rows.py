@@ -1,0 +1,243 @@
+"""Tables, read row by row as they are written: CSV, TSV, JSON lines, JSON lists and Parquet.
+
+A cell of CSV is its text. In JSON and Parquet a cell has a type, and as the name of a class it is
+written in one way: a whole number by its digits, another number as the JSON file writes it (in
+Parquet the shortest digits that mean it), a truth value as `true` or `false`, a date as ISO 8601.
+"""
+
+import datetime
+import decimal
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from perdure.data.table_files import Delimited, Json, Number, Parquet, Reader, check_file
+from perdure.errors import DataError
+
+ENDINGS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
+HALF = "half of a surrogate pair, which is no character. Write both halves, or remove it."
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a table.
+
+    Attributes
+    ----------
+    number
+        Counted from 1, without the header and blank lines.
+    cells
+        By column: texts of CSV, values of JSON and Parquet. A row of JSON has the keys that it has.
+    where
+        The row as messages name it.
+    """
+
+    number: int
+    cells: dict[str, Any]
+    where: str
+
+
+class Table:
+    """A table in a file, of which a row at a time is in memory.
+
+    Attributes
+    ----------
+    columns
+        The names in the header, or the keys of the first JSON object.
+    class_names
+        By column: the names that a Parquet file declares for the numbers in it.
+
+    Examples
+    --------
+    >>> path = Path(getfixture("tmp_path")) / "mail.csv"
+    >>> _ = path.write_text("text;code\\nhello;007\\n")
+    >>> table = Table.open(path)
+    >>> table.columns, [row.cells for row in table.rows()]
+    (['text', 'code'], [{'text': 'hello', 'code': '007'}])
+    """
+
+    def __init__(self, path: Path, reader: Reader):
+        self.path = path
+        self.reader = reader
+        self.columns = reader.columns
+        self.class_names = reader.class_names
+        repeated = [name for name in self.columns if self.columns.count(name) > 1]
+        if repeated:
+            name = f"of the name `{repeated[0]}`" if repeated[0] else "without a name"
+            raise DataError(f"`{path}` has several columns {name}. Rename or remove all but one.")
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], *, encoding: str = "utf-8", delimiter: str | None = None) -> "Table":
+        """Open a table, whose format its ending says.
+
+        Parameters
+        ----------
+        path
+            A file that ends in `.csv`, `.tsv`, `.jsonl`, `.json` or `.parquet`. Any character is
+            taken as it is.
+        encoding
+            The encoding of a text file. A byte order mark of UTF-8 is dropped.
+        delimiter
+            What separates the cells of CSV and TSV. By default it is a tab in `.tsv`, and in `.csv`
+            whichever of comma, semicolon, tab and `|` splits the header into the most columns.
+
+        Raises
+        ------
+        DataError
+            There is no such file, it is of another kind, or has two columns of one name.
+        """
+        path = Path(path)
+        ending = path.suffix.lower()
+        check_file(path)
+        if ending == ".parquet":
+            return cls(path, Parquet(path))
+        if ending in (".json", ".jsonl"):
+            return cls(path, Json(path, encoding))
+        if ending == ".csv":
+            return cls(path, Delimited(path, encoding, delimiter))
+        if ending == ".tsv":
+            return cls(path, Delimited(path, encoding, delimiter or "\t"))
+        raise DataError(
+            f"`{path}` is no table that can be read: its name must end in {_listed(ENDINGS)}. "
+            "Save it in one of these formats, not compressed."
+        )
+
+    def rows(self, columns: Sequence[str] | None = None) -> Iterator[Row]:
+        """Yield the rows, with at least the cells of `columns` (by default of all).
+
+        Raises
+        ------
+        DataError
+            The file is broken at some row, which is named.
+        """
+        for number, (line, cells) in enumerate(self.reader.rows(columns), start=1):
+            where = f"`{self.path}`, row {number}"
+            if line is not None:
+                where += f" (line {line})"
+            yield Row(number, cells, where)
+
+    def class_name(self, row: Row, column: str) -> str:
+        """Return the class that a cell names; see `class_name`."""
+        return class_name(row, column, self.class_names.get(column))
+
+
+def text(row: Row, column: str, *, empty: bool = False) -> str:
+    """Return a cell that is a text, exactly as it is written.
+
+    Parameters
+    ----------
+    empty
+        Take texts without any character but white space, too.
+
+    Raises
+    ------
+    DataError
+        The cell is missing or empty, is no text, or holds what is no character.
+    """
+    value = row.cells.get(column)
+    if value is None or (value == "" and not empty):
+        raise DataError(f"{row.where}, has nothing in column `{column}`. Complete it or leave it out.")
+    if not isinstance(value, str):
+        raise DataError(
+            f"{row.where}, has {_described(value)} in column `{column}`, where a text is wanted. "
+            "Write it as a text, or name another column."
+        )
+    if not empty and not value.strip():
+        raise DataError(f"{row.where}, has nothing but white space in column `{column}`. Leave it out.")
+    _check_characters(value, row, column)
+    return value
+
+
+def texts(row: Row, columns: Sequence[str], *, empty: bool = False) -> str | tuple[str, str]:
+    """Return the input of a text model: the text of one column, or the pair of texts of two.
+
+    Raises
+    ------
+    DataError
+        A cell is no text.
+    """
+    found = [text(row, column, empty=empty) for column in columns]
+    return found[0] if len(found) == 1 else (found[0], found[1])
+
+
+def class_name(row: Row, column: str, names: Sequence[str] | None = None) -> str:
+    """Return the name of the class that a cell holds; with `names`, the cell may be a number of one of them.
+
+    Raises
+    ------
+    DataError
+        The cell is empty, or of a type that names no class.
+    """
+    value = row.cells.get(column)
+    if names is not None and isinstance(value, int):
+        if not 0 <= value < len(names):
+            raise DataError(
+                f"{row.where}, has the class {value} in column `{column}`, which declares "
+                f"{len(names)} classes, numbered from 0."
+            )
+        return names[value]
+    if value is None or isinstance(value, str):
+        return text(row, column)
+    name = _written(value)
+    if name is None:
+        raise DataError(
+            f"{row.where}, has {_described(value)} in column `{column}`, where a class is wanted. "
+            "Write the name of one class, or name another column."
+        )
+    return name
+
+
+def _written(value: Any) -> str | None:
+    """Write a value of JSON or Parquet in the one way that names a class; nothing if it names none."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Number):
+        return value.written
+    if isinstance(value, int | float | decimal.Decimal):
+        return str(value)
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    return None
+
+
+def _check_characters(value: str, row: Row, column: str) -> None:
+    if "\0" in value:
+        raise DataError(f"{row.where}, has a NUL character in column `{column}`. Remove it.")
+    if half := half_of_a_pair(value):
+        raise DataError(f"{row.where}, has `{half}` in column `{column}`: {HALF}")
+
+
+def half_of_a_pair(text: str) -> str | None:
+    """Return the first half of a surrogate pair in a text, spelled out; none where the text can be written.
+
+    Examples
+    --------
+    >>> half_of_a_pair("a \\ud83d"), half_of_a_pair("a \\U0001f600")
+    ('\\\\ud83d', None)
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # JSON can write half of a pair, and so can Python
+        return f"\\u{ord(text[error.start]):04x}"
+    return None
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, bool):
+        return f"the truth value `{str(value).lower()}`"
+    if isinstance(value, Number):
+        return f"the number `{value.written}`"
+    if isinstance(value, int | float | decimal.Decimal):
+        return f"the number `{value}`"
+    kinds = {list: "a list", tuple: "a list", dict: "an object", bytes: "bytes"}
+    return kinds.get(type(value), f"a value of type `{type(value).__name__}`")
+
+
+def _listed(names: Sequence[str]) -> str:
+    quoted = [f"`{name}`" for name in names]
+    return f"{', '.join(quoted[:-1])} or {quoted[-1]}"

@@ -1,0 +1,195 @@
+"""The interface of a method: how one task is learned after others. Seven hooks, each with a default.
+
+    beneath(earlier) → begin(backbone, task) → parameters(backbone)
+    → each step: loss(backbone, batch of examples(seen)), update(backbone, step) → end(backbone, task)
+
+`Method` is the hooks alone; `PeftMethod`, from which most methods derive, trains one fresh PEFT module per task, all
+from the same start. A method is one file in `methods/`: it overrides what its paper changes, and no method derives from
+another.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar
+
+import torch
+from annotated_types import Ge, Gt, Lt
+from torch import Tensor, nn
+
+from perdure.data.task import Rows, Task
+from perdure.errors import InputError
+from perdure.models import adapters
+from perdure.models.adapters import Adapter
+from perdure.models.backbone import Backbone, Batch
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """The setting of a method that matters most, and where `perdure tune` looks for it: on a logarithmic scale."""
+
+    name: str
+    low: float
+    high: float
+
+
+@dataclass(kw_only=True)
+class Method:
+    """How one task is learned after others: the hooks, for a method that brings no PEFT module."""
+
+    usual_rule: ClassVar[str] = "last"
+    """The rule of `merging/` that goes with it, where none is named."""
+    tuned: ClassVar[Tuned | None] = None
+    """Its main coefficient, if it has one."""
+    state: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
+    """What is remembered, between tasks and (if it changes in training) inside one: tensors and JSON values by name.
+
+    It is saved after each task, and with every state inside a task. A run that goes on inside a task calls `begin` as
+    for a new one, and then puts back the parameters and this: so whatever else changes in training would be lost.
+    """
+
+    @property
+    def isolates(self) -> bool:
+        """Whether a task is learned as if there were no others, so that it can be taken out again without a trace.
+
+        A method has to say so itself.
+        """
+        return False
+
+    @property
+    def trains(self) -> bool:
+        """Whether anything is trained by gradients, so that there is a learning rate."""
+        return True
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether the examples of all tasks are kept, and trained on again."""
+        return False
+
+    @property
+    def store_bytes(self) -> int:
+        """The size of old examples that the method keeps."""
+        return 0
+
+    @property
+    def module(self) -> adapters.Kind | None:
+        """The kind of PEFT module that holds what a task has learned, if there is one."""
+        return None
+
+    def beneath(self, earlier: Sequence[Adapter]) -> Sequence[Adapter]:
+        """Those of the earlier tasks' adapters on whose sum the new task is learned; by default none of them."""
+        return ()
+
+    def begin(self, backbone: Backbone, task: Task) -> None:
+        """Get ready for a task. Its head is there; torch's random state is the same for every task of a run."""
+
+    def parameters(self, backbone: Backbone) -> list[nn.Parameter]:
+        """What is trained besides the heads of the tasks that have examples. Nothing else may change."""
+        return list(adapters.trainable(backbone.model).values())
+
+    def trained(self, backbone: Backbone) -> int:
+        """How many numbers of `parameters` are really trained, where that is not all of them."""
+        return sum(parameter.numel() for parameter in self.parameters(backbone))
+
+    def examples(self, seen: Sequence[Task]) -> Rows:
+        """What is trained on. `seen[-1]` is the new task; to look at the others is to keep old data.
+
+        Of the others the name and the classes are always there; the examples may be gone (`Task.missing`), and to ask
+        for them is then an error. A method that needs them says so by `keeps_all`, and is refused beforehand.
+
+        Without any nothing is trained: `end` alone does what there is to do.
+        """
+        return seen[-1].rows("train")
+
+    def loss(self, backbone: Backbone, batch: Batch) -> Tensor:
+        """The loss of a batch, a scalar."""
+        return local_cross_entropy(backbone, batch)
+
+    def update(self, backbone: Backbone, step: Callable[[], None]) -> None:
+        """Make a `step` of the optimizer. The gradients are there, of the whole batch and not yet clipped."""
+        step()
+
+    def end(self, backbone: Backbone, task: Task) -> None:
+        """Remember what later tasks will need."""
+
+
+@dataclass(kw_only=True)
+class PeftMethod(Method):
+    """How one task is learned after others in a PEFT module; by default a fresh one for each task.
+
+    Parameters
+    ----------
+    peft
+        `lora`; `bottleneck` (an adapter behind linear layers); or `full`: a change of every weight and bias of all
+        layers, which is full fine-tuning, with weight decay towards the pre-trained model. `rank`, `alpha` and
+        `dropout` are nothing to it; parameters outside of layers, such as a class token, stay as they are.
+    rank
+        The rank of LoRA, or the width of a bottleneck.
+    alpha
+        LoRA's scale is alpha / rank.
+    dropout
+        The share of inputs that the module drops in training.
+    target_modules
+        Names of linear layers, or a regular expression; by default query and value (LoRA), the outputs of attention and
+        feed-forward parts (bottleneck; `pfeiffer`: of the feed-forward parts only), or all layers with weights (full).
+    """
+
+    peft: adapters.Kind = "lora"
+    rank: Annotated[int, Ge(1)] = 8
+    alpha: Annotated[float, Gt(0)] = 16.0
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
+    target_modules: list[str] | str | None = None
+
+    usual_rule: ClassVar[str] = "task_arithmetic"
+    lora_because: ClassVar[str] = ""
+    """Why no other module than LoRA will do, if so."""
+
+    def __post_init__(self):
+        if self.lora_because and self.peft != "lora":
+            name = type(self).__module__.rpartition(".")[2]
+            raise InputError(f"`{name}` {self.lora_because}: it needs `peft: lora`.")
+
+    @property
+    def module(self) -> adapters.Kind | None:
+        return self.peft
+
+    def begin(self, backbone: Backbone, task: Task) -> None:
+        self.attach(backbone)
+
+    def attach(
+        self,
+        backbone: Backbone,
+        *,
+        target_modules: list[str] | str | None = None,
+        blocks: int | None = None,
+        times: int = 1,
+    ) -> None:
+        """Put a fresh module into the model, as the settings say; of so many `times` the rank, with the same scale."""
+        config = adapters.configure(
+            backbone.model,
+            self.peft,
+            rank=times * self.rank,
+            alpha=times * self.alpha,
+            dropout=self.dropout,
+            target_modules=target_modules or self.target_modules,
+            blocks=blocks,
+        )
+        adapters.attach(backbone.model, config)
+
+    def go_on(self, backbone: Backbone) -> None:
+        """Keep the last task's module, to be trained on; put in a fresh one if there is none."""
+        if not adapters.attached(backbone.model):
+            self.attach(backbone)
+
+
+def local_cross_entropy(backbone: Backbone, batch: Batch, features: Tensor | None = None) -> Tensor:
+    """Cross-entropy of each example under its own task's head alone: the mean over the batch.
+
+    `features` are the batch's pooled features, where they are known already.
+    """
+    found = backbone(batch["inputs"]) if features is None else features
+    losses = []
+    for task in dict.fromkeys(batch["tasks"]):
+        rows = [i for i, name in enumerate(batch["tasks"]) if name == task]
+        logits = backbone.head(task)(found[rows])
+        losses.append(nn.functional.cross_entropy(logits, batch["labels"][rows], reduction="sum"))
+    return torch.stack(losses).sum() / len(batch["tasks"])

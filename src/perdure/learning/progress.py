@@ -1,0 +1,240 @@
+"""Where the training of a task is: what is trained, by which optimizer, in which order, and how far it has come."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from perdure.data.task import Task
+from perdure.errors import RunError
+from perdure.learning import engine
+from perdure.learning.method import Method
+from perdure.learning.snapshot import Snapshot, part
+from perdure.learning.training import Training
+from perdure.models.backbone import Backbone, Batch, Encoded, in_order
+from perdure.seeds import derived
+from perdure.storage.files import plain
+
+
+class Course:
+    """The training of one task: what is trained and by which optimizer, and how far it has come.
+
+    Attributes
+    ----------
+    epoch, batch
+        Where it is: so many steps of this epoch have been done.
+    step
+        How many steps have been done since the task began.
+    """
+
+    def __init__(self, backbone: Backbone, seen: Sequence[Task], method: Method, training: Training, *, seed: int):
+        self.backbone, self.seen, self.method, self.training, self.seed = backbone, seen, method, training, seed
+        self.task = seen[-1]
+        examples = method.examples(seen)
+        self.rows = backbone.encode(examples) if examples else None
+        groups = _trainable(backbone, method, training, self.rows)
+        self.parameters: list[nn.Parameter] = [parameter for group in groups for parameter in group["params"]]
+        if self.parameters:
+            engine.as_the_first(self.parameters)
+        self.optimizer, self.scheduler = _optimizer(groups, training, steps=len(self.plan(0)))
+        self.best = Best(self.parameters, training)
+        self.epoch = self.batch = self.step = 0
+        if self.rows is None:  # nothing is trained
+            self.epoch = training.epochs
+
+    def plan(self, epoch: int) -> list[list[list[int]]]:
+        """The steps of an epoch: the batches of each, as numbers of rows."""
+        if self.rows is None:
+            return []
+        seed, size = derived(self.seed, self.task.name, "epoch", epoch), self.training.gradient_accumulation
+        batches = length_grouped(self.rows.lengths, self.training.batch_size, seed=seed)
+        return [batches[i : i + size] for i in range(0, len(batches), size)]
+
+    def batch_of(self, rows: Sequence[int]) -> Batch:
+        """Some of the examples, by their numbers."""
+        assert self.rows
+        return self.rows.batch(rows)
+
+    def take_step(self) -> None:
+        """One step of the optimizer, by the gradients that are there."""
+        torch.nn.utils.clip_grad_norm_(self.parameters, self.training.max_grad_norm)
+        self.optimizer.step()
+
+    def snapshot(self) -> Snapshot:
+        """What `load` needs; the tensors are the ones that are trained, not copies."""
+        state, method = self.optimizer.state_dict(), self.method.state
+        inner = {f"{i}/{key}": value for i, values in state["state"].items() for key, value in values.items()}
+        tensors = {f"parameter/{i}": value for i, value in enumerate(self.parameters)}
+        tensors |= {f"best/{i}": value for i, value in enumerate(self.best.kept)}
+        tensors |= {f"optimizer/{key}": value for key, value in inner.items() if isinstance(value, Tensor)}
+        tensors |= {f"method/{key}": value for key, value in method.items() if isinstance(value, Tensor)}
+        about = {
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "step": self.step,
+            **self._numbers(),
+            "optimizer": {key: value for key, value in inner.items() if not isinstance(value, Tensor)},
+            "method": {key: value for key, value in method.items() if not isinstance(value, Tensor)},
+        }
+        return Snapshot(about, tensors)
+
+    def _numbers(self) -> dict[str, Any]:
+        """Of the best epoch, the schedule, and the optimizer."""
+        return {
+            "best": [self.best.score, self.best.waited],
+            "scheduler": self.scheduler.state_dict(),
+            "groups": self.optimizer.state_dict()["param_groups"],
+        }
+
+    @torch.no_grad()
+    def load(self, snapshot: Snapshot) -> None:
+        """Go to where a snapshot was taken.
+
+        Raises
+        ------
+        RunError
+            It belongs to other settings.
+        """
+        about, kept = snapshot.about, part(snapshot.tensors, "best")
+        try:
+            _fill(self.parameters, part(snapshot.tensors, "parameter"))
+            inner: dict[int, dict[str, Any]] = {}
+            for name, value in (about["optimizer"] | part(snapshot.tensors, "optimizer")).items():
+                number, _, key = name.partition("/")
+                inner.setdefault(int(number), {})[key] = value
+            own = plain(self._numbers())
+            if not _alike({name: about[name] for name in own}, own) or _fixed(about["groups"]) != _fixed(own["groups"]):
+                raise ValueError("an optimizer with other settings")
+            for number, values in inner.items():
+                _check_state(values, self.parameters[number])
+            self.optimizer.load_state_dict({"state": inner, "param_groups": about["groups"]})
+            self.scheduler.load_state_dict(about["scheduler"])
+            self.best.score, self.best.waited = about["best"]
+            self.best.kept = [torch.empty_like(value) for value in self.parameters] if kept else []
+            _fill(self.best.kept, kept)
+            self.method.state = about["method"] | part(snapshot.tensors, "method")
+            self.epoch, self.batch, self.step = (about[name] for name in ("epoch", "batch", "step"))
+            steps = len(self.plan(0))
+            inside = self.epoch in range(self.training.epochs + 1) and self.batch in range(steps + 1)
+            if not inside or self.step not in range(self.training.epochs * steps + 1):
+                raise ValueError(f"step {self.batch} of epoch {self.epoch}")
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+            raise RunError(
+                f"The saved state of task `{self.task.name}` belongs to other settings ({type(error).__name__}: "
+                f"{error}). Put the old ones back, or remove `unfinished.safetensors` to begin the task again."
+            ) from error
+
+
+def _fill(places: Sequence[Tensor], values: dict[str, Tensor]) -> None:
+    """Give tensors their saved values, by number."""
+    if len(places) != len(values):
+        raise ValueError(f"{len(values)} tensors for {len(places)} parameters")
+    for number, place in enumerate(places):
+        if place.shape != values[str(number)].shape:
+            raise ValueError(f"the shape {list(values[str(number)].shape)} for {list(place.shape)}")
+        place.copy_(values[str(number)])
+
+
+def _alike(found: Any, own: Any) -> bool:
+    """Whether two values of JSON have the same form, whatever their numbers are."""
+    if isinstance(own, dict):
+        return isinstance(found, dict) and found.keys() == own.keys() and all(_alike(found[k], own[k]) for k in own)
+    if isinstance(own, list):
+        return isinstance(found, list) and len(found) == len(own) and all(map(_alike, found, own))
+    kinds = (bool, str, type(None))
+    return type(found) is type(own) if isinstance(own, kinds) else type(found) in (int, float) and abs(found) < 2**53
+
+
+def _fixed(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of the optimizer's settings those that a schedule does not change."""
+    return [{name: value for name, value in group.items() if name != "lr"} for group in groups]
+
+
+def _check_state(values: dict[str, Any], parameter: Tensor) -> None:
+    """What AdamW keeps of a parameter: the number of steps, and two means of its gradient."""
+    wanted = {"step": (), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
+    if {name: value.shape for name, value in values.items()} != wanted:
+        raise ValueError("what the optimizer kept does not fit the parameters")
+
+
+def _trainable(backbone: Backbone, method: Method, training: Training, rows: Encoded | None) -> list[dict[str, Any]]:
+    """What is trained, and nothing else: the method's parameters, and the heads of the tasks that have examples."""
+    every = [p for task in (rows.task_names() if rows else ()) for p in backbone.head(task).parameters()]
+    of_heads = {id(p): p for p in every}  # tasks may share one
+    heads = list(of_heads.values())
+    own = [p for p in method.parameters(backbone) if id(p) not in of_heads]  # it may train other heads besides
+    backbone.requires_grad_(False)
+    for parameter in [*own, *heads]:
+        parameter.requires_grad_(True)
+    return [{"params": own, "lr": training.learning_rate}, {"params": heads, "lr": training.head_learning_rate}]
+
+
+def _optimizer(groups: list[dict[str, Any]], training: Training, *, steps: int) -> tuple[Any, Any]:
+    """AdamW and its schedule, for so many steps in an epoch."""
+    optimizer = torch.optim.AdamW(groups, lr=training.learning_rate, weight_decay=training.weight_decay)
+    every = training.epochs * steps
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _decay(step, every, training))
+
+
+def _decay(step: int, steps: int, training: Training) -> float:
+    """The factor on the learning rate at a step."""
+    warm = round(training.warmup * steps)
+    if step < warm:
+        return (step + 1) / (warm + 1)
+    left = max(0.0, (steps - step) / max(1, steps - warm))
+    return {"linear": left, "cosine": 0.5 * (1 - math.cos(math.pi * left)), "constant": 1.0}[training.schedule]
+
+
+@torch.no_grad()
+def validation_accuracy(course: Course) -> float:
+    """Accuracy, with the task given, on the new task's validation examples; of all where all examples are kept."""
+    backbone = course.backbone
+    names = [task.name for task in course.seen] if course.method.keeps_all else [course.task.name]
+    examples = backbone.encode([part for task in course.seen if task.name in names for part in task.rows("validation")])
+    backbone.eval()
+    parts = []
+    for index, batch in examples.batches():
+        features = backbone(batch["inputs"])
+        guesses = [
+            backbone.head(name)(feature).argmax() for name, feature in zip(batch["tasks"], features, strict=True)
+        ]
+        parts.append((index, torch.stack(guesses) == batch["labels"]))
+    return in_order(parts).double().mean().item()
+
+
+class Best:
+    """The parameters of the epoch with the best validation accuracy."""
+
+    def __init__(self, parameters: list[nn.Parameter], training: Training):
+        self.parameters, self.patience = parameters, training.patience
+        self.wanted = training.best or training.patience is not None
+        self.score, self.waited = -1.0, 0
+        self.kept: list[Tensor] = []
+
+    def done(self, score: float) -> bool:
+        """Take note of an epoch's score; whether it is time to stop."""
+        if score > self.score:
+            self.score, self.waited = score, 0
+            self.kept = [parameter.detach().clone() for parameter in self.parameters]
+        else:
+            self.waited += 1
+        return self.patience is not None and self.waited >= self.patience
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        for parameter, value in zip(self.parameters, self.kept, strict=False):
+            parameter.copy_(value)
+
+
+def length_grouped(lengths: Sequence[int], batch_size: int, *, seed: int) -> list[list[int]]:
+    """Batches of examples of similar length, in random order: little of a batch is padding.
+
+    The examples are shuffled, sorted by length within groups of 20 batches, cut into batches, and these are shuffled.
+    """
+    random, size = torch.Generator().manual_seed(seed), 20 * batch_size
+    order = torch.randperm(len(lengths), generator=random).tolist()
+    groups = [sorted(order[i : i + size], key=lengths.__getitem__) for i in range(0, len(order), size)]
+    batches = [group[i : i + batch_size] for group in groups for i in range(0, len(group), batch_size)]
+    return [batches[i] for i in torch.randperm(len(batches), generator=random).tolist()]

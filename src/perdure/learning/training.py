@@ -1,0 +1,75 @@
+"""How a task is trained: the settings."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Le
+
+from perdure.learning.alignment import Alignment
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How a task is trained: AdamW with warm-up and decay.
+
+    Parameters
+    ----------
+    epochs
+        Passes over the task's examples.
+    batch_size
+        Examples in a batch, of all processes together; `gradient_accumulation` batches make one step.
+    learning_rate
+        Of the module; `head_learning_rate` of the heads, which start from nothing and need larger steps.
+    schedule
+        How the learning rate falls to zero after the warm-up: `linear`, `cosine`, or `constant` (it does not).
+    warmup
+        The share of steps in which it rises from zero.
+    max_grad_norm
+        Gradients are clipped to this norm.
+    bf16
+        Compute in bfloat16 (autocast); parameters stay in float32.
+    backbone_dropout
+        Whether the frozen backbone's own dropout acts in training. Without it a step is about 1.5 times as fast on a
+        CPU; the module's `dropout` acts in any case.
+    best
+        Keep the epoch with the best validation accuracy (the task given), not the last.
+    patience
+        Stop after so many epochs without a better one; keeps the best.
+    heads
+        `per_task`: a head for each task, trained on its examples. `shared`: one head for all tasks, which each task
+        trains on from where the last one left it, as is usual where all tasks have the same classes (`scenario:
+        domain`).
+    alignment
+        After each task, align the heads of all tasks (its settings, or `{}` for the usual ones); by default not.
+    keep_inputs
+        Keep the covariance of what goes into each layer with an adapter, which the rule `regmean` needs: one more pass
+        over a task's examples, and in² numbers for each such input.
+    checkpoint_steps
+        Save the state inside a task every so many steps, so that a run that was killed loses no more of them.
+    trackers
+        accelerate's trackers, such as `tensorboard` or `wandb`.
+    """
+
+    epochs: Annotated[int, Ge(1)] = 3
+    batch_size: Annotated[int, Ge(1)] = 32
+    learning_rate: Annotated[float, Gt(0)] = 1e-3
+    head_learning_rate: Annotated[float, Gt(0)] = 1e-2
+    weight_decay: Annotated[float, Ge(0)] = 0.01
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup: Annotated[float, Ge(0), Le(1)] = 0.1
+    gradient_accumulation: Annotated[int, Ge(1)] = 1
+    max_grad_norm: Annotated[float, Gt(0)] = 1.0
+    bf16: bool = False
+    backbone_dropout: bool = True
+    best: bool = False
+    patience: Annotated[int, Ge(1)] | None = None
+    heads: Literal["per_task", "shared"] = "per_task"
+    alignment: Alignment | None = None
+    keep_inputs: bool = False
+    checkpoint_steps: Annotated[int, Ge(1)] = 100
+    trackers: tuple[str, ...] = ()
+
+    @property
+    def shares_head(self) -> bool:
+        """Whether all tasks have one head."""
+        return self.heads == "shared"

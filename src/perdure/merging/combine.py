@@ -1,0 +1,180 @@
+"""From adapters to one model: task vectors, a rule, and the model as it acts at test time."""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from perdure.errors import InputError
+from perdure.merging.rule_settings import Inputs, Rule, RuleLike, Since, Space
+from perdure.models import adapters
+from perdure.models.adapters import Adapter
+from perdure.models.backbone import Backbone
+from perdure.models.mixture import Choice, Mixture
+from perdure.vectors.task_vector import LowRank, TaskVector
+
+
+def tried(rule: Rule, *, full: bool = False) -> "Combined":
+    """What a rule makes of two small task vectors, low-rank or `full`: whatever is wrong with it shows here.
+
+    Raises
+    ------
+    PerdureError
+        As the rule does.
+    """
+    if rule.search.over != "all" and rule.name != "task_arithmetic":
+        raise InputError(f"`search.over: {rule.search.over}` is for `task_arithmetic`, not for `{rule.name}`.")
+    if rule.searches or isinstance(rule.options.get("scale"), Mapping):  # the tasks below have other names
+        return tried(rule.with_scale(1.0), full=full)
+    small = LowRank(torch.ones(2, 1), torch.ones(1, 2)) if rule.space == "delta" else torch.ones(2)
+    small = torch.ones(2, 2) if full else small
+    inputs = {name: {"w": torch.eye(2)} for name in ("a", "b")}
+    return Combined(_result(rule, {name: TaskVector({"w": small}) for name in inputs}, inputs))
+
+
+def _result(
+    rule: Rule, vectors: Mapping[str, TaskVector], inputs: Inputs
+) -> TaskVector | dict[str, TaskVector] | Mixture:
+    """Apply a rule, which may be a user's own, and check what it returns."""
+    made = rule(vectors, inputs)
+    if not isinstance(made, TaskVector | dict | Mixture):
+        raise InputError(
+            f"The rule `{rule.name}` returned {type(made).__name__}: it must return a `TaskVector`, a dict with one "
+            "for each task, or a `Mixture`."
+        )
+    return made
+
+
+def task_vectors(
+    learned: Sequence[Adapter], *, space: Space = "delta", since: Since = "pretrained"
+) -> dict[str, TaskVector]:
+    """The task vector of each adapter, by task name.
+
+    Raises
+    ------
+    BackboneError
+        Bottleneck adapters in delta space.
+    InputError
+        Adapters of different shapes in factor space.
+    """
+    if space == "factor":
+        return _factor_vectors(learned, since)
+    vectors = {}
+    for adapter in learned:
+        vector = _delta(adapter, adapter.parameters)
+        if since == "start" and _changes(adapter.start):
+            vector = vector - _delta(adapter, adapter.start)
+        vectors[adapter.name] = vector
+    return vectors
+
+
+def _delta(adapter: Adapter, parameters: adapters.Parameters) -> TaskVector:
+    found = adapters.deltas(adapter.config, parameters)
+    return TaskVector({name: LowRank(*value) if isinstance(value, tuple) else value for name, value in found.items()})
+
+
+def _changes(parameters: adapters.Parameters) -> bool:
+    """Whether parameters change the model: a fresh LoRA has B = 0, a fresh full module nothing but zeros."""
+    return any(value.any() for name, value in parameters.items() if ".lora_A." not in name)
+
+
+def _factor_vectors(learned: Sequence[Adapter], since: Since) -> dict[str, TaskVector]:
+    origin = learned[0].start
+    vectors = {}
+    for adapter in learned:
+        before = adapter.start if since == "start" else origin
+        shapes = {k: v.shape for k, v in adapter.parameters.items()}
+        if shapes != {k: v.shape for k, v in origin.items()} or adapters.scale(adapter) != adapters.scale(learned[0]):
+            raise InputError(f"The adapter of `{adapter.name}` has another shape or scale; use `space: delta`.")
+        vectors[adapter.name] = TaskVector({k: v - before[k] for k, v in adapter.parameters.items()})
+    return vectors
+
+
+@dataclass(frozen=True)
+class Combined:
+    """What a rule made of the adapters: one task vector, one for each task, or a mixture of experts.
+
+    In factor space `origin` is the adapter whose start the vectors are relative to. `label` is that of the rule.
+    """
+
+    vectors: TaskVector | dict[str, TaskVector] | Mixture
+    origin: Adapter | None = None
+    label: str = ""
+
+    @property
+    def routed(self) -> bool:
+        """Whether each task has a model of its own."""
+        return isinstance(self.vectors, dict) or self.picks
+
+    @property
+    def picks(self) -> bool:
+        """Whether the task posterior picks one task for each sample."""
+        return isinstance(self.vectors, Mixture) and not self.vectors.gate_rank
+
+    @contextlib.contextmanager
+    def applied(self, backbone: Backbone, task: str | None = None) -> Iterator[Choice]:
+        """The backbone with the combination in it, while the block runs; afterwards it is as before, bit for bit.
+
+        Where the posterior picks, `task` acts on all samples until the `Choice` is told those of the next batch.
+        """
+        if isinstance(self.vectors, Mixture):
+            with adapters.disabled(backbone.model), self.vectors.inserted(backbone.model) as choice:
+                choice.of([task])
+                yield choice
+            return
+        vector = self.vectors.get(task or "") if isinstance(self.vectors, dict) else self.vectors
+        if vector is not None and self.origin is not None:
+            with _adapted(backbone.model, self.origin, vector):
+                yield Choice()
+        else:  # no vector is a task to come: nothing has been learned for it
+            with adapters.disabled(backbone.model), folded(backbone.model, vector or TaskVector({})):
+                yield Choice()
+
+
+@contextlib.contextmanager
+def folded(model: nn.Module, vector: TaskVector) -> Iterator[None]:
+    """W + ΔW in the place of each W of a vector in delta space, while the block runs."""
+    with adapters.folded(model, {name: vector.dense(name) for name in vector.entries}):
+        yield
+
+
+@contextlib.contextmanager
+def _adapted(model: nn.Module, origin: Adapter, vector: TaskVector) -> Iterator[None]:
+    """Phi_pre + tau in the adapter itself, whose own parameters are put back."""
+    before = adapters.read(model) if adapters.attached(model) else None
+    if before is None:
+        adapters.attach(model, origin.config)
+    try:
+        adapters.write(model, {name: origin.start[name] + vector.dense(name) for name in origin.start})
+        yield
+    finally:
+        if before is None:
+            adapters.detach(model)
+        else:
+            adapters.write(model, before)
+
+
+def combine(learned: Sequence[Adapter], rule: RuleLike) -> Combined:
+    """Apply a rule to the adapters of the tasks, in the order in which they were learned.
+
+    Parameters
+    ----------
+    rule
+        A `Rule`, its name, or a mapping of `name` and settings.
+
+    Raises
+    ------
+    UnknownName
+        There is no such rule.
+    InputError
+        The rule's scale is still `search`.
+    """
+    rule = Rule.of(rule)
+    if rule.searches:
+        raise InputError("`scale: search` needs validation data; give a number, `1/n` or `1/sqrt(n)` here.")
+    inputs = {adapter.name: adapter.inputs for adapter in learned if adapter.inputs}
+    merged = _result(rule, task_vectors(learned, space=rule.space, since=rule.since), inputs)
+    merged = merged.made() if isinstance(merged, TaskVector) else merged  # it will be applied many times
+    return Combined(merged, learned[0] if rule.space == "factor" else None, rule.label)

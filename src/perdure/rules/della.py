@@ -1,0 +1,59 @@
+"""DELLA (Deep et al. 2024): drop small entries more often than great ones, elect signs, and merge."""
+
+import torch
+
+from perdure.errors import InputError
+from perdure.merging.rule import bounded, chosen, nature
+from perdure.rules.parts import sparse
+from perdure.vectors.task_vector import TaskVector
+
+
+@nature("order-free", state="n task vectors", layerwise=True)
+def della(
+    vectors: dict[str, TaskVector],
+    *,
+    p: float = 0.3,
+    epsilon: float = 0.07,
+    scale: float = 1.0,
+    then: sparse.Then = "ties",
+    seed: int = 0,
+) -> TaskVector:
+    """Theta = Theta_pre + scale · combination of m_t ⊙ tau_t / (1 - p_t), with m_t = 0 with probability p_t, else 1.
+
+    In each row (a neuron) p_t falls evenly from p + epsilon for the least magnitude to p - epsilon for the greatest.
+
+    Parameters
+    ----------
+    p
+        The share of entries that is dropped on average.
+    epsilon
+        Half the width of the window of probabilities; p ± epsilon is in [0, 1).
+    scale
+        lambda; the authors' example takes 1.1.
+    then
+        `ties` (published): elect signs and take the mean of what agrees; or `sum`, or `average`.
+    seed
+        Another seed drops other entries.
+
+    Examples
+    --------
+    >>> one = {"a": TaskVector({"w": torch.tensor([[1.0, 3.0, 2.0]])})}
+    >>> della(one, p=0.0, epsilon=0.0).dense("w").tolist()
+    [[1.0, 3.0, 2.0]]
+
+    References
+    ----------
+    Deep et al., DELLA-Merging, arXiv 2406.11617. mergekit's rescaling keeps the sum of magnitudes of each tensor.
+    """
+    bounded("epsilon", epsilon, "[0, 0.5)")
+    if not 0 <= p - epsilon <= p + epsilon < 1:
+        raise InputError(f"`p` - `epsilon` and `p` + `epsilon` must be in [0, 1), got `{p}` and `{epsilon}`.")
+    bounded("scale", scale, "(-inf, inf)")
+    chosen("then", then, sparse.Then)
+
+    def merge(name: str, layer: sparse.Layer) -> torch.Tensor:
+        keep = {task: 1 - p + epsilon * sparse.standing(change) for task, change in layer.items()}
+        left = [sparse.dropped(change, keep[t], seed=seed, task=t, name=name) for t, change in layer.items()]
+        return scale * sparse.together(torch.stack(left), then)
+
+    return sparse.each_layer(vectors, merge)

@@ -1,0 +1,17 @@
+"""The last state alone, as sequential fine-tuning leaves it."""
+
+from perdure.merging.rule import nature
+from perdure.vectors.task_vector import TaskVector
+
+
+@nature("sequential", state="one task vector")
+def last(vectors: dict[str, TaskVector]) -> TaskVector:
+    """Theta = Theta_pre + tau_T: what was learned last, and nothing else.
+
+    Examples
+    --------
+    >>> import torch
+    >>> last({"a": TaskVector({"w": torch.tensor([1.0])}), "b": TaskVector({"w": torch.tensor([2.0])})})["w"].tolist()
+    [2.0]
+    """
+    return list(vectors.values())[-1]

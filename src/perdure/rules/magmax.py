@@ -1,0 +1,40 @@
+"""MagMax (Marczak et al. 2024): of each entry the greatest change."""
+
+import functools
+
+import torch
+
+from perdure.merging.rule import bounded, nature
+from perdure.rules.parts import sparse
+from perdure.vectors.task_vector import TaskVector
+
+
+@nature("order-free", state="one task vector", layerwise=True)
+def magmax(vectors: dict[str, TaskVector], *, scale: float = 0.5) -> TaskVector:
+    """Theta = Theta_pre + scale · tau, with tau_i = the (tau_t)_i of greatest magnitude.
+
+    Published for models fine-tuned one after the other, each from the last (the method `sequential`, or `isolated` with
+    `start="previous"`); on models trained apart it is the authors' weaker baseline. Of equal magnitudes the later one
+    wins, which is all that depends on the order.
+
+    Parameters
+    ----------
+    scale
+        lambda, 0.5 in the authors' scripts.
+
+    Examples
+    --------
+    >>> vectors = {"a": TaskVector({"w": torch.tensor([1.0, -4.0])}), "b": TaskVector({"w": torch.tensor([3.0, 2.0])})}
+    >>> magmax(vectors, scale=1.0).dense("w").tolist()
+    [3.0, -4.0]
+
+    References
+    ----------
+    Marczak et al., MagMax, arXiv 2407.06322.
+    """
+    bounded("scale", scale, "(-inf, inf)")
+
+    def greater(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+        return torch.where(new.abs() >= old.abs(), new, old)
+
+    return sparse.each_layer(vectors, lambda name, layer: scale * functools.reduce(greater, layer.values()))

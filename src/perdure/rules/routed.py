@@ -1,0 +1,22 @@
+"""The task posterior picks one task's adapter for each input."""
+
+from perdure.merging.rule import nature
+from perdure.models.mixture import Mixture
+from perdure.vectors.task_vector import TaskVector
+
+
+@nature("routed", state="n task vectors, and the statistics of the task posterior")
+def routed(vectors: dict[str, TaskVector]) -> Mixture:
+    """y = W0 x + ΔW_t x with t = argmax p(t | x) for each sample of a batch.
+
+    One forward pass for a batch of any tasks, where `oracle` needs one for each task. With the task given it is the
+    same as `oracle`; with concatenated heads, where there is no posterior, each head reads its own adapter.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from perdure.vectors.task_vector import LowRank
+    >>> routed({"a": TaskVector({"w": LowRank(torch.ones(3, 1), torch.ones(1, 2))})}).gate_rank
+    0
+    """
+    return Mixture(vectors)

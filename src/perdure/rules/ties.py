@@ -1,0 +1,50 @@
+"""TIES (Yadav et al. 2023): trim, elect signs, merge what agrees."""
+
+from perdure.merging.rule import bounded, chosen, nature
+from perdure.rules.parts import sparse
+from perdure.vectors.task_vector import TaskVector
+
+
+@nature("order-free", state="n task vectors")
+def ties(
+    vectors: dict[str, TaskVector],
+    *,
+    density: float = 0.2,
+    scale: float = 1.0,
+    how: sparse.How = "mean",
+    per: sparse.Per = "model",
+) -> TaskVector:
+    """Theta = Theta_pre + scale · tau, of the greatest entries of each task vector that agree in sign.
+
+    Trim: of each tau_t only the share `density` of greatest magnitude is left. Elect: gamma = sgn(sum of tau_t) for
+    each entry; where it is 0, the sign of most entries. Merge: tau = the mean of the tau_t that are not 0 and have the
+    sign gamma.
+
+    Parameters
+    ----------
+    density
+        The share of entries that trimming leaves, in (0, 1]. Those as great as the last one left are left too.
+    scale
+        lambda: 1 with the mean; the literature takes 0.3 with the sum and eight tasks.
+    how
+        The `mean` (published) or the `sum` of what agrees.
+    per
+        Trim over the whole `model` (published), or each `layer` alone, as peft and mergekit do.
+
+    Examples
+    --------
+    >>> import torch
+    >>> vectors = {"a": TaskVector({"w": torch.tensor([1.0, -4.0])}), "b": TaskVector({"w": torch.tensor([3.0, 2.0])})}
+    >>> ties(vectors, density=1.0).dense("w").tolist()
+    [2.0, -4.0]
+
+    References
+    ----------
+    Yadav et al., TIES-Merging, arXiv 2306.01708. Its code leaves one entry more. Entries whose sum is 0 are positive
+    in peft and mergekit; if most entries are neither, its code takes the negative ones, and we none.
+    """
+    bounded("density", density, "(0, 1]")
+    bounded("scale", scale, "(-inf, inf)")
+    chosen("how", how, sparse.How)
+    chosen("per", per, sparse.Per)
+    return sparse.ties(vectors, density=density, how=how, per=per) * scale

@@ -1,0 +1,131 @@
+"""All that a run needs, and whether it goes together: checked before anything is trained."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from perdure import registry
+from perdure.data.task import TaskStream
+from perdure.errors import InputError
+from perdure.learning.method import Method
+from perdure.learning.training import Training
+from perdure.merging.combine import tried
+from perdure.merging.rule import nature_of
+from perdure.merging.rule_settings import Rule
+from perdure.models.backbone import Backbone
+from perdure.runs.measure import Evaluation, check_search
+from perdure.settings import check_seed, checked
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a run needs: what is learned, by what, and how."""
+
+    stream: TaskStream
+    backbone: Backbone
+    method: Method
+    rule: Rule
+    training: Training
+    evaluation: Evaluation
+    seed: int
+
+
+def check(plan: Plan) -> None:
+    """Check that the parts of a run are what they should be, and go together.
+
+    Raises
+    ------
+    InputError
+        They do not.
+    """
+    kinds = {
+        "stream": (plan.stream, TaskStream),
+        "backbone": (plan.backbone, Backbone),
+        "method": (plan.method, Method),
+        "training": (plan.training, Training),
+        "evaluation": (plan.evaluation, Evaluation),
+    }
+    for name, (given, kind) in kinds.items():
+        if not isinstance(given, kind):
+            raise InputError(f"`{name}` must be a `perdure.{kind.__name__}`, got {str(given)[:100]!r}.")
+    check_seed(plan.seed)
+    checked(Training, vars(plan.training), "training")
+    checked(Evaluation, vars(plan.evaluation), "evaluation")
+    check_alignment(plan.training, plan.rule)
+    check_heads(plan)
+    check_length(plan.stream, plan.rule)
+
+
+def check_alignment(training: Training, rule: Rule) -> None:
+    """Whether heads can be aligned with a rule.
+
+    Raises
+    ------
+    InputError
+        The rule gives no single model, or its scale is found only afterwards.
+    """
+    if training.alignment and (rule.searches or tried(rule).routed):
+        raise InputError(f"`alignment` needs one model with a fixed scale, but the rule is `{rule.label}`.")
+
+
+def check_heads(plan: Plan) -> None:
+    """Raise `InputError` if tasks are to share a head, and cannot."""
+    if not plan.training.shares_head:
+        return
+    if plan.stream.scenario != "domain":
+        raise InputError(
+            f"`training.heads: shared` is for `scenario: domain`, where all tasks have the same classes; the scenario "
+            f"is `{plan.stream.scenario}`."
+        )
+    first = plan.stream[0]
+    for task in plan.stream:
+        if task.classes != first.classes:
+            raise InputError(
+                f"With `training.heads: shared` all tasks need their classes in the same order: `{first.name}` has "
+                f"{list(first.classes)}, `{task.name}` {list(task.classes)}."
+            )
+    if not plan.method.trains:
+        raise InputError(f"`training.heads: shared`: the method `{method_name(plan.method)}` computes a head per task.")
+    if plan.training.alignment:
+        raise InputError("`alignment` aligns the heads of tasks with each other: with `heads: shared` there is one.")
+
+
+def check_length(stream: TaskStream, rule: Rule) -> None:
+    """Whether a rule can combine so many tasks.
+
+    Raises
+    ------
+    InputError
+        It cannot.
+    """
+    nature = nature_of(registry.find("rule", rule.name))
+    if nature and nature.most and len(stream) > nature.most:
+        raise InputError(f"The rule `{rule.name}` combines at most {nature.most} tasks; the stream has {len(stream)}.")
+
+
+def check_examples(plan: Plan, learned: int, due: Sequence[int]) -> None:
+    """Raise `InputError` if examples are missing without which what is left cannot be learned or measured.
+
+    Parameters
+    ----------
+    learned
+        The number of tasks that the run has learned.
+    due
+        The steps that will be measured.
+    """
+    missing, new = plan.stream.missing, plan.stream.names[learned:]
+    for name in new:
+        if name in missing:
+            raise InputError(f"Task `{name}` is to be learned, but its examples are not here: {missing[name]}")
+    if new and missing and plan.method.keeps_all:
+        name, reason = next(iter(missing.items()))
+        raise InputError(
+            f"The method `{method_name(plan.method)}` trains on the examples of all tasks, but those of `{name}` are "
+            f"not here: {reason} Put them back, or begin a run with a method that needs no old examples."
+        )
+    for step in due:
+        check_search(plan.stream, step, plan.rule)
+
+
+def method_name(method: Method) -> str:
+    """Return the name of a method: that of its file."""
+    return type(method).__module__.rpartition(".")[2]

@@ -1,0 +1,103 @@
+"""The tasks that something was made of: what tells of a task goes when the task goes.
+
+A report, a diagnosis, predictions and an export are made without holding the run, and may end after a task that they
+began with was forgotten. So whoever makes one notes the tasks first, and checks them when it takes its place. What
+lies in a run's folder also names them, so that it can be told later whether all of them are still there.
+"""
+
+import hashlib
+import html
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from perdure.errors import PerdureError, RunError
+from perdure.runs import layout
+from perdure.storage import files
+
+META = re.compile(rb'<meta name="perdure-made-of" content="([^"]*)">')
+HEAD = 1_000_000
+"""Bytes of a page in which its sources are looked for: they stand at its beginning."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The tasks of a run at one moment, each with the SHA-256 of its manifest, which names all of its files."""
+
+    folder: Path
+    tasks: Mapping[str, str]
+
+    @classmethod
+    def of(cls, folder: str | Path) -> "Sources":
+        """Note the tasks that a run has now. What cannot be read is left out: whoever needs it says so."""
+        folder = Path(folder)
+        try:
+            forgotten = layout.forgotten(layout.recipe(folder))
+            places = layout.task_folders(folder, forgotten)
+        except RunError:
+            return cls(folder, {})
+        digests = {name: _digest(place / "manifest.json") for name, place in places.items()}
+        return cls(folder, {name: digest for name, digest in digests.items() if digest})
+
+    def gone(self) -> list[str]:
+        """Return the tasks that the run no longer has, or has learned again in another way."""
+        now = Sources.of(self.folder).tasks
+        return [name for name, digest in self.tasks.items() if now.get(name) != digest]
+
+    def check(self) -> None:
+        """Check that all of the tasks are still there.
+
+        Raises
+        ------
+        RunError
+            One was forgotten, or learned again.
+        """
+        gone = self.gone()
+        if gone:
+            raise RunError(
+                f"The task `{gone[0]}` of `{self.folder}` was forgotten or learned again meanwhile, so nothing that "
+                "was made of it is kept. Give the command again."
+            )
+
+
+def stale(folder: Path) -> dict[str, list[str]]:
+    """Return the derived files of a run that were made of tasks which are gone, each with these tasks."""
+    found: dict[str, list[str]] = {}
+    for name in layout.DERIVED:
+        gone = Sources(folder, _named_in(folder / name)).gone()
+        if gone:
+            found[name] = gone
+    return found
+
+
+def _named_in(path: Path) -> dict[str, str]:
+    """Return the tasks that a derived file names; none if it is not there, is of an older version, or is damaged."""
+    try:
+        if path.suffix == ".html":
+            return _named_in_page(path)
+        return _digests(files.read_json(path).get("made_of"))
+    except PerdureError:
+        return {}
+
+
+def _named_in_page(path: Path) -> dict[str, str]:
+    """Return the tasks that a page about one run names; one about several runs is nobody's own."""
+    metas = META.findall(files.read_start(path, HEAD))
+    if len(metas) != 1:
+        return {}
+    text = html.unescape(metas[0].decode("utf-8", "replace"))
+    return _digests(files.parse_json(text, f"the head of `{path}`"))
+
+
+def _digests(about: object) -> dict[str, str]:
+    if isinstance(about, dict) and all(isinstance(value, str) for value in about.values()):
+        return about
+    return {}
+
+
+def _digest(manifest: Path) -> str | None:
+    try:
+        return hashlib.sha256(files.read_bytes(manifest, files.MAX_JSON)).hexdigest()
+    except PerdureError:
+        return None

@@ -1,0 +1,167 @@
+"""A folder that is there whole or not at all: written beside its place under a hidden name, synced, and renamed.
+
+`perdure.storage.partial` makes the hidden folder, and removes those that nobody writes any more.
+"""
+
+import contextlib
+import errno
+import os
+import re
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from perdure.errors import OutputError, PerdureError
+from perdure.storage import partial
+from perdure.storage.files import sync, sync_names
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
+"""How libraries written in Rust (safetensors, tokenizers) end the message of an error of the system."""
+
+
+@contextlib.contextmanager
+def new_folder(output: Path, *, size: int, check: Callable[[], None] | None = None) -> Iterator[Path]:
+    """A folder to write into, which becomes `output` when the block ends; if it fails, nothing is left.
+
+    Its files get the permissions that the umask leaves, whatever wrote them.
+
+    Parameters
+    ----------
+    size
+        How many bytes will be written: if there is no room for them, it fails at once.
+    check
+        Called before the folder takes its place, and again afterwards: if it raises, the folder is not kept.
+
+    Raises
+    ------
+    OutputError
+        There is something at `output`, the disk is full, or writing is not allowed.
+    """
+    made: list[Path] = []
+    try:
+        with _explained(output, size):
+            check_free(output)
+            made = _make_parents(output.parent)
+            _check_room(output, size)
+        with hidden_folder(output.parent) as folder:
+            with _explained(output, size):
+                yield folder
+                _settle(folder)
+                if check:
+                    check()
+                os.rename(folder, output)  # fails if another process has put something there meanwhile
+            sync_names(output.parent)
+            if check:
+                _check_or_remove(output, check)
+    except BaseException:
+        for parent in reversed(made):
+            with contextlib.suppress(OSError):
+                parent.rmdir()
+        raise
+
+
+@contextlib.contextmanager
+def hidden_folder(parent: Path) -> Iterator[Path]:
+    """A folder with a name that nobody can foresee, which is gone when the block ends; at the latest when the next
+    one is made beside it, should this process be killed.
+
+    Raises
+    ------
+    OutputError
+        It cannot be made.
+    """
+    partial.sweep(parent)
+    with _explained(parent, 0):
+        folder, lock = partial.new_folder(parent)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def check_free(output: Path) -> None:
+    """Raise `OutputError` if there is something at this place; an empty folder is nothing."""
+    if output.name in ("", ".."):
+        raise OutputError(f"`--output {output}` names no new folder. Give the name of one.")
+    if output.is_symlink() or (output.exists() and (not output.is_dir() or any(output.iterdir()))):
+        raise OutputError(f"`{output}` already exists and is not empty. Give another `--output`, or remove it.")
+
+
+def room(output: Path) -> int:
+    """The bytes that are free where a folder is to be written."""
+    parent = next(parent for parent in output.absolute().parents if parent.is_dir())
+    return shutil.disk_usage(parent).free
+
+
+def _make_parents(folder: Path) -> list[Path]:
+    missing = [parent for parent in (folder, *folder.parents) if not parent.exists()][::-1]
+    folder.mkdir(parents=True, exist_ok=True)
+    return missing
+
+
+def _check_room(output: Path, size: int) -> None:
+    free = room(output)
+    if free < size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(output))
+
+
+@contextlib.contextmanager
+def _explained(output: Path, size: int) -> Iterator[None]:
+    """An error of the operating system as one of ours, also where a library wraps it into its own."""
+    try:
+        yield
+    except PerdureError:
+        raise
+    except OSError as error:
+        raise _sentence(error, output, size) from error
+    except Exception as error:  # tokenizers raises no narrower class
+        system = SYSTEM_ERROR.search(str(error))
+        if system:
+            number = int(system[1])
+            raise _sentence(OSError(number, os.strerror(number)), output, size) from error
+        if isinstance(error, SafetensorError):
+            raise OutputError(f"`{output}` cannot be written: {error}. Nothing was kept.") from error
+        raise
+
+
+def _sentence(error: OSError, output: Path, size: int) -> OutputError:
+    place = error.filename2 or error.filename or output
+    if error.errno in NO_ROOM:
+        return OutputError(
+            f"`{output}` needs {size / 1e6:.1f} MB, and there is no room for `{place}` ({error.strerror}; "
+            f"{room(output) / 1e6:.1f} MB are free). Nothing was kept. Make room, or give another `--output`."
+        )
+    if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+        return OutputError(f"`{output}` has meanwhile been written by another process. Nothing was kept.")
+    return OutputError(f"`{place}` cannot be written: {error.strerror or error}. Nothing was kept.")
+
+
+def _settle(folder: Path) -> None:
+    """Give all that is in a folder the permissions that the umask left the folder itself, and see it onto the disk.
+
+    Some libraries write files that only their owner may read.
+    """
+    allowed = stat.S_IMODE(folder.stat().st_mode) & 0o777
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink():
+            raise OutputError(f"`{path}` is a link, which is not followed. Nothing was kept.")
+        path.chmod(allowed if path.is_dir() else allowed & 0o666)
+        sync(path)
+    sync(folder)
+
+
+def _check_or_remove(output: Path, check: Callable[[], None]) -> None:
+    """Take a folder back if it no longer holds: what it was made from changed in the instant of its renaming."""
+    try:
+        check()
+    except PerdureError:
+        aside = partial.new_path(output.parent)
+        with _explained(output, 0):
+            os.rename(output, aside)
+            shutil.rmtree(aside)
+        raise

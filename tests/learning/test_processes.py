@@ -1,0 +1,148 @@
+"""Two processes that train one model (as `accelerate launch` has them, gloo on the CPU) come to what one comes to.
+
+The sums of gradients are added in another order, so that parameters differ in their last digits, and a test example
+whose two likeliest classes are equally likely may get the other one. The tolerances below are those that are promised.
+"""
+
+import contextlib
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import forked
+import pytest
+import torch
+import yaml
+from tables import write
+
+import perdure
+from perdure import Recipe, Run, verify
+
+PARAMETERS = 1e-4  # each, where values are of the size of 0.1
+ACCURACY = 0.05  # one of the 20 test examples of a task
+LAUNCH = (
+    *("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"),
+    *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
+)
+TRAINING = {"epochs": 6, "batch_size": 8, "learning_rate": 0.01, "checkpoint_steps": 3, "backbone_dropout": False}
+
+
+def launched(recipe: Path, output: Path) -> str:
+    """What `accelerate launch` of the command line with two processes prints."""
+    environment = os.environ | {"PYTHONPATH": str(Path(perdure.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", *LAUNCH, "-m", "perdure", "run", str(recipe), "--output", str(output), "--quiet"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def start(recipe: Path, output: Path) -> list[forked.Process]:
+    """Two processes as `accelerate launch` starts them, the command line in each: it tells them by the environment."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    command = (forked.PERDURE, "run", recipe, "--output", output, "--quiet")
+    return [forked.Process(*command, RANK=str(n), LOCAL_RANK=str(n), **common) for n in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def recipe(pico, toy, tmp_path_factory) -> Path:
+    """Two tasks of odd sizes: the last batch of an epoch is one example, which one process gets."""
+    folder = tmp_path_factory.mktemp("processes")
+    stream = []
+    for task in toy.tasks[:2]:
+        for split in ("train", "validation", "test"):
+            rows = getattr(task, split)
+            size = 33 if split == "train" else len(rows)
+            rows = [(rows["text"][i % len(rows)], task.classes[rows["label"][i % len(rows)]]) for i in range(size)]
+            write(folder / f"{task.name}-{split}.csv", rows)
+        files = {split: str(folder / f"{task.name}-{split}.csv") for split in ("train", "validation", "test")}
+        stream.append({"name": task.name, "data": files})
+    backbone = {"model": str(pico("bert")), "pooling": "mean", "max_length": 16}
+    values = {"stream": stream, "backbone": backbone, "method": {"name": "isolated", "rank": 2}, "training": TRAINING}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(values))
+    return folder / "recipe.yaml"
+
+
+@pytest.fixture(scope="module")
+def alone(recipe) -> Run:
+    return Recipe.read(recipe).run(recipe.parent / "alone")
+
+
+def same(one: Run, other: Run) -> None:
+    """Within the tolerances that are promised."""
+    assert one.tasks == other.tasks
+    for name in one.tasks:
+        left, right = one.load_task(name), other.load_task(name)
+        assert left.digests == right.digests
+        for key, value in left.adapter.parameters.items():
+            torch.testing.assert_close(right.adapter.parameters[key], value, rtol=0, atol=PARAMETERS)
+    rows = {tuple(row[key] for key in ("step", "task", "task_id", "rule")): row["value"] for row in one.scores()}
+    again = {tuple(row[key] for key in ("step", "task", "task_id", "rule")): row["value"] for row in other.scores()}
+    assert again == pytest.approx(rows, abs=ACCURACY + 1e-9)
+    assert [event["loss"] for event in other.events() if event["event"] == "step"] == pytest.approx(
+        [event["loss"] for event in one.events() if event["event"] == "step"], abs=1e-3
+    )
+    assert not verify(other.folder).faults
+
+
+def test_two_processes_come_to_what_one_comes_to(alone, recipe):
+    out = launched(recipe, recipe.parent / "two")
+    assert out.count("task posterior") == 1, "one of them prints"
+    two = Run(recipe.parent / "two")
+    same(alone, two)
+    first = [run.load_task("fruit").adapter.parameters for run in (alone, two)]
+    assert any(not torch.equal(first[0][key], first[1][key]) for key in first[0]), "did two processes train at all?"
+
+
+def test_killed_and_resumed_by_two_and_by_one(alone, recipe):
+    """Kill -9 of all processes, of one of them, and SIGTERM, at seeded moments; one process finishes the run."""
+    seeded, output, kills = random.Random(0), recipe.parent / "killed", 0
+    for how in ("all", "first", "term"):
+        processes = start(recipe, output)
+        wait_for(output, processes)
+        time.sleep(seeded.uniform(0, 0.3))
+        kills += all(process.poll() is None for process in processes)
+        stop(processes, how)
+        if (output / "recipe.yaml").exists():
+            assert len(Run(output).tasks) <= 2
+    assert kills >= 2
+    same(alone, Recipe.read(recipe).run(output))
+
+
+def wait_for(output: Path, processes: list[forked.Process]) -> None:
+    """Until training goes on: an event that was not there before."""
+    events, end = output / "events.jsonl", time.monotonic() + 60
+    before = events.stat().st_mtime_ns if events.exists() else 0
+    while time.monotonic() < end and (not events.exists() or events.stat().st_mtime_ns == before):
+        if all(process.poll() is not None for process in processes):
+            return  # nothing was left to do
+        time.sleep(0.01)
+
+
+def stop(processes: list[forked.Process], how: str) -> None:
+    """When one has ended, the launcher ends the other: by SIGTERM, and by SIGKILL if that is not enough."""
+    for process in processes[: 1 if how == "first" else 2]:
+        process.send_signal(signal.SIGTERM if how == "term" else signal.SIGKILL)
+    if how == "first":
+        processes[1].send_signal(signal.SIGTERM)
+    for process in processes:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=30)
+
+
+def test_a_second_run_is_told_who_holds_the_first(alone, recipe):
+    """All processes of the second one end, and say so once."""
+    from perdure.storage import lock
+
+    with lock.held(alone.folder):
+        processes = start(recipe, alone.folder)
+        said = [process.communicate(timeout=300)[1] for process in processes]
+    assert [process.returncode for process in processes] == [1, 1], said
+    assert "".join(said).count(f"is being written by process {os.getpid()}") == 1

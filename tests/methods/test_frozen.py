@@ -1,0 +1,203 @@
+"""Classifiers on the frozen backbone: against sklearn, the batch solution, and brute force; and in any order."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from small_runs import answers, differing, small
+
+from perdure import Alignment, Backbone, InputError, Model, RunError, Statistics, Training, run
+from perdure.methods.lda import LDA
+from perdure.methods.ncm import NCM
+from perdure.methods.ranpac import RIDGES, RanPAC
+from perdure.models import heads
+from perdure.models.backbone import pooled
+from perdure.runs.extend import evaluate_run
+from perdure.runs.forget import forget
+
+RIDGE = "perdure.methods.ranpac.RIDGES"
+
+
+def learned(method, backbone, tasks):
+    """The tasks' heads by name, after all of them."""
+    for task in tasks:
+        backbone.add_head(task.name, len(task.classes))
+        method.begin(backbone, task)
+        method.end(backbone, task)
+    return {task.name: backbone.head_state(task.name) for task in tasks}
+
+
+def together(backbone, tasks, split="train"):
+    """Features of all tasks' examples, and labels as if they were one problem."""
+    parts, labels, before = [], [], 0
+    for task in tasks:
+        rows = backbone.encode(task.rows(split))
+        parts.append(pooled(backbone, rows))
+        labels += [before + label for label in rows.labels]
+        before += len(task.classes)
+    return torch.cat(parts).double(), torch.tensor(labels)
+
+
+def one_classifier(found):
+    """All heads as one."""
+    return tuple(torch.cat([head[part] for head in found.values()]).double() for part in ("weight", "bias"))
+
+
+def alike(one, other, rtol=1e-6):
+    """Whether two sets of heads are equal, but for the order of sums."""
+    for name, head in one.items():
+        for part, value in head.items():
+            assert (other[name][part] - value).double().norm() <= rtol * value.double().norm(), (name, part)
+
+
+# -- NCM
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_the_nearest_mean(metric, bert, toy):
+    found = learned(NCM(metric=metric), bert, toy)
+    for task in toy:
+        x, labels = together(bert, [task])
+        means = [x[labels == c].mean(0) for c in range(len(task.classes))]
+        head = found[task.name]
+        for one in together(bert, [task], "test")[0]:
+            if metric == "cosine":
+                near = [torch.nn.functional.cosine_similarity(one, mean, dim=0) for mean in means]
+            else:
+                near = [-(one - mean).norm() for mean in means]
+            logits = head["weight"].double() @ one + head["bias"].double()
+            assert logits.argmax() == torch.stack(near).argmax()
+
+
+def test_other_tasks_are_as_if_it_had_never_been_learned(bert, toy, tmp_path):
+    without = replace(toy, tasks=(toy[0], toy[2]))
+    whole, never = (run(s, bert, NCM(), output=tmp_path / str(i)) for i, s in enumerate((toy, without)))
+    assert not forget(whole.folder, "colour").traces
+    assert answers(whole) == answers(never)
+    evaluate_run(whole.folder, stream=without)
+    assert set(differing(whole, never)) <= {"events.jsonl"}
+
+
+# -- LDA
+
+
+def test_lda_is_that_of_sklearn(bert, toy):
+    weight, bias = one_classifier(learned(LDA(shrinkage=0.1), bert, toy))
+    reference = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=0.1).fit(*together(bert, toy))
+    x, _ = together(bert, toy, "test")
+    ours, theirs = x @ weight.T + bias, torch.from_numpy(reference.decision_function(x))
+    torch.testing.assert_close(ours - ours[:, :1], theirs - theirs[:, :1], rtol=1e-5, atol=1e-4)
+    assert torch.equal(ours.argmax(1), torch.from_numpy(reference.predict(x)))
+
+
+@pytest.mark.parametrize("order", [(1, 0, 2), (2, 1, 0)])
+@pytest.mark.parametrize("kind", ["lda", "ranpac"])
+def test_the_order_of_the_tasks_changes_nothing(kind, order, pico, toy, monkeypatch):
+    monkeypatch.setattr(RIDGE, (10.0,))
+    torch.manual_seed(0)
+    found = [learned(small(kind), Backbone.load(pico("bert"), pooling="mean"), [toy[i] for i in places])
+             for places in ((0, 1, 2), order)]  # fmt: skip
+    alike(*found, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [LDA, NCM])
+def test_a_class_without_examples(kind, bert, toy):
+    one = replace(toy[0], train=toy[0].train.filter(lambda row: row["label"] == 0))
+    with pytest.raises(InputError, match="`fruit` has no training example of class `pear`, so it has no mean"):
+        learned(kind(), bert, [one])
+
+
+@pytest.mark.parametrize("kind", ["lda", "ranpac"])
+def test_a_task_that_was_forgotten_can_be_learned_again(kind, bert, toy):
+    """Its sums are there twice then, and its head is the new one."""
+    method = small(kind)
+    learned(method, bert, toy.tasks[:2])
+    del bert.heads["task_fruit"]
+    learned(method, bert, toy.tasks[2:])
+    assert "fruit" not in bert.head_names
+    learned(method, bert, [replace(toy[0], train=toy[0].validation)])
+    assert [name for name, _ in method.state["sizes"]] == ["fruit", "colour", "shape", "fruit"]
+    rows = bert.encode(toy[0].rows("validation"))
+    assert (bert.head("fruit")(pooled(bert, rows)).argmax(1) == torch.tensor(rows.labels)).all()
+
+
+# -- RanPAC
+
+
+def features_of(method, x):
+    P = heads.projection(method.state["seed"], x.shape[1], method.features)
+    return torch.relu(x.float() @ P).double()
+
+
+def test_ranpac_is_the_ridge_regression_on_everything_at_once(bert, toy, monkeypatch):
+    """V = (HᵀH + λ I)⁻¹ Hᵀ Y."""
+    monkeypatch.setattr(RIDGE, (10.0,))
+    method = RanPAC(features=50)
+    found = learned(method, bert, toy)
+    x, labels = together(bert, toy)
+    H, Y = features_of(method, x), torch.nn.functional.one_hot(labels).double()
+    expected = torch.linalg.solve(H.T @ H + 10.0 * torch.eye(50), H.T @ Y).T
+    weight, bias = one_classifier(found)
+    assert (weight - expected).norm() < 1e-6 * expected.norm() and not bias.any()
+    one = pooled(bert, bert.encode(toy[1].rows("test")))
+    logits = bert.head("colour")(one)
+    torch.testing.assert_close(logits.double(), features_of(method, one) @ expected[2:5].T, rtol=1e-4, atol=1e-5)
+
+
+def test_the_ridge_is_chosen_on_validation_examples(bert, toy):
+    """λ has the least squared error over all classes so far; test examples are never looked at."""
+    method = RanPAC(features=50)
+    learned(method, bert, toy.tasks[:2])
+    x, labels = together(bert, toy.tasks[:2])
+    H, Y = features_of(method, x), torch.nn.functional.one_hot(labels, 5).double()
+    held_out, theirs = together(bert, toy.tasks[:2], "validation")
+    new = theirs >= 2  # the second task's
+    wanted = torch.nn.functional.one_hot(theirs[new], 5).double()
+    errors = {}
+    for ridge in RIDGES:
+        V = torch.linalg.solve(H.T @ H + ridge * torch.eye(50), H.T @ Y)
+        errors[ridge] = (features_of(method, held_out[new]) @ V - wanted).square().mean().item()
+    assert method.state["ridge"] == min(errors, key=errors.get) not in (RIDGES[0], RIDGES[-1])
+    other = RanPAC(features=50)
+    changed = [replace(task, test=toy[2].test) for task in toy.tasks[:2]]
+    learned(other, bert, changed)
+    assert all(torch.equal(torch.as_tensor(method.state[k]), torch.as_tensor(other.state[k]))
+               for k in ("ridge", "seed", "counts", "sums", "products"))  # fmt: skip
+
+
+def test_sums_can_be_taken_back():
+    random = torch.Generator().manual_seed(0)
+    a, b = (Statistics.of(torch.randn(40, 5, generator=random), torch.arange(40) % 3, classes=3) for _ in range(2))
+    for name, value in ((a + b) - b).tensors().items():
+        torch.testing.assert_close(value, a.tensors()[name], rtol=1e-12, atol=1e-12)
+
+
+def test_the_projection_is_always_the_same():
+    """NumPy promises it; so a head needs to keep the seed alone."""
+    P = heads.projection(7, 4, 9)
+    assert P.shape == (4, 9) and P.dtype == torch.float32
+    expected = [1.6905257, -0.4659374, 0.03282016]
+    assert P[0, :3].tolist() == pytest.approx(expected, abs=1e-7)
+
+
+def test_heads_of_random_features_in_a_run_folder(pico, toy, tmp_path):
+    backbone = Backbone.load(pico("bert"), pooling="mean")
+    results = run(toy.until(2), backbone, RanPAC(features=50), output=tmp_path / "r", seed=5)
+    other = heads.made(results.load_task("colour").heads["colour"], backbone.width)
+    assert isinstance(other, heads.RandomHead) and set(other.state_dict()) == {"weight", "bias", heads.SEED}
+    x = torch.randn(4, backbone.width)
+    assert torch.equal(other(x), backbone.head("colour")(x))
+    model = Model(results)
+    expected = backbone.head("fruit")(pooled(backbone, backbone.encode(toy[0].rows("test")))).argmax(1)
+    found = model.predict(list(toy[0].test["text"]), task="fruit")
+    assert [one.label for one in found] == [toy[0].classes[i] for i in expected]
+    with pytest.raises(RunError, match="random features"):
+        model.export(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    aligned = Training(alignment=Alignment(epochs=1))  # of Gaussians of the feature, not of the random ones
+    other = run(toy.until(2), backbone, RanPAC(features=50), training=aligned, output=tmp_path / "aligned")
+    assert other.load_task("colour").gaussians.means.shape == (3, backbone.width)
+    seeds = {int(run(toy.until(1), backbone, RanPAC(features=9), output=tmp_path / str(seed), seed=seed).load_task(
+        "fruit").heads["fruit"][heads.SEED]) for seed in (1, 2)}  # fmt: skip
+    assert len(seeds) == 2

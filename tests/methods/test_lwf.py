@@ -1,0 +1,133 @@
+"""LwF: the distillation by hand, what it trains, and what is left without it."""
+
+import math
+
+import pytest
+import torch
+
+from perdure import Backbone, Evaluation, Training, learn, run
+from perdure.learning.method import local_cross_entropy
+from perdure.methods.lwf import LwF
+from perdure.methods.sequential import Sequential
+from perdure.models import adapters
+
+FEW = Training(epochs=2, batch_size=8, learning_rate=0.01)
+
+
+def learned(backbone, method, stream, training=FEW):
+    """What each task has learned."""
+    found = []
+    for step in range(1, len(stream) + 1):
+        found.append(learn(backbone, stream.until(step).tasks, method, training, earlier=found))
+    return found
+
+
+@pytest.fixture
+def begun(bert, toy):
+    """At the first step of the third task, whose teachers are two heads: the method, and a batch."""
+    method = LwF(rank=2, strength=0.7, temperature=3.0)
+    method.beneath(learned(bert, method, toy.until(2)))
+    bert.add_head("shape", 2)
+    method.begin(bert, toy[2])
+    bert.requires_grad_(False).eval()
+    for parameter in (*method.parameters(bert), *bert.head("shape").parameters()):
+        parameter.requires_grad_()
+    return method, bert.encode(toy[2].rows("train")).batch(range(8))
+
+
+def test_at_the_first_step_nothing_pulls(begun, bert):
+    method, batch = begun
+    distilled = method.loss(bert, batch) - local_cross_entropy(bert, batch)
+    assert abs(distilled.item()) < 1e-6
+    for gradient in torch.autograd.grad(distilled, method.parameters(bert)):
+        assert gradient.abs().max() < 1e-6
+
+
+def test_distillation_by_hand(begun, bert):
+    """T² · mean over heads and examples of Σ_c p_old log(p_old / p)."""
+    method, batch = begun
+    names, T = ("fruit", "colour"), 3.0
+
+    def answers():
+        features = bert(batch["inputs"])
+        return [(bert.head(name)(features) / T).softmax(1).tolist() for name in names]
+
+    random = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        before = answers()
+        for parameter in method.parameters(bert):
+            parameter += 0.1 * torch.randn(parameter.shape, generator=random)
+        divergences = [
+            sum(p * math.log(p / q) for p, q in zip(old, new, strict=True))
+            for olds, news in zip(before, answers(), strict=True)
+            for old, new in zip(olds, news, strict=True)
+        ]
+        found = method.loss(bert, batch) - local_cross_entropy(bert, batch)
+    assert found.item() > 1e-3
+    assert found.item() == pytest.approx(0.7 * T**2 * sum(divergences) / len(divergences), rel=1e-4)
+
+
+def test_the_teacher_has_no_dropout_and_stays_as_it_was(begun, bert):
+    method, batch = begun
+    bert.train()
+    kept = {name: value.clone() for name, value in method._teacher.items()}
+    with torch.no_grad():
+        for parameter in method.parameters(bert):
+            parameter += 1.0
+        method.loss(bert, batch)
+    assert all(torch.equal(method._teacher[name], value) for name, value in kept.items()) and bert.model.training
+
+
+def test_without_strength_it_is_sequential(pico, toy):
+    def both(method):
+        backbone = Backbone.load(pico("bert"), pooling="mean")
+        return learned(backbone, method, toy), [backbone.head_state(name) for name in toy.names]
+
+    (one, heads), (other, other_heads) = both(LwF(rank=2, strength=0.0)), both(Sequential(rank=2))
+    assert all(adapters.same(a.parameters, b.parameters) for a, b in zip(one, other, strict=True))
+    assert all(adapters.same(a, b) for a, b in zip(heads, other_heads, strict=True))
+
+
+@pytest.mark.parametrize(("kind", "trained"), [(LwF, True), (Sequential, False)])
+def test_old_heads_are_trained(kind, trained, bert, toy):
+    method = kind(rank=2)
+    first = learn(bert, [toy[0]], method, FEW)
+    before = {name: bert.head_state(name) for name in bert.head_names}
+    learn(bert, toy.tasks[:2], method, FEW, earlier=[first])
+    assert adapters.same(bert.head_state("fruit"), before["fruit"]) == (not trained)
+
+
+def test_old_answers_change_less(pico, toy):
+    training = Training(epochs=6, batch_size=8, learning_rate=0.02, backbone_dropout=False)
+
+    def drift(strength):
+        backbone, method = Backbone.load(pico("bert"), pooling="mean"), LwF(rank=2, strength=strength)
+        first = learn(backbone, [toy[0]], method, training)
+        batch = backbone.encode(toy[1].rows("train")).batch(range(32))
+
+        def answers():
+            with torch.no_grad():
+                return backbone.eval().head("fruit")(backbone(batch["inputs"])).softmax(1)
+
+        before = answers()
+        learn(backbone, toy.tasks[:2], method, training, earlier=[first])
+        return (answers() - before).abs().mean().item()
+
+    assert drift(20.0) < 0.3 * drift(0.0)
+
+
+def test_tasks_to_come_that_were_measured_change_nothing(pico, toy, tmp_path):
+    """Their untrained heads are no old heads."""
+    runs = [
+        run(
+            toy.until(2),
+            Backbone.load(pico("bert"), pooling="mean"),
+            LwF(rank=2),
+            training=FEW,
+            output=tmp_path / str(future),
+            evaluation=Evaluation(future=future),
+        )
+        for future in (False, True)
+    ]
+    one, two = (run.load_task("colour") for run in runs)
+    assert adapters.same(one.adapter.parameters, two.adapter.parameters) and one.heads.keys() == two.heads.keys()
