@@ -7,7 +7,7 @@ hidden.py         the hidden states of each layer, one vector an example
 probe.py          a fresh linear classifier on frozen features
 calibration.py    confusion matrix, and whether a confidence is the share that is right
 
-`perdure diagnose` computes them all for a run (`perdure.analysis.diagnose`).
+`perdure diagnose` computes them all for a run (`perdure.diagnose`).
 """
 
 from perdure.analysis.calibration import Bin, confusion, expected_calibration_error, reliability

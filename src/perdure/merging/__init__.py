@@ -1,5 +1,8 @@
-"""How task vectors act together: one function is one rule, found by its file's name.
+"""The engine of rules: what a rule is, how task vectors are combined by one, and the search of a scale.
 
-A rule takes the task vectors by task name, in the order in which the tasks were learned. It returns one task vector, or
-(a routed rule) one for each task.
+combine.py        From adapters to one model
+rule.py           The interface of a rule
+rule_settings.py  A rule with its settings
+scaled.py         Task vectors in a model, with scales that can be moved
+search.py         The search of scales
 """
