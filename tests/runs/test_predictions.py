@@ -270,7 +270,7 @@ def test_places_that_are_not_written(output, message, model, tmp_path):
 
 def test_a_task_that_is_forgotten_meanwhile_is_not_written_down(model, tmp_path, monkeypatch):
     source = write(tmp_path / "new.csv", rows_of(1))
-    monkeypatch.setattr("perdure.runs.sources.Sources.gone", lambda self: ["signs"])
+    monkeypatch.setattr("perdure.runs.sources.Sources.gone", lambda self, now: ["signs"])
     with pytest.raises(RunError, match="The task `signs` .* was forgotten or learned again meanwhile"):
         predict_table(model, Table.open(source), tmp_path / "out.csv")
     assert os.listdir(tmp_path) == ["new.csv"]

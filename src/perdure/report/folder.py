@@ -64,7 +64,7 @@ def read(folder: str | Path) -> Files:
             problems.append(str(error))
             return usual
 
-    sources = Sources.of(folder)  # before anything is read that may be forgotten meanwhile
+    sources = Sources.readable(folder)  # before anything is read that may be forgotten meanwhile
     environment = tried(layout.environment, {}, folder)
     if not problems:  # its format is known then, or wrong
         layout.check_run(folder)

@@ -51,7 +51,7 @@ def report(
     OutputError
         The page cannot be written.
     """
-    sources = [Sources.of(folder) for folder in folders]
+    sources = [Sources.readable(folder) for folder in folders]
     summary = summarise(folders)
     write(output, (to_text or to_html)(summary), sources)
     return summary

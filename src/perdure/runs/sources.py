@@ -5,6 +5,7 @@ began with was forgotten. So whoever makes one notes the tasks first, and checks
 lies in a run's folder also names them, so that it can be told later whether all of them are still there.
 """
 
+import contextlib
 import hashlib
 import html
 import re
@@ -30,20 +31,28 @@ class Sources:
 
     @classmethod
     def of(cls, folder: str | Path) -> "Sources":
-        """Note the tasks that a run has now. What cannot be read is left out: whoever needs it says so."""
-        folder = Path(folder)
-        try:
-            forgotten = layout.forgotten(layout.recipe(folder))
-            places = layout.task_folders(folder, forgotten)
-        except RunError:
-            return cls(folder, {})
-        digests = {name: _digest(place / "manifest.json") for name, place in places.items()}
-        return cls(folder, {name: digest for name, digest in digests.items() if digest})
+        """Note the tasks that a run has now.
 
-    def gone(self) -> list[str]:
+        Raises
+        ------
+        RunError
+            A file that names a task cannot be read.
+        """
+        return cls(Path(folder), {name: _digest(path) for name, path in _manifests(Path(folder)).items()})
+
+    @classmethod
+    def readable(cls, folder: str | Path) -> "Sources":
+        """Note the tasks that a run has now, as far as its files can be read: a report shows damaged runs, too."""
+        digests = {}
+        with contextlib.suppress(PerdureError):
+            for name, path in _manifests(Path(folder)).items():
+                with contextlib.suppress(PerdureError):
+                    digests[name] = _digest(path)
+        return cls(Path(folder), digests)
+
+    def gone(self, now: "Sources") -> list[str]:
         """Return the tasks that the run no longer has, or has learned again in another way."""
-        now = Sources.of(self.folder).tasks
-        return [name for name, digest in self.tasks.items() if now.get(name) != digest]
+        return [name for name, digest in self.tasks.items() if now.tasks.get(name) != digest]
 
     def check(self) -> None:
         """Check that all of the tasks are still there.
@@ -53,7 +62,7 @@ class Sources:
         RunError
             One was forgotten, or learned again.
         """
-        gone = self.gone()
+        gone = self.gone(Sources.readable(self.folder))
         if gone:
             raise RunError(
                 f"The task `{gone[0]}` of `{self.folder}` was forgotten or learned again meanwhile, so nothing that "
@@ -64,8 +73,9 @@ class Sources:
 def stale(folder: Path) -> dict[str, list[str]]:
     """Return the derived files of a run that were made of tasks which are gone, each with these tasks."""
     found: dict[str, list[str]] = {}
+    now = Sources.readable(folder)
     for name in layout.DERIVED:
-        gone = Sources(folder, _named_in(folder / name)).gone()
+        gone = Sources(folder, _named_in(folder / name)).gone(now)
         if gone:
             found[name] = gone
     return found
@@ -96,8 +106,12 @@ def _digests(about: object) -> dict[str, str]:
     return {}
 
 
-def _digest(manifest: Path) -> str | None:
-    try:
+def _manifests(folder: Path) -> dict[str, Path]:
+    forgotten = layout.forgotten(layout.recipe(folder))
+    places = layout.task_folders(folder, forgotten)
+    return {name: place / "manifest.json" for name, place in places.items()}
+
+
+def _digest(manifest: Path) -> str:
+    with layout.reading(manifest):
         return hashlib.sha256(files.read_bytes(manifest, files.MAX_JSON)).hexdigest()
-    except PerdureError:
-        return None
