@@ -262,7 +262,7 @@ def links(command: Command, random: Random, share: float) -> Iterator[list[str]]
     places = [place for place in places if PARTIAL not in place]
     names = [f"{place}/{name}" for place in ("run", "run/tasks", "out", ".") for name in FORESEEN]
     cases = [(place, kind) for place in places + names for kind in LINKS]
-    if command.tasks:  # a run folder that the user named may be a link itself: what it points to is the run
+    if RUN in command.arguments:  # the user named it: if it is a link, what it points to is the run
         cases = [case for case in cases if case not in (("run", "folder"), ("run", "moved"))]
     for place, kind in _drawn(cases, random, share):
         fresh(command)

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import perdure
 from perdure import InputError, PerdureError, TaskVector, merge_checkpoint, registry
+from perdure.cli import app
 from perdure.vectors.task_vector import LowRank
 
 SUM = {"name": "sum"}

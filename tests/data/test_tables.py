@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tables import write_rows
 
 from perdure import DataError, read_tasks
 from perdure.data.class_names import complaint, in_order

@@ -12,7 +12,7 @@ from tables import write_rows
 from tokenizers import normalizers, processors
 
 from perdure import Backbone, InputError, Model, Rule, Run, RunError, TrainingError, read_tasks
-from perdure.cli import app
+from perdure.cli import outcome
 from perdure.data.exemplars import Exemplars
 from perdure.evaluation.posterior import TaskPosterior
 from perdure.runs import extend as runs_module
@@ -129,7 +129,7 @@ def test_a_run_learns_pairs_keeps_some_and_answers_them(reader_of_pairs, tmp_pat
 def test_columns_on_the_command_line(tmp_path, monkeypatch, perdure):  # noqa: F811
     entries = []
     monkeypatch.setattr(runs_module, "learn_more", lambda run, entry, **options: entries.append(entry))
-    monkeypatch.setattr(app.outcome, "report", lambda run: None)
+    monkeypatch.setattr(outcome, "report", lambda run: None)
     perdure("learn", "r", "--data", "nli.csv", "--text", "premise", "--text", "hypothesis", "--delimiter", ";")
     perdure("learn", "r", "--data", "mail.csv", "--text", "body")
     perdure("learn", "r", "--data", "mail.csv", "--test", "test.csv", "--validation", "dev.csv")

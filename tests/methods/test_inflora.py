@@ -237,11 +237,11 @@ def test_epsilon_rises_with_the_tasks(bert, toy):
 
 
 def test_statistics_examples(bert, toy, monkeypatch):
-    from perdure.methods.parts import subspace
+    from perdure.models import inputs
 
     sizes = []
-    tokens = subspace._tokens
-    monkeypatch.setattr(subspace, "_tokens", lambda x, batch: sizes.append(len(x)) or tokens(x, batch))
+    tokens = inputs._tokens
+    monkeypatch.setattr(inputs, "_tokens", lambda x, batch: sizes.append(len(x)) or tokens(x, batch))
     learn(bert, toy.until(1).tasks, InfLoRA(rank=2), FEW)
     assert sum(sizes) == 2 * 2 * 32  # two passes over 32 examples, each at two blocks
     sizes.clear()

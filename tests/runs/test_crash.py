@@ -24,8 +24,9 @@ import torch
 torch.set_num_threads(1)
 from conftest import make, toy_task
 from small_runs import small
-from perdure import Backbone, Evaluation, Run, TaskStream, Training, files, lock, partial, run, staging, verify
-from perdure import results as results_module
+from perdure import Backbone, Evaluation, Run, TaskStream, Training, run, verify
+from perdure.storage import files, lock, partial, staging
+from perdure.runs import folder as results_module
 
 name, kills, folder = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
 make("bert", folder / "bert")

@@ -27,7 +27,6 @@ from perdure import (
     RunError,
     TaskStream,
     UnknownName,
-    data,
     diagnose,
     evaluate_run,
     forget,
@@ -171,7 +170,7 @@ def test_a_folder_of_pictures(pico, tmp_path, monkeypatch):
     ],
 )
 def test_what_keeps_a_table_from_being_read(error, said, home, monkeypatch):
-    read_tasks = data.read_tasks
+    read_tasks = perdure.read_tasks
 
     def refused(source: str, **options: Any) -> Any:
         if "fruit" in source:

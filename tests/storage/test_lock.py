@@ -23,7 +23,7 @@ from perdure.storage import lock
 HOLD = """
 import sys, time
 from pathlib import Path
-from perdure import lock
+from perdure.storage import lock
 with lock.held(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)
@@ -93,7 +93,8 @@ def test_one_of_many_gets_it(results):
     script = """
 import sys, time
 from pathlib import Path
-from perdure import RunError, lock
+from perdure import RunError
+from perdure.storage import lock
 folder, got = Path(sys.argv[1]), 0
 for _ in range(150):
     try:

@@ -121,7 +121,7 @@ def test_a_file_of_lines_has_an_end(tmp_path):
 HOLD = """
 import sys, time
 from pathlib import Path
-from perdure import partial
+from perdure.storage import partial
 kept = [partial.new_file(Path(sys.argv[1])), partial.new_folder(Path(sys.argv[1]))]
 Path(sys.argv[2]).touch()
 time.sleep(600)
