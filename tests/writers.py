@@ -262,8 +262,9 @@ def links(command: Command, random: Random, share: float) -> Iterator[list[str]]
     places = [place for place in places if PARTIAL not in place]
     names = [f"{place}/{name}" for place in ("run", "run/tasks", "out", ".") for name in FORESEEN]
     cases = [(place, kind) for place in places + names for kind in LINKS]
-    if RUN in command.arguments:  # the user named it: if it is a link, what it points to is the run
-        cases = [case for case in cases if case not in (("run", "folder"), ("run", "moved"))]
+    goes_on_in = "out" if command is COMMANDS["tune"] else "run"
+    if f"work/{goes_on_in}" in command.arguments:  # the user named it: it may be a link itself
+        cases = [case for case in cases if case not in ((goes_on_in, "folder"), (goes_on_in, "moved"))]
     for place, kind in _drawn(cases, random, share):
         fresh(command)
         outside = _outside()
