@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from conftest import WORDS
 from tables import write
@@ -22,6 +23,8 @@ TABLES = {
 }
 TEXTS = [f"{WORDS[i]} {WORDS[(7 * i) % 60]} {WORDS[(11 * i + 3) % 60]}" for i in range(30)]
 TRAINING = {"epochs": 2, "batch_size": 8, "learning_rate": 0.01}
+OPTIMIZER = torch.optim.AdamW([torch.zeros(1)])
+"""For a method's `end` that asks nothing of it."""
 
 
 def small(name: str, **settings: Any) -> Method:

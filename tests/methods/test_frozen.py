@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-from small_runs import answers, differing, small
+from small_runs import OPTIMIZER, answers, differing, small
 
 from perdure import Alignment, Backbone, InputError, Model, RunError, Statistics, Training, run
 from perdure.methods.lda import LDA
@@ -24,7 +24,7 @@ def learned(method, backbone, tasks):
     for task in tasks:
         backbone.add_head(task.name, len(task.classes))
         method.begin(backbone, task)
-        method.end(backbone, task)
+        method.end(backbone, task, OPTIMIZER)
     return {task.name: backbone.head_state(task.name) for task in tasks}
 
 

@@ -14,11 +14,11 @@ FEW = Training(epochs=3, batch_size=8, learning_rate=0.02)
 class Spy(SDLoRA):
     """Looks at the features before and after `end`, and at how far the magnitudes have gone."""
 
-    def end(self, backbone, task):
+    def end(self, backbone, task, optimizer):
         rows = backbone.encode(task.rows("train"))
         self.scales = [(branch.magnitudes / branch.norms).detach() for branch in self._branches if branch.held]
         before = pooled(backbone, rows)
-        super().end(backbone, task)
+        super().end(backbone, task, optimizer)
         self.difference = (pooled(backbone, rows) - before).abs().max().item()
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from small_runs import OPTIMIZER
 from torch import nn
 
 from perdure import Backbone, Training, learn
@@ -70,7 +71,7 @@ def test_importance_by_hand(quadratic, toy):
     delta = torch.tensor([0.1, -0.8, -0.045]).double()  # −rate · h · (0 − goal)
     torch.testing.assert_close(quadratic.theta.detach(), delta)
     torch.testing.assert_close(method.state["path/w.default"], torch.tensor([0.1, 6.4, -0.2025]).double())
-    method.end(quadratic, toy[0])
+    method.end(quadratic, toy[0], OPTIMIZER)
     omega = torch.tensor([0.1 / 0.31, 6.4 / 0.94, 0.0]).double()
     torch.testing.assert_close(method.state["importance/w.default"], omega)
     torch.testing.assert_close(method.state["anchor/w.default"], delta)
@@ -82,14 +83,14 @@ def test_neither_the_penalty_nor_clipping_counts_in_the_path(clip, quadratic, to
     method = SI(strength=3.0)
     method.begin(quadratic, toy[0])
     descend(method, quadratic, 0.01, 50)
-    method.end(quadratic, toy[0])
+    method.end(quadratic, toy[0], OPTIMIZER)
     first = method.state["importance/w.default"]
     quadratic.goal = -GOAL
     method.begin(quadratic, toy[1])
     path, start = descend(method, quadratic, 0.01, 50, clip), method.state["start/w.default"]
     assert anchor.penalty(adapters.trainable(quadratic.model), method.state) > 0.01
     torch.testing.assert_close(method.state["path/w.default"], path)
-    method.end(quadratic, toy[1])
+    method.end(quadratic, toy[1], OPTIMIZER)
     moved = (quadratic.theta.detach() - start).square()
     torch.testing.assert_close(method.state["importance/w.default"], first + path.clamp_min(0) / (moved + 0.1))
 

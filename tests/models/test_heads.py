@@ -56,7 +56,7 @@ def test_each_task_trains_the_head_on_from_where_the_last_one_left_it(domains, b
             super().begin(backbone, task)
             begun.append(backbone.head(task.name).weight.detach().clone())
 
-        def end(self, backbone, task):
+        def end(self, backbone, task, optimizer):
             ended.append(backbone.head(task.name).weight.detach().clone())
             assert all(backbone.head(name) is backbone.head(task.name) for name in backbone.head_names)
 

@@ -104,7 +104,7 @@ def learn(
             _train(accelerator, course, log=log, quiet=quiet, keep=keep, stop=stop)
         backbone.eval()
         plant(derived(seed, task.name, "end"))  # the same whether the last step was made now or before a stop
-        method.end(backbone, task)
+        method.end(backbone, task, course.optimizer)
         inputs = _inputs(backbone, task) if training.keep_inputs else None
     for tracker in accelerator.trackers:  # `end_training` would also part the processes, which have more tasks to learn
         tracker.finish()
@@ -163,15 +163,16 @@ def _step(
     examples, loss = sum(map(len, batches)), torch.zeros((), device=accelerator.device)
     for batch in batches:
         if own := batch[engine.number() :: engine.count()]:
-            with accelerator.autocast():
-                share = course.method.loss(course.backbone, course.batch_of(own)) * (len(own) / examples)
-            share.backward()
+            with course.method.around(course.optimizer):
+                with accelerator.autocast():
+                    share = course.method.loss(course.backbone, course.batch_of(own)) * (len(own) / examples)
+                share.backward()
             loss += share.detach()
     asked = torch.tensor(float(bool(stop.asked)))
     _add_up_gradients(course.parameters, [loss, asked])
     value = loss.item()
     _check(value, course)
-    rate = course.scheduler.get_last_lr()[0]
+    rate = float(course.scheduler.get_last_lr()[0])
     course.method.update(course.backbone, course.take_step)
     course.scheduler.step()
     course.optimizer.zero_grad()

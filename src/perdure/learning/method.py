@@ -1,7 +1,8 @@
-"""The interface of a method: how one task is learned after others. Seven hooks, each with a default.
+"""The interface of a method: how one task is learned after others. Nine hooks, each with a default.
 
-    beneath(earlier) → begin(backbone, task) → parameters(backbone)
-    → each step: loss(backbone, batch of examples(seen)), update(backbone, step) → end(backbone, task)
+    beneath(earlier) → begin(backbone, task) → parameters(backbone) → optimizer(groups, training)
+    → each step: loss(backbone, batch of examples(seen)) inside around(optimizer); then update(backbone, step)
+    → end(backbone, task, optimizer)
 
 `Method` is the hooks alone; `PeftMethod`, from which most methods derive, trains one fresh PEFT module per task, all
 from the same start. A method is one file in `methods/`: it overrides what its paper changes, and no method derives from
@@ -9,18 +10,23 @@ another.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from perdure.data.task import Rows, Task
 from perdure.errors import InputError
+from perdure.learning.training import Training
 from perdure.models import adapters
 from perdure.models.adapters import Adapter
 from perdure.models.backbone import Backbone, Batch
+
+Need = Literal["heads", "lora", "classes"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,11 @@ class Method:
     """The rule of `merging/` that goes with it, where none is named."""
     tuned: ClassVar[Tuned | None] = None
     """Its main coefficient, if it has one."""
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    """What it cannot do without, checked before anything is trained.
+
+    `heads`: a backbone on which each task has a head; `lora`: `peft: lora`; `classes`: tasks that have classes.
+    """
     state: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
     """What is remembered, between tasks and (if it changes in training) inside one: tensors and JSON values by name.
 
@@ -90,6 +101,24 @@ class Method:
         """How many numbers of `parameters` are really trained, where that is not all of them."""
         return sum(parameter.numel() for parameter in self.parameters(backbone))
 
+    def optimizer(self, groups: list[dict[str, Any]], training: Training, *, examples: int) -> Optimizer:
+        """Return the optimizer of one task, by default AdamW. The learning rate's schedule is not its affair.
+
+        A run that goes on inside a task puts back all that is in its `state_dict`.
+
+        Parameters
+        ----------
+        groups
+            Of parameters, each with its learning rate `lr`, as torch's optimizers take them.
+        examples
+            The number of examples that are trained on, which Bayesian optimizers ask for; 0 if nothing is trained.
+        """
+        return torch.optim.AdamW(groups, lr=training.learning_rate, weight_decay=training.weight_decay)
+
+    def around(self, optimizer: Optimizer) -> AbstractContextManager[Any]:
+        """Return a context around each loss and its gradient, in which parameters may be moved; they are put back."""
+        return nullcontext()
+
     def examples(self, seen: Sequence[Task]) -> Rows:
         """What is trained on. `seen[-1]` is the new task; to look at the others is to keep old data.
 
@@ -108,8 +137,8 @@ class Method:
         """Make a `step` of the optimizer. The gradients are there, of the whole batch and not yet clipped."""
         step()
 
-    def end(self, backbone: Backbone, task: Task) -> None:
-        """Remember what later tasks will need."""
+    def end(self, backbone: Backbone, task: Task, optimizer: Optimizer) -> None:
+        """Remember what later tasks will need. The optimizer is as the last step has left it."""
 
 
 @dataclass(kw_only=True)
@@ -141,12 +170,12 @@ class PeftMethod(Method):
 
     usual_rule: ClassVar[str] = "task_arithmetic"
     lora_because: ClassVar[str] = ""
-    """Why no other module than LoRA will do, if so."""
+    """Why it needs `lora`, if it does: the beginning of a sentence."""
 
     def __post_init__(self):
-        if self.lora_because and self.peft != "lora":
-            name = type(self).__module__.rpartition(".")[2]
-            raise InputError(f"`{name}` {self.lora_because}: it needs `peft: lora`.")
+        if "lora" in self.needs and self.peft != "lora":
+            because = self.lora_because or f"cannot be learned with `peft: {self.peft}`"
+            raise InputError(f"`{method_name(self)}` {because}: it needs `peft: lora`.")
 
     @property
     def module(self) -> adapters.Kind | None:
@@ -179,6 +208,11 @@ class PeftMethod(Method):
         """Keep the last task's module, to be trained on; put in a fresh one if there is none."""
         if not adapters.attached(backbone.model):
             self.attach(backbone)
+
+
+def method_name(method: Method) -> str:
+    """Return the name of a method: that of its file."""
+    return type(method).__module__.rpartition(".")[2]
 
 
 def local_cross_entropy(backbone: Backbone, batch: Batch, features: Tensor | None = None) -> Tensor:

@@ -6,12 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from perdure.data.task import Task
-from perdure.errors import RunError
-from perdure.learning import engine
-from perdure.learning.method import Method
-from perdure.learning.snapshot import Snapshot, part
+from perdure.errors import InputError, RunError
+from perdure.learning import engine, optimizer_state
+from perdure.learning.method import Method, method_name
+from perdure.learning.snapshot import Snapshot, alike, part
 from perdure.learning.training import Training
 from perdure.models.backbone import Backbone, Batch, Encoded, in_order
 from perdure.seeds import derived
@@ -38,7 +40,8 @@ class Course:
         self.parameters: list[nn.Parameter] = [parameter for group in groups for parameter in group["params"]]
         if self.parameters:
             engine.as_the_first(self.parameters)
-        self.optimizer, self.scheduler = _optimizer(groups, training, steps=len(self.plan(0)))
+        self.optimizer = _optimizer(method, groups, training, len(self.rows or ()))
+        self.scheduler = _scheduler(self.optimizer, training, steps=len(self.plan(0)))
         self.best = Best(self.parameters, training)
         self.epoch = self.batch = self.step = 0
         if self.rows is None:  # nothing is trained
@@ -64,18 +67,17 @@ class Course:
 
     def snapshot(self) -> Snapshot:
         """What `load` needs; the tensors are the ones that are trained, not copies."""
-        state, method = self.optimizer.state_dict(), self.method.state
-        inner = {f"{i}/{key}": value for i, values in state["state"].items() for key, value in values.items()}
+        method, optimizer = self.method.state, optimizer_state.read(self.optimizer)
         tensors = {f"parameter/{i}": value for i, value in enumerate(self.parameters)}
         tensors |= {f"best/{i}": value for i, value in enumerate(self.best.kept)}
-        tensors |= {f"optimizer/{key}": value for key, value in inner.items() if isinstance(value, Tensor)}
+        tensors |= {f"optimizer/{key}": value for key, value in optimizer.items() if isinstance(value, Tensor)}
         tensors |= {f"method/{key}": value for key, value in method.items() if isinstance(value, Tensor)}
         about = {
             "epoch": self.epoch,
             "batch": self.batch,
             "step": self.step,
             **self._numbers(),
-            "optimizer": {key: value for key, value in inner.items() if not isinstance(value, Tensor)},
+            "optimizer": {key: value for key, value in optimizer.items() if not isinstance(value, Tensor)},
             "method": {key: value for key, value in method.items() if not isinstance(value, Tensor)},
         }
         return Snapshot(about, tensors)
@@ -85,7 +87,7 @@ class Course:
         return {
             "best": [self.best.score, self.best.waited],
             "scheduler": self.scheduler.state_dict(),
-            "groups": self.optimizer.state_dict()["param_groups"],
+            "groups": optimizer_state.groups(self.optimizer),
         }
 
     @torch.no_grad()
@@ -99,17 +101,13 @@ class Course:
         """
         about, kept = snapshot.about, part(snapshot.tensors, "best")
         try:
-            _fill(self.parameters, part(snapshot.tensors, "parameter"))
-            inner: dict[int, dict[str, Any]] = {}
-            for name, value in (about["optimizer"] | part(snapshot.tensors, "optimizer")).items():
-                number, _, key = name.partition("/")
-                inner.setdefault(int(number), {})[key] = value
             own = plain(self._numbers())
-            if not _alike({name: about[name] for name in own}, own) or _fixed(about["groups"]) != _fixed(own["groups"]):
+            if not alike({name: about[name] for name in own}, own) or _fixed(about["groups"]) != _fixed(own["groups"]):
                 raise ValueError("an optimizer with other settings")
-            for number, values in inner.items():
-                _check_state(values, self.parameters[number])
-            self.optimizer.load_state_dict({"state": inner, "param_groups": about["groups"]})
+            self._take_empty_step()
+            values = about["optimizer"] | part(snapshot.tensors, "optimizer")
+            optimizer_state.write(self.optimizer, values, about["groups"])
+            _fill(self.parameters, part(snapshot.tensors, "parameter"))
             self.scheduler.load_state_dict(about["scheduler"])
             self.best.score, self.best.waited = about["best"]
             self.best.kept = [torch.empty_like(value) for value in self.parameters] if kept else []
@@ -126,6 +124,14 @@ class Course:
                 f"{error}). Put the old ones back, or remove `unfinished.safetensors` to begin the task again."
             ) from error
 
+    def _take_empty_step(self) -> None:
+        """Have a fresh optimizer make a step without gradients: then it keeps all that it will."""
+        with self.method.around(self.optimizer):
+            for parameter in self.parameters:
+                parameter.grad = torch.zeros_like(parameter)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
 
 def _fill(places: Sequence[Tensor], values: dict[str, Tensor]) -> None:
     """Give tensors their saved values, by number."""
@@ -137,26 +143,9 @@ def _fill(places: Sequence[Tensor], values: dict[str, Tensor]) -> None:
         place.copy_(values[str(number)])
 
 
-def _alike(found: Any, own: Any) -> bool:
-    """Whether two values of JSON have the same form, whatever their numbers are."""
-    if isinstance(own, dict):
-        return isinstance(found, dict) and found.keys() == own.keys() and all(_alike(found[k], own[k]) for k in own)
-    if isinstance(own, list):
-        return isinstance(found, list) and len(found) == len(own) and all(map(_alike, found, own))
-    kinds = (bool, str, type(None))
-    return type(found) is type(own) if isinstance(own, kinds) else type(found) in (int, float) and abs(found) < 2**53
-
-
 def _fixed(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Of the optimizer's settings those that a schedule does not change."""
     return [{name: value for name, value in group.items() if name != "lr"} for group in groups]
-
-
-def _check_state(values: dict[str, Any], parameter: Tensor) -> None:
-    """What AdamW keeps of a parameter: the number of steps, and two means of its gradient."""
-    wanted = {"step": (), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
-    if {name: value.shape for name, value in values.items()} != wanted:
-        raise ValueError("what the optimizer kept does not fit the parameters")
 
 
 def _trainable(backbone: Backbone, method: Method, training: Training, rows: Encoded | None) -> list[dict[str, Any]]:
@@ -171,11 +160,21 @@ def _trainable(backbone: Backbone, method: Method, training: Training, rows: Enc
     return [{"params": own, "lr": training.learning_rate}, {"params": heads, "lr": training.head_learning_rate}]
 
 
-def _optimizer(groups: list[dict[str, Any]], training: Training, *, steps: int) -> tuple[Any, Any]:
-    """AdamW and its schedule, for so many steps in an epoch."""
-    optimizer = torch.optim.AdamW(groups, lr=training.learning_rate, weight_decay=training.weight_decay)
+def _optimizer(method: Method, groups: list[dict[str, Any]], training: Training, examples: int) -> Optimizer:
+    """Return the method's optimizer, which may be a user's own."""
+    optimizer = method.optimizer(groups, training, examples=examples)
+    if not isinstance(optimizer, Optimizer):
+        raise InputError(
+            f"`optimizer` of the method `{method_name(method)}` returned {type(optimizer).__name__}: it must return a "
+            "`torch.optim.Optimizer`."
+        )
+    return optimizer
+
+
+def _scheduler(optimizer: Optimizer, training: Training, *, steps: int) -> LambdaLR:
+    """Return the schedule of the learning rate, for `steps` steps in an epoch."""
     every = training.epochs * steps
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _decay(step, every, training))
+    return LambdaLR(optimizer, lambda step: _decay(step, every, training))
 
 
 def _decay(step: int, steps: int, training: Training) -> float:

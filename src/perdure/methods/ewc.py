@@ -5,9 +5,10 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
+from torch.optim import Optimizer
 
 from perdure.data.task import Task
-from perdure.learning.method import PeftMethod, Tuned, local_cross_entropy
+from perdure.learning.method import Need, PeftMethod, Tuned, local_cross_entropy
 from perdure.methods.parts.anchor import hold, penalty
 from perdure.methods.parts.fisher import Labels, fisher
 from perdure.models import adapters
@@ -49,6 +50,11 @@ class EWC(PeftMethod):
     decay: Annotated[float, Gt(0), Le(1)] = 0.9
     labels: Labels = "sampled"
 
+    @property
+    def needs(self) -> frozenset[Need]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Classes, if the Fisher information sums over all of them."""
+        return frozenset({"classes"}) if self.labels == "true" else frozenset()
+
     def begin(self, backbone: Backbone, task: Task) -> None:
         self.go_on(backbone)
 
@@ -59,7 +65,7 @@ class EWC(PeftMethod):
         strength = self.strength * self._decay
         return loss + strength / 2 * penalty(adapters.trainable(backbone.model), self.state)
 
-    def end(self, backbone: Backbone, task: Task) -> None:
+    def end(self, backbone: Backbone, task: Task, optimizer: Optimizer) -> None:
         """Add the task's F and θ* to what is remembered."""
         new = fisher(backbone, backbone.encode(task.rows("train")), task.name, self.labels)
         offline = self.memory == "offline"

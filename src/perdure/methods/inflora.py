@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from perdure.data.task import Task
 from perdure.errors import InputError, PerdureWarning
@@ -65,6 +66,7 @@ class InfLoRA(PeftMethod):
     """
 
     usual_rule = "sum"
+    needs = frozenset({"lora"})
     lora_because = "designs a half of LoRA"
     tuned = Tuned("epsilon", 0.5, 0.99)
 
@@ -117,7 +119,7 @@ class InfLoRA(PeftMethod):
         """A_t alone."""
         return [lora_B for _, lora_B in adapters.factors(backbone.model).values()]
 
-    def end(self, backbone: Backbone, task: Task) -> None:
+    def end(self, backbone: Backbone, task: Task, optimizer: Optimizer) -> None:
         """Let M_t take up the leading directions of the task's inputs, as they are after training."""
         epsilon = self.epsilon + (self.last_epsilon - self.epsilon) * min(self._learned, self.tasks - 1) / self.tasks
         if self._outside_old_tasks:

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import torch
 from annotated_types import Gt, Le
+from torch.optim import Optimizer
 
 from perdure.data.task import Task
 from perdure.learning.method import Tuned
@@ -35,7 +36,7 @@ class LDA(FrozenMethod):
 
     shrinkage: Annotated[float, Gt(0), Le(1)] = 0.1
 
-    def end(self, backbone: Backbone, task: Task) -> None:
+    def end(self, backbone: Backbone, task: Task, optimizer: Optimizer) -> None:
         """Take up the task's sums, and put all heads in place anew."""
         new, all_tasks = statistics_of(backbone, task), Accumulated(self.state)
         check_present(new, task)

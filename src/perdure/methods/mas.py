@@ -6,6 +6,7 @@ from typing import Annotated
 import torch
 from annotated_types import Ge
 from torch import Tensor
+from torch.optim import Optimizer
 
 from perdure.data.task import Task
 from perdure.learning.method import PeftMethod, Tuned, local_cross_entropy
@@ -44,7 +45,7 @@ class MAS(PeftMethod):
         loss = local_cross_entropy(backbone, batch)
         return loss + self.strength * penalty(adapters.trainable(backbone.model), self.state) if self.state else loss
 
-    def end(self, backbone: Backbone, task: Task) -> None:
+    def end(self, backbone: Backbone, task: Task, optimizer: Optimizer) -> None:
         """Add what the task's outputs depend on."""
         examples = backbone.encode(task.rows("train"))
         new = mean_over_examples(

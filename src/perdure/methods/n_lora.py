@@ -34,6 +34,7 @@ class NLoRA(PeftMethod):
     """
 
     usual_rule = "sum"
+    needs = frozenset({"lora"})
     lora_because = "holds back the product of LoRA's factors"
     tuned = Tuned("sparsity", 1e-6, 1e-1)
 

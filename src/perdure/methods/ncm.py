@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import torch
 from annotated_types import Gt
+from torch.optim import Optimizer
 
 from perdure.data.task import Task
 from perdure.methods.parts.frozen import FrozenMethod, check_present, statistics_of
@@ -38,7 +39,7 @@ class NCM(FrozenMethod):
     def isolates(self) -> bool:
         return True
 
-    def end(self, backbone: Backbone, task: Task) -> None:
+    def end(self, backbone: Backbone, task: Task, optimizer: Optimizer) -> None:
         """Put the class means in place as the head."""
         found = statistics_of(backbone, task)
         check_present(found, task)

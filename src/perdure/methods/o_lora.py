@@ -37,6 +37,7 @@ class OLoRA(PeftMethod):
     """
 
     usual_rule = "sum"
+    needs = frozenset({"lora"})
     lora_because = "compares LoRA's input directions"
     tuned = Tuned("orthogonality", 1e-3, 1e1)
 

@@ -6,6 +6,7 @@ from typing import Annotated
 import torch
 from annotated_types import Ge
 from torch import Tensor
+from torch.optim import Optimizer
 
 from perdure.data.task import Split, Task
 from perdure.methods.parts.frozen import Accumulated, FrozenMethod
@@ -42,7 +43,7 @@ class RanPAC(FrozenMethod):
     def begin(self, backbone: Backbone, task: Task) -> None:
         self.state.setdefault("seed", torch.initial_seed() % 2**32)  # the run's
 
-    def end(self, backbone: Backbone, task: Task) -> None:
+    def end(self, backbone: Backbone, task: Task, optimizer: Optimizer) -> None:
         """Take up the task's sums, find λ, and put all heads in place anew."""
         seed, all_tasks = self.state["seed"], Accumulated(self.state)
         total = all_tasks.with_task(task.name, self._statistics(backbone, task, "train", seed))

@@ -1,27 +1,25 @@
 """Experience replay around any method: some old examples are kept, and are trained on with the new ones."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
 from annotated_types import Ge
-from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from perdure.data import exemplars
 from perdure.data.exemplars import Exemplars, Strategy
 from perdure.data.task import Rows, Task
 from perdure.errors import InputError
-from perdure.learning.method import Method
-from perdure.learning.snapshot import part
-from perdure.models import adapters
-from perdure.models.adapters import Adapter
-from perdure.models.backbone import Backbone, Batch, pooled
+from perdure.learning.method import Need
+from perdure.learning.wrapper import Wrapper
+from perdure.models.backbone import Backbone, pooled
 
 
 @dataclass(kw_only=True)
-class Replay(Method):
+class Replay(Wrapper):
     """Learn by another method, on the new task's examples and those that are kept of the old ones, mixed.
 
     Old examples count like new ones, each under its own task's head, which is trained on. After each task the store
@@ -45,7 +43,6 @@ class Replay(Method):
     Learning, arXiv 1902.10486; herding: Rebuffi et al., iCaRL, arXiv 1611.07725.
     """
 
-    method: Method
     per_class: Annotated[int, Ge(1)] = 20
     strategy: Strategy = "balanced"
 
@@ -53,66 +50,32 @@ class Replay(Method):
         if not self.method.trains or self.method.keeps_all:
             raise InputError(f"`{type(self.method).__name__}` has no use for old examples: there is nothing to replay.")
 
-    # -- the other method's
+    @property
+    def isolates(self) -> bool:
+        """No: a task is trained on examples of others."""
+        return False
 
     @property
-    def state(self) -> dict[str, Any]:
-        """The store, and under `method/` what the other method remembers."""
-        return self._store | {f"method/{name}": value for name, value in self.method.state.items()}
-
-    @state.setter
-    def state(self, value: dict[str, Any]) -> None:
-        self._store = {name: inner for name, inner in value.items() if not name.startswith("method/")}
-        if hasattr(self, "method"):  # not while it is made
-            self.method.state = part(value, "method")
-
-    @property
-    def usual_rule(self) -> str:  # pyright: ignore
-        return self.method.usual_rule
-
-    @property
-    def trains(self) -> bool:
-        return self.method.trains
-
-    @property
-    def module(self) -> adapters.Kind | None:
-        return self.method.module
-
-    def beneath(self, earlier: Sequence[Adapter]) -> Sequence[Adapter]:
-        return self.method.beneath(earlier)
-
-    def begin(self, backbone: Backbone, task: Task) -> None:
-        self.method.begin(backbone, task)
-
-    def parameters(self, backbone: Backbone) -> list[nn.Parameter]:
-        return self.method.parameters(backbone)
-
-    def trained(self, backbone: Backbone) -> int:
-        return self.method.trained(backbone)
-
-    def loss(self, backbone: Backbone, batch: Batch) -> Tensor:
-        return self.method.loss(backbone, batch)
-
-    def update(self, backbone: Backbone, step: Callable[[], None]) -> None:
-        self.method.update(backbone, step)
-
-    # -- its own
+    def needs(self) -> frozenset[Need]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """What the other method needs, and classes, of which examples are chosen."""
+        classes: frozenset[Need] = frozenset({"classes"})
+        return self.method.needs | classes
 
     @property
     def store_bytes(self) -> int:
         """The size of the examples that are kept: of texts and images as they are encoded."""
-        return Exemplars.of(self._store).size
+        return Exemplars.of(self.remembered).size
 
     def examples(self, seen: Sequence[Task]) -> Rows:
         """The other method's, and what is kept of the old tasks."""
         old = {task.name: len(task.classes) for task in seen[:-1]}
-        return [*self.method.examples(seen), *Exemplars.of(self._store).rows(old)]
+        return [*super().examples(seen), *Exemplars.of(self.remembered).rows(old)]
 
-    def end(self, backbone: Backbone, task: Task) -> None:
+    def end(self, backbone: Backbone, task: Task, optimizer: Optimizer) -> None:
         """Choose which of the task's examples are kept."""
-        self.method.end(backbone, task)
+        super().end(backbone, task, optimizer)
         rows, old = backbone.encode(task.rows("train")), [name for name in backbone.head_names if name != task.name]
-        kept = Exemplars.of(self._store).of_tasks(old)
+        kept = Exemplars.of(self.remembered).of_tasks(old)
         random = np.random.default_rng(torch.initial_seed())
         if self.strategy == "balanced":
             kept.add(task, exemplars.balanced(rows.labels, self.per_class, random))
@@ -124,4 +87,4 @@ class Replay(Method):
             counts = exemplars.shares(self.per_class * classes, seen, left, random)
             kept.add(task, sorted(random.permutation(len(rows))[: counts.pop(task.name)].tolist()))
             kept.thin(counts, random)
-        self._store = kept.state()
+        self.remembered = kept.state()

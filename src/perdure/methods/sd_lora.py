@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from perdure.data.task import Task
 from perdure.learning.method import PeftMethod
@@ -31,6 +32,7 @@ class SDLoRA(PeftMethod):
     """
 
     usual_rule = "last"
+    needs = frozenset({"lora"})
     lora_because = "splits LoRA into directions and magnitudes"
 
     def begin(self, backbone: Backbone, task: Task) -> None:
@@ -60,7 +62,7 @@ class SDLoRA(PeftMethod):
         for branches in self._branches:
             branches.put_back()
 
-    def end(self, backbone: Backbone, task: Task) -> None:
+    def end(self, backbone: Backbone, task: Task, optimizer: Optimizer) -> None:
         """Put the magnitudes into B: what is left is a usual LoRA."""
         for branches in self._branches:
             branches.settle()

@@ -7,6 +7,7 @@ from typing import Annotated
 import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
+from torch.optim import Optimizer
 
 from perdure.data.task import Task
 from perdure.learning.method import PeftMethod, Tuned, local_cross_entropy
@@ -68,7 +69,7 @@ class SI(PeftMethod):
             path = self.state[f"path/{name}"].to(g)
             self.state[f"path/{name}"] = path - g * (parameters[name].detach() - before[name])
 
-    def end(self, backbone: Backbone, task: Task) -> None:
+    def end(self, backbone: Backbone, task: Task, optimizer: Optimizer) -> None:
         """Turn the task's path into importance."""
         parameters = adapters.trainable(backbone.model)
         new = {}

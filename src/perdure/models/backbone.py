@@ -4,7 +4,7 @@ import contextlib
 import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from annotated_types import Ge
@@ -51,6 +51,9 @@ class Backbone(nn.Module):
     stock_head_has_bias
         Decoders' heads have none in transformers, so that theirs cannot hold one of ours.
     """
+
+    has_heads: ClassVar[bool] = True
+    """Whether tasks are answered by heads of their own."""
 
     def __init__(
         self,

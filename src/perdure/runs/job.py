@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from perdure import registry
 from perdure.data.task import TaskStream
 from perdure.errors import InputError
-from perdure.learning.method import Method
+from perdure.learning.method import Method, Need, method_name
 from perdure.learning.training import Training
 from perdure.merging.combine import tried
 from perdure.merging.rule import nature_of
@@ -50,9 +50,31 @@ def check(plan: Plan) -> None:
     check_seed(plan.seed)
     checked(Training, vars(plan.training), "training")
     checked(Evaluation, vars(plan.evaluation), "evaluation")
+    check_needs(plan.method, plan.backbone, plan.stream)
     check_alignment(plan.training, plan.rule)
     check_heads(plan)
     check_length(plan.stream, plan.rule)
+
+
+def check_needs(method: Method, backbone: Backbone, stream: TaskStream) -> None:
+    """Check that a method finds what it says that it needs.
+
+    Raises
+    ------
+    InputError
+        The backbone has no heads, the module is no LoRA, or a task has no classes.
+    """
+    without_classes = [task.name for task in stream if not task.classes]
+    missing: dict[Need, str] = {}
+    if not backbone.has_heads:
+        missing["heads"] = f"a head for each task, which `{backbone.source}` has not: it answers in its own words"
+    if method.module != "lora":
+        missing["lora"] = f"`peft: lora`, but has {f'`peft: {method.module}`' if method.module else 'no module'}"
+    if without_classes:
+        missing["classes"] = f"tasks with classes, but `{without_classes[0]}` has none"
+    for need in missing:
+        if need in method.needs:
+            raise InputError(f"The method `{method_name(method)}` needs {missing[need]}. Choose another method.")
 
 
 def check_alignment(training: Training, rule: Rule) -> None:
@@ -124,8 +146,3 @@ def check_examples(plan: Plan, learned: int, due: Sequence[int]) -> None:
         )
     for step in due:
         check_search(plan.stream, step, plan.rule)
-
-
-def method_name(method: Method) -> str:
-    """Return the name of a method: that of its file."""
-    return type(method).__module__.rpartition(".")[2]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from perdure.data.task import Rows, Task
 from perdure.errors import InputError, RunError
-from perdure.learning.method import Method
+from perdure.learning.method import Method, Need
 from perdure.models.backbone import Backbone, pooled
 from perdure.vectors.statistics import Statistics
 
@@ -20,6 +20,7 @@ class FrozenMethod(Method):
     """A method that trains nothing; after each task it puts the heads in place that follow from the features."""
 
     usual_rule: ClassVar[str] = "last"
+    needs: ClassVar[frozenset[Need]] = frozenset({"heads", "classes"})
 
     @property
     def trains(self) -> bool:
