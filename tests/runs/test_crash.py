@@ -123,9 +123,19 @@ def killed(name: str, kills: int, folder: Path) -> dict[str, int]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("name", ["isolated", "sequential", "inflora", "ewc", "si", "replay"])
+def short(name: str) -> str:
+    return Path(name).stem
+
+
+MOMENTUM = str(Path(__file__).parents[1] / "momentum.py")
+"""A method with an optimizer of its own."""
+
+
+@pytest.mark.parametrize("name", ["isolated", "sequential", "inflora", "ewc", "si", "replay", MOMENTUM], ids=short)
 def test_kill_9_at_many_moments(name, tmp_path):
-    kills = KILLS // 4 if name in ("si", "replay") else KILLS  # what they do besides is like what the others do
+    kills = (
+        KILLS // 4 if name in ("si", "replay", MOMENTUM) else KILLS
+    )  # what they do besides is like what the others do
     found = killed(name, kills, tmp_path)
     print(name, found)
     assert found["killed"] >= kills and found["inside a task"] > 0, found

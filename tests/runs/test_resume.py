@@ -10,6 +10,7 @@ from pathlib import Path
 
 import forked
 import pytest
+import torch
 import yaml
 from small_runs import answers, contents, differing, make, recipe, stopped, table
 
@@ -23,6 +24,8 @@ from perdure.runs.verify import verify
 from perdure.storage import partial
 
 NAMES = ("fruit", "colour")
+MOMENTUM = str(Path(__file__).parents[1] / "momentum.py")
+"""A method with an optimizer of its own."""
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +72,58 @@ def test_a_run_that_was_stopped_goes_on_by_its_folder_or_by_its_recipe(part, who
     status, out, err = perdure("run", tmp_path / "it.yaml", "-o", other, "-q")
     assert (status, err) == (0, "") and "Nothing was left" not in out
     assert differing(part, whole) == differing(other, whole) == [] and answers(part) == answers(whole)
+
+
+@pytest.fixture(scope="module")
+def by_momentum(home, pico):
+    method = {"name": MOMENTUM, "rank": 2}
+    return recipe(home, NAMES, pico("bert"), method=method, training={"checkpoint_steps": 2})
+
+
+@pytest.fixture(scope="module")
+def half_by_momentum(home, by_momentum):
+    return stopped(make, home, "half-by-momentum", by_momentum, task="colour", step=4)
+
+
+def test_a_method_with_an_optimizer_of_its_own_goes_on(by_momentum, half_by_momentum, tmp_path):
+    whole = make(tmp_path, "whole", by_momentum)
+    part = Run(shutil.copytree(half_by_momentum.folder, tmp_path / "part"))
+    snapshot = part.load_unfinished()
+    assert "optimizer/0/momentum_buffer" in snapshot.tensors and "optimizer/group/0/scales" in snapshot.tensors
+    assert not any("exp_avg" in name for name in snapshot.tensors)
+    assert differing(make(tmp_path, "part", by_momentum), whole) == []
+    assert whole.load_task("colour").state["scales"].min() > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("optimizer/0/momentum_buffer", torch.zeros(1)),
+        ("optimizer/0/momentum_buffer", None),
+        ("optimizer/0/exp_avg", torch.zeros(1)),
+        ("optimizer/99/momentum_buffer", torch.zeros(1)),
+        ("optimizer/x/momentum_buffer", torch.zeros(1)),
+        ("optimizer/group/0/scales", torch.zeros(2**20)),
+        ("optimizer/group/0/scales", torch.zeros(4, dtype=torch.int64)),
+        ("optimizer/group/0/scales", None),
+        ("optimizer/group/7/scales", torch.zeros(1)),
+        ("momentum", 0.5),
+        ("scales", [1.0]),
+    ],
+)
+def test_what_such_an_optimizer_does_not_keep_is_refused(name, value, by_momentum, half_by_momentum, tmp_path):
+    part = Run(shutil.copytree(half_by_momentum.folder, tmp_path / "part"))
+    snapshot = part.load_unfinished()
+    if not name.startswith("optimizer/"):
+        snapshot.about["groups"][0][name] = value
+    elif value is None:  # a number where a tensor was
+        del snapshot.tensors[name]
+        snapshot.about["optimizer"][name.removeprefix("optimizer/")] = 1.0
+    else:
+        snapshot.tensors[name] = value
+    snapshot.save(part.folder / "unfinished.safetensors")
+    with pytest.raises(RunError, match="The saved state of task `colour` belongs to other settings"):
+        make(tmp_path, "part", by_momentum)
 
 
 @pytest.mark.parametrize("by", ["folder", "recipe"])

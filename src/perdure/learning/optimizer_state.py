@@ -43,7 +43,7 @@ def write(optimizer: Optimizer, values: Mapping[str, Any], settings: list[dict[s
         The values are not such as this optimizer keeps.
     """
     own = read(optimizer)
-    begun = {_owner(name) for name in values}  # a parameter that never had a gradient has no state yet
+    begun = {"group", *map(_owner, values)}  # a parameter that never had a gradient has no state yet
     expected = {name: value for name, value in own.items() if _owner(name) in begun}
     if not alike(dict(values), expected):
         raise ValueError("what the optimizer kept does not fit the parameters")

@@ -1,0 +1,134 @@
+"""A method around another: every hook that it does not change is that of the other, also one that is still to come."""
+
+import inspect
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from perdure import InputError, Method, Training, learn
+from perdure.learning.wrapper import Wrapper, forwarding
+from perdure.methods.ewc import EWC
+from perdure.methods.isolated import Isolated
+from perdure.methods.lda import LDA
+from perdure.methods.replay import Replay
+from perdure.models import adapters
+from perdure.runs.job import check_needs
+
+OWN = {"state", "tuned"}
+"""What of `Method` a wrapper does not forward."""
+
+
+@dataclass(kw_only=True)
+class Told(Method):
+    """Each hook tells its name and what it was given."""
+
+    def __getattribute__(self, name):
+        if name in HOOKS:
+            return lambda *given, **named: (name, given, named)
+        return super().__getattribute__(name)
+
+
+HOOKS = {name for name, value in vars(Method).items() if inspect.isfunction(value) and not name.startswith("_")}
+SAID = {name for name in vars(Method) if not name.startswith("_")} - HOOKS - OWN
+
+
+def test_every_hook_is_forwarded():
+    assert {"beneath", "begin", "parameters", "optimizer", "around", "examples", "loss", "update", "end"} < HOOKS
+    wrapper = Wrapper(method=Told())
+    for name in HOOKS:
+        assert getattr(wrapper, name)(1, two=2) == (name, (1,), {"two": 2})
+
+
+def test_what_a_method_says_of_itself_is_forwarded():
+    @dataclass(kw_only=True)
+    class Different(Method):
+        def __getattribute__(self, name):
+            return f"its {name}" if name in SAID else super().__getattribute__(name)
+
+    assert {"usual_rule", "needs", "isolates", "trains", "keeps_all", "store_bytes", "module"} <= SAID
+    wrapper = Wrapper(method=Different())
+    assert {getattr(wrapper, name) for name in SAID} == {f"its {name}" for name in SAID}
+
+
+def test_a_hook_that_is_added_is_forwarded(monkeypatch):
+    monkeypatch.setattr(Method, "measure", lambda self, value: value, raising=False)
+
+    class Doubling(Method):
+        def measure(self, value):
+            return 2 * value
+
+    @forwarding
+    class Around(Wrapper):
+        pass
+
+    @forwarding
+    class Changed(Wrapper):
+        def measure(self, value):
+            return 1 + self.method.measure(value)
+
+    assert Around(method=Doubling()).measure(3) == 6
+    assert Changed(method=Doubling()).measure(3) == 7
+
+
+def test_a_hook_that_is_changed_reaches_that_of_the_other(bert, toy):
+    @dataclass(kw_only=True)
+    class Half(Wrapper):
+        def loss(self, backbone, batch):
+            return super().loss(backbone, batch) / 2
+
+    losses = {}
+    for name, method in {"plain": EWC(rank=2), "half": Half(method=EWC(rank=2))}.items():
+        adapters.detach(bert.model)
+        log = losses.setdefault(name, [])
+        learn(bert, [toy[0]], method, Training(epochs=1, batch_size=32), log=lambda event, log=log: log.append(event))
+        assert set(method.state) == {f"{'method/' if name == 'half' else ''}{key}" for key in _ewc_state(bert)}
+    torch.testing.assert_close(losses["half"][0]["loss"], losses["plain"][0]["loss"] / 2)
+
+
+def _ewc_state(backbone):
+    return [f"{part}/{name}" for name in adapters.trainable(backbone.model) for part in ("importance", "anchor")]
+
+
+def test_what_both_remember_is_kept_apart():
+    wrapper = Wrapper(method=Isolated())
+    wrapper.state = {"mine": 1, "method/mine": 2}
+    assert (wrapper.remembered, wrapper.method.state) == ({"mine": 1}, {"mine": 2})
+    assert wrapper.state == {"mine": 1, "method/mine": 2}
+
+
+# -- what a method needs
+
+
+def test_what_a_method_needs_is_that_of_the_other_and_its_own():
+    assert Wrapper(method=EWC(labels="true")).needs == {"classes"} and EWC().needs == set()
+    assert Replay(method=Isolated()).needs == {"classes"}
+    assert LDA().needs == {"heads", "classes"}
+
+
+def test_a_backbone_without_heads_is_refused(bert, toy, monkeypatch):
+    monkeypatch.setattr(type(bert), "has_heads", False)
+    check_needs(Isolated(), bert, toy)
+    with pytest.raises(InputError, match="The method `lda` needs a head for each task, which `.*` has not"):
+        check_needs(LDA(), bert, toy)
+
+
+def test_another_module_than_lora_is_refused(bert, toy, monkeypatch):
+    class Mine(Method):
+        needs = frozenset({"lora"})
+
+    with pytest.raises(InputError, match="needs `peft: lora`, but has no module"):
+        check_needs(Mine(), bert, toy)
+    monkeypatch.setattr(Isolated, "needs", frozenset({"lora"}))
+    check_needs(Isolated(), bert, toy)
+    with pytest.raises(InputError, match="`isolated` cannot be learned with `peft: full`: it needs `peft: lora`"):
+        Isolated(peft="full")
+
+
+def test_an_optimizer_that_is_none_is_refused(bert, toy):
+    class Mine(Isolated):
+        def optimizer(self, groups, training, *, examples):
+            return groups
+
+    with pytest.raises(InputError, match=r"returned list: it must return a `torch.optim.Optimizer`"):
+        learn(bert, [toy[0]], Mine(rank=2), Training(epochs=1))
