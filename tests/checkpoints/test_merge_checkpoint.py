@@ -295,7 +295,9 @@ def test_full_matrices(tmp_path):
 
 def test_statistics_of_inputs_reach_the_rule(tmp_path):
     (tmp_path / "seen.py").write_text(
-        "seen = {}\ndef seen(vectors, inputs):\n    seen.value = inputs\n    return next(iter(vectors.values()))\n"
+        "from perdure.merging.rule import nature\n"
+        "@nature('sequential', state='nothing', needs=['inputs'])\n"
+        "def seen(vectors, inputs):\n    seen.value = inputs\n    return next(iter(vectors.values()))\n"
     )
     folder = base("llama", tmp_path)
     place = adapter(folder, tmp_path / "task" / "adapter", seed=1, target_modules=["q_proj", "k_proj"])

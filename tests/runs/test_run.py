@@ -377,7 +377,7 @@ def test_inputs_are_kept_by_layer_and_shared(pico, toy, tmp_path):
     results = run(
         toy.until(1), Backbone.load(pico("bert"), pooling="mean"), Isolated(rank=2), training=training, output=tmp_path
     )
-    inputs = results.load_task("fruit").adapter.inputs
+    inputs = results.load_task("fruit").adapter.kept["inputs"]
     assert set(inputs) == set(task_vectors([results.load_task("fruit").adapter])["fruit"].entries)
     layer = "encoder.layer.1.attention.self"
     assert inputs[f"{layer}.query"].shape == (32, 32)

@@ -18,7 +18,7 @@ from perdure.checkpoints.skeleton import Skeleton
 from perdure.checkpoints.vocabulary import Tables
 from perdure.checkpoints.weights import Weight
 from perdure.errors import CheckpointError, InputError, UnknownName
-from perdure.merging.rule import nature_of, takes_inputs
+from perdure.merging.rule import nature_of
 from perdure.merging.rule_settings import Rule, RuleLike
 from perdure.settings import checked, named
 from perdure.storage.tensors import FLOATS, Stored, new, total_bytes
@@ -112,6 +112,8 @@ def combine(
     """Read the adapters and apply a rule to them; see `merge_checkpoint`."""
     name, options = named(rule.own if isinstance(rule, Rule) else rule, "rule")
     function = registry.find("rule", name)
+    if nature_of(function).order == "routed":
+        raise _routed(name)
     for key in {"space", "since"} & set(options):
         raise InputError(f"`{key}` is for the rules of a run. PEFT folders are merged by what they add to the weights.")
     settings = checked(function, options, f"rule `{name}`")
@@ -127,13 +129,20 @@ def combine(
     saved = fit.choose_saved(found, saved_modules)
     tables = vocabulary.arrange(skeleton, found, saved, saved_modules)
     found = tables.adapters
-    extra = {"inputs": fit.inputs(found, name)} if takes_inputs(function) else {}
+    extra = {"inputs": fit.inputs(found, name)} if "inputs" in nature_of(function).needs else {}
     _check_saved(found, tables.saved)
     vector = _apply(name, function, {**extra, **settings}, found)
     usual = {key: parameter.default for key, parameter in registry.options(function).items()}
     whole = _typed(checkpoint, tables, tables.saved)
     grown = _typed(checkpoint, tables, tables.grown)
     return Merger(checkpoint, found, name, usual | settings, vector, tables, whole, grown)
+
+
+def _routed(rule: str) -> InputError:
+    return InputError(
+        f"The rule `{rule}` is routed: what acts depends on the input, so there is no one model to write. Choose "
+        "another, such as `task_arithmetic`."
+    )
 
 
 def _check_saved(adapters: Sequence[Fitted], saved: Mapping[str, Tensor]) -> None:
@@ -157,10 +166,7 @@ def _apply(
     def applied(vectors: dict[str, TaskVector]) -> TaskVector:
         vector = function(vectors, **settings)
         if not isinstance(vector, TaskVector):
-            raise InputError(
-                f"The rule `{rule}` is routed: what acts depends on the input, so there is no one model to write. "
-                "Choose another, such as `task_arithmetic`."
-            )
+            raise _routed(rule)
         for layer, entry in vector.items():
             if shapes.get(layer) != tuple(entry.shape):
                 raise InputError(
@@ -172,8 +178,7 @@ def _apply(
     def of(layer: str) -> Entry:
         return applied({name: TaskVector({layer: v[layer]} if layer in v else {}) for name, v in whole.items()})[layer]
 
-    nature = nature_of(function)
-    if not (nature and nature.layerwise) or isinstance(settings.get("scale"), dict):  # which may speak of depth
+    if not nature_of(function).layerwise or isinstance(settings.get("scale"), dict):  # which may speak of depth
         return applied(whole)
     of(min(shapes, key=lambda layer: math.prod(shapes[layer])))  # wrong settings show before anything is written
     return TaskVector(OnDemand({layer: functools.partial(of, layer) for layer in shapes}))

@@ -105,10 +105,10 @@ def learn(
         backbone.eval()
         plant(derived(seed, task.name, "end"))  # the same whether the last step was made now or before a stop
         method.end(backbone, task, course.optimizer)
-        inputs = _inputs(backbone, task) if training.keep_inputs else None
+        kept = {"inputs": _inputs(backbone, task)} if training.keep_inputs else {}
     for tracker in accelerator.trackers:  # `end_training` would also part the processes, which have more tasks to learn
         tracker.finish()
-    return Adapter(task.name, adapters.config_of(backbone.model), start, adapters.read(backbone.model), inputs)
+    return Adapter(task.name, adapters.config_of(backbone.model), start, adapters.read(backbone.model), kept)
 
 
 def _inputs(backbone: Backbone, task: Task) -> dict[str, Tensor]:

@@ -70,6 +70,11 @@ class Training:
     trackers: tuple[str, ...] = ()
 
     @property
+    def kept(self) -> list[str]:
+        """What adapters keep for rules, by name."""
+        return ["inputs"] if self.keep_inputs else []
+
+    @property
     def shares_head(self) -> bool:
         """Whether all tasks have one head."""
         return self.heads == "shared"

@@ -1,14 +1,16 @@
 """From adapters to one model: task vectors, a rule, and the model as it acts at test time."""
 
 import contextlib
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import get_origin
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
+from perdure import registry
 from perdure.errors import InputError
-from perdure.merging.rule_settings import Inputs, Rule, RuleLike, Since, Space
+from perdure.merging.rule_settings import Rule, RuleLike, Since, Space
 from perdure.models import adapters
 from perdure.models.adapters import Adapter
 from perdure.models.backbone import Backbone
@@ -16,35 +18,40 @@ from perdure.models.mixture import Choice, Mixture
 from perdure.vectors.task_vector import LowRank, TaskVector
 
 
-def tried(rule: Rule, *, full: bool = False) -> "Combined":
-    """What a rule makes of two small task vectors, low-rank or `full`: whatever is wrong with it shows here.
+def check_fits(rule: Rule, module: adapters.Kind | None) -> None:
+    """Check that a rule can combine what a kind of module has learned, by what it declares.
 
     Raises
     ------
-    PerdureError
-        As the rule does.
+    InputError
+        It cannot, or what it returns is nothing that a rule may return.
     """
-    if rule.search.over != "all" and rule.name != "task_arithmetic":
-        raise InputError(f"`search.over: {rule.search.over}` is for `task_arithmetic`, not for `{rule.name}`.")
-    if rule.searches or isinstance(rule.options.get("scale"), Mapping):  # the tasks below have other names
-        return tried(rule.with_scale(1.0), full=full)
-    small = LowRank(torch.ones(2, 1), torch.ones(1, 2)) if rule.space == "delta" else torch.ones(2)
-    small = torch.ones(2, 2) if full else small
-    inputs = {name: {"w": torch.eye(2)} for name in ("a", "b")}
-    return Combined(_result(rule, {name: TaskVector({"w": small}) for name in inputs}, inputs))
-
-
-def _result(
-    rule: Rule, vectors: Mapping[str, TaskVector], inputs: Inputs
-) -> TaskVector | dict[str, TaskVector] | Mixture:
-    """Apply a rule, which may be a user's own, and check what it returns."""
-    made = rule(vectors, inputs)
-    if not isinstance(made, TaskVector | dict | Mixture):
+    if module == "bottleneck" and rule.space == "delta":
+        raise InputError("`peft: bottleneck` has no ΔW: give the rule `space: factor`.")
+    if rule.nature.low_rank and (module == "full" or rule.space == "factor"):
+        given = f"`space: {rule.space}` of `peft: {module}`" if rule.space == "factor" else f"`peft: {module}`"
         raise InputError(
-            f"The rule `{rule.name}` returned {type(made).__name__}: it must return a `TaskVector`, a dict with one "
-            "for each task, or a `Mixture`."
+            f"The rule `{rule.name}` combines low-rank changes, and what {given} gives is not low-rank: use LoRA in "
+            "`space: delta`."
         )
-    return made
+    returned = inspect.signature(registry.find("rule", rule.name), eval_str=True).return_annotation
+    kind = get_origin(returned) or returned
+    if isinstance(kind, type) and kind is not inspect.Signature.empty:
+        _check_returned(rule, kind)
+
+
+def _check_returned(rule: Rule, kind: type) -> None:
+    """Check the type of what a rule returns, which may be a user's own."""
+    if not issubclass(kind, TaskVector | dict | Mixture):
+        raise InputError(
+            f"The rule `{rule.name}` returned {kind.__name__}: it must return a `TaskVector`, a dict with one for each "
+            "task, or a `Mixture`."
+        )
+    if not issubclass(kind, TaskVector) and not rule.routed:
+        raise InputError(
+            f"The rule `{rule.name}` returned {kind.__name__}, so that what acts depends on the input: declare it as "
+            '`@nature("routed", …)`.'
+        )
 
 
 def task_vectors(
@@ -174,7 +181,11 @@ def combine(learned: Sequence[Adapter], rule: RuleLike) -> Combined:
     rule = Rule.of(rule)
     if rule.searches:
         raise InputError("`scale: search` needs validation data; give a number, `1/n` or `1/sqrt(n)` here.")
-    inputs = {adapter.name: adapter.inputs for adapter in learned if adapter.inputs}
-    merged = _result(rule, task_vectors(learned, space=rule.space, since=rule.since), inputs)
+    kept: dict[str, dict[str, Mapping[str, Tensor]]] = {}
+    for adapter in learned:
+        for name, by_layer in adapter.kept.items():
+            kept.setdefault(name, {})[adapter.name] = by_layer
+    merged = rule(task_vectors(learned, space=rule.space, since=rule.since), kept)
+    _check_returned(rule, type(merged))
     merged = merged.made() if isinstance(merged, TaskVector) else merged  # it will be applied many times
     return Combined(merged, learned[0] if rule.space == "factor" else None, rule.label)

@@ -6,18 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from jaxtyping import Float
 from torch import Tensor
 
 from perdure import registry
 from perdure.errors import InputError
-from perdure.merging.rule import takes_inputs
+from perdure.merging.rule import KEPT, Nature, check_settings, nature_of
 from perdure.merging.search import Search
 from perdure.settings import checked, named, validated
 
 Space = Literal["delta", "factor"]
 Since = Literal["pretrained", "start"]
-Inputs = Mapping[str, Mapping[str, Float[Tensor, "in in"]]]
+KeptByTask = Mapping[str, Mapping[str, Mapping[str, Tensor]]]
+"""What adapters keep for rules: by its name, the task and the layer."""
 WHERE: dict[str, Any] = {"space": (Space, "delta"), "since": (Since, "pretrained"), "search": (Search, Search())}
 
 
@@ -103,12 +103,17 @@ class Rule:
         given = {key: settings[key] for key in WHERE if key in settings}
         options = {key: value for key, value in settings.items() if key not in WHERE}
         applied = validated(WHERE, given, where)
+        over = applied["search"].over if "search" in applied else "all"
+        if over != "all" and name != "task_arithmetic":
+            raise InputError(f"`search.over: {over}` is for `task_arithmetic`, not for `{name}`.")
         if "search" in given and "scale" not in options:
             raise InputError(f"`search` of {where} says how a scale is found: give it with `scale: search`.")
         searched = {}
         if options.get("scale") == "search" and "scale" in registry.options(function):
             searched = {"scale": options.pop("scale")}  # a run finds the number
-        options = checked(function, options, where) | searched
+        options = checked(function, options, where)
+        check_settings(function, options)
+        options |= searched
         usual = {key: default for key, (_, default) in WHERE.items()}
         for key, value in {"name": name, "options": options, **usual, **applied}.items():
             object.__setattr__(self, key, value)
@@ -144,30 +149,33 @@ class Rule:
         """The rule with another scale."""
         return self.with_options({**self.options, "scale": scale})
 
-    def __call__(self, vectors: Mapping[str, Any], inputs: Inputs | None = None) -> Any:
+    def __call__(self, vectors: Mapping[str, Any], kept: KeptByTask | None = None) -> Any:
         """What the rule makes of task vectors, by task name: one, one for each task, or a `Mixture`.
-
-        `inputs` are the kept covariances of the layers' inputs, by task and layer.
 
         Raises
         ------
         InputError
-            The rule needs statistics of inputs, and none were kept.
+            The rule needs what was not `kept`.
         """
-        function = registry.find("rule", self.name)
-        if not takes_inputs(function):
-            return function(vectors, **self.options)
-        if not inputs:
-            raise InputError(
-                f"The rule `{self.name}` needs statistics of the layers' inputs, which were not kept: learn the tasks "
-                "with `training: {keep_inputs: true}`."
-            )
-        return function(vectors, inputs, **self.options)
+        needed = {}
+        for name in self.nature.needs:
+            if not kept or not kept.get(name):
+                raise InputError(
+                    f"The rule `{self.name}` needs {KEPT[name]}, which were not kept: learn the tasks with `training: "
+                    f"{{keep_{name}: true}}`."
+                )
+            needed[name] = kept[name]
+        return registry.find("rule", self.name)(vectors, **needed, **self.options)
 
     @property
-    def needs_inputs(self) -> bool:
-        """Whether it takes statistics of the layers' inputs."""
-        return takes_inputs(registry.find("rule", self.name))
+    def nature(self) -> Nature:
+        """What the rule declares."""
+        return nature_of(registry.find("rule", self.name))
+
+    @property
+    def routed(self) -> bool:
+        """Whether each task has a model of its own, or each input."""
+        return self.nature.order == "routed"
 
     @property
     def searches(self) -> bool:

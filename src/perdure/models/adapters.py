@@ -7,7 +7,7 @@ The model holds one adapter at a time, under peft's own name `default`. What a t
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -59,15 +59,15 @@ class Adapter:
         peft's configuration of the module; none where a method has none, and so no parameters.
     start, parameters
         The module's parameters before and after the task, on the CPU, by peft's names.
-    inputs
-        E[x xᵀ] of what went into each layer, by the layer's name, where it was kept.
+    kept
+        What was kept for rules, by its name and the layer's: `inputs` is E[x xᵀ] of what went into the layer.
     """
 
     name: str
     config: peft.PeftConfig | None
     start: Parameters
     parameters: Parameters
-    inputs: dict[str, Float[Tensor, "in in"]] | None = None
+    kept: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
 
 
 def configure(

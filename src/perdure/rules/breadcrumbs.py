@@ -1,16 +1,28 @@
 """Model Breadcrumbs (Davari & Belilovsky 2024): neither the smallest changes nor the outliers."""
 
+from typing import Annotated
+
 import torch
+from annotated_types import Ge, Lt
 
 from perdure.errors import InputError
-from perdure.merging.rule import bounded, nature
+from perdure.merging.rule import nature
 from perdure.rules.parts import sparse
 from perdure.vectors.task_vector import TaskVector
 
 
-@nature("order-free", state="one task vector", layerwise=True)
+def _check(beta: float, gamma: float) -> None:
+    if not beta < gamma <= 1:
+        raise InputError(f"`gamma` must be above `beta` and at most 1, got `{gamma}` and `{beta}`.")
+
+
+@nature("order-free", state="one task vector", layerwise=True, check=_check)
 def breadcrumbs(
-    vectors: dict[str, TaskVector], *, beta: float = 0.9, gamma: float = 0.99, scale: float = 0.3
+    vectors: dict[str, TaskVector],
+    *,
+    beta: Annotated[float, Ge(0), Lt(1)] = 0.9,
+    gamma: float = 0.99,
+    scale: float = 0.3,
 ) -> TaskVector:
     """Theta = Theta_pre + scale · sum of m_t ⊙ tau_t, with m_t = 1 between two quantiles of each layer's magnitudes.
 
@@ -34,10 +46,6 @@ def breadcrumbs(
     Davari & Belilovsky, Model Breadcrumbs, arXiv 2312.06795. Its code takes the quantiles of each row of a matrix, and
     not of the layer; mergekit takes them of the tensor, as we do.
     """
-    bounded("beta", beta, "[0, 1)")
-    if not beta < gamma <= 1:
-        raise InputError(f"`gamma` must be above `beta` and at most 1, got `{gamma}` and `{beta}`.")
-    bounded("scale", scale, "(-inf, inf)")
 
     def masked(change: torch.Tensor) -> torch.Tensor:
         order = change.abs().flatten().argsort(stable=True)

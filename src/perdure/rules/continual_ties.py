@@ -1,8 +1,10 @@
 """TIES one task at a time: the baseline of the literature on continual merging."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from perdure.merging.rule import bounded, chosen, nature
+from annotated_types import Gt, Le
+
+from perdure.merging.rule import nature
 from perdure.rules.parts import sparse
 from perdure.vectors.task_vector import TaskVector
 
@@ -14,7 +16,7 @@ def continual_ties(
     vectors: dict[str, TaskVector],
     *,
     mode: Mode = "fold",
-    density: float = 0.2,
+    density: Annotated[float, Gt(0), Le(1)] = 0.2,
     scale: float = 1.0,
     how: sparse.How = "mean",
     per: sparse.Per = "model",
@@ -43,11 +45,6 @@ def continual_ties(
     ----------
     TIES: arXiv 2306.01708. As a baseline of continual merging: Tang et al., arXiv 2501.09522.
     """
-    chosen("mode", mode, Mode)
-    bounded("density", density, "(0, 1]")
-    bounded("scale", scale, "(-inf, inf)")
-    chosen("how", how, sparse.How)
-    chosen("per", per, sparse.Per)
     if mode == "batch":
         return sparse.ties(vectors, density=density, how=how, per=per) * scale
     first, *rest = vectors.values()

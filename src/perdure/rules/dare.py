@@ -1,15 +1,23 @@
 """DARE (Yu et al. 2024): drop entries at random, rescale the rest, and combine."""
 
-import torch
+from typing import Annotated
 
-from perdure.merging.rule import bounded, chosen, nature
+import torch
+from annotated_types import Ge, Lt
+
+from perdure.merging.rule import nature
 from perdure.rules.parts import sparse
 from perdure.vectors.task_vector import TaskVector
 
 
 @nature("order-free", state="n task vectors; for the sum and the average, one", layerwise=True)
 def dare(
-    vectors: dict[str, TaskVector], *, p: float = 0.5, scale: float = 1.0, then: sparse.Then = "average", seed: int = 0
+    vectors: dict[str, TaskVector],
+    *,
+    p: Annotated[float, Ge(0), Lt(1)] = 0.5,
+    scale: float = 1.0,
+    then: sparse.Then = "average",
+    seed: int = 0,
 ) -> TaskVector:
     """Theta = Theta_pre + scale · combination of m_t ⊙ tau_t / (1 - p), with m_t = 0 with probability p, else 1.
 
@@ -38,9 +46,6 @@ def dare(
     Yu et al., Language Models are Super Mario, arXiv 2311.03099. mergekit's rescaling keeps the sum of magnitudes of
     each tensor instead of dividing by 1 - p.
     """
-    bounded("p", p, "[0, 1)")
-    bounded("scale", scale, "(-inf, inf)")
-    chosen("then", then, sparse.Then)
 
     def merge(name: str, layer: sparse.Layer) -> torch.Tensor:
         left = [sparse.dropped(change, 1 - p, seed=seed, task=task, name=name) for task, change in layer.items()]

@@ -1,19 +1,27 @@
 """DELLA (Deep et al. 2024): drop small entries more often than great ones, elect signs, and merge."""
 
+from typing import Annotated
+
 import torch
+from annotated_types import Ge, Lt
 
 from perdure.errors import InputError
-from perdure.merging.rule import bounded, chosen, nature
+from perdure.merging.rule import nature
 from perdure.rules.parts import sparse
 from perdure.vectors.task_vector import TaskVector
 
 
-@nature("order-free", state="n task vectors", layerwise=True)
+def _check(p: float, epsilon: float) -> None:
+    if not 0 <= p - epsilon <= p + epsilon < 1:
+        raise InputError(f"`p` - `epsilon` and `p` + `epsilon` must be in [0, 1), got `{p}` and `{epsilon}`.")
+
+
+@nature("order-free", state="n task vectors", layerwise=True, check=_check)
 def della(
     vectors: dict[str, TaskVector],
     *,
     p: float = 0.3,
-    epsilon: float = 0.07,
+    epsilon: Annotated[float, Ge(0), Lt(0.5)] = 0.07,
     scale: float = 1.0,
     then: sparse.Then = "ties",
     seed: int = 0,
@@ -45,11 +53,6 @@ def della(
     ----------
     Deep et al., DELLA-Merging, arXiv 2406.11617. mergekit's rescaling keeps the sum of magnitudes of each tensor.
     """
-    bounded("epsilon", epsilon, "[0, 0.5)")
-    if not 0 <= p - epsilon <= p + epsilon < 1:
-        raise InputError(f"`p` - `epsilon` and `p` + `epsilon` must be in [0, 1), got `{p}` and `{epsilon}`.")
-    bounded("scale", scale, "(-inf, inf)")
-    chosen("then", then, sparse.Then)
 
     def merge(name: str, layer: sparse.Layer) -> torch.Tensor:
         keep = {task: 1 - p + epsilon * sparse.standing(change) for task, change in layer.items()}

@@ -1,8 +1,10 @@
 """Iso-C and Iso-CTS (Marczak et al. 2025): the sum of the task vectors with all its singular values equal."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from perdure.merging.rule import bounded, chosen, nature
+from annotated_types import Gt, Le
+
+from perdure.merging.rule import nature
 from perdure.rules.parts.spectral import Changes, each_matrix, joined, strongest, summed
 from perdure.vectors.task_vector import LowRank, TaskVector, svd
 
@@ -10,7 +12,13 @@ Mode = Literal["c", "cts"]
 
 
 @nature("order-free", state="one task vector; for cts, n", layerwise=True)
-def iso(vectors: dict[str, TaskVector], *, mode: Mode = "c", common: float = 0.8, scale: float = 1.0) -> TaskVector:
+def iso(
+    vectors: dict[str, TaskVector],
+    *,
+    mode: Mode = "c",
+    common: Annotated[float, Gt(0), Le(1)] = 0.8,
+    scale: float = 1.0,
+) -> TaskVector:
     """Theta = Theta_pre + scale · mean(S) U Vᵀ, with U S Vᵀ = sum of tau_t of each matrix.
 
     With `cts` the least singular vectors of the sum give way to the strongest of each task outside of the span of those
@@ -41,9 +49,6 @@ def iso(vectors: dict[str, TaskVector], *, mode: Mode = "c", common: float = 0.8
     ----------
     Marczak et al., No Task Left Behind, arXiv 2502.04959.
     """
-    chosen("mode", mode, Mode)
-    bounded("common", common, "(0, 1]")
-    bounded("scale", scale, "(-inf, inf)")
 
     def merge(name: str, changes: Changes) -> LowRank:
         U, S, Vh = svd(summed(list(changes.values())))

@@ -1,8 +1,10 @@
 """KnOTS (Stoica et al. 2025): align the tasks by a common decomposition, then merge."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from perdure.merging.rule import bounded, chosen, nature
+from annotated_types import Gt, Le
+
+from perdure.merging.rule import nature
 from perdure.rules.parts import sparse
 from perdure.rules.parts.spectral import aligned
 from perdure.vectors.task_vector import LowRank, TaskVector, dense, total
@@ -14,7 +16,7 @@ Then = Literal["ties", "sum"]
 def knots(
     vectors: dict[str, TaskVector],
     *,
-    density: float = 0.2,
+    density: Annotated[float, Gt(0), Le(1)] = 0.2,
     scale: float = 1.0,
     then: Then = "ties",
     how: sparse.How = "mean",
@@ -45,11 +47,6 @@ def knots(
     ----------
     Stoica et al., Model Merging with SVD to Tie the KnOTS, arXiv 2410.19735.
     """
-    bounded("density", density, "(0, 1]")
-    bounded("scale", scale, "(-inf, inf)")
-    chosen("then", then, Then)
-    chosen("how", how, sparse.How)
-    chosen("per", per, sparse.Per)
     bases, parts = aligned(vectors)
     merged = total(list(parts.values())) if then == "sum" else sparse.ties(parts, density=density, how=how, per=per)
     return scale * TaskVector({k: LowRank(bases[k], dense(v)) if k in bases else v for k, v in merged.items()})

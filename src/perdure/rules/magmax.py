@@ -4,7 +4,7 @@ import functools
 
 import torch
 
-from perdure.merging.rule import bounded, nature
+from perdure.merging.rule import nature
 from perdure.rules.parts import sparse
 from perdure.vectors.task_vector import TaskVector
 
@@ -32,7 +32,6 @@ def magmax(vectors: dict[str, TaskVector], *, scale: float = 0.5) -> TaskVector:
     ----------
     Marczak et al., MagMax, arXiv 2407.06322.
     """
-    bounded("scale", scale, "(-inf, inf)")
 
     def greater(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
         return torch.where(new.abs() >= old.abs(), new, old)

@@ -1,12 +1,18 @@
 """OPCM (Tang et al. 2025): each task vector is added where it is orthogonal to what was merged before."""
 
-from perdure.merging.rule import bounded, chosen, nature
+from typing import Annotated
+
+from annotated_types import Ge, Lt
+
+from perdure.merging.rule import nature
 from perdure.rules.parts.spectral import Block, added
 from perdure.vectors.task_vector import TaskVector
 
 
 @nature("sequential", state="one task vector, of a rank that grows by each task's; the last lambda; the mean norm")
-def opcm(vectors: dict[str, TaskVector], *, alpha: float = 0.5, block: Block = "topleft") -> TaskVector:
+def opcm(
+    vectors: dict[str, TaskVector], *, alpha: Annotated[float, Ge(0), Lt(1)] = 0.5, block: Block = "topleft"
+) -> TaskVector:
     """M_t = (lambda_(t-1) M_(t-1) + P(tau_t)) / lambda_t, with lambda_t such that |M_t| = mean of |tau_1|, …, |tau_t|.
 
     P removes from a matrix of tau_t, in the basis of the singular vectors of M_(t-1)'s, the diagonal, and the block of
@@ -40,8 +46,6 @@ def opcm(vectors: dict[str, TaskVector], *, alpha: float = 0.5, block: Block = "
     of a matrix without full rank, as LoRA's, the diagonal along arbitrary singular vectors is removed too. The first
     release of the code meant to remove the diagonal, but did so in a copy: figures made with it are of another rule.
     """
-    bounded("alpha", alpha, "[0, 1)")
-    chosen("block", block, Block)
     merged, factor, norms = TaskVector({}), 1.0, []
     for vector in (given.made() for given in vectors.values()):
         norms.append(vector.norm())

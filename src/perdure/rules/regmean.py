@@ -1,18 +1,23 @@
 """RegMean (Jin et al. 2023): the change whose outputs are nearest to those of every task on its own inputs."""
 
 from collections.abc import Mapping
+from typing import Annotated
 
 import torch
+from annotated_types import Ge, Le
 
 from perdure.errors import InputError
-from perdure.merging.rule import bounded, nature
+from perdure.merging.rule import nature
 from perdure.rules.parts.spectral import Changes, each_matrix, summed, times
 from perdure.vectors.task_vector import Entry, TaskVector
 
 
-@nature("order-free", state="sums over tasks of tau_t C_t and of C_t", layerwise=True)
+@nature("order-free", state="sums over tasks of tau_t C_t and of C_t", needs=["inputs"], layerwise=True)
 def regmean(
-    vectors: dict[str, TaskVector], inputs: Mapping[str, Mapping[str, torch.Tensor]], *, alpha: float = 0.9
+    vectors: dict[str, TaskVector],
+    inputs: Mapping[str, Mapping[str, torch.Tensor]],
+    *,
+    alpha: Annotated[float, Ge(0), Le(1)] = 0.9,
 ) -> TaskVector:
     """Theta = Theta_pre + (sum of tau_t C_t) (sum of C_t)⁺: the least squares of sum over t of E|tau x - tau_t x|².
 
@@ -38,7 +43,6 @@ def regmean(
     Jin et al., Dataless Knowledge Fusion, arXiv 2212.09849. It merges weights, which is the same: (sum of W C_t) G⁺ =
     W for the pre-trained W.
     """
-    bounded("alpha", alpha, "[0, 1]")
 
     def covariance(task: str, name: str, width: int) -> torch.Tensor:
         given = inputs.get(task, {}).get(name)

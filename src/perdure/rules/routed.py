@@ -5,7 +5,7 @@ from perdure.models.mixture import Mixture
 from perdure.vectors.task_vector import TaskVector
 
 
-@nature("routed", state="n task vectors, and the statistics of the task posterior")
+@nature("routed", state="n task vectors, and the statistics of the task posterior", low_rank=True)
 def routed(vectors: dict[str, TaskVector]) -> Mixture:
     """y = W0 x + ΔW_t x with t = argmax p(t | x) for each sample of a batch.
 

@@ -5,7 +5,7 @@ from perdure.merging.rule import nature
 from perdure.vectors.task_vector import LowRank, TaskVector, shapes
 
 
-@nature("sequential", state="one task vector, of the rank of one", layerwise=True)
+@nature("sequential", state="one task vector, of the rank of one", low_rank=True, layerwise=True)
 def slao(vectors: dict[str, TaskVector]) -> TaskVector:
     """Theta = Theta_pre + B A, with A = A_n and B^t = B^(t-1) + (B_t - B^(t-1)) / sqrt(t).
 

@@ -1,17 +1,19 @@
 """Spherical interpolation of two task vectors."""
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Le
 
 from perdure.errors import InputError
-from perdure.merging.rule import bounded, chosen, nature
+from perdure.merging.rule import nature
 from perdure.vectors.task_vector import TaskVector, shapes
 
 Per = Literal["layer", "model"]
 
 
 @nature("sequential", state="two task vectors, and no more tasks than two", most=2)
-def slerp(vectors: dict[str, TaskVector], *, t: float = 0.5, per: Per = "layer") -> TaskVector:
+def slerp(vectors: dict[str, TaskVector], *, t: Annotated[float, Ge(0), Le(1)] = 0.5, per: Per = "layer") -> TaskVector:
     """Theta = Theta_pre + (sin((1 - t) phi) tau_1 + sin(t phi) tau_2) / sin(phi), with phi the angle of the two.
 
     Where they are nearly parallel (|cos phi| > 0.9995), or one is zero, (1 - t) tau_1 + t tau_2. At t = 1/2 the order
@@ -36,8 +38,6 @@ def slerp(vectors: dict[str, TaskVector], *, t: float = 0.5, per: Per = "layer")
     Shoemake, Animating Rotation with Quaternion Curves, SIGGRAPH 1985. mergekit interpolates the models' weights, each
     tensor with its angle; we the task vectors.
     """
-    bounded("t", t, "[0, 1]")
-    chosen("per", per, Per)
     if len(vectors) > 2:
         raise InputError(f"`slerp` interpolates two task vectors, got {len(vectors)}: {', '.join(vectors)}.")
     if len(vectors) == 1:

@@ -6,9 +6,21 @@ from perdure.models.mixture import Mixture
 from perdure.vectors.task_vector import TaskVector
 
 
-@nature("routed", state="n task vectors, and for each layer n gates of `gate_rank` directions")
+def _check(top_k: int, gate_rank: int, expert_rank: int | None) -> None:
+    for name, value in {"top_k": top_k, "gate_rank": gate_rank, "expert_rank": expert_rank}.items():
+        if value is not None and value < 1:  # without a gate it is the rule `routed`
+            raise InputError(f"`{name}` of `smile` must be at least 1, got {value}.")
+
+
+@nature(
+    "routed", state="n task vectors, and for each layer n gates of `gate_rank` directions", low_rank=True, check=_check
+)
 def smile(
-    vectors: dict[str, TaskVector], *, top_k: int = 1, gate_rank: int = 4, expert_rank: int | None = None
+    vectors: dict[str, TaskVector],
+    *,
+    top_k: int = 1,
+    gate_rank: int = 4,
+    expert_rank: int | None = None,
 ) -> Mixture:
     """y = W0 x + sum over t of p_t(x) ΔW_t x, where p is the softmax of ‖V_tᵀ x‖, for each token and layer.
 
@@ -38,6 +50,4 @@ def smile(
     Tang et al., SMILE: Zero-Shot Sparse Mixture of Low-Rank Experts Construction From Pre-Trained Foundation Models,
     arXiv 2408.10174. Its public code changes the fine-tuned models that it is given; this does not.
     """
-    if gate_rank < 1:  # without a gate it is the rule `routed`
-        raise InputError(f"`gate_rank` of `smile` must be at least 1, got {gate_rank}.")
     return Mixture(vectors, gate_rank=gate_rank, top_k=top_k, expert_rank=expert_rank)

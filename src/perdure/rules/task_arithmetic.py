@@ -10,7 +10,17 @@ from perdure.vectors.task_vector import TaskVector, by_depth, total
 Scale = float | str | dict[str, float | list[float]]
 
 
-@nature("order-free", state="one task vector", layerwise=True)
+NAMED = ("1/n", "1/sqrt(n)")
+
+
+def _check(scale: Scale) -> None:
+    number = isinstance(scale, int | float) and math.isfinite(scale)
+    if not (number or isinstance(scale, Mapping) or scale in NAMED):
+        allowed = f"a number, a mapping by task, or one of {[*NAMED, 'search']}"
+        raise InputError(f"`scale` of `task_arithmetic` must be {allowed}, got `{scale}`.")
+
+
+@nature("order-free", state="one task vector", layerwise=True, check=_check)
 def task_arithmetic(vectors: dict[str, TaskVector], *, scale: Scale = "1/n") -> TaskVector:
     """Theta = Theta_pre + scale · sum of tau_t over the n tasks.
 
@@ -40,9 +50,6 @@ def task_arithmetic(vectors: dict[str, TaskVector], *, scale: Scale = "1/n") -> 
         return total([_scaled(vector, scale[task], vectors) for task, vector in vectors.items()])
     n = len(vectors)
     named = {"1/n": 1 / n, "1/sqrt(n)": n**-0.5}
-    if scale not in named and (isinstance(scale, str) or not math.isfinite(scale)):
-        allowed = f"a number, a mapping by task, or one of {[*named, 'search']}"
-        raise InputError(f"`scale` of `task_arithmetic` must be {allowed}, got `{scale}`.")
     return total(list(vectors.values())) * (named[scale] if isinstance(scale, str) else scale)
 
 

@@ -1,6 +1,10 @@
 """TIES (Yadav et al. 2023): trim, elect signs, merge what agrees."""
 
-from perdure.merging.rule import bounded, chosen, nature
+from typing import Annotated
+
+from annotated_types import Gt, Le
+
+from perdure.merging.rule import nature
 from perdure.rules.parts import sparse
 from perdure.vectors.task_vector import TaskVector
 
@@ -9,7 +13,7 @@ from perdure.vectors.task_vector import TaskVector
 def ties(
     vectors: dict[str, TaskVector],
     *,
-    density: float = 0.2,
+    density: Annotated[float, Gt(0), Le(1)] = 0.2,
     scale: float = 1.0,
     how: sparse.How = "mean",
     per: sparse.Per = "model",
@@ -43,8 +47,4 @@ def ties(
     Yadav et al., TIES-Merging, arXiv 2306.01708. Its code leaves one entry more. Entries whose sum is 0 are positive
     in peft and mergekit; if most entries are neither, its code takes the negative ones, and we none.
     """
-    bounded("density", density, "(0, 1]")
-    bounded("scale", scale, "(-inf, inf)")
-    chosen("how", how, sparse.How)
-    chosen("per", per, sparse.Per)
     return sparse.ties(vectors, density=density, how=how, per=per) * scale

@@ -1,13 +1,16 @@
 """TSV-Merge (Gargiulo et al. 2025): the strongest singular vectors of each task, made orthogonal across tasks."""
 
-from perdure.errors import InputError
-from perdure.merging.rule import bounded, nature
+from typing import Annotated
+
+from annotated_types import Ge
+
+from perdure.merging.rule import nature
 from perdure.rules.parts.spectral import Changes, each_matrix, joined, strongest
 from perdure.vectors.task_vector import LowRank, TaskVector
 
 
 @nature("order-free", state="n task vectors", layerwise=True)
-def tsv(vectors: dict[str, TaskVector], *, rank: int = 0, scale: float = 1.0) -> TaskVector:
+def tsv(vectors: dict[str, TaskVector], *, rank: Annotated[int, Ge(0)] = 0, scale: float = 1.0) -> TaskVector:
     """Theta = Theta_pre + scale · U diag(S_1, …, S_n) Vᵀ, with U the nearest orthonormal matrix to [U_1 … U_n].
 
     Of each task's matrix the `rank` greatest singular triples U_t, S_t, V_t are taken; V is made of [V_1 … V_n] as U
@@ -33,9 +36,6 @@ def tsv(vectors: dict[str, TaskVector], *, rank: int = 0, scale: float = 1.0) ->
     Gargiulo et al., Task Singular Vectors, arXiv 2412.00081. Its code takes singular vectors of values that are zero
     too, where a matrix has no more.
     """
-    if rank < 0:
-        raise InputError(f"`rank` must be a whole number, 0 or more, got `{rank}`.")
-    bounded("scale", scale, "(-inf, inf)")
 
     def merge(name: str, changes: Changes) -> LowRank:
         most = rank or max(1, min(next(iter(changes.values())).shape) // len(vectors))

@@ -1,6 +1,7 @@
 """What a task has learned, as files: a PEFT folder that stock peft loads, and beside it the start of training."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,9 @@ from perdure.models.adapters import Adapter
 from perdure.storage.tensors import TensorFile
 
 PREFIX = "base_model.model."
-CONFIG, WEIGHTS, START, INPUTS = (
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    "start.safetensors",
-    "inputs.safetensors",
-)
+CONFIG, WEIGHTS, START = "adapter_config.json", "adapter_model.safetensors", "start.safetensors"
+KEPT = {"inputs": "inputs.safetensors"}
+"""The file of each thing that adapters keep for rules."""
 MIDDLE = {
     "lora_A.weight": 0,
     "lora_B.weight": 1,
@@ -56,15 +54,16 @@ def contents(adapter: Adapter, *, base: str, head: tuple[str, nn.Linear] | None)
         f"adapter/{WEIGHTS}": to_bytes(tensors, metadata={"format": "pt"}),
         START: to_bytes(adapter.start),
     }
-    return found | ({INPUTS: to_bytes(_shared(adapter.inputs))} if adapter.inputs else {})
+    kept = {KEPT[name]: to_bytes(_shared(by_layer)) for name, by_layer in adapter.kept.items()}
+    return found | kept
 
 
-def _shared(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Layers that read the same tensor have one matrix, under all their names."""
+def _shared(by_layer: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Layers that have the same tensor have it once, under all their names."""
     names: dict[int, list[str]] = {}
-    for name, value in inputs.items():
+    for name, value in by_layer.items():
         names.setdefault(id(value), []).append(name)
-    return {",".join(group): inputs[group[0]] for group in names.values()}
+    return {",".join(group): by_layer[group[0]] for group in names.values()}
 
 
 def load(folder: Path, name: str, wanted: int | None = None) -> Adapter:
@@ -97,14 +96,13 @@ def load(folder: Path, name: str, wanted: int | None = None) -> Adapter:
     if missing := {f"{layer}.{part}" for layer in layers for part in parts} - set(start.tensors):
         raise CheckpointError(f"`{start.path}` has no `{min(missing)}`.")
     parameters = {key: weights.read(PREFIX + key) for key in start.tensors}  # a head may lie beside them
-    inputs = load_inputs(folder.parent)
-    for layer, value in (inputs or {}).items():
+    kept = _load_kept(folder.parent)
+    for layer, value in kept.get("inputs", {}).items():
         down = start.tensors.get(f"{layer}.lora_A.weight")
         if down is None or value.shape != (down.shape[1], down.shape[1]):
-            raise CheckpointError(
-                f"`{folder.parent / INPUTS}`: `{layer}` ({list(value.shape)}) does not fit the adapter."
-            )
-    return Adapter(name, config, start.read_all(), parameters, inputs)
+            path = folder.parent / KEPT["inputs"]
+            raise CheckpointError(f"`{path}`: `{layer}` ({list(value.shape)}) does not fit the adapter.")
+    return Adapter(name, config, start.read_all(), parameters, kept)
 
 
 def _layer(key: str) -> str:
@@ -112,8 +110,11 @@ def _layer(key: str) -> str:
     return key.removesuffix(".weight").removesuffix(".bias").rpartition(".")[0]
 
 
-def load_inputs(folder: Path) -> dict[str, Tensor] | None:
-    """The kept covariances by layer, if there are any."""
-    if not (path := folder / INPUTS).exists():
-        return None
-    return {name: value for group, value in TensorFile(path).read_all().items() for name in group.split(",")}
+def _load_kept(folder: Path) -> dict[str, dict[str, Tensor]]:
+    """Read what was kept for rules, by its name and the layer's."""
+    kept: dict[str, dict[str, Tensor]] = {}
+    for name, file in KEPT.items():
+        if (folder / file).exists():
+            groups = TensorFile(folder / file).read_all()
+            kept[name] = {layer: value for group, value in groups.items() for layer in group.split(",")}
+    return kept

@@ -3,13 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from perdure import registry
 from perdure.data.task import TaskStream
 from perdure.errors import InputError
 from perdure.learning.method import Method, Need, method_name
 from perdure.learning.training import Training
-from perdure.merging.combine import tried
-from perdure.merging.rule import nature_of
 from perdure.merging.rule_settings import Rule
 from perdure.models.backbone import Backbone
 from perdure.runs.measure import Evaluation, check_search
@@ -85,7 +82,7 @@ def check_alignment(training: Training, rule: Rule) -> None:
     InputError
         The rule gives no single model, or its scale is found only afterwards.
     """
-    if training.alignment and (rule.searches or tried(rule).routed):
+    if training.alignment and (rule.searches or rule.routed):
         raise InputError(f"`alignment` needs one model with a fixed scale, but the rule is `{rule.label}`.")
 
 
@@ -119,9 +116,9 @@ def check_length(stream: TaskStream, rule: Rule) -> None:
     InputError
         It cannot.
     """
-    nature = nature_of(registry.find("rule", rule.name))
-    if nature and nature.most and len(stream) > nature.most:
-        raise InputError(f"The rule `{rule.name}` combines at most {nature.most} tasks; the stream has {len(stream)}.")
+    most = rule.nature.most
+    if most and len(stream) > most:
+        raise InputError(f"The rule `{rule.name}` combines at most {most} tasks; the stream has {len(stream)}.")
 
 
 def check_examples(plan: Plan, learned: int, due: Sequence[int]) -> None:

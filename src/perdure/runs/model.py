@@ -20,7 +20,7 @@ from perdure.errors import DataError, InputError, NotFinite, RunError, UnknownNa
 from perdure.evaluation.posterior import TaskPosterior, describe
 from perdure.evaluation.score import by_task, probabilities, settled, task_logits
 from perdure.learning import engine
-from perdure.merging.combine import combine, tried
+from perdure.merging.combine import combine
 from perdure.merging.rule_settings import Rule, RuleLike
 from perdure.models import adapters
 from perdure.models.backbone import BATCH_SIZE, Backbone, Encoded
@@ -32,7 +32,6 @@ from perdure.runs.resume import restore
 from perdure.runs.sources import Sources
 from perdure.settings import checked, named
 from perdure.storage import files, staging
-from perdure.vectors.task_vector import TaskVector
 
 
 @dataclass(frozen=True)
@@ -345,9 +344,8 @@ def check_exportable(rule: Rule) -> None:
     RunError
         It is routed, or combines in factor space.
     """
-    routed = not isinstance(tried(rule).vectors, TaskVector)
-    if routed or rule.space == "factor":
-        why = "is routed" if routed else "combines in factor space"
+    if rule.routed or rule.space == "factor":
+        why = "is routed" if rule.routed else "combines in factor space"
         raise RunError(
             f"The rule `{rule.label}` {why}, so there is no one set of weights to export. Choose another with "
             "`--rule`, such as `task_arithmetic` in delta space."

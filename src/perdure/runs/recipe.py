@@ -17,7 +17,7 @@ from perdure.errors import CheckpointError, InputError, PerdureWarning
 from perdure.learning import engine
 from perdure.learning.method import Method
 from perdure.learning.training import Training
-from perdure.merging.combine import tried
+from perdure.merging.combine import check_fits
 from perdure.merging.rule_settings import Rule
 from perdure.models.backbone import Backbone
 from perdure.runs.folder import Run
@@ -248,14 +248,13 @@ def _hint_at_domains(stream: TaskStream, learned: int) -> None:
 
 
 def _check_together(method: Method, rule: Rule, training: Training) -> None:
-    """Try the rule on nothing, so that it fails now and not after hours of training."""
-    if method.module == "bottleneck" and rule.space == "delta":
-        raise InputError("`peft: bottleneck` has no ΔW: give the rule `space: factor`.")
-    if rule.needs_inputs and not training.keep_inputs:
-        raise InputError(f"The rule `{rule.name}` needs `training: {{keep_inputs: true}}`.")
+    """Check what the rule says of itself, so that it fails now and not after hours of training."""
+    for name in rule.nature.needs:
+        if name not in training.kept:
+            raise InputError(f"The rule `{rule.name}` needs `training: {{keep_{name}: true}}`.")
     if training.keep_inputs and method.module != "lora":
         raise InputError("`keep_inputs` is of the layers with LoRA: it needs a method with `peft: lora`.")
-    tried(rule, full=method.module == "full")
+    check_fits(rule, method.module)
 
 
 def own_stream(

@@ -131,7 +131,7 @@ def load(place: Path, *, rank: int | None = None) -> Learned:
         A file is missing or is not what was written.
     """
     manifest = layout.manifest(place)
-    present = {name for name in (GAUSSIANS, adapter_folder.INPUTS) if layout.is_there(place / name)}
+    present = {name for name in (GAUSSIANS, *adapter_folder.KEPT.values()) if layout.is_there(place / name)}
     needed = ADAPTER if rank or layout.is_there(place / "adapter") else set[str]()
     if unlisted := {*ALWAYS, *needed, *present} - manifest.keys():
         raise RunError(f"`{place / 'manifest.json'}` does not list `{min(unlisted)}`. It is damaged or was changed.")
@@ -207,7 +207,7 @@ def not_finite(learned: Learned) -> list[str]:
     parts: dict[str, Mapping[str, Any]] = {
         "adapter": learned.adapter.parameters,
         "start": learned.adapter.start,
-        "inputs": learned.adapter.inputs or {},
+        **learned.adapter.kept,
         "statistics": learned.statistics.tensors(),
         "method": learned.state,
         "gaussians": learned.gaussians.tensors() if learned.gaussians else {},
