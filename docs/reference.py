@@ -12,7 +12,6 @@ from typer.models import ArgumentInfo
 import perdure
 from perdure import registry
 from perdure.cli import app
-from perdure.merging.rule import nature_of
 
 SECTION = re.compile(r"^([A-Z]\w+)\n-{3,}$", re.M)
 TITLES: dict[registry.Kind, tuple[str, str]] = {
@@ -55,7 +54,7 @@ def registered(kind: registry.Kind) -> str:
 
 def declared(thing: Any) -> str:
     """What a rule or method says of itself besides its docstring."""
-    if nature := nature_of(thing):
+    if nature := getattr(thing, "nature", None):
         return f"*{nature.order.capitalize()}; kept for the next task: {nature.state}.*"
     if rule := getattr(thing, "usual_rule", ""):
         wraps = "method" in registry.options(thing)

@@ -2,9 +2,9 @@
 
 import contextlib
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import get_origin
+from typing import Any, get_origin
 
 from torch import Tensor, nn
 
@@ -34,10 +34,16 @@ def check_fits(rule: Rule, module: adapters.Kind | None) -> None:
             f"The rule `{rule.name}` combines low-rank changes, and what {given} gives is not low-rank: use LoRA in "
             "`space: delta`."
         )
-    returned = inspect.signature(registry.find("rule", rule.name), eval_str=True).return_annotation
-    kind = get_origin(returned) or returned
-    if isinstance(kind, type) and kind is not inspect.Signature.empty:
-        _check_returned(rule, kind)
+    _check_returned(rule, _return_type(registry.find("rule", rule.name)))
+
+
+def _return_type(function: Callable[..., Any]) -> type:
+    """Return the type that a rule says it returns; `TaskVector` where it says nothing that excludes it."""
+    annotation = inspect.signature(function, eval_str=True).return_annotation
+    kind = type(None) if annotation is None else get_origin(annotation) or annotation
+    if kind in (Any, inspect.Signature.empty) or not isinstance(kind, type) or issubclass(TaskVector, kind):
+        return TaskVector
+    return kind
 
 
 def _check_returned(rule: Rule, kind: type) -> None:
