@@ -1,8 +1,8 @@
 """The state of an optimizer, whichever it is, as values by name: tensors, and what JSON can hold.
 
 `0/exp_avg` is what AdamW keeps as `exp_avg` of its first parameter; `group/0/hess` is a tensor that stands among the
-settings of a group.
-No optimizer's names are known here: a fresh one that has made a step says which there are, and of which shapes.
+settings of a group. No optimizer's names are known here: a fresh one that has made a step says which there are, and of
+which shapes.
 """
 
 from collections.abc import Mapping

@@ -125,7 +125,10 @@ class Course:
             ) from error
 
     def _take_empty_step(self) -> None:
-        """Have a fresh optimizer make a step without gradients: then it keeps all that it will."""
+        """Have a fresh optimizer make a step with gradients of zero: then it keeps all that it will.
+
+        It may move the parameters, which are put in their place afterwards.
+        """
         with self.method.around(self.optimizer):
             for parameter in self.parameters:
                 parameter.grad = torch.zeros_like(parameter)
