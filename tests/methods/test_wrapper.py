@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from conftest import toy_task
 
-from perdure import InputError, Method, Training, learn
+from perdure import InputError, Method, TaskStream, Training, learn, run
 from perdure.learning.wrapper import Wrapper, forwarding
 from perdure.methods.ewc import EWC
 from perdure.methods.isolated import Isolated
@@ -107,11 +108,23 @@ def test_what_a_method_needs_is_that_of_the_other_and_its_own():
     assert LDA().needs == {"heads", "classes"}
 
 
-def test_a_backbone_without_heads_is_refused(bert, toy, monkeypatch):
+def test_a_backbone_without_heads_is_refused(bert, toy, monkeypatch, tmp_path):
     monkeypatch.setattr(type(bert), "has_heads", False)
     check_needs(Isolated(), bert, toy)
+    with pytest.raises(InputError, match="needs a head for each task"):
+        run(toy, bert, LDA(), output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()  # nothing was begun
     with pytest.raises(InputError, match="The method `lda` needs a head for each task, which `.*` has not"):
         check_needs(LDA(), bert, toy)
+
+
+def test_tasks_without_classes_are_refused(bert):
+    stream = TaskStream("free", (toy_task("colour", ["red", "green"], 1),))
+    check_needs(Replay(method=Isolated()), bert, stream)
+    object.__setattr__(stream[0], "classes", ())  # as those of a task of free text will be
+    check_needs(Isolated(), bert, stream)
+    with pytest.raises(InputError, match="`replay` needs tasks with classes, but `colour` has none"):
+        check_needs(Replay(method=Isolated()), bert, stream)
 
 
 def test_another_module_than_lora_is_refused(bert, toy, monkeypatch):
