@@ -40,6 +40,7 @@ def test_what_is_not_declared_has_a_default(mine):
             "def mine(vectors, inputs):\n    ...\n",
             r"takes \['inputs'\] besides .* needs \[\]: write",
         ),
+        ("@nature('routed', state='', needs=['x'])\ndef mine(vectors, x):\n    ...\n", r"can be had is \['inputs'\]"),
         ("@nature('routed', state='', needs=['inputs'])\ndef mine(vectors):\n    ...\n", r"takes \[\] besides"),
     ],
 )
@@ -61,6 +62,7 @@ def mine(
     low: float = 0.0,
     high: float = 1.0,
     how: Literal["mean", "sum"] = "mean",
+    about: Annotated[str, "a comment"] = "",
 ):
     raise AssertionError("it was run")
 """
@@ -79,7 +81,8 @@ def mine(
     ],
 )
 def test_settings_are_checked_without_running_the_rule(mine, settings, message):
-    assert mine(SETTINGS, share=1.0, high=2.0).options == {"share": 1.0, "high": 2.0}
+    right = {"share": 1.0, "high": 2.0, "about": "x"}
+    assert mine(SETTINGS, **right).options == right
     with pytest.raises(InputError, match=message):
         mine(SETTINGS, **settings)
 

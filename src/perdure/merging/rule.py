@@ -102,12 +102,12 @@ def nature_of(rule: Callable[..., Any]) -> Nature:
     Raises
     ------
     InputError
-        It takes what it does not declare.
+        It takes what it does not declare, or what adapters do not keep.
     """
     declared = getattr(rule, "nature", None) or Nature()
     parameters = inspect.signature(rule).parameters.values()
     taken = [each.name for each in parameters if each.kind is not inspect.Parameter.KEYWORD_ONLY][1:]
-    if taken != list(declared.needs):
+    if taken != list(declared.needs) or not KEPT.keys() >= set(taken):
         raise InputError(
             f"The rule `{rule.__name__}` takes {taken} besides task vectors, but declares that it needs "
             f"{list(declared.needs)}: write `@nature(…, needs={taken})`. What can be had is {list(KEPT)}."
@@ -136,7 +136,7 @@ def check_settings(rule: Callable[..., Any], given: Mapping[str, Any]) -> None:
 def _check_setting(name: str, value: Any, kind: Any) -> None:
     if get_origin(kind) is Literal:
         chosen(name, value, kind)
-    elif get_origin(kind) is Annotated:
+    elif get_origin(kind) is Annotated and get_args(kind)[0] in (int, float):
         bounded(name, value, _interval(get_args(kind)[1:]))
     elif kind is float:
         bounded(name, value, "(-inf, inf)")
