@@ -35,6 +35,7 @@ from perdure import Model, PerdureError, Recipe, Run, forget, verify
 from perdure.learning import engine
 from perdure.report.html import to_html
 from perdure.report.summary import summarise
+from perdure.runs.writer import Writer
 from perdure.storage import lock
 
 MEMORY = 500_000_000  # bytes
@@ -63,19 +64,20 @@ def prepare() -> None:
         "replayed": {"name": "replay", "method": {"name": "ewc", "rank": 2}, "per_class": 2},
         "sums": {"name": "lda"},
     }
-    kept = Run.save_unfinished
+    kept = Writer.unfinished
 
-    def stop(run: Run, snapshot: Any) -> None:
-        kept(run, snapshot)
-        if len(run.tasks) == 1 and snapshot.about["step"] in (0, 4):  # none is made where nothing is trained
+    def stop(writer: Writer, snapshot: Any) -> None:
+        kept(writer, snapshot)
+        second = len(Run(writer.folder).tasks) == 1
+        if second and snapshot and snapshot.about["step"] in (0, 4):  # none is made where nothing is trained
             raise KeyboardInterrupt
 
-    Run.save_unfinished = stop
+    Writer.unfinished = stop
     for name, method in methods.items():
         training = {**STEPS, "checkpoint_steps": 1, "best": name == "stopped"}
         with contextlib.suppress(KeyboardInterrupt):
             Recipe.parse({**common, "method": method, "training": training}).run(name)
-    Run.save_unfinished = kept
+    Writer.unfinished = kept
     Path("stopped/lock.json").write_text('{"pid": 4000000, "host": "elsewhere", "since": "2026-01-01T00:00:00+00:00"}')
     method = {"name": "isolated", "rank": 2, "peft": "bottleneck"}
     rule = {"name": "task_arithmetic", "space": "factor", "scale": "search"}

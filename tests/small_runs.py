@@ -14,6 +14,7 @@ from conftest import WORDS
 from tables import write
 
 from perdure import Method, Model, PeftMethod, Recipe, Run, Stopped, registry
+from perdure.runs.writer import Writer
 
 TABLES = {
     "fruit": ("apple", "pear"),
@@ -101,7 +102,7 @@ def make(folder: Path, name: str, values: dict[str, Any], settings: tuple[str, .
 
 def stopped(begin: Any, folder: Path, name: str, *arguments: Any, task: str, step: int, how: str = "Go on with") -> Run:
     """Do `begin`, and have a signal come at a step of a task."""
-    event = Run.event
+    event = Writer.event
 
     def noted(self, values):
         event(self, values)
@@ -109,6 +110,6 @@ def stopped(begin: Any, folder: Path, name: str, *arguments: Any, task: str, ste
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped, match=f"What was learned is kept. {how}"):
-        patch.setattr(Run, "event", noted)
+        patch.setattr(Writer, "event", noted)
         begin(folder, name, *arguments)
     return Run(folder / name)

@@ -31,7 +31,7 @@ def test_importing_is_cheap():
     code += "getattr(perdure, 'nothing', None), perdure.run.__module__)"
     source = {"PYTHONPATH": str(SOURCE.parent)}
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | source)
-    assert out.stdout.split() == ["set()", "None", "perdure.runs.story"], out.stderr
+    assert out.stdout.split() == ["set()", "None", "perdure.runs.begin"], out.stderr
 
 
 def test_annotations_are_checked_in_tests():

@@ -8,9 +8,9 @@ from annotated_types import Ge, Gt, Lt
 
 from perdure import InputError, Recipe, Rule, Training, registry
 from perdure.data.table import read_tasks
+from perdure.evaluation.measure import Evaluation
 from perdure.learning.alignment import Alignment
 from perdure.models.backbone import Backbone
-from perdure.runs.measure import Evaluation
 from perdure.settings import SEEDS, allowed, checked, put
 from perdure.storage import files
 

@@ -23,9 +23,10 @@ if TYPE_CHECKING:
         TrainingError,
         UnknownName,
     )
+    from perdure.evaluation.measure import Evaluation
     from perdure.evaluation.posterior import TaskPosterior
-    from perdure.learning.alignment import Alignment, Gaussians, align
-    from perdure.learning.loop import learn
+    from perdure.learning.alignment import Alignment, align
+    from perdure.learning.loop import Session, learn
     from perdure.learning.method import Method, PeftMethod
     from perdure.learning.training import Training
     from perdure.merging.combine import Combined, combine, task_vectors
@@ -35,15 +36,15 @@ if TYPE_CHECKING:
     from perdure.models.backbone import Backbone
     from perdure.models.mixture import Mixture
     from perdure.registry import find, names
-    from perdure.runs.extend import evaluate_run, learn_more
+    from perdure.runs.begin import run
+    from perdure.runs.extend import evaluate_run, forget, learn_more
     from perdure.runs.folder import Run
-    from perdure.runs.forget import Forgotten, forget
-    from perdure.runs.measure import Evaluation
+    from perdure.runs.forget import Forgotten
     from perdure.runs.model import Model, Prediction
     from perdure.runs.past import past_tasks
     from perdure.runs.recipe import Recipe
-    from perdure.runs.story import run
     from perdure.runs.verify import Verification, verify
+    from perdure.vectors.gaussians import Gaussians
     from perdure.vectors.statistics import Statistics
     from perdure.vectors.task_vector import LowRank, TaskVector
 
@@ -75,6 +76,7 @@ __all__ = [
     "Run",
     "RunError",
     "Search",
+    "Session",
     "Statistics",
     "Stopped",
     "Task",
@@ -124,10 +126,10 @@ _HOMES = {
         "TrainingError",
         "UnknownName",
     ],
-    "runs.measure": ["Evaluation"],
+    "evaluation.measure": ["Evaluation"],
     "evaluation.posterior": ["TaskPosterior"],
-    "learning.alignment": ["Alignment", "Gaussians", "align"],
-    "learning.loop": ["learn"],
+    "learning.alignment": ["Alignment", "align"],
+    "learning.loop": ["Session", "learn"],
     "learning.method": ["Method", "PeftMethod"],
     "learning.training": ["Training"],
     "merging.combine": ["Combined", "combine", "task_vectors"],
@@ -137,14 +139,15 @@ _HOMES = {
     "models.backbone": ["Backbone"],
     "models.mixture": ["Mixture"],
     "registry": ["find", "names"],
-    "runs.extend": ["evaluate_run", "learn_more"],
+    "runs.begin": ["run"],
+    "runs.extend": ["evaluate_run", "forget", "learn_more"],
     "runs.folder": ["Run"],
-    "runs.forget": ["Forgotten", "forget"],
+    "runs.forget": ["Forgotten"],
     "runs.model": ["Model", "Prediction"],
     "runs.past": ["past_tasks"],
     "runs.recipe": ["Recipe"],
-    "runs.story": ["run"],
     "runs.verify": ["Verification", "verify"],
+    "vectors.gaussians": ["Gaussians"],
     "vectors.statistics": ["Statistics"],
     "vectors.task_vector": ["LowRank", "TaskVector"],
 }

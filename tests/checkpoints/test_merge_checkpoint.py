@@ -220,16 +220,17 @@ def test_the_adapters_of_a_run_give_its_combined_model(run, pico, tmp_path):
 
 def test_try_another_rule_on_a_run(run, tmp_path, monkeypatch):
     """The recipe of a run made in Python has no tasks to measure (`test_cli` has one that does)."""
+    from perdure.evaluation.measure import Measurement
     from perdure.runs import extend as runs
 
     called = []
 
     def measured(*given, **more):
         called.append((given, more))
-        run.event({"event": "evaluation", "options": {"scale": 0.25} if given[2] else {}})
-        return run
+        rule = runs.rule_of(run.state, given[1], given[2])
+        return Measurement(2, rule, rule, [], {}, [], 0.0)
 
-    monkeypatch.setattr(runs, "evaluate_run", measured)
+    monkeypatch.setattr(runs, "_measured_again", measured)
     runs.try_rule(run.folder, "task_arithmetic", ["scale=0.25"], tmp_path / "out")
     assert called == [
         ((run.folder, "task_arithmetic", ["scale=0.25"]), {"steps": "last", "trust": False, "quiet": True})

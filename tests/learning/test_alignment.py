@@ -5,7 +5,8 @@ import torch
 
 from perdure import Alignment, Backbone, Gaussians, InputError, Rule, Training, align, run
 from perdure.methods.isolated import Isolated
-from perdure.runs.story import Evaluation, Plan, go_on
+from perdure.runs import story
+from perdure.runs.job import Evaluation, Plan
 
 CLASSES = {"a": ("p", "q"), "b": ("r", "s")}
 
@@ -144,4 +145,4 @@ def test_it_cannot_be_switched_on_later(bert, toy, tmp_path):
     results = run(toy.until(1), bert, Isolated(), rule, training=Training(epochs=1), output=tmp_path / "run")
     later = Training(epochs=1, alignment=Alignment())
     with pytest.raises(InputError, match="`alignment` must be on from the first task on"):
-        go_on(results, Plan(toy, bert, Isolated(), rule, later, Evaluation(), 0))
+        story.run(Plan(toy, bert, Isolated(), rule, later, Evaluation(), 0), results.folder)

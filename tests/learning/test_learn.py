@@ -8,7 +8,7 @@ import pytest
 import torch
 from small_runs import small
 
-from perdure import Backbone, InputError, Training, TrainingError, learn, registry
+from perdure import Backbone, InputError, Session, Training, TrainingError, learn, registry
 from perdure.learning.progress import Best, _decay, length_grouped
 from perdure.methods.isolated import Isolated
 from perdure.models import adapters
@@ -79,7 +79,7 @@ def test_best_epoch_is_kept_and_patience_stops():
 def test_patience_in_a_run(bert, toy):
     epochs = []
     training = Training(epochs=30, batch_size=8, learning_rate=0.02, patience=2)
-    learn(bert, [toy[0]], Isolated(), training, log=lambda event: epochs.append(event["epoch"]))
+    learn(bert, [toy[0]], Isolated(), training, session=Session(log=lambda event: epochs.append(event["epoch"])))
     assert max(epochs) < 29
 
 
@@ -106,17 +106,17 @@ def test_head_learning_rate(bert, toy):
 
 
 def test_trackers(bert, toy, tmp_path):
-    learn(bert, [toy[0]], Isolated(), Training(epochs=1, trackers=("tensorboard",)), folder=tmp_path)
+    learn(bert, [toy[0]], Isolated(), Training(epochs=1, trackers=("tensorboard",)), session=Session(folder=tmp_path))
     assert list(tmp_path.rglob("events.out.tfevents*"))
 
     with pytest.raises(InputError, match="No tracker `nope` is installed: accelerate finds .*tensorboard"):
-        learn(bert, [toy[0]], Isolated(), Training(epochs=1, trackers=("nope",)), folder=tmp_path)
+        learn(bert, [toy[0]], Isolated(), Training(epochs=1, trackers=("nope",)), session=Session(folder=tmp_path))
 
 
 def test_a_log_has_a_line_for_each_epoch(bert, toy, capsys):
-    learn(bert, [toy[0]], Isolated(), Training(epochs=1), quiet=True)
+    learn(bert, [toy[0]], Isolated(), Training(epochs=1), session=Session(quiet=True))
     assert capsys.readouterr().out == ""
-    learn(bert, [toy[0]], Isolated(), Training(epochs=3), quiet=False)
+    learn(bert, [toy[0]], Isolated(), Training(epochs=3), session=Session(quiet=False))
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(",")[0] for line in lines] == [f"Learning fruit: epoch {n} of 3" for n in (1, 2, 3)]
     assert all(", loss " in line for line in lines)
@@ -146,7 +146,7 @@ def test_golden_loss(kind, pico, toy, request):
     training, earlier = Training(epochs=1, batch_size=8), []
     for i in range(3):
         log = lambda event: losses.append(event["loss"])  # noqa: E731
-        earlier.append(learn(backbone, toy.tasks[: i + 1], method, training, earlier=earlier, log=log))
+        earlier.append(learn(backbone, toy.tasks[: i + 1], method, training, earlier=earlier, session=Session(log=log)))
         if not method.examples(toy.tasks):
             losses.extend(loss_under_all_heads(backbone, toy, task) for task in toy.tasks[: i + 1])
     if not file.exists():

@@ -13,8 +13,7 @@ from perdure.methods.ncm import NCM
 from perdure.methods.ranpac import RIDGES, RanPAC
 from perdure.models import heads
 from perdure.models.backbone import pooled
-from perdure.runs.extend import evaluate_run
-from perdure.runs.forget import forget
+from perdure.runs.extend import evaluate_run, forget
 
 RIDGE = "perdure.methods.ranpac.RIDGES"
 

@@ -22,12 +22,12 @@ from perdure import (
     run,
     task_vectors,
 )
+from perdure.evaluation.measure import Evaluation
 from perdure.methods.inflora import InfLoRA
 from perdure.methods.parts.subspace import Subspace
 from perdure.models import adapters
 from perdure.models.backbone import Encoded
 from perdure.models.inputs import input_covariances
-from perdure.runs.measure import Evaluation
 
 FEW = Training(epochs=2, batch_size=8, learning_rate=0.05)
 

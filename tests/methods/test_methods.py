@@ -4,7 +4,7 @@ import pytest
 import torch
 from small_runs import small, stopped
 
-from perdure import Backbone, Run, Training, learn, names, registry, run
+from perdure import Backbone, Run, Session, Training, learn, names, registry, run
 from perdure.methods.parts.frozen import FrozenMethod
 from perdure.models import adapters
 from perdure.models.backbone import pooled
@@ -89,7 +89,7 @@ def test_training_changes_the_module_and_lowers_the_loss(name, bert, toy):
         [toy[0]],
         make(name),
         Training(epochs=6, batch_size=8, learning_rate=0.02),
-        log=lambda e: losses.append(e["loss"]),
+        session=Session(log=lambda e: losses.append(e["loss"])),
     )
     assert not adapters.same(adapter.start, adapter.parameters)
     assert sum(losses[-4:]) < 0.7 * sum(losses[:4])
@@ -99,7 +99,7 @@ def test_training_changes_the_module_and_lowers_the_loss(name, bert, toy):
 def test_what_trains_nothing_puts_heads_in_place(name, bert, toy):
     method = make(name)
     for step in (1, 2, 3):
-        adapter = learn(bert, toy.until(step).tasks, method, FEW, log=pytest.fail)
+        adapter = learn(bert, toy.until(step).tasks, method, FEW, session=Session(log=pytest.fail))
         assert adapter.config is None and not adapter.parameters and not adapters.attached(bert.model)
         for task in toy.tasks[:step]:
             rows = bert.encode(task.rows("train"))

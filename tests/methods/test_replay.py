@@ -18,8 +18,7 @@ from perdure.methods.ncm import NCM
 from perdure.methods.replay import Replay
 from perdure.methods.sequential import Sequential
 from perdure.models import adapters
-from perdure.runs.extend import learn_more
-from perdure.runs.forget import forget
+from perdure.runs.extend import forget, learn_more
 
 FEW = Training(epochs=1, batch_size=8, learning_rate=0.01)
 

@@ -25,9 +25,9 @@ from perdure import (
     run,
     verify,
 )
+from perdure.evaluation.measure import Evaluation
 from perdure.methods.isolated import Isolated
 from perdure.methods.sequential import Sequential
-from perdure.runs.measure import Evaluation
 
 SHARED = Training(epochs=2, batch_size=8, heads="shared")
 FROZEN = ("lda", "ncm", "ranpac")

@@ -10,8 +10,9 @@ from conftest import write_adapter
 from safetensors.torch import save_file
 from torch import nn
 
-from perdure import Adapter, CheckpointError, InputError, LowRank, Rule, TaskPosterior, TaskVector, UnknownName, combine
-from perdure.evaluation.score import Evaluator, features, settled
+from perdure import Adapter, CheckpointError, InputError, LowRank, Rule, TaskVector, UnknownName, combine
+from perdure.evaluation.score import features, settled
+from perdure.evaluation.system import Learned, System
 from perdure.methods.isolated import Isolated
 from perdure.models import adapters
 from perdure.models.mixture import Mixture, remove
@@ -172,38 +173,37 @@ def test_a_mixed_batch_is_that_of_peft(bert, toy, tmp_path):
 
 def test_each_example_is_read_by_the_adapter_of_its_likeliest_task(bert, toy):
     found = learned(bert, toy)
-    posterior = TaskPosterior(
-        {
-            task.name: Statistics.of(
-                torch.randn(8, bert.width, generator=torch.manual_seed(i)), torch.arange(8) % 2, len(task.classes)
-            )
-            for i, task in enumerate(toy)
-        }
-    )
+    routed = system_of(bert, toy, found, "routed")
+    oracle = routed.with_rule(Rule(name="oracle"))
     for task in toy:
+        every = routed.answer(task).accuracy()
+        assert every["given"] == oracle.answer(task).accuracy()["given"]
+        assert every["concatenated"] == oracle.answer(task).accuracy()["concatenated"]
+        assert every["posterior"] == routed.answer(task, "test", ["posterior"]).accuracy()["posterior"]
+
+
+def system_of(bert, toy, adapters, rule):
+    """A system of these adapters, with random statistics."""
+    learned = []
+    for i, (task, adapter) in enumerate(zip(toy, adapters, strict=True)):
         bert.add_head(task.name, len(task.classes))
-    evaluator = Evaluator(bert, toy, toy.names, posterior)
-    routed, oracle = (combine(found, Rule(name=name)) for name in ("routed", "oracle"))
-    for task in toy.names:
-        every = evaluator.answers(routed, task).accuracy()
-        assert every["given"] == evaluator.answers(oracle, task).accuracy()["given"]
-        assert every["concatenated"] == evaluator.answers(oracle, task).accuracy()["concatenated"]
-        assert every["posterior"] == evaluator.answers(routed, task, ["posterior"]).accuracy()["posterior"]
+        values = torch.randn(8, bert.width, generator=torch.manual_seed(i))
+        statistics = Statistics.of(values, torch.arange(8) % 2, len(task.classes))
+        learned.append(Learned(task.classes, adapter, {}, statistics, {}, {}))
+    return System(bert, tuple(learned), Rule(name=rule))
 
 
 def test_one_pass_for_the_posterior_alone(bert, toy, monkeypatch):
     found = learned(bert, toy)
-    combined = combine(found, Rule(name="routed"))
-    for task in toy:
-        bert.add_head(task.name, len(task.classes))
-    evaluator = Evaluator(bert, toy, toy.names, None)
-    monkeypatch.setattr(Evaluator, "_log_weights", lambda self, rows: torch.tensor([[0.7, 0.1, 0.2]] * len(rows)).log())
+    system = system_of(bert, toy, found, "routed")
+    log_weights = torch.tensor([[0.7, 0.1, 0.2]]).log()
+    monkeypatch.setattr(System, "_log_weights", lambda self, rows, tasks: log_weights.repeat(len(rows), 1))
     passes = []
     plain = type(bert).forward
     monkeypatch.setattr(type(bert), "forward", lambda self, batch: passes.append(1) or plain(self, batch))
-    evaluator.answers(combined, "colour", ["posterior"]).accuracy()
+    system.answer(toy.task("colour"), "test", ["posterior"]).accuracy()
     batches = len(passes)
-    evaluator.answers(combined, "colour").accuracy()
+    system.answer(toy.task("colour")).accuracy()
     assert len(passes) - batches == 3 * batches  # one for each task
 
 

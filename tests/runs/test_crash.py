@@ -25,8 +25,8 @@ torch.set_num_threads(1)
 from conftest import make, toy_task
 from small_runs import small
 from perdure import Backbone, Evaluation, Run, TaskStream, Training, run, verify
+from perdure.runs import put, task_folder, writer
 from perdure.storage import files, lock, partial, staging
-from perdure.runs import folder as results_module
 
 name, kills, folder = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
 make("bert", folder / "bert")
@@ -34,7 +34,7 @@ size = 32 if os.environ.get("PERDURE_SOAK") else 16
 tasks = toy_task("fruit", ["apple", "pear"], 1, size), toy_task("colour", ["red", "green", "blue"], 2, size)
 stream = TaskStream("toy", tasks)
 training = Training(epochs=2, batch_size=8, learning_rate=0.01, checkpoint_steps=2, best=name == "sequential")
-WRITING = {module.__file__ for module in (files, lock, partial, staging, results_module)}
+WRITING = {module.__file__ for module in (files, lock, partial, staging, put, task_folder, writer)}
 OTHERS = ("read", "_reading", "parse", "check", "_check", "open", "_without")  # what only reads
 READING = {name for name in vars(files) if name.startswith(OTHERS)}
 

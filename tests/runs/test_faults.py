@@ -19,11 +19,16 @@ import pytest
 import torch
 from faults import Faults, watching
 
-from perdure import Backbone, Model, PerdureError, Recipe, Run, Training, forget, run, verify
+from perdure import Backbone, Evaluation, Model, PerdureError, Recipe, Rule, Run, Training, forget, run, verify
+from perdure.evaluation.measure import measure
 from perdure.learning.snapshot import Snapshot
 from perdure.methods.isolated import Isolated
 from perdure.report.html import report
+from perdure.runs import put
+from perdure.runs.forget import remove_last
 from perdure.runs.layout import UNFINISHED
+from perdure.runs.resume import restored
+from perdure.runs.writer import Writer, create, writing
 from perdure.storage import lock
 from perdure.storage.tensors import TensorFile
 
@@ -77,44 +82,51 @@ def made(pico, toy, tmp_path_factory) -> dict[str, Any]:
     """A run of two tasks, inside its third; and the pieces of one that can be written."""
     place = tmp_path_factory.mktemp("made")
     two = run(toy.until(2), Backbone.load(pico(), pooling="mean"), Isolated(rank=2), training=FEW, output=place / "two")
-    two.save_unfinished(SNAPSHOT)
+    Writer(two.folder).unfinished(SNAPSHOT)
     one = Path(shutil.copytree(place / "two", place / "one"))
-    with Run(one).writing():
-        Run(one).remove_task("colour")
+    with writing(one):
+        remove_last(one, "colour")
     recipe = {"backbone": two.recipe["backbone"] | {"model": str(pico())}}
-    return {"two": two.folder, "one": one, "colour": two.load_task("colour"), "recipe": two.recipe | recipe}
+    stream = toy.until(2)
+    system = restored(two.state, Backbone.load(pico(), pooling="mean"), Rule.of(two.recipe["rule"]), stream)
+    measurement = measure(system, stream, Evaluation())
+    made = {"two": two.folder, "one": one, "recipe": two.recipe | recipe}
+    return made | {"system": system, "measurement": measurement}
 
 
-def _writing(action: Callable[[Run, dict[str, Any]], Any]) -> Callable[[Path, dict[str, Any]], Any]:
+def _writing(action: Callable[[Writer, dict[str, Any]], Any]) -> Callable[[Path, dict[str, Any]], Any]:
     def act(folder: Path, made: dict[str, Any]) -> None:
-        results = Run(folder)
-        with results.writing():
-            action(results, made)
+        with writing(folder) as writer:
+            action(writer, made)
 
     return act
 
 
-def _save_task(results: Run, made: dict[str, Any]) -> None:
-    if "colour" not in results.tasks:
-        results.save_task(made["colour"], base="x", head=None)
+def _save_task(writer: Writer, made: dict[str, Any]) -> None:
+    if "colour" not in writer.state.tasks:
+        writer.task(made["system"])
 
 
-def _remove(results: Run, made: dict[str, Any]) -> None:
-    if "colour" in results.tasks:
-        results.remove_task("colour")
+def _remove(writer: Writer, made: dict[str, Any]) -> None:
+    if "colour" in writer.state.tasks:
+        remove_last(writer.folder, "colour")
+
+
+def _combined(writer: Writer, made: dict[str, Any]) -> None:
+    put.combined(writer.folder, writer.state.combined | {"x": 1})
 
 
 def _forget(folder: Path, made: dict[str, Any]) -> None:
     if "fruit" in Run(folder).tasks:
         forget(folder, "fruit")
     else:  # it was forgotten when its recipe was written: whoever writes the run next removes what is left
-        with Run(folder).writing():
+        with writing(folder):
             pass
 
 
 def _create(folder: Path, made: dict[str, Any]) -> None:
     if not os.path.exists(folder / "recipe.yaml"):
-        Run.create(folder, made["recipe"], {"python": "3"})
+        create(folder, made["recipe"])
 
 
 def _verify(folder: Path, made: dict[str, Any]) -> None:
@@ -134,13 +146,14 @@ FEW_CASES = 40
 """The number of operations that fail in turn; in a soak all of them do."""
 ACTIONS: dict[str, tuple[str, Callable[[Path, dict[str, Any]], Any]]] = {
     "create": ("", _create),
-    "lock": ("two", _writing(lambda results, made: None)),
+    "lock": ("two", _writing(lambda writer, made: None)),
     "save_task": ("one", _writing(_save_task)),
-    "save_unfinished": ("two", _writing(lambda results, made: results.save_unfinished(SNAPSHOT))),
-    "add_scores": ("two", _writing(lambda results, made: results.add_scores(ROWS))),
-    "save_combined": ("two", _writing(lambda results, made: results.save_combined(results.combined() | {"x": 1}))),
-    "event": ("two", _writing(lambda results, made: results.event({"event": "evaluation", "step": 2}))),
-    "trim_events": ("two", _writing(lambda results, made: results.trim_events("colour", 0))),
+    "save_unfinished": ("two", _writing(lambda writer, made: writer.unfinished(SNAPSHOT))),
+    "add_scores": ("two", _writing(lambda writer, made: put.scores(writer.folder, ROWS))),
+    "save_combined": ("two", _writing(_combined)),
+    "measurement": ("two", _writing(lambda writer, made: writer.measurement(made["measurement"]))),
+    "event": ("two", _writing(lambda writer, made: writer.event({"event": "evaluation", "step": 2}))),
+    "trim_events": ("two", _writing(lambda writer, made: writer.trim_events("colour", 0))),
     "remove_task": ("two", _writing(_remove)),
     "forget": ("two", _forget),
     "report": ("two", lambda folder, made: report([folder], folder / "report.html")),
@@ -244,13 +257,13 @@ def test_a_whole_run_fails_somewhere_and_goes_on(table, tmp_path, monkeypatch):
 LIMITED = """
 import resource, sys
 import torch
-from perdure import OutputError, Run
+from perdure import OutputError
 from perdure.learning.snapshot import Snapshot
+from perdure.runs.writer import writing
 resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))
-run = Run(sys.argv[1])
 try:
-    with run.writing():
-        run.save_unfinished(Snapshot({"step": 2}, {"parameter/0": torch.ones(5000)}))
+    with writing(sys.argv[1]) as writer:
+        writer.unfinished(Snapshot({"step": 2}, {"parameter/0": torch.ones(5000)}))
 except OutputError as error:
     sys.exit(f"refused: {error}")
 """

@@ -14,9 +14,9 @@ from perdure import InputError, Model, Recipe, Rule, Run, RunError, Stopped, Tra
 from perdure.methods.isolated import Isolated
 from perdure.methods.sequential import Sequential
 from perdure.report import report
-from perdure.runs.extend import evaluate_run, learn_more
-from perdure.runs.forget import forget
+from perdure.runs.extend import evaluate_run, forget, learn_more
 from perdure.runs.verify import verify
+from perdure.runs.writer import writing
 
 NAMES = ("fruit", "colour", "texture")
 
@@ -185,7 +185,7 @@ def test_retraining_that_is_stopped_goes_on(home, pico, tmp_path, monkeypatch):
         raise Stopped("Stopped.", signal=2)
 
     with monkeypatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(sys.modules["perdure.runs.story"], "learn", stop)
+        patch.setattr(sys.modules["perdure.runs.story"], "learn_next", stop)
         forget(whole.folder, "fruit", retrain_later=True)
     assert whole.tasks == [] and "traces" not in whole.recipe
     Recipe.read(whole.folder / "recipe.yaml").run(whole.folder)
@@ -200,7 +200,7 @@ def test_a_kill_on_the_way_is_made_up_for(where, three, learned, tmp_path, monke
     """Once the recipe says that a task is forgotten, it is; the next one to write finishes what is left to do."""
     whole = Run(shutil.copytree(learned.folder, tmp_path / "whole"))
     forget(whole.folder, "fruit")
-    results = sys.modules["perdure.runs.folder"]
+    results = sys.modules["perdure.runs.put"]
     write_file = results.files.write
 
     class Kill(BaseException):
@@ -213,12 +213,12 @@ def test_a_kill_on_the_way_is_made_up_for(where, three, learned, tmp_path, monke
         if where == "rmtree":
             patch.setattr(results.shutil, "rmtree", die)
         elif where == "rename":
-            patch.setattr(results, "_moved", die)
+            patch.setattr(results, "renamed", die)
         else:
             patch.setattr(results.files, "write", lambda path, content: (die if path.name == where else write_file)(
                 path, content))  # fmt: skip
             if where == "combined.json":  # which is not written again here
-                patch.setattr(results.Run, "_combine_without", die)
+                patch.setattr(sys.modules["perdure.runs.forget"], "_combine_without", die)
         forget(three.folder, "fruit")
     assert three.tasks == ["colour", "texture"]
     assert {label for label, _, _ in answers(three)} <= {*TABLES["colour"], *TABLES["texture"]}
@@ -226,13 +226,13 @@ def test_a_kill_on_the_way_is_made_up_for(where, three, learned, tmp_path, monke
     assert not checked.faults, checked.faults
     if where in ("scores.csv", "combined.json"):
         assert any("is forgotten, and removed as soon as" in note for note in checked.notes)
-    with three.writing():
+    with writing(three.folder):
         pass
     assert differing(three, whole) == []
 
 
 def test_a_kill_before_it_counts_changes_nothing(three, monkeypatch):
-    before, results = contents(three), sys.modules["perdure.runs.folder"]
+    before, results = contents(three), sys.modules["perdure.runs.put"]
 
     def die(*arguments):
         raise KeyboardInterrupt
@@ -363,7 +363,7 @@ def test_a_task_that_was_only_begun(three, learned, home, monkeypatch):
         raise Stopped("Stopped.", signal=2)
 
     with monkeypatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(sys.modules["perdure.runs.story"], "learn", stop)
+        patch.setattr(sys.modules["perdure.runs.story"], "learn_next", stop)
         learn_more(three.folder, {"data": table(home, "size")})
     assert len(three.recipe["stream"]) == 4 and three.tasks == list(NAMES)
     forget(three.folder, "size")

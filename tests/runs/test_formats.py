@@ -8,8 +8,7 @@ import pytest
 
 from perdure import Model, Run
 from perdure.runs import layout
-from perdure.runs.extend import evaluate_run, learn_more
-from perdure.runs.forget import forget
+from perdure.runs.extend import evaluate_run, forget, learn_more
 from perdure.runs.verify import verify
 
 FORMATS = sorted((Path(__file__).parents[1] / "formats").glob("[0-9]*"), key=lambda path: int(path.name))

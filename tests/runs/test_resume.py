@@ -21,6 +21,7 @@ from perdure.runs.changes import check_changes, differences
 from perdure.runs.extend import evaluate_run, learn_more
 from perdure.runs.recipe import own_stream
 from perdure.runs.verify import verify
+from perdure.runs.writer import Writer, create, writing
 from perdure.storage import partial
 
 NAMES = ("fruit", "colour")
@@ -142,7 +143,7 @@ def test_a_run_in_python_goes_on_by_the_same_call(toy, bert, tmp_path):
         return run(toy.until(2), bert, Isolated(rank=2), **options)
 
     one = begin(tmp_path, "one")
-    event = Run.event
+    event = Writer.event
 
     def noted(self, values):
         event(self, values)
@@ -150,7 +151,7 @@ def test_a_run_in_python_goes_on_by_the_same_call(toy, bert, tmp_path):
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped, match="Call it again with the same `output`"):
-        patch.setattr(Run, "event", noted)
+        patch.setattr(Writer, "event", noted)
         begin(tmp_path, "other")
     assert differing(begin(tmp_path, "other"), one) == []
 
@@ -333,7 +334,7 @@ def test_a_folder_that_was_being_made(left, whole, tmp_path):
     folder.mkdir()
     for name in left:
         (folder / name).write_text("")
-    Run.create(folder, whole.recipe, {})
+    create(folder, whole.recipe)
     assert sorted(path.name for path in folder.iterdir()) == ["environment.json", "recipe.yaml"]
 
 
@@ -382,8 +383,8 @@ def test_the_first_task_that_is_stopped_is_not_thrown_away(home, pico, tmp_path)
 def test_two_tables_at_once_do_not_lose_one_of_each_other(finished, home, monkeypatch):
     """What another process has written meanwhile is not taken back by one that could not write."""
     before = finished.recipe
-    with finished.writing():
-        finished.recipe = before | {"about": "by another"}
+    with writing(finished.folder) as writer:
+        writer.recipe(before | {"about": "by another"})
         with monkeypatch.context() as patch, pytest.raises(RunError, match="is being written by process"):
             patch.setattr("perdure.storage.lock._mine", {})  # as another process sees it
             learn_more(finished.folder, {"data": table(home, "size")})
@@ -493,7 +494,7 @@ def test_learning_more_that_failed_inside_the_task_is_done_by_the_same_command(p
         raise OutputError("no room")
 
     with monkeypatch.context() as refused:
-        refused.setattr(Run, "save_task", refuse)
+        refused.setattr(Writer, "task", refuse)
         with pytest.raises(OutputError, match="no room"):
             learn_more(one.folder, entry)
     assert Run(one.folder).begun() and Run(one.folder).tasks == ["fruit"]

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,7 +20,6 @@ from perdure import (
     Run,
     RunError,
     Training,
-    combine,
     run,
     task_vectors,
 )
@@ -125,22 +125,22 @@ def test_the_answers_are_those_that_the_scores_were_computed_from(finished, toy)
 
 
 def test_search_never_looks_at_test_data(finished, toy, bert, monkeypatch):
-    from perdure.evaluation.score import Answers, Evaluator
-    from perdure.runs.resume import restore
+    from perdure.evaluation.scales import with_best_scale
+    from perdure.evaluation.score import Answers
+    from perdure.evaluation.system import System
+    from perdure.runs.resume import restored
 
-    learned = restore(finished, bert)
+    system = restored(finished.state, bert, Rule(scale="search"))
     asked = []
     right = torch.tensor([0])
 
-    def answers(self, combined, task, task_ids, split):
+    def answer(self, task, split, task_ids, **options):
         asked.append(split)
         return Answers(("no", "yes"), right, {task_ids[0]: right})
 
-    monkeypatch.setattr(Evaluator, "answers", answers)
-    rule, _ = Evaluator(bert, toy, toy.names, None).search_scale(
-        [t.adapter for t in learned], Rule(scale="search"), "class"
-    )
-    assert set(asked) == {"validation"} and rule.options == {"scale": 0.05}
+    monkeypatch.setattr(System, "answer", answer)
+    found, _ = with_best_scale(system, toy)
+    assert set(asked) == {"validation"} and found.rule.options == {"scale": 0.05}
 
 
 def test_tasks_to_come_are_measured_for_forward_transfer(pico, toy, tmp_path):
@@ -301,19 +301,14 @@ def test_a_stop_before_measuring_is_made_up_for(pico, toy, tmp_path, monkeypatch
 
 def test_oracle_with_the_task_given_is_each_adapter(finished, bert, toy):
     """Each task as it was right after it was learned: nothing that came later matters."""
-    from perdure import combine
-    from perdure.evaluation.score import Evaluator
-    from perdure.runs.resume import restore
+    from perdure.runs.resume import restored
 
-    learned = restore(finished, bert)
-    evaluator = Evaluator(bert, toy, toy.names, None)
-    routed = combine([t.adapter for t in learned], Rule(name="oracle"))
-    for task in learned:
-        alone = combine([task.adapter], Rule(name="sum"))
-        assert (
-            evaluator.answers(routed, task.name, ["given"]).accuracy()
-            == evaluator.answers(alone, task.name, ["given"]).accuracy()
-        )
+    routed = restored(finished.state, bert, Rule(name="oracle"))
+    for learned in routed.learned:
+        alone = replace(routed, learned=(learned,), rule=Rule(name="sum"))
+        task = toy.task(learned.name)
+        given = routed.answer(task, "test", ["given"])
+        assert given.accuracy() == alone.answer(task, "test", ["given"]).accuracy()
 
 
 def test_bottleneck_run(pico, toy, tmp_path):
@@ -337,18 +332,18 @@ def test_evaluate_again_needs_a_stream_that_can_be_made(finished):
 @pytest.mark.parametrize(("over", "numbers"), [("tasks", float), ("layers", list)])
 def test_a_scale_for_each_task_is_searched_and_kept(over, numbers, finished, toy, bert):
     """Every candidate's score is that of the model which the rule makes with it."""
-    from perdure.evaluation.score import Evaluator
-    from perdure.runs.resume import restore
+    from perdure.evaluation.scales import with_best_scale
+    from perdure.runs.resume import restored
 
-    learned = [task.adapter for task in restore(finished, bert)]
-    evaluator = Evaluator(bert, toy, toy.names, None)
     rule = Rule(scale="search", search=Search(over=over, groups=2, budget=12))
-    found, candidates = evaluator.search_scale(learned, rule, "task")
+    system = restored(finished.state, bert, rule)
+    acting, candidates = with_best_scale(system, replace(toy, scenario="task"))
+    found = acting.rule
     assert 2 < len(candidates) <= 12 and set(found.options["scale"]) == set(toy.names)
     assert all(isinstance(value, numbers) for value in found.options["scale"].values())
     for one in candidates[::4]:
-        combined = combine(learned, Rule(scale=one["scale"]))
-        scores = [evaluator.answers(combined, name, ["given"], "validation").accuracy()["given"] for name in toy.names]
+        scaled = system.with_rule(Rule(scale=one["scale"]))
+        scores = [scaled.answer(task, "validation", ["given"]).accuracy()["given"] for task in toy]
         assert one["score"] == pytest.approx(sum(scores) / 3)
     assert max(one["score"] for one in candidates) == next(
         one["score"] for one in candidates if one["scale"] == found.options["scale"]

@@ -15,9 +15,9 @@ import pytest
 from small_runs import TEXTS, make, recipe, table
 
 from perdure import Model, Run, RunError
-from perdure.runs.extend import evaluate_run, learn_more
-from perdure.runs.forget import forget
+from perdure.runs.extend import evaluate_run, forget, learn_more
 from perdure.runs.verify import verify
+from perdure.runs.writer import create, writing
 from perdure.storage import lock
 
 HOLD = """
@@ -82,7 +82,7 @@ def test_what_a_killed_process_left_is_taken_over(results, other):
     os.kill(other.pid, signal.SIGKILL)
     other.wait()
     assert (results.folder / "lock.json").exists() and lock.holder(results.folder) is None
-    with results.writing():
+    with writing(results.folder):
         assert json.loads((results.folder / "lock.json").read_text())["pid"] == os.getpid()
     assert not (results.folder / "lock.json").exists()
     assert verify(results.folder).notes == []
@@ -117,18 +117,18 @@ print(got)
 def test_a_file_that_says_nothing(text, results):
     (results.folder / "lock.json").write_text(text)
     assert not lock.holder(results.folder)
-    with results.writing():
+    with writing(results.folder):
         assert lock._read(results.folder)["pid"] == os.getpid()
 
 
 def test_a_place_where_no_file_can_be(results):
     (results.folder / "lock.json").mkdir()
-    with pytest.raises(Exception, match=r"lock\.json` cannot be written: Is a directory"), results.writing():
+    with pytest.raises(Exception, match=r"lock\.json` cannot be written: Is a directory"), writing(results.folder):
         pass
     (results.folder / "lock.json").rmdir()
     (results.folder / "lock.json").symlink_to(results.folder / "recipe.yaml")
     before = (results.folder / "recipe.yaml").read_text()
-    with pytest.raises(Exception, match=r"lock\.json` cannot be written"), results.writing():
+    with pytest.raises(Exception, match=r"lock\.json` cannot be written"), writing(results.folder):
         pass
     assert (results.folder / "recipe.yaml").read_text() == before and lock.holder(results.folder) is None
     (results.folder / "lock.json").unlink()
@@ -141,12 +141,12 @@ def test_another_thread_of_this_process(results):
 
     def write():
         try:
-            with results.writing():
+            with writing(results.folder):
                 found.append("wrote")
         except RunError as error:
             found.append(str(error))
 
-    with results.writing(), results.writing():  # one thread may hold it twice over
+    with writing(results.folder), writing(results.folder):  # one thread may hold it twice over
         thread = threading.Thread(target=write)
         thread.start()
         thread.join()
@@ -173,7 +173,7 @@ def stated(results, **values):
 
 def taken(results):
     try:
-        with results.writing():
+        with writing(results.folder):
             return True
     except RunError:
         return False
@@ -200,7 +200,7 @@ def test_without_locks_the_process_decides(results, no_locks):
 
 def test_without_locks_another_machine_holds_it_until_a_person_says_otherwise(results, no_locks):
     stated(results, host="elsewhere", pid=2)
-    with pytest.raises(RunError, match=r"process 2 on `elsewhere`.* remove `.*lock\.json`"), results.writing():
+    with pytest.raises(RunError, match=r"process 2 on `elsewhere`.* remove `.*lock\.json`"), writing(results.folder):
         pass
     (results.folder / "lock.json").unlink()
     assert taken(results)
@@ -214,7 +214,7 @@ def test_other_errors_of_the_file_system_are_said(results, monkeypatch):
     before = len(os.listdir("/proc/self/fd"))
     with (
         pytest.raises(Exception, match="cannot be written: Input/output error. The run is as it was"),
-        results.writing(),
+        writing(results.folder),
     ):
         pass
     assert len(os.listdir("/proc/self/fd")) == before
@@ -231,5 +231,5 @@ def test_two_processes_do_not_make_one_run(tmp_path, monkeypatch):
 
     monkeypatch.setattr(type(tmp_path), "mkdir", slow)
     with pytest.raises(Exception, match="already exists and is not empty"):
-        Run.create(tmp_path / "r", {"seed": 1}, {})
+        create(tmp_path / "r", {"seed": 1})
     assert (tmp_path / "r" / "recipe.yaml").read_text() == "by: another\n"

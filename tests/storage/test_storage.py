@@ -21,6 +21,7 @@ from perdure.report import html, report
 from perdure.runs.layout import DERIVED
 from perdure.runs.tune import Protocol, tune
 from perdure.runs.verify import verify
+from perdure.runs.writer import writing
 from perdure.storage import files, lock, partial, staging
 
 diagnosing = importlib.import_module("perdure.analysis.diagnose")  # a function has its name, too
@@ -240,7 +241,7 @@ def test_a_file_of_a_run_that_is_a_link(name, run, tmp_path):
     shutil.move(run.folder / name, tmp_path / name)
     before = (tmp_path / name).read_bytes()
     (run.folder / name).symlink_to(tmp_path / name)
-    with pytest.raises(RunError, match=f"`{run.folder / name}` is a link"), run.writing():
+    with pytest.raises(RunError, match=f"`{run.folder / name}` is a link"), writing(run.folder):
         pass
     assert (tmp_path / name).read_bytes() == before and (run.folder / name).is_symlink()
     assert run.tasks == ["fruit", "colour"]  # to read is to follow it
@@ -361,7 +362,7 @@ def test_what_tells_of_a_task_that_is_gone(kind, run):
     path.write_bytes(content)
     (fault,) = verify(run.folder, backbone=False).faults
     assert f"`{path}` was made of the task `fruit`, which was forgotten" in fault
-    with run.writing():
+    with writing(run.folder):
         assert not path.exists()
 
 

@@ -17,7 +17,7 @@ from perdure.analysis.cka import batches
 from perdure.analysis.subject import EXAMPLES, Subject, subject_of
 from perdure.data.task import TaskStream
 from perdure.errors import InputError, RunError, UnknownName
-from perdure.evaluation.posterior import TaskPosterior, describe
+from perdure.evaluation.posterior import describe
 from perdure.evaluation.progress_bar import Progress
 from perdure.evaluation.score import probabilities, settled, task_logits
 from perdure.learning import engine
@@ -28,8 +28,8 @@ from perdure.models.bottleneck import BottleneckConfig
 from perdure.models.matrices import is_matrix, matrix
 from perdure.runs import layout
 from perdure.runs.extend import rule_of
-from perdure.runs.folder import Run
 from perdure.runs.sources import Sources
+from perdure.runs.state import read
 from perdure.storage import files
 from perdure.vectors.task_vector import TaskVector
 
@@ -114,7 +114,7 @@ def diagnose(
         raise InputError(f"`examples` must be at least 4, got {examples}: fewer say nothing.")
     files.check_place(Path(folder) / FILE)  # not after minutes
     sources = Sources.of(folder)
-    run = Run(folder, trust=trust)
+    run = read(folder, trust=trust)
     subject = subject_of(run, rule_of(run, rule, settings), stream, examples)
     found: dict[str, Any] = {
         "format": 1,
@@ -279,7 +279,7 @@ def _probe(subject: Subject) -> dict[str, Any]:
 
 
 def _posterior(subject: Subject) -> dict[str, Any]:
-    posterior = TaskPosterior({task.name: task.statistics for task in subject.learned})
+    posterior = subject.system.posterior
     combined, tasks = subject.combined(len(subject.learned)), subject.tasks
     places = [subject.stream.class_index(name) for name in tasks]
     examples = subject.encoded("test")

@@ -10,18 +10,17 @@ from torch import Tensor
 from perdure import analysis, registry
 from perdure.data.task import Split, TaskStream
 from perdure.errors import RunError
-from perdure.evaluation.posterior import TaskPosterior
-from perdure.evaluation.score import Evaluator, features
-from perdure.merging.combine import Combined, combine
+from perdure.evaluation.measure import check_search
+from perdure.evaluation.scales import with_best_scale
+from perdure.evaluation.score import features
+from perdure.evaluation.system import Learned, System
+from perdure.merging.combine import Combined
 from perdure.merging.rule_settings import Rule
 from perdure.models.backbone import Backbone, Encoded
-from perdure.runs.folder import Run, measured
-from perdure.runs.measure import check_search
 from perdure.runs.recipe import Recipe
-from perdure.runs.resume import restore
-from perdure.runs.task_folder import Learned
+from perdure.runs.resume import restored
+from perdure.runs.state import RunState
 from perdure.settings import checked
-from perdure.vectors.task_vector import TaskVector
 
 EXAMPLES = 100
 """How many of each task and split are read at most."""
@@ -31,18 +30,29 @@ EXAMPLES = 100
 class Subject:
     """A run with all that it is diagnosed with; `stream` is of the tasks that it has learned."""
 
-    run: Run
-    backbone: Backbone
+    run: RunState
+    system: System
     stream: TaskStream
-    learned: list[Learned]
-    rule: Rule
     examples: int
     seed: int
     _tested: dict[int, list[Float[Tensor, "examples width"]]] = field(default_factory=dict)
 
     @property
+    def backbone(self) -> Backbone:
+        return self.system.backbone
+
+    @property
+    def learned(self) -> tuple[Learned, ...]:
+        return self.system.learned
+
+    @property
+    def rule(self) -> Rule:
+        """The rule as it was asked for, which may have a scale to be searched."""
+        return self.system.rule
+
+    @property
     def tasks(self) -> list[str]:
-        return [task.name for task in self.learned]
+        return self.system.tasks
 
     @property
     def present(self) -> list[str]:
@@ -55,24 +65,19 @@ class Subject:
         return all(task.adapter.config is None for task in self.learned)
 
     def combined(self, step: int) -> Combined:
-        """The model after so many tasks; with 0 the pre-trained one."""
-        if not step:
-            return Combined(TaskVector({}))
-        return combine([task.adapter for task in self.learned[:step]], self._found(step))
-
-    def _found(self, step: int) -> Rule:
-        """The rule with the scale that was found after so many tasks, or is found now."""
-        if not self.rule.searches:
-            return self.rule
-        for event in reversed(self.run.events()):
-            if measured(event, self.rule.label, step):
-                where = f"`{self.run.folder / 'events.jsonl'}`: rule `{self.rule.name}`"
-                return self.rule.with_options(checked(registry.find("rule", self.rule.name), event["options"], where))
-        check_search(self.stream, step, self.rule)
-        learned = self.learned[:step]
-        posterior = TaskPosterior({task.name: task.statistics for task in learned})
-        evaluator = Evaluator(self.backbone, self.stream, self.tasks[:step], posterior)
-        return evaluator.search_scale([task.adapter for task in learned], self.rule, self.stream.scenario)[0]
+        """The model after so many tasks, with the scale that was found then, or is found now; with 0 the pre-trained
+        one.
+        """
+        system = self.system.until(step)
+        if not step or not self.rule.searches:
+            return system.combined
+        found = self.run.found(self.rule.label, step)
+        if not found:
+            check_search(self.stream, step, self.rule)
+            return with_best_scale(system, self.stream)[0].combined
+        where = f"`{self.run.folder / 'combined.json'}`: rule `{self.rule.name}`"
+        options = checked(registry.find("rule", self.rule.name), found["options"], where)
+        return system.with_rule(self.rule.with_options(options)).combined
 
     def encoded(self, split: Split) -> list[Encoded]:
         """The examples of each task that are read."""
@@ -105,7 +110,7 @@ class Subject:
         return [torch.cat(layer) for layer in zip(*found, strict=True)]
 
 
-def subject_of(run: Run, rule: Rule | None, stream: TaskStream | None, examples: int) -> Subject:
+def subject_of(run: RunState, rule: Rule | None, stream: TaskStream | None, examples: int) -> Subject:
     """A run with its backbone and tasks, which have to be those that it learned; by default with its own rule.
 
     `examples` are at most so many of each task and split.
@@ -119,6 +124,5 @@ def subject_of(run: Run, rule: Rule | None, stream: TaskStream | None, examples:
     if not run.tasks:
         raise RunError(f"`{run.folder}` has learned no task yet, so there is nothing to diagnose.")
     stream, backbone = stream or recipe.make_stream(run), recipe.make_backbone()
-    learned = restore(run, backbone, stream)
-    seen = stream.until(len(learned))
-    return Subject(run, backbone, seen, learned, rule or recipe.make_rule(), examples, recipe.seed)
+    system = restored(run, backbone, rule or recipe.make_rule(), stream)
+    return Subject(run, system, stream.until(len(system.learned)), examples, recipe.seed)

@@ -66,11 +66,11 @@ def export(
 ) -> None:
     """Write the combined model as a stock checkpoint (transformers, or sentence-transformers); say what it loses."""
     from perdure.runs.extend import rule_of
-    from perdure.runs.folder import Run
     from perdure.runs.model import Model
+    from perdure.runs.state import read
 
-    results = Run(run, trust=trust)
-    model = Model(results, rule=rule_of(results, rule, settings), device="cpu")
+    state = read(run, trust=trust)
+    model = Model(run, rule=rule_of(state, rule, settings), device="cpu")
     model.export(output)
     if not quiet:
         say(*model.exported(output).sentences())

@@ -137,7 +137,7 @@ def forget(
 
     Tasks that were learned on top of it (not with the method `isolated`) keep something of it, which is said.
     """
-    from perdure.runs.forget import forget
+    from perdure.runs.extend import forget
 
     found = forget(run, task, retrain_later=retrain_later, trust=trust, quiet=quiet)
     say(*str(found).splitlines())

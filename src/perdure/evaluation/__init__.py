@@ -1,7 +1,10 @@
 """What a model with its learned tasks answers, and the numbers made of that.
 
+measure.py       Score a system on tasks; the values are returned
 metrics.py       Numbers from the accuracy matrix R
 posterior.py     The task posterior p(t | x)
 progress_bar.py  Bars on a terminal, and lines in a log
-score.py         Score a combined model on tasks
+scales.py        Find a rule's scale on validation data
+score.py         Logits, probabilities and answers of a combined model
+system.py        Backbone, learned tasks and rule: what answers
 """

@@ -1,24 +1,16 @@
-"""Score a combined model on tasks: one row of the accuracy matrix R, for each way to know the task."""
+"""What a combined model says of examples: logits, probabilities of classes, and how many answers are right."""
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from perdure.data.task import Scenario, Split, TaskStream
 from perdure.errors import NotFinite
-from perdure.evaluation.posterior import TaskPosterior, describe
-from perdure.merging import search
-from perdure.merging.combine import Combined, Rule, combine, task_vectors
-from perdure.merging.scaled import Scaled
-from perdure.merging.search import Scales
-from perdure.models.adapters import Adapter
+from perdure.merging.combine import Combined
 from perdure.models.backbone import Backbone, Encoded, in_order
-from perdure.vectors.task_vector import LowRank, TaskVector
 
 TaskId = Literal["given", "posterior", "concatenated"]
 """How the task is known: it is given, by the task posterior, or not at all (all heads' logits under one softmax)."""
@@ -178,102 +170,3 @@ class Answers:
             of_class = counts.setdefault(self.classes[true], {})
             of_class[self.classes[answered]] = of_class.get(self.classes[answered], 0) + 1
         return {name: counts[name] for name in self.classes if name in counts}
-
-
-@dataclass(frozen=True)
-class Evaluator:
-    """What scoring needs besides the combined model.
-
-    Attributes
-    ----------
-    backbone
-        With a head for each task in `seen`.
-    stream
-        All tasks whose classes are searched.
-    seen
-        The tasks learned so far, in order.
-    posterior
-        Of the tasks in `seen`; without one, every task is as likely as the others.
-    """
-
-    backbone: Backbone
-    stream: TaskStream
-    seen: list[str]
-    posterior: TaskPosterior | None
-
-    def answers(
-        self, combined: Combined, task: str, task_ids: Sequence[TaskId] = TASK_IDS, split: Split = "test"
-    ) -> "Answers":
-        """Answer a task's examples with a class, for each way to know the task."""
-        examples = self.backbone.encode(self.stream.task(task).rows(split))
-        labels = torch.tensor(examples.labels)
-        places = torch.tensor(self.stream.class_index(task))
-        weights = self._log_weights(examples) if "posterior" in task_ids else None
-        if weights is not None and combined.picks:
-            weights = settled(weights)
-        heads = [task] if set(task_ids) == {"given"} else [*self.seen, task]
-        alone = weights if set(task_ids) == {"posterior"} else None  # the others need a pass for each task anyway
-        logits = task_logits(self.backbone, combined, examples, list(dict.fromkeys(heads)), alone)
-        of_seen = {name: logits[name] for name in self.seen if name in logits}
-        places_of_seen = [self.stream.class_index(name) for name in of_seen]
-        answered: dict[TaskId, Tensor] = {}
-        for task_id in task_ids:
-            if task_id == "given":
-                answered[task_id] = places[logits[task].argmax(1)]
-            else:
-                shares = probabilities(of_seen, places_of_seen, weights if task_id == "posterior" else None)
-                answered[task_id] = shares.argmax(1)
-        return Answers(self.stream.classes, places[labels], answered)
-
-    def _log_weights(self, examples: Encoded) -> Float[Tensor, "examples tasks"]:
-        if self.posterior is None:
-            return torch.full((len(examples), len(self.seen)), 1 / len(self.seen)).log()
-        return self.posterior.log_prob(describe(self.backbone, examples))
-
-    def search_scale(
-        self, learned: Sequence[Adapter], rule: Rule, scenario: Scenario
-    ) -> tuple[Rule, list[dict[str, Any]]]:
-        """The rule with the scale that is best on the validation splits of the tasks seen, and each candidate's score.
-
-        Test data is never looked at. The validation examples of earlier tasks have to be kept for it; where that is not
-        allowed, use a scale that needs no data (`1/n`).
-        """
-        task_id: TaskId = "given" if scenario == "task" else "posterior"
-
-        def named(scales: Scales) -> Any:
-            return search.named(scales, [adapter.name for adapter in learned], rule.search)
-
-        with self._scored(learned, rule) as combined:
-
-            def score(scales: Scales) -> float:
-                now = combined(named(scales))
-                total = 0.0
-                for task in self.seen:
-                    try:
-                        total += self.answers(now, task, [task_id], "validation").accuracy()[task_id]
-                    except NotFinite:  # a scale so large answers nothing right
-                        return 0.0
-                return total / len(self.seen)
-
-            tried = search.candidates(score, search.start_of(len(learned), rule.search), rule.search)
-        scores = [{"scale": named(scales), "score": value} for scales, value in tried.items()]
-        return rule.with_scale(named(search.best(tried))), scores
-
-    @contextlib.contextmanager
-    def _scored(self, learned: Sequence[Adapter], rule: Rule) -> Iterator[Callable[[Any], Combined]]:
-        """From a scale to the combination with it; that of low-rank task vectors moves in the model itself."""
-        if rule.name != "task_arithmetic" or rule.space != "delta":
-            yield lambda scale: combine(learned, rule.with_scale(scale))
-            return
-        vectors = task_vectors(learned, since=rule.since)
-        if any(not isinstance(value, LowRank) for vector in vectors.values() for _, value in vector.items()):
-            yield lambda scale: combine(learned, rule.with_scale(scale))
-            return
-        with Scaled.on(self.backbone.model, list(vectors.values())) as folded:
-
-            def moved(scale: Any) -> Combined:
-                each = list(scale.values()) if isinstance(scale, dict) else [scale] * len(vectors)
-                folded.move([value if isinstance(value, list) else [value] for value in each])
-                return Combined(TaskVector({}))  # the weights hold it already
-
-            yield moved

@@ -14,10 +14,11 @@ from typing import Annotated
 import numpy as np
 import torch
 from annotated_types import Ge, Gt, Le
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from perdure.models.backbone import Backbone
+from perdure.vectors.gaussians import Gaussians
 
 RIDGE = 1e-4
 
@@ -52,42 +53,6 @@ class Alignment:
     weight_decay: Annotated[float, Ge(0)] = 5e-4
     shrinkage: Annotated[float, Ge(0), Le(1)] = 0.1
     temperature: Annotated[float, Gt(0)] | None = 0.1
-
-
-@dataclass(frozen=True)
-class Gaussians:
-    """Mean and covariance of the features of each class of a task.
-
-    Examples
-    --------
-    >>> found = Gaussians.of(torch.tensor([[1.0, 0.0], [3.0, 0.0], [0.0, 5.0]]), torch.tensor([0, 0, 1]), classes=2)
-    >>> found.means.tolist(), found.covariances[0].tolist()
-    ([[2.0, 0.0], [0.0, 5.0]], [[2.0, 0.0], [0.0, 0.0]])
-    """
-
-    means: Float[Tensor, "classes features"]
-    covariances: Float[Tensor, "classes features features"]
-
-    @classmethod
-    def of(
-        cls, features: Float[Tensor, "examples features"], labels: Int[Tensor, " examples"], classes: int
-    ) -> Gaussians:
-        """Estimate them from examples with labels from 0 to `classes` - 1.
-
-        The covariance of N examples has the divisor N - 1; that of a single one is zero. A class without
-        examples is at zero.
-        """
-        means, covariances = [], []
-        for label in range(classes):
-            own = features[labels == label]
-            mean = own.sum(0) / max(1, len(own))
-            means.append(mean)
-            covariances.append((own - mean).T @ (own - mean) / max(1, len(own) - 1))
-        return cls(torch.stack(means), torch.stack(covariances))
-
-    def tensors(self) -> dict[str, Tensor]:
-        """By name, as they are saved."""
-        return {"means": self.means, "covariances": self.covariances}
 
 
 def align(

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,38 @@ from perdure.vectors.task_vector import TaskVector, total
 Log = Callable[[dict[str, Any]], None]
 
 
+@dataclass(frozen=True)
+class Session:
+    """What surrounds the training of a task: where it begins, what is told of it, and what may end it.
+
+    Parameters
+    ----------
+    seed
+        Seed of the run. Each task begins with the same random state (so that fresh modules are equal); its head, the
+        order of its examples and its dropout follow `seed` and the task's name, not its place in the stream.
+    log
+        Called with a dictionary for each step.
+    keep
+        Called every `checkpoint_steps` steps, before a stop, and after the last step, with what `resume` needs.
+    resume
+        Go on from here, in place of the beginning.
+    stop
+        Whether to stop, which is done after a step.
+    folder
+        Where trackers write.
+    quiet
+        Do not tell how far it is.
+    """
+
+    seed: int = 0
+    log: Log | None = None
+    keep: Callable[[Snapshot], None] | None = None
+    resume: Snapshot | None = None
+    stop: Stopping = field(default_factory=lambda: Stopping(""))
+    folder: Path | None = None
+    quiet: bool = True
+
+
 def learn(
     backbone: Backbone,
     seen: Sequence[Task],
@@ -38,13 +71,7 @@ def learn(
     training: Training,
     *,
     earlier: Sequence[Adapter] = (),
-    seed: int = 0,
-    log: Log | None = None,
-    folder: Path | None = None,
-    quiet: bool = True,
-    resume: Snapshot | None = None,
-    keep: Callable[[Snapshot], None] | None = None,
-    stop: Stopping | None = None,
+    session: Session | None = None,
 ) -> Adapter:
     """Learn the last of the tasks `seen` by a method. The task's head is added to the backbone.
 
@@ -54,21 +81,8 @@ def learn(
     ----------
     earlier
         What the tasks before it have learned, in order: some methods train on top of it.
-    seed
-        Of the run. Each task begins with the same random state (so that fresh modules are equal); its head, the order
-        of its examples and its dropout follow `seed` and the task's name, not its place in the stream.
-    log
-        Called with a dictionary for each step.
-    folder
-        Where trackers write.
-    quiet
-        Do not tell how far it is.
-    resume
-        Go on from here, in place of the beginning.
-    keep
-        Called every `checkpoint_steps` steps, before a stop, and after the last step, with what `resume` needs.
-    stop
-        Whether to stop, which is done after a step.
+    session
+        The seed, where steps are logged and kept, and what may stop them.
 
     Returns
     -------
@@ -84,8 +98,9 @@ def learn(
     RunError
         The state to `resume` belongs to other settings.
     """
-    task, stop = seen[-1], stop or Stopping("")
-    accelerator = _accelerator(training, folder)
+    session = session or Session()
+    task, seed = seen[-1], session.seed
+    accelerator = _accelerator(training, session.folder)
     plant(derived(seed, task.name, "head"))
     backbone.to(accelerator.device)
     if training.shares_head and backbone.head_names:
@@ -98,10 +113,10 @@ def learn(
         method.begin(backbone, task)
         start = adapters.read(backbone.model)
         course = Course(backbone, seen, method, training, seed=seed)
-        if resume:
-            course.load(resume)
-        with stop.later():
-            _train(accelerator, course, log=log, quiet=quiet, keep=keep, stop=stop)
+        if session.resume:
+            course.load(session.resume)
+        with session.stop.later():
+            _train(accelerator, course, session)
         backbone.eval()
         plant(derived(seed, task.name, "end"))  # the same whether the last step was made now or before a stop
         method.end(backbone, task, course.optimizer)
@@ -119,17 +134,11 @@ def _inputs(backbone: Backbone, task: Task) -> dict[str, Tensor]:
     return {name: covariance for group, covariance in single.items() for name in group}
 
 
-def _train(
-    accelerator: Accelerator,
-    course: Course,
-    *,
-    log: Log | None,
-    quiet: bool,
-    keep: Callable[[Snapshot], None] | None,
-    stop: Stopping,
-) -> None:
+def _train(accelerator: Accelerator, course: Course, session: Session) -> None:
     """The epochs that are left of a task."""
-    task, training, keep = course.task, course.training, keep or (lambda snapshot: None)
+    task, training = course.task, course.training
+    log, stop, quiet = session.log, session.stop, session.quiet
+    keep = session.keep or (lambda snapshot: None)
     steps = len(course.plan(0))
     with Progress(f"Learning {task.name}", steps * training.epochs, done=course.step, quiet=quiet) as progress:
         while course.epoch < training.epochs:

@@ -1,26 +1,30 @@
-"""What can be done with a run that is there: measure it again, or let it learn more."""
+"""What can be done with a run that is there: measure it again, let it learn more, or let it forget."""
 
-import contextlib
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from perdure import registry
 from perdure.data.task import TaskStream
-from perdure.errors import InputError, PerdureWarning, RunError, Stopped
+from perdure.errors import InputError, PerdureError, PerdureWarning, RunError, Stopped, UnknownName
+from perdure.evaluation.measure import Measurement, check_search, measure
 from perdure.evaluation.progress_bar import Progress
 from perdure.learning import engine
 from perdure.merging.rule_settings import Rule, RuleLike
+from perdure.runs import story
 from perdure.runs.folder import Run
+from perdure.runs.forget import Forgotten, dependence, less, remove_last, traced, without
+from perdure.runs.job import Plan, check_examples
 from perdure.runs.layout import forgotten, is_run
-from perdure.runs.measure import check_search, measure
 from perdure.runs.model import Model, check_exportable
 from perdure.runs.past import not_measured
 from perdure.runs.recipe import Recipe, own_stream
-from perdure.runs.resume import restore
-from perdure.runs.story import begin, go_on, has_more
+from perdure.runs.resume import check_same, has_more, restored
+from perdure.runs.state import RunState, read
+from perdure.runs.writer import writing
 from perdure.settings import Section, named, put
 from perdure.storage.staging import check_free
 
@@ -60,33 +64,42 @@ def evaluate_run(
     InputError
         The rule searches its scale, and examples for that are missing.
     """
+    _measured_again(folder, rule, settings, steps=steps, stream=stream, quiet=quiet, trust=trust)
+    return Run(folder)
+
+
+def _measured_again(
+    folder: str | Path,
+    rule: RuleLike | None,
+    settings: Sequence[str],
+    *,
+    steps: Literal["all", "last"],
+    stream: TaskStream | None = None,
+    quiet: bool,
+    trust: bool,
+) -> Measurement:
+    """Do what `evaluate_run` does, and return what was measured after the last task."""
     if engine.count() > 1:
         raise InputError("To measure is for one process: start it without `accelerate launch` or `torchrun`.")
-    results = Run(folder, trust=trust)
-    with results.writing():
-        recipe = Recipe.parse(results.recipe)
-        stream, backbone = stream or recipe.make_stream(results), recipe.make_backbone()
-        found = rule_of(results, rule, settings)
-        learned, evaluation = restore(results, backbone, stream), recipe.make_evaluation()
+    read(folder, trust=trust)
+    with writing(folder) as writer:
+        state = writer.state
+        recipe = Recipe.parse(state.recipe)
+        stream, backbone = stream or recipe.make_stream(state), recipe.make_backbone()
+        other = rule_of(state, rule, settings)
+        system = restored(state, backbone, other or recipe.make_rule(), stream)
+        learned, evaluation = len(system.learned), recipe.make_evaluation()
         if not learned:
             raise RunError(f"`{folder}` has learned no task yet, so there is nothing to measure.")
-        _check_measurable(folder, stream.until(len(learned)), found or recipe.make_rule())
-        first = 0 if evaluation.future and not found else 1  # before the first task every rule is the same
-        due = range(first if steps == "all" else len(learned), len(learned) + 1)
+        _check_measurable(folder, stream.until(learned), system.rule)
+        first = 0 if evaluation.future and not other else 1  # before the first task every rule is the same
+        due = range(first if steps == "all" else learned, learned + 1)
         whole = Progress("The evaluation", len(due), quiet=quiet, bar=False)
         for number, step in enumerate(due, start=1):
-            measure(
-                results,
-                learned[:step],
-                stream,
-                backbone,
-                found or recipe.make_rule(),
-                evaluation=evaluation,
-                own=found is None,
-                quiet=quiet,
-            )
+            measurement = measure(system.until(step), stream, evaluation, recipe.seed, quiet=quiet)
+            writer.measurement(measurement, own=other is None)
             whole.to(number, f"{number} of {len(due)} steps", reached=True)
-    return results
+    return measurement
 
 
 def _check_measurable(folder: str | Path, learned: TaskStream, rule: Rule) -> None:
@@ -100,7 +113,7 @@ def _check_measurable(folder: str | Path, learned: TaskStream, rule: Rule) -> No
         warnings.warn(not_measured(missing), PerdureWarning, stacklevel=3)
 
 
-def rule_of(run: Run, rule: RuleLike | None, settings: Sequence[str] = ()) -> Rule | None:
+def rule_of(run: RunState, rule: RuleLike | None, settings: Sequence[str] = ()) -> Rule | None:
     """A rule as it is given, or the run's own, with other settings; nothing if neither is asked for."""
     if rule is None and not settings:
         return None
@@ -131,17 +144,17 @@ def try_rule(
     RunError
         The rule's model is no one set of weights, or there is something at `output`.
     """
-    results = Run(folder, trust=trust)
-    wanted = rule_of(results, rule, settings)
+    state = read(folder, trust=trust)
+    other = rule_of(state, rule, settings)
     if output:
         check_free(Path(output))
-        check_exportable(wanted or Recipe.parse(results.recipe).make_rule())
-    run = evaluate_run(folder, rule, settings, steps="last", trust=trust, quiet=quiet)
+        check_exportable(other or Recipe.parse(state.recipe).make_rule())
+    measurement = _measured_again(folder, rule, settings, steps="last", trust=trust, quiet=quiet)
     if output:
-        found = run.events()[-1]["options"]  # with the scale that a search has found
-        rule_found = wanted.with_options(found) if wanted else None
-        Model(run, rule=rule_found, label=wanted.label if wanted else None, device="cpu").export(output)
-    return run
+        applied = measurement.applied if other else None  # with the scale that a search has found
+        label = measurement.rule.label if other else None
+        Model(folder, rule=applied, label=label, device="cpu").export(output)
+    return Run(folder)
 
 
 def entry_of(splits: Mapping[str, str | None], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -200,28 +213,117 @@ def learn_more(
     if not is_run(folder):
         values = {"stream": [dict(entry)], "backbone": _chosen(backbone), "seed": seed or 0}
         return Recipe.parse(values, settings).run(folder, quiet=quiet)
-    results = Run(folder, trust=trust)
-    with results.writing() if engine.first() else contextlib.nullcontext():
-        before, learned = results.recipe, results.tasks
-        begun = bool(learned) or results.begun() is not None
+    read(folder, trust=trust)
+    with writing(folder) as writer:
+        state = writer.state
+        begun = bool(state.tasks) or state.begun is not None
         if begun:
-            _check_unchanged(before, backbone, seed, settings)
-        recipe = Recipe.parse(_with(results, entry, begun, backbone, seed), settings)
-        plan = recipe.plan(run=results)
-        if not has_more(results, plan):
+            _check_unchanged(state.recipe, backbone, seed, settings)
+        recipe = Recipe.parse(_with(state, entry, begun, backbone, seed), settings)
+        plan = recipe.plan(run=state)
+        if not has_more(state, plan):
             raise InputError(
-                f"The run `{folder}` has learned these tasks already: {', '.join(learned)}. If there are new examples "
-                "in the same place, name them as a task of their own, with `--task`."
+                f"The run `{folder}` has learned these tasks already: {', '.join(state.tasks)}. If there are new "
+                "examples in the same place, name them as a task of their own, with `--task`."
             )
         try:
-            resolved = recipe.resolved(plan)
-            return go_on(begin(folder, resolved, plan.stream, change=True), plan, resolved, quiet=quiet)
+            story.run(replace(plan, recipe=recipe.resolved(plan)), Path(folder), change=True, quiet=quiet)
         except Stopped:
             raise
         except BaseException:
-            if results.tasks == learned and engine.first():  # nothing came of it: the next attempt may name others
-                results.recipe = before
+            if read(folder).tasks == state.tasks:  # nothing came of it: the next attempt may name others
+                writer.recipe(state.recipe)
             raise
+    return Run(folder)
+
+
+def forget(
+    folder: str | Path,
+    task: str,
+    *,
+    retrain_later: bool = False,
+    stream: TaskStream | None = None,
+    trust: bool = False,
+    quiet: bool = True,
+) -> Forgotten:
+    """Remove a task from a run: its adapter, its head, its statistics, and what was measured of it or with it.
+
+    Where tasks are isolated, the run is then the one, bit for bit, that never learned it. Where later tasks were
+    learned on top of it, something of it remains in them, until they are learned again.
+
+    Parameters
+    ----------
+    task
+        One that the run has learned, or was to learn; or one that was forgotten, to learn again what it left traces in.
+    retrain_later
+        Learn the tasks again in which something of it would remain.
+    stream
+        The tasks, where the run's recipe does not say how they are made; for `retrain_later`.
+    trust
+        Whether Python files that the run's recipe names may be run.
+
+    Raises
+    ------
+    UnknownName
+        The run has no such task.
+    RunError
+        Another process is writing the run, or the examples for learning again are not those of before.
+    Stopped
+        The run was asked to stop. The task is forgotten, and the run can go on.
+    """
+    if engine.count() > 1:
+        raise InputError("`forget` is for one process: start it without `accelerate launch` or `torchrun`.")
+    read(folder, trust=trust)
+    with writing(folder) as writer:
+        state = writer.state
+        recipe, names = state.recipe, state.tasks
+        if task not in forgotten(recipe) and task not in names and task not in _planned(state):
+            raise UnknownName("task", task, names)
+        why = dependence(recipe)
+        recipe = without(recipe, task, names, leaves_traces=bool(why))
+        left, places = less(names, task), recipe.get("traces", {})
+        traces = tuple(left[places[task] :]) if task in places else ()
+        plan = None
+        if traces and retrain_later:
+            stream = stream and replace(stream, tasks=tuple(other for other in stream if other.name != task))
+            plan = _relearning(state, recipe, stream, left, kept=places[task])
+        if state.begun == task and task not in names:
+            writer.trim_events(None, 0)
+            writer.unfinished(None)
+        writer.forget(recipe)
+        if not plan:
+            return Forgotten(task, traces, why, left=tuple(left))
+        for name in reversed(traces):
+            remove_last(writer.folder, name)
+        writer.recipe(traced(recipe, {name: n for name, n in places.items() if n < places[task]}))
+        system = story.run(plan, writer.folder, quiet=quiet)
+        return Forgotten(task, relearned=traces, left=tuple(system.tasks))
+
+
+def _relearning(
+    state: RunState, recipe: dict[str, Any], stream: TaskStream | None, left: Sequence[str], *, kept: int
+) -> Plan:
+    """Return what is needed to learn all tasks that are `left` again but for the first `kept`, checked beforehand."""
+    plan = Recipe.parse(recipe).plan(stream, run=state)
+    check_same([state.load_task(name) for name in left], plan.stream)
+    steps = range(1, len(plan.stream) + 1)
+    check_examples(plan, kept, [step for step in steps if plan.evaluation.due(step, len(plan.stream))])
+    return plan
+
+
+def _planned(state: RunState) -> list[str]:
+    """Return the names of the tasks that the run is to learn, if they can be had."""
+    if state.made_in_python:
+        return state.recipe["stream"]["tasks_made_in_python"]
+    try:
+        return Recipe.parse(state.recipe).make_stream(state).names
+    except RunError:  # it needs code that is not trusted: that is no reason to know less of the run
+        raise
+    except PerdureError:  # the data is not here
+        return []
+
+
+# -- the recipe of a run that learns more
 
 
 def _chosen(backbone: str | None) -> str:
@@ -230,16 +332,16 @@ def _chosen(backbone: str | None) -> str:
 
 
 def _with(
-    results: Run, entry: Mapping[str, Any], begun: bool, backbone: str | None, seed: int | None
+    state: RunState, entry: Mapping[str, Any], begun: bool, backbone: str | None, seed: int | None
 ) -> dict[str, Any]:
     """A run's recipe with one more table."""
-    before = results.recipe
+    before = state.recipe
     gone, stream = forgotten(before), before["stream"]
     if not begun and isinstance(stream, list) and len(stream) <= 1 and not gone:  # an attempt that came to nothing
         return {**before, "stream": [dict(entry)], "backbone": _chosen(backbone), "seed": seed or 0}
-    values = {**before, "stream": _entries(stream, entry, gone, results.tasks)}
+    values = {**before, "stream": _entries(stream, entry, gone, state.tasks)}
     if not isinstance(stream, list):
-        values["scenario"] = Recipe.parse({**before, "forgotten": []}).make_stream(results).scenario
+        values["scenario"] = Recipe.parse({**before, "forgotten": []}).make_stream(state).scenario
     if gone:  # what is learned again is no longer forgotten
         values["forgotten"] = [name for name in gone if name not in own_stream([entry]).names]
     if not begun:

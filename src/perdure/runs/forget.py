@@ -1,20 +1,21 @@
-"""Take a task out of a run again."""
+"""Take a task out of a run again: out of its recipe, and then out of its folder.
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+The moment that counts is the writing of a recipe that lists the task as `forgotten`. Should the process
+die then, `finish` is called by whoever writes the run next. The command is in `runs/extend.py`, because it can
+learn tasks again.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from perdure.data.task import TaskStream
-from perdure.errors import InputError, PerdureError, RunError, UnknownName
-from perdure.learning import engine
-from perdure.runs.folder import Run
-from perdure.runs.job import Plan, check_examples
-from perdure.runs.layout import forgotten
+from perdure.errors import InputError
+from perdure.merging.rule_settings import label
+from perdure.runs import layout, put
+from perdure.runs.job import make_method
 from perdure.runs.past import only_task
-from perdure.runs.recipe import Recipe
-from perdure.runs.resume import check_same
-from perdure.runs.story import go_on, made_in_python
+from perdure.runs.state import read
 
 
 @dataclass(frozen=True)
@@ -57,101 +58,13 @@ class Forgotten:
         )
 
 
-def forget(
-    folder: str | Path,
-    task: str,
-    *,
-    retrain_later: bool = False,
-    stream: TaskStream | None = None,
-    trust: bool = False,
-    quiet: bool = True,
-) -> Forgotten:
-    """Remove a task from a run: its adapter, its head, its statistics, and what was measured of it or with it.
-
-    Where tasks are isolated, the run is then the one, bit for bit, that never learned it. Where later tasks were
-    learned on top of it, something of it remains in them, until they are learned again.
-
-    Parameters
-    ----------
-    task
-        One that the run has learned, or was to learn; or one that was forgotten, to learn again what it left traces in.
-    retrain_later
-        Learn the tasks again in which something of it would remain.
-    stream
-        The tasks, where the run's recipe does not say how they are made; for `retrain_later`.
-    trust
-        Whether Python files that the run's recipe names may be run.
-
-    Raises
-    ------
-    UnknownName
-        The run has no such task.
-    RunError
-        Another process is writing the run, or the examples for learning again are not those of before.
-    Stopped
-        The run was asked to stop. The task is forgotten, and the run can go on.
-    """
-    if engine.count() > 1:
-        raise InputError("`forget` is for one process: start it without `accelerate launch` or `torchrun`.")
-    results = Run(folder, trust=trust)
-    with results.writing():
-        recipe, names = results.recipe, results.tasks
-        if task not in forgotten(recipe) and task not in names and task not in _planned(results):
-            raise UnknownName("task", task, names)
-        why = dependence(recipe)
-        recipe = without(recipe, task, names, leaves_traces=bool(why))
-        left, places = _less(names, task), recipe.get("traces", {})
-        traces = tuple(left[places[task] :]) if task in places else ()
-        plan = None
-        if traces and retrain_later:
-            stream = stream and replace(stream, tasks=tuple(other for other in stream if other.name != task))
-            plan = _plan(results, recipe, stream, left, kept=places[task])
-        _take_out(results, task, recipe)
-        if not plan:
-            return Forgotten(task, traces, why, left=tuple(left))
-        for name in reversed(traces):
-            results.remove_task(name)
-        results.recipe = _traced(recipe, {name: n for name, n in places.items() if n < places[task]})
-        go_on(results, plan, quiet=quiet)
-        return Forgotten(task, relearned=traces, left=tuple(results.tasks))
-
-
-def _take_out(results: Run, task: str, recipe: dict[str, Any]) -> None:
-    if task in results.tasks:
-        results.forget(task, recipe)
-        return
-    if results.begun() == task:
-        results.trim_events(None, 0)
-        results.drop_unfinished()
-    results.recipe = recipe
-
-
-def _plan(results: Run, recipe: dict[str, Any], stream: TaskStream | None, left: Sequence[str], *, kept: int) -> Plan:
-    """What is needed to learn all tasks that are `left` again but for the first `kept`, checked beforehand."""
-    plan = Recipe.parse(recipe).plan(stream, run=results)
-    check_same([results.load_task(name) for name in left], plan.stream)
-    steps = range(1, len(plan.stream) + 1)
-    check_examples(plan, kept, [step for step in steps if plan.evaluation.due(step, len(plan.stream))])
-    return plan
-
-
-def _planned(results: Run) -> list[str]:
-    """The names of the tasks that the run is to learn, if they can be had."""
-    recipe = results.recipe
-    if made_in_python(recipe):
-        return recipe["stream"]["tasks_made_in_python"]
-    try:
-        return Recipe.parse(recipe).make_stream(results).names
-    except RunError:  # it needs code that is not trusted: that is no reason to know less of the run
-        raise
-    except PerdureError:  # the data is not here
-        return []
+# -- the recipe
 
 
 def dependence(recipe: dict[str, Any]) -> str:
     """What of later tasks depends on earlier ones; empty where tasks are isolated."""
     try:
-        isolates = Recipe.parse(recipe).make_method().isolates
+        isolates = make_method(recipe["method"]).isolates
     except InputError:  # a method that is not here says nothing
         isolates = False
     if not isolates:
@@ -166,8 +79,8 @@ def without(recipe: dict[str, Any], task: str, learned: Sequence[str], *, leaves
     stream, rule = recipe["stream"], dict(recipe["rule"])
     if isinstance(rule.get("scale"), dict):
         rule["scale"] = {name: value for name, value in rule["scale"].items() if name != task}
-    if made_in_python(recipe):
-        stream = {**stream, "tasks_made_in_python": _less(stream["tasks_made_in_python"], task)}
+    if isinstance(stream, dict) and "tasks_made_in_python" in stream:
+        stream = {**stream, "tasks_made_in_python": less(stream["tasks_made_in_python"], task)}
     elif isinstance(stream, list):  # an entry of this task alone is no longer read
         stream = [entry for entry in stream if only_task(entry) != task]
     places: dict[str, int] = dict(recipe.get("traces") or {})
@@ -176,16 +89,104 @@ def without(recipe: dict[str, Any], task: str, learned: Sequence[str], *, leaves
         places = {name: n - (n > place) for name, n in places.items()}
         if leaves_traces:  # it may have left some before, and have been learned again
             places[task] = min(place, places.get(task, place))
-    places = {name: n for name, n in places.items() if n < len(_less(learned, task))}
-    gone = [*_less(recipe.get("forgotten") or [], task), task]
-    return _traced(recipe | {"stream": stream, "rule": rule, "forgotten": gone}, places)
+    places = {name: n for name, n in places.items() if n < len(less(learned, task))}
+    gone = [*less(recipe.get("forgotten") or [], task), task]
+    return traced(recipe | {"stream": stream, "rule": rule, "forgotten": gone}, places)
 
 
-def _traced(recipe: dict[str, Any], places: dict[str, int]) -> dict[str, Any]:
+def traced(recipe: dict[str, Any], places: dict[str, int]) -> dict[str, Any]:
     """A recipe with these traces; without the entry if there are none, as when nothing was ever forgotten."""
     kept = {key: value for key, value in recipe.items() if key != "traces"}
     return kept | ({"traces": places} if places else {})
 
 
-def _less(names: Sequence[str], task: str) -> list[str]:
+def less(names: Sequence[str], task: str) -> list[str]:
+    """Return the names without that of a task."""
     return [name for name in names if name != task]
+
+
+# -- the folder
+
+
+def finish(folder: Path) -> None:
+    """Remove the folders of tasks that the recipe lists as forgotten, and what was measured with them."""
+    state = read(folder)
+    forgotten = set(layout.forgotten(state.recipe))
+    present = layout.task_folders(folder, [])
+    left = [name for name in present if name in forgotten]
+    if left:
+        _drop_derived(folder)
+        put.removed(folder / layout.UNFINISHED)
+    for name in reversed(left):  # before anything was learned, all heads of the stream were asked: no step 0
+        steps = range(1, list(present).index(name) + 1)
+        _drop_values(folder, name, steps)
+        _combine_without(folder, name, steps)
+        put.removed(present[name])
+    _renumber(folder)
+    if left:
+        _drop_derived(folder)  # somebody may have written of them meanwhile
+    traces = state.recipe.get("traces") or {}
+    remaining = {name: place for name, place in traces.items() if place < len(state.tasks)}
+    if remaining != traces:  # the tasks that had the others are gone
+        put.recipe(folder, state.recipe | {"traces": remaining})
+
+
+def remove_last(folder: Path, name: str) -> None:
+    """Take the task that was learned last out of a run, with all that was measured of it or with it."""
+    state = read(folder)
+    put.removed(folder / layout.UNFINISHED)
+    _drop_values(folder, name, range(len(state.tasks)))
+    _drop_derived(folder)
+    put.removed(state.places[name])  # with it the task is gone
+    _drop_derived(folder)  # somebody may have written of it meanwhile
+
+
+def _drop_derived(folder: Path) -> None:
+    """Remove what tells of tasks that are gone."""
+    for name in layout.DERIVED:
+        put.removed(folder / name)
+
+
+def _drop_values(folder: Path, name: str, steps: range) -> None:
+    """Drop every value and event of a task, and what was measured after other numbers of tasks than `steps`."""
+    rows = [row for row in layout.scores(folder) if row["task"] != name and _counts(row, name, steps)]
+    put.scores(folder, rows)
+    events = []
+    for event in layout.events(folder):
+        of_another = event.get("task") != name
+        if of_another and (event.get("event") != "evaluation" or _counts(event, name, steps)):
+            events.append(event)
+    put.events(folder, events)
+
+
+def _counts(measured: Mapping[str, Any], name: str, steps: range) -> bool:
+    """Whether it was measured without a task; a rule with a scale for each names it."""
+    return measured.get("step") in steps and f"'{name}':" not in str(measured.get("rule"))
+
+
+def _combine_without(folder: Path, name: str, steps: range) -> None:
+    """A scale that was found with a task is no longer the one to use."""
+    state = read(folder)
+    if not state.tasks or not layout.is_there(folder / "combined.json"):
+        return put.removed(folder / "combined.json")
+    rule: dict[str, Any] = state.combined
+    options, scales = rule["options"], rule["options"].get("scale")
+    # found before that task was learned: this is still true
+    searches = [search for search in state.searches if _counts(search, name, steps)]
+    rule["searches"] = searches
+    if rule["candidates"]:
+        last = [search for search in searches if (search["rule"], search["step"]) == (rule["label"], len(state.tasks))]
+        options.pop("scale", None)
+        found = last[0] if last else {"options": options, "candidates": []}
+        rule["options"], rule["candidates"] = found["options"], found["candidates"]
+    elif isinstance(scales, dict) and scales.pop(name, None) is not None:
+        rule["label"] = label(rule["name"], options, rule["space"], rule["since"])
+    put.combined(folder, rule)
+
+
+def _renumber(folder: Path) -> None:
+    """Give the tasks' folders the numbers that they would have had without the others."""
+    for number, (name, place) in enumerate(read(folder).places.items()):
+        new = place.with_name(f"{number:02d}-{name}")
+        if place != new:
+            put.renamed(place, new)

@@ -1,21 +1,30 @@
 """All that a run needs, and whether it goes together: checked before anything is trained."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from perdure import registry
 from perdure.data.task import TaskStream
 from perdure.errors import InputError
+from perdure.evaluation.measure import Evaluation, check_search
 from perdure.learning.method import Method, Need, method_name
 from perdure.learning.training import Training
 from perdure.merging.rule_settings import Rule
 from perdure.models.backbone import Backbone
-from perdure.runs.measure import Evaluation, check_search
-from perdure.settings import check_seed, checked
+from perdure.settings import Section, check_seed, checked, named
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All that a run needs: what is learned, by what, and how."""
+    """All that a run needs: what is learned, by what, and how.
+
+    Attributes
+    ----------
+    recipe
+        What the run's `recipe.yaml` is to say from now on; None where it says it already.
+    """
 
     stream: TaskStream
     backbone: Backbone
@@ -24,6 +33,7 @@ class Plan:
     training: Training
     evaluation: Evaluation
     seed: int
+    recipe: Mapping[str, Any] | None = None
 
 
 def check(plan: Plan) -> None:
@@ -143,3 +153,53 @@ def check_examples(plan: Plan, learned: int, due: Sequence[int]) -> None:
         )
     for step in due:
         check_search(plan.stream, step, plan.rule)
+
+
+def make_method(section: Section) -> Method:
+    """A method from its name, or from a mapping of its name and settings; one that wraps another has it as `method`."""
+    name, options = named(section, "method")
+    found = registry.find("method", name)
+    inner = {}
+    if "method" in registry.options(found) and isinstance(options.get("method"), (str, dict)):
+        inner = {"method": make_method(options.pop("method"))}
+    return found(**checked(found, options, f"method `{name}`", given=inner), **inner)
+
+
+# -- what was run
+
+
+def settings_of(plan: Plan) -> dict[str, Any]:
+    """All settings of a run but its stream, as a recipe states them."""
+    backbone, method, rule = plan.backbone, plan.method, plan.rule
+    searched = {"search": _plain(rule.search)} if rule.searches else {}
+    training = _plain(plan.training)
+    if not plan.training.shares_head:
+        del training["heads"]  # folders from before there was a choice lack it, and are the same
+    return {
+        "backbone": {
+            "model": backbone.source,
+            "pooling": backbone.pooling,
+            "max_length": backbone.max_length,
+            "image_size": backbone.image_size,
+            "head": backbone.head_name,
+            **({"revision": backbone.revision} if backbone.revision else {}),
+        },
+        "method": _of_method(method),
+        "rule": {"name": rule.name, "space": rule.space, "since": rule.since, **searched, **rule.options},
+        "training": training,
+        "evaluation": _plain(plan.evaluation),
+        "seed": plan.seed,
+    }
+
+
+def _of_method(method: Method) -> dict[str, Any]:
+    """A method's name and settings; those of one that it wraps inside."""
+    options = {field.name: getattr(method, field.name) for field in dataclasses.fields(method) if field.init}
+    options = {name: _of_method(value) if isinstance(value, Method) else value for name, value in options.items()}
+    return {"name": method_name(method), **options}
+
+
+def _plain(settings: Any) -> dict[str, Any]:
+    """A dataclass as YAML can hold it."""
+    values = dataclasses.asdict(settings)
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}

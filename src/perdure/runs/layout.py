@@ -16,6 +16,7 @@ Formats: 1 (perdure 0.1.0), whose `environment.json` does not name it; 2. All ar
 
 import contextlib
 import csv
+import errno
 import json
 import math
 import re
@@ -98,9 +99,14 @@ def check_no_links(folder: Path) -> None:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether there is a run in a folder."""
+    """Whether there is a run in a folder. Where the path is too long for the system, there can be none."""
     with reading(path := folder / "recipe.yaml"):
-        return path.is_file()
+        try:
+            return path.is_file()
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                return False
+            raise
 
 
 def is_there(path: Path) -> bool:
@@ -132,6 +138,9 @@ EVENT: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("loss", "learning_rate", "seconds"), (int, float)),
     "options": dict,
 }
+
+
+SEARCH: dict[str, type | tuple[type, ...]] = {"rule": str, "step": int, "options": dict, "candidates": list}
 
 
 def whole_recipe(folder: Path) -> dict[str, Any]:
@@ -293,6 +302,43 @@ def combined(folder: Path) -> dict[str, Any]:
             if not isinstance(rule[key], kind):
                 raise RunError(f"`{path}`: `{key}` is {str(rule[key])[:100]}. It is damaged or was changed.")
         return rule
+
+
+def searches(folder: Path) -> list[dict[str, Any]]:
+    """Return what each search for a scale found: `rule` (its label), `step`, `options` and `candidates`.
+
+    Folders from before `combined.json` had them say it in their log.
+
+    Raises
+    ------
+    RunError
+        They cannot be read.
+    """
+    with reading(path := folder / "combined.json"):
+        written = read_json(path).get("searches") if path.exists() else None
+        if written is None:
+            written = _logged_searches(folder)
+    if not isinstance(written, list):
+        raise RunError(f"`{path}`: `searches` is {str(written)[:100]}. It is damaged or was changed.")
+    for search in written:
+        sound = isinstance(search, dict) and search.keys() == SEARCH.keys()
+        if not sound or not all(isinstance(search[key], kind) for key, kind in SEARCH.items()):
+            raise RunError(f"`{path}`: `searches` has {str(search)[:100]}. It is damaged or was changed.")
+    return written
+
+
+def _logged_searches(folder: Path) -> list[dict[str, Any]]:
+    """Return what searches found, as the log of an older folder says it; the last one of a rule and step counts."""
+    logged = {}
+    for event in events(folder):
+        if event.get("event") != "evaluation" or not event.get("candidates"):
+            continue
+        search = {key: event.get(key) for key in SEARCH}
+        if isinstance(search["candidates"], dict):  # as version 0.1 wrote them
+            tried = search["candidates"].items()
+            search["candidates"] = [{"scale": float(scale), "score": score} for scale, score in tried]
+        logged[search["rule"], search["step"]] = search
+    return list(logged.values())
 
 
 Answers = dict[str, dict[str, dict[str, dict[str, int]]]]

@@ -17,10 +17,9 @@ from perdure.data.examples import TEXTS
 from perdure.data.images import as_rows
 from perdure.data.rows import HALF, Row, half_of_a_pair, texts
 from perdure.errors import DataError, InputError, NotFinite, RunError, UnknownName
-from perdure.evaluation.posterior import TaskPosterior, describe
+from perdure.evaluation.posterior import describe
 from perdure.evaluation.score import by_task, probabilities, settled, task_logits
 from perdure.learning import engine
-from perdure.merging.combine import combine
 from perdure.merging.rule_settings import Rule, RuleLike
 from perdure.models import adapters
 from perdure.models.backbone import BATCH_SIZE, Backbone, Encoded
@@ -28,8 +27,9 @@ from perdure.models.heads import RandomHead
 from perdure.runs.export_card import Exported, card
 from perdure.runs.folder import Run
 from perdure.runs.layout import reading
-from perdure.runs.resume import restore
+from perdure.runs.resume import restored
 from perdure.runs.sources import Sources
+from perdure.runs.state import RunState, read
 from perdure.settings import checked, named
 from perdure.storage import files, staging
 
@@ -81,21 +81,20 @@ class Model:
         trust: bool = False,
         device: str = "auto",
     ):
-        self.results = folder if isinstance(folder, Run) else Run(folder, trust=trust)
-        self.sources = Sources.of(self.results.folder)
-        self.rule = _rule(self.results) if rule is None else Rule.of(rule)
-        usual = self.results.combined()["label"] if rule is None else self.rule.label
+        self.state = read(folder.folder if isinstance(folder, Run) else folder, trust=trust)
+        self.sources = Sources.of(self.state.folder)
+        self.rule = _rule(self.state) if rule is None else Rule.of(rule)
+        usual = self.state.combined["label"] if rule is None else self.rule.label
         self.label = label or usual
-        if not self.results.tasks:
-            raise RunError(f"`{self.results.folder}` holds no combined model yet: no task was finished.")
-        with reading(self.results.folder / "recipe.yaml"):
-            source, settings = named(self.results.recipe["backbone"], "backbone", key="model")
-            settings = checked(Backbone.load, settings, f"`{self.results.folder / 'recipe.yaml'}`: backbone")
+        if not self.state.tasks:
+            raise RunError(f"`{self.state.folder}` holds no combined model yet: no task was finished.")
+        with reading(self.state.folder / "recipe.yaml"):
+            source, settings = named(self.state.recipe["backbone"], "backbone", key="model")
+            settings = checked(Backbone.load, settings, f"`{self.state.folder / 'recipe.yaml'}`: backbone")
         self.backbone = Backbone.load(source, **settings).to(engine.device(device))
-        self.learned = restore(self.results, self.backbone)
-        self.classes = {task.name: task.classes for task in self.learned}
-        self.combined = combine([task.adapter for task in self.learned], self.rule)
-        self.posterior = TaskPosterior({task.name: task.statistics for task in self.learned})
+        self.system = restored(self.state, self.backbone, self.rule)
+        self.classes = self.system.classes
+        self.combined = self.system.combined
 
     def predict(
         self, inputs: Sequence[Any], *, task: str | None = None, batch_size: int = BATCH_SIZE
@@ -133,7 +132,7 @@ class Model:
         examples = Encoded(self.backbone, [(task or "", rows)], batch_size=batch_size, allow_empty=True)
         names = [task] if task else list(self.classes)
         log_weights = (
-            torch.zeros(len(examples), 1) if task else self.posterior.log_prob(describe(self.backbone, examples))
+            torch.zeros(len(examples), 1) if task else self.system.posterior.log_prob(describe(self.backbone, examples))
         )
         if self.combined.picks:
             log_weights = settled(log_weights)
@@ -170,7 +169,7 @@ class Model:
             The table has no such columns.
         """
         kind = self.backbone.kind
-        candidates = [tuple(asked)] if asked else [*_read_before(self.results.recipe["stream"], kind), (kind,)]
+        candidates = [tuple(asked)] if asked else [*_read_before(self.state.recipe["stream"], kind), (kind,)]
         for candidate in candidates:
             if set(candidate) <= set(columns):
                 return candidate
@@ -182,7 +181,7 @@ class Model:
 
     def _log_prior(self, task: str) -> Float[Tensor, " classes"]:
         """Return the logarithm of each class's share of a task's training examples."""
-        counts = next(learned.statistics.counts for learned in self.learned if learned.name == task)
+        counts = next(learned.statistics.counts for learned in self.system.learned if learned.name == task)
         return (counts / counts.sum()).log().float()
 
     def add_predictions(
@@ -248,10 +247,10 @@ class Model:
             base=self.backbone.published,
             kind=self.backbone.kind,
             stock=self.backbone.head_name is not None,
-            method=self.results.recipe["method"]["name"],
+            method=self.state.recipe["method"]["name"],
             rule=self.label,
             tasks=self.classes,
-            accuracy=self.results.accuracies(self.label),
+            accuracy=self.state.accuracies(self.label),
         )
 
     def _check_finite(self) -> None:
@@ -263,7 +262,7 @@ class Model:
                 )
 
     def _joined_head(self) -> nn.Linear:
-        names = list(self.classes)[:1] if self.results.shares_head else list(self.classes)
+        names = list(self.classes)[:1] if self.system.shares_head else list(self.classes)
         heads = [self.backbone.head(name) for name in names]
         if any(isinstance(head, RandomHead) for head in heads):
             raise RunError(
@@ -277,7 +276,7 @@ class Model:
 
     def _labels(self) -> list[str]:
         """The name of each output; with its task where several tasks have it."""
-        if self.results.shares_head:
+        if self.system.shares_head:
             return list(next(iter(self.classes.values())))
         every = [label for classes in self.classes.values() for label in classes]
         return [
@@ -317,10 +316,10 @@ def _read_before(stream: Any, kind: str) -> list[tuple[str, ...]]:
     return columns
 
 
-def _rule(results: Run) -> Rule:
+def _rule(state: RunState) -> Rule:
     """How a run combined its adapters last."""
-    combined, path = results.combined(), results.folder / "combined.json"
-    recipes = results.recipe["rule"]["name"]
+    combined, path = state.combined, state.folder / "combined.json"
+    recipes = state.recipe["rule"]["name"]
     if combined["name"].endswith(".py") and combined["name"] != recipes:  # only the recipe says which code is run
         raise RunError(f"`{path}` names the rule `{combined['name']}`, but the recipe `{recipes}`.")
     registry.find("rule", combined["name"])
@@ -328,10 +327,10 @@ def _rule(results: Run) -> Rule:
         applied = {key: combined[key] for key in ("name", "space", "since")}
         rule = Rule.of(combined["options"] | applied, f"`{path}`")
         scales = rule.options.get("scale")
-        if missing := [name for name in results.tasks if isinstance(scales, dict) and name not in scales]:
+        if missing := [name for name in state.tasks if isinstance(scales, dict) and name not in scales]:
             raise RunError(
                 f"`{path}` has no scale for the task `{missing[0]}`: it is not searched yet. Go on with "
-                f"`perdure run {results.folder}`, or measure with `perdure evaluate {results.folder}`."
+                f"`perdure run {state.folder}`, or measure with `perdure evaluate {state.folder}`."
             )
     return rule
 

@@ -13,7 +13,7 @@ from typing import Any
 from perdure.data.task import Task, TaskWithoutData
 from perdure.errors import DataError, FetchError
 from perdure.runs import layout
-from perdure.runs.folder import Run
+from perdure.runs.state import RunState, read
 from perdure.settings import named
 
 UNREADABLE = (DataError, FetchError, OSError)
@@ -123,11 +123,11 @@ def _without_data(task: TaskWithoutData, missing: str) -> TaskWithoutData:
     return TaskWithoutData(task.name, task.classes, digests=task.digests(), missing=missing)
 
 
-def past_of(run: Run) -> Past:
+def past_of(run: RunState) -> Past:
     """Return what a run's folder knows of its stream."""
     stream = run.recipe["stream"]
     entries = [_plain(entry) for entry in stream] if isinstance(stream, list) else [as_entry(stream)]
-    return Past({task.name: task for task in past_tasks(run.folder)}, entries)
+    return Past({task.name: task for task in _tasks_of(run)}, entries)
 
 
 def past_tasks(folder: str | Path) -> list[TaskWithoutData]:
@@ -140,8 +140,12 @@ def past_tasks(folder: str | Path) -> list[TaskWithoutData]:
     RunError
         The folder is no run, or is damaged.
     """
+    return _tasks_of(read(folder))
+
+
+def _tasks_of(run: RunState) -> list[TaskWithoutData]:
     tasks = []
-    for place in Run(folder).task_folders().values():
+    for place in run.places.values():
         about = layout.task(place)
         task = TaskWithoutData(
             about["name"],

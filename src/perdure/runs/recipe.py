@@ -14,19 +14,19 @@ from perdure import registry
 from perdure.data.table import read_tasks
 from perdure.data.task import Scenario, Task, TaskStream
 from perdure.errors import CheckpointError, InputError, PerdureWarning
+from perdure.evaluation.measure import Evaluation
 from perdure.learning import engine
 from perdure.learning.method import Method
 from perdure.learning.training import Training
 from perdure.merging.combine import check_fits
 from perdure.merging.rule_settings import Rule
 from perdure.models.backbone import Backbone
+from perdure.runs import story
 from perdure.runs.folder import Run
-from perdure.runs.job import Plan, check, check_alignment
+from perdure.runs.job import Plan, check, check_alignment, make_method, settings_of
 from perdure.runs.layout import is_run
-from perdure.runs.measure import Evaluation
 from perdure.runs.past import UNREADABLE, Past, Unreadable, as_entry, past_of
-from perdure.runs.story import begin, go_on, settings_of
-from perdure.runs.task_folder import check_names
+from perdure.runs.state import RunState, read
 from perdure.settings import Section, check_numbers, checked, kinds_of, named, put, sentence
 from perdure.storage import files
 
@@ -99,7 +99,7 @@ class Recipe(BaseModel):
         if path.name == "recipe.yaml" and (path.parent / "environment.json").exists():
             path = path.parent  # that of a run: whoever made the folder wrote it
         if (path / "recipe.yaml").is_file():
-            return cls.parse(Run(path, trust=trust).recipe, settings, f"`{path / 'recipe.yaml'}`")
+            return cls.parse(read(path, trust=trust).recipe, settings, f"`{path / 'recipe.yaml'}`")
         if path.is_dir():
             raise InputError(f"`{path}` is a folder, but no run: it has no `recipe.yaml`. Give a recipe, or a run.")
         if not path.exists():
@@ -113,7 +113,7 @@ class Recipe(BaseModel):
 
     # -- the objects
 
-    def make_stream(self, run: Run | None = None) -> TaskStream:
+    def make_stream(self, run: RunState | None = None) -> TaskStream:
         """Make the tasks, but for those that were forgotten.
 
         Parameters
@@ -163,7 +163,7 @@ class Recipe(BaseModel):
     # -- doing
 
     def plan(
-        self, stream: TaskStream | None = None, backbone: Backbone | None = None, *, run: Run | None = None
+        self, stream: TaskStream | None = None, backbone: Backbone | None = None, *, run: RunState | None = None
     ) -> Plan:
         """All that the run needs, checked before anything is trained; `stream` and `backbone` may be made already.
 
@@ -192,10 +192,11 @@ class Recipe(BaseModel):
         Stopped
             The run was asked to stop.
         """
-        check_names(Path(output), ["a"])  # a path that is too long is no run, and can be none
-        plan = self.plan(run=Run(output) if is_run(Path(output)) else None)
-        settings = self.resolved(plan)
-        return go_on(begin(output, settings, plan.stream, change=change), plan, settings, quiet=quiet)
+        output = Path(output)
+        plan = self.plan(run=read(output) if is_run(output) else None)
+        plan = replace(plan, recipe=self.resolved(plan))
+        story.run(plan, output, change=change, quiet=quiet)
+        return Run(output)
 
     def resolved(self, plan: Plan) -> dict[str, Any]:
         """The recipe with all defaults written out."""
@@ -216,16 +217,6 @@ def _usual_rule(method: Any) -> str:
     known = isinstance(method, (str, dict))
     rule = registry.find("method", named(method, "method")[0]).usual_rule if known else None
     return rule if isinstance(rule, str) else Method.usual_rule
-
-
-def make_method(section: Section) -> Method:
-    """A method from its name, or from a mapping of its name and settings; one that wraps another has it as `method`."""
-    name, options = named(section, "method")
-    found = registry.find("method", name)
-    inner = {}
-    if "method" in registry.options(found) and isinstance(options.get("method"), (str, dict)):
-        inner = {"method": make_method(options.pop("method"))}
-    return found(**checked(found, options, f"method `{name}`", given=inner), **inner)
 
 
 def _with_names(resolved: dict[str, Any], section: Section) -> dict[str, Any]:

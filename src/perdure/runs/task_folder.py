@@ -1,9 +1,8 @@
-"""All that is kept of one task, and its folder: complete or absent, and checked before it is believed."""
+"""The folder of one task: complete or absent, and checked before it is believed."""
 
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,14 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from perdure.errors import InputError, RunError
-from perdure.learning.alignment import Gaussians
+from perdure.evaluation.system import Learned
 from perdure.models.adapters import Adapter
 from perdure.models.heads import SEED
 from perdure.runs import adapter_folder, layout
 from perdure.runs.layout import reading
 from perdure.storage import files, partial, staging
 from perdure.storage.tensors import TensorFile, is_finite
+from perdure.vectors.gaussians import Gaussians
 from perdure.vectors.statistics import Statistics
 
 HEAD, STATISTICS, METHOD, GAUSSIANS = (
@@ -28,26 +28,6 @@ HEAD, STATISTICS, METHOD, GAUSSIANS = (
 )
 ALWAYS = {HEAD, STATISTICS, METHOD, "task.json"}
 ADAPTER = {adapter_folder.START, *(f"adapter/{name}" for name in (adapter_folder.CONFIG, adapter_folder.WEIGHTS))}
-
-
-@dataclass(frozen=True)
-class Learned:
-    """All that is kept of one task."""
-
-    classes: tuple[str, ...]
-    adapter: Adapter
-    heads: dict[str, dict[str, Tensor]]
-    """By task: those that this task's training changed, which is its own and perhaps earlier ones."""
-    statistics: Statistics
-    state: dict[str, Any]
-    digests: dict[str, str]
-    """The SHA-256 of each split."""
-    gaussians: Gaussians | None = None
-    """Of the combined model's features when it had been learned; only where heads are aligned."""
-
-    @property
-    def name(self) -> str:
-        return self.adapter.name
 
 
 def save(place: Path, learned: Learned, *, base: str, head: tuple[str, nn.Linear] | None) -> None:

@@ -17,19 +17,17 @@ from typing import Any
 
 from perdure.data.task import TaskStream
 from perdure.errors import InputError, RunError, Stopped, TrainingError
-from perdure.evaluation.posterior import TaskPosterior
+from perdure.evaluation.measure import Evaluation
 from perdure.evaluation.progress_bar import Progress
-from perdure.evaluation.score import Evaluator, TaskId
+from perdure.evaluation.scales import with_best_scale
+from perdure.evaluation.score import TaskId
+from perdure.evaluation.system import System
 from perdure.learning import engine
 from perdure.learning.method import Method, Tuned
-from perdure.merging.combine import combine
 from perdure.models.backbone import Backbone
-from perdure.runs.folder import Run
+from perdure.runs import story
 from perdure.runs.job import Plan
-from perdure.runs.measure import Evaluation
 from perdure.runs.recipe import Recipe
-from perdure.runs.resume import restore
-from perdure.runs.story import begin, go_on
 from perdure.seeds import derived
 from perdure.settings import named
 from perdure.storage import files, lock, staging
@@ -251,25 +249,18 @@ def _score(changed: Recipe, plan: Plan, output: Path, task_id: TaskId, *, quiet:
     plan = replace(plan, method=changed.make_method(), training=changed.make_training())
     with staging.hidden_folder(output) as folder:
         try:
-            run = go_on(begin(folder / "trial", changed.resolved(plan), plan.stream), plan, quiet=quiet)
+            system = story.run(replace(plan, recipe=changed.resolved(plan)), folder / "trial", quiet=quiet)
         except TrainingError:
             return None
         except Stopped as stop:  # the trial's own hint names a folder that is gone then
             raise Stopped(
                 "Stopped. Finished trials are kept. Go on with the same command.", signal=stop.signal
             ) from None
-        return validation_accuracy(run, plan, task_id)
+        return validation_accuracy(system, plan.stream, task_id)
 
 
-def validation_accuracy(run: Run, plan: Plan, task_id: TaskId) -> float:
-    """The mean over the tasks of a run of the accuracy on their validation examples, after the last of them."""
-    learned = restore(run, plan.backbone, plan.stream)
-    posterior = TaskPosterior({task.name: task.statistics for task in learned})
-    evaluator = Evaluator(plan.backbone, plan.stream, plan.stream.names, posterior)
-    adapters = [task.adapter for task in learned]
-    rule = evaluator.search_scale(adapters, plan.rule, plan.stream.scenario)[0] if plan.rule.searches else plan.rule
-    combined = combine(adapters, rule)
-    scores = [
-        evaluator.answers(combined, name, [task_id], "validation").accuracy()[task_id] for name in plan.stream.names
-    ]
+def validation_accuracy(system: System, stream: TaskStream, task_id: TaskId) -> float:
+    """Return the mean over a stream's tasks of the accuracy on their validation examples."""
+    acting, _ = with_best_scale(system, stream)
+    scores = [acting.answer(task, "validation", [task_id]).accuracy()[task_id] for task in stream]
     return sum(scores) / len(scores)

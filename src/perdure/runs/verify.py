@@ -10,14 +10,14 @@ from typing import Any
 from perdure import registry
 from perdure.data.rows import ENDINGS
 from perdure.errors import PerdureError
+from perdure.evaluation.system import Learned
 from perdure.models import model_files
 from perdure.models.backbone import Backbone
 from perdure.runs import layout, sources, task_folder
-from perdure.runs.folder import Run
 from perdure.runs.layout import UNFINISHED, is_there
 from perdure.runs.recipe import Recipe
 from perdure.runs.resume import check_fits, check_model
-from perdure.runs.task_folder import Learned
+from perdure.runs.state import RunState, read
 from perdure.settings import checked, named
 from perdure.storage import files, lock
 from perdure.storage.tensors import is_finite
@@ -63,14 +63,16 @@ def verify(folder: str | Path, *, backbone: bool = True) -> Verification:
     RunError
         The folder is no run at all, or one of a format that is not known here.
     """
-    run, found = Run(folder), Verification()
-    if holder := lock.holder(run.folder):
+    folder, found = Path(folder), Verification()
+    layout.check_run(folder)
+    if holder := lock.holder(folder):
         found.notes.append(f"Process {holder['pid']} on `{holder['host']}` is writing it now.")
-    found.attempt("recipe.yaml", lambda: _recipe(run))
+    found.attempt("recipe.yaml", lambda: _recipe(folder))
     if found.faults:  # nothing can be compared with it
         return found
+    run = read(folder)
     tasks: list[Learned] = []
-    for name, place in run.task_folders().items():
+    for name, place in run.places.items():
         found.attempt(f"tasks/{place.name}", lambda name=name: _task(run, name, tasks))
     found.attempt("tasks", lambda: _together(tasks))
     found.attempt("scores.csv", lambda: _scores(run))
@@ -89,7 +91,7 @@ def verify(folder: str | Path, *, backbone: bool = True) -> Verification:
     return found
 
 
-def _check_derived(run: Run, found: Verification) -> None:
+def _check_derived(run: RunState, found: Verification) -> None:
     """Check what can be made again, and that it tells of no task which is gone."""
     if is_there(run.folder / "diagnostics.json"):
         found.attempt("diagnostics.json", lambda: ", ".join(layout.diagnostics(run.folder).get("parts", [])))
@@ -103,7 +105,7 @@ def _check_derived(run: Run, found: Verification) -> None:
         )
 
 
-def _notes(run: Run) -> list[str]:
+def _notes(run: RunState) -> list[str]:
     """What is left of tasks that were never finished, or were forgotten; and the code that the recipe names."""
     recipe, tasks, home, notes = run.recipe, run.tasks, run.folder / "tasks", []
     for name in dict.fromkeys(registry.python_files(recipe)):
@@ -111,7 +113,7 @@ def _notes(run: Run) -> list[str]:
     gone = layout.task_folders(run.folder, []).values()
     with layout.reading(home):
         places = set(home.iterdir()) if home.exists() else set[Path]()
-    for path in sorted(places - set(run.task_folders().values())):
+    for path in sorted(places - set(run.places.values())):
         if path in gone:
             notes.append(f"`{path}` is forgotten, and removed as soon as the run is written again.")
         else:
@@ -140,17 +142,15 @@ def _tables(stream: Any) -> list[str]:
     return [path for path in texts if Path(path).suffix.lower() in ENDINGS or Path(path).is_absolute()]
 
 
-def _recipe(run: Run) -> str:
-    path = run.folder / "recipe.yaml"
-    if "rule" not in run.recipe:  # nor is a method's file run to ask for its usual one: to verify is not to trust
-        raise PerdureError(f"`{path}` has no `rule`. It is damaged or was changed.")
-    Recipe.parse(run.recipe, where=f"`{path}`")
-    return f"format {layout.environment(run.folder).get('format', 1)}"
+def _recipe(folder: Path) -> str:
+    # one without a rule is damaged: no method's file is run to ask for its usual one, for to verify is not to trust
+    Recipe.parse(layout.whole_recipe(folder), where=f"`{folder / 'recipe.yaml'}`")
+    return f"format {layout.environment(folder).get('format', 1)}"
 
 
-def _task(run: Run, name: str, tasks: list[Learned]) -> str:
+def _task(run: RunState, name: str, tasks: list[Learned]) -> str:
     learned = run.load_task(name)
-    place = run.task_folders()[name]
+    place = run.places[name]
     if wrong := task_folder.not_finite(learned):
         raise PerdureError(f"`{place}` holds values that are not finite: {', '.join(wrong[:5])}.")
     tasks.append(learned)
@@ -165,8 +165,8 @@ def _together(tasks: list[Learned]) -> str:
     return f"{len(tasks)} learned"
 
 
-def _scores(run: Run) -> str:
-    rows, most = run.scores(), len(layout.task_folders(run.folder, []))
+def _scores(run: RunState) -> str:
+    rows, most = run.scores, len(layout.task_folders(run.folder, []))
     for number, row in enumerate(rows, start=2):
         if not math.isfinite(row["value"]) or not 0 <= row["step"] <= most:
             raise PerdureError(f"Line {number} of `{run.folder / 'scores.csv'}` has step {row['step']} of "
@@ -174,14 +174,14 @@ def _scores(run: Run) -> str:
     return f"{len(rows)} values"
 
 
-def _rows(run: Run) -> list[dict[str, Any]]:
+def _rows(run: RunState) -> list[dict[str, Any]]:
     try:
-        return run.scores()
+        return run.scores
     except PerdureError:  # reported already
         return []
 
 
-def _events(run: Run) -> str:
+def _events(run: RunState) -> str:
     path = run.folder / "events.jsonl"
     whole, line = 0, b""
     with layout.reading(path):
@@ -189,11 +189,14 @@ def _events(run: Run) -> str:
             if line.endswith(b"\n"):  # a kill may cut the last one off
                 files.parse_json(line, f"line {number} of `{path}`")
                 whole += 1
-    return f"{len(run.events())} events" + (", and a part of one" if line and not line.endswith(b"\n") else "")
+    return f"{len(layout.events(run.folder))} events" + (
+        ", and a part of one" if line and not line.endswith(b"\n") else ""
+    )
 
 
-def _combined(run: Run) -> str:
-    rule, path = run.combined(), run.folder / "combined.json"
+def _combined(run: RunState) -> str:
+    rule, path = run.combined, run.folder / "combined.json"
+    layout.searches(run.folder)
     if not rule["name"].endswith(".py"):
         unknown = rule["options"].keys() - registry.options(registry.find("rule", rule["name"])).keys()
         if unknown:
@@ -204,8 +207,8 @@ def _combined(run: Run) -> str:
     return rule["label"]
 
 
-def _unfinished(run: Run) -> str:
-    snapshot = run.load_unfinished()
+def _unfinished(run: RunState) -> str:
+    snapshot = run.unfinished
     if snapshot is None:
         return "gone meanwhile: the task is finished"
     wrong = [name for name, value in snapshot.tensors.items() if value.is_floating_point() and not is_finite(value)]
@@ -214,7 +217,7 @@ def _unfinished(run: Run) -> str:
     return f"inside a task, after step {snapshot.about.get('step')}"
 
 
-def _check_backbone(run: Run, tasks: list[Learned], found: Verification) -> None:
+def _check_backbone(run: RunState, tasks: list[Learned], found: Verification) -> None:
     source, settings = named(run.recipe["backbone"], "backbone", key="model")
     settings = checked(Backbone.load, settings, f"`{run.folder / 'recipe.yaml'}`: backbone")
     try:
@@ -231,7 +234,7 @@ def _check_backbone(run: Run, tasks: list[Learned], found: Verification) -> None
     found.attempt("the pre-trained model", lambda: _backbone(run, tasks, Backbone.open(files, **settings)))
 
 
-def _backbone(run: Run, tasks: list[Learned], model: Backbone) -> str:
+def _backbone(run: RunState, tasks: list[Learned], model: Backbone) -> str:
     check_model(run, model)
     for task in tasks:
         check_fits(model, task)

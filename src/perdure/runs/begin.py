@@ -1,0 +1,65 @@
+"""Begin a run, or go on with it, with objects that were made in Python (from a recipe: `runs/recipe.py`)."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from perdure.data.task import TaskStream
+from perdure.evaluation.measure import Evaluation
+from perdure.learning.method import Method
+from perdure.learning.training import Training
+from perdure.merging.rule_settings import Rule, RuleLike
+from perdure.models.backbone import Backbone
+from perdure.runs import story
+from perdure.runs.folder import Run
+from perdure.runs.job import Plan, check, settings_of
+from perdure.storage import files
+
+
+def run(
+    stream: TaskStream,
+    backbone: Backbone,
+    method: Method,
+    rule: RuleLike | None = None,
+    *,
+    output: str | Path,
+    training: Training | None = None,
+    evaluation: Evaluation | None = None,
+    seed: int = 0,
+    quiet: bool = True,
+) -> Run:
+    """Learn a stream of tasks by a method, combine what was learned by a rule after each task, and measure it.
+
+    A run that was stopped, or killed, goes on when it is called again with the same settings and `output`, and comes to
+    the same result, bit for bit (in the same environment). Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP finish the step
+    and save.
+
+    Parameters
+    ----------
+    stream
+        The tasks. Those that the run in `output` has learned may be there without their examples (`past_tasks`).
+    rule
+        A `Rule`, its name, or a mapping of `name` and settings; by default the method's usual one.
+    output
+        The run folder: new, empty, or that of this run.
+    quiet
+        Do not tell how far it is.
+
+    Returns
+    -------
+    Run
+        The folder, from which everything can be read.
+
+    Raises
+    ------
+    RunError
+        Another process is writing the folder, or it belongs to a run with other settings.
+    Stopped
+        The run was asked to stop.
+    """
+    rule = Rule.of(getattr(method, "usual_rule", "last") if rule is None else rule)
+    plan = Plan(stream, backbone, method, rule, training or Training(), evaluation or Evaluation(), seed)
+    check(plan)
+    made_of = {"name": stream.name, "scenario": stream.scenario, "tasks_made_in_python": stream.names}
+    recipe = files.plain({"stream": made_of, **settings_of(plan)})
+    story.run(replace(plan, recipe=recipe), Path(output), quiet=quiet)
+    return Run(output)
