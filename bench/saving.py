@@ -18,9 +18,10 @@ from perdure import Recipe, Run, learn
 from perdure.cli.demo import PIC, TEXT
 from perdure.learning.progress import Course
 from perdure.models import adapters
-from perdure.runs.story import environment
+from perdure.runs.environment import environment
+from perdure.runs.writer import Writer
 
-WRITING = ("create", "save_task", "save_unfinished", "drop_unfinished", "trim_events", "add_scores", "save_combined")
+WRITING = ("task", "unfinished", "measurement", "trim_events", "event")
 STEPS = {"every 100 steps (default)": None, "every 10 steps": 10, "never": 10**9}
 
 
@@ -54,8 +55,8 @@ def share(checkpoint_steps: int | None, output: Path, timer: Timer) -> float:
 
 def main() -> int:
     timer = Timer()
-    for name in (*WRITING, "event"):
-        setattr(Run, name, timer.timed(getattr(Run, name)))
+    for name in WRITING:
+        setattr(Writer, name, timer.timed(getattr(Writer, name)))
     Course.snapshot = timer.timed(Course.snapshot)
     learn_module = sys.modules[learn.__module__]
     learn_module.plant = timer.timed(learn_module.plant)  # the random state of each step

@@ -20,7 +20,8 @@ import torch
 import transformers
 from conftest import WORDS, tokenizer
 
-from perdure import Model, Recipe, Run, Stopped
+from perdure import Model, Recipe, Stopped
+from perdure.runs.writer import Writer
 
 TABLES = {"fruit": ("apple", "pear"), "colour": ("red", "green", "blue")}
 TEXTS = [f"{WORDS[i]} {WORDS[(7 * i) % 60]} {WORDS[(11 * i + 3) % 60]}" for i in range(12)]
@@ -60,20 +61,20 @@ def main() -> None:
 
 def stop(recipe: Recipe, name: str) -> None:
     """Do what a recipe says, and have a signal come in the fourth step of the second task."""
-    event = Run.event
+    event = Writer.event
 
-    def noted(self: Run, values: dict) -> None:
+    def noted(self: Writer, values: dict) -> None:
         event(self, values)
         if (values.get("task"), values.get("step")) == ("colour", 3):
             os.kill(os.getpid(), signal.SIGTERM)
 
-    Run.event = noted
+    Writer.event = noted
     try:
         recipe.run(name)
     except Stopped:
         return
     finally:
-        Run.event = event
+        Writer.event = event
 
 
 if __name__ == "__main__":

@@ -17,11 +17,9 @@ def say(*lines: object) -> None:
         typer.echo(printable(str(line)))
 
 
-def done(run: Path) -> int:
-    """Return how much a run has done."""
-    from perdure.runs import layout
-
-    return sum(event.get("event") in ("step", "evaluation") for event in layout.events(run))
+def done(run: Path) -> list[float]:
+    """Return when a run last learned and measured something: these change only when it does so again."""
+    return [_time(run / name) for name in ("tasks", "scores.csv", "combined.json")]
 
 
 def report(run: Path) -> None:
@@ -55,8 +53,11 @@ def _changed_since_report(run: Path) -> bool:
 
 
 def _time(path: Path) -> float:
-    """Return when a file was last changed, in seconds; 0 if it is missing."""
-    return path.stat().st_mtime if path.is_file() else 0.0
+    """Return when a file or folder was last changed, in seconds; 0 if it is missing or may not be seen."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def show(summary: Mapping[str, Any], folder: Path | None = None) -> None:

@@ -1,5 +1,6 @@
 """What can be done with a run that is there: measure it again, let it learn more, or let it forget."""
 
+import copy
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -117,7 +118,7 @@ def rule_of(run: RunState, rule: RuleLike | None, settings: Sequence[str] = ()) 
     """A rule as it is given, or the run's own, with other settings; nothing if neither is asked for."""
     if rule is None and not settings:
         return None
-    section = run.recipe["rule"]
+    section = copy.deepcopy(run.recipe["rule"])
     if rule is not None:
         section = rule.section if isinstance(rule, Rule) else rule
         registry.trust(section)

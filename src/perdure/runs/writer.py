@@ -258,7 +258,8 @@ def _with_search(searches: list[dict[str, Any]], measurement: Measurement) -> li
         "candidates": measurement.candidates,
     }
     by_step = {(old["rule"], old["step"]): old for old in searches}
-    return list((by_step | {(search["rule"], search["step"]): search}).values())
+    by_step[search["rule"], search["step"]] = search
+    return [by_step[key] for key in sorted(by_step)]  # in whichever order the steps were measured
 
 
 def _answers(folder: Path, measurement: Measurement) -> dict[str, Any]:
