@@ -288,7 +288,7 @@ def forget(
         if traces and retrain_later:
             stream = stream and replace(stream, tasks=tuple(other for other in stream if other.name != task))
             plan = _relearning(state, recipe, stream, left, kept=places[task])
-        if state.begun == task and task not in names:
+        if task not in names and state.begun == task:
             writer.trim_events(None, 0)
             writer.unfinished(None)
         writer.forget(recipe)

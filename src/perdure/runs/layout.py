@@ -315,7 +315,9 @@ def searches(folder: Path) -> list[dict[str, Any]]:
         They cannot be read.
     """
     with reading(path := folder / "combined.json"):
-        written = read_json(path).get("searches") if path.exists() else None
+        if not path.exists():
+            return []
+        written = read_json(path).get("searches")
         if written is None:
             written = _logged_searches(folder)
     if not isinstance(written, list):

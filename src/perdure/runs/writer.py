@@ -273,7 +273,7 @@ def _answers(folder: Path, measurement: Measurement) -> dict[str, Any]:
     except RunError:  # what is damaged there is derived, and replaced
         before = {}
     counts = {}
-    for task_id in dict.fromkeys(score.task_id for score in measurement.scores):
+    for task_id in next(iter(measurement.answers.values())).answered:
         new = {task: answers.counts(task_id) for task, answers in measurement.answers.items()}
         counts[task_id] = before.get(task_id, {}) | new
     return {"rule": label, "step": step, "answers": counts}
