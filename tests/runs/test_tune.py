@@ -85,15 +85,16 @@ def test_what_is_asked_learns_from_the_trials(values):
 def test_a_trial_that_fails_is_one_that_is_not_taken(values, tmp_path, monkeypatch):
     from perdure import TrainingError
 
-    module = __import__("sys").modules["perdure.runs.tune"]
-    go_on = module.go_on
+    from perdure.runs import story
 
-    def failing(run, plan, **options):
+    learn_all = story.run
+
+    def failing(plan, output, **options):
         if plan.training.learning_rate == 0.01:
             raise TrainingError("not finite")
-        return go_on(run, plan, **options)
+        return learn_all(plan, output, **options)
 
-    monkeypatch.setattr(module, "go_on", failing)
+    monkeypatch.setattr(story, "run", failing)
     found = tune(Recipe.parse(values), tmp_path / "out", protocol=Protocol(trials=2))
     assert found.trials[0]["score"] is None and found.best is found.trials[1]
     assert found.lines()[-1][0] == "failed"

@@ -24,7 +24,6 @@ from perdure.merging.rule_settings import Rule, RuleLike
 from perdure.models import adapters
 from perdure.models.backbone import BATCH_SIZE, Backbone, Encoded
 from perdure.models.heads import RandomHead
-from perdure.runs import layout
 from perdure.runs.export_card import Exported, card
 from perdure.runs.folder import Run
 from perdure.runs.layout import reading
@@ -83,7 +82,6 @@ class Model:
         device: str = "auto",
     ):
         folder = folder.folder if isinstance(folder, Run) else Path(folder)
-        layout.check_run(folder)
         self.sources = Sources.of(folder)  # before anything is read that may be forgotten meanwhile
         self.state = read(folder, trust=trust)
         self.rule = _rule(self.state) if rule is None else Rule.of(rule)

@@ -36,8 +36,9 @@ class Sources:
         Raises
         ------
         RunError
-            A file that names a task cannot be read.
+            The folder is no run, or a file that names a task cannot be read.
         """
+        layout.check_run(Path(folder))
         return cls(Path(folder), {name: _digest(path) for name, path in _manifests(Path(folder)).items()})
 
     @classmethod
