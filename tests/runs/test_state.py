@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from small_runs import recipe
 from perdure import InputError, Recipe, Run, RunError, diagnose
 from perdure.evaluation.measure import measure
 from perdure.learning.snapshot import Snapshot
+from perdure.runs import layout
 from perdure.runs.resume import restored
 from perdure.runs.state import read
 from perdure.runs.writer import Writer
@@ -42,6 +44,11 @@ def test_it_is_frozen_and_read_once(copied):
     assert state.scores is rows and rows and read(copied.folder).scores == []
     with pytest.raises(dataclasses.FrozenInstanceError):
         state.recipe = {}
+
+
+def test_a_path_that_is_too_long_is_no_run(tmp_path):
+    assert not layout.is_run(tmp_path / ("x" * 300))
+    assert not layout.is_run(Path("x/" * 5000))
 
 
 def test_in_other_processes_nothing_is_written(copied, bert):

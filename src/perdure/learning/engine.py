@@ -14,7 +14,7 @@ from torch import Tensor
 
 from perdure.errors import InputError
 
-PATIENCE = timedelta(days=7)  # the others wait while the first process evaluates
+PATIENCE = timedelta(days=7)  # the others wait while the first process makes or opens the run
 
 
 def state() -> PartialState:
