@@ -6,7 +6,8 @@ import pytest
 import yaml
 from small_runs import recipe
 
-from perdure import InputError, Recipe, RunError
+from perdure import InputError, Recipe, RunError, TrainingError
+from perdure.runs import story
 from perdure.methods.ewc import EWC
 from perdure.runs.tune import RATE, Protocol, _asked, searched, tune
 
@@ -83,10 +84,6 @@ def test_what_is_asked_learns_from_the_trials(values):
 
 
 def test_a_trial_that_fails_is_one_that_is_not_taken(values, tmp_path, monkeypatch):
-    from perdure import TrainingError
-
-    from perdure.runs import story
-
     learn_all = story.run
 
     def failing(plan, output, **options):
