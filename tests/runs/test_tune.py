@@ -7,8 +7,8 @@ import yaml
 from small_runs import recipe
 
 from perdure import InputError, Recipe, RunError, TrainingError
-from perdure.runs import story
 from perdure.methods.ewc import EWC
+from perdure.runs import story
 from perdure.runs.tune import RATE, Protocol, _asked, searched, tune
 
 NAMES = ("fruit", "colour", "texture")
