@@ -37,7 +37,7 @@ class Evaluation:
     future: bool = False
 
     def due(self, step: int, tasks: int) -> bool:
-        """Whether it is measured after so many of the tasks."""
+        """Say whether it is measured after `step` of the tasks."""
         return self.steps == "all" or (self.steps == "last" and step == tasks)
 
 
@@ -56,7 +56,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a system answers after `step` tasks.
+    """The answers and scores of a system after `step` tasks.
 
     Attributes
     ----------
@@ -171,7 +171,7 @@ def _averages(answers: Mapping[str, Answers]) -> str:
 
 
 def _give_fresh_heads(system: System, tasks: Iterable[Task], seed: int) -> None:
-    """Untrained heads for tasks to come, the same whenever they are measured; or the one that all tasks share."""
+    """Add untrained heads for tasks to come, the same whenever they are measured; or the one that all tasks share."""
     backbone = system.backbone
     with torch.random.fork_rng(devices=[]):
         for task in tasks:

@@ -52,7 +52,7 @@ def with_best_scale(system: System, stream: TaskStream) -> tuple[System, list[di
 
 @contextlib.contextmanager
 def _scaled(system: System) -> Iterator[Callable[[Any], Combined]]:
-    """From a scale to the combination with it; low-rank task vectors are moved in the model itself."""
+    """Yield a function from a scale to the combination with it; low-rank task vectors are moved in the model itself."""
     rule = system.rule
     vectors = {}
     if rule.name == "task_arithmetic" and rule.space == "delta":

@@ -1,4 +1,4 @@
-"""What a combined model says of examples: logits, probabilities of classes, and how many answers are right."""
+"""Ask a combined model about examples: logits, probabilities of classes, and how many answers are right."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

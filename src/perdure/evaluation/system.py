@@ -1,4 +1,4 @@
-"""What answers: a backbone, the tasks that it has learned, and the rule that combines them."""
+"""The thing that answers: a backbone, the tasks that it has learned, and the rule that combines them."""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -103,7 +103,7 @@ class System:
 
     @cached_property
     def combined(self) -> Combined:
-        """What the rule makes of the adapters; before the first task the model as it was."""
+        """The model that the rule makes of the adapters; before the first task the model as it was."""
         if not self.learned:
             return Combined(TaskVector({}))
         return combine([task.adapter for task in self.learned], self.rule)

@@ -34,7 +34,7 @@ Log = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True)
 class Session:
-    """What surrounds the training of a task: where it begins, what is told of it, and what may end it.
+    """The surroundings of a task's training: where it begins, what is told of it, and what may end it.
 
     Parameters
     ----------

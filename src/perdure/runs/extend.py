@@ -1,4 +1,4 @@
-"""What can be done with a run that is there: measure it again, let it learn more, or let it forget."""
+"""Go on with a run that is there: measure it again, let it learn more, or let it forget."""
 
 import copy
 import os

@@ -160,7 +160,7 @@ def _drop_values(folder: Path, name: str, steps: range) -> None:
 
 
 def _counts(measured: Mapping[str, Any], name: str, steps: range) -> bool:
-    """Whether it was measured without a task; a rule with a scale for each names it."""
+    """Say whether it was measured without a task; a rule with a scale for each task names it."""
     return measured.get("step") in steps and f"'{name}':" not in str(measured.get("rule"))
 
 

@@ -169,7 +169,7 @@ def make_method(section: Section) -> Method:
 
 
 def settings_of(plan: Plan) -> dict[str, Any]:
-    """All settings of a run but its stream, as a recipe states them."""
+    """Return all settings of a run but its stream, as a recipe states them."""
     backbone, method, rule = plan.backbone, plan.method, plan.rule
     searched = {"search": _plain(rule.search)} if rule.searches else {}
     training = _plain(plan.training)

@@ -43,12 +43,12 @@ class RunState:
 
     @property
     def shares_head(self) -> bool:
-        """Whether all tasks have one head (`training.heads`)."""
+        """True if all tasks have one head (`training.heads`)."""
         return self.recipe["training"].get("heads") == "shared"
 
     @property
     def made_in_python(self) -> bool:
-        """Whether the stream was made in Python, so that the recipe cannot make it again."""
+        """True if the stream was made in Python, so that the recipe cannot make it again."""
         stream = self.recipe["stream"]
         return isinstance(stream, dict) and "tasks_made_in_python" in stream
 
@@ -97,7 +97,7 @@ class RunState:
 
     @cached_property
     def stands_on_a_model(self) -> bool:
-        """Whether something was learned already, which fits the pre-trained model of then only."""
+        """True if something was learned already, which fits the pre-trained model of then only."""
         return bool(self.places) or layout.is_there(self.folder / UNFINISHED)
 
     @cached_property
@@ -118,7 +118,7 @@ class RunState:
 
     @cached_property
     def searches(self) -> list[dict[str, Any]]:
-        """What each search for a scale found."""
+        """The result of each search for a scale: `rule` (its label), `step`, `options` and `candidates`."""
         return layout.searches(self.folder)
 
     def found(self, label: str, step: int) -> dict[str, Any] | None:
