@@ -130,7 +130,7 @@ class System:
 
         A later task may have trained an earlier one's head on. A shared head is the last task's.
         """
-        self.backbone.heads.clear()  # of tasks to come, say
+        self.backbone.heads.clear()  # there may be heads of tasks to come
         if self.shares_head and self.learned:
             last = self.learned[-1]
             self.backbone.put_head(self.learned[0].name, last.heads[last.name])
