@@ -15,6 +15,7 @@ past.py            Learned tasks whose examples may be gone
 predictions.py     Predictions for a table
 recipe.py          Recipes, validated against what they name
 resume.py          A run's tasks, given back to a backbone
+schema.py          What stands in each file of the folder, and the check of it
 sources.py         The tasks that a report or a model was made of
 story.py           Learn, merge, evaluate and save each task of a stream
 task_folder.py     All that is kept of one task, and its folder

@@ -22,7 +22,7 @@ from perdure import registry
 from perdure.errors import OutputError, RunError
 from perdure.learning.snapshot import Snapshot
 from perdure.merging.rule_settings import label
-from perdure.runs import layout, sources, task_folder
+from perdure.runs import layout, schema, sources, task_folder
 from perdure.runs.layout import COLUMNS, UNFINISHED, is_there, reading
 from perdure.runs.task_folder import Learned
 from perdure.storage import files, lock, partial, staging
@@ -164,7 +164,11 @@ class Run:
         """
         path = self.folder / UNFINISHED
         with reading(path):
-            return Snapshot.load(path) if path.exists() else None
+            if not path.exists():
+                return None
+            snapshot = Snapshot.load(path)
+            layout.check(path, schema.Unfinished, snapshot.about)
+            return snapshot
 
     def begun(self) -> str | None:
         """The name of the task that was being learned when the run was stopped, if its state was saved."""

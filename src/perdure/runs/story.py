@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from perdure.data.task import Split, Task, TaskStream, check_images
-from perdure.errors import InputError, PerdureWarning, RunError
+from perdure.errors import InputError, PerdureWarning
 from perdure.evaluation.posterior import describe
 from perdure.evaluation.progress_bar import Progress
 from perdure.evaluation.score import features
@@ -32,7 +32,6 @@ from perdure.runs.changes import HARMLESS_IN_TRAINING, check_changes
 from perdure.runs.environment import environment
 from perdure.runs.folder import Run
 from perdure.runs.job import Plan, check, check_examples, method_name
-from perdure.runs.layout import UNFINISHED
 from perdure.runs.measure import Evaluation, described, measurable, measure
 from perdure.runs.past import not_measured
 from perdure.runs.resume import give_heads, keep_model, restore
@@ -218,8 +217,6 @@ def _unfinished(results: Run, plan: Plan, learned: int) -> Snapshot | None:
         return None
     belongs_to = snapshot.about.get("belongs_to")
     if belongs_to == _belongs_to(plan, plan.stream.until(learned + 1)):
-        if not all(isinstance(snapshot.about.get(name), int | float) for name in ("step", "seconds")):
-            raise RunError(f"`{results.folder / UNFINISHED}` does not say where it was stopped. Remove it.")
         return snapshot
     if learned and belongs_to == _belongs_to(plan, plan.stream.until(learned)):
         return None  # the process ended when it had saved the task, and before it had removed what was inside it
