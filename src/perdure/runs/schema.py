@@ -15,7 +15,7 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
-    FailFast,
+    Field,
     RootModel,
     WrapValidator,
     field_validator,
@@ -44,7 +44,7 @@ def _task_name(name: str) -> str:
 
 
 Table = Annotated[dict[str, T], WrapValidator(_one_by_one)]
-Items = Annotated[list[T], FailFast()]
+Items = Annotated[list[T], Field(fail_fast=True)]
 Count = Annotated[int, Ge(0)]
 Whole = Annotated[int, Ge(-(2**53)), Le(2**53)]
 """A number that any program reads from JSON as it was written."""
@@ -75,14 +75,14 @@ class PreTrained(Schema):
 class Recipe(Schema):
     """`recipe.yaml` has every section, with all defaults; their settings are checked when they are used."""
 
-    stream: str | dict[str, Any] | list[dict[str, Any]]
+    stream: str | dict[str, Any] | Items[dict[str, Any]]
     backbone: PreTrained
     method: Named
     rule: Named
     training: dict[str, Any]
     evaluation: dict[str, Any]
     seed: int
-    forgotten: list[TaskName] | None = None
+    forgotten: Items[TaskName] | None = None
     """The tasks that were taken out."""
     traces: Annotated[dict[TaskName, Count], WrapValidator(_one_by_one)] | None = None
     """The tasks of which something remains in later ones, and the place that each had."""
