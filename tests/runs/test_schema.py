@@ -65,6 +65,11 @@ def test_a_file_of_a_run(read, name, change, message, folder):
     one_sentence(lambda: read(folder), f"`.*{name}`.*{message}")
 
 
+def test_a_class_that_was_never_asked_for(folder):
+    in_json(folder, "answers.json", {"answers": {"given": {"fruit": {"apple": {}}}}})
+    one_sentence(lambda: layout.answers(folder), "`.*answers.json`: `answers.given.fruit.apple` is {}, but must be")
+
+
 @pytest.mark.parametrize(
     ("read", "name", "change", "message"),
     [

@@ -241,7 +241,8 @@ class Event(Schema):
     options: dict[str, Any] | None = None
 
 
-Ways = Table[Table[Table[Table[Annotated[int, Gt(0)]]]]]
+Answered = Annotated[Table[Annotated[int, Gt(0)]], MinLen(1)]
+Ways = Table[Table[Table[Answered]]]
 """By the way to know the task, by task, true class, and class that was answered: how often."""
 
 
