@@ -32,7 +32,7 @@ from perdure.analysis import (
 from perdure.analysis.diagnose import PARTS
 from perdure.report import diagnostics_terminal
 from perdure.report.diagnostics import TASKS, TITLES, sections
-from perdure.runs import layout
+from perdure.runs import layout, schema
 
 
 def random(*shape, seed=0):
@@ -399,7 +399,7 @@ def many(count, layers=3):
     if count <= 40:
         names |= dict.fromkeys(("interference", "zones"), [f"encoder.{i}.q" for i in range(layers)])
     parts = {}
-    for name, keys in layout.DIAGNOSTICS.items():
+    for name, keys in schema.DIAGNOSTICS.items():
         depth = len(names.get(name, []))
         sizes = {"t": count, "p": count * (count - 1) // 2, "s": count + 1, "l": depth, "z": 3, "b": 15, "c": 5}
         parts[name] = {key: rng.random([sizes[axis] for axis in axes]).round(3).tolist() for key, axes in keys.items()}
