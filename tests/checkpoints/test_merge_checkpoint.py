@@ -205,8 +205,8 @@ def test_the_adapters_of_a_run_give_its_combined_model(run, pico, tmp_path):
     model = perdure.Model(run)
     batch = {"input_ids": ids() + 2, "attention_mask": torch.ones(2, 12, dtype=torch.long)}
     with model.combined.applied(model.backbone), torch.no_grad():
-        expected = model.backbone.eval()(batch)
-        head = model.backbone.head("colour")(expected)
+        expected = model.backbone.eval()(Batch(batch))
+        head = model.backbone.own("colour")(expected)
     auto = transformers.AutoModelForSequenceClassification
     merged = auto.from_pretrained(tmp_path / "out").eval()
     with torch.no_grad():
@@ -265,6 +265,7 @@ def test_as_an_adapter(tmp_path):
 RULES = '''
 import torch
 from perdure.vectors.task_vector import Deferred, TaskVector, total
+from perdure.models.examples import Batch
 def dense(vectors):
     """Full matrices, made on demand."""
     made = total(list(vectors.values()))
