@@ -9,6 +9,8 @@ from perdure import Backbone, Evaluation, Training, learn, run
 from perdure.methods.lwf import LwF
 from perdure.methods.sequential import Sequential
 from perdure.models import adapters
+from perdure.models.encoder import Encoder
+from perdure.models.logits import Logits
 
 FEW = Training(epochs=2, batch_size=8, learning_rate=0.01)
 
@@ -75,6 +77,52 @@ def test_the_teacher_has_no_dropout_and_stays_as_it_was(begun, bert):
             parameter += 1.0
         method.loss(bert, batch)
     assert all(torch.equal(method._teacher[name], value) for name, value in kept.items()) and bert.model.training
+
+
+class Speaker(Encoder):
+    """A stand-in for a language model: no heads, and one answerer that says two tokens about each example."""
+
+    heads: list[str] = []
+
+    def __init__(self, folder):
+        whole = Backbone.load(folder, pooling="mean")
+        settings = {"source": str(folder), "pooling": "mean", "head_name": None, "width": 32, "max_length": 16}
+        super().__init__(whole.model, whole.processor, **settings)
+        torch.manual_seed(5)
+        self.answerer = torch.nn.Linear(32, 2 * 7).requires_grad_(False)
+
+    def read(self, hidden, batch, head=None):
+        assert head is None
+        rows = torch.arange(len(batch)).repeat_interleave(2)
+        return Logits(self.answerer(hidden).reshape(-1, 7), batch.targets[rows], rows, len(batch))
+
+
+def test_a_model_without_heads_distils_its_one_answer(pico, toy):
+    """The same loss: T² · KL of all places, from the second task on."""
+    backbone, method = Speaker(pico("bert")).eval(), LwF(rank=2, strength=0.5, temperature=2.0)
+    method.begin(backbone, toy[0])
+    batch = backbone.encode(toy[1].rows("train")).batch(range(8))
+    assert torch.equal(method.loss(backbone, batch), backbone.losses(batch).mean())
+
+    def move(seed):
+        random = torch.Generator().manual_seed(seed)
+        for parameter in method.parameters(backbone):
+            parameter += 0.1 * torch.randn(parameter.shape, generator=random)
+
+    def answers():
+        return (backbone.answerer(backbone(batch)) / 2.0).reshape(-1, 7).softmax(1)
+
+    with torch.no_grad():
+        move(seed=0)
+        method.begin(backbone, toy[1])
+        before = answers()
+        move(seed=1)
+        after = answers()
+    parameters = [parameter.requires_grad_() for parameter in method.parameters(backbone)]
+    found = method.loss(backbone, batch) - backbone.losses(batch).mean()
+    expected = 0.5 * 2.0**2 * (before * (before / after).log()).sum(1).mean()
+    assert found.item() == pytest.approx(expected.item(), rel=1e-3) and found.item() > 1e-3
+    assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(found, parameters))
 
 
 def test_without_strength_it_is_sequential(pico, toy):

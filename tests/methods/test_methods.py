@@ -70,7 +70,7 @@ def test_only_its_parameters_change(name, bert, toy):
         own = {id(parameter) for parameter in method.parameters(bert)}
         trained = {key for key, value in bert.named_parameters() if id(value) in own}
         changed = [part for part, _ in method.examples(seen)] or bert.heads  # heads that are computed
-        heads = {f"heads.task_{part}.{kind}" for part in changed for kind in ("weight", "bias")}
+        heads = {f"_heads.task_{part}.{kind}" for part in changed for kind in ("weight", "bias")}
         held = {key.replace(".base_layer", ""): value for key, value in bert.state_dict().items()}
         for key, value in before.items():
             if key not in trained | heads and ".default" not in key:

@@ -188,8 +188,8 @@ def test_its_hooks_are_those_of_the_other(name, bert, toy):
     plain, around, found = small(name), Replay(method=small(name), per_class=2), []
     for method in (plain, around):
         adapters.detach(bert.model)
-        for name in bert.heads:
-            bert.close(name)
+        for task in bert.heads:
+            bert.close(task)
         found.append(learn(bert, [toy[0]], method, FEW))
     assert adapters.same(found[0].parameters, found[1].parameters)
     assert around.usual_rule == plain.usual_rule and around.module == plain.module

@@ -227,7 +227,7 @@ class Backbone(nn.Module, ABC):
     # -- a model that others load
 
     @abstractmethod
-    def stock_head(self, task: str) -> tuple[str, nn.Module] | None:
+    def stock_head(self, task: str) -> tuple[str, nn.Linear] | None:
         """The name that the stock model gives its head, and the head of a task that can stand there, if one can."""
 
     @abstractmethod

@@ -206,7 +206,7 @@ class Encoder(Backbone):
 
     # -- a model that others load
 
-    def stock_head(self, task: str) -> tuple[str, nn.Module] | None:
+    def stock_head(self, task: str) -> tuple[str, nn.Linear] | None:
         if self.head_name and self.stock_head_has_bias:
             return self.head_name, self.own(task)
         return None
