@@ -130,7 +130,7 @@ class Method:
         return seen[-1].rows("train")
 
     def loss(self, backbone: Backbone, batch: Batch) -> Tensor:
-        """The loss of a batch, a scalar."""
+        """The loss of a batch, a scalar: by default the mean of the losses of its examples."""
         return backbone.losses(batch).mean()
 
     def update(self, backbone: Backbone, step: Callable[[], None]) -> None:

@@ -170,19 +170,14 @@ class Encoder(Backbone):
         rows_of: dict[str, list[int]] = {}
         for row, task in enumerate(batch.tasks):
             rows_of.setdefault(head or task, []).append(row)
-        if len(rows_of) == 1:
-            name = next(iter(rows_of))
-            rows = torch.arange(len(batch), device=hidden.device)
-            values = self.own(name)(hidden)
-        else:
-            # the examples of one head are together: the places of the answer are not in the batch's order
-            rows = torch.tensor([row for of_head in rows_of.values() for row in of_head], device=hidden.device)
-            values = _stacked([self.own(name)(hidden[of_head]) for name, of_head in rows_of.items()])
-        targets = batch.targets[rows]
+        # the examples of one head are together: the places of the answers are not in the batch's order
+        values = _stacked([self.own(name)(hidden[rows]) for name, rows in rows_of.items()])
+        places = torch.tensor([row for rows in rows_of.values() for row in rows], device=hidden.device)
+        targets = batch.targets[places]
         if head:
             unknown = torch.tensor([task != head for task in batch.tasks], device=hidden.device)
             targets = targets.masked_fill(unknown, -1)
-        return Logits(values, targets, rows, len(batch))
+        return Logits(values, targets, places, len(batch))
 
     def features(self, batch: Batch) -> Float[Tensor, "batch features"]:
         """Return the mean over tokens (text), or class token and mean (images), as the task posterior reads them."""

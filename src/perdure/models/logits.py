@@ -42,7 +42,7 @@ class Logits:
         return self.per_example(F.cross_entropy(self.values, self.targets, reduction="none"))
 
     def per_example(self, values: Float[Tensor, " places"]) -> Float[Tensor, " examples"]:
-        """Return the mean of what is known of each place over the places of each example."""
+        """Return the mean of one number per place over the places of each example; 0 for one that has none."""
         zeros = values.new_zeros(self.examples)
         totals = zeros.index_add(0, self.rows, values)
         places = zeros.index_add(0, self.rows, torch.ones_like(values))
