@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 import perdure
 from perdure import InputError, PerdureError, TaskVector, merge_checkpoint, registry
 from perdure.cli import app
+from perdure.models.examples import Batch
 from perdure.vectors.task_vector import LowRank
 
 SUM = {"name": "sum"}
@@ -265,7 +266,6 @@ def test_as_an_adapter(tmp_path):
 RULES = '''
 import torch
 from perdure.vectors.task_vector import Deferred, TaskVector, total
-from perdure.models.examples import Batch
 def dense(vectors):
     """Full matrices, made on demand."""
     made = total(list(vectors.values()))

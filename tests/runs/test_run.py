@@ -25,6 +25,7 @@ from perdure import (
 )
 from perdure.merging.search import Search
 from perdure.methods.isolated import Isolated
+from perdure.models.encoder import Encoder
 from perdure.models.examples import Batch
 from perdure.runs import layout
 from perdure.runs.extend import evaluate_run
@@ -393,7 +394,7 @@ def test_an_export_that_fails_leaves_nothing(finished, tmp_path, monkeypatch):
         (folder / "model.safetensors").write_bytes(b"half")
         raise OSError(28, "No space left on device", str(folder / "model.safetensors"))
 
-    monkeypatch.setattr(Backbone, "save", cut)
+    monkeypatch.setattr(Encoder, "save", cut)
     with pytest.raises(OutputError, match="No space left on device"):
         Model(finished).export(tmp_path / "out")
     assert not list(tmp_path.iterdir())
