@@ -129,7 +129,7 @@ def test_a_forgotten_task_is_not_trained_on(bert, toy, tmp_path, monkeypatch):
     whole, trained = Sequential.loss, set()
 
     def loss(self, backbone, batch):
-        trained.update(batch["tasks"])
+        trained.update(batch.tasks)
         return whole(self, backbone, batch)
 
     monkeypatch.setattr(Sequential, "loss", loss)
