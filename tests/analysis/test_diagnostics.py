@@ -90,7 +90,7 @@ def test_hidden_states_of_texts(kind, pico, toy):
     examples = backbone.encode(toy.tasks[0].rows("test"))
     states = hidden_states(backbone, examples)
     assert [tuple(state.shape) for state in states] == [(20, 32)] * 3
-    alone = backbone.model(**examples.batch([4])["inputs"], output_hidden_states=True).hidden_states
+    alone = backbone.model(**examples.batch([4]).inputs, output_hidden_states=True).hidden_states
     torch.testing.assert_close(states[1][4:5], alone[1].mean(1), atol=1e-5, rtol=0)  # padding is left out
 
 

@@ -69,8 +69,8 @@ def test_only_its_parameters_change(name, bert, toy):
         earlier.append(learn(bert, seen, method, FEW, earlier=earlier))
         own = {id(parameter) for parameter in method.parameters(bert)}
         trained = {key for key, value in bert.named_parameters() if id(value) in own}
-        changed = [part for part, _ in method.examples(seen)] or bert.head_names  # heads that are computed
-        heads = {f"heads.task_{part}.{kind}" for part in changed for kind in ("weight", "bias")}
+        changed = [part for part, _ in method.examples(seen)] or bert.heads  # heads that are computed
+        heads = {f"_heads.task_{part}.{kind}" for part in changed for kind in ("weight", "bias")}
         held = {key.replace(".base_layer", ""): value for key, value in bert.state_dict().items()}
         for key, value in before.items():
             if key not in trained | heads and ".default" not in key:
@@ -103,7 +103,7 @@ def test_what_trains_nothing_puts_heads_in_place(name, bert, toy):
         assert adapter.config is None and not adapter.parameters and not adapters.attached(bert.model)
         for task in toy.tasks[:step]:
             rows = bert.encode(task.rows("train"))
-            guesses = bert.head(task.name)(pooled(bert, rows)).argmax(1)
+            guesses = bert.own(task.name)(pooled(bert, rows)).argmax(1)
             assert (guesses == torch.tensor(rows.labels)).double().mean() > 1.3 / len(task.classes)
     assert method.parameters(bert) == [] and method.examples(toy.tasks) == []
 
@@ -164,6 +164,6 @@ def test_joint_trains_on_all_tasks_at_once(bert, toy):
     method = Joint()
     assert [task for task, _ in method.examples(toy.tasks)] == toy.names
     learn(bert, toy.tasks[:1], method, FEW)
-    old = bert.head("fruit").weight.clone()
+    old = bert.own("fruit").weight.clone()
     learn(bert, toy.tasks[:2], method, FEW)
-    assert not torch.equal(bert.head("fruit").weight, old)
+    assert not torch.equal(bert.own("fruit").weight, old)

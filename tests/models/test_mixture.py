@@ -165,8 +165,8 @@ def test_a_mixed_batch_is_that_of_peft(bert, toy, tmp_path):
     mixed.eval()
     for rows, batch in examples.batches():
         with torch.no_grad():
-            states = mixed(**batch["inputs"], adapter_names=[picked[row] for row in rows]).last_hidden_state
-        mask = batch["inputs"]["attention_mask"][..., None]
+            states = mixed(**batch.inputs, adapter_names=[picked[row] for row in rows]).last_hidden_state
+        mask = batch.inputs["attention_mask"][..., None]
         torch.testing.assert_close(ours[rows], (states * mask).sum(1) / mask.sum(1), rtol=0, atol=1e-5)
 
 
@@ -181,7 +181,7 @@ def test_each_example_is_read_by_the_adapter_of_its_likeliest_task(bert, toy):
         }
     )
     for task in toy:
-        bert.add_head(task.name, len(task.classes))
+        bert.open(task)
     evaluator = Evaluator(bert, toy, toy.names, posterior)
     routed, oracle = (combine(found, Rule(name=name)) for name in ("routed", "oracle"))
     for task in toy.names:
@@ -195,7 +195,7 @@ def test_one_pass_for_the_posterior_alone(bert, toy, monkeypatch):
     found = learned(bert, toy)
     combined = combine(found, Rule(name="routed"))
     for task in toy:
-        bert.add_head(task.name, len(task.classes))
+        bert.open(task)
     evaluator = Evaluator(bert, toy, toy.names, None)
     monkeypatch.setattr(Evaluator, "_log_weights", lambda self, rows: torch.tensor([[0.7, 0.1, 0.2]] * len(rows)).log())
     passes = []

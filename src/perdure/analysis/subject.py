@@ -14,7 +14,8 @@ from perdure.evaluation.posterior import TaskPosterior
 from perdure.evaluation.score import Evaluator, features
 from perdure.merging.combine import Combined, combine
 from perdure.merging.rule_settings import Rule
-from perdure.models.backbone import Backbone, Encoded
+from perdure.models.backbone import Backbone
+from perdure.models.examples import Examples
 from perdure.runs.folder import Run, measured
 from perdure.runs.measure import check_search
 from perdure.runs.recipe import Recipe
@@ -74,17 +75,17 @@ class Subject:
         evaluator = Evaluator(self.backbone, self.stream, self.tasks[:step], posterior)
         return evaluator.search_scale([task.adapter for task in learned], self.rule, self.stream.scenario)[0]
 
-    def encoded(self, split: Split) -> list[Encoded]:
+    def encoded(self, split: Split) -> list[Examples]:
         """The examples of each task that are read."""
         fewer = self.stream.limited(**{split: self.examples}, seed=self.seed)
         return [self.backbone.encode(fewer.task(name).rows(split)) for name in self.present]
 
-    def labels(self, examples: Sequence[Encoded]) -> list[Int[Tensor, " examples"]]:
+    def labels(self, examples: Sequence[Examples]) -> list[Int[Tensor, " examples"]]:
         """Of each task's examples, among the classes of all."""
         index = [self.stream.class_index(name) for name in self.present]
         return [torch.tensor(of)[torch.tensor(rows.labels)] for of, rows in zip(index, examples, strict=True)]
 
-    def features(self, combined: Combined, examples: Sequence[Encoded]) -> list[Float[Tensor, "examples width"]]:
+    def features(self, combined: Combined, examples: Sequence[Examples]) -> list[Float[Tensor, "examples width"]]:
         """Of each task's examples; a routed model reads those of a task as that task's."""
         pairs = zip(self.present, examples, strict=True)
         return [features(self.backbone, combined, rows, task=name).cpu() for name, rows in pairs]
@@ -96,7 +97,7 @@ class Subject:
             self._tested[step] = self.tested(0) if same else self.features(self.combined(step), self.encoded("test"))
         return self._tested[step]
 
-    def hidden(self, combined: Combined, examples: Sequence[Encoded]) -> list[Float[Tensor, "examples _"]]:
+    def hidden(self, combined: Combined, examples: Sequence[Examples]) -> list[Float[Tensor, "examples _"]]:
         """The hidden states of each layer, of all tasks' examples one after the other."""
         found = []
         for name, rows in zip(self.present, examples, strict=True):

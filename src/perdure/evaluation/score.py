@@ -17,7 +17,8 @@ from perdure.merging.combine import Combined, Rule, combine, task_vectors
 from perdure.merging.scaled import Scaled
 from perdure.merging.search import Scales
 from perdure.models.adapters import Adapter
-from perdure.models.backbone import Backbone, Encoded, in_order
+from perdure.models.backbone import Backbone
+from perdure.models.examples import Examples, in_order
 from perdure.vectors.task_vector import LowRank, TaskVector
 
 TaskId = Literal["given", "posterior", "concatenated"]
@@ -30,7 +31,7 @@ TASK_IDS: tuple[TaskId, ...] = get_args(TaskId)
 def task_logits(
     backbone: Backbone,
     combined: Combined,
-    examples: Encoded,
+    examples: Examples,
     tasks: Sequence[str],
     log_weights: Float[Tensor, "examples tasks"] | None = None,
 ) -> dict[str, Float[Tensor, "examples _"]]:
@@ -60,7 +61,7 @@ def _heads(
     NotFinite
         Some are infinite or not defined: the largest of them would be no answer.
     """
-    logits = {task: backbone.head(task)(found).cpu() for task in tasks}
+    logits = {task: backbone.own(task)(found).cpu() for task in tasks}
     for task, values in logits.items():
         broken = (~values.isfinite()).any(1)
         if broken.any():
@@ -76,7 +77,7 @@ def _heads(
 def features(
     backbone: Backbone,
     combined: Combined,
-    examples: Encoded,
+    examples: Examples,
     *,
     task: str | None = None,
     picked: Sequence[str] | None = None,
@@ -88,10 +89,10 @@ def features(
     backbone.eval()
     parts = []
     with combined.applied(backbone, task) as choice:
-        for rows, batch in examples.batches():
+        for rows, batch in examples.batches(device=backbone.device):
             if picked:
                 choice.of([picked[row] for row in rows])
-            parts.append((rows, backbone(batch["inputs"])))
+            parts.append((rows, backbone(batch)))
     return in_order(parts)
 
 
@@ -225,7 +226,7 @@ class Evaluator:
                 answered[task_id] = shares.argmax(1)
         return Answers(self.stream.classes, places[labels], answered)
 
-    def _log_weights(self, examples: Encoded) -> Float[Tensor, "examples tasks"]:
+    def _log_weights(self, examples: Examples) -> Float[Tensor, "examples tasks"]:
         if self.posterior is None:
             return torch.full((len(examples), len(self.seen)), 1 / len(self.seen)).log()
         return self.posterior.log_prob(describe(self.backbone, examples))

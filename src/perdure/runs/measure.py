@@ -171,8 +171,8 @@ def _give_fresh_heads(backbone: Backbone, tasks: Sequence[Task], results: Run) -
     seed, shared = results.recipe["seed"], results.shares_head
     with torch.random.fork_rng(devices=[]):
         for task in tasks:
-            if shared and backbone.head_names:
-                backbone.share_head(task.name)
+            if shared and backbone.heads:
+                backbone.share(task.name)
                 continue
             torch.manual_seed(derived(seed, task.name, "head"))
-            backbone.add_head(task.name, len(task.classes))
+            backbone.open(task)

@@ -97,17 +97,18 @@ def give_heads(backbone: Backbone, learned: Sequence[Learned], *, shared: bool) 
     A `shared` head is the last task's, and the other tasks' too.
     """
     names = {task.name for task in learned}
-    backbone.heads.clear()  # there may be heads of tasks to come, for they have been measured
+    for name in backbone.heads:  # there may be some of tasks to come, for they have been measured
+        backbone.close(name)
     if shared and learned:
-        backbone.put_head(learned[0].name, learned[-1].heads[learned[-1].name])
+        backbone.put(learned[0].name, learned[-1].heads[learned[-1].name])
         for task in learned[1:]:
-            backbone.share_head(task.name)
+            backbone.share(task.name)
         return
     for task in learned:
         for name, head in task.heads.items():
             if name not in names:  # of a task that was forgotten
                 continue
-            backbone.put_head(name, head)
+            backbone.put(name, head)
 
 
 def check_fits(backbone: Backbone, task: Learned) -> None:

@@ -280,7 +280,7 @@ def _learn_task(
     """Learn the next task, and save all that is kept of it."""
     backbone, method, seen = plan.backbone, plan.method, plan.stream.until(len(earlier) + 1)
     task, started = seen[-1], time.perf_counter() - (resume.about["seconds"] if resume else 0.0)
-    before = {name: backbone.head_state(name) for name in backbone.head_names}
+    before = {name: backbone.own_state(name) for name in backbone.heads}
     belongs_to, first = _belongs_to(plan, seen), engine.first()
 
     def keep(snapshot: Snapshot) -> None:
@@ -305,13 +305,13 @@ def _learn_task(
     gaussians = None
     if plan.training.alignment:
         gaussians = _align(backbone, earlier, task, adapter, plan)
-    after = {name: backbone.head_state(name) for name in backbone.head_names}
+    after = {name: backbone.own_state(name) for name in backbone.heads}
     owners = [task.name] if plan.training.shares_head else seen.names
     learned = Learned(
         classes=task.classes,
         adapter=adapter,
         heads={name: after[name] for name in owners if name not in before or not same(after[name], before[name])},
-        statistics=Statistics.of(describe(backbone, rows), torch.tensor(rows.labels), len(task.classes)),
+        statistics=Statistics.of(describe(backbone, rows), torch.tensor(task.groups("train")), len(task.classes)),
         state=dict(method.state),
         digests=task.digests(),
         gaussians=gaussians,
@@ -333,19 +333,16 @@ def _save(results: Run, learned: Learned, plan: Plan, about: Mapping[str, Any]) 
     """All that is kept of a task, and `about` it what it took."""
     results.event({"event": "task", "task": learned.name, **about})  # it counts only with the task's folder
     backbone = plan.backbone
-    stock_head = None
-    if backbone.head_name and backbone.stock_head_has_bias:
-        stock_head = backbone.head_name, backbone.head(learned.name)
     if not plan.rule.searches:  # a search has its result only when it is measured
         results.save_combined(described(plan.rule))
-    results.save_task(learned, base=backbone.published, head=stock_head)
+    results.save_task(learned, base=backbone.published, head=backbone.stock_head(learned.name))
 
 
 def _trained(plan: Plan, seen: TaskStream) -> int:
     """How many parameters were trained: a module's frozen half is none of them, nor a head that is computed."""
     own = set(map(id, plan.method.parameters(plan.backbone)))  # heads may be among them
     names = {name for name, _ in plan.method.examples(seen.tasks)}
-    heads = {id(p): p for name in names for p in plan.backbone.head(name).parameters() if id(p) not in own}
+    heads = {id(p): p for name in names for p in plan.backbone.own(name).parameters() if id(p) not in own}
     return plan.method.trained(plan.backbone) + sum(p.numel() for p in heads.values())
 
 
@@ -374,14 +371,7 @@ def settings_of(plan: Plan) -> dict[str, Any]:
     if not plan.training.shares_head:
         del training["heads"]  # folders from before there was a choice lack it, and are the same
     return {
-        "backbone": {
-            "model": backbone.source,
-            "pooling": backbone.pooling,
-            "max_length": backbone.max_length,
-            "image_size": backbone.image_size,
-            "head": backbone.head_name,
-            **({"revision": backbone.revision} if backbone.revision else {}),
-        },
+        "backbone": backbone.settings,
         "method": _of_method(method),
         "rule": {"name": rule.name, "space": rule.space, "since": rule.since, **searched, **rule.options},
         "training": training,

@@ -12,6 +12,7 @@ from perdure.data.rows import ENDINGS
 from perdure.errors import PerdureError
 from perdure.models import model_files
 from perdure.models.backbone import Backbone
+from perdure.models.load import load_files
 from perdure.runs import layout, sources, task_folder
 from perdure.runs.folder import Run
 from perdure.runs.layout import UNFINISHED, is_there
@@ -228,7 +229,7 @@ def _check_backbone(run: Run, tasks: list[Learned], found: Verification) -> None
             "was not compared with it."
         )
         return
-    found.attempt("the pre-trained model", lambda: _backbone(run, tasks, Backbone.open(files, **settings)))
+    found.attempt("the pre-trained model", lambda: _backbone(run, tasks, load_files(files, **settings)))
 
 
 def _backbone(run: Run, tasks: list[Learned], model: Backbone) -> str:
