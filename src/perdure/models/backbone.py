@@ -13,7 +13,6 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
-from perdure.bundled import packages
 from perdure.data.images import read_image, undecoded
 from perdure.data.task import Rows
 from perdure.errors import BackboneError, DataError, InputError
@@ -204,7 +203,7 @@ class Backbone(nn.Module):
     @property
     def published(self) -> str:
         """The folder or hub id under which others can load it."""
-        return packages.MINILM_HUB_ID if self.source == "minilm" else packages.folder_of(self.source)
+        return model_files.published(self.source)
 
     @property
     def device(self) -> torch.device:
