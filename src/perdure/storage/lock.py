@@ -51,7 +51,8 @@ def held(folder: Path) -> Iterator[None]:
         if not nested:
             with contextlib.suppress(OSError):
                 path.unlink()
-        lock.release()
+        with contextlib.suppress(OSError):  # what was written is written; the lock ends with its object at the latest
+            lock.release()
 
 
 def holder(folder: Path) -> dict[str, Any] | None:
