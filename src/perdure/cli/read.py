@@ -145,7 +145,7 @@ def list_(as_json: AsJson = False) -> None:
 
     found = {
         kind: {name: registry.summary(registry.find(kind, name)) for name in registry.names(kind)}
-        for kind in registry.PACKAGES
+        for kind in registry.SHOWN
     }
     if as_json:
         return typer.echo(json.dumps(found, indent=2))

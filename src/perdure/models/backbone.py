@@ -12,7 +12,6 @@ from annotated_types import Ge
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from perdure.bundled import packages
 from perdure.data.task import Rows, Task
 from perdure.models import model_files
 from perdure.models.examples import BATCH_SIZE, Batch, Examples, in_order
@@ -124,7 +123,7 @@ class Backbone(nn.Module, ABC):
     @property
     def published(self) -> str:
         """The folder or hub id under which others can load it."""
-        return packages.MINILM_HUB_ID if self.source == "minilm" else packages.folder_of(self.source)
+        return model_files.published(self.source)
 
     @property
     def device(self) -> torch.device:
