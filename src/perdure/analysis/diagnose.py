@@ -113,8 +113,8 @@ def diagnose(
     if examples < 4:
         raise InputError(f"`examples` must be at least 4, got {examples}: fewer say nothing.")
     files.check_place(Path(folder) / FILE)  # not after minutes
-    sources = Sources.of(folder)
     run = Run(folder, trust=trust)
+    sources = Sources.of(folder)
     subject = subject_of(run, rule_of(run, rule, settings), stream, examples)
     found: dict[str, Any] = {
         "format": 1,
