@@ -19,7 +19,7 @@ from torch import Tensor
 
 from perdure.checks import models
 from perdure.data.task import Task, TaskStream, TaskWithoutData
-from perdure.errors import CheckFailed, Stopped
+from perdure.errors import CheckFailed, DataError, Stopped
 from perdure.learning.loop import learn
 from perdure.learning.method import Method
 from perdure.learning.training import Training
@@ -146,7 +146,7 @@ def _takes_the_same(own: Callable, hook: Callable) -> bool:
 def loss_is_one_number(method: MethodUnderTest) -> None:
     """Its loss of a batch is one number, with a gradient."""
 
-    def look(loss: Tensor) -> None:
+    def look(loss: Any) -> None:
         if not isinstance(loss, Tensor):
             given = f"that is a {type(loss).__name__}"
         elif loss.dim():
@@ -167,21 +167,24 @@ def loss_is_one_number(method: MethodUnderTest) -> None:
 class _Losses:
     """The number of losses that the loop has asked an instance for, by task; `look` is shown each of them first."""
 
-    def __init__(self, method: Method, look: Callable[[Tensor], None] = lambda loss: None):
+    def __init__(self, method: Method, look: Callable[[Any], None] = lambda loss: None):
         self.of_tasks: list[int] = []
-        begin, loss = method.begin, method.loss
+        begin = method.begin
+        loss = method.loss
 
         def counted_begin(*arguments: Any) -> None:
             self.of_tasks.append(0)
             begin(*arguments)
 
-        def counted_loss(*arguments: Any) -> Tensor:
+        def counted_loss(*arguments: Any) -> Any:
             self.of_tasks[-1] += 1
             value = loss(*arguments)
             look(value)
             return value
 
-        method.begin, method.loss = counted_begin, counted_loss
+        hooks: Any = method  # on this instance alone
+        hooks.begin = counted_begin
+        hooks.loss = counted_loss
 
 
 def _learn(
@@ -189,8 +192,9 @@ def _learn(
     seen: Sequence[Task],
     method: Method,
     earlier: Sequence[Adapter] = (),
+    *,
     training: Training = FEW,
-    log: Callable[[dict], None] | None = None,
+    log: Callable[[dict[str, Any]], None] | None = None,
 ) -> Adapter:
     return learn(backbone, seen, method, training, earlier=earlier, log=log)
 
@@ -293,16 +297,20 @@ def what_it_isolates_is_learned_alone(method: MethodUnderTest) -> None:
         raise method.failed("says that it `isolates`, but an earlier task changed what it learned of the next.")
 
 
-def old_examples_are_asked_for(method: MethodUnderTest) -> None:
+def it_does_without_old_examples(method: MethodUnderTest) -> None:
     """If it does not say by `keeps_all` that it needs them, it learns without the examples of earlier tasks."""
     instance, backbone = method.make(), method.backbone()
     if instance.keeps_all:
         return
     first, second, *_ = method.stream
     before = _learn(backbone, [first], instance)
-    reason = "let `keeps_all` be True, or keep what you need of them in `state`"
-    gone = TaskWithoutData(first.name, first.classes, digests=first.digests(), missing=reason)
-    _learn(backbone, [gone, second], instance, [before])
+    gone = TaskWithoutData(first.name, first.classes, digests=first.digests(), missing="They were deleted.")
+    try:
+        _learn(backbone, [gone, second], instance, [before])
+    except DataError as error:
+        raise method.failed(
+            "asks for the examples of an earlier task: let `keeps_all` be True, or keep what it needs in `state`."
+        ) from error
 
 
 # -- runs
@@ -310,13 +318,23 @@ def old_examples_are_asked_for(method: MethodUnderTest) -> None:
 
 def equal_seeds_give_equal_runs(method: MethodUnderTest) -> None:
     """Two runs with the same seed are equal, byte for byte."""
-    _same(method, method.whole, method.run("again"), "gave another run with the same seed: draw random numbers of torch.")
+    _same(
+        method,
+        method.whole,
+        method.run("again"),
+        "gave another run with the same seed: draw random numbers from torch.",
+    )
 
 
 def past_tasks_stay_as_they_are(method: MethodUnderTest) -> None:
     """What was learned of a task stays as it is when others are learned."""
     first = f"tasks/00-{method.stream[0].name}"
-    _same(method, method.alone / first, method.whole / first, f"changed `{first}` when it learned other tasks: only the new one may change.")
+    _same(
+        method,
+        method.alone / first,
+        method.whole / first,
+        f"changed `{first}` when it learned other tasks: only the new one may change.",
+    )
 
 
 def a_run_goes_on_between_tasks(method: MethodUnderTest) -> None:
@@ -331,7 +349,7 @@ def a_run_goes_on_inside_a_task(method: MethodUnderTest) -> None:
     if threading.current_thread() is not threading.main_thread():
         raise method.failed("cannot be stopped here: check it in the main thread, which alone gets signals.")
 
-    def stop_in_time(loss: Tensor) -> None:
+    def stop_in_time(loss: Any) -> None:
         if until_stopped.of_tasks[1:] == [STOP_AT]:
             signal.raise_signal(signal.SIGTERM)
 
@@ -378,7 +396,7 @@ OF_ALL: tuple[Check, ...] = (
     hooks_take_what_the_loop_gives,
     only_its_parameters_change,
     what_it_isolates_is_learned_alone,
-    old_examples_are_asked_for,
+    it_does_without_old_examples,
     equal_seeds_give_equal_runs,
     past_tasks_stay_as_they_are,
     a_run_goes_on_between_tasks,

@@ -2,6 +2,7 @@
 
 import random
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -15,8 +16,8 @@ WORDS = [f"w{i}" for i in range(60)]
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 TELLING = 3
 """The number of words that tell a class."""
-SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-IN_COMMON = {
+SIZES: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+IN_COMMON: dict[str, Any] = {
     "vocab_size": len(SPECIAL) + len(WORDS),
     "max_position_embeddings": 40,
     "pad_token_id": 0,

@@ -105,7 +105,7 @@ class RuleUnderTest:
         """Return what the rule makes of task vectors: one, or of a routed rule one for each task."""
         options = dict(self.options)
         if takes_inputs(self.function):
-            options["inputs"] = {task: _covariances(task, vectors) for task in vectors}
+            options["inputs"] = {task: covariances(task, vectors) for task in vectors}
         return self._as_list(self.function(vectors, **options), vectors)
 
     def _as_list(self, merged: Any, vectors: Vectors) -> list[TaskVector]:
@@ -129,7 +129,7 @@ class RuleUnderTest:
 Check = Callable[[RuleUnderTest], None]
 
 
-def _covariances(task: str, vectors: Vectors) -> dict[str, Tensor]:
+def covariances(task: str, vectors: Vectors) -> dict[str, Tensor]:
     """Return the covariance of random inputs of each layer that is a matrix."""
     made = {}
     for vector in vectors.values():
@@ -152,7 +152,7 @@ def full(vectors: Vectors, kind: Callable[[Tensor], Entry] = lambda value: value
 
 def _different(one: Sequence[TaskVector], other: Sequence[TaskVector], dtype: torch.dtype) -> str:
     """Return the first layer in which two results differ by more than rounding; empty where there is none."""
-    tolerance = {"rtol": 1e-6, "atol": 1e-8} if dtype == torch.float64 else {"rtol": 1e-3, "atol": 1e-4}
+    rtol, atol = (1e-6, 1e-8) if dtype == torch.float64 else (1e-3, 1e-4)
     if len(one) != len(other):
         return "the number of task vectors"
     for left, right in zip(one, other, strict=True):
@@ -160,7 +160,7 @@ def _different(one: Sequence[TaskVector], other: Sequence[TaskVector], dtype: to
             return min(set(left.entries) ^ set(right.entries))
         for name in left.entries:
             a, b = left.dense(name), right.dense(name)
-            if a.shape != b.shape or not torch.allclose(a, b, **tolerance):
+            if a.shape != b.shape or not torch.allclose(a, b, rtol=rtol, atol=atol):
                 return name
     return ""
 

@@ -138,6 +138,31 @@ def report(
     say(output)
 
 
+def check(
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME|FILE",
+            help="A method or a rule, or the Python file that holds one.",
+            autocompletion=names_of("method", "rule"),
+        ),
+    ],
+    settings: Settings = [],
+    as_json: AsJson = False,
+) -> None:
+    """Check that a method or a rule keeps what all of them promise, on a tiny model that is made for it."""
+    from perdure.checks import suite
+
+    outcomes = []
+    for checked in suite.outcomes(name, settings):
+        outcomes.append(checked)
+        if not as_json:
+            say(*checked.lines())
+    if as_json:
+        typer.echo(json.dumps([checked.plain() for checked in outcomes], indent=2))
+    suite.require(name, outcomes)
+
+
 def list_(as_json: AsJson = False) -> None:
     """List all methods, rules and benchmarks."""
     from perdure import registry
