@@ -22,6 +22,7 @@ from perdure.cli.options import (
     Texts,
     Trust,
     names_of,
+    parts,
 )
 from perdure.cli.outcome import say
 
@@ -71,7 +72,8 @@ def diagnose(
     trust: Trust = False,
     examples: Annotated[int, typer.Option(min=4, help="The most examples of each task and split that are read.")] = 100,
     only: Annotated[
-        list[str], typer.Option(help="interference, zones, cka, probe or posterior; by default all. Repeatable.")
+        list[str],
+        typer.Option(help="A part, such as interference or zones; by default all. Repeatable.", autocompletion=parts),
     ] = [],
     quiet: Quiet = False,
     as_json: AsJson = False,

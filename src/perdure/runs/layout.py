@@ -327,23 +327,6 @@ def answers(folder: Path, *, rule: str | None = None, step: int | None = None) -
         return ways
 
 
-DIAGNOSTICS: dict[str, dict[str, str]] = {
-    "interference": {
-        "norms": "t",
-        **dict.fromkeys(("cosine", "overlap_left", "overlap_right", "sign_conflict", "weighted_sign_conflict"), "tt"),
-        "layer_norms": "lt",
-        **dict.fromkeys(("layer_cosine", "layer_overlap_left", "layer_overlap_right"), "lp"),
-        **dict.fromkeys(("layer_sign_conflict", "layer_weighted_sign_conflict"), "lp"),
-    },
-    "zones": {"shares": "tz", "mixed": "t", "by_chance": "z", "layer_shares": "ltz"},
-    "cka": {"to_pretrained": "t", "to_previous": "t", "matrix": "ll"},
-    "probe": {"accuracy": "s", "subset": "st", "plasticity": "t", "stability": "t"},
-    "posterior": {"confusion": "tt", "task_ece": "", "class_ece": "", "task_bins": "bc", "class_bins": "bc"},
-}
-"""The numbers of each part of diagnostics.json, and their axes: t tasks, p pairs of tasks (each once, in their order),
-s steps (before the first task, and after each), l the part's layers, z zones, b bins with c columns."""
-
-
 def diagnostics(folder: Path) -> dict[str, Any]:
     """What `perdure diagnose` has found (docs/run-folder.md has its keys); empty if it has not been asked.
 
@@ -359,10 +342,11 @@ def diagnostics(folder: Path) -> dict[str, Any]:
         if found.get("format") != 1:
             number = str(found.get("format"))[:100]
             raise RunError(f"`{path}` has the format {number}, but 1 is read. Make it again with `perdure diagnose`.")
+        declared = registry.diagnostics()
         for name, part in found["parts"].items():
             tasks, layers = _texts(found["tasks"]), _texts(part.get("layers", []))
             sizes = {"t": tasks, "p": tasks * (tasks - 1) // 2, "s": tasks + 1, "l": layers, "z": 3, "b": 15, "c": 5}
-            for key, axes in DIAGNOSTICS[name].items():
+            for key, axes in declared[name].axes.items():
                 if not _is_array(part[key], [sizes[axis] for axis in axes]):
                     raise RunError(f"`{path}`: `{key}` of `{name}` has not its shape. It is damaged or was changed.")
             _texts([part["reading"]])
