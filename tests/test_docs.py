@@ -38,8 +38,8 @@ RUN = {
     "in-python.md": (6, 0),
     "lesson.md": (6, 0),
     "metrics.md": (4, 0),
-    "write-a-method.md": (2, 1),
-    "write-a-rule.md": (2, 1),
+    "write-a-method.md": (3, 2),
+    "write-a-rule.md": (2, 2),
 }
 README_TABLES = {
     "support": ("message", "queue"),

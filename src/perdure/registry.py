@@ -35,6 +35,7 @@ PACKAGES: dict[Kind, str] = {
 }
 SHOWN: tuple[Kind, ...] = ("method", "rule", "benchmark")
 """The kinds that are listed and explained: a recipe gives them settings, which a model of `bundled` has not."""
+DIAGNOSTICS = "perdure.report.diagnostics"
 RULES_BEFORE = "perdure.merging"
 """The group of entry points that rules had first: what other packages name there is found as well."""
 
@@ -88,6 +89,18 @@ def _take(kind: Kind, module: ModuleType, name: str) -> Callable[..., Any]:
         wanted = "one class derived from `perdure.Method`" if kind == "method" else f"a function `{name}`"
         raise InputError(f"`{module.__file__}` must hold {wanted}; it holds {len(found)}.")
     return found[0]
+
+
+def diagnostics() -> dict[str, Any]:
+    """Return what each diagnostic declares, by its name, in the order in which they are shown.
+
+    One is found like a method or a rule: by a file of `perdure/report/diagnostics`, and the file of the same name in
+    `perdure/analysis` that computes it. Diagnostics are no kind that recipes name, so they are not among `names`.
+    """
+    package = importlib.import_module(DIAGNOSTICS)
+    files = [module.name for module in pkgutil.iter_modules(package.__path__) if not module.ispkg]
+    declared = {name: importlib.import_module(f"{DIAGNOSTICS}.{name}").DIAGNOSTIC for name in files}
+    return dict(sorted(declared.items(), key=lambda item: item[1].position))
 
 
 def options(thing: Callable[..., Any]) -> dict[str, inspect.Parameter]:

@@ -9,12 +9,12 @@ import peft
 import pytest
 import torch
 import transformers
-from conftest import toy_task
 from peft_folders import TINY, adapter, base, values
 from safetensors.torch import load_file, save_file
 
 import perdure
 from perdure import InputError, PerdureError, TaskVector, merge_checkpoint, registry
+from perdure.checks.models import toy_task
 from perdure.cli import app
 from perdure.models.examples import Batch
 from perdure.vectors.task_vector import LowRank

@@ -18,9 +18,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 import transformers
-from conftest import WORDS, tokenizer
 
 from perdure import Model, Recipe, Run, Stopped
+from perdure.checks.models import WORDS, tokenizer
 
 TABLES = {"fruit": ("apple", "pear"), "colour": ("red", "green", "blue")}
 TEXTS = [f"{WORDS[i]} {WORDS[(7 * i) % 60]} {WORDS[(11 * i + 3) % 60]}" for i in range(12)]

@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 import torch
-from conftest import IMAGE, TEXT, toy_task
+from conftest import IMAGE, TEXT
 from datasets import Dataset
 
 from perdure import (
@@ -22,6 +22,7 @@ from perdure import (
     run,
     task_vectors,
 )
+from perdure.checks.models import toy_task
 from perdure.methods.inflora import InfLoRA
 from perdure.methods.parts.subspace import Subspace
 from perdure.models import adapters

@@ -6,10 +6,11 @@ import peft
 import pytest
 import torch
 import transformers
-from conftest import WORDS, write_adapter
+from conftest import write_adapter
 from families import family
 
 from perdure import Backbone, BackboneError
+from perdure.checks.models import WORDS
 from perdure.merging.scaled import Scaled
 from perdure.methods.isolated import Isolated
 from perdure.models import adapters

@@ -5,7 +5,6 @@ import shutil
 import pytest
 import torch
 import transformers
-from conftest import toy_task
 from small_runs import differing, recipe, small, stopped
 from tables import write
 
@@ -25,6 +24,7 @@ from perdure import (
     run,
     verify,
 )
+from perdure.checks.models import toy_task
 from perdure.methods.isolated import Isolated
 from perdure.methods.sequential import Sequential
 from perdure.runs.measure import Evaluation

@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from perdure import analysis, registry
+from perdure import registry
+from perdure.analysis.hidden import hidden_states
 from perdure.data.task import Split, TaskStream
 from perdure.errors import RunError
 from perdure.evaluation.posterior import TaskPosterior
@@ -102,7 +103,7 @@ class Subject:
         found = []
         for name, rows in zip(self.present, examples, strict=True):
             with combined.applied(self.backbone, name):
-                found.append(analysis.hidden_states(self.backbone, rows))
+                found.append(hidden_states(self.backbone, rows))
         return [torch.cat(layer) for layer in zip(*found, strict=True)]
 
 

@@ -22,6 +22,7 @@ from pydantic import (
     model_validator,
 )
 
+from perdure import registry
 from perdure.storage.files import TASK_NAME
 
 T = TypeVar("T")
@@ -256,27 +257,6 @@ class Answers(Schema):
 
 # -- diagnostics.json
 
-DIAGNOSTICS: dict[str, dict[str, str]] = {
-    "interference": {
-        "norms": "t",
-        **dict.fromkeys(("cosine", "overlap_left", "overlap_right"), "tt"),
-        **dict.fromkeys(("sign_conflict", "weighted_sign_conflict"), "tt"),
-        "layer_norms": "lt",
-        **dict.fromkeys(("layer_cosine", "layer_overlap_left", "layer_overlap_right"), "lp"),
-        **dict.fromkeys(("layer_sign_conflict", "layer_weighted_sign_conflict"), "lp"),
-    },
-    "zones": {"shares": "tz", "mixed": "t", "by_chance": "z", "layer_shares": "ltz"},
-    "cka": {"to_pretrained": "t", "to_previous": "t", "matrix": "ll"},
-    "probe": {"accuracy": "s", "subset": "st", "plasticity": "t", "stability": "t"},
-    "posterior": {
-        "confusion": "tt",
-        **dict.fromkeys(("task_ece", "class_ece"), ""),
-        **dict.fromkeys(("task_bins", "class_bins"), "bc"),
-    },
-}
-"""The numbers of each part, and their axes: t tasks, p pairs of tasks (each once, in their order),
-s steps (before the first task, and after each), l the part's layers, z zones, b bins with c columns."""
-
 
 class Part(Schema):
     """A part of the diagnostics: beside its numbers, one sentence on how to read them."""
@@ -298,12 +278,13 @@ class Diagnostics(Schema):
     @field_validator("parts")
     @classmethod
     def _shapes(cls, parts: dict[str, Part], info: Any) -> dict[str, Part]:
+        declared = registry.diagnostics()
         for name, part in parts.items():
-            if name not in DIAGNOSTICS:
+            if name not in declared:
                 raise ValueError(f"there is no part `{name[:100]}`")
             sizes = _sizes(len(info.data.get("tasks", [])), len(part.layers))
             numbers = part.model_extra or {}
-            for key, axes in DIAGNOSTICS[name].items():
+            for key, axes in declared[name].axes.items():
                 shape = [sizes[axis] for axis in axes]
                 if key not in numbers or not _is_array(numbers[key], shape):
                     raise ValueError(f"`{key}` of `{name}` has not its shape")
