@@ -24,7 +24,7 @@ METHODS = {
     "wrong_hook": (
         "    def begin(self, backbone): ...",
         method.hooks_take_what_the_loop_gives,
-        r"has a hook `begin\(self, backbone\)`, which is called with \(self, backbone, task\)",
+        r"has a hook `begin\(backbone\)`, which is called with \(backbone, task\)",
     ),
     "no_hook": ("    update = 3", method.hooks_take_what_the_loop_gives, "has `update` as a int, but it is a hook"),
     "many_losses": (

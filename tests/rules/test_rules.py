@@ -87,7 +87,14 @@ def test_factors_and_full_tensors_give_the_same_with_other_settings(name, option
 
 
 def test_which_rules_take_factors_alone():
-    assert {name for name in NATURES if subject(name).only_factors} == FACTORS | MIXTURES
+    full = {"a": TaskVector({"w": torch.ones(2, 2)})}
+    refusing = set()
+    for name in NATURES:
+        try:
+            subject(name).combine(full)
+        except InputError:
+            refusing.add(name)
+    assert refusing == {name for name, nature in NATURES.items() if nature.low_rank} == FACTORS | MIXTURES
 
 
 @pytest.mark.parametrize("name", RULES)
