@@ -12,13 +12,13 @@ from measure import Row, in_turn, table
 
 from perdure import Adapter, Backbone
 from perdure.benchmarks.demo import demo
-from perdure.learning.method import Method, local_cross_entropy
+from perdure.learning.method import Method
 from perdure.methods.ewc import EWC
 from perdure.methods.inc_lora import IncLoRA
 from perdure.methods.o_lora import OLoRA
 from perdure.methods.parts.fisher import Labels, fisher
 from perdure.models import adapters
-from perdure.models.backbone import Encoded
+from perdure.models.examples import Examples
 
 TASKS, BATCH, EXAMPLES = 20, 16, 64
 
@@ -32,7 +32,7 @@ def prepared(backbone: Backbone, method: Method, task) -> None:
         value.requires_grad_(True)
 
 
-def penalty(backbone: Backbone, examples: Encoded, task) -> Row:
+def penalty(backbone: Backbone, examples: Examples, task) -> Row:
     """The penalty with its gradient, beside a step of the same LoRA without it."""
     earlier = []
     for number in range(TASKS - 1):
@@ -50,7 +50,7 @@ def penalty(backbone: Backbone, examples: Encoded, task) -> Row:
         return value.detach()
 
     def step() -> None:
-        local_cross_entropy(backbone, batch).backward()
+        backbone.losses(batch).mean().backward()
 
     seconds, results = in_turn({"own": own, "step": step}, times=9)
     new = adapters.factors(backbone.model)
@@ -71,23 +71,23 @@ def penalty(backbone: Backbone, examples: Encoded, task) -> Row:
     )
 
 
-def passes(backbone: Backbone, examples: Encoded, task) -> list[Row]:
+def passes(backbone: Backbone, examples: Examples, task) -> list[Row]:
     """EWC's pass over a task's examples, beside one epoch's forward and backward passes."""
     prepared(backbone, EWC(), task)
 
     def epoch() -> None:
         backbone.train(False)
         for start in range(0, len(examples), BATCH):
-            local_cross_entropy(backbone, examples.batch(range(start, min(start + BATCH, len(examples))))).backward()
+            backbone.losses(examples.batch(range(start, min(start + BATCH, len(examples))))).mean().backward()
 
     def seen(labels: Labels) -> Callable[[], dict[str, torch.Tensor]]:
-        return lambda: fisher(backbone, examples, task.name, labels)
+        return lambda: fisher(backbone, examples, labels)
 
     sides = {"sampled": seen("sampled"), "empirical": seen("empirical"), "true": seen("true")}
     seconds, results = in_turn({"epoch": epoch, **sides}, times=2)
     plain = {name: torch.zeros_like(value) for name, value in adapters.trainable(backbone.model).items()}
     for number in range(len(examples)):
-        loss = local_cross_entropy(backbone, examples.batch([number]))
+        loss = backbone.losses(examples.batch([number])).mean()
         for name, g in zip(
             plain, torch.autograd.grad(loss, list(adapters.trainable(backbone.model).values())), strict=True
         ):
@@ -112,7 +112,7 @@ def main() -> int:
     torch.set_num_threads(1)
     task = demo(train=EXAMPLES, validation=20, test=20)[0]
     backbone = Backbone.load("minilm", max_length=64)
-    backbone.add_head(task.name, len(task.classes))
+    backbone.open(task)
     examples = backbone.encode(task.rows("train"))
     rows = [penalty(backbone, examples, task), *passes(backbone, examples, task)]
     print(table(rows))

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from perdure.runs.measure import measure
 
 from perdure import Backbone, Evaluation, Recipe, Rule, Run
 from perdure.data.task import SPLITS, TaskStream
@@ -31,7 +32,6 @@ from perdure.evaluation import metrics
 from perdure.evaluation.posterior import describe
 from perdure.evaluation.score import TASK_IDS
 from perdure.runs import layout
-from perdure.runs.measure import measure
 from perdure.runs.resume import restore
 from perdure.runs.story import begin, go_on
 from perdure.runs.tune import Protocol, tune

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from perdure.runs.measure import measure
 
 from perdure import Recipe, Rule, Run, names, registry
 from perdure.cli.demo import TEXT
 from perdure.evaluation import metrics
 from perdure.merging.search import GRID, Search
-from perdure.runs.measure import measure
 from perdure.runs.resume import restore
 
 METHODS: dict[str, dict[str, Any]] = {"isolated": {"training": {"keep_inputs": True}}, "sequential": {"rule": "last"}}

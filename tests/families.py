@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 import transformers
-from conftest import WORDS, make, tokenizer
+from conftest import make
+
+from perdure.checks.models import WORDS, tokenizer
 
 SMALL = {"vocab_size": len(WORDS) + 4}
 SIZES = {**SMALL, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}

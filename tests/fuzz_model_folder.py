@@ -103,8 +103,8 @@ def features(folder: Path, seed: int) -> torch.Tensor:
     rows = Dataset.from_dict({backbone.kind: values})
     examples = backbone.encode([("a", rows)])
     with torch.no_grad():
-        alone = backbone(examples.batch([0])["inputs"])
-        both = backbone(examples.batch([0, 1])["inputs"])
+        alone = backbone(examples.batch([0]))
+        both = backbone(examples.batch([0, 1]))
     return torch.cat([alone, both])
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import WORDS
 from tables import write
 
 from perdure import Method, Model, PeftMethod, Recipe, Run, Stopped, registry
+from perdure.checks.models import WORDS
 from perdure.runs.writer import Writer
 
 TABLES = {

@@ -9,6 +9,7 @@ from perdure import Backbone, Model, Rule, Training, combine, run
 from perdure.benchmarks.split_cifar100 import split_cifar100
 from perdure.benchmarks.standard_cl import standard_cl
 from perdure.methods.isolated import Isolated
+from perdure.models.examples import Batch
 
 pytestmark = [pytest.mark.real, pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")]
 FEW = Training(epochs=1, batch_size=8, learning_rate=5e-3)
@@ -25,8 +26,8 @@ def test_minilm_on_real_texts(demo_cache, shared, tmp_path):
     texts = stream[0].test["text"][:]
     inputs = dict(model.backbone.processor(texts, padding=True, truncation=True, max_length=32, return_tensors="pt"))
     with torch.no_grad(), model.combined.applied(model.backbone):
-        features = model.backbone.eval()(inputs)
-        ours = torch.cat([model.backbone.head(task)(features) for task in order], dim=1)
+        features = model.backbone.eval()(Batch(inputs))
+        ours = torch.cat([model.backbone.own(task)(features) for task in order], dim=1)
     stock = sentence_transformers.SentenceTransformer(str(Model(results).export(tmp_path / "out")), device="cpu")
     torch.testing.assert_close(torch.tensor(stock.encode(texts)), ours, rtol=0, atol=1e-5)
 
@@ -38,7 +39,7 @@ def test_minilm_on_real_texts(demo_cache, shared, tmp_path):
         theirs = (hidden * mask).sum(1) / mask.sum(1)
         own = combine([results.load_task("dbpedia").adapter], Rule(name="sum"))
         with own.applied(model.backbone):
-            torch.testing.assert_close(theirs, model.backbone(inputs), rtol=0, atol=1e-5)
+            torch.testing.assert_close(theirs, model.backbone(Batch(inputs)), rtol=0, atol=1e-5)
 
 
 def test_vit_on_real_images(shared, tmp_path):
@@ -51,8 +52,8 @@ def test_vit_on_real_images(shared, tmp_path):
     stock = transformers.AutoModelForImageClassification.from_pretrained(out, dtype=torch.float32).eval()
     inputs = dict(transformers.AutoImageProcessor.from_pretrained(out)(images=images, return_tensors="pt"))
     with torch.no_grad(), model.combined.applied(model.backbone):
-        features = model.backbone.eval()(inputs)
-        ours = torch.cat([model.backbone.head(task)(features) for task in stream.names], dim=1)
+        features = model.backbone.eval()(Batch(inputs))
+        ours = torch.cat([model.backbone.own(task)(features) for task in stream.names], dim=1)
         # the base is in half precision, and so is its export: each weight is rounded once
         torch.testing.assert_close(stock(**inputs).logits, ours, rtol=0, atol=2e-2)
     assert list(stock.config.id2label.values()) == list(stream.classes)
@@ -61,5 +62,5 @@ def test_vit_on_real_images(shared, tmp_path):
     tuned = peft.PeftModel.from_pretrained(tuned, str(results.task_folders()[stream.names[1]] / "adapter")).eval()
     own = combine([results.load_task(stream.names[1]).adapter], Rule(name="sum"))
     with torch.no_grad(), own.applied(model.backbone):
-        expected = model.backbone.head(stream.names[1])(model.backbone(inputs))
+        expected = model.backbone.own(stream.names[1])(model.backbone(Batch(inputs)))
         torch.testing.assert_close(tuned(**inputs).logits, expected, rtol=0, atol=1e-5)

@@ -14,7 +14,7 @@ from perdure.models.backbone import Backbone
 from perdure.settings import SEEDS, allowed, checked, put
 from perdure.storage import files
 
-THINGS = {name: registry.find(kind, name) for kind in registry.PACKAGES for name in registry.names(kind)}
+THINGS = {name: registry.find(kind, name) for kind in registry.SHOWN for name in registry.names(kind)}
 THINGS |= {"training": Training, "evaluation": Evaluation, "backbone": Backbone.load, "stream": read_tasks}
 WRONG = [
     None,

@@ -31,10 +31,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["COLUMNS"] = "200"
 
-from conftest import WORDS
+import conftest  # noqa: F401  # types are checked, and nobody waits for the disk
 from faults import KILLED, KILLED_INSIDE, Faults, watching
 from peft_folders import adapter, base
 from tables import write
+
+from perdure.checks.models import WORDS
 
 SECONDS = 600  # of a machine that others use, too
 ERRORS = ("full", "broken", "denied", "torn")

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from perdure.data.task import Task, TaskStream
     from perdure.errors import (
         BackboneError,
+        CheckFailed,
         CheckpointError,
         DataError,
         FetchError,
@@ -53,6 +54,7 @@ __all__ = [
     "Alignment",
     "Backbone",
     "BackboneError",
+    "CheckFailed",
     "CheckpointError",
     "Combined",
     "DataError",
@@ -114,6 +116,7 @@ _HOMES = {
     "data.task": ["Task", "TaskStream"],
     "errors": [
         "BackboneError",
+        "CheckFailed",
         "CheckpointError",
         "DataError",
         "FetchError",

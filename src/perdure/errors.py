@@ -6,6 +6,7 @@ PerdureError
 │   └── DataError     the examples of a task cannot be used
 ├── BackboneError     the pre-trained model has not the parts that are needed
 ├── TrainingError     training went wrong: the loss is not a number
+├── CheckFailed       a method or a rule does not keep what every one of them promises
 ├── RunError          a run folder is missing, incomplete, damaged, or held by another process
 │   └── NotFinite     a combined model answers with numbers that are infinite or not defined
 ├── Stopped           the run was asked to stop (Ctrl-C, SIGTERM, …): what was learned is kept
@@ -83,6 +84,10 @@ class BackboneError(PerdureError):
 
 class TrainingError(PerdureError):
     """Training went wrong: the loss is not a number."""
+
+
+class CheckFailed(PerdureError):
+    """A method or a rule does not keep what every one of them promises."""
 
 
 class RunError(PerdureError):

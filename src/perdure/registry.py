@@ -1,8 +1,8 @@
-"""The file name is the registry: methods, rules and benchmarks are found, not listed.
+"""The file name is the registry: methods, rules, benchmarks and bundled models are found, not listed.
 
-A name is looked up as a file of `perdure/methods`, `perdure/rules` or `perdure/benchmarks`, as an entry point
-of the group `perdure.methods` (`perdure.rules`, `perdure.benchmarks`) of another package, or as a path
-to a Python file (`./mine.py`), which is run if it is trusted.
+A name is looked up as a file of `perdure/methods`, `perdure/rules`, `perdure/benchmarks` or `perdure/bundled`, as an
+entry point of the group `perdure.methods` (`perdure.rules`, …) of another package, or as a path to a Python file
+(`./mine.py`), which is run if it is trusted.
 
 A run folder may come from a stranger, and may name such a file as well. Whoever reads names out of a run
 folder says so (`named_by_run`): a file that only a run folder names is not run before the user says `trust`.
@@ -26,18 +26,22 @@ from typing import Any, Literal
 
 from perdure.errors import InputError, RunError, UnknownName
 
-Kind = Literal["method", "rule", "benchmark"]
+Kind = Literal["method", "rule", "benchmark", "model"]
 PACKAGES: dict[Kind, str] = {
     "method": "perdure.methods",
     "rule": "perdure.rules",
     "benchmark": "perdure.benchmarks",
+    "model": "perdure.bundled",
 }
+SHOWN: tuple[Kind, ...] = ("method", "rule", "benchmark")
+"""The kinds that are listed and explained: a recipe gives them settings, which a model of `bundled` has not."""
+DIAGNOSTICS = "perdure.report.diagnostics"
 RULES_BEFORE = "perdure.merging"
 """The group of entry points that rules had first: what other packages name there is found as well."""
 
 
 def names(kind: Kind) -> list[str]:
-    """The names of all methods, rules or benchmarks that are installed."""
+    """The names of all methods, rules, benchmarks or models that are installed."""
     package = importlib.import_module(PACKAGES[kind])
     files = {module.name for module in pkgutil.iter_modules(package.__path__) if not module.ispkg}
     return sorted(files | {point.name for point in _of_others(kind)})
@@ -87,6 +91,18 @@ def _take(kind: Kind, module: ModuleType, name: str) -> Callable[..., Any]:
     return found[0]
 
 
+def diagnostics() -> dict[str, Any]:
+    """Return what each diagnostic declares, by its name, in the order in which they are shown.
+
+    One is found like a method or a rule: by a file of `perdure/report/diagnostics`, and the file of the same name in
+    `perdure/analysis` that computes it. Diagnostics are no kind that recipes name, so they are not among `names`.
+    """
+    package = importlib.import_module(DIAGNOSTICS)
+    files = [module.name for module in pkgutil.iter_modules(package.__path__) if not module.ispkg]
+    declared = {name: importlib.import_module(f"{DIAGNOSTICS}.{name}").DIAGNOSTIC for name in files}
+    return dict(sorted(declared.items(), key=lambda item: item[1].position))
+
+
 def options(thing: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """The settings of a method, rule or benchmark: its keyword-only parameters, with their types and defaults."""
     signature = inspect.signature(thing, eval_str=True)
@@ -100,9 +116,9 @@ def summary(thing: Callable[..., Any]) -> str:
 
 def about(name: str) -> dict[str, Any]:
     """What a method, rule or benchmark does, and its settings with their defaults."""
-    kinds: list[Kind] = [kind for kind in PACKAGES if name.endswith(".py") or name in names(kind)]
+    kinds: list[Kind] = [kind for kind in SHOWN if name.endswith(".py") or name in names(kind)]
     if not kinds:
-        raise UnknownName("method, rule or benchmark", name, {each for kind in PACKAGES for each in names(kind)})
+        raise UnknownName("method, rule or benchmark", name, {each for kind in SHOWN for each in names(kind)})
     thing, kind = _first(kinds, name)
     settings = {
         key: "needed" if p.default is inspect.Parameter.empty else repr(p.default) for key, p in options(thing).items()

@@ -159,9 +159,12 @@ def sentence(error: ValidationError, where: str, kinds: Mapping[str, Any], value
         outer = _path(first["loc"][:-1], kinds, values)[1]
         inner = f": `{'.'.join(above)}`" if above else ""
         return UnknownName(f"setting of {where}{inner}", name, entries(outer) if above else kinds)
+    if not path:
+        return InputError(f"{where} has {_short(first['input'])} as a name, which is no text.")
     name = ".".join(path)
     if first["type"] == "value_error":  # raised by a check of ours
-        return InputError(f"{where}: `{name}`: {first.get('ctx', {}).get('error')}")
+        reason = str(first.get("ctx", {}).get("error")).rstrip(".")
+        return InputError(f"{where}: `{name}`: {reason}.")
     return InputError(f"{where}: `{name}` is {_short(first['input'])}, but must be {allowed(kind)}.")
 
 
@@ -254,6 +257,8 @@ def allowed(kind: Any) -> str:
         return f"a list of {PLURALS.get(words, words)}"
     if kind in (dict, Mapping) or origin in (dict, Mapping) or dataclasses.is_dataclass(kind):
         return "a mapping"
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return "a mapping"
     return WORDS.get(kind, f"of the type {getattr(kind, '__name__', kind)}")
 
 
@@ -286,6 +291,8 @@ def inside(kind: Any, key: Any) -> Any:
         return arguments[1]
     if dataclasses.is_dataclass(kind) and isinstance(key, str):
         return typing.get_type_hints(kind, include_extras=True).get(key)
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return kinds_of(kind).get(str(key))
     return None
 
 

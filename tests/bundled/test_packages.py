@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from perdure import FetchError
-from perdure.bundled import packages
+from perdure.bundled.parts import packages
 
 CONTENT = b"a wheel"
 PACKAGE = packages.Package("thing", "1.0", "thing-1.0.whl", len(CONTENT), hashlib.sha256(CONTENT).hexdigest())
@@ -86,11 +86,12 @@ def test_the_real_images_and_their_model(vision_cache):
     """The expected values are of the file's own graph, run by onnxruntime 1.31 on this input."""
     from perdure import Backbone
     from perdure.benchmarks.split_mnist import split_mnist
+    from perdure.models.examples import Batch
 
     backbone = Backbone.load("dinov2", image_size=56).eval()
     assert (backbone.pooling, backbone.width, backbone.kind) == ("stock", 768, "image")
     with torch.no_grad():
-        feature = backbone({"pixel_values": torch.linspace(-2, 2, 3 * 56 * 56).reshape(1, 3, 56, 56)})[0]
+        feature = backbone(Batch({"pixel_values": torch.linspace(-2, 2, 3 * 56 * 56).reshape(1, 3, 56, 56)}))[0]
     expected = [0.225894, -1.598541, -0.105083, -1.833104, 0.594754, -0.918946, 1.039421, 0.507755]
     torch.testing.assert_close(feature[::96], torch.tensor(expected), rtol=0, atol=1e-4)
     assert Backbone.load("dinov2").processor.size == {"height": 98, "width": 98}

@@ -9,13 +9,14 @@ import peft
 import pytest
 import torch
 import transformers
-from conftest import toy_task
 from peft_folders import TINY, adapter, base, values
 from safetensors.torch import load_file, save_file
 
 import perdure
 from perdure import InputError, PerdureError, TaskVector, merge_checkpoint, registry
+from perdure.checks.models import toy_task
 from perdure.cli import app
+from perdure.models.examples import Batch
 from perdure.vectors.task_vector import LowRank
 
 SUM = {"name": "sum"}
@@ -205,8 +206,8 @@ def test_the_adapters_of_a_run_give_its_combined_model(run, pico, tmp_path):
     model = perdure.Model(run)
     batch = {"input_ids": ids() + 2, "attention_mask": torch.ones(2, 12, dtype=torch.long)}
     with model.combined.applied(model.backbone), torch.no_grad():
-        expected = model.backbone.eval()(batch)
-        head = model.backbone.head("colour")(expected)
+        expected = model.backbone.eval()(Batch(batch))
+        head = model.backbone.own("colour")(expected)
     auto = transformers.AutoModelForSequenceClassification
     merged = auto.from_pretrained(tmp_path / "out").eval()
     with torch.no_grad():

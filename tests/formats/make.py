@@ -18,9 +18,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 import transformers
-from conftest import WORDS, tokenizer
 
 from perdure import Model, Recipe, Stopped
+from perdure.checks.models import WORDS, tokenizer
 from perdure.runs.writer import Writer
 
 TABLES = {"fruit": ("apple", "pear"), "colour": ("red", "green", "blue")}

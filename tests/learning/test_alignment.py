@@ -32,11 +32,11 @@ def heads(bert):
     """Two heads, each right about its own classes; the second shouts."""
     centres = 3 * torch.eye(32)[:4]
     for number, task in enumerate("ab"):
-        bert.add_head(task, 2)
+        bert.put(task, torch.nn.Linear(32, 2).state_dict())
         own = centres[2 * number : 2 * number + 2]
         with torch.no_grad():
-            bert.head(task).weight.copy_(own - own.mean(0))
-            bert.head(task).bias.fill_(20.0 * number)
+            bert.own(task).weight.copy_(own - own.mean(0))
+            bert.own(task).bias.fill_(20.0 * number)
     gaussians = {
         task: Gaussians(centres[2 * i : 2 * i + 2], 0.2 * torch.eye(32).repeat(2, 1, 1)) for i, task in enumerate("ab")
     }
@@ -46,7 +46,7 @@ def heads(bert):
 def accuracy(backbone: Backbone, centres: torch.Tensor) -> float:
     torch.manual_seed(1)
     features = (centres + 0.4 * torch.randn(100, 4, 32)).flatten(0, 1)
-    logits = torch.cat([backbone.head(task)(features) for task in "ab"], dim=1)
+    logits = torch.cat([backbone.own(task)(features) for task in "ab"], dim=1)
     return (logits.argmax(1) == torch.arange(4).repeat(100)).float().mean().item()
 
 
@@ -60,16 +60,16 @@ def test_heads_that_never_met_become_comparable(heads, temperature):
 
 def test_the_same_seed_gives_the_same_heads_and_one_task_is_left_alone(heads):
     backbone, gaussians, _ = heads
-    before = backbone.head_state("a")
+    before = backbone.own_state("a")
     align(backbone, {"a": gaussians["a"]}, CLASSES, Alignment(), seed=0)
-    assert torch.equal(backbone.head_state("a")["weight"], before["weight"])
+    assert torch.equal(backbone.own_state("a")["weight"], before["weight"])
     found = []
     for seed in (0, 0, 1):
-        backbone.head("a").load_state_dict(before)
+        backbone.own("a").load_state_dict(before)
         align(backbone, gaussians, CLASSES, Alignment(epochs=1), seed=seed)
-        found.append(backbone.head_state("a")["weight"])
-        backbone.head("b").weight.data.fill_(1.0)
-        backbone.head("b").bias.data.fill_(0.0)
+        found.append(backbone.own_state("a")["weight"])
+        backbone.own("b").weight.data.fill_(1.0)
+        backbone.own("b").bias.data.fill_(0.0)
     assert not torch.equal(found[0], before["weight"]) and not torch.equal(found[1], found[2])
 
 
@@ -121,10 +121,10 @@ def test_classes_of_the_same_name_are_no_rivals(heads):
     """Both tasks have the same two classes, at the same places: neither head is to win."""
     backbone, gaussians, centres = heads
     twice = {"a": gaussians["a"], "b": gaussians["a"]}
-    backbone.head("b").load_state_dict(backbone.head_state("a"))
+    backbone.own("b").load_state_dict(backbone.own_state("a"))
     align(backbone, twice, {"a": ("p", "q"), "b": ("p", "q")}, Alignment(shrinkage=0.0, epochs=10), seed=0)
     with torch.no_grad():
-        logits = torch.cat([backbone.head(task)(centres[:2]) for task in "ab"], dim=1).softmax(1)
+        logits = torch.cat([backbone.own(task)(centres[:2]) for task in "ab"], dim=1).softmax(1)
     torch.testing.assert_close(logits[:, :2], logits[:, 2:], rtol=0, atol=1e-3)
     assert logits[0, 0] > 5 * logits[0, 1] and logits[1, 1] > 5 * logits[1, 0]
 

@@ -21,7 +21,7 @@ def test_a_loss_that_is_no_number(bert, toy):
 
     class Steep(Isolated):
         def loss(self, backbone, batch):
-            return super().loss(backbone, batch) + (0 * backbone.head("fruit").weight.sum()).sqrt()
+            return super().loss(backbone, batch) + (0 * backbone.own("fruit").weight.sum()).sqrt()
 
     with pytest.raises(
         TrainingError, match="gave nan"
@@ -88,7 +88,7 @@ def test_bf16_computes_in_bf16_and_keeps_parameters_in_fp32(bert, toy):
 
     class Spy(Isolated):
         def loss(self, backbone, batch):
-            seen.append(backbone(batch["inputs"]) @ torch.ones(32, 1))
+            seen.append(backbone(batch) @ torch.ones(32, 1))
             return super().loss(backbone, batch)
 
     adapter = learn(bert, [toy[0]], Spy(), Training(epochs=1, bf16=True))
@@ -100,9 +100,9 @@ def test_bf16_computes_in_bf16_and_keeps_parameters_in_fp32(bert, toy):
 def test_head_learning_rate(bert, toy):
     torch.manual_seed(0)
     learn(bert, [toy[0]], Isolated(), Training(epochs=1, learning_rate=0.01, head_learning_rate=1e-12))
-    slow = bert.head("fruit").weight.clone()
+    slow = bert.own("fruit").weight.clone()
     learn(bert, [toy[0]], Isolated(), Training(epochs=1, learning_rate=1e-12, head_learning_rate=1e-12))
-    torch.testing.assert_close(bert.head("fruit").weight, slow, rtol=0, atol=1e-6)
+    torch.testing.assert_close(bert.own("fruit").weight, slow, rtol=0, atol=1e-6)
 
 
 def test_trackers(bert, toy, tmp_path):
@@ -124,9 +124,9 @@ def test_a_log_has_a_line_for_each_epoch(bert, toy, capsys):
 
 
 def loss_under_all_heads(backbone, stream, task) -> float:
-    rows, names = backbone.encode(task.rows("validation")), backbone.head_names
+    rows, names = backbone.encode(task.rows("validation")), backbone.heads
     features = pooled(backbone, rows)
-    logits = torch.cat([backbone.head(name)(features) for name in names], dim=1)
+    logits = torch.cat([backbone.own(name)(features) for name in names], dim=1)
     before = sum(len(one.classes) for one in stream.tasks[: names.index(task.name)])
     return torch.nn.functional.cross_entropy(logits, torch.tensor(rows.labels) + before).item()
 

@@ -19,6 +19,7 @@ from perdure import (
 )
 from perdure.methods.isolated import Isolated
 from perdure.models import adapters
+from perdure.models.examples import Batch
 
 LORA = peft.LoraConfig(r=1, lora_alpha=2, target_modules=["w"])  # scale 2
 
@@ -131,7 +132,7 @@ def test_what_is_applied_is_taken_back(space, hold, bert, toy):
 def test_one_task_at_scale_one_is_the_adapter_itself(bert, toy):
     found = learned(bert, toy, "lora")
     bert.eval()
-    batch = dict(bert.processor(["w1 w2"], return_tensors="pt"))
+    batch = Batch(dict(bert.processor(["w1 w2"], return_tensors="pt")))
     adapters.write(bert.model, found[1].parameters)
     with torch.no_grad():
         own = bert(batch)

@@ -21,10 +21,10 @@ RIDGE = "perdure.methods.ranpac.RIDGES"
 def learned(method, backbone, tasks):
     """The tasks' heads by name, after all of them."""
     for task in tasks:
-        backbone.add_head(task.name, len(task.classes))
+        backbone.open(task)
         method.begin(backbone, task)
         method.end(backbone, task, OPTIMIZER)
-    return {task.name: backbone.head_state(task.name) for task in tasks}
+    return {task.name: backbone.own_state(task.name) for task in tasks}
 
 
 def together(backbone, tasks, split="train"):
@@ -112,13 +112,13 @@ def test_a_task_that_was_forgotten_can_be_learned_again(kind, bert, toy):
     """Its sums are there twice then, and its head is the new one."""
     method = small(kind)
     learned(method, bert, toy.tasks[:2])
-    del bert.heads["task_fruit"]
+    bert.close("fruit")
     learned(method, bert, toy.tasks[2:])
-    assert "fruit" not in bert.head_names
+    assert "fruit" not in bert.heads
     learned(method, bert, [replace(toy[0], train=toy[0].validation)])
     assert [name for name, _ in method.state["sizes"]] == ["fruit", "colour", "shape", "fruit"]
     rows = bert.encode(toy[0].rows("validation"))
-    assert (bert.head("fruit")(pooled(bert, rows)).argmax(1) == torch.tensor(rows.labels)).all()
+    assert (bert.own("fruit")(pooled(bert, rows)).argmax(1) == torch.tensor(rows.labels)).all()
 
 
 # -- RanPAC
@@ -140,7 +140,7 @@ def test_ranpac_is_the_ridge_regression_on_everything_at_once(bert, toy, monkeyp
     weight, bias = one_classifier(found)
     assert (weight - expected).norm() < 1e-6 * expected.norm() and not bias.any()
     one = pooled(bert, bert.encode(toy[1].rows("test")))
-    logits = bert.head("colour")(one)
+    logits = bert.own("colour")(one)
     torch.testing.assert_close(logits.double(), features_of(method, one) @ expected[2:5].T, rtol=1e-4, atol=1e-5)
 
 
@@ -167,7 +167,7 @@ def test_the_ridge_is_chosen_on_validation_examples(bert, toy):
 
 def test_sums_can_be_taken_back():
     random = torch.Generator().manual_seed(0)
-    a, b = (Statistics.of(torch.randn(40, 5, generator=random), torch.arange(40) % 3, classes=3) for _ in range(2))
+    a, b = (Statistics.of(torch.randn(40, 5, generator=random), torch.arange(40) % 3, count=3) for _ in range(2))
     for name, value in ((a + b) - b).tensors().items():
         torch.testing.assert_close(value, a.tensors()[name], rtol=1e-12, atol=1e-12)
 
@@ -186,9 +186,9 @@ def test_heads_of_random_features_in_a_run_folder(pico, toy, tmp_path):
     other = heads.made(results.load_task("colour").heads["colour"], backbone.width)
     assert isinstance(other, heads.RandomHead) and set(other.state_dict()) == {"weight", "bias", heads.SEED}
     x = torch.randn(4, backbone.width)
-    assert torch.equal(other(x), backbone.head("colour")(x))
+    assert torch.equal(other(x), backbone.own("colour")(x))
     model = Model(results)
-    expected = backbone.head("fruit")(pooled(backbone, backbone.encode(toy[0].rows("test")))).argmax(1)
+    expected = backbone.own("fruit")(pooled(backbone, backbone.encode(toy[0].rows("test")))).argmax(1)
     found = model.predict(list(toy[0].test["text"]), task="fruit")
     assert [one.label for one in found] == [toy[0].classes[i] for i in expected]
     with pytest.raises(RunError, match="random features"):

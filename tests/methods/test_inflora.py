@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 import torch
-from conftest import IMAGE, TEXT, toy_task
+from conftest import IMAGE, TEXT
 from datasets import Dataset
 
 from perdure import (
@@ -22,11 +22,12 @@ from perdure import (
     run,
     task_vectors,
 )
+from perdure.checks.models import toy_task
 from perdure.evaluation.measure import Evaluation
 from perdure.methods.inflora import InfLoRA
 from perdure.methods.parts.subspace import Subspace
 from perdure.models import adapters
-from perdure.models.backbone import Encoded
+from perdure.models.examples import Examples
 from perdure.models.inputs import input_covariances
 
 FEW = Training(epochs=2, batch_size=8, learning_rate=0.05)
@@ -123,14 +124,12 @@ def test_the_weights_are_put_back_when_training_fails(bert, toy):
 def test_the_folded_sum_is_the_sum_of_branches(bert, toy):
     """e = W h + A_1 B_1 h + A_2 B_2 h + A_3 B_3 h, at the first block, whose input h no branch changes."""
     found = learned(bert, toy, InfLoRA(rank=3, alpha=6.0))
-    inputs = {
-        name: value[:2] for name, value in bert.encode(toy[0].rows("test")).batches().__next__()[1]["inputs"].items()
-    }
+    batch = bert.encode(toy[0].rows("test")).batch([0, 1])
     name, seen = "encoder.layer.0.attention.self.value", {}
     layer = bert.model.get_submodule(name)
     handle = layer.register_forward_hook(lambda module, arguments, output: seen.update(h=arguments[0], e=output))
     with torch.no_grad(), combine(found, Rule(name="sum")).applied(bert):
-        bert(inputs)
+        bert(batch)
     handle.remove()
     base = adapters.base_layer(bert.model, name)
     expected = base(seen["h"])
@@ -252,8 +251,10 @@ def test_statistics_examples(bert, toy, monkeypatch):
 def test_the_examples_looked_at_are_of_all_classes(bert, toy, monkeypatch):
     """The classes of the toy tasks alternate: every second example would be of one class."""
     taken = []
-    batches = Encoded.batches
-    monkeypatch.setattr(Encoded, "batches", lambda self, rows=None, **o: taken.append(rows) or batches(self, rows, **o))
+    batches = Examples.batches
+    monkeypatch.setattr(
+        Examples, "batches", lambda self, rows=None, **o: taken.append(rows) or batches(self, rows, **o)
+    )
     examples = bert.encode(toy[0].rows("train"))
     input_covariances(bert, examples, ["encoder.layer.0.attention.self.key"], limit=8)
     assert len(taken[0]) == 8 and {examples.labels[i] for i in taken[0]} == {0, 1}

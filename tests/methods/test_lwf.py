@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from perdure import Backbone, Evaluation, Training, learn, run
-from perdure.learning.method import local_cross_entropy
 from perdure.methods.lwf import LwF
 from perdure.methods.sequential import Sequential
 from perdure.models import adapters
+from perdure.models.encoder import Encoder
+from perdure.models.logits import Logits
 
 FEW = Training(epochs=2, batch_size=8, learning_rate=0.01)
 
@@ -27,17 +28,17 @@ def begun(bert, toy):
     """At the first step of the third task, whose teachers are two heads: the method, and a batch."""
     method = LwF(rank=2, strength=0.7, temperature=3.0)
     method.beneath(learned(bert, method, toy.until(2)))
-    bert.add_head("shape", 2)
+    bert.open(toy[2])
     method.begin(bert, toy[2])
     bert.requires_grad_(False).eval()
-    for parameter in (*method.parameters(bert), *bert.head("shape").parameters()):
+    for parameter in (*method.parameters(bert), *bert.own("shape").parameters()):
         parameter.requires_grad_()
     return method, bert.encode(toy[2].rows("train")).batch(range(8))
 
 
 def test_at_the_first_step_nothing_pulls(begun, bert):
     method, batch = begun
-    distilled = method.loss(bert, batch) - local_cross_entropy(bert, batch)
+    distilled = method.loss(bert, batch) - bert.losses(batch).mean()
     assert abs(distilled.item()) < 1e-6
     for gradient in torch.autograd.grad(distilled, method.parameters(bert)):
         assert gradient.abs().max() < 1e-6
@@ -49,8 +50,8 @@ def test_distillation_by_hand(begun, bert):
     names, T = ("fruit", "colour"), 3.0
 
     def answers():
-        features = bert(batch["inputs"])
-        return [(bert.head(name)(features) / T).softmax(1).tolist() for name in names]
+        features = bert(batch)
+        return [(bert.own(name)(features) / T).softmax(1).tolist() for name in names]
 
     random = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -62,7 +63,7 @@ def test_distillation_by_hand(begun, bert):
             for olds, news in zip(before, answers(), strict=True)
             for old, new in zip(olds, news, strict=True)
         ]
-        found = method.loss(bert, batch) - local_cross_entropy(bert, batch)
+        found = method.loss(bert, batch) - bert.losses(batch).mean()
     assert found.item() > 1e-3
     assert found.item() == pytest.approx(0.7 * T**2 * sum(divergences) / len(divergences), rel=1e-4)
 
@@ -78,10 +79,56 @@ def test_the_teacher_has_no_dropout_and_stays_as_it_was(begun, bert):
     assert all(torch.equal(method._teacher[name], value) for name, value in kept.items()) and bert.model.training
 
 
+class Speaker(Encoder):
+    """A stand-in for a language model: no heads, and one answerer that says two tokens about each example."""
+
+    heads: list[str] = []
+
+    def __init__(self, folder):
+        whole = Backbone.load(folder, pooling="mean")
+        settings = {"source": str(folder), "pooling": "mean", "head_name": None, "width": 32, "max_length": 16}
+        super().__init__(whole.model, whole.processor, **settings)
+        torch.manual_seed(5)
+        self.answerer = torch.nn.Linear(32, 2 * 7).requires_grad_(False)
+
+    def read(self, hidden, batch, head=None):
+        assert head is None
+        rows = torch.arange(len(batch)).repeat_interleave(2)
+        return Logits(self.answerer(hidden).reshape(-1, 7), batch.targets[rows], rows, len(batch))
+
+
+def test_a_model_without_heads_distils_its_one_answer(pico, toy):
+    """The same loss: T² · KL of all places, from the second task on."""
+    backbone, method = Speaker(pico("bert")).eval(), LwF(rank=2, strength=0.5, temperature=2.0)
+    method.begin(backbone, toy[0])
+    batch = backbone.encode(toy[1].rows("train")).batch(range(8))
+    assert torch.equal(method.loss(backbone, batch), backbone.losses(batch).mean())
+
+    def move(seed):
+        random = torch.Generator().manual_seed(seed)
+        for parameter in method.parameters(backbone):
+            parameter += 0.1 * torch.randn(parameter.shape, generator=random)
+
+    def answers():
+        return (backbone.answerer(backbone(batch)) / 2.0).reshape(-1, 7).softmax(1)
+
+    with torch.no_grad():
+        move(seed=0)
+        method.begin(backbone, toy[1])
+        before = answers()
+        move(seed=1)
+        after = answers()
+    parameters = [parameter.requires_grad_() for parameter in method.parameters(backbone)]
+    found = method.loss(backbone, batch) - backbone.losses(batch).mean()
+    expected = 0.5 * 2.0**2 * (before * (before / after).log()).sum(1).mean()
+    assert found.item() == pytest.approx(expected.item(), rel=1e-3) and found.item() > 1e-3
+    assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(found, parameters))
+
+
 def test_without_strength_it_is_sequential(pico, toy):
     def both(method):
         backbone = Backbone.load(pico("bert"), pooling="mean")
-        return learned(backbone, method, toy), [backbone.head_state(name) for name in toy.names]
+        return learned(backbone, method, toy), [backbone.own_state(name) for name in toy.names]
 
     (one, heads), (other, other_heads) = both(LwF(rank=2, strength=0.0)), both(Sequential(rank=2))
     assert all(adapters.same(a.parameters, b.parameters) for a, b in zip(one, other, strict=True))
@@ -92,9 +139,9 @@ def test_without_strength_it_is_sequential(pico, toy):
 def test_old_heads_are_trained(kind, trained, bert, toy):
     method = kind(rank=2)
     first = learn(bert, [toy[0]], method, FEW)
-    before = {name: bert.head_state(name) for name in bert.head_names}
+    before = {name: bert.own_state(name) for name in bert.heads}
     learn(bert, toy.tasks[:2], method, FEW, earlier=[first])
-    assert adapters.same(bert.head_state("fruit"), before["fruit"]) == (not trained)
+    assert adapters.same(bert.own_state("fruit"), before["fruit"]) == (not trained)
 
 
 def test_old_answers_change_less(pico, toy):
@@ -107,7 +154,7 @@ def test_old_answers_change_less(pico, toy):
 
         def answers():
             with torch.no_grad():
-                return backbone.eval().head("fruit")(backbone(batch["inputs"])).softmax(1)
+                return backbone.eval().own("fruit")(backbone(batch)).softmax(1)
 
         before = answers()
         learn(backbone, toy.tasks[:2], method, training, earlier=[first])

@@ -20,7 +20,7 @@ def test_importance_is_that_of_single_examples(peft, bert, toy):
     parameters = adapters.trainable(bert.model)
     total, rows = {name: torch.zeros_like(p) for name, p in parameters.items()}, bert.encode(toy[1].rows("train"))
     for i in range(len(rows)):
-        logits = bert.head("colour")(bert(rows.batch([i])["inputs"]))
+        logits = bert.own("colour")(bert(rows.batch([i])))
         found = torch.autograd.grad(logits.square().sum(), list(parameters.values()), allow_unused=True)
         for value, g in zip(total.values(), found, strict=True):
             value += 0.0 if g is None else g.abs()
@@ -51,7 +51,7 @@ def test_the_loss_is_that_of_the_task_and_the_penalty(bert, toy):
             p += 0.01
         penalty = sum((method.state[f"importance/{name}"] * (p - method.state[f"anchor/{name}"]).square()).sum()
                       for name, p in parameters.items())  # fmt: skip
-        plain = torch.nn.functional.cross_entropy(bert.head("colour")(bert(batch["inputs"])), batch["labels"])
+        plain = torch.nn.functional.cross_entropy(bert.own("colour")(bert(batch)), batch.targets)
         torch.testing.assert_close(method.loss(bert, batch), plain + 0.7 * penalty)
 
 

@@ -128,7 +128,7 @@ def test_a_forgotten_task_is_not_trained_on(bert, toy, tmp_path, monkeypatch):
     whole, trained = Sequential.loss, set()
 
     def loss(self, backbone, batch):
-        trained.update(batch["tasks"])
+        trained.update(batch.tasks)
         return whole(self, backbone, batch)
 
     monkeypatch.setattr(Sequential, "loss", loss)
@@ -154,10 +154,10 @@ def test_a_task_that_is_learned_again_is_kept_once(bert, toy):
 def test_old_heads_are_trained(bert, toy):
     method = Replay(method=Sequential(rank=2), per_class=3)
     learn(bert, [toy[0]], method, FEW)
-    before = bert.head_state("fruit")
+    before = bert.own_state("fruit")
     assert [(name, len(rows)) for name, rows in method.examples(toy.tasks[:2])] == [("colour", 32), ("fruit", 6)]
     learn(bert, toy.tasks[:2], method, FEW)
-    assert not adapters.same(bert.head_state("fruit"), before)
+    assert not adapters.same(bert.own_state("fruit"), before)
 
 
 @pytest.mark.parametrize("method", [NCM(), Joint()])
@@ -187,7 +187,8 @@ def test_its_hooks_are_those_of_the_other(name, bert, toy):
     plain, around, found = small(name), Replay(method=small(name), per_class=2), []
     for method in (plain, around):
         adapters.detach(bert.model)
-        bert.heads.clear()
+        for task in bert.heads:
+            bert.close(task)
         found.append(learn(bert, [toy[0]], method, FEW))
     assert adapters.same(found[0].parameters, found[1].parameters)
     assert around.usual_rule == plain.usual_rule and around.module == plain.module

@@ -61,7 +61,7 @@ def test_a_task_begins_with_the_model_that_the_last_one_left(bert, toy):
     for step in (1, 2):
         learn(bert, toy.until(step).tasks, method, FEW)
     before = pooled(bert, rows := bert.encode(toy[2].rows("train")))
-    bert.add_head("shape", 2)
+    bert.open(toy[2])
     method.begin(bert, toy[2])
     torch.testing.assert_close(pooled(bert, rows), before, rtol=0, atol=1e-6)
     magnitudes = method.parameters(bert)[-4:]
@@ -78,7 +78,7 @@ def test_a_run_folder(pico, toy, tmp_path):
     backbone = Backbone.load(pico("bert"), pooling="mean")
     short = run(toy.until(2), backbone, SDLoRA(rank=2), training=FEW, output=tmp_path / "r")
     rows = backbone.encode(toy[1].rows("test"))
-    expected = backbone.head("colour")(pooled(backbone, rows)).softmax(1).max(1)
+    expected = backbone.own("colour")(pooled(backbone, rows)).softmax(1).max(1)
     found = Model(short).predict(list(toy[1].test["text"]), task="colour")
     assert [one.label for one in found] == [toy[1].classes[i] for i in expected.indices]
     probabilities = torch.tensor([one.probability for one in found])

@@ -4,10 +4,10 @@ import plain_inflora as plain
 import pytest
 import torch
 import transformers
-from conftest import tokenizer
 from inputs import covariances
 
 from perdure import Backbone
+from perdure.checks.models import tokenizer
 from perdure.methods.parts.subspace import Subspace
 from perdure.models.inputs import input_covariances
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from conftest import toy_task
 
 from perdure import InputError, Method, TaskStream, Training, learn, run
+from perdure.checks.models import toy_task
 from perdure.learning.wrapper import Wrapper, forwarding
 from perdure.methods.ewc import EWC
 from perdure.methods.isolated import Isolated

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from perdure import Backbone, RunError, Training, learn
 from perdure.methods.isolated import Isolated
 from perdure.models import adapters
+from perdure.models.examples import Batch
 from perdure.runs import adapter_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")  # peft asks transformers
@@ -20,7 +21,7 @@ FEW = Training(epochs=1, batch_size=8, learning_rate=0.01)
 def test_stock_peft_gives_the_same_logits(kind, pico, toy, tmp_path):
     backbone = Backbone.load(pico("bert"))
     adapter = learn(backbone, [toy[1]], Isolated(peft=kind, rank=4), FEW)
-    head = backbone.head("colour")
+    head = backbone.own("colour")
     write_adapter(tmp_path / "adapter", adapter, base=str(pico("bert")), head=(backbone.head_name, head))
     stock = transformers.AutoModelForSequenceClassification.from_pretrained(
         pico("bert"), num_labels=3, ignore_mismatched_sizes=True
@@ -28,7 +29,7 @@ def test_stock_peft_gives_the_same_logits(kind, pico, toy, tmp_path):
     model = peft.PeftModel.from_pretrained(stock, str(tmp_path / "adapter")).eval()
     batch = dict(backbone.processor(toy[1].test["text"][:], padding=True, return_tensors="pt"))
     with torch.no_grad():
-        torch.testing.assert_close(model(**batch).logits, head(backbone(batch)), rtol=0, atol=1e-5)
+        torch.testing.assert_close(model(**batch).logits, head(backbone(Batch(batch))), rtol=0, atol=1e-5)
 
 
 def test_stock_peft_with_mean_pooling(bert, pico, toy, tmp_path):
@@ -40,7 +41,7 @@ def test_stock_peft_with_mean_pooling(bert, pico, toy, tmp_path):
     batch = dict(bert.processor(toy[0].test["text"][:], padding=True, return_tensors="pt"))
     with torch.no_grad():
         hidden, mask = model.eval()(**batch).last_hidden_state, batch["attention_mask"][..., None]
-        torch.testing.assert_close((hidden * mask).sum(1) / mask.sum(1), bert(batch), rtol=0, atol=1e-5)
+        torch.testing.assert_close((hidden * mask).sum(1) / mask.sum(1), bert(Batch(batch)), rtol=0, atol=1e-5)
 
 
 def test_save_and_load_are_exact(bert, toy, tmp_path):

@@ -10,14 +10,14 @@ from torch import nn
 from perdure import Backbone, BackboneError, InputError
 from perdure.methods.isolated import Isolated
 from perdure.models import adapters
+from perdure.models.examples import Batch
 
 
-def inputs(backbone: Backbone) -> dict:
+def inputs(backbone: Backbone) -> Batch:
     if backbone.kind == "text":
-        return dict(backbone.processor(["w1 w2 w3", "w4"], padding=True, return_tensors="pt"))
-    return dict(
-        backbone.processor(images=[Image.new("RGB", (20, 20), c) for c in ("red", "blue")], return_tensors="pt")
-    )
+        return Batch(dict(backbone.processor(["w1 w2 w3", "w4"], padding=True, return_tensors="pt")))
+    pictures = [Image.new("RGB", (20, 20), c) for c in ("red", "blue")]
+    return Batch(dict(backbone.processor(images=pictures, return_tensors="pt")))
 
 
 @pytest.mark.parametrize("kind", [*TEXT, *IMAGE])
@@ -28,7 +28,7 @@ def test_every_architecture(kind, pico):
     with torch.no_grad():
         before = backbone(batch)
         assert before.shape == (2, backbone.width)
-        assert backbone.describe(batch).shape == (2, 32 if kind in TEXT else 64)
+        assert backbone.features(batch).shape == (2, 32 if kind in TEXT else 64)
         for peft in ("lora", "bottleneck"):
             Isolated(peft=peft, rank=2).attach(backbone)
             held = adapters.layers(backbone.model)
@@ -56,14 +56,14 @@ def test_the_feature_is_the_input_of_the_stock_head(kind, pico):
     head = stock.get_submodule(backbone.head_name)
     batch = inputs(backbone)
     with torch.no_grad():
-        torch.testing.assert_close(head(backbone(batch)), stock(**batch).logits)
+        torch.testing.assert_close(head(backbone(batch)), stock(**batch.inputs).logits)
 
 
 def test_mean_pooling_leaves_padding_out(bert):
     bert.eval()
     with torch.no_grad():
-        together = bert(dict(bert.processor(["w1 w2 w3 w4 w5", "w6"], padding=True, return_tensors="pt")))
-        alone = bert(dict(bert.processor(["w6"], return_tensors="pt")))
+        together = bert(Batch(dict(bert.processor(["w1 w2 w3 w4 w5", "w6"], padding=True, return_tensors="pt"))))
+        alone = bert(Batch(dict(bert.processor(["w6"], return_tensors="pt"))))
     torch.testing.assert_close(together[1:], alone)
 
 

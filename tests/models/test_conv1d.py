@@ -6,14 +6,16 @@ import peft
 import pytest
 import torch
 import transformers
-from conftest import WORDS, write_adapter
+from conftest import write_adapter
 from families import family
 
 from perdure import Backbone, BackboneError
+from perdure.checks.models import WORDS
 from perdure.merging.scaled import Scaled
 from perdure.methods.isolated import Isolated
 from perdure.models import adapters
 from perdure.models.adapters import Adapter
+from perdure.models.examples import Batch
 from perdure.models.inputs import input_covariances
 from perdure.models.matrices import matrix
 from perdure.models.mixture import Mixture
@@ -28,8 +30,8 @@ def gpt2(tmp_path: Path) -> Backbone:
     return Backbone.load(family("gpt2", tmp_path / "gpt2")).eval()
 
 
-def batch(backbone: Backbone) -> dict:
-    return dict(backbone.processor(["w1 w2 w3 w4", "w5"], padding=True, return_tensors="pt"))
+def batch(backbone: Backbone) -> Batch:
+    return Batch(dict(backbone.processor(["w1 w2 w3 w4", "w5"], padding=True, return_tensors="pt")))
 
 
 def trained(backbone: Backbone, **settings) -> tuple[Adapter, torch.Tensor]:
@@ -98,18 +100,18 @@ def test_an_export_is_the_stock_model(gpt2, tmp_path):
     adapter, expected = trained(gpt2)
     adapters.detach(gpt2.model)
     vector = vector_of(adapter)
-    gpt2.add_head("t", 2)
+    gpt2.put("t", torch.nn.Linear(gpt2.width, 2).state_dict())
     with pytest.raises(BackboneError, match="has no bias, but the run's heads have one.*pooling: mean"):
-        gpt2.save(tmp_path / "out", gpt2.head("t"), ["a", "b"])
-    torch.nn.init.zeros_(gpt2.head("t").bias)
+        gpt2.save(tmp_path / "out", ["t"], ["a", "b"])
+    torch.nn.init.zeros_(gpt2.own("t").bias)
     with adapters.folded(gpt2.model, {name: vector.dense(name) for name in vector.entries}):
-        gpt2.save(tmp_path / "out", gpt2.head("t"), ["a", "b"])
+        gpt2.save(tmp_path / "out", ["t"], ["a", "b"])
     stock = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
     inputs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")(
         ["w1 w2 w3 w4", "w5"], padding=True, return_tensors="pt"
     )
     with torch.no_grad():
-        torch.testing.assert_close(stock(**inputs).logits, gpt2.head("t")(expected), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(stock(**inputs).logits, gpt2.own("t")(expected), rtol=1e-4, atol=1e-5)
 
 
 def test_bottlenecks_have_the_width_of_the_outputs(gpt2):

@@ -7,11 +7,11 @@ import transformers
 from conftest import write_adapter
 
 from perdure import Backbone, BackboneError, InputError, Model, Rule, Training, combine, learn, run, task_vectors
-from perdure.learning.method import local_cross_entropy
 from perdure.methods.isolated import Isolated
 from perdure.methods.sequential import Sequential
 from perdure.models import adapters
 from perdure.models.backbone import pooled
+from perdure.models.examples import Batch
 from perdure.runs import adapter_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")  # peft asks transformers
@@ -35,7 +35,7 @@ def plain_copy(folder, adapter):
 
 
 def features(model, batch):
-    hidden, mask = model(**batch["inputs"]).last_hidden_state, batch["inputs"]["attention_mask"][..., None]
+    hidden, mask = model(**batch.inputs).last_hidden_state, batch.inputs["attention_mask"][..., None]
     return (hidden * mask).sum(1) / mask.sum(1)
 
 
@@ -43,20 +43,20 @@ def test_it_is_the_model_with_changed_weights(bert, pico, toy):
     adapter = learn(bert, [toy[0]], Isolated(peft="full"), FEW)
     batch = bert.eval().encode(toy[0].rows("test")).batch(range(20))
     with torch.no_grad():
-        found, expected = bert(batch["inputs"]), features(plain_copy(pico("bert"), adapter), batch)
+        found, expected = bert(batch), features(plain_copy(pico("bert"), adapter), batch)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
         with adapters.disabled(bert.model):
             before = features(transformers.AutoModel.from_pretrained(pico("bert")).eval(), batch)
-            torch.testing.assert_close(bert(batch["inputs"]), before, rtol=0, atol=1e-6)
+            torch.testing.assert_close(bert(batch), before, rtol=0, atol=1e-6)
     assert (found - before).abs().max() > 0.01
 
 
 def test_its_gradient_is_that_of_the_weights(bert, pico, toy):
     adapter = learn(bert, [toy[0]], Isolated(peft="full"), FEW)
     batch, own = bert.eval().encode(toy[0].rows("train")).batch(range(8)), adapters.trainable(bert.model)
-    found = torch.autograd.grad(local_cross_entropy(bert, batch), list(own.values()), allow_unused=True)
+    found = torch.autograd.grad(bert.losses(batch).mean(), list(own.values()), allow_unused=True)
     model = plain_copy(pico("bert"), adapter)
-    local_cross_entropy(bert, batch, features(model, batch)).backward()
+    bert.losses(batch, features(model, batch)).mean().backward()
     weights = dict(model.named_parameters())
     assert len(own) == len(weights)  # every weight of bert is that of a layer
     for name, g in zip(own, found, strict=True):
@@ -87,7 +87,7 @@ def test_chosen_layers(bert, toy):
 def test_stock_peft_loads_it(pico, toy, tmp_path):
     backbone = Backbone.load(pico("bert"))
     adapter = learn(backbone, [toy[1]], Isolated(peft="full"), FEW)
-    head = backbone.eval().head("colour")
+    head = backbone.eval().own("colour")
     write_adapter(tmp_path / "adapter", adapter, base=str(pico("bert")), head=(backbone.head_name, head))
     stock = transformers.AutoModelForSequenceClassification.from_pretrained(
         pico("bert"), num_labels=3, ignore_mismatched_sizes=True
@@ -95,7 +95,7 @@ def test_stock_peft_loads_it(pico, toy, tmp_path):
     model = peft.PeftModel.from_pretrained(stock, str(tmp_path / "adapter")).eval()
     batch = dict(backbone.processor(toy[1].test["text"][:], padding=True, return_tensors="pt"))
     with torch.no_grad():
-        torch.testing.assert_close(model(**batch).logits, head(backbone(batch)), rtol=0, atol=1e-5)
+        torch.testing.assert_close(model(**batch).logits, head(backbone(Batch(batch))), rtol=0, atol=1e-5)
     again = adapter_folder.load(tmp_path / "adapter", "colour")
     assert adapters.same(again.parameters, adapter.parameters) and adapters.same(again.start, adapter.start)
 
@@ -108,8 +108,8 @@ def test_export_is_a_stock_classifier(kind, pico, toy, tmp_path):
     stock = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
     batch = dict(backbone.processor(toy[0].test["text"][:], padding=True, return_tensors="pt"))
     with torch.no_grad():
-        found = backbone.eval()(batch)
-        ours = torch.cat([backbone.head(task)(found) for task in ("fruit", "colour")], dim=1)
+        found = backbone.eval()(Batch(batch))
+        ours = torch.cat([backbone.own(task)(found) for task in ("fruit", "colour")], dim=1)
         torch.testing.assert_close(stock(**batch).logits, ours, rtol=0, atol=1e-5)
 
 
@@ -124,8 +124,8 @@ def test_images(kind, pico, pictures, tmp_path):
     auto = transformers.AutoModelForImageClassification.from_pretrained(Model(results).export(tmp_path / "out")).eval()
     inputs = dict(transformers.AutoImageProcessor.from_pretrained(tmp_path / "out")(images=images, return_tensors="pt"))
     with torch.no_grad():
-        found = backbone.eval()(inputs)
-        ours = torch.cat([backbone.head(task)(found) for task in "ab"], dim=1)
+        found = backbone.eval()(Batch(inputs))
+        ours = torch.cat([backbone.own(task)(found) for task in "ab"], dim=1)
         torch.testing.assert_close(auto(**inputs).logits, ours, rtol=0, atol=1e-5)
     assert (results.matrix()[1] > 0.6).all()
 
@@ -141,7 +141,7 @@ def test_task_arithmetic_adds_weights_and_biases(two, bert, pico, toy):
     before = {name: value.clone() for name, value in bert.model.state_dict().items()}
     combined = combine(two, Rule(name="task_arithmetic", scale=0.3))
     with torch.no_grad(), combined.applied(bert.eval()):
-        torch.testing.assert_close(bert(batch["inputs"]), features(expected, batch), rtol=0, atol=1e-5)
+        torch.testing.assert_close(bert(batch), features(expected, batch), rtol=0, atol=1e-5)
     assert adapters.same(dict(bert.model.state_dict()), before)
 
 

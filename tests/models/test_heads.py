@@ -5,7 +5,6 @@ import shutil
 import pytest
 import torch
 import transformers
-from conftest import toy_task
 from small_runs import differing, recipe, small, stopped
 from tables import write
 
@@ -25,6 +24,7 @@ from perdure import (
     run,
     verify,
 )
+from perdure.checks.models import toy_task
 from perdure.evaluation.measure import Evaluation
 from perdure.methods.isolated import Isolated
 from perdure.methods.sequential import Sequential
@@ -54,11 +54,11 @@ def test_each_task_trains_the_head_on_from_where_the_last_one_left_it(domains, b
     class Watched(Sequential):
         def begin(self, backbone, task):
             super().begin(backbone, task)
-            begun.append(backbone.head(task.name).weight.detach().clone())
+            begun.append(backbone.own(task.name).weight.detach().clone())
 
         def end(self, backbone, task, optimizer):
-            ended.append(backbone.head(task.name).weight.detach().clone())
-            assert all(backbone.head(name) is backbone.head(task.name) for name in backbone.head_names)
+            ended.append(backbone.own(task.name).weight.detach().clone())
+            assert all(backbone.own(name) is backbone.own(task.name) for name in backbone.heads)
 
     run(domains, bert, Watched(rank=2), "last", training=SHARED, output=tmp_path / "run")
     assert torch.equal(begun[1], ended[0]) and torch.equal(begun[2], ended[1])
@@ -71,7 +71,7 @@ def test_a_folder_holds_each_task_with_the_head_as_it_left_it(finished):
     assert not torch.equal(heads[0]["mail"]["weight"], heads[2]["posts"]["weight"])
     model = Model(finished.folder)
     for name in finished.tasks:
-        assert torch.equal(model.backbone.head(name).weight, heads[2]["posts"]["weight"])
+        assert torch.equal(model.backbone.own(name).weight, heads[2]["posts"]["weight"])
     assert finished.recipe["training"]["heads"] == "shared" and verify(finished.folder).faults == []
     events = [event for event in finished.events() if event["event"] == "task"]
     assert len({event["trained"] for event in events}) == 1
@@ -121,7 +121,7 @@ def test_a_task_to_come_is_answered_by_the_head_that_is_there(domains, bert, tmp
         (step, task) for step in (0, 1, 2) for task in ("mail", "chat")
     }
     model = Model(found.folder)
-    assert model.backbone.head("mail") is model.backbone.head("chat")
+    assert model.backbone.own("mail") is model.backbone.own("chat")
 
 
 def test_stopped_and_gone_on_with(pico, tmp_path):
@@ -157,7 +157,7 @@ def test_forgetting_leaves_traces_in_the_head(domains, bert, tmp_path):
     came = forget(found.folder, "mail")
     assert came.traces == ("chat", "posts") and came.why == "their shared heads"
     last = found.load_task("posts").heads["posts"]["weight"]
-    assert torch.equal(Model(found.folder).backbone.head("chat").weight, last)
+    assert torch.equal(Model(found.folder).backbone.own("chat").weight, last)
 
 
 # -- what makes no sense

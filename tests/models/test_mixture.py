@@ -166,8 +166,8 @@ def test_a_mixed_batch_is_that_of_peft(bert, toy, tmp_path):
     mixed.eval()
     for rows, batch in examples.batches():
         with torch.no_grad():
-            states = mixed(**batch["inputs"], adapter_names=[picked[row] for row in rows]).last_hidden_state
-        mask = batch["inputs"]["attention_mask"][..., None]
+            states = mixed(**batch.inputs, adapter_names=[picked[row] for row in rows]).last_hidden_state
+        mask = batch.inputs["attention_mask"][..., None]
         torch.testing.assert_close(ours[rows], (states * mask).sum(1) / mask.sum(1), rtol=0, atol=1e-5)
 
 
@@ -186,7 +186,7 @@ def system_of(bert, toy, adapters, rule):
     """A system of these adapters, with random statistics."""
     learned = []
     for i, (task, adapter) in enumerate(zip(toy, adapters, strict=True)):
-        bert.add_head(task.name, len(task.classes))
+        bert.open(task)
         values = torch.randn(8, bert.width, generator=torch.manual_seed(i))
         statistics = Statistics.of(values, torch.arange(8) % 2, len(task.classes))
         learned.append(Learned(task.classes, adapter, {}, statistics, {}, {}))

@@ -26,7 +26,7 @@ def features(backbone: Backbone, texts: list[str]) -> torch.Tensor:
     rows = Dataset.from_dict({"text": texts})
     examples = backbone.eval().encode([("a", rows)])
     with torch.no_grad():
-        return backbone(examples.batch(range(len(texts)))["inputs"])
+        return backbone(examples.batch(range(len(texts))))
 
 
 def check_alone_as_together(backbone: Backbone) -> None:
@@ -365,15 +365,15 @@ def test_an_export_keeps_the_type_of_its_base(dtype, pooling, tmp_path):
     change_tensors(folder, lambda tensors: {name: value.to(dtype) for name, value in tensors.items()})
     backbone = Backbone.load(folder, pooling=pooling)
     before = features(backbone, TEXTS)
-    backbone.add_head("t", 3)
+    backbone.put("t", torch.nn.Linear(backbone.width, 3).state_dict())
     place = tmp_path / "out"
     place.mkdir()
-    backbone.save(place, backbone.head("t"), ["a", "b", "c"])
+    backbone.save(place, ["t"], ["a", "b", "c"])
     kept = load_file(place / "model.safetensors")
     assert {value.dtype for value in kept.values()} == {dtype}
     assert json.loads((place / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
     assert torch.equal(features(backbone, TEXTS), before)  # what is in memory is as precise as it was
-    expected = (before @ backbone.head("t").weight.T + backbone.head("t").bias).detach()
+    expected = (before @ backbone.own("t").weight.T + backbone.own("t").bias).detach()
     if pooling == "stock":
         stock = transformers.AutoModelForSequenceClassification.from_pretrained(place).eval()
         assert stock.dtype == dtype

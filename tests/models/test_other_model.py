@@ -6,11 +6,12 @@ import warnings
 from pathlib import Path
 
 import pytest
-from conftest import make, tokenizer
+from conftest import make
 from families import edit
 from small_runs import recipe, table
 
 from perdure import Model, Recipe, Run, RunError, verify
+from perdure.checks.models import tokenizer
 from perdure.runs.extend import evaluate_run, learn_more
 
 

@@ -6,13 +6,14 @@ import transformers
 
 from perdure import Backbone, BackboneError, Model, Training, run
 from perdure.methods.isolated import Isolated
+from perdure.models.examples import Batch
 
 
 @pytest.mark.parametrize("kind", ["vit", "dinov2"])
 def test_another_size_is_read_saved_and_exported(kind, pico, pictures, tmp_path):
     backbone = Backbone.load(pico(kind), image_size=8)
-    example = backbone.collate([{"input": pictures[0].test[0]["image"], "label": 0, "task": "a"}])
-    assert example["inputs"]["pixel_values"].shape == (1, 3, 8, 8)
+    example = backbone.encode(pictures[0].rows("test")).batch([0])
+    assert example.inputs["pixel_values"].shape == (1, 3, 8, 8)
     embeddings = next(m for m in backbone.model.modules() if hasattr(m, "position_embeddings"))
     assert embeddings.position_embeddings.shape == (1, 1 + 4, 32)
     training = Training(epochs=1, batch_size=8)
@@ -26,8 +27,8 @@ def test_another_size_is_read_saved_and_exported(kind, pico, pictures, tmp_path)
     assert inputs["pixel_values"].shape[-1] == 8
     model = Model(results)
     with torch.no_grad(), model.combined.applied(model.backbone):
-        features = model.backbone.eval()(inputs)
-        ours = torch.cat([model.backbone.head(task)(features) for task in "ab"], dim=1)
+        features = model.backbone.eval()(Batch(inputs))
+        ours = torch.cat([model.backbone.own(task)(features) for task in "ab"], dim=1)
         torch.testing.assert_close(stock(**inputs).logits, ours, rtol=0, atol=1e-5)
 
 
@@ -39,7 +40,7 @@ def test_the_positions_are_those_that_the_model_itself_interpolates(pico, pictur
     pixels = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = stock(pixels, interpolate_pos_encoding=True).logits
-        torch.testing.assert_close(backbone({"pixel_values": pixels}), expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(backbone(Batch({"pixel_values": pixels})), expected, rtol=0, atol=1e-6)
 
 
 def test_the_margin_that_is_cut_off_keeps_its_share():

@@ -22,11 +22,12 @@ warnings.filterwarnings("ignore")
 warnings.filterwarnings("error", message="A task was being learned with other settings")
 import torch
 torch.set_num_threads(1)
-from conftest import make, toy_task
+from conftest import make
 from small_runs import small
 from perdure import Backbone, Evaluation, Run, TaskStream, Training, run, verify
 from perdure.runs import put, writer
 from perdure.storage import files, lock, partial, staging
+from perdure.checks.models import toy_task
 
 name, kills, folder = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
 make("bert", folder / "bert")

@@ -86,10 +86,9 @@ def expected(run: Run) -> str:
     from datasets import Dataset
 
     from perdure.evaluation.score import task_logits
-    from perdure.models.backbone import Encoded
 
     model = Model(run)
-    examples = Encoded(model.backbone, [("", Dataset.from_dict({"text": ["w1 w2 w3"]}))])
+    examples = model.backbone.prepare([("", Dataset.from_dict({"text": ["w1 w2 w3"]}))])
     logits = task_logits(model.backbone, model.combined, examples, list(model.classes))
     labels = [label for classes in model.classes.values() for label in classes]
     return labels[int(torch.cat(list(logits.values()), dim=1).argmax())]

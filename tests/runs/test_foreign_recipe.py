@@ -89,7 +89,7 @@ def test_an_entry_of_a_stream_that_is_no_mapping(entry, folder):
     values["stream"].append(entry)
     (folder / "recipe.yaml").write_text(yaml.safe_dump(values))
     for act in (lambda: forget(folder, "fruit"), lambda: learn_more(folder, {"data": "fruit.csv"})):
-        with pytest.raises(RunError, match="`.*recipe.yaml`: an entry of `stream` is no mapping"):
+        with pytest.raises(RunError, match="`.*recipe.yaml`: `stream.2` is .*, but must be a mapping"):
             act()
     assert any("recipe.yaml" in fault for fault in verify(folder, backbone=False).faults)
 

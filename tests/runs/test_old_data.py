@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import toy_task
 from PIL import Image
 from small_runs import answers, contents, differing, recipe, table
 from tables import write
@@ -36,7 +35,8 @@ from perdure import (
     registry,
     verify,
 )
-from perdure.bundled import packages
+from perdure.bundled.parts import packages
+from perdure.checks.models import toy_task
 from perdure.methods.isolated import Isolated
 from perdure.report import FORMATS, summary, terminal
 from perdure.runs import layout

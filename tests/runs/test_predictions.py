@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import WORDS
 from tables import read_table
 from tokenizers.processors import TemplateProcessing
 
 from perdure import DataError, InputError, Model, OutputError, Recipe, RunError
+from perdure.checks.models import WORDS
 from perdure.data.rows import Table
 from perdure.data.table_output import safe_in_spreadsheets
 from perdure.runs.predictions import predict_table

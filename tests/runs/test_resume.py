@@ -12,6 +12,7 @@ import forked
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 from small_runs import answers, contents, differing, make, recipe, stopped, table
 
 from perdure import OutputError, PerdureWarning, Recipe, Run, RunError, Stopped, Training, run
@@ -22,7 +23,7 @@ from perdure.runs.extend import evaluate_run, learn_more
 from perdure.runs.recipe import own_stream
 from perdure.runs.verify import verify
 from perdure.runs.writer import Writer, create, writing
-from perdure.storage import partial
+from perdure.storage import lock, partial
 
 NAMES = ("fruit", "colour")
 MOMENTUM = str(Path(__file__).parents[1] / "momentum.py")
@@ -392,7 +393,8 @@ def test_two_tables_at_once_do_not_lose_one_of_each_other(finished, home, monkey
     with writing(finished.folder) as writer:
         writer.recipe(before | {"about": "by another"})
         with monkeypatch.context() as patch, pytest.raises(RunError, match="is being written by process"):
-            patch.setattr("perdure.storage.lock._mine", {})  # as another process sees it
+            # as another process sees it
+            patch.setattr(lock, "FileLock", lambda path, **more: FileLock(path, **more | {"is_singleton": False}))
             learn_more(finished.folder, {"data": table(home, "size")})
         assert finished.recipe["about"] == "by another"
 

@@ -25,6 +25,8 @@ from perdure import (
 )
 from perdure.merging.search import Search
 from perdure.methods.isolated import Isolated
+from perdure.models.encoder import Encoder
+from perdure.models.examples import Batch
 from perdure.runs import layout
 from perdure.runs.extend import evaluate_run
 
@@ -172,7 +174,7 @@ def test_images(kind, pico, pictures, tmp_path):
     model = Model(results)
     inputs = transformers.AutoImageProcessor.from_pretrained(tmp_path / "out")(images=images, return_tensors="pt")
     with torch.no_grad(), model.combined.applied(model.backbone):
-        ours = torch.cat([model.backbone.eval().head(t)(model.backbone(dict(inputs))) for t in "ab"], dim=1)
+        ours = torch.cat([model.backbone.eval().own(t)(model.backbone(Batch(dict(inputs)))) for t in "ab"], dim=1)
         torch.testing.assert_close(auto(**inputs).logits, ours, rtol=0, atol=1e-5)
     assert auto.config.id2label == {0: "a/dark", 1: "a/light", 2: "b/dark", 3: "b/light"}
 
@@ -196,7 +198,9 @@ def test_export_is_a_stock_classifier(kind, pico, toy, tmp_path):
         )
     )
     with torch.no_grad(), model.combined.applied(model.backbone):
-        ours = torch.cat([model.backbone.eval().head(t)(model.backbone(inputs)) for t in ("fruit", "colour")], dim=1)
+        ours = torch.cat(
+            [model.backbone.eval().own(t)(model.backbone(Batch(inputs))) for t in ("fruit", "colour")], dim=1
+        )
         torch.testing.assert_close(stock(**inputs).logits, ours, rtol=0, atol=1e-5)
 
 
@@ -210,7 +214,7 @@ def test_export_is_a_stock_sentence_transformer(finished, toy, tmp_path):
     texts = toy[1].test["text"][:]
     inputs = dict(model.backbone.processor(texts, padding=True, return_tensors="pt"))
     with torch.no_grad(), model.combined.applied(model.backbone):
-        ours = torch.cat([model.backbone.eval().head(t)(model.backbone(inputs)) for t in finished.tasks], dim=1)
+        ours = torch.cat([model.backbone.eval().own(t)(model.backbone(Batch(inputs))) for t in finished.tasks], dim=1)
     torch.testing.assert_close(torch.tensor(stock.encode(texts)), ours, rtol=0, atol=1e-5)
 
 
@@ -385,7 +389,7 @@ def test_an_export_that_fails_leaves_nothing(finished, tmp_path, monkeypatch):
         (folder / "model.safetensors").write_bytes(b"half")
         raise OSError(28, "No space left on device", str(folder / "model.safetensors"))
 
-    monkeypatch.setattr(Backbone, "save", cut)
+    monkeypatch.setattr(Encoder, "save", cut)
     with pytest.raises(OutputError, match="No space left on device"):
         Model(finished).export(tmp_path / "out")
     assert not list(tmp_path.iterdir())

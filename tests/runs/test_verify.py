@@ -90,7 +90,7 @@ def test_a_file_that_is_not_what_was_written(kind, name, folder, tmp_path):
 def test_a_manifest_that_names_other_files(name, folder):
     path = folder / PLACE / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {name: {"size": 1, "sha256": "0"}}))
-    assert f"`{path}` names the file {name!r}" in only_fault(folder)
+    assert f"`{path}`: `{name}`: no task has a file of this name" in only_fault(folder)
 
 
 @pytest.mark.parametrize(

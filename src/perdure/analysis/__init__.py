@@ -1,13 +1,20 @@
 """Diagnostics: why tasks disturb each other, how the features move, what is found out about the task. Pure functions.
 
+One file is one diagnostic; the file of the same name in `perdure.report.diagnostics` shows it:
+
 interference.py   task vectors, pair by pair: cosine, common subspaces, conflicts of sign
 zones.py          where in the pre-trained weights' own directions a change lies
 cka.py            how alike two models' features are
-hidden.py         the hidden states of each layer, one vector an example
 probe.py          a fresh linear classifier on frozen features
-calibration.py    confusion matrix, and whether a confidence is the share that is right
+posterior.py      which task is found, and whether a confidence is the share that is right
 
-`perdure diagnose` computes them all for a run (`perdure.diagnose`).
+What they stand on:
+
+calibration.py    confusion matrix and reliability
+diagnose.py       all of them for a run: `perdure diagnose`
+hidden.py         the hidden states of each layer, one vector an example
+shared.py         task vectors, numbers, and why a diagnostic is left out
+subject.py        a run with all that it is diagnosed on
 """
 
 from perdure.analysis.calibration import Bin, confusion, expected_calibration_error, reliability

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from perdure.analysis.shared import LeftOut, plain
+from perdure.analysis.subject import Subject
 from perdure.errors import InputError
 
 BATCH = 256
@@ -103,3 +106,32 @@ def _centred(features: Float[Tensor, "batch _"]) -> Float[Tensor, "batch batch"]
     K = (x @ x.T).fill_diagonal_(0)
     rows = K.sum(1) / (n - 2)
     return (K - rows[:, None] - rows + K.sum() / ((n - 1) * (n - 2))).fill_diagonal_(0)
+
+
+def compute(subject: Subject) -> dict[str, Any]:
+    """Return the numbers of this diagnostic for a run."""
+    if subject.frozen:
+        raise LeftOut("The method trains nothing in the backbone, so its features are those of before.")
+    examples = subject.encoded("test")
+    rows = batches(sum(map(len, examples)), seed=subject.seed)
+    if min(map(len, rows)) < 4:
+        raise LeftOut("CKA needs at least 4 test examples.")
+    first = before = torch.cat(subject.tested(0))
+    to_first, to_previous = [], []
+    for step in range(1, len(subject.learned) + 1):
+        now = torch.cat(subject.tested(step))
+        to_first.append(cka(first, now, seed=subject.seed))
+        to_previous.append(cka(before, now, seed=subject.seed))
+        before = now
+    pretrained = subject.hidden(subject.combined(0), examples)
+    last = subject.hidden(subject.combined(len(subject.learned)), examples)
+    layers = UnbiasedCKA()
+    for some in rows:
+        layers.add([layer[some] for layer in pretrained], [layer[some] for layer in last])
+    names = ["embeddings", *(f"layer {i}" for i in range(1, len(last)))]
+    return {
+        "layers": names,
+        "to_pretrained": plain(torch.tensor(to_first)),
+        "to_previous": plain(torch.tensor(to_previous)),
+        "matrix": plain(layers.matrix()),
+    }

@@ -5,11 +5,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from perdure.errors import BackboneError
-from perdure.models.backbone import Backbone, Encoded, evaluating, in_order
+from perdure.models.backbone import Backbone, evaluating
+from perdure.models.examples import Examples, in_order
 
 
 @torch.no_grad()
-def hidden_states(backbone: Backbone, examples: Encoded) -> list[Float[Tensor, "examples _"]]:
+def hidden_states(backbone: Backbone, examples: Examples) -> list[Float[Tensor, "examples _"]]:
     """What the embeddings and each layer after them give, as the model is now: means over tokens or places, on the CPU.
 
     Padding is left out of the means. The layers of a model need not be of one width.
@@ -21,11 +22,11 @@ def hidden_states(backbone: Backbone, examples: Encoded) -> list[Float[Tensor, "
     """
     parts: list[tuple[list[int], list[Tensor]]] = []
     with evaluating(backbone):
-        for rows, batch in examples.batches():
-            states = backbone.model(**batch["inputs"], output_hidden_states=True).hidden_states
+        for rows, batch in examples.batches(device=backbone.device):
+            states = backbone.model(**batch.inputs, output_hidden_states=True).hidden_states
             if states is None:
                 raise BackboneError(f"`{type(backbone.model).__name__}` does not give the hidden states of its layers.")
-            mask = batch["inputs"].get("attention_mask") if backbone.kind == "text" else None
+            mask = batch.inputs.get("attention_mask") if backbone.kind == "text" else None
             parts.append((rows, [_mean(state, mask).cpu() for state in states]))
     return [in_order((rows, states[i]) for rows, states in parts) for i in range(len(parts[0][1]))]
 

@@ -6,11 +6,14 @@ task vector lacks is zero there. Where something is not defined (a vector is zer
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from perdure.analysis.shared import MANY, LeftOut, plain, vectors_of
+from perdure.analysis.subject import Subject
 from perdure.vectors.task_vector import Entry, LowRank, TaskVector, dense, shapes, svd
 
 Vectors = Mapping[str, TaskVector]
@@ -162,3 +165,29 @@ def _normed(gram: Float[Tensor, "tasks tasks"]) -> Float[Tensor, "tasks tasks"]:
 
 def _total(grams: Mapping[str, Tensor], tasks: int) -> Float[Tensor, "tasks tasks"]:
     return sum(grams.values(), torch.zeros(tasks, tasks, dtype=torch.double))
+
+
+def compute(subject: Subject) -> dict[str, Any]:
+    """Return the numbers of this diagnostic for a run."""
+    vectors, linear = vectors_of(subject)
+    if len(vectors) < 2:
+        raise LeftOut("There is one task only, and nothing to compare it with.")
+    matrices = {t: TaskVector({n: v[n] for n in linear if n in v}) for t, v in vectors.items()}
+    left, right = overlaps(matrices)
+    pairs = {
+        "cosine": cosines(vectors),
+        "overlap_left": left,
+        "overlap_right": right,
+        "sign_conflict": sign_conflicts(vectors),
+        "weighted_sign_conflict": sign_conflicts(vectors, weighted=True),
+    }
+    layers = linear if len(vectors) <= MANY else []
+    by_layer = norms(vectors)
+    upper = torch.triu_indices(len(vectors), len(vectors), 1)
+    return {
+        "layers": layers,
+        "norms": plain(sum(norm.square() for norm in by_layer.values()) ** 0.5),
+        "layer_norms": [plain(by_layer[name]) for name in layers],
+        **{name: plain(value.overall) for name, value in pairs.items()},
+        **{f"layer_{name}": [plain(v.layers[n][*upper]) for n in layers] for name, v in pairs.items()},
+    }

@@ -7,11 +7,16 @@ not plastic; one that falls that something in them was lost.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from perdure.analysis.shared import plain
+from perdure.analysis.subject import Subject
 
 STEPS = 200  # of L-BFGS at most
 
@@ -87,3 +92,27 @@ def stability(A: Float[Tensor, "steps tasks"]) -> Float[Tensor, " tasks"]:
     [-0.125, 0.0]
     """
     return A[-1] - A.diagonal(-1)
+
+
+def compute(subject: Subject) -> dict[str, Any]:
+    """Return the numbers of this diagnostic for a run."""
+    train, test = subject.encoded("train"), subject.encoded("test")
+    labels, answers = torch.cat(subject.labels(train)), subject.labels(test)
+    rows: list[list[float]] = []
+    present = [subject.tasks.index(name) for name in subject.present]
+    for step in range(len(subject.learned) + 1):
+        if rows and subject.frozen:  # the same features at every step
+            rows.append(rows[0])
+            continue
+        known = torch.cat(subject.features(subject.combined(step), train))
+        probe = Probe.fitted(known, labels, len(subject.stream.classes))
+        found = [probe.predict(each) for each in subject.tested(step)]
+        rows.append([(a == b).double().mean().item() for a, b in zip(found, answers, strict=True)])
+    A = torch.full((len(rows), len(subject.tasks)), math.nan, dtype=torch.double)
+    A[:, present] = torch.tensor(rows, dtype=torch.double)
+    return {
+        "accuracy": plain(A[:, present].mean(1)),
+        "subset": plain(A),
+        "plasticity": plain(plasticity(A)),
+        "stability": plain(stability(A)),
+    }

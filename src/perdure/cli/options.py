@@ -18,6 +18,13 @@ def names_of(*kinds: Any) -> Any:
     return known
 
 
+def parts(incomplete: str) -> list[str]:
+    """Complete the names of the parts of the diagnostics in the shell."""
+    from perdure import registry
+
+    return [name for name in registry.diagnostics() if name.startswith(incomplete)]
+
+
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="Where to write.")]
 Seed = Annotated[int, typer.Option(help="The seed of the splits, the initial weights and the order of examples.")]

@@ -22,6 +22,7 @@ from perdure.cli.options import (
     Texts,
     Trust,
     names_of,
+    parts,
 )
 from perdure.cli.outcome import say
 
@@ -71,7 +72,8 @@ def diagnose(
     trust: Trust = False,
     examples: Annotated[int, typer.Option(min=4, help="The most examples of each task and split that are read.")] = 100,
     only: Annotated[
-        list[str], typer.Option(help="interference, zones, cka, probe or posterior; by default all. Repeatable.")
+        list[str],
+        typer.Option(help="A part, such as interference or zones; by default all. Repeatable.", autocompletion=parts),
     ] = [],
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -138,6 +140,31 @@ def report(
     say(output)
 
 
+def check(
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME|FILE",
+            help="A method or a rule, or the Python file that holds one.",
+            autocompletion=names_of("method", "rule"),
+        ),
+    ],
+    settings: Settings = [],
+    as_json: AsJson = False,
+) -> None:
+    """Check that a method or a rule keeps what all of them promise, on a tiny model that is made for it."""
+    from perdure.checks import suite
+
+    outcomes = []
+    for checked in suite.outcomes(name, settings):
+        outcomes.append(checked)
+        if not as_json:
+            say(*checked.lines())
+    if as_json:
+        typer.echo(json.dumps([checked.plain() for checked in outcomes], indent=2))
+    suite.require(name, outcomes)
+
+
 def list_(as_json: AsJson = False) -> None:
     """List all methods, rules and benchmarks."""
     from perdure import registry
@@ -145,7 +172,7 @@ def list_(as_json: AsJson = False) -> None:
 
     found = {
         kind: {name: registry.summary(registry.find(kind, name)) for name in registry.names(kind)}
-        for kind in registry.PACKAGES
+        for kind in registry.SHOWN
     }
     if as_json:
         return typer.echo(json.dumps(found, indent=2))

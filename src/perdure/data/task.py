@@ -91,6 +91,10 @@ class Task:
         """The examples of a split, with the task's name; those of several tasks can be put together with `+`."""
         return [(self.name, getattr(self, split))]
 
+    def groups(self, split: Split) -> list[int]:
+        """Return the group of each example that the task posterior tells apart inside the task: its class."""
+        return getattr(self, split)["label"][:]
+
     def digests(self) -> dict[str, str]:
         """The SHA-256 of each split: of its inputs (images as they are encoded) and labels, in order."""
         return dict(self._digests)

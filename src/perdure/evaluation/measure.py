@@ -175,8 +175,8 @@ def _give_fresh_heads(system: System, tasks: Iterable[Task], seed: int) -> None:
     backbone = system.backbone
     with torch.random.fork_rng(devices=[]):
         for task in tasks:
-            if system.shares_head and backbone.head_names:
-                backbone.share_head(task.name)
+            if system.shares_head and backbone.heads:
+                backbone.share(task.name)
                 continue
             torch.manual_seed(derived(seed, task.name, "head"))
-            backbone.add_head(task.name, len(task.classes))
+            backbone.open(task)

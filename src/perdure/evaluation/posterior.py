@@ -17,7 +17,8 @@ from torch import Tensor
 
 from perdure.errors import RunError
 from perdure.models import adapters
-from perdure.models.backbone import Backbone, Encoded, in_order
+from perdure.models.backbone import Backbone
+from perdure.models.examples import Examples, in_order
 from perdure.vectors.statistics import Statistics, within
 
 
@@ -41,8 +42,8 @@ class TaskPosterior:
 
     Examples
     --------
-    >>> left = Statistics.of(torch.tensor([[-1.1], [-0.9]]), torch.tensor([0, 1]), classes=2)
-    >>> right = Statistics.of(torch.tensor([[0.5], [1.5]]), torch.tensor([0, 0]), classes=1)
+    >>> left = Statistics.of(torch.tensor([[-1.1], [-0.9]]), torch.tensor([0, 1]), count=2)
+    >>> right = Statistics.of(torch.tensor([[0.5], [1.5]]), torch.tensor([0, 0]), count=1)
     >>> TaskPosterior({"left": left, "right": right}).log_prob(torch.tensor([[-1.0], [1.0]])).argmax(1).tolist()
     [0, 1]
     """
@@ -80,11 +81,12 @@ class TaskPosterior:
 
 
 @torch.no_grad()
-def describe(backbone: Backbone, examples: Encoded) -> Float[Tensor, "examples features"]:
+def describe(backbone: Backbone, examples: Examples) -> Float[Tensor, "examples features"]:
     """The frozen backbone's features of examples; computed once and kept with them."""
     if examples.described is None:
         backbone.eval()
         with adapters.disabled(backbone.model):
-            parts = [(rows, backbone.describe(batch["inputs"]).cpu()) for rows, batch in examples.batches()]
+            batches = examples.batches(device=backbone.device)
+            parts = [(rows, backbone.features(batch).cpu()) for rows, batch in batches]
         examples.described = in_order(parts)
     return examples.described

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from perdure.errors import NotFinite
 from perdure.merging.combine import Combined
-from perdure.models.backbone import Backbone, Encoded, in_order
+from perdure.models.backbone import Backbone
+from perdure.models.examples import Examples, in_order
 
 TaskId = Literal["given", "posterior", "concatenated"]
 """How the task is known: it is given, by the task posterior, or not at all (all heads' logits under one softmax)."""
@@ -22,7 +23,7 @@ TASK_IDS: tuple[TaskId, ...] = get_args(TaskId)
 def task_logits(
     backbone: Backbone,
     combined: Combined,
-    examples: Encoded,
+    examples: Examples,
     tasks: Sequence[str],
     log_weights: Float[Tensor, "examples tasks"] | None = None,
 ) -> dict[str, Float[Tensor, "examples _"]]:
@@ -52,7 +53,7 @@ def _heads(
     NotFinite
         Some are infinite or not defined: the largest of them would be no answer.
     """
-    logits = {task: backbone.head(task)(found).cpu() for task in tasks}
+    logits = {task: backbone.own(task)(found).cpu() for task in tasks}
     for task, values in logits.items():
         broken = (~values.isfinite()).any(1)
         if broken.any():
@@ -68,7 +69,7 @@ def _heads(
 def features(
     backbone: Backbone,
     combined: Combined,
-    examples: Encoded,
+    examples: Examples,
     *,
     task: str | None = None,
     picked: Sequence[str] | None = None,
@@ -80,10 +81,10 @@ def features(
     backbone.eval()
     parts = []
     with combined.applied(backbone, task) as choice:
-        for rows, batch in examples.batches():
+        for rows, batch in examples.batches(device=backbone.device):
             if picked:
                 choice.of([picked[row] for row in rows])
-            parts.append((rows, backbone(batch["inputs"])))
+            parts.append((rows, backbone(batch)))
     return in_order(parts)
 
 

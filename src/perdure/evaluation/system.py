@@ -16,7 +16,8 @@ from perdure.evaluation.score import TASK_IDS, Answers, TaskId, probabilities, s
 from perdure.merging.combine import Combined, combine
 from perdure.merging.rule_settings import Rule
 from perdure.models.adapters import Adapter
-from perdure.models.backbone import Backbone, Encoded, evaluating
+from perdure.models.backbone import Backbone, evaluating
+from perdure.models.examples import Examples
 from perdure.vectors.gaussians import Gaussians
 from perdure.vectors.statistics import Statistics
 from perdure.vectors.task_vector import TaskVector
@@ -116,31 +117,27 @@ class System:
 
         Afterwards it has its own heads again, and its modules the mode in which they were.
         """
-        before = dict(self.backbone.heads.items())
-        with evaluating(self.backbone):
-            try:
-                self.give_heads()
-                yield
-            finally:
-                self.backbone.heads.clear()
-                self.backbone.heads.update(before)
+        with evaluating(self.backbone), self.backbone.keeping():
+            self.give_heads()
+            yield
 
     def give_heads(self) -> None:
         """Give the backbone the heads as they were after the last of the tasks, for good.
 
         A later task may have trained an earlier one's head on. A shared head is the last task's.
         """
-        self.backbone.heads.clear()  # there may be heads of tasks to come
+        for name in self.backbone.heads:  # there may be heads of tasks to come
+            self.backbone.close(name)
         if self.shares_head and self.learned:
             last = self.learned[-1]
-            self.backbone.put_head(self.learned[0].name, last.heads[last.name])
+            self.backbone.put(self.learned[0].name, last.heads[last.name])
             for task in self.learned[1:]:
-                self.backbone.share_head(task.name)
+                self.backbone.share(task.name)
             return
         for task in self.learned:
             for name, head in task.heads.items():
                 if name in self.classes:  # else it is the head of a task that was forgotten
-                    self.backbone.put_head(name, head)
+                    self.backbone.put(name, head)
 
     # -- answers
 
@@ -193,7 +190,7 @@ class System:
             answered[task_id] = probabilities(competing, competing_places, weights).argmax(1)
         return Answers(tuple(index), places[torch.tensor(examples.labels)], answered)
 
-    def _log_weights(self, examples: Encoded, *, tasks: int) -> Float[Tensor, "examples tasks"]:
+    def _log_weights(self, examples: Examples, *, tasks: int) -> Float[Tensor, "examples tasks"]:
         """Return log p(t | x): of tasks of which nothing is learned, each is as likely."""
         if not self.learned:
             return torch.full((len(examples), tasks), 1 / tasks).log()

@@ -78,7 +78,7 @@ def align(
     names = np.array([name for task in gaussians for name in classes[task]])
     same = torch.tensor(names[:, None] == names).to(backbone.device)
     means, roots = _prepared(gaussians, settings)
-    heads = [backbone.head(task).requires_grad_(True) for task in gaussians]
+    heads = [backbone.own(task).requires_grad_(True) for task in gaussians]
     parameters = [parameter for head in heads for parameter in head.parameters()]
     optimizer = torch.optim.SGD(parameters, lr=settings.learning_rate, momentum=0.9, weight_decay=settings.weight_decay)
     for epoch in range(settings.epochs):

@@ -103,10 +103,10 @@ def learn(
     accelerator = _accelerator(training, session.folder)
     plant(derived(seed, task.name, "head"))
     backbone.to(accelerator.device)
-    if training.shares_head and backbone.head_names:
-        backbone.share_head(task.name)
+    if training.shares_head and backbone.heads:
+        backbone.share(task.name)
     else:
-        backbone.add_head(task.name, len(task.classes))
+        backbone.open(task)
     beneath = total([TaskVector({}), *task_vectors(method.beneath(earlier)).values()])
     with folded(backbone.model, beneath):
         plant(seed)

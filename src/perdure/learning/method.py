@@ -24,7 +24,8 @@ from perdure.errors import InputError
 from perdure.learning.training import Training
 from perdure.models import adapters
 from perdure.models.adapters import Adapter
-from perdure.models.backbone import Backbone, Batch
+from perdure.models.backbone import Backbone
+from perdure.models.examples import Batch
 
 Need = Literal["heads", "lora", "classes"]
 
@@ -130,8 +131,8 @@ class Method:
         return seen[-1].rows("train")
 
     def loss(self, backbone: Backbone, batch: Batch) -> Tensor:
-        """The loss of a batch, a scalar."""
-        return local_cross_entropy(backbone, batch)
+        """The loss of a batch, a scalar: by default the mean of the losses of its examples."""
+        return backbone.losses(batch).mean()
 
     def update(self, backbone: Backbone, step: Callable[[], None]) -> None:
         """Make a `step` of the optimizer. The gradients are there, of the whole batch and not yet clipped."""
@@ -213,17 +214,3 @@ class PeftMethod(Method):
 def method_name(method: Method) -> str:
     """Return the name of a method: that of its file."""
     return type(method).__module__.rpartition(".")[2]
-
-
-def local_cross_entropy(backbone: Backbone, batch: Batch, features: Tensor | None = None) -> Tensor:
-    """Cross-entropy of each example under its own task's head alone: the mean over the batch.
-
-    `features` are the batch's pooled features, where they are known already.
-    """
-    found = backbone(batch["inputs"]) if features is None else features
-    losses = []
-    for task in dict.fromkeys(batch["tasks"]):
-        rows = [i for i, name in enumerate(batch["tasks"]) if name == task]
-        logits = backbone.head(task)(found[rows])
-        losses.append(nn.functional.cross_entropy(logits, batch["labels"][rows], reduction="sum"))
-    return torch.stack(losses).sum() / len(batch["tasks"])

@@ -15,7 +15,8 @@ from perdure.learning import engine, optimizer_state
 from perdure.learning.method import Method, method_name
 from perdure.learning.snapshot import Snapshot, alike, part
 from perdure.learning.training import Training
-from perdure.models.backbone import Backbone, Batch, Encoded, in_order
+from perdure.models.backbone import Backbone
+from perdure.models.examples import Batch, Examples, in_order
 from perdure.seeds import derived
 from perdure.storage.files import plain
 
@@ -58,7 +59,7 @@ class Course:
     def batch_of(self, rows: Sequence[int]) -> Batch:
         """Some of the examples, by their numbers."""
         assert self.rows
-        return self.rows.batch(rows)
+        return self.rows.batch(rows, self.backbone.device)
 
     def take_step(self) -> None:
         """One step of the optimizer, by the gradients that are there."""
@@ -151,9 +152,9 @@ def _fixed(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{name: value for name, value in group.items() if name != "lr"} for group in groups]
 
 
-def _trainable(backbone: Backbone, method: Method, training: Training, rows: Encoded | None) -> list[dict[str, Any]]:
+def _trainable(backbone: Backbone, method: Method, training: Training, rows: Examples | None) -> list[dict[str, Any]]:
     """What is trained, and nothing else: the method's parameters, and the heads of the tasks that have examples."""
-    every = [p for task in (rows.task_names() if rows else ()) for p in backbone.head(task).parameters()]
+    every = [p for task in (rows.task_names() if rows else ()) for p in backbone.own(task).parameters()]
     of_heads = {id(p): p for p in every}  # tasks may share one
     heads = list(of_heads.values())
     own = [p for p in method.parameters(backbone) if id(p) not in of_heads]  # it may train other heads besides
@@ -197,13 +198,11 @@ def validation_accuracy(course: Course) -> float:
     examples = backbone.encode([part for task in course.seen if task.name in names for part in task.rows("validation")])
     backbone.eval()
     parts = []
-    for index, batch in examples.batches():
-        features = backbone(batch["inputs"])
-        guesses = [
-            backbone.head(name)(feature).argmax() for name, feature in zip(batch["tasks"], features, strict=True)
-        ]
-        parts.append((index, torch.stack(guesses) == batch["labels"]))
-    return in_order(parts).double().mean().item()
+    for index, batch in examples.batches(device=backbone.device):
+        answers = backbone.read(backbone(batch), batch)
+        right = (answers.values.argmax(1) == answers.targets).double()
+        parts.append((index, answers.per_example(right)))
+    return in_order(parts).mean().item()
 
 
 class Best:

@@ -1,7 +1,6 @@
 """A method around another, such as replay: it changes some hooks, and forwards all others."""
 
 from dataclasses import dataclass, field
-from operator import attrgetter
 from typing import Any, TypeVar
 
 from perdure.learning.method import Method
@@ -20,8 +19,18 @@ def forwarding(wrapper: type[M]) -> type[M]:
     for name, default in vars(Method).items():
         inherited = next(vars(base)[name] for base in wrapper.__mro__ if name in vars(base))
         if not name.startswith("_") and inherited is default:
-            setattr(wrapper, name, property(attrgetter(f"method.{name}")))
+            setattr(wrapper, name, Forwarded(name))
     return wrapper
+
+
+class Forwarded:
+    """An attribute that is the inner method's, unless an instance of the wrapper has one of its own."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __get__(self, wrapper: Any, owner: type | None = None) -> Any:
+        return self if wrapper is None else getattr(wrapper.method, self.name)
 
 
 @forwarding

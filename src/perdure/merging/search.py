@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from annotated_types import Ge, Gt
 
-from perdure.errors import InputError
+from perdure.merging.tpe import TPE, needed
 
 Scales = tuple[float, ...]
 GRID = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.8, 1.0, 1.5, 2.0)
@@ -106,19 +105,17 @@ def _coordinate(tell: Callable[[Scales], float], start: Scales, settings: Search
 
 
 def _tpe(tell: Callable[[Scales], float], start: Scales, settings: Search) -> None:
-    optuna = _needed("optuna", settings)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     names = [str(i) for i in range(len(start))]
-    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=settings.seed))
-    study.enqueue_trial(dict(zip(names, start, strict=True)))
-    study.optimize(
-        lambda trial: tell(tuple(trial.suggest_float(name, 0.0, settings.highest) for name in names)),
-        n_trials=settings.budget,
-    )
+    ranges = dict.fromkeys(names, (0.0, settings.highest))
+    searcher = TPE(ranges, settings.seed, optuna=_package("optuna", settings))
+    searcher.add(dict(zip(names, start, strict=True)), tell(start))
+    for _ in range(settings.budget - 1):
+        scales = tuple(searcher.ask().values())
+        searcher.tell(tell(scales))
 
 
 def _cma_es(tell: Callable[[Scales], float], start: Scales, settings: Search) -> None:
-    cmaes = _needed("cmaes", settings)
+    cmaes = _package("cmaes", settings)
     bounds = np.array([[0.0, settings.highest]] * len(start))
     usual = 4 + int(3 * math.log(len(start)))
     size = max(2, min(usual, settings.budget - 1))
@@ -130,13 +127,8 @@ def _cma_es(tell: Callable[[Scales], float], start: Scales, settings: Search) ->
         strategy.tell([(scales, -tell(tuple(scales.tolist()))) for scales in asked])
 
 
-def _needed(package: str, settings: Search) -> Any:
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise InputError(
-            f"`search.by: {settings.by}` needs `{package}`: pip install 'perdure[search]', or search by `coordinate`."
-        ) from error
+def _package(name: str, settings: Search) -> Any:
+    return needed(name, f"`search.by: {settings.by}`", ", or search by `coordinate`")
 
 
 def named(scales: Scales, tasks: Sequence[str], settings: Search) -> float | dict[str, float] | dict[str, list[float]]:

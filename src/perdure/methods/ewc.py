@@ -8,11 +8,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from perdure.data.task import Task
-from perdure.learning.method import Need, PeftMethod, Tuned, local_cross_entropy
+from perdure.learning.method import Need, PeftMethod, Tuned
 from perdure.methods.parts.anchor import hold, penalty
 from perdure.methods.parts.fisher import Labels, fisher
 from perdure.models import adapters
-from perdure.models.backbone import Backbone, Batch
+from perdure.models.backbone import Backbone
+from perdure.models.examples import Batch
 
 
 @dataclass(kw_only=True)
@@ -59,7 +60,7 @@ class EWC(PeftMethod):
         self.go_on(backbone)
 
     def loss(self, backbone: Backbone, batch: Batch) -> Tensor:
-        loss = local_cross_entropy(backbone, batch)
+        loss = backbone.losses(batch).mean()
         if not self.state:
             return loss
         strength = self.strength * self._decay
@@ -67,7 +68,7 @@ class EWC(PeftMethod):
 
     def end(self, backbone: Backbone, task: Task, optimizer: Optimizer) -> None:
         """Add the task's F and θ* to what is remembered."""
-        new = fisher(backbone, backbone.encode(task.rows("train")), task.name, self.labels)
+        new = fisher(backbone, backbone.encode(task.rows("train")), self.labels)
         offline = self.memory == "offline"
         hold(self.state, adapters.trainable(backbone.model), new, decay=self._decay, weighted=offline)
 

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from torch import nn
+
 from perdure.data.task import Rows, Task
 from perdure.learning.method import PeftMethod
 from perdure.models.backbone import Backbone
@@ -28,8 +30,10 @@ class Joint(PeftMethod):
 
     def begin(self, backbone: Backbone, task: Task) -> None:
         self.attach(backbone)
-        for name in backbone.head_names:
-            backbone.head(name).reset_parameters()
+        for name in backbone.heads:
+            head = backbone.own(name)
+            assert isinstance(head, nn.Linear)
+            head.reset_parameters()
 
     def examples(self, seen: Sequence[Task]) -> Rows:
         return [part for task in seen for part in task.rows("train")]

@@ -1,16 +1,20 @@
 """Learning without forgetting (Li & Hoiem 2016): on new data, the old heads are to answer as they did before."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
 import torch
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from perdure.data.task import Task
-from perdure.learning.method import PeftMethod, Tuned, local_cross_entropy
+from perdure.learning.method import PeftMethod, Tuned
 from perdure.models import adapters
-from perdure.models.backbone import Backbone, Batch, evaluating
+from perdure.models.backbone import Backbone, evaluating
+from perdure.models.examples import Batch
+from perdure.models.logits import Logits
 
 
 @dataclass(kw_only=True)
@@ -43,28 +47,48 @@ class LwF(PeftMethod):
 
     def begin(self, backbone: Backbone, task: Task) -> None:
         """Keep module and heads as they are now: they are the teacher."""
+        is_first = not adapters.attached(backbone.model)
         self.go_on(backbone)
-        self._old = [name for name in backbone.head_names if name != task.name]
-        kept = {f"model.{name}": value for name, value in adapters.trainable(backbone.model).items()}
-        self._teacher = {name: value.detach().clone() for name, value in kept.items()}
-        self._heads = {name: [p.detach().clone() for p in backbone.head(name).parameters()] for name in self._old}
+        self._old = self._old_answerers(backbone, task, is_first)
+        trained = {id(parameter) for parameter in self.parameters(backbone)}
+        self._teacher = {
+            f"backbone.{name}": parameter.detach().clone()
+            for name, parameter in backbone.named_parameters()
+            if id(parameter) in trained
+        }
 
     def parameters(self, backbone: Backbone) -> list[nn.Parameter]:
         """The module, and the old heads."""
-        heads = [p for name in self._old for p in backbone.head(name).parameters()]
+        heads = [p for name in self._old if name for p in backbone.own(name).parameters()]
         return [*adapters.trainable(backbone.model).values(), *heads]
 
     def loss(self, backbone: Backbone, batch: Batch) -> Tensor:
-        now = backbone(batch["inputs"])
-        loss = local_cross_entropy(backbone, batch, now)
+        hidden = backbone(batch)
+        loss = backbone.losses(batch, hidden).mean()
         if not self._old or not self.strength:
             return loss
+        students = [backbone.read(hidden, batch, head) for head in self._old]
         with torch.no_grad(), evaluating(backbone):
-            before = torch.func.functional_call(backbone, self._teacher, (batch["inputs"],))
-        parts = []
-        for name in self._old:
-            wanted = nn.functional.linear(before, *self._heads[name]) / self.temperature
-            answer = backbone.head(name)(now) / self.temperature
-            parts.append(nn.functional.kl_div(answer.log_softmax(1), wanted.log_softmax(1), log_target=True,
-                                              reduction="batchmean"))  # fmt: skip
-        return loss + self.strength * self.temperature**2 * torch.stack(parts).mean()
+            # not by all names: a head that tasks share would be put back as what stood in its place
+            teachers = functional_call(_Answers(backbone), self._teacher, (batch, self._old), tie_weights=False)
+        pairs = zip(students, teachers, strict=True)
+        distances = [student.distance(teacher, self.temperature) for student, teacher in pairs]
+        return loss + self.strength * self.temperature**2 * torch.stack(distances).mean()
+
+    def _old_answerers(self, backbone: Backbone, task: Task, is_first: bool) -> list[str | None]:
+        """Whose answers are distilled: the old heads, or the one answerer of a model without heads."""
+        if backbone.heads or is_first:
+            return [name for name in backbone.heads if name != task.name]
+        return [None]
+
+
+class _Answers(nn.Module):
+    """The answers of several heads as one module, so that it can be called with the teacher's parameters."""
+
+    def __init__(self, backbone: Backbone):
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, batch: Batch, heads: Sequence[str | None]) -> list[Logits]:
+        hidden = self.backbone(batch)
+        return [self.backbone.read(hidden, batch, head) for head in heads]

@@ -9,11 +9,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from perdure.data.task import Task
-from perdure.learning.method import PeftMethod, Tuned, local_cross_entropy
+from perdure.learning.method import PeftMethod, Tuned
 from perdure.methods.parts.anchor import hold, penalty
 from perdure.methods.parts.per_example import mean_over_examples
 from perdure.models import adapters
-from perdure.models.backbone import Backbone, Batch
+from perdure.models.backbone import Backbone
+from perdure.models.examples import Batch
+from perdure.models.logits import Logits
 
 
 @dataclass(kw_only=True)
@@ -42,13 +44,16 @@ class MAS(PeftMethod):
         self.go_on(backbone)
 
     def loss(self, backbone: Backbone, batch: Batch) -> Tensor:
-        loss = local_cross_entropy(backbone, batch)
+        loss = backbone.losses(batch).mean()
         return loss + self.strength * penalty(adapters.trainable(backbone.model), self.state) if self.state else loss
 
     def end(self, backbone: Backbone, task: Task, optimizer: Optimizer) -> None:
         """Add what the task's outputs depend on."""
         examples = backbone.encode(task.rows("train"))
-        new = mean_over_examples(
-            backbone, examples, task.name, lambda logits, labels: [logits.square().sum(1)], torch.abs
-        )
+        new = mean_over_examples(backbone, examples, _norms, torch.abs)
         hold(self.state, adapters.trainable(backbone.model), new)
+
+
+def _norms(logits: Logits) -> list[Tensor]:
+    """‖f(x)‖² of each example."""
+    return [logits.per_example(logits.values.square().sum(1))]

@@ -8,10 +8,11 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from perdure.learning.method import PeftMethod, Tuned, local_cross_entropy
+from perdure.learning.method import PeftMethod, Tuned
 from perdure.models import adapters
 from perdure.models.adapters import Adapter
-from perdure.models.backbone import Backbone, Batch
+from perdure.models.backbone import Backbone
+from perdure.models.examples import Batch
 
 
 @dataclass(kw_only=True)
@@ -47,4 +48,4 @@ class NLoRA(PeftMethod):
         pairs = adapters.factors(backbone.model).values()
         with torch.autocast(backbone.device.type, enabled=False):
             size = torch.stack([(B @ A).abs().sum() for A, B in pairs]).sum() * self.alpha / self.rank
-        return local_cross_entropy(backbone, batch) + self.sparsity * size
+        return backbone.losses(batch).mean() + self.sparsity * size

@@ -49,4 +49,4 @@ class NCM(FrozenMethod):
         weight = means / norms[:, None].clamp_min(1e-12) if cosine else means
         bias = torch.zeros(len(means)) if cosine else -0.5 * norms.square()
         head = {"weight": weight / self.temperature, "bias": bias / self.temperature}
-        backbone.put_head(task.name, {name: value.float() for name, value in head.items()})
+        backbone.put(task.name, {name: value.float() for name, value in head.items()})

@@ -10,10 +10,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from perdure.data.task import Task
-from perdure.learning.method import PeftMethod, Tuned, local_cross_entropy
+from perdure.learning.method import PeftMethod, Tuned
 from perdure.models import adapters
 from perdure.models.adapters import Adapter
-from perdure.models.backbone import Backbone, Batch
+from perdure.models.backbone import Backbone
+from perdure.models.examples import Batch
 
 
 @dataclass(kw_only=True)
@@ -60,7 +61,7 @@ class OLoRA(PeftMethod):
             self._stacks.append((names, stacked.to(backbone.device)))
 
     def loss(self, backbone: Backbone, batch: Batch) -> Tensor:
-        loss = local_cross_entropy(backbone, batch)
+        loss = backbone.losses(batch).mean()
         if self._stacks and self.orthogonality:
             with torch.autocast(backbone.device.type, enabled=False):
                 loss = loss + self.orthogonality * self.overlap(backbone)

@@ -74,7 +74,7 @@ class Replay(Wrapper):
     def end(self, backbone: Backbone, task: Task, optimizer: Optimizer) -> None:
         """Choose which of the task's examples are kept."""
         super().end(backbone, task, optimizer)
-        rows, old = backbone.encode(task.rows("train")), [name for name in backbone.head_names if name != task.name]
+        rows, old = backbone.encode(task.rows("train")), [name for name in backbone.heads if name != task.name]
         kept = Exemplars.of(self.remembered).of_tasks(old)
         random = np.random.default_rng(torch.initial_seed())
         if self.strategy == "balanced":
@@ -82,7 +82,7 @@ class Replay(Wrapper):
         elif self.strategy == "herding":
             kept.add(task, exemplars.herded(pooled(backbone, rows), rows.labels, self.per_class))
         else:
-            classes = sum(backbone.head(name).out_features for name in {*kept.labels, task.name})
+            classes = sum(len(backbone.own(name).get_parameter("weight")) for name in {*kept.labels, task.name})
             seen, left = kept.seen | {task.name: len(rows)}, kept.counts | {task.name: len(rows)}
             counts = exemplars.shares(self.per_class * classes, seen, left, random)
             kept.add(task, sorted(random.permutation(len(rows))[: counts.pop(task.name)].tolist()))

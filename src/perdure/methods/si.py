@@ -10,10 +10,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from perdure.data.task import Task
-from perdure.learning.method import PeftMethod, Tuned, local_cross_entropy
+from perdure.learning.method import PeftMethod, Tuned
 from perdure.methods.parts.anchor import gradient, hold, penalty
 from perdure.models import adapters
-from perdure.models.backbone import Backbone, Batch
+from perdure.models.backbone import Backbone
+from perdure.models.examples import Batch
 
 
 @dataclass(kw_only=True)
@@ -51,7 +52,7 @@ class SI(PeftMethod):
             self.state[f"start/{name}"] = value.detach().clone()
 
     def loss(self, backbone: Backbone, batch: Batch) -> Tensor:
-        loss = local_cross_entropy(backbone, batch)
+        loss = backbone.losses(batch).mean()
         return loss + self.strength * penalty(adapters.trainable(backbone.model), self.state) if self._held else loss
 
     def update(self, backbone: Backbone, step: Callable[[], None]) -> None:

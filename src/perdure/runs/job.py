@@ -176,14 +176,7 @@ def settings_of(plan: Plan) -> dict[str, Any]:
     if not plan.training.shares_head:
         del training["heads"]  # folders from before there was a choice lack it, and are the same
     return {
-        "backbone": {
-            "model": backbone.source,
-            "pooling": backbone.pooling,
-            "max_length": backbone.max_length,
-            "image_size": backbone.image_size,
-            "head": backbone.head_name,
-            **({"revision": backbone.revision} if backbone.revision else {}),
-        },
+        "backbone": backbone.settings,
         "method": _of_method(method),
         "rule": {"name": rule.name, "space": rule.space, "since": rule.since, **searched, **rule.options},
         "training": training,

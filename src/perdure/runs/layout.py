@@ -12,21 +12,27 @@
     lock.json                                         who is writing, while somebody is (`storage/lock.py`)
 
 Formats: 1 (perdure 0.1.0), whose `environment.json` does not name it; 2. All are read, the newest is written.
+`perdure.runs.schema` describes the content of each file, and checks it.
 """
 
 import contextlib
 import csv
 import errno
 import json
-import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
 
 from perdure import registry
-from perdure.errors import PerdureError, RunError
+from perdure.errors import CheckpointError, PerdureError, RunError
+from perdure.runs import schema
+from perdure.settings import inside, kinds_of, sentence
 from perdure.storage.files import TASK_NAME, parse_json, read_json, read_lines, read_text, read_yaml
+
+M = TypeVar("M", bound=BaseModel)
 
 FORMAT = 2
 COLUMNS = ("step", "task", "scenario", "task_id", "rule", "metric", "value")
@@ -66,15 +72,37 @@ def reading(path: Path) -> Iterator[None]:
         raise RunError(f"`{path}` cannot be read: {why}. It is damaged or was changed.") from error
 
 
+def check(path: Path, kind: type[M], values: dict[str, Any]) -> M:
+    """Check what a file says, by the class that describes it.
+
+    Raises
+    ------
+    PerdureError
+        It is something else; `reading` adds that the file is damaged.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        missing = [each["loc"] for each in error.errors() if each["type"] == "missing"]
+        if missing:
+            name = ".".join(map(str, missing[0]))
+            raise CheckpointError(f"`{path}` has no `{name}`.") from error
+        kinds = kinds_of(kind)
+        if "root" in kinds:  # of a mapping whose names are free
+            kinds = {name: inside(kinds["root"], name) for name in values}
+        raise sentence(error, f"`{path}`", kinds, values) from error
+
+
 def check_run(folder: Path) -> None:
     """Raise `RunError` if a folder is no run, or one of a format that is not known here."""
     if not is_run(folder):
         raise RunError(f"`{folder}` is not a run: it has no `recipe.yaml`. Give the folder that `perdure run` wrote.")
-    found = environment(folder).get("format", 1)
+    with reading(path := folder / "environment.json"):
+        found = read_json(path).get("format", 1) if path.exists() else 1
     if type(found) is not int or not 1 <= found <= FORMAT:
         raise RunError(
-            f"`{folder}` is a run of format {found!r}; this version of perdure reads the formats 1 to {FORMAT}. "
-            "Install a newer one."
+            f"`{folder}` is a run of format {str(found)[:100]}; this version of perdure reads the formats "
+            f"1 to {FORMAT}. Install a newer one."
         )
 
 
@@ -123,26 +151,6 @@ def recipe(folder: Path) -> dict[str, Any]:
         return values
 
 
-SECTIONS: dict[str, type | tuple[type, ...]] = {
-    "stream": (str, dict, list),
-    "backbone": dict,
-    "method": dict,
-    "rule": dict,
-    "training": dict,
-    "evaluation": dict,
-    "seed": int,
-}
-EVENT: dict[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("event", "task", "rule"), str),
-    **dict.fromkeys(("step", "epoch", "examples", "trained", "state_bytes", "store_bytes"), int),
-    **dict.fromkeys(("loss", "learning_rate", "seconds"), (int, float)),
-    "options": dict,
-}
-
-
-SEARCH: dict[str, type | tuple[type, ...]] = {"rule": str, "step": int, "options": dict, "candidates": list}
-
-
 def whole_recipe(folder: Path) -> dict[str, Any]:
     """The resolved recipe, if it has every section that a run writes: to do something by it, not only to show it.
 
@@ -152,40 +160,18 @@ def whole_recipe(folder: Path) -> dict[str, Any]:
         It has not.
     """
     with reading(path := folder / "recipe.yaml"):
-        found = recipe(folder)
-        for section, kind in SECTIONS.items():
-            if section not in found:
-                raise RunError(f"`{path}` has no `{section}`. It is damaged or was changed.")
-            if not isinstance(found[section], kind):
-                raise RunError(f"`{path}`: `{section}` is {str(found[section])[:100]}. It is damaged or was changed.")
-        names = [found["backbone"]["model"], found["method"]["name"], found["rule"]["name"]]
-        if not all(isinstance(name, str) for name in names):
-            raise RunError(f"`{path}`: a name is no text. It is damaged or was changed.")
-        entries = found["stream"] if isinstance(found["stream"], list) else []
-        if not all(isinstance(entry, dict) for entry in entries):
-            raise RunError(f"`{path}`: an entry of `stream` is no mapping. It is damaged or was changed.")
-        _check_tasks(path, found)
-        return found
-
-
-def _check_tasks(path: Path, found: dict[str, Any]) -> None:
-    """Check what a recipe says of tasks that are gone."""
-    gone, traces = found.get("forgotten") or [], found.get("traces") or {}
-    if not isinstance(gone, list) or not isinstance(traces, dict):
-        raise RunError(f"`{path}`: `forgotten` is no list, or `traces` no mapping. It is damaged or was changed.")
-    for name in [*gone, *traces]:
-        if not isinstance(name, str) or not TASK_NAME.fullmatch(name):
-            raise RunError(f"`{path}`: no task can be called `{str(name)[:100]}`. It is damaged or was changed.")
-    for name, number in traces.items():
-        if type(number) is not int or number < 0:
-            raise RunError(f"`{path}`: `traces`: `{name}` is {str(number)[:100]}. It is damaged or was changed.")
+        values = recipe(folder)
+        check(path, schema.Recipe, values)
+        return values
 
 
 def environment(folder: Path) -> dict[str, Any]:
     """Versions and hardware, and the format; empty if the file is not there."""
     path = folder / "environment.json"
     with reading(path):
-        return read_json(path) if path.exists() else {}
+        values = read_json(path) if path.exists() else {}
+        check(path, schema.Environment, values)
+        return values
 
 
 def backbone(folder: Path) -> dict[str, str]:
@@ -200,10 +186,7 @@ def backbone(folder: Path) -> dict[str, str]:
     with reading(path):
         if not path.exists():
             return {}
-        hashes = read_json(path)["files"]
-        if not isinstance(hashes, dict) or not all(isinstance(value, str) for value in hashes.values()):
-            raise RunError(f"`{path}`: `files` is no table of names and hashes. It is damaged or was changed.")
-        return hashes
+        return check(path, schema.Backbone, read_json(path)).files
 
 
 def task_folders(folder: Path, forgotten: list[str]) -> dict[str, Path]:
@@ -252,11 +235,13 @@ def scores(folder: Path) -> list[dict[str, Any]]:
         rows = csv.DictReader(read_text(path).splitlines(), strict=True)
         if missing := set(COLUMNS) - set(rows.fieldnames or ()):
             raise RunError(f"`{path}` has no column `{min(missing)}`. It is damaged or was changed.")
-        return [{**{name: row[name] or "" for name in COLUMNS}, **_numbers(row)} for row in rows]
+        return [_score(path, row) for row in rows]
 
 
-def _numbers(row: dict[str, Any]) -> dict[str, Any]:
-    return {"step": int(row["step"]), "value": float(row["value"])}
+def _score(path: Path, row: dict[str, Any]) -> dict[str, Any]:
+    values = {name: row[name] or "" for name in COLUMNS}
+    score = check(path, schema.Score, values)
+    return values | {"step": score.step, "value": score.value}
 
 
 def events(folder: Path) -> list[dict[str, Any]]:
@@ -272,11 +257,8 @@ def _event(path: Path, line: bytes) -> list[dict[str, Any]]:
         event = parse_json(line, "a line")
     except PerdureError:
         return []
-    for name, kind in EVENT.items():
-        value = event.get(name)
-        if value is not None and (not isinstance(value, kind) or (isinstance(value, int) and abs(value) > 2**53)):
-            raise RunError(f"`{path}`: `{name}` is {str(value)[:100]} in a line. It is damaged or was changed.")
-    return [event]
+    check(path, schema.Event, event)
+    return [event]  # as it was written: it may be written again
 
 
 def combined(folder: Path) -> dict[str, Any]:
@@ -290,18 +272,9 @@ def combined(folder: Path) -> dict[str, Any]:
     with reading(path := folder / "combined.json"):
         if not path.exists():
             raise RunError(f"`{folder}` holds no combined model: no task is learned and measured yet.")
-        rule = read_json(path)
-        registry.named_by_run(rule, folder)
-        for key, usual in {"label": rule["name"], "options": {}, "space": "delta", "since": "pretrained"}.items():
-            rule.setdefault(key, usual)
-        found = rule.get("candidates", [])
-        if isinstance(found, dict):  # as version 0.1 wrote them
-            found = [{"scale": float(scale), "score": score} for scale, score in found.items()]
-        rule["candidates"] = [{"scale": _scale(one["scale"]), "score": float(one["score"])} for one in found]
-        for key, kind in {"name": str, "label": str, "options": dict, "space": str, "since": str}.items():
-            if not isinstance(rule[key], kind):
-                raise RunError(f"`{path}`: `{key}` is {str(rule[key])[:100]}. It is damaged or was changed.")
-        return rule
+        values = read_json(path)
+        registry.named_by_run(values, folder)
+        return values | check(path, schema.Combined, values).model_dump()
 
 
 def searches(folder: Path) -> list[dict[str, Any]]:
@@ -317,16 +290,10 @@ def searches(folder: Path) -> list[dict[str, Any]]:
     with reading(path := folder / "combined.json"):
         if not path.exists():
             return []
-        written = read_json(path).get("searches")
-        if written is None:
-            written = _logged_searches(folder)
-    if not isinstance(written, list):
-        raise RunError(f"`{path}`: `searches` is {str(written)[:100]}. It is damaged or was changed.")
-    for search in written:
-        sound = isinstance(search, dict) and search.keys() == SEARCH.keys()
-        if not sound or not all(isinstance(search[key], kind) for key, kind in SEARCH.items()):
-            raise RunError(f"`{path}`: `searches` has {str(search)[:100]}. It is damaged or was changed.")
-    return written
+        values = read_json(path)
+        if "searches" not in values:
+            return _logged_searches(folder)
+        return check(path, schema.Searches, values).model_dump()["searches"]
 
 
 def _logged_searches(folder: Path) -> list[dict[str, Any]]:
@@ -335,7 +302,7 @@ def _logged_searches(folder: Path) -> list[dict[str, Any]]:
     for event in events(folder):
         if event.get("event") != "evaluation" or not event.get("candidates"):
             continue
-        search = {key: event.get(key) for key in SEARCH}
+        search = {key: event.get(key) for key in schema.Search.model_fields}
         if isinstance(search["candidates"], dict):  # as version 0.1 wrote them
             tried = search["candidates"].items()
             search["candidates"] = [{"scale": float(scale), "score": score} for scale, score in tried]
@@ -363,33 +330,10 @@ def answers(folder: Path, *, rule: str | None = None, step: int | None = None) -
     with reading(path := folder / "answers.json"):
         if not path.exists():
             return {}
-        found = read_json(path)
-        if rule is not None and (found.get("rule"), found.get("step")) != (rule, step):
+        values = read_json(path)
+        if rule is not None and (values.get("rule"), values.get("step")) != (rule, step):
             return {}
-        ways = found["answers"]
-        for tasks in ways.values():
-            for classes in tasks.values():
-                for counts in classes.values():
-                    if not all(type(count) is int and count > 0 for count in counts.values()):
-                        raise RunError(f"`{path}`: {str(counts)[:100]} are no counts. It is damaged or was changed.")
-        return ways
-
-
-DIAGNOSTICS: dict[str, dict[str, str]] = {
-    "interference": {
-        "norms": "t",
-        **dict.fromkeys(("cosine", "overlap_left", "overlap_right", "sign_conflict", "weighted_sign_conflict"), "tt"),
-        "layer_norms": "lt",
-        **dict.fromkeys(("layer_cosine", "layer_overlap_left", "layer_overlap_right"), "lp"),
-        **dict.fromkeys(("layer_sign_conflict", "layer_weighted_sign_conflict"), "lp"),
-    },
-    "zones": {"shares": "tz", "mixed": "t", "by_chance": "z", "layer_shares": "ltz"},
-    "cka": {"to_pretrained": "t", "to_previous": "t", "matrix": "ll"},
-    "probe": {"accuracy": "s", "subset": "st", "plasticity": "t", "stability": "t"},
-    "posterior": {"confusion": "tt", "task_ece": "", "class_ece": "", "task_bins": "bc", "class_bins": "bc"},
-}
-"""The numbers of each part of diagnostics.json, and their axes: t tasks, p pairs of tasks (each once, in their order),
-s steps (before the first task, and after each), l the part's layers, z zones, b bins with c columns."""
+        return check(path, schema.Answers, values).answers
 
 
 def diagnostics(folder: Path) -> dict[str, Any]:
@@ -403,40 +347,12 @@ def diagnostics(folder: Path) -> dict[str, Any]:
     with reading(path := folder / "diagnostics.json"):
         if not path.exists():
             return {}
-        found = read_json(path)
-        if found.get("format") != 1:
-            number = str(found.get("format"))[:100]
+        values = read_json(path)
+        if values.get("format") != 1:
+            number = str(values.get("format"))[:100]
             raise RunError(f"`{path}` has the format {number}, but 1 is read. Make it again with `perdure diagnose`.")
-        for name, part in found["parts"].items():
-            tasks, layers = _texts(found["tasks"]), _texts(part.get("layers", []))
-            sizes = {"t": tasks, "p": tasks * (tasks - 1) // 2, "s": tasks + 1, "l": layers, "z": 3, "b": 15, "c": 5}
-            for key, axes in DIAGNOSTICS[name].items():
-                if not _is_array(part[key], [sizes[axis] for axis in axes]):
-                    raise RunError(f"`{path}`: `{key}` of `{name}` has not its shape. It is damaged or was changed.")
-            _texts([part["reading"]])
-        _texts([found["rule"], *found["left_out"].values()])
-        if type(found["examples"]) is not int:
-            raise RunError(f"`{path}`: `examples` is no number. It is damaged or was changed.")
-        return found
-
-
-def _texts(values: list[Any]) -> int:
-    """How many texts they are."""
-    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-        raise ValueError(f"{str(values)[:100]} are no texts")
-    return len(values)
-
-
-def _is_array(value: Any, sizes: list[int]) -> bool:
-    """Whether these are lists within each other, of such lengths, with finite numbers in them, or None."""
-    if sizes:
-        return isinstance(value, list) and len(value) == sizes[0] and all(_is_array(one, sizes[1:]) for one in value)
-    return value is None or (type(value) in (int, float) and math.isfinite(value))
-
-
-def _scale(value: Any) -> float | dict[str, Any]:
-    """One number, or those of each task."""
-    return value if isinstance(value, dict) else float(value)
+        check(path, schema.Diagnostics, values)
+        return values
 
 
 def manifest(place: Path) -> dict[str, dict[str, Any]]:
@@ -448,13 +364,9 @@ def manifest(place: Path) -> dict[str, dict[str, Any]]:
         It is damaged, or names a file outside the folder.
     """
     with reading(path := place / "manifest.json"):
-        found = read_json(path)
-        for name, about in found.items():
-            if not re.fullmatch(r"(adapter/)?[A-Za-z]\w*\.(json|safetensors)", name, flags=re.ASCII):
-                raise RunError(f"`{path}` names the file {name!r}, which no task has. It is damaged or was changed.")
-            if type(about["size"]) is not int or not isinstance(about["sha256"], str):
-                raise RunError(f"`{path}`: {name!r} is {str(about)[:100]}. It is damaged or was changed.")
-        return found
+        values = read_json(path)
+        check(path, schema.Manifest, values)
+        return values
 
 
 def task(place: Path) -> dict[str, Any]:
@@ -466,14 +378,11 @@ def task(place: Path) -> dict[str, Any]:
         It is damaged.
     """
     with reading(path := place / "task.json"):
-        found = read_json(path)
-        wanted: dict[str, Any] = {"name": str, "classes": list, "digests": dict, "state": dict}
-        for key, kind in wanted.items():
-            if not isinstance(found[key], kind):
-                raise RunError(f"`{path}`: `{key}` is no {kind.__name__}. It is damaged or was changed.")
-        if found["name"] != place.name.split("-", 1)[1] or not all(isinstance(c, str) for c in found["classes"]):
-            raise RunError(f"`{path}` does not belong to its folder, or its classes are no texts.")
-        return found
+        values = read_json(path)
+        about = check(path, schema.Task, values)
+        if about.name != place.name.split("-", 1)[1]:
+            raise CheckpointError(f"`{path}` belongs to the task `{about.name[:100]}`, not to its folder.")
+        return values
 
 
 def line(event: dict[str, Any]) -> str:

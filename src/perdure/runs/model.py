@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from perdure import registry
 from perdure.data.examples import TEXTS
@@ -22,8 +22,8 @@ from perdure.evaluation.score import by_task, probabilities, settled, task_logit
 from perdure.learning import engine
 from perdure.merging.rule_settings import Rule, RuleLike
 from perdure.models import adapters
-from perdure.models.backbone import BATCH_SIZE, Backbone, Encoded
-from perdure.models.heads import RandomHead
+from perdure.models.backbone import Backbone
+from perdure.models.examples import BATCH_SIZE
 from perdure.runs.export_card import Exported, card
 from perdure.runs.folder import Run
 from perdure.runs.layout import reading
@@ -130,7 +130,7 @@ class Model:
         if not len(inputs):
             raise InputError("There is nothing to predict: the input has no rows.")
         rows = as_rows(inputs) if self.backbone.kind == "image" else _texts(inputs)
-        examples = Encoded(self.backbone, [(task or "", rows)], batch_size=batch_size, allow_empty=True)
+        examples = self.backbone.prepare([(task or "", rows)], batch_size=batch_size, allow_empty=True)
         names = [task] if task else list(self.classes)
         log_weights = (
             torch.zeros(len(examples), 1) if task else self.system.posterior.log_prob(describe(self.backbone, examples))
@@ -231,13 +231,13 @@ class Model:
         check_exportable(self.rule)
         adapters.detach(self.backbone.model)
         size = sum(value.numel() * value.element_size() for value in self.backbone.model.parameters())
-        head = self._joined_head()
+        tasks = list(self.classes)[:1] if self.system.shares_head else list(self.classes)
         with (
             staging.new_folder(output, size=size, check=self.sources.check) as folder,
             self.combined.applied(self.backbone),
         ):
             self._check_finite()
-            self.backbone.save(folder, head, self._labels())
+            self.backbone.save(folder, tasks, self._labels())
             files.put(folder / "README.md", card(self.exported(output)))
         return output
 
@@ -247,7 +247,7 @@ class Model:
             name=Path(output).name,
             base=self.backbone.published,
             kind=self.backbone.kind,
-            stock=self.backbone.head_name is not None,
+            stock=self.backbone.settings["pooling"] == "stock",
             method=self.state.recipe["method"]["name"],
             rule=self.label,
             tasks=self.classes,
@@ -261,19 +261,6 @@ class Model:
                     f"The rule `{self.rule.label}` makes `{name}` infinite or undefined. Choose other settings, such "
                     "as a `scale` nearer to 1, or another rule."
                 )
-
-    def _joined_head(self) -> nn.Linear:
-        names = list(self.classes)[:1] if self.system.shares_head else list(self.classes)
-        heads = [self.backbone.head(name) for name in names]
-        if any(isinstance(head, RandomHead) for head in heads):
-            raise RunError(
-                "The heads are linear in random features of the model's feature, which no stock model computes. "
-                "`perdure predict` does; a method whose heads are linear, such as `lda`, can be exported."
-            )
-        weight = torch.cat([head.weight for head in heads]).detach()
-        joined = nn.Linear(weight.shape[1], weight.shape[0], device=weight.device)
-        joined.load_state_dict({"weight": weight, "bias": torch.cat([head.bias for head in heads]).detach()})
-        return joined
 
     def _labels(self) -> list[str]:
         """The name of each output; with its task where several tasks have it."""

@@ -41,7 +41,7 @@ def learn_next(system: System, plan: Plan, session: Session) -> Learned:
         classes=task.classes,
         adapter=adapter,
         heads={},
-        statistics=Statistics.of(describe(backbone, rows), torch.tensor(rows.labels), len(task.classes)),
+        statistics=Statistics.of(describe(backbone, rows), torch.tensor(task.groups("train")), len(task.classes)),
         state=dict(method.state),
         digests=task.digests(),
     )
@@ -77,7 +77,7 @@ def _kept(
 
 
 def _heads(backbone: Backbone) -> dict[str, Parameters]:
-    return {name: backbone.head_state(name) for name in backbone.head_names}
+    return {name: backbone.own_state(name) for name in backbone.heads}
 
 
 def _changed(after: Mapping[str, Parameters], before: Mapping[str, Parameters], owners: list[str]) -> dict[str, Any]:
@@ -104,5 +104,5 @@ def _trained(plan: Plan, seen: TaskStream) -> int:
     """Return how many parameters were trained: no module's frozen half, and no head that is computed."""
     own = set(map(id, plan.method.parameters(plan.backbone)))  # heads may be among them
     names = {name for name, _ in plan.method.examples(seen.tasks)}
-    heads = {id(p): p for name in names for p in plan.backbone.head(name).parameters() if id(p) not in own}
+    heads = {id(p): p for name in names for p in plan.backbone.own(name).parameters() if id(p) not in own}
     return plan.method.trained(plan.backbone) + sum(p.numel() for p in heads.values())

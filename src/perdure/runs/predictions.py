@@ -10,7 +10,7 @@ from perdure.data.rows import Table
 from perdure.data.table_output import Types, check_output, table_output
 from perdure.errors import DataError
 from perdure.evaluation.progress_bar import Progress
-from perdure.models.backbone import BATCH_SIZE
+from perdure.models.examples import BATCH_SIZE
 from perdure.runs.model import Model, names_of_answers
 from perdure.storage import files
 

@@ -19,7 +19,6 @@ from perdure.models.heads import SEED
 from perdure.runs import layout, task_folder, writer
 from perdure.runs.changes import HARMLESS_IN_TRAINING, check_changes
 from perdure.runs.job import Plan, check, check_examples, settings_of
-from perdure.runs.layout import UNFINISHED
 from perdure.runs.past import changed, not_measured
 from perdure.runs.state import RunState, read
 from perdure.storage import files
@@ -158,8 +157,6 @@ def _unfinished(state: RunState, plan: Plan) -> Snapshot | None:
         return None
     belongs_to = snapshot.about.get("belongs_to")
     if belongs_to == belonging(plan, plan.stream.until(learned + 1)):
-        if not all(isinstance(snapshot.about.get(name), int | float) for name in ("step", "seconds")):
-            raise RunError(f"`{state.folder / UNFINISHED}` does not say where it was stopped. Remove it.")
         return snapshot
     if learned and belongs_to == belonging(plan, plan.stream.until(learned)):
         return None  # the process ended when it had saved the task, and before it had removed what was inside it

@@ -13,7 +13,7 @@ from perdure import registry
 from perdure.errors import RunError
 from perdure.evaluation.system import Learned
 from perdure.learning.snapshot import Snapshot
-from perdure.runs import layout, task_folder
+from perdure.runs import layout, schema, task_folder
 from perdure.runs.layout import UNFINISHED, reading
 
 
@@ -87,7 +87,11 @@ class RunState:
         """
         path = self.folder / UNFINISHED
         with reading(path):
-            return Snapshot.load(path) if path.exists() else None
+            if not path.exists():
+                return None
+            snapshot = Snapshot.load(path)
+            layout.check(path, schema.Unfinished, snapshot.about)
+            return snapshot
 
     @property
     def begun(self) -> str | None:

@@ -7,7 +7,6 @@ their validation examples, and every method has the same number of trials.
     OUTPUT/tuned.yaml     the recipe with the best settings
 """
 
-import importlib
 import json
 import time
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from perdure.evaluation.score import TaskId
 from perdure.evaluation.system import System
 from perdure.learning import engine
 from perdure.learning.method import Method, Tuned
+from perdure.merging.tpe import TPE, needed
 from perdure.models.backbone import Backbone
 from perdure.runs import story
 from perdure.runs.job import Plan
@@ -121,6 +121,7 @@ def tune(
         raise InputError("`tune` is for one process: start it without `accelerate launch` or `torchrun`.")
     protocol, output = protocol or Protocol(), Path(output)
     ranges = searched(recipe, protocol)
+    needed("optuna", "`tune`")  # not after the first trial
     stream = stream or recipe.make_stream()
     if protocol.tasks > len(stream):
         raise InputError(f"`tasks` is {protocol.tasks}, but the stream has {len(stream)}.")
@@ -205,16 +206,18 @@ def _asked(
 
     Its random numbers follow the trial's number, so that a search that was stopped goes on as if it had not been.
     """
-    optuna = _optuna()
-    spaces = {name: optuna.distributions.FloatDistribution(t.low, t.high, log=True) for name, t in ranges.items()}
     if number == 0:
         return {name: _own(recipe, name) for name in ranges}
-    sampler = optuna.samplers.TPESampler(seed=derived(protocol.seed, number), n_startup_trials=4, multivariate=True)
-    study = optuna.create_study(direction="maximize", sampler=sampler)
+    searcher = TPE(
+        {name: (tuned.low, tuned.high) for name, tuned in ranges.items()},
+        derived(protocol.seed, number),
+        optuna=needed("optuna", "`tune`"),
+        logarithmic=True,
+        startup=4,
+    )
     for trial in trials:
-        value = 0.0 if trial["score"] is None else trial["score"]
-        study.add_trial(optuna.trial.create_trial(params=trial["settings"], distributions=spaces, value=value))
-    asked = study.ask(spaces).params
+        searcher.add(trial["settings"], trial["score"] or 0.0)
+    asked = searcher.ask()
     return {name: min(max(float(f"{asked[name]:.3g}"), t.low), t.high) for name, t in ranges.items()}
 
 
@@ -226,18 +229,6 @@ def _own(recipe: Recipe, name: str) -> float:
     for key in name.split(".")[1:]:
         method = getattr(method, key)
     return method
-
-
-def _optuna() -> Any:
-    try:
-        import warnings
-
-        optuna = importlib.import_module("optuna")
-        warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-    except ImportError as error:
-        raise InputError("`tune` needs `optuna`: pip install 'perdure[search]'.") from error
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return optuna
 
 
 def _changed(recipe: Recipe, settings: dict[str, float]) -> Recipe:

@@ -13,6 +13,7 @@ from perdure.errors import PerdureError
 from perdure.evaluation.system import Learned
 from perdure.models import model_files
 from perdure.models.backbone import Backbone
+from perdure.models.load import load_files
 from perdure.runs import layout, sources, task_folder
 from perdure.runs.layout import UNFINISHED, is_there
 from perdure.runs.recipe import Recipe
@@ -231,7 +232,7 @@ def _check_backbone(run: RunState, tasks: list[Learned], found: Verification) ->
             "was not compared with it."
         )
         return
-    found.attempt("the pre-trained model", lambda: _backbone(run, tasks, Backbone.open(files, **settings)))
+    found.attempt("the pre-trained model", lambda: _backbone(run, tasks, load_files(files, **settings)))
 
 
 def _backbone(run: RunState, tasks: list[Learned], model: Backbone) -> str:

@@ -55,14 +55,11 @@ class Writer:
             return
         backbone, learned = system.backbone, system.learned[-1]
         state = read(self.folder)
-        head = None
-        if backbone.head_name and backbone.stock_head_has_bias:
-            head = backbone.head_name, backbone.head(learned.name)
         if not system.rule.searches:  # a search has its result only when it is measured
             put.combined(self.folder, put.described(system.rule, state.searches))
         place = self.folder / "tasks" / f"{len(state.tasks):02d}-{learned.name}"
         put.removed(place)  # what may be there has no manifest: it counts for nothing
-        task_folder.save(place, learned, base=backbone.published, head=head)
+        task_folder.save(place, learned, base=backbone.published, head=backbone.stock_head(learned.name))
         self.unfinished(None)
 
     def unfinished(self, snapshot: Snapshot | None) -> None:

@@ -1,8 +1,8 @@
 """Only one process at a time writes a run: it holds `lock.json`, which says who it is.
 
-The operating system locks the file, and unlocks it when the process ends, even by `kill -9`; so what a dead process
-left is taken over without a word. Where the file system knows no locks, the process that the file names decides: it
-holds the run if it is alive, and began when the file says. (Another process may have got its number since.)
+`filelock` locks the file, and the operating system unlocks it when the process ends, even by `kill -9`; so what a dead
+process left is taken over without a word. Where the file system knows no locks, the process that the file names
+decides: it holds the run if it is alive, and began when the file says. (Another process may have got its number since.)
 """
 
 import contextlib
@@ -12,19 +12,22 @@ import fcntl
 import json
 import os
 import socket
-import threading
-import time
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from perdure.errors import CheckpointError, OutputError, RunError
 from perdure.storage.files import read_json
-from perdure.storage.partial import is_alive, is_at
+from perdure.storage.partial import is_alive
 
 NAME = "lock.json"
-_mine: dict[Path, tuple[int, int]] = {}
-"""The folders that this process holds: by which thread, and how many times over."""
+WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+"""What a file system answers that knows no locks."""
+PATIENCE = 0.12
+"""Seconds: another process may just be looking who holds it."""
 
 
 @contextlib.contextmanager
@@ -38,23 +41,18 @@ def held(folder: Path) -> Iterator[None]:
     OutputError
         The folder cannot be written.
     """
-    place, me = folder.resolve(), threading.get_ident()
-    thread, depth = _mine.get(place, (me, 0))
-    if thread != me:
-        raise RunError(_sentence(folder, _read(folder)))
-    number = None if depth else _taken(folder)
-    _mine[place] = (me, depth + 1)
+    path = folder.resolve() / NAME
+    # one object for each path, so that it counts how many times over each thread holds it
+    lock = FileLock(path, is_singleton=True, poll_interval=0.02, fallback_to_soft=False)
+    nested = _take(folder, lock)
     try:
         yield
     finally:
-        if depth:
-            _mine[place] = (me, depth)
-        else:
-            del _mine[place]
+        if not nested:
             with contextlib.suppress(OSError):
-                (folder / NAME).unlink()
-            if number is not None:
-                os.close(number)
+                path.unlink()
+        with contextlib.suppress(OSError):  # what was written is written; the lock ends with its object at the latest
+            lock.release()
 
 
 def holder(folder: Path) -> dict[str, Any] | None:
@@ -64,62 +62,87 @@ def holder(folder: Path) -> dict[str, Any] | None:
     except OSError:
         return None
     try:
-        return None if _locked(number, folder, fcntl.LOCK_SH) else _read(folder)
-    except OSError:  # nobody can say
+        fcntl.flock(number, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: who only looks is in nobody's way
         return None
+    except BlockingIOError:
+        return _read(folder)
+    except OSError as error:
+        who = _read(folder)
+        return who if error.errno in WITHOUT_LOCKS and _is_held_by_another(who) else None
     finally:
         os.close(number)
 
 
-def _taken(folder: Path) -> int:
-    """The lock file, open and locked."""
-    path = folder / NAME
-    for wait in (0.02, 0.1, 0.0):  # another process may just be looking who holds it
-        try:
-            if (number := _opened(folder, path)) is not None:
-                return number
-        except OSError as error:
-            raise OutputError(f"`{path}` cannot be written: {error.strerror}. The run is as it was.") from error
-        time.sleep(wait)
-    raise RunError(_sentence(folder, _read(folder)))
-
-
-def _opened(folder: Path, path: Path) -> int | None:
-    """The lock file with our name in it, if it can be had now."""
-    number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+def _take(folder: Path, lock: FileLock) -> bool:
+    """Take the lock and write our name into its file; return whether this was done before, further out."""
+    nested = lock.is_locked
     try:
-        if _locked(number, folder, fcntl.LOCK_EX) and is_at(number, path):
-            if os.fstat(number).st_nlink == 1:
-                os.truncate(number, 0)
-                os.pwrite(number, json.dumps(_self()).encode(), 0)
-                return number
-            path.unlink()  # its other names (hard links) are not ours to write: the next attempt makes a new file
-    except BaseException:
-        os.close(number)
-        raise
-    os.close(number)
-    return None
-
-
-def _locked(number: int, folder: Path, kind: int) -> bool:
-    """Try to lock an open file."""
-    try:
-        fcntl.flock(number, kind | fcntl.LOCK_NB)
-        return True
-    except BlockingIOError:
-        return False
+        if not _acquire(folder, lock):
+            nested = _is_ours(_read(folder))
+        if not nested:
+            _write(folder)
+    except Timeout:
+        raise RunError(_sentence(folder, _read(folder))) from None
     except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
+        lock.release()
+        path = folder / NAME
+        raise OutputError(f"`{path}` cannot be written: {error.strerror}. The run is as it was.") from error
+    return nested
+
+
+def _acquire(folder: Path, lock: FileLock) -> bool:
+    """Lock the file; where there are no locks, see that no other process holds it, and return false.
+
+    Raises
+    ------
+    Timeout
+        Another process (or thread) holds it.
+    """
+    _remove_hard_link(folder / NAME)
+    try:
+        lock.acquire(timeout=PATIENCE)
+    except OSError as error:
+        if error.errno not in WITHOUT_LOCKS:
             raise
-    other = _read(folder)  # a file system without locks
-    return not other or (other["host"] == socket.gethostname() and not _is_same(other))
+        if _is_held_by_another(_read(folder)):
+            raise Timeout(lock.lock_file) from error
+        return False
+    return True
 
 
-def _is_same(other: dict[str, Any]) -> bool:
-    """Whether the process that held the run is still there, and is not this one, which would know."""
-    pid, then = other["pid"], other.get("began")
+def _remove_hard_link(path: Path) -> None:
+    """Remove a file that has other names: they are not ours to write."""
+    with contextlib.suppress(FileNotFoundError):
+        status = path.lstat()
+        if stat.S_ISREG(status.st_mode) and status.st_nlink > 1:
+            path.unlink()
+
+
+def _write(folder: Path) -> None:
+    number = os.open(folder / NAME, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+    try:
+        os.truncate(number, 0)
+        os.pwrite(number, json.dumps(_self()).encode(), 0)
+    finally:
+        os.close(number)
+
+
+def _is_held_by_another(who: dict[str, Any]) -> bool:
+    """Judge, without locks, by the process that the file names."""
+    if not who:
+        return False
+    if who["host"] != socket.gethostname():
+        return True
+    pid, then = who["pid"], who.get("began")
     now = _began(pid)
-    return pid != os.getpid() and is_alive(pid) and (now == then or None in (now, then))
+    same = now == then or None in (now, then)
+    return pid != os.getpid() and is_alive(pid) and same
+
+
+def _is_ours(who: dict[str, Any]) -> bool:
+    """Return whether this process wrote the file; another may have had its number before."""
+    ours = _self()
+    return all(who.get(key) == ours[key] for key in ("pid", "host", "began"))
 
 
 def _began(pid: int) -> int | None:

@@ -1,4 +1,4 @@
-"""Sums over features that are enough for Gaussian classes, for ridge regression, and to take examples out again.
+"""Sums over features that are enough for Gaussian groups, for ridge regression, and to take examples out again.
 
 They add up example by example and task by task, do not depend on the order, and hold no example.
 """
@@ -20,24 +20,24 @@ class Statistics:
 
     Examples
     --------
-    >>> features, labels = torch.tensor([[1.0], [3.0], [5.0]]), torch.tensor([0, 0, 1])
-    >>> whole = Statistics.of(features, labels, classes=2)
+    >>> features, groups = torch.tensor([[1.0], [3.0], [5.0]]), torch.tensor([0, 0, 1])
+    >>> whole = Statistics.of(features, groups, count=2)
     >>> whole.counts.tolist(), whole.sums.tolist(), whole.products.tolist()
     ([2.0, 1.0], [[4.0], [5.0]], [[35.0]])
-    >>> parts = Statistics.of(features[:1], labels[:1], classes=2) + Statistics.of(features[1:], labels[1:], classes=2)
+    >>> parts = Statistics.of(features[:1], groups[:1], count=2) + Statistics.of(features[1:], groups[1:], count=2)
     >>> torch.equal(parts.sums, whole.sums)
     True
     """
 
-    counts: Float[Tensor, " classes"]
-    sums: Float[Tensor, "classes features"]
+    counts: Float[Tensor, " groups"]
+    sums: Float[Tensor, "groups features"]
     products: Float[Tensor, "features features"]
 
     @classmethod
     def of(
-        cls, features: Float[Tensor, "examples features"], labels: Int[Tensor, " examples"], classes: int
+        cls, features: Float[Tensor, "examples features"], groups: Int[Tensor, " examples"], count: int
     ) -> Statistics:
-        """Return the statistics of examples with labels from 0 to `classes` - 1.
+        """Return the statistics of examples in groups from 0 to `count` - 1; usually a group is a class.
 
         Raises
         ------
@@ -51,7 +51,7 @@ class Statistics:
                 f"The backbone's features of {int(broken.sum())} of {len(x)} examples are not finite numbers, first "
                 f"those of example {int(broken.nonzero()[0]) + 1}. Check the model's weights, and this example."
             )
-        member = torch.nn.functional.one_hot(labels.cpu(), classes).double()
+        member = torch.nn.functional.one_hot(groups.cpu(), count).double()
         return cls(member.sum(0), member.T @ x, x.T @ x)
 
     def __add__(self, other: Statistics) -> Statistics:
@@ -67,12 +67,12 @@ class Statistics:
 
 
 def within(
-    counts: Float[Tensor, " classes"],
-    means: Float[Tensor, "classes features"],
+    counts: Float[Tensor, " groups"],
+    means: Float[Tensor, "groups features"],
     products: Float[Tensor, "features features"],
     shrinkage: float,
 ) -> Float[Tensor, "features features"]:
-    """The covariance within classes, Σ, pooled and shrunk: (1 - s) Σ + s (trace Σ / d) I."""
+    """The covariance within groups, Σ, pooled and shrunk: (1 - s) Σ + s (trace Σ / d) I."""
     covariance = (products - (counts[:, None] * means).T @ means) / counts.sum()
     spread = covariance.trace().clamp_min(1e-12) / len(covariance)
     return (1 - shrinkage) * covariance + shrinkage * spread * torch.eye(len(covariance), dtype=torch.double)

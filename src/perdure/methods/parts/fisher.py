@@ -4,23 +4,24 @@ from collections.abc import Iterator
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from perdure.methods.parts.per_example import mean_over_examples
-from perdure.models.backbone import Backbone, Encoded
+from perdure.models.backbone import Backbone
+from perdure.models.examples import Examples
+from perdure.models.logits import Logits
 
 Labels = Literal["true", "sampled", "empirical"]
 """Which labels the gradients are of: all, weighted by p(y | x); one drawn from p(y | x); or the right one."""
 
 
-def fisher(backbone: Backbone, examples: Encoded, task: str, labels: Labels) -> dict[str, Tensor]:
+def fisher(backbone: Backbone, examples: Examples, labels: Labels) -> dict[str, Tensor]:
     """F = E_x E_y [∂ log p(y | x) / ∂θ]² for each parameter of the module, by its name; on the CPU.
+
+    p(y | x) is that of each example's own head.
 
     Parameters
     ----------
-    task
-        Whose head gives p(y | x).
     labels
         Where y is from. `sampled` follows torch's random state.
 
@@ -30,13 +31,12 @@ def fisher(backbone: Backbone, examples: Encoded, task: str, labels: Labels) -> 
     Kunstner et al., arXiv 1905.12558.
     """
 
-    def terms(logits: Float[Tensor, "batch classes"], right: Int[Tensor, " batch"]) -> Iterator[Tensor]:
-        log_p = logits.log_softmax(1)
+    def terms(answers: Logits) -> Iterator[Tensor]:
         if labels == "true":
-            for column in log_p.unbind(1):
-                yield column.detach().exp().sqrt() * column
+            for log_p in answers.values.log_softmax(1).unbind(1):
+                yield log_p.detach().exp().sqrt() * log_p
             return
-        chosen = right if labels == "empirical" else torch.multinomial(log_p.detach().exp(), 1)[:, 0]
-        yield log_p.gather(1, chosen[:, None])[:, 0]
+        chosen = answers if labels == "empirical" else answers.sampled()
+        yield -chosen.losses()
 
-    return mean_over_examples(backbone, examples, task, terms, torch.square)
+    return mean_over_examples(backbone, examples, terms, torch.square)

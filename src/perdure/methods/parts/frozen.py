@@ -93,8 +93,8 @@ class Accumulated:
         parts = zip(self.sizes, weight.float().split(sizes), bias.float().split(sizes), strict=True)
         newest = {name: (W, b) for (name, _), W, b in parts}
         for name, (W, b) in newest.items():
-            if name in backbone.head_names:  # not that of a task that was forgotten
-                backbone.put_head(name, {"weight": W, "bias": b, **(more or {})})
+            if name in backbone.heads:  # not that of a task that was forgotten
+                backbone.put(name, {"weight": W, "bias": b, **(more or {})})
 
 
 NAMES = ("counts", "sums", "products")

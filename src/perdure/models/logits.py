@@ -1,0 +1,67 @@
+"""What a model says at each place where an answer is due, and what would be right there."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Logits:
+    """The answers to a batch: one place per example where a class answers, one per target token where text does.
+
+    Attributes
+    ----------
+    values
+        One row per place. The outputs are classes, or a vocabulary; a head with fewer classes than
+        another of the batch is filled up with -inf, so that a mixed batch is one tensor.
+    targets
+        The right output at each place.
+    rows
+        The example of the batch that each place belongs to. The places are in any order.
+    examples
+        The number of examples in the batch.
+
+    Examples
+    --------
+    >>> values = torch.tensor([[0.0, 0.0, -torch.inf], [0.0, 0.0, 0.0]])
+    >>> answers = Logits(values, torch.tensor([1, 0]), rows=torch.tensor([0, 1]), examples=2)
+    >>> answers.losses().exp().tolist()  # the first head has two classes, the second three
+    [2.0, 3.0]
+    """
+
+    values: Float[Tensor, "places outputs"]
+    targets: Int[Tensor, " places"]
+    rows: Int[Tensor, " places"]
+    examples: int
+
+    def losses(self) -> Float[Tensor, " examples"]:
+        """Return -log p(target) of each example: the mean over its places."""
+        return self.per_example(F.cross_entropy(self.values, self.targets, reduction="none"))
+
+    def per_example(self, values: Float[Tensor, " places"]) -> Float[Tensor, " examples"]:
+        """Return the mean of one number per place over the places of each example; 0 for one that has none."""
+        zeros = values.new_zeros(self.examples)
+        totals = zeros.index_add(0, self.rows, values)
+        places = zeros.index_add(0, self.rows, torch.ones_like(values))
+        return totals / places.clamp_min(1)
+
+    def distance(self, other: "Logits", temperature: float) -> Float[Tensor, ""]:
+        """Return KL(other ‖ self) with both at a temperature: the mean over places.
+
+        This is what distillation makes small: `other` is the teacher's answer to the same batch.
+        """
+        student = (self.values / temperature).log_softmax(1)
+        teacher = (other.values / temperature).log_softmax(1)
+        # an output that the teacher's head lacks adds nothing, but 0 · (-inf - -inf) is no number
+        padding = other.values.isneginf()
+        student = student.masked_fill(padding, 0.0)
+        teacher = teacher.masked_fill(padding, 0.0)
+        return F.kl_div(student, teacher, log_target=True, reduction="batchmean")
+
+    def sampled(self) -> "Logits":
+        """Return the same answers with targets that are drawn from the model, by torch's random state."""
+        p = self.values.detach().log_softmax(1).exp()
+        return replace(self, targets=torch.multinomial(p, 1)[:, 0])
