@@ -28,6 +28,7 @@ from perdure.checks.models import toy_task
 from perdure.evaluation.measure import Evaluation
 from perdure.methods.isolated import Isolated
 from perdure.methods.sequential import Sequential
+from perdure.runs import put
 
 SHARED = Training(epochs=2, batch_size=8, heads="shared")
 FROZEN = ("lda", "ncm", "ranpac")
@@ -183,7 +184,7 @@ def test_what_cannot_share_a_head(domains, bert, toy, tmp_path):
 def test_a_recipe_that_was_changed_to_share_a_head(toy, bert, tmp_path):
     found = run(toy.until(2), bert, Isolated(rank=2), training=Training(epochs=1), output=tmp_path / "run")
     assert "heads" not in found.recipe["training"]  # as in folders from before there was a choice
-    found.recipe = found.recipe | {"training": found.recipe["training"] | {"heads": "shared"}}
+    put.recipe(found.folder, found.recipe | {"training": found.recipe["training"] | {"heads": "shared"}})
     with pytest.raises(RunError, match="says that the tasks share a head, but they have different classes"):
         Model(found.folder)
 

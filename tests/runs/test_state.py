@@ -104,5 +104,5 @@ def test_an_older_folder_says_it_in_its_log(copied, monkeypatch):
 def test_searches_that_are_damaged(searches, copied):
     path = copied.folder / "combined.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"searches": searches}))
-    with pytest.raises(RunError, match="`searches` .*damaged or was changed"):
+    with pytest.raises(RunError, match="combined.json`: `searches.* is .*, but must be"):
         read(copied.folder).found("sum", 1)
