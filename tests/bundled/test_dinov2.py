@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 from perdure import Backbone, FetchError
 from perdure.bundled import dinov2
 from perdure.models import model_files
+from perdure.models.examples import Batch
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed")
 
@@ -50,7 +51,7 @@ def test_a_pico_model_there_and_back(pico, tmp_path, monkeypatch):
     write_onnx(tmp_path / "pico.onnx", weights_of(pico("dinov2")))
     dinov2.write(tmp_path / "pico.onnx", tmp_path / "model")
     first, second = (Backbone.load(folder, image_size=16).eval() for folder in (pico("dinov2"), tmp_path / "model"))
-    pixels = {"pixel_values": torch.randn(2, 3, 16, 16)}
+    pixels = Batch({"pixel_values": torch.randn(2, 3, 16, 16)})
     with torch.no_grad():
         assert torch.equal(first(pixels), second(pixels))
 

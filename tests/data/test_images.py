@@ -18,6 +18,7 @@ from perdure import Backbone, DataError, InputError, Model, Task, TaskStream
 from perdure.data.images import as_rows, endings, image_column, read_image, undecoded
 from perdure.data.images import content as images_content
 from perdure.methods.lda import LDA
+from perdure.models import encoder
 
 SOAK = 20 if os.environ.get("PERDURE_SOAK") else 1
 
@@ -363,13 +364,13 @@ def test_prediction_sees_the_pixels_that_learning_saw(form, orientation, size, m
     path.write_bytes(content)
     seen = []
 
-    def batch(backbone, examples):
-        seen.append([np.asarray(read_image(example["input"])) for example in examples])
-        return collate(backbone, examples)
+    def pixels(processor, images):
+        seen.append([np.asarray(read_image(image)) for image in images])
+        return whole(processor, images)
 
-    collate = Backbone.collate
+    whole = encoder._pixels
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Backbone, "collate", batch)
+        patch.setattr(encoder, "_pixels", pixels)
         table = image_column(Dataset.from_dict({"image": [str(path)]}), "image", "a.csv")
         for data in (rows([content], [0]), table):
             model.backbone.prepare([("photos", data)]).batch([0])

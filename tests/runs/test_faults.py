@@ -36,7 +36,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:Futu
 SOAK = bool(os.environ.get("PERDURE_SOAK"))
 FEW = Training(epochs=1, batch_size=16, learning_rate=0.01, checkpoint_steps=1)
 ROWS = [{"step": 2, "task": "fruit", "scenario": "task", "task_id": "given", "rule": "x", "metric": "m", "value": 0.5}]
-SNAPSHOT = Snapshot({"step": 1, "belongs_to": {"tasks": {"shape": ""}}}, {"parameter/0": torch.ones(500)})
+SNAPSHOT = Snapshot(
+    {"step": 1, "seconds": 0.5, "belongs_to": {"tasks": {"shape": {"train": ""}}}}, {"parameter/0": torch.ones(500)}
+)
 
 
 def whole(folder: Path) -> dict[str, bytes]:

@@ -187,7 +187,7 @@ def test_a_model_that_is_missing(folder):
 
 
 def test_the_state_inside_a_task(folder):
-    about = {"belongs_to": {"tasks": {"size": "x"}}, "step": 4}
+    about = {"belongs_to": {"tasks": {"size": {"train": "x"}}}, "step": 4, "seconds": 0.5}
     path = folder / "unfinished.safetensors"
     Snapshot(about, {"parameter/0": torch.ones(3)}).save(path)
     assert verify(folder).sound[path.name] == "inside a task, after step 4"

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from small_runs import make, recipe, table
 
 from perdure import InputError, Model, OutputError, Recipe, Run, RunError, forget
-from perdure.models import backbone as backbones
+from perdure.models.encoder import Encoder
 from perdure.report import html, report
 from perdure.runs.layout import DERIVED
 from perdure.runs.tune import Protocol, tune
@@ -330,7 +330,7 @@ def test_what_began_before_a_task_was_forgotten(kind, run, monkeypatch):
     inside = {
         "report": (html, "to_html"),
         "diagnose": (diagnosing, "_with_earlier"),
-        "export": (backbones.Backbone, "save"),
+        "export": (Encoder, "save"),
     }
     meanwhile(monkeypatch, *inside[kind], lambda: forget(run.folder, "fruit"))
     with pytest.raises(RunError, match="`fruit` .* was forgotten or learned again meanwhile"):

@@ -16,9 +16,9 @@ def forwarding(wrapper: type[M]) -> type[M]:
 
     The list of hooks is `Method` itself, so that a hook that is added there is forwarded, too.
     """
-    for name, default in vars(Method).items():
-        inherited = next(vars(base)[name] for base in wrapper.__mro__ if name in vars(base))
-        if not name.startswith("_") and inherited is default:
+    for name in list(vars(Method)):
+        defined_by = next(base for base in wrapper.__mro__ if name in vars(base))
+        if not name.startswith("_") and defined_by is Method:
             setattr(wrapper, name, Forwarded(name))
     return wrapper
 
