@@ -34,7 +34,7 @@ TITLES: dict[registry.Kind, tuple[str, str]] = {
 
 def pages() -> dict[str, str]:
     """Markdown by the page's place in the site."""
-    found = {f"reference/{kind}s.md": registered(kind) for kind in registry.PACKAGES}
+    found = {f"reference/{kind}s.md": registered(kind) for kind in registry.SHOWN}
     return found | {"reference/cli.md": command_line(), "reference/python.md": public_names()}
 
 
