@@ -381,6 +381,8 @@ def what_was_used_is_as_good_as_new(method: MethodUnderTest) -> None:
 def _same(method: MethodUnderTest, one: Path, other: Path, otherwise: str) -> None:
     """Compare what two runs have learned and measured."""
     left, right = _bytes(one), _bytes(other)
+    if not left:  # then there would be nothing to compare
+        raise method.failed(f"wrote no tensors into `{one.name}`.")
     for name in sorted({*left, *right}):
         if left.get(name) != right.get(name):
             raise method.failed(f"{otherwise} `{name}` differs.")
