@@ -14,27 +14,12 @@ import sys
 import tempfile
 from pathlib import Path
 
+import everything
+
 PERDURE = "from perdure.cli.app import main; main()"
 """The command line."""
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(
-    [
-        f"perdure.{name}"
-        for name in (
-            "cli",
-            "run",
-            "runs",
-            "model",
-            "forget",
-            "verify",
-            "merge_checkpoint",
-            "recipe",
-            "report",
-            "diagnose",
-            "tune",
-        )
-    ]
-)
+_context.set_forkserver_preload(everything.NAMES)  # a name that it cannot import it skips without a word
 
 
 def do_not_wait_for_the_disk() -> None:

@@ -11,10 +11,8 @@ A SHARE of all these are tried, drawn by SEED. Prints JSON: how many, and what w
 
 import contextlib
 import functools
-import importlib
 import json
 import os
-import pkgutil
 import re
 import shutil
 import signal
@@ -32,6 +30,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["COLUMNS"] = "200"
 
 import conftest  # noqa: F401  # types are checked, and nobody waits for the disk
+import everything
 from faults import KILLED, KILLED_INSIDE, Faults, watching
 from peft_folders import adapter, base
 from tables import write
@@ -345,15 +344,6 @@ def _drawn(cases: list[Any], random: Random, share: float) -> list[Any]:
     return cases if share >= 1 else random.sample(cases, max(1, round(share * len(cases))))
 
 
-def import_everything() -> None:
-    """Import all of perdure, and what its report draws with, so that no fork has to: it takes longer than a command."""
-    import perdure
-
-    for module in pkgutil.walk_packages(perdure.__path__, "perdure."):
-        if not module.name.endswith("__main__"):
-            importlib.import_module(module.name)
-
-
 WAYS = {"kills": kills, "faults": faults, "links": links}
 
 
@@ -362,7 +352,8 @@ def main() -> None:
     warnings.simplefilter("ignore")
     os.fsync = lambda number: None  # counted by `watching`, but not waited for
     os.chdir(place)
-    import_everything()
+    everything.import_it()
+
     tried, wrong = {}, []
     for name in names.split(","):
         found = list(WAYS[way](COMMANDS[name], Random(f"{name} {seed}"), float(share)))
