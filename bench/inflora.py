@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from transformers import ViTConfig, ViTModel
 
 from perdure.merging.combine import folded
-from perdure.methods.parts import subspace
 from perdure.methods.parts.subspace import Subspace
-from perdure.models import adapters
+from perdure.models import adapters, inputs
+from perdure.models.examples import Batch
 from perdure.vectors.task_vector import LowRank, TaskVector, total
 
 D, BLOCKS, TASKS, RANK = 768, 12, 5, 10
@@ -171,9 +171,10 @@ class OneLayer(nn.Module):
     def __init__(self):
         super().__init__()
         self.model = nn.ModuleDict({"key": nn.Identity()})
+        self.device = torch.device("cpu")
 
-    def forward(self, inputs: dict[str, Tensor]) -> Tensor:
-        return self.model["key"](inputs["x"])
+    def forward(self, batch: Batch) -> Tensor:
+        return self.model["key"](batch.inputs["x"])
 
 
 class OneBatch:
@@ -185,8 +186,8 @@ class OneBatch:
     def __len__(self) -> int:
         return len(self.x)
 
-    def batches(self, rows: range):
-        yield list(rows), {"inputs": {"x": self.x}}
+    def batches(self, rows: list[int], device: torch.device):
+        yield rows, Batch({"x": self.x})
 
 
 @torch.no_grad()
@@ -195,7 +196,7 @@ def statistics_memory(batch: int = 128) -> list[Row]:
     torch.manual_seed(0)
     x = torch.randn(batch, 197, D) * torch.linspace(0.1, 1, D)
     theirs, expected = temporary_bytes(lambda: plain.covariance([x]))
-    ours, got = temporary_bytes(lambda: subspace.input_covariances(OneLayer(), OneBatch(x), ["key"]))
+    ours, got = temporary_bytes(lambda: inputs.input_covariances(OneLayer(), OneBatch(x), ["key"]))
     difference = (got[("key",)] - expected).abs().max().item() / expected.abs().max().item()
     assert difference < 1e-5, difference
     sides = f"plain {theirs / 2**20:.0f} MiB, ours {ours / 2**20:.1f} MiB"

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import torch
 
-from perdure import Alignment, Gaussians, Recipe, Run, TaskPosterior, align, combine
-from perdure.evaluation.score import TASK_IDS, Evaluator, features
-from perdure.runs.resume import restore
+from perdure import Alignment, Gaussians, Recipe, Run, align
+from perdure.evaluation.score import TASK_IDS, features
+from perdure.runs.resume import restored
+from perdure.runs.state import read
 
 RATES = ("3.0e-4", "1.0e-3", "3.0e-3")
 LORA = "rank: 10, alpha: 10, target_modules: [key, value, k_proj, v_proj]"
@@ -87,23 +88,18 @@ def measure(recipe: Recipe, place: Path) -> dict[tuple[str, str], dict[str, floa
     recipe.training["alignment"] = None
     results = Run(place) if (place / "scores.csv").is_file() else recipe.run(place, quiet=False)
     stream, backbone, rule = recipe.make_stream(), recipe.make_backbone(), recipe.make_rule()
-    learned = restore(results, backbone)
-    vectors = [task.adapter for task in learned]
-    combined = combine(vectors, rule)
-    posterior = TaskPosterior({task.name: task.statistics for task in learned})
-    evaluator = Evaluator(backbone, stream, stream.names, posterior)
+    system = restored(read(results.folder), backbone, rule)
     found = {}
     for heads in ("own", "aligned"):
         if heads == "aligned":
             gaussians = {}
-            for step, task in enumerate(learned, start=1):  # each as it was when the task had just been learned
+            for step, task in enumerate(system.learned, start=1):  # each as it was when the task had just been learned
                 rows = backbone.encode(stream[step - 1].rows("train"))
-                seen = features(backbone, combine(vectors[:step], rule), rows).cpu()
+                seen = features(backbone, system.until(step).combined, rows).cpu()
                 gaussians[task.name] = Gaussians.of(seen, torch.tensor(rows.labels), len(task.classes))
-            classes = {task.name: task.classes for task in learned}
-            align(backbone, gaussians, classes, alignment, seed=recipe.seed)
+            align(backbone, gaussians, system.classes, alignment, seed=recipe.seed)
         for split in ("validation", "test"):
-            scores = [evaluator.answers(combined, task, TASK_IDS, split).accuracy() for task in stream.names]
+            scores = [system.answer(task, split, TASK_IDS).accuracy() for task in stream]
             found[split, heads] = {name: sum(row[name] for row in scores) / len(scores) for name in TASK_IDS}
     CACHE[place] = found
     return found

@@ -24,17 +24,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from perdure.runs.measure import measure
 
 from perdure import Backbone, Evaluation, Recipe, Rule, Run
 from perdure.data.task import SPLITS, TaskStream
 from perdure.evaluation import metrics
+from perdure.evaluation.measure import measure
 from perdure.evaluation.posterior import describe
 from perdure.evaluation.score import TASK_IDS
-from perdure.runs import layout
-from perdure.runs.resume import restore
-from perdure.runs.story import begin, go_on
+from perdure.runs import layout, story
+from perdure.runs.resume import restored
+from perdure.runs.state import read
 from perdure.runs.tune import Protocol, tune
+from perdure.runs.writer import writing
 from perdure.settings import named
 
 FULL = {"training.learning_rate": "1.0e-4"}
@@ -127,7 +128,8 @@ class Comparison:
         """Learn all tasks anew, and measure nothing."""
         plan = replace(recipe.plan(stream, self.backbone), evaluation=Evaluation(steps="none"))
         shutil.rmtree(place, ignore_errors=True)
-        return go_on(begin(place, recipe.resolved(plan)), plan, recipe.resolved(plan))
+        story.run(replace(plan, recipe=recipe.resolved(plan)), place)
+        return Run(place)
 
     def tuned(self, variant: str) -> list[str]:
         """The settings that were best on the first tasks; none where there is nothing to tune."""
@@ -172,10 +174,11 @@ class Comparison:
         return found | {ORACLE: found.get("isolated (PIC)", 1.0)}
 
     def row(self, results: Run, name: str, rule: Rule, recipe: Recipe) -> dict[str, Any]:
-        learned = restore(results, self.backbone, self.stream)
-        for step in range(1, len(learned) + 1):
-            before = learned[:step]
-            measure(results, before, self.stream, self.backbone, rule, evaluation=Evaluation(), own=name != ORACLE)
+        system = restored(read(results.folder), self.backbone, rule, self.stream)
+        with writing(results.folder) as writer:
+            for step in range(1, len(system.learned) + 1):
+                measurement = measure(system.until(step), self.stream, Evaluation(), recipe.seed)
+                writer.measurement(measurement, own=name != ORACLE)
         tasks = [event for event in results.events() if event["event"] == "task"]
         manifests = [layout.manifest(place) for place in results.task_folders().values()]
         found: dict[str, Any] = {"variant": name, "rule": rule.label, "seed": recipe.seed}

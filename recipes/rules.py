@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from perdure.runs.measure import measure
 
 from perdure import Recipe, Rule, Run, names, registry
 from perdure.cli.demo import TEXT
 from perdure.evaluation import metrics
+from perdure.evaluation.measure import measure
 from perdure.merging.search import GRID, Search
-from perdure.runs.resume import restore
+from perdure.runs.resume import restored
+from perdure.runs.state import read
+from perdure.runs.writer import writing
 
 METHODS: dict[str, dict[str, Any]] = {"isolated": {"training": {"keep_inputs": True}}, "sequential": {"rule": "last"}}
 BEYOND: dict[str, list[dict[str, Any]]] = {
@@ -85,11 +87,13 @@ def measure_all(results: Run, wanted: list[Rule]) -> None:
     """Measure the rules that have not been measured yet, after the last task."""
     recipe = Recipe.parse(results.recipe)
     stream, backbone = recipe.make_stream(), recipe.make_backbone()
-    learned = restore(results, backbone)
-    done = {row["rule"] for row in results.scores() if row["step"] == len(learned)}
+    system = restored(read(results.folder), backbone, recipe.make_rule())
+    done = {row["rule"] for row in results.scores() if row["step"] == len(system.learned)}
     for rule in wanted:
         if rule.label not in done:
-            measure(results, learned, stream, backbone, rule, evaluation=recipe.make_evaluation(), own=False)
+            measurement = measure(system.with_rule(rule), stream, recipe.make_evaluation(), recipe.seed)
+            with writing(results.folder) as writer:
+                writer.measurement(measurement, own=False)
 
 
 def accuracies(results: Run, rule: str) -> dict[str, str]:

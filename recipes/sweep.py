@@ -10,12 +10,13 @@ import argparse
 import csv
 from pathlib import Path
 
-from perdure.runs.measure import measure
-
 from perdure import Recipe, Run
 from perdure.evaluation import metrics
+from perdure.evaluation.measure import measure
 from perdure.runs.extend import rule_of
-from perdure.runs.resume import restore
+from perdure.runs.resume import restored
+from perdure.runs.state import read
+from perdure.runs.writer import writing
 
 SCALES = ("0.0", "0.1", "0.2", "0.3", "0.5", "1.0")
 DATA_FREE = ("1/n", "1/sqrt(n)")
@@ -63,12 +64,14 @@ def measure_all(results: Run, rules: list[tuple[str, list[str]]]) -> None:
     """Measure the rules that have not been measured yet, after the last task."""
     recipe = Recipe.parse(results.recipe)
     stream, backbone = recipe.make_stream(), recipe.make_backbone()
-    learned = restore(results, backbone)
+    system = restored(read(results.folder), backbone, recipe.make_rule())
     done = {row["rule"] for row in results.scores()}
     for name, settings in rules:
         rule = rule_of(results.folder, name, settings)
         if rule and rule.label not in done:
-            measure(results, learned, stream, backbone, rule, evaluation=recipe.make_evaluation(), own=False)
+            measurement = measure(system.with_rule(rule), stream, recipe.make_evaluation(), recipe.seed)
+            with writing(results.folder) as writer:
+                writer.measurement(measurement, own=False)
 
 
 def table(results: Run, start: str, seed: int) -> list[dict[str, str | int]]:
