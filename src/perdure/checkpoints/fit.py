@@ -239,17 +239,39 @@ def choose_saved(adapters: Sequence[Fitted], choice: str | None = None) -> dict[
         if choice not in chosen:
             raise UnknownName("adapter (for `--saved-modules`; or `none`)", choice, chosen)
         return dict(chosen[choice].saved)
-    found: dict[str, Tensor] = {}
-    for adapter in adapters:
-        for tensor, value in adapter.saved.items():
-            if tensor in found and not torch.equal(found[tensor].to(value), value):
-                names = ", ".join(adapter.name for adapter in adapters)
+    refusal = "The adapters have different `{}` (`modules_to_save`), and one model can hold one."
+    return agreed({adapter.name: adapter.saved for adapter in adapters}, refusal)
+
+
+def agreed(
+    by_adapter: Mapping[str, Mapping[str, Tensor]], refusal: str, choice: str | None = None
+) -> dict[str, Tensor]:
+    """Return the tensors of which a merged model can have one each, if no two adapters have different ones.
+
+    Parameters
+    ----------
+    refusal
+        The sentence that says what differs, with `{}` for the tensor's name.
+    choice
+        The one adapter whose tensors are taken.
+
+    Raises
+    ------
+    InputError
+        Two adapters have different ones.
+    """
+    chosen: dict[str, Tensor] = {}
+    for name, tensors in by_adapter.items():
+        if choice not in (None, name):
+            continue
+        for tensor, value in tensors.items():
+            if tensor in chosen and not torch.equal(chosen[tensor].to(value), value):
+                names = ", ".join(by_adapter)
                 raise InputError(
-                    f"The adapters have different `{tensor}` (`modules_to_save`), and one model can hold one. Choose "
-                    f"with `--saved-modules`: {names}, or `none` for the base's."
+                    f"{refusal.format(tensor)} Choose with `--saved-modules`: {names}, or `none` for the base's."
                 )
-            found[tensor] = value
-    return found
+            chosen[tensor] = value
+    return chosen
 
 
 def inputs(adapters: Sequence[Fitted], rule: str) -> dict[str, dict[str, Tensor]]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from perdure.checkpoints.base import Checkpoint
-from perdure.checkpoints.fit import Fitted
+from perdure.checkpoints.fit import Fitted, agreed
 from perdure.checkpoints.skeleton import Skeleton
 from perdure.errors import CheckpointError, InputError
 
@@ -68,29 +68,14 @@ def arrange(skeleton: Skeleton, adapters: Sequence[Fitted], saved: Mapping[str, 
     InputError
         Several adapters have different tables, and there was no choice.
     """
-    tables = Tables(adapters, dict(saved), _choose_grown(adapters, choice))
+    refusal = "The adapters have resized `{}` in different ways, and one model can hold one vocabulary."
+    grown = agreed({adapter.name: adapter.grown for adapter in adapters}, refusal, choice)
+    tables = Tables(adapters, dict(saved), grown)
     touched = {weight.tensor for adapter in adapters for weight in adapter.weights.values()}
     touched |= {*saved, *tables.grown}
     if any(_may_be_tied(skeleton.base, tensor) for tensor in touched):
         tables = _part(skeleton, tables, touched)
     return _resize(skeleton, tables)
-
-
-def _choose_grown(adapters: Sequence[Fitted], choice: str | None) -> dict[str, Tensor]:
-    """The resized tables, of which a merged model can have one each."""
-    chosen: dict[str, Tensor] = {}
-    for adapter in adapters:
-        if choice not in (None, adapter.name):
-            continue
-        for tensor, value in adapter.grown.items():
-            if tensor in chosen and not torch.equal(chosen[tensor].to(value), value):
-                names = ", ".join(adapter.name for adapter in adapters)
-                raise InputError(
-                    f"The adapters have resized `{tensor}` in different ways, and one model can hold one vocabulary. "
-                    f"Choose with `--saved-modules`: {names}, or `none` for the base's."
-                )
-            chosen[tensor] = value
-    return chosen
 
 
 # -- tied tables
