@@ -50,7 +50,9 @@ def vectors_of(wrapped: peft.PeftModel) -> list[TaskVector]:
     return [
         TaskVector(
             {
-                name: LowRank(layer.lora_B[str(task)].weight.data, layer.lora_A[str(task)].weight.data)
+                name: LowRank(
+                    layer.lora_B[str(task)].weight.data, layer.lora_A[str(task)].weight.data
+                )
                 for name, layer in layers.items()
             }
         )
@@ -58,7 +60,9 @@ def vectors_of(wrapped: peft.PeftModel) -> list[TaskVector]:
     ]
 
 
-def merged_by_peft(wrapped: peft.PeftModel, scales: list[float], kind: str, **settings: object) -> None:
+def merged_by_peft(
+    wrapped: peft.PeftModel, scales: list[float], kind: str, **settings: object
+) -> None:
     """An adapter `merged`; peft returns in silence where one of that name is there already."""
     if "merged" in wrapped.peft_config:
         wrapped.delete_adapter("merged")
@@ -84,7 +88,9 @@ def truncated(d: int, rank: int, *, least: float, times: int) -> Row:
     seconds, results = in_turn(sides, times)
     layer = wrapped.base_model.model[0]
     with torch.no_grad():
-        theirs = layer.lora_B["merged"].weight @ layer.lora_A["merged"].weight * layer.scaling["merged"]
+        theirs = (
+            layer.lora_B["merged"].weight @ layer.lora_A["merged"].weight * layer.scaling["merged"]
+        )
     equal = f"ΔW to {apart(results['ours'].dense('0'), theirs):.0e}"
     what = f"{TASKS} adapters truncated to one, d={d}, r={rank}"
     text = f"peft `svd` {1e3 * seconds['peft']:.0f} ms, ours {1e3 * seconds['ours']:.1f} ms"
@@ -109,8 +115,12 @@ def moved_scale() -> list[Row]:
         [scale + (move if task == other else 0) for other, scale in enumerate(start)]
         for task, move in itertools.product(range(TASKS), (0.1, -0.05))
     ]
-    base = nn.ModuleDict({str(i): copy.deepcopy(peft_layers[name].get_base_layer()) for i, name in enumerate(names)})
-    ours = [TaskVector({str(i): vector[name] for i, name in enumerate(names)}) for vector in vectors]
+    base = nn.ModuleDict(
+        {str(i): copy.deepcopy(peft_layers[name].get_base_layer()) for i, name in enumerate(names)}
+    )
+    ours = [
+        TaskVector({str(i): vector[name] for i, name in enumerate(names)}) for vector in vectors
+    ]
     del plain
 
     def theirs() -> None:
@@ -128,8 +138,14 @@ def moved_scale() -> list[Row]:
         for i, name in enumerate(names):
             layer = peft_layers[name]
             with torch.no_grad():
-                change = layer.lora_B["merged"].weight @ layer.lora_A["merged"].weight * layer.scaling["merged"]
-            worst = max(worst, apart(base[str(i)].weight.data, layer.get_base_layer().weight.data + change))
+                change = (
+                    layer.lora_B["merged"].weight
+                    @ layer.lora_A["merged"].weight
+                    * layer.scaling["merged"]
+                )
+            worst = max(
+                worst, apart(base[str(i)].weight.data, layer.get_base_layer().weight.data + change)
+            )
     each = {side: 1e3 * value / len(candidates) for side, value in seconds.items()}
     sides = f"peft `cat` {each['peft']:.1f} ms, ours {each['ours']:.1f} ms a candidate"
     what = f"one scale moved, ViT-B/16, {len(names)} layers, {TASKS} adapters, r=10"
@@ -141,13 +157,18 @@ def opcm_layers() -> list[Row]:
     torch.manual_seed(0)
     shapes = {"query": (768, 768), "value": (768, 768), "fc1": (3072, 768), "fc2": (768, 3072)}
     vectors = {
-        str(task): TaskVector({k: LowRank(torch.randn(m, 8), torch.randn(8, n)) for k, (m, n) in shapes.items()})
+        str(task): TaskVector(
+            {k: LowRank(torch.randn(m, 8), torch.randn(8, n)) for k, (m, n) in shapes.items()}
+        )
         for task in range(TASKS)
     }
     full = [{name: v.dense(name).numpy() for name in shapes} for v in vectors.values()]
     sides = {"full": lambda: plain_opcm.opcm(full, alpha=0.5), "ours": lambda: opcm(vectors)}
     seconds, results = in_turn(sides, 2)
-    worst = max(apart(results["ours"].dense(name), torch.from_numpy(results["full"][name])) for name in shapes)
+    worst = max(
+        apart(results["ours"].dense(name), torch.from_numpy(results["full"][name]))
+        for name in shapes
+    )
     text = f"full decompositions {seconds['full']:.1f} s, ours {seconds['ours']:.3f} s"
     what = f"OPCM of {TASKS} adapters, one block of ViT-B/16, r=8"
     return [Row(what, text, seconds["full"] / seconds["ours"], 10.0, equal=f"ΔW to {worst:.0e}")]

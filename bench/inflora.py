@@ -20,7 +20,12 @@ from perdure.models.examples import Batch
 from perdure.vectors.task_vector import LowRank, TaskVector, total
 
 D, BLOCKS, TASKS, RANK = 768, 12, 5, 10
-CONFIG = {"num_hidden_layers": 1, "hidden_size": D, "num_attention_heads": 12, "intermediate_size": 4 * D}
+CONFIG = {
+    "num_hidden_layers": 1,
+    "hidden_size": D,
+    "num_attention_heads": 12,
+    "intermediate_size": 4 * D,
+}
 
 
 # -- DualGPM and design
@@ -54,7 +59,9 @@ def dual_gpm() -> list[Row]:
             rows, ours = found[1].pop("ours")
             for name, (B, memory) in found[1].items():
                 memories[name] = memory
-                worst[name] = max(worst[name], apart(rows.numpy(), B.T), apart(ours.basis.numpy(), memory.basis))
+                worst[name] = max(
+                    worst[name], apart(rows.numpy(), B.T), apart(ours.basis.numpy(), memory.basis)
+                )
         print(f"  block {block}: of {D} dimensions {ours.dimension} are taken", file=sys.stderr)
     assert worst["NumPy, float64"] < 1e-8 and max(worst.values()) < 1e-3, worst
     return [
@@ -78,7 +85,9 @@ def one_task(ours: Subspace, memories: dict[str, plain.Memory | None], C: Tensor
         return lambda: (plain.design(memory, X, RANK, svd), plain.update(memory, X, epsilon, svd))
 
     sides = {name: plain_side(name) for name in SIDES}
-    return in_turn({"ours": lambda: (ours.directions(C, RANK), ours.grown(C, epsilon)), **sides}, times=2)
+    return in_turn(
+        {"ours": lambda: (ours.directions(C, RANK), ours.grown(C, epsilon)), **sides}, times=2
+    )
 
 
 def apart(left: plain.Matrix, right: plain.Matrix) -> float:
@@ -96,21 +105,27 @@ def random_branches(layers: list[str], tasks: int) -> list[TaskVector]:
     found = []
     for _ in range(tasks):
         rows = torch.linalg.qr(torch.randn(D, RANK))[0].T / 3**0.5  # key and value share them
-        found.append(TaskVector({name: LowRank(0.01 * torch.randn(D, RANK), rows) for name in layers}))
+        found.append(
+            TaskVector({name: LowRank(0.01 * torch.randn(D, RANK), rows) for name in layers})
+        )
     return found
 
 
 def vit(blocks: int) -> tuple[ViTModel, list[str]]:
     """ViT-B/16 of so many blocks with random weights, and the names of its key and value layers."""
     torch.manual_seed(0)
-    model = ViTModel(ViTConfig(**{**CONFIG, "num_hidden_layers": blocks}), add_pooling_layer=False).eval()
+    model = ViTModel(
+        ViTConfig(**{**CONFIG, "num_hidden_layers": blocks}), add_pooling_layer=False
+    ).eval()
     return model, [f"layers.{i}.attention.{kind}_proj" for i in range(blocks) for kind in "kv"]
 
 
 def put_in(model: ViTModel, newest: TaskVector) -> None:
     """The library's LoRA on key and value, with the newest task's factors."""
     targets = adapters.key_value(model)
-    config = adapters.configure(model, "lora", rank=RANK, alpha=RANK, dropout=0.0, target_modules=targets)
+    config = adapters.configure(
+        model, "lora", rank=RANK, alpha=RANK, dropout=0.0, target_modules=targets
+    )
     adapters.attach(model, config)
     for name, (A, B) in adapters.factors(model).items():
         A.data, B.data = newest.entries[name].A.clone(), newest.entries[name].B.clone()
@@ -123,16 +138,28 @@ def block_forward(tasks: int = 20) -> list[Row]:
     model, (key, value) = vit(1)
     vectors = random_branches([key, value], tasks)
     both = [(vector.entries[key], vector.entries[value]) for vector in vectors]
-    dense = plain.Block(model.layers[0], CONFIG["num_attention_heads"], [(k.B, k.A, v.B, v.A) for k, v in both])
+    dense = plain.Block(
+        model.layers[0], CONFIG["num_attention_heads"], [(k.B, k.A, v.B, v.A) for k, v in both]
+    )
     x = torch.randn(1, 197, D)
     with folded(model, total(vectors)):
-        seconds, results = in_turn({"plain": lambda: dense(x), "ours": lambda: model.layers[0](x)}, times=40)
+        seconds, results = in_turn(
+            {"plain": lambda: dense(x), "ours": lambda: model.layers[0](x)}, times=40
+        )
     difference = (results["plain"] - results["ours"]).abs().max().item()
     unlike = (model.layers[0](x) - results["ours"]).abs().max().item()
     assert difference < 1e-5 < 1e-2 * unlike, (difference, unlike)  # the branches do act
     sides = f"plain {1000 * seconds['plain']:.0f} ms, ours {1000 * seconds['ours']:.0f} ms"
     ratio = seconds["plain"] / seconds["ours"]
-    return [Row(f"block forward, T={tasks}, B=1", sides, ratio, 2.5, equal=f"outputs to {difference:.0e}")]
+    return [
+        Row(
+            f"block forward, T={tasks}, B=1",
+            sides,
+            ratio,
+            2.5,
+            equal=f"outputs to {difference:.0e}",
+        )
+    ]
 
 
 def training_step(tasks: int = 20) -> list[Row]:
@@ -156,10 +183,22 @@ def training_step(tasks: int = 20) -> list[Row]:
     (first, names), (last, _) = vit(2), vit(2)
     vectors = random_branches(names, tasks)
     sides = {"first": stepper(first, vectors[0]), "last": stepper(last, vectors[-1])}
-    with folded(last, total(vectors[:-1])):  # once per task in `learn`, so it is not a part of the step
+    with folded(
+        last, total(vectors[:-1])
+    ):  # once per task in `learn`, so it is not a part of the step
         least, _ = in_turn(sides, times=20)
-    described = f"ours T={tasks} {1000 * least['last']:.0f} ms, ours T=1 {1000 * least['first']:.0f} ms"
-    return [Row("training step, 2 blocks, B=2", described, least["last"] / least["first"], 1.05, least=False)]
+    described = (
+        f"ours T={tasks} {1000 * least['last']:.0f} ms, ours T=1 {1000 * least['first']:.0f} ms"
+    )
+    return [
+        Row(
+            "training step, 2 blocks, B=2",
+            described,
+            least["last"] / least["first"],
+            1.05,
+            least=False,
+        )
+    ]
 
 
 # -- statistics
@@ -201,7 +240,9 @@ def statistics_memory(batch: int = 128) -> list[Row]:
     assert difference < 1e-5, difference
     sides = f"plain {theirs / 2**20:.0f} MiB, ours {ours / 2**20:.1f} MiB"
     equal = f"covariances to {difference:.0e}"
-    return [Row(f"temporary memory of statistics, B={batch}", sides, theirs / ours, 30.0, equal=equal)]
+    return [
+        Row(f"temporary memory of statistics, B={batch}", sides, theirs / ours, 30.0, equal=equal)
+    ]
 
 
 def main() -> int:
@@ -210,7 +251,9 @@ def main() -> int:
     for part in (statistics_memory, block_forward, training_step, dual_gpm):
         print(f"{part.__name__} ...", file=sys.stderr, flush=True)
         rows += part()
-    print(f"\nCPU time, one thread, least of several; torch {torch.__version__}, NumPy {np.__version__}\n")
+    print(
+        f"\nCPU time, one thread, least of several; torch {torch.__version__}, NumPy {np.__version__}\n"
+    )
     print(table(rows))
     return 0 if all(row.met for row in rows) else 1
 

@@ -8,7 +8,9 @@ from typing import Any
 from torch.profiler import ProfilerActivity, profile
 
 
-def in_turn(sides: dict[str, Callable[[], Any]], times: int) -> tuple[dict[str, float], dict[str, Any]]:
+def in_turn(
+    sides: dict[str, Callable[[], Any]], times: int
+) -> tuple[dict[str, float], dict[str, Any]]:
     """The least CPU seconds of each side, run one after the other so many times, and what each returned.
 
     CPU time, not the clock's: other work on the machine would count in the latter.
@@ -27,7 +29,9 @@ def temporary_bytes(run: Callable[[], Any]) -> tuple[int, Any]:
     run()  # the first time allocates what stays
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         result = run()
-    events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
+    events = [
+        event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"
+    ]
     now = most = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
         now += event.nbytes()
@@ -59,5 +63,7 @@ def table(rows: list[Row]) -> str:
     for row in rows:
         target = "" if row.target is None else f"{'≥' if row.least else '≤'} {row.target:g}"
         missed = "" if row.met else " **missed**"
-        lines.append(f"| {row.what} | {row.sides} | {row.ratio:.2f} | {target}{missed} | {row.equal} |")
+        lines.append(
+            f"| {row.what} | {row.sides} | {row.ratio:.2f} | {target}{missed} | {row.equal} |"
+        )
     return "\n".join(lines)

@@ -78,21 +78,29 @@ def passes(backbone: Backbone, examples: Examples, task) -> list[Row]:
     def epoch() -> None:
         backbone.train(False)
         for start in range(0, len(examples), BATCH):
-            backbone.losses(examples.batch(range(start, min(start + BATCH, len(examples))))).mean().backward()
+            backbone.losses(
+                examples.batch(range(start, min(start + BATCH, len(examples))))
+            ).mean().backward()
 
     def seen(labels: Labels) -> Callable[[], dict[str, torch.Tensor]]:
         return lambda: fisher(backbone, examples, labels)
 
     sides = {"sampled": seen("sampled"), "empirical": seen("empirical"), "true": seen("true")}
     seconds, results = in_turn({"epoch": epoch, **sides}, times=2)
-    plain = {name: torch.zeros_like(value) for name, value in adapters.trainable(backbone.model).items()}
+    plain = {
+        name: torch.zeros_like(value) for name, value in adapters.trainable(backbone.model).items()
+    }
     for number in range(len(examples)):
         loss = backbone.losses(examples.batch([number])).mean()
         for name, g in zip(
-            plain, torch.autograd.grad(loss, list(adapters.trainable(backbone.model).values())), strict=True
+            plain,
+            torch.autograd.grad(loss, list(adapters.trainable(backbone.model).values())),
+            strict=True,
         ):
             plain[name] += g.square() / len(examples)
-    error = max((results["empirical"][name] - value).norm() / value.norm() for name, value in plain.items())
+    error = max(
+        (results["empirical"][name] - value).norm() / value.norm() for name, value in plain.items()
+    )
     assert error < 1e-3, error
     return [
         Row(

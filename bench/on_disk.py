@@ -84,7 +84,9 @@ def make(folder: Path, size: str, dtype: torch.dtype) -> tuple[Path, list[Path]]
 def by_mergekit(folder: Path, base: Path, places: list[Path], dtype: str) -> tuple[Used, Path]:
     """Its task arithmetic with weights 1/n, and no merged adapters kept from before."""
     output = folder / "by-mergekit"
-    models = [{"model": f"{base}+{place}", "parameters": {"weight": 1 / len(places)}} for place in places]
+    models = [
+        {"model": f"{base}+{place}", "parameters": {"weight": 1 / len(places)}} for place in places
+    ]
     settings = {
         "models": models,
         "merge_method": "task_arithmetic",
@@ -93,15 +95,34 @@ def by_mergekit(folder: Path, base: Path, places: list[Path], dtype: str) -> tup
         "dtype": dtype,
     }
     (folder / "mergekit.yaml").write_text(yaml.safe_dump(settings))
-    options = ["--lora-merge-cache", str(folder / "cache"), "--lora-merge-dtype", dtype, "--no-copy-tokenizer"]
+    options = [
+        "--lora-merge-cache",
+        str(folder / "cache"),
+        "--lora-merge-dtype",
+        dtype,
+        "--no-copy-tokenizer",
+    ]
     options += ["--no-write-model-card"]  # the card asks the hub what the base is
-    command = [sys.executable, "-m", "mergekit.scripts.run_yaml", str(folder / "mergekit.yaml"), str(output)]
+    command = [
+        sys.executable,
+        "-m",
+        "mergekit.scripts.run_yaml",
+        str(folder / "mergekit.yaml"),
+        str(output),
+    ]
     return used([*command, *options]), output
 
 
 def by_us(folder: Path, base: Path, places: list[Path]) -> tuple[Used, Path]:
     output = folder / f"by-us-{base.name}"
-    command = [sys.executable, "-c", "from perdure.cli.app import main; main()", "merge", str(base), *map(str, places)]
+    command = [
+        sys.executable,
+        "-c",
+        "from perdure.cli.app import main; main()",
+        "merge",
+        str(base),
+        *map(str, places),
+    ]
     return used([*command, "--output", str(output), "--quiet"]), output
 
 
@@ -123,7 +144,10 @@ def error(found: Path, base: Path, places: list[Path]) -> float:
         key = f"base_model.model.{name.removesuffix('.weight')}"
         exact = torch.zeros(())
         if f"{key}.lora_A.weight" in adapters[0]:
-            parts = [2 * a[f"{key}.lora_B.weight"].double() @ a[f"{key}.lora_A.weight"].double() for a in adapters]
+            parts = [
+                2 * a[f"{key}.lora_B.weight"].double() @ a[f"{key}.lora_A.weight"].double()
+                for a in adapters
+            ]
             exact = sum(parts) / len(parts)
         change = after[name].double() - weight.double()
         wrong += (change - exact).square().sum().item()
@@ -147,9 +171,14 @@ def beside_mergekit(folder: Path) -> list[Row]:
     ours, output = by_us(folder, base, places)
     rows = []
     written = f"{ours.written / 1e6:.0f} MB for {size_of(output) / 1e6:.0f} MB"
-    rows.append(Row("bytes written, 300M bf16", written, ours.written / size_of(output), 1.1, least=False))
+    rows.append(
+        Row("bytes written, 300M bf16", written, ours.written / size_of(output), 1.1, least=False)
+    )
     if importlib.util.find_spec("mergekit") is None:
-        print("  mergekit is not installed (pip install 'perdure[bench]'): not compared", file=sys.stderr)
+        print(
+            "  mergekit is not installed (pip install 'perdure[bench]'): not compared",
+            file=sys.stderr,
+        )
         return rows
     theirs, merged = by_mergekit(folder, base, places, "bfloat16")
     far = {"mergekit": error(merged, base, places), "ours": error(output, base, places)}
@@ -182,4 +211,10 @@ def large(folder: Path) -> Row:
     index = json.loads((output / "model.safetensors.index.json").read_text())
     assert set(index["weight_map"]) == set(tensors(base)) and far < 0.1
     sides = f"model {size_of(output) / 1e9:.2f} GB, memory {found.memory / 1e6:.0f} MB"
-    return Row(f"{ADAPTERS} LoRAs into a model on disk: peak memory, MB", sides, found.memory / 1e6, 600, least=False)
+    return Row(
+        f"{ADAPTERS} LoRAs into a model on disk: peak memory, MB",
+        sides,
+        found.memory / 1e6,
+        600,
+        least=False,
+    )

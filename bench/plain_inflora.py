@@ -123,7 +123,9 @@ class Block(nn.Module):
         Of each task, A (out x rank) and B (rank x in) of the key and A and B of the value.
     """
 
-    def __init__(self, layer: nn.Module, heads: int, branches: list[tuple[Tensor, Tensor, Tensor, Tensor]]):
+    def __init__(
+        self, layer: nn.Module, heads: int, branches: list[tuple[Tensor, Tensor, Tensor, Tensor]]
+    ):
         super().__init__()
         attention = layer.attention
         projections = [attention.q_proj, attention.k_proj, attention.v_proj]
@@ -134,7 +136,9 @@ class Block(nn.Module):
         self.qkv.bias.data = torch.cat([p.bias.data for p in projections])
         self.proj, self.mlp = attention.o_proj, layer.mlp
         self.norm1, self.norm2 = layer.layernorm_before, layer.layernorm_after
-        self.A_k, self.B_k, self.A_v, self.B_v = (list(factors) for factors in zip(*branches, strict=True))
+        self.A_k, self.B_k, self.A_v, self.B_v = (
+            list(factors) for factors in zip(*branches, strict=True)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self._attention(self.norm1(x))
@@ -147,6 +151,8 @@ class Block(nn.Module):
         change_v = torch.stack([A @ B for A, B in zip(self.A_v, self.B_v, strict=True)]).sum(dim=0)
         k = k + nn.functional.linear(x, change_k)
         v = v + nn.functional.linear(x, change_v)
-        q, k, v = (y.reshape(batch, tokens, self.heads, d // self.heads).transpose(1, 2) for y in (q, k, v))
+        q, k, v = (
+            y.reshape(batch, tokens, self.heads, d // self.heads).transpose(1, 2) for y in (q, k, v)
+        )
         weights = (q @ k.transpose(-2, -1) * (d // self.heads) ** -0.5).softmax(dim=-1)
         return self.proj((weights @ v).transpose(1, 2).reshape(batch, tokens, d))

@@ -14,7 +14,10 @@ def opcm(models: list[Model], *, alpha: float) -> Model:
     norms = [norm(models[0])]
     for new in models[1:]:
         norms.append(norm(new))
-        raw = {name: factor * merged[name] + projected(merged[name], new[name], alpha) for name in merged}
+        raw = {
+            name: factor * merged[name] + projected(merged[name], new[name], alpha)
+            for name in merged
+        }
         factor = norm(raw) / np.mean(norms)
         merged = {name: value / factor for name, value in raw.items()}
     return merged

@@ -61,7 +61,9 @@ def main() -> int:
     learn_module = sys.modules[learn.__module__]
     learn_module.plant = timer.timed(learn_module.plant)  # the random state of each step
     with tempfile.TemporaryDirectory() as folder:
-        shares = {what: share(steps, Path(folder) / str(steps), timer) for what, steps in STEPS.items()}
+        shares = {
+            what: share(steps, Path(folder) / str(steps), timer) for what, steps in STEPS.items()
+        }
         runs = [Run(Path(folder) / str(steps)) for steps in STEPS.values()]
         for task in runs[0].tasks:
             first, *others = [run.load_task(task).adapter.parameters for run in runs]
@@ -69,7 +71,14 @@ def main() -> int:
         size = sum(path.stat().st_size for path in runs[0].folder.rglob("*"))
     targets = [2.0, None, None]
     rows = [
-        Row(f"saving; inside tasks {what}", "% of the run's time", 100 * value, target, least=False, equal="adapters")
+        Row(
+            f"saving; inside tasks {what}",
+            "% of the run's time",
+            100 * value,
+            target,
+            least=False,
+            equal="adapters",
+        )
         for (what, value), target in zip(shares.items(), targets, strict=True)
     ]
     print(table(rows))

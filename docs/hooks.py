@@ -21,7 +21,9 @@ COPIED = {
 PAGE_OF = {source: page for page, source in COPIED.items()}
 LINK = re.compile(r"(?<=\]\()(?!https?:|mailto:|#)([^)#\s]+)(?=(?:#[^)\s]*)?\))")
 
-ELSEWHERE = re.compile(r"<(?:script|img|iframe|source|video|link)\b[^>]*(?:src|href)=[\"']?(?:https?:)?//[^>]*>")
+ELSEWHERE = re.compile(
+    r"<(?:script|img|iframe|source|video|link)\b[^>]*(?:src|href)=[\"']?(?:https?:)?//[^>]*>"
+)
 
 
 def on_files(files: Any, config: Any) -> Any:
@@ -72,7 +74,9 @@ def notebook(path: Path) -> str:
         parts.append(f"```python\n{text}\n```" if cell["cell_type"] == "code" else text)
         parts += [output(each) for each in cell.get("outputs", [])]
     source = f"{REPOSITORY}docs/notebooks/{path.name}"
-    parts.append(f"*This page is the notebook [{path.name}]({source}), with what it printed when it was run.*")
+    parts.append(
+        f"*This page is the notebook [{path.name}]({source}), with what it printed when it was run.*"
+    )
     return "\n\n".join(filter(None, parts))
 
 

@@ -45,10 +45,17 @@ def registered(kind: registry.Kind) -> str:
     """One page with all methods, rules or benchmarks."""
     things = {name: registry.find(kind, name) for name in registry.names(kind)}
     title, intro = TITLES[kind]
-    rows = [(f"[`{name}`](#{name})", prose(registry.summary(thing))) for name, thing in things.items()]
+    rows = [
+        (f"[`{name}`](#{name})", prose(registry.summary(thing))) for name, thing in things.items()
+    ]
     parts = [f"# {title}", intro, table(("name", "what it does"), rows)]
     for name, thing in things.items():
-        parts += [f"## `{name}` {{ #{name} }}", declared(thing), *explained(thing, settings(thing)), source(thing)]
+        parts += [
+            f"## `{name}` {{ #{name} }}",
+            declared(thing),
+            *explained(thing, settings(thing)),
+            source(thing),
+        ]
     return "\n\n".join(filter(None, parts))
 
 
@@ -59,22 +66,36 @@ def declared(thing: Any) -> str:
     if rule := getattr(thing, "usual_rule", ""):
         wraps = "method" in registry.options(thing)
         tuned = getattr(thing, "tuned", None)
-        searched = f" `perdure tune` searches `{tuned.name}` from {tuned.low:g} to {tuned.high:g}." if tuned else ""
+        searched = (
+            f" `perdure tune` searches `{tuned.name}` from {tuned.low:g} to {tuned.high:g}."
+            if tuned
+            else ""
+        )
         return (
-            "*Its usual rule is that of the method inside.*" if wraps else f"*Its usual rule: `{rule}`.*"
+            "*Its usual rule is that of the method inside.*"
+            if wraps
+            else f"*Its usual rule: `{rule}`.*"
         ) + searched
     return ""
 
 
 def settings(thing: Callable[..., Any]) -> str:
     """The keyword parameters with their defaults; what they mean comes from the docstring, or that of a base class."""
-    bases = [base for base in thing.__mro__ if base is not object] if inspect.isclass(thing) else [thing]
+    bases = (
+        [base for base in thing.__mro__ if base is not object]
+        if inspect.isclass(thing)
+        else [thing]
+    )
     about: dict[str, str] = {}
     for base in reversed(bases):
         sections = split(inspect.cleandoc(base.__doc__ or ""))
         about |= entries(sections.get("Parameters", ""))
     rows = [
-        (f"`{name}`", "needed" if p.default is p.empty else f"`{p.default!r}`", prose(about.get(name, "")))
+        (
+            f"`{name}`",
+            "needed" if p.default is p.empty else f"`{p.default!r}`",
+            prose(about.get(name, "")),
+        )
         for name, p in registry.options(thing).items()
     ]
     return table(("setting", "default", "meaning"), rows) if rows else ""
@@ -93,14 +114,27 @@ def source(thing: Any) -> str:
 
 def command_line() -> str:
     """Every command with its arguments and options."""
-    commands = {info.name or info.callback.__name__: info.callback for info in app.app.registered_commands}
-    rows = [(f"[`{name}`](#{name})", prose(first(command.__doc__))) for name, command in commands.items()]
+    commands = {
+        info.name or info.callback.__name__: info.callback for info in app.app.registered_commands
+    }
+    rows = [
+        (f"[`{name}`](#{name})", prose(first(command.__doc__)))
+        for name, command in commands.items()
+    ]
     parts = ["# The command line", str(app.app.info.help), table(("command", "what it does"), rows)]
-    parts.append("`perdure COMMAND --help` says the same. A mistake is one sentence and exit status 1 (2: of usage).")
+    parts.append(
+        "`perdure COMMAND --help` says the same. A mistake is one sentence and exit status 1 (2: of usage)."
+    )
     for name, command in commands.items():
-        found = [parameter(p) for p in inspect.signature(command, eval_str=True).parameters.values()]
+        found = [
+            parameter(p) for p in inspect.signature(command, eval_str=True).parameters.values()
+        ]
         usage = " ".join(["perdure", name, *(usage for usage, _ in found if usage), "[OPTIONS]"])
-        parts += [f"## `{name}` {{ #{name} }}", prose(command.__doc__ or ""), f"```text\n{usage}\n```"]
+        parts += [
+            f"## `{name}` {{ #{name} }}",
+            prose(command.__doc__ or ""),
+            f"```text\n{usage}\n```",
+        ]
         parts.append(table(("argument or option", "default", "meaning"), [row for _, row in found]))
     return "\n\n".join(parts)
 
@@ -117,7 +151,13 @@ def parameter(p: inspect.Parameter) -> tuple[str, tuple[str, str, str]]:
     # in `Annotated`, typer keeps the first of an option's names as its default
     given = [name for name in (about.default, *(about.param_decls or ())) if isinstance(name, str)]
     names = ", ".join(f"`{name}`" for name in given or [f"--{p.name.replace('_', '-')}"])
-    usual = "needed" if needed else "" if p.default in (None, []) or p.default is False else f"`{p.default}`"
+    usual = (
+        "needed"
+        if needed
+        else ""
+        if p.default in (None, []) or p.default is False
+        else f"`{p.default}`"
+    )
     return "", (names if kind is bool else f"{names} {value(kind, about.metavar)}", usual, help_)
 
 
@@ -143,7 +183,11 @@ def public_names() -> str:
     rows = [(f"[`{name}`](#{name})", prose(first(thing.__doc__))) for name, thing in things.items()]
     parts.append(table(("name", "what it is"), rows))
     for name, thing in things.items():
-        parts += [f"## `{name}` {{ #{name} }}", f"```python\n{signature(name, thing)}\n```", *explained(thing)]
+        parts += [
+            f"## `{name}` {{ #{name} }}",
+            f"```python\n{signature(name, thing)}\n```",
+            *explained(thing),
+        ]
         if inspect.isclass(thing) and not issubclass(thing, BaseException):
             parts.append(table(("member", "what it does"), members(thing)))
     return "\n\n".join(filter(None, parts))
@@ -156,7 +200,9 @@ def signature(name: str, thing: Any) -> str:
     found = inspect.signature(thing, eval_str=True)
     returns = found.return_annotation
     end = (
-        ")" if inspect.isclass(thing) or returns is found.empty else f") -> {short(inspect.formatannotation(returns))}"
+        ")"
+        if inspect.isclass(thing) or returns is found.empty
+        else f") -> {short(inspect.formatannotation(returns))}"
     )
     parts, keyword = [], False
     for p in found.parameters.values():
@@ -164,7 +210,11 @@ def signature(name: str, thing: Any) -> str:
             parts, keyword = [*parts, "*"], True
         parts.append(short(str(p)))
     line = f"{name}({', '.join(parts)}{end}"
-    return line if len(line) <= 100 else f"{name}(\n" + "".join(f"    {part},\n" for part in parts) + end
+    return (
+        line
+        if len(line) <= 100
+        else f"{name}(\n" + "".join(f"    {part},\n" for part in parts) + end
+    )
 
 
 def short(text: str) -> str:
@@ -212,7 +262,9 @@ def explained(thing: Any, parameters: str | None = None) -> list[str]:
 def split(text: str) -> dict[str, str]:
     """The sections of a docstring by their titles; what comes before the first under ''."""
     pieces = SECTION.split(text)
-    return {"": pieces[0].strip()} | {t: body.strip("\n") for t, body in zip(pieces[1::2], pieces[2::2], strict=True)}
+    return {"": pieces[0].strip()} | {
+        t: body.strip("\n") for t, body in zip(pieces[1::2], pieces[2::2], strict=True)
+    }
 
 
 def entries(body: str) -> dict[str, str]:
@@ -243,7 +295,9 @@ def prose(text: str) -> str:
             continue
         pieces = re.split(r"(`[^`]*`)", paragraph)
         pieces[::2] = [re.sub(r"[\\*_\[\]]", r"\\\g<0>", as_it_is(piece)) for piece in pieces[::2]]
-        pieces[1::2] = [piece.replace("|", "\\|") if "\n" not in text else piece for piece in pieces[1::2]]
+        pieces[1::2] = [
+            piece.replace("|", "\\|") if "\n" not in text else piece for piece in pieces[1::2]
+        ]
         paragraphs.append("".join(pieces))
     return "\n\n".join(paragraphs)
 
@@ -258,4 +312,6 @@ def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     if not rows:
         return ""
     lines = [head, ("---",) * len(head), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("\n", " ") for cell in line) + " |" for line in lines)
+    return "\n".join(
+        "| " + " | ".join(cell.replace("\n", " ") for cell in line) + " |" for line in lines
+    )

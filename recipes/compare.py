@@ -25,9 +25,18 @@ LORA = "rank: 10, alpha: 10, target_modules: [key, value, k_proj, v_proj]"
 # the baseline has more rates, because its best ones lie at the lower end
 VARIANTS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "InfLoRA": ([], RATES),
-    "sequential LoRA": ([f"method={{name: sequential, {LORA}}}", "rule=last"], (*RATES, "1.0e-4", "3.0e-5")),
-    "PIC": ([f"method={{name: isolated, {LORA}}}", "rule={name: task_arithmetic, scale: 1/n}"], RATES),
-    "PIC in designed subspaces": (["method.upon=pretrained", "rule={name: task_arithmetic, scale: 1/n}"], RATES),
+    "sequential LoRA": (
+        [f"method={{name: sequential, {LORA}}}", "rule=last"],
+        (*RATES, "1.0e-4", "3.0e-5"),
+    ),
+    "PIC": (
+        [f"method={{name: isolated, {LORA}}}", "rule={name: task_arithmetic, scale: 1/n}"],
+        RATES,
+    ),
+    "PIC in designed subspaces": (
+        ["method.upon=pretrained", "rule={name: task_arithmetic, scale: 1/n}"],
+        RATES,
+    ),
     # ablations, at InfLoRA's rate
     "random": (["method.design=random"], ("1.0e-3",)),
     "new_task": (["method.design=new_task"], ("1.0e-3",)),
@@ -37,7 +46,9 @@ VARIANTS: dict[str, tuple[list[str], tuple[str, ...]]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--folder", help="the data, where they are not to come from the hub")
     parser.add_argument("--model", help="the backbone, where it is not to come from the hub")
@@ -52,17 +63,37 @@ def main() -> None:
         settings, rates = VARIANTS[variant]
         place = arguments.runs / arguments.recipe.stem / variant.replace(" ", "-")
 
-        def measured(rate: str, seed: int, settings: list[str] = settings, place: Path = place) -> dict:
-            every = [*common, *settings, f"training.learning_rate={rate}", f"seed={seed}", f"stream.order_seed={seed}"]
-            return measure(Recipe.read(arguments.recipe, every), place.with_name(f"{place.name}-{rate}-{seed}"))
+        def measured(
+            rate: str, seed: int, settings: list[str] = settings, place: Path = place
+        ) -> dict:
+            every = [
+                *common,
+                *settings,
+                f"training.learning_rate={rate}",
+                f"seed={seed}",
+                f"stream.order_seed={seed}",
+            ]
+            return measure(
+                Recipe.read(arguments.recipe, every), place.with_name(f"{place.name}-{rate}-{seed}")
+            )
 
         for heads in ("own", "aligned"):
             first = {rate: measured(rate, arguments.seeds[0]) for rate in rates}
             best = max(rates, key=lambda rate: first[rate]["validation", heads]["concatenated"])
             for seed in arguments.seeds:
                 found = measured(best, seed)
-                values = {name: f"{100 * value:.1f}" for name, value in found["test", heads].items()}
-                rows.append({"variant": variant, "heads": heads, "learning_rate": best, "seed": seed, **values})
+                values = {
+                    name: f"{100 * value:.1f}" for name, value in found["test", heads].items()
+                }
+                rows.append(
+                    {
+                        "variant": variant,
+                        "heads": heads,
+                        "learning_rate": best,
+                        "seed": seed,
+                        **values,
+                    }
+                )
                 print(rows[-1], flush=True)
     write(arguments.recipe.parent / "results" / f"{arguments.recipe.stem}.csv", rows)
 
@@ -93,14 +124,20 @@ def measure(recipe: Recipe, place: Path) -> dict[tuple[str, str], dict[str, floa
     for heads in ("own", "aligned"):
         if heads == "aligned":
             gaussians = {}
-            for step, task in enumerate(system.learned, start=1):  # each as it was when the task had just been learned
+            for step, task in enumerate(
+                system.learned, start=1
+            ):  # each as it was when the task had just been learned
                 rows = backbone.encode(stream[step - 1].rows("train"))
                 seen = features(backbone, system.until(step).combined, rows).cpu()
-                gaussians[task.name] = Gaussians.of(seen, torch.tensor(rows.labels), len(task.classes))
+                gaussians[task.name] = Gaussians.of(
+                    seen, torch.tensor(rows.labels), len(task.classes)
+                )
             align(backbone, gaussians, system.classes, alignment, seed=recipe.seed)
         for split in ("validation", "test"):
             scores = [system.answer(task, split, TASK_IDS).accuracy() for task in stream]
-            found[split, heads] = {name: sum(row[name] for row in scores) / len(scores) for name in TASK_IDS}
+            found[split, heads] = {
+                name: sum(row[name] for row in scores) / len(scores) for name in TASK_IDS
+            }
     CACHE[place] = found
     return found
 

@@ -69,7 +69,9 @@ TIMED = {"stream.train": 40, "stream.validation": 40, "stream.test": 20}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("recipes", type=Path, nargs="+")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS))
@@ -80,7 +82,9 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     for path in arguments.recipes:
-        comparison = Comparison(path, arguments.runs / path.stem, arguments.seeds[0], arguments.trials)
+        comparison = Comparison(
+            path, arguments.runs / path.stem, arguments.seeds[0], arguments.trials
+        )
         rows = []
         for seed in arguments.seeds:
             comparison.begin(seed)
@@ -117,7 +121,9 @@ class Comparison:
         values = VARIANTS[variant] | {"seed": seed}
         if named(Recipe.read(self.path).stream, "stream")[0] == "split_mnist":
             values |= OF_DINOV2.get(variant, {}) | {"stream.order_seed": seed}
-        return Recipe.read(self.path, [*(f"{name}={value}" for name, value in values.items()), *settings])
+        return Recipe.read(
+            self.path, [*(f"{name}={value}" for name, value in values.items()), *settings]
+        )
 
     def place(self, variant: str, what: object) -> Path:
         """Where what is done with a variant has its folder."""
@@ -138,9 +144,14 @@ class Comparison:
             return []
         if variant not in self.found:
             found = tune(
-                recipe, self.place(variant, "tune"), protocol=Protocol(trials=self.trials), backbone=self.backbone
+                recipe,
+                self.place(variant, "tune"),
+                protocol=Protocol(trials=self.trials),
+                backbone=self.backbone,
             )
-            self.found[variant] = [f"{name}={value}" for name, value in found.best["settings"].items()]
+            self.found[variant] = [
+                f"{name}={value}" for name, value in found.best["settings"].items()
+            ]
         return self.found[variant]
 
     def rows(self, variant: str, seed: int) -> list[dict[str, Any]]:
@@ -150,7 +161,9 @@ class Comparison:
             return json.loads(cached.read_text())
         recipe = self.recipe(variant, seed, self.tuned(variant))
         results = self.learn(place, recipe, self.stream)
-        rules = {variant: recipe.make_rule()} | ({ORACLE: Rule(name="oracle")} if variant == "isolated (PIC)" else {})
+        rules = {variant: recipe.make_rule()} | (
+            {ORACLE: Rule(name="oracle")} if variant == "isolated (PIC)" else {}
+        )
         rows = [self.row(results, name, rule, recipe) for name, rule in rules.items()]
         cached.write_text(json.dumps(rows))
         return rows
@@ -170,7 +183,9 @@ class Comparison:
                 self.learn(place, recipe, stream)
                 cached.write_text(json.dumps(time.process_time() - started))
             seconds[variant] = json.loads(cached.read_text())
-        found = {variant: round(value / seconds["sequential"], 2) for variant, value in seconds.items()}
+        found = {
+            variant: round(value / seconds["sequential"], 2) for variant, value in seconds.items()
+        }
         return found | {ORACLE: found.get("isolated (PIC)", 1.0)}
 
     def row(self, results: Run, name: str, rule: Rule, recipe: Recipe) -> dict[str, Any]:
@@ -182,13 +197,21 @@ class Comparison:
         tasks = [event for event in results.events() if event["event"] == "task"]
         manifests = [layout.manifest(place) for place in results.task_folders().values()]
         found: dict[str, Any] = {"variant": name, "rule": rule.label, "seed": recipe.seed}
-        found |= {"learning_rate": recipe.make_training().learning_rate if recipe.make_method().trains else ""}
+        found |= {
+            "learning_rate": recipe.make_training().learning_rate
+            if recipe.make_method().trains
+            else ""
+        }
         found |= {"coefficient": coefficient(recipe)}
         for metric in (metrics.average_accuracy, metrics.forgetting):
             for way in TASK_IDS:
-                found[f"{metric.__name__}, {way}"] = f"{100 * metric(results.matrix(rule.label, way)):.2f}"
+                found[f"{metric.__name__}, {way}"] = (
+                    f"{100 * metric(results.matrix(rule.label, way)):.2f}"
+                )
         found |= {"trained": max(task["trained"] for task in tasks)}
-        found |= {"stored_bytes": sum(file["size"] for files in manifests for file in files.values())}
+        found |= {
+            "stored_bytes": sum(file["size"] for files in manifests for file in files.values())
+        }
         return found | {"state_bytes": tasks[-1]["state_bytes"]}
 
 
@@ -208,11 +231,23 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def over_seeds(rows: list[dict[str, Any]]) -> str:
     """A Markdown table of mean ± standard deviation over the seeds."""
-    columns = ["given", "posterior", "concatenated", "forgetting, given", "forgetting, concatenated"]
-    lines = [f"| method | {' | '.join(columns)} | trained | stored | time |", "|---" * (len(columns) + 4) + "|"]
+    columns = [
+        "given",
+        "posterior",
+        "concatenated",
+        "forgetting, given",
+        "forgetting, concatenated",
+    ]
+    lines = [
+        f"| method | {' | '.join(columns)} | trained | stored | time |",
+        "|---" * (len(columns) + 4) + "|",
+    ]
     for variant in dict.fromkeys(row["variant"] for row in rows):
         own = [row for row in rows if row["variant"] == variant]
-        names = [name if name.startswith("forgetting") else f"average_accuracy, {name}" for name in columns]
+        names = [
+            name if name.startswith("forgetting") else f"average_accuracy, {name}"
+            for name in columns
+        ]
         cells = [_spread([float(row[name]) for row in own]) for name in names]
         sizes = [_thousands(own[-1]["trained"]), f"{float(own[-1]['stored_bytes']) / 1e6:.1f} MB"]
         sizes.append(f"{float(own[-1].get('time', 'nan')):.2f}")

@@ -23,7 +23,10 @@ from perdure.runs.resume import restored
 from perdure.runs.state import read
 from perdure.runs.writer import writing
 
-METHODS: dict[str, dict[str, Any]] = {"isolated": {"training": {"keep_inputs": True}}, "sequential": {"rule": "last"}}
+METHODS: dict[str, dict[str, Any]] = {
+    "isolated": {"training": {"keep_inputs": True}},
+    "sequential": {"rule": "last"},
+}
 BEYOND: dict[str, list[dict[str, Any]]] = {
     "smile": [{"gate_rank": 1}, {"gate_rank": 8}, {"top_k": 2}],
     "iso": [{"mode": "cts"}],
@@ -53,7 +56,8 @@ def rules(method: str) -> list[Rule]:
             found.append(Rule(name=name, options={"scale": "search"}, search=SEARCH))
     iso_cts = Rule(name="iso", options={"mode": "cts", "scale": "search"}, search=SEARCH)
     per_task = [
-        Rule(options={"scale": "search"}, search=Search(over=over, budget=BUDGET)) for over in ("tasks", "layers")
+        Rule(options={"scale": "search"}, search=Search(over=over, budget=BUDGET))
+        for over in ("tasks", "layers")
     ]
     return [*found, iso_cts, *per_task]
 
@@ -69,7 +73,9 @@ def main() -> None:
         for method, settings in METHODS.items():
             folder = arguments.runs / f"{method}-{seed}"
             training = TEXT["training"] | settings.get("training", {})
-            recipe = Recipe.parse(TEXT | {"method": method, "seed": seed} | settings | {"training": training})
+            recipe = Recipe.parse(
+                TEXT | {"method": method, "seed": seed} | settings | {"training": training}
+            )
             if not (folder / "combined.json").is_file():
                 recipe.run(folder)
             measure_all(Run(folder), rules(method))
@@ -91,7 +97,9 @@ def measure_all(results: Run, wanted: list[Rule]) -> None:
     done = {row["rule"] for row in results.scores() if row["step"] == len(system.learned)}
     for rule in wanted:
         if rule.label not in done:
-            measurement = measure(system.with_rule(rule), stream, recipe.make_evaluation(), recipe.seed)
+            measurement = measure(
+                system.with_rule(rule), stream, recipe.make_evaluation(), recipe.seed
+            )
             with writing(results.folder) as writer:
                 writer.measurement(measurement, own=False)
 
@@ -118,7 +126,10 @@ def table(results: Run, method: str, seed: int) -> list[dict[str, Any]]:
 
 def of_scales(results: Run, curve: list[Rule], seed: int) -> list[dict[str, Any]]:
     """A row for each scale of task arithmetic."""
-    return [{"seed": seed, "scale": rule.options["scale"], **accuracies(results, rule.label)} for rule in curve]
+    return [
+        {"seed": seed, "scale": rule.options["scale"], **accuracies(results, rule.label)}
+        for rule in curve
+    ]
 
 
 def over_seeds(rows: list[dict[str, Any]], keys: list[str]) -> str:
@@ -132,9 +143,14 @@ def over_seeds(rows: list[dict[str, Any]], keys: list[str]) -> str:
         values = [float(row[way]) for way in WAYS]
         groups.setdefault(tuple(row[key] for key in keys), {})[row["seed"]] = values
     usual = groups.get(("isolated", "task_arithmetic")) or groups[(0.2,)]
-    lines = [f"| {' | '.join(keys)} | {' | '.join(WAYS)} | posterior, to 1/n |", "|---" * (len(keys) + 4) + "|"]
+    lines = [
+        f"| {' | '.join(keys)} | {' | '.join(WAYS)} | posterior, to 1/n |",
+        "|---" * (len(keys) + 4) + "|",
+    ]
     if "rule" in keys:
-        groups = dict(sorted(groups.items(), key=lambda item: -np.mean([v[1] for v in item[1].values()])))
+        groups = dict(
+            sorted(groups.items(), key=lambda item: -np.mean([v[1] for v in item[1].values()]))
+        )
     for group, seeds in groups.items():
         found = np.array(list(seeds.values()))
         difference = np.array([values[1] - usual[seed][1] for seed, values in seeds.items()])

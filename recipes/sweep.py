@@ -69,7 +69,9 @@ def measure_all(results: Run, rules: list[tuple[str, list[str]]]) -> None:
     for name, settings in rules:
         rule = rule_of(results.folder, name, settings)
         if rule and rule.label not in done:
-            measurement = measure(system.with_rule(rule), stream, recipe.make_evaluation(), recipe.seed)
+            measurement = measure(
+                system.with_rule(rule), stream, recipe.make_evaluation(), recipe.seed
+            )
             with writing(results.folder) as writer:
                 writer.measurement(measurement, own=False)
 

@@ -19,7 +19,9 @@ import transformers
 from datasets import Dataset
 from PIL import Image
 
-if "perdure" not in sys.modules:  # as it is in a fork; pytest's own option does not reach the processes of xdist
+if (
+    "perdure" not in sys.modules
+):  # as it is in a fork; pytest's own option does not reach the processes of xdist
     jaxtyping.install_import_hook("perdure", "typecheck.check")
 
 from perdure import Backbone, Task, TaskStream
@@ -52,7 +54,11 @@ def write_adapter(folder: Path, adapter: Any, *, base: str = "", head: Any = Non
 def make(kind: str, folder: Path) -> Path:
     """Save a pico model of an architecture with random weights."""
     if kind in TEXT:
-        sizes = {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64} if kind == "distilbert" else SIZES
+        sizes = (
+            {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64}
+            if kind == "distilbert"
+            else SIZES
+        )
         return save(folder, TEXT[kind](**sizes, **IN_COMMON))
     torch.manual_seed(7)
     config = IMAGE[kind](
@@ -101,11 +107,15 @@ def pictures() -> TaskStream:
     def rows(n: int, seed: int) -> Dataset:
         rng = np.random.default_rng(seed)
         labels = [i % 2 for i in range(n)]
-        pixels = [rng.integers(0, 80, (16, 16, 3), dtype=np.uint8) + np.uint8(150 * label) for label in labels]
+        pixels = [
+            rng.integers(0, 80, (16, 16, 3), dtype=np.uint8) + np.uint8(150 * label)
+            for label in labels
+        ]
         return Dataset.from_dict({"image": [Image.fromarray(p) for p in pixels], "label": labels})
 
     tasks = [
-        Task(name, ("dark", "light"), rows(16, i), rows(8, i + 10), rows(8, i + 20)) for i, name in enumerate("ab")
+        Task(name, ("dark", "light"), rows(16, i), rows(8, i + 10), rows(8, i + 20))
+        for i, name in enumerate("ab")
     ]
     return TaskStream("pictures", tuple(tasks), "domain")
 
@@ -138,7 +148,9 @@ def need(*packages: Any, option: str = "") -> None:
 
     missing = [package.name for package in packages if not (cache() / package.file).is_file()]
     if missing:
-        pytest.skip(f"{missing[0]} is not in the cache: run `perdure demo{option} --download` first")
+        pytest.skip(
+            f"{missing[0]} is not in the cache: run `perdure demo{option} --download` first"
+        )
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,13 @@ from conftest import make
 from perdure.checks.models import WORDS, tokenizer
 
 SMALL = {"vocab_size": len(WORDS) + 4}
-SIZES = {**SMALL, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+SIZES = {
+    **SMALL,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+}
 SPECIAL = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
 GPT = {**SMALL, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 40}
 T5 = {**SMALL, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}
@@ -21,13 +27,22 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "phi3": lambda: transformers.Phi3Config(**SIZES, **SPECIAL, num_key_value_heads=2),
     "gpt2": lambda: transformers.GPT2Config(**GPT, **SPECIAL),
     "openai-gpt": lambda: transformers.OpenAIGPTConfig(**GPT, pad_token_id=0),
-    "t5": lambda: transformers.T5Config(**T5, pad_token_id=0, eos_token_id=3, decoder_start_token_id=0),
-    "mt5": lambda: transformers.MT5Config(**T5, pad_token_id=0, eos_token_id=3, decoder_start_token_id=0),
-    "umt5": lambda: transformers.UMT5Config(**T5, pad_token_id=0, eos_token_id=3, decoder_start_token_id=0),
+    "t5": lambda: transformers.T5Config(
+        **T5, pad_token_id=0, eos_token_id=3, decoder_start_token_id=0
+    ),
+    "mt5": lambda: transformers.MT5Config(
+        **T5, pad_token_id=0, eos_token_id=3, decoder_start_token_id=0
+    ),
+    "umt5": lambda: transformers.UMT5Config(
+        **T5, pad_token_id=0, eos_token_id=3, decoder_start_token_id=0
+    ),
     "mpnet": lambda: transformers.MPNetConfig(**SIZES, pad_token_id=1, max_position_embeddings=42),
-    "xlnet": lambda: transformers.XLNetConfig(**SMALL, d_model=16, n_layer=2, n_head=2, d_inner=32, pad_token_id=0),
+    "xlnet": lambda: transformers.XLNetConfig(
+        **SMALL, d_model=16, n_layer=2, n_head=2, d_inner=32, pad_token_id=0
+    ),
     "fnet": lambda: transformers.FNetConfig(
-        **{key: value for key, value in SIZES.items() if key != "num_attention_heads"}, tpu_short_seq_length=32
+        **{key: value for key, value in SIZES.items() if key != "num_attention_heads"},
+        tpu_short_seq_length=32,
     ),
 }
 
@@ -70,6 +85,8 @@ def all_forms(place: Path) -> None:
     (place / "gpt2" / "model.safetensors").unlink()
     model.save_pretrained(place / "gpt2", max_shard_size="8KB")
     make("roberta", place / "roberta")
-    state = transformers.AutoModelForSequenceClassification.from_pretrained(place / "roberta").state_dict()
+    state = transformers.AutoModelForSequenceClassification.from_pretrained(
+        place / "roberta"
+    ).state_dict()
     torch.save(state, place / "roberta" / "pytorch_model.bin")
     (place / "roberta" / "model.safetensors").unlink()

@@ -61,7 +61,11 @@ class Faults:
             if place != self.folder and not place.startswith(f"{self.folder}/"):
                 return False
             torn = name in ("write", "pwrite")
-            possible = ["denied", "broken"] if reads else [kind for kind in KINDS if kind != "torn" or torn]
+            possible = (
+                ["denied", "broken"]
+                if reads
+                else [kind for kind in KINDS if kind != "torn" or torn]
+            )
             self.done.append((f"{name} {place[len(self.folder) + 1 :]}", possible))
             if len(self.done) - 1 != self.at:
                 return False
@@ -94,13 +98,17 @@ def _hook(event: str, arguments: tuple[Any, ...]) -> None:
     if _now is None or event not in EVENTS:
         return
     path, name = arguments[0], event.removeprefix("os.")
-    at = arguments[-1] if event in ("os.remove", "os.rmdir", "os.mkdir") else -1  # relative to an open folder
+    at = (
+        arguments[-1] if event in ("os.remove", "os.rmdir", "os.mkdir") else -1
+    )  # relative to an open folder
     if isinstance(at, int) and at >= 0 and not os.path.isabs(os.fsdecode(path)):
         path = f"{_place(at)}/{os.fsdecode(path)}"
     reads = event in READS
     if event == "open":
         mode, flags = arguments[1], arguments[2] if isinstance(arguments[2], int) else 0
-        reads = not (flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) or (mode and set(mode) & set("wax+")))
+        reads = not (
+            flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) or (mode and set(mode) & set("wax+"))
+        )
     _now.operation(name, path, reads=reads)
 
 
@@ -116,7 +124,10 @@ class _File:
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._file, name)
         if name in ("read", "readall", "readinto", "readline"):
-            return lambda *given: (_now and _now.operation("read", self._path, reads=True), found(*given))[1]
+            return lambda *given: (
+                _now and _now.operation("read", self._path, reads=True),
+                found(*given),
+            )[1]
         return found
 
     def write(self, content: Any) -> int:
@@ -167,7 +178,13 @@ def _patched() -> dict[tuple[Any, str], Any]:
 
     found[io, "open"] = found[builtins, "open"] = opened
     found[os, "write"], found[os, "pwrite"] = torn("write", write), torn("pwrite", pwrite)
-    for name, reads in {"stat": True, "lstat": True, "fstat": True, "fsync": False, "preadv": True}.items():
+    for name, reads in {
+        "stat": True,
+        "lstat": True,
+        "fstat": True,
+        "fsync": False,
+        "preadv": True,
+    }.items():
         found[os, name] = watched(name, getattr(os, name), reads)
     return found
 

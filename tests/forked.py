@@ -19,7 +19,9 @@ import everything
 PERDURE = "from perdure.cli.app import main; main()"
 """The command line."""
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(everything.NAMES)  # a name that it cannot import it skips without a word
+_context.set_forkserver_preload(
+    everything.NAMES
+)  # a name that it cannot import it skips without a word
 
 
 def do_not_wait_for_the_disk() -> None:
@@ -31,7 +33,9 @@ def do_not_wait_for_the_disk() -> None:
         os.fsync = operator.index
 
 
-def _begin(code: str, arguments: list[str], environment: dict[str, str], cwd: str, outputs: list[str]) -> None:
+def _begin(
+    code: str, arguments: list[str], environment: dict[str, str], cwd: str, outputs: list[str]
+) -> None:
     for number, place in enumerate(outputs, 1):
         file = os.open(place, os.O_WRONLY)
         os.dup2(file, number)
@@ -57,7 +61,12 @@ class Process:
             number, place = tempfile.mkstemp()
             os.close(number)
             self._outputs.append(place)
-        given = [code, [str(one) for one in arguments], {**os.environ, **environment}, str(cwd or Path.cwd())]
+        given = [
+            code,
+            [str(one) for one in arguments],
+            {**os.environ, **environment},
+            str(cwd or Path.cwd()),
+        ]
         self._process = _context.Process(target=_begin, args=(*given, self._outputs), daemon=True)
         self._process.start()
 
@@ -98,4 +107,6 @@ def python(
     """As `subprocess.run` of it."""
     process = Process(code, *arguments, cwd=cwd, **environment)
     out, err = process.communicate(timeout)
-    return subprocess.CompletedProcess([code, *map(str, arguments)], process.returncode or 0, out, err)
+    return subprocess.CompletedProcess(
+        [code, *map(str, arguments)], process.returncode or 0, out, err
+    )

@@ -36,16 +36,86 @@ from perdure import Backbone, PerdureError
 MEMORY = 1_000_000_000  # bytes
 SECONDS = 10
 ABSURD: list[Any] = [
-    *(0, -1, 3, 17, 1000, 100_000, 10**9, 10**12, 2**63, 10**30, 0.5, 1e308, float("nan"), float("inf")),
-    *(True, None, "", "x", "relu7", "cuda", "float8", [], [1, 2], ["a"] * 1000, {}, {"0": "a"}, {"x": [1]}),
-    *({"quant_method": "gptq"}, {"AutoModel": "code.Model", "AutoConfig": "code.Config"}, "../../x", "org/kernel"),
+    *(
+        0,
+        -1,
+        3,
+        17,
+        1000,
+        100_000,
+        10**9,
+        10**12,
+        2**63,
+        10**30,
+        0.5,
+        1e308,
+        float("nan"),
+        float("inf"),
+    ),
+    *(
+        True,
+        None,
+        "",
+        "x",
+        "relu7",
+        "cuda",
+        "float8",
+        [],
+        [1, 2],
+        ["a"] * 1000,
+        {},
+        {"0": "a"},
+        {"x": [1]},
+    ),
+    *(
+        {"quant_method": "gptq"},
+        {"AutoModel": "code.Model", "AutoConfig": "code.Config"},
+        "../../x",
+        "org/kernel",
+    ),
 ]
 KEYS = (
-    *("num_hidden_layers", "hidden_size", "vocab_size", "num_attention_heads", "intermediate_size", "hidden_act"),
-    *("max_position_embeddings", "type_vocab_size", "pad_token_id", "num_labels", "id2label", "label2id"),
-    *("layer_norm_eps", "hidden_dropout_prob", "initializer_range", "dtype", "model_type", "auto_map"),
-    *("quantization_config", "architectures", "rope_parameters", "layer_types", "is_decoder", "attn_implementation"),
-    *("image_size", "patch_size", "num_channels", "n_layer", "d_model", "num_layers", "tie_word_embeddings"),
+    *(
+        "num_hidden_layers",
+        "hidden_size",
+        "vocab_size",
+        "num_attention_heads",
+        "intermediate_size",
+        "hidden_act",
+    ),
+    *(
+        "max_position_embeddings",
+        "type_vocab_size",
+        "pad_token_id",
+        "num_labels",
+        "id2label",
+        "label2id",
+    ),
+    *(
+        "layer_norm_eps",
+        "hidden_dropout_prob",
+        "initializer_range",
+        "dtype",
+        "model_type",
+        "auto_map",
+    ),
+    *(
+        "quantization_config",
+        "architectures",
+        "rope_parameters",
+        "layer_types",
+        "is_decoder",
+        "attn_implementation",
+    ),
+    *(
+        "image_size",
+        "patch_size",
+        "num_channels",
+        "n_layer",
+        "d_model",
+        "num_layers",
+        "tie_word_embeddings",
+    ),
 )
 
 
@@ -112,7 +182,9 @@ def check_works(folder: Path) -> None:
     first = features(folder, 1)
     assert first.isfinite().all(), "the features are not finite"
     scale = first.abs().max().clamp_min(1e-3)
-    assert (first[0] - first[1]).abs().max() <= 1e-3 * scale, "a feature depends on the example beside it"
+    assert (first[0] - first[1]).abs().max() <= 1e-3 * scale, (
+        "a feature depends on the example beside it"
+    )
     assert torch.equal(features(folder, 2), first), "another seed gives another model"
 
 
@@ -123,7 +195,13 @@ def attempt(number: int, seed: int, found: dict[str, Any]) -> None:
     shutil.rmtree(case, ignore_errors=True)
     model = random.choice(sorted(path.name for path in Path("models").iterdir()))
     shutil.copytree(Path("models") / model, case)
-    changes = [mutate, mutate, in_config, in_config, *([in_weights] if list(case.glob("*.safetensors")) else [])]
+    changes = [
+        mutate,
+        mutate,
+        in_config,
+        in_config,
+        *([in_weights] if list(case.glob("*.safetensors")) else []),
+    ]
     said = f"{model}: {random.choice(changes)(case, random)}"
     began = time.monotonic()
     signal.alarm(SECONDS)
@@ -140,7 +218,9 @@ def attempt(number: int, seed: int, found: dict[str, Any]) -> None:
         signal.alarm(0)
         frames = traceback.extract_tb(error.__traceback__)
         where = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames][-6:]
-        found["faults"][f"{number}: {said}"] = f"{type(error).__name__}: {str(error)[:300]} at {where}"
+        found["faults"][f"{number}: {said}"] = (
+            f"{type(error).__name__}: {str(error)[:300]} at {where}"
+        )
         outcome = "WRONG"
     finally:
         signal.alarm(0)

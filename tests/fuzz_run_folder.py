@@ -69,7 +69,9 @@ def prepare() -> None:
     def stop(writer: Writer, snapshot: Any) -> None:
         kept(writer, snapshot)
         second = len(Run(writer.folder).tasks) == 1
-        if second and snapshot and snapshot.about["step"] in (0, 4):  # none is made where nothing is trained
+        if (
+            second and snapshot and snapshot.about["step"] in (0, 4)
+        ):  # none is made where nothing is trained
             raise KeyboardInterrupt
 
     Writer.unfinished = stop
@@ -78,13 +80,17 @@ def prepare() -> None:
         with contextlib.suppress(KeyboardInterrupt):
             Recipe.parse({**common, "method": method, "training": training}).run(name)
     Writer.unfinished = kept
-    Path("stopped/lock.json").write_text('{"pid": 4000000, "host": "elsewhere", "since": "2026-01-01T00:00:00+00:00"}')
+    Path("stopped/lock.json").write_text(
+        '{"pid": 4000000, "host": "elsewhere", "since": "2026-01-01T00:00:00+00:00"}'
+    )
     method = {"name": "isolated", "rank": 2, "peft": "bottleneck"}
     rule = {"name": "task_arithmetic", "space": "factor", "scale": "search"}
     Recipe.parse({**common, "method": method, "rule": rule, "training": STEPS}).run("bottleneck")
 
 
-def actions(folder: Path, random: Random, *, recipe_is_sound: bool) -> Iterator[tuple[str, Callable[[], Any]]]:
+def actions(
+    folder: Path, random: Random, *, recipe_is_sound: bool
+) -> Iterator[tuple[str, Callable[[], Any]]]:
     """Everything that reads a run; what takes longer, or changes it, sometimes."""
     tasks: list[str] = []
     yield "Run", lambda: Run(folder)
@@ -129,7 +135,11 @@ def attempt(number: int, seed: int, found: dict[str, Any]) -> None:
             found["outcomes"][f"{name}: refused"] += 1
         except (Exception, Hang) as error:
             signal.alarm(0)
-            frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "/perdure/" in frame.filename]
+            frames = [
+                frame
+                for frame in traceback.extract_tb(error.__traceback__)
+                if "/perdure/" in frame.filename
+            ]
             where = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "?"
             key = f"{name}: {type(error).__name__} at {where}"
             fault = {"input": number, "said": said, "error": str(error)[:200], "trace": [

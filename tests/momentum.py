@@ -19,7 +19,9 @@ class Perturbed(torch.optim.SGD):
 
     def step(self, closure=None):
         for group in self.param_groups:
-            group["scales"] += torch.stack([parameter.detach().abs().mean() for parameter in group["params"]])
+            group["scales"] += torch.stack(
+                [parameter.detach().abs().mean() for parameter in group["params"]]
+            )
         super().step(closure)
 
     @contextlib.contextmanager

@@ -17,8 +17,34 @@ from perdure.learning.snapshot import Snapshot
 DEEP = "PERDURE_DEEP"  # a text that becomes 50,000 nested lists
 HOSTILE: list[Any] = [
     *(0, -1, 1, 2, 3, 7, 16, 17, 2**31, 2**63, 10**30, 10**400, 0.5, -0.0, 1e-320, 1e308),
-    *(float("nan"), float("inf"), -float("inf"), True, False, None, [], {}, [[]], [None], {"": {}}, [1, "a"]),
-    *("", " ", "x", "fruit", "colour", "..", "../../../etc/passwd", "/etc/passwd", "/dev/zero", "~", "a/b", "a\0b"),
+    *(
+        float("nan"),
+        float("inf"),
+        -float("inf"),
+        True,
+        False,
+        None,
+        [],
+        {},
+        [[]],
+        [None],
+        {"": {}},
+        [1, "a"],
+    ),
+    *(
+        "",
+        " ",
+        "x",
+        "fruit",
+        "colour",
+        "..",
+        "../../../etc/passwd",
+        "/etc/passwd",
+        "/dev/zero",
+        "~",
+        "a/b",
+        "a\0b",
+    ),
     *(
         "(a+)+$",
         r"(\w+\.?)+!",
@@ -32,9 +58,44 @@ HOSTILE: list[Any] = [
         "\u202e",
         "é" * 9,
     ),
-    *("a" * 10_000, "nan", "1e999", "search", "1/n", "9" * 5000, ["query", "(x+x+)+y"], ["a"] * 1000, {"scale": {}}),
-    *({"a": float("nan")}, [10**18], [0, 10**15], [10**9, 10**9], [-1, 4], "I64", "F64", "BOOL", "F4", "U16", "C64"),
-    *("isolated", "inflora", "joint", "oracle", "sum", "slerp", "smile", "regmean", "delta", "factor", "start", DEEP),
+    *(
+        "a" * 10_000,
+        "nan",
+        "1e999",
+        "search",
+        "1/n",
+        "9" * 5000,
+        ["query", "(x+x+)+y"],
+        ["a"] * 1000,
+        {"scale": {}},
+    ),
+    *(
+        {"a": float("nan")},
+        [10**18],
+        [0, 10**15],
+        [10**9, 10**9],
+        [-1, 4],
+        "I64",
+        "F64",
+        "BOOL",
+        "F4",
+        "U16",
+        "C64",
+    ),
+    *(
+        "isolated",
+        "inflora",
+        "joint",
+        "oracle",
+        "sum",
+        "slerp",
+        "smile",
+        "regmean",
+        "delta",
+        "factor",
+        "start",
+        DEEP,
+    ),
 ]
 YAML = [
     "a: &a [x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b]\nd: [*c,*c,*c,*c]\n",
@@ -78,7 +139,9 @@ def mutate(folder: Path, random: Random) -> str:
 def fit_manifest(place: Path) -> str:
     """Let the manifest of a task state what its files are now."""
     manifest = {}
-    for path in sorted(path for path in place.rglob("*") if path.name != "manifest.json" and path.is_file()):
+    for path in sorted(
+        path for path in place.rglob("*") if path.name != "manifest.json" and path.is_file()
+    ):
         content = path.read_bytes() if path.stat().st_size < 10_000_000 else b""
         sha256 = hashlib.sha256(content).hexdigest()
         manifest[str(path.relative_to(place))] = {"size": len(content), "sha256": sha256}
@@ -107,7 +170,9 @@ def in_bytes(path: Path, random: Random) -> str:
         elif kind == "repeat":
             content[place:place] = content[place : place + length] * random.choice([1, 2, 100])
         elif kind == "insert":
-            content[place:place] = random.choice([random.randbytes(length), b"\0" * length, b"9" * length, b'"'])
+            content[place:place] = random.choice(
+                [random.randbytes(length), b"\0" * length, b"9" * length, b'"']
+            )
         elif random.random() < 0.1:
             del content[place:]
     path.write_bytes(bytes(content))
@@ -153,7 +218,13 @@ def in_value(value: Any, random: Random) -> tuple[Any, str]:
     places: list[tuple[Any, Any]] = []
 
     def walk(inner: Any) -> None:
-        for key in list(inner) if isinstance(inner, dict) else range(len(inner)) if isinstance(inner, list) else ():
+        for key in (
+            list(inner)
+            if isinstance(inner, dict)
+            else range(len(inner))
+            if isinstance(inner, list)
+            else ()
+        ):
             places.append((inner, key))
             walk(inner[key])
 
@@ -167,16 +238,26 @@ def in_value(value: Any, random: Random) -> tuple[Any, str]:
     if kind == "out":
         del inner[key]
     elif kind == "in" and isinstance(inner, dict):
-        inner[random.choice(["", "x", "../x", "lora_A", "a.b", "__class__", "scale", "fruit", "\ud800"])] = new
+        inner[
+            random.choice(
+                ["", "x", "../x", "lora_A", "a.b", "__class__", "scale", "fruit", "\ud800"]
+            )
+        ] = new
     elif kind == "in":
         inner.insert(key, new)
     elif kind == "rename" and isinstance(inner, dict):
         inner[f"{key}{random.choice(['x', '.', '/', ' '])}"] = inner.pop(key)
     elif kind == "exchange":
         other, place = random.choice(places)
-        inner[key] = json.loads(json.dumps(other[place])) if place in other or isinstance(other, list) else new
+        inner[key] = (
+            json.loads(json.dumps(other[place]))
+            if place in other or isinstance(other, list)
+            else new
+        )
     elif kind == "near" and isinstance(inner[key], int | float):
-        inner[key] = random.choice([inner[key] + 1, inner[key] - 1, -inner[key], 2 * inner[key], 1000 * inner[key]])
+        inner[key] = random.choice(
+            [inner[key] + 1, inner[key] - 1, -inner[key], 2 * inner[key], 1000 * inner[key]]
+        )
     else:
         inner[key] = new
     return value, f"{kind} {key!r} {str(new)[:40]!r}"
@@ -235,7 +316,19 @@ def in_lines(path: Path, random: Random) -> str:
 
 # -- in a tensor file
 
-BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I8": 1, "U8": 1, "BOOL": 1, "U16": 2, "C64": 8}
+BYTES = {
+    "F64": 8,
+    "F32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "I64": 8,
+    "I32": 4,
+    "I8": 1,
+    "U8": 1,
+    "BOOL": 1,
+    "U16": 2,
+    "C64": 8,
+}
 
 
 def in_header(path: Path, random: Random) -> str:
@@ -245,7 +338,9 @@ def in_header(path: Path, random: Random) -> str:
     value, said = in_value(json.loads(content[8 : 8 + length]), random)
     text = dumped(value).encode()
     path.write_bytes(
-        random.choice([len(text)] * 20 + [2**63, 0, length]).to_bytes(8, "little") + text + content[8 + length :]
+        random.choice([len(text)] * 20 + [2**63, 0, length]).to_bytes(8, "little")
+        + text
+        + content[8 + length :]
     )
     return f"header: {said}"
 
@@ -276,13 +371,25 @@ def in_tensors(path: Path, random: Random) -> str:
     said = []
     for _ in range(random.choice([1, 1, 2])):
         name = random.choice([*tensors, "new"])
-        change = random.choice(["shape", "shape", "dtype", "name", "out", "values", "values", "size", "copy"])
+        change = random.choice(
+            ["shape", "shape", "dtype", "name", "out", "values", "values", "size", "copy"]
+        )
         said.append(f"{change} {name}")
         old = tensors.get(name, ("F32", [1], b"\0\0\0\0"))
         if change in ("name", "out"):
             tensors.pop(name, None)
         if change == "name":
-            names = ["", "x", "fruit/bias", "../x/weight", "colour/weight", f"{name}x", f"x.{name}", "\0", "a.b"]
+            names = [
+                "",
+                "x",
+                "fruit/bias",
+                "../x/weight",
+                "colour/weight",
+                f"{name}x",
+                f"x.{name}",
+                "\0",
+                "a.b",
+            ]
             tensors[random.choice(names)] = old
         elif change == "copy":
             tensors[random.choice([*tensors, "x"])] = old
@@ -293,7 +400,9 @@ def in_tensors(path: Path, random: Random) -> str:
         entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + len(data)]}
         end += len(data)
     text = json.dumps((about if random.random() < 0.9 else {}) | entries).encode()
-    path.write_bytes(len(text).to_bytes(8, "little") + text + b"".join(data for _, _, data in tensors.values()))
+    path.write_bytes(
+        len(text).to_bytes(8, "little") + text + b"".join(data for _, _, data in tensors.values())
+    )
     return "; ".join(said)
 
 
@@ -309,7 +418,9 @@ def _shape(dtype: str, shape: list[int], data: bytes, random: Random) -> Stored:
 
 def _size(dtype: str, shape: list[int], data: bytes, random: Random) -> Stored:
     """More or fewer zeros."""
-    other = random.choice([[], [0], [0, 10**15], [10**15, 0], [1], [10**5, 1], [1000, 1000], [2, 3], [*shape, 0]])
+    other = random.choice(
+        [[], [0], [0, 10**15], [10**15, 0], [1], [10**5, 1], [1000, 1000], [2, 3], [*shape, 0]]
+    )
     shape = random.choice([other, [max(0, n + random.choice([-1, 0, 1, n])) for n in shape]])
     return dtype, shape, bytes(min(BYTES[dtype] * math.prod(shape), 20_000_000))
 
@@ -322,7 +433,9 @@ def _dtype(dtype: str, shape: list[int], data: bytes, random: Random) -> Stored:
 
 def _values(dtype: str, shape: list[int], data: bytes, random: Random) -> Stored:
     """One or all of the numbers are NaN, infinite, zero, or very large."""
-    one = random.choice([b"\xff" * 8, b"\0" * 8, b"\0\0\x80\x7f" * 2, b"\x7f" * 8, b"\0\0\0\0\0\0\xf0\x7f"])
+    one = random.choice(
+        [b"\xff" * 8, b"\0" * 8, b"\0\0\x80\x7f" * 2, b"\x7f" * 8, b"\0\0\0\0\0\0\xf0\x7f"]
+    )
     return dtype, shape, (random.choice([one + data, one * (len(data) // 8 + 1)]))[: len(data)]
 
 

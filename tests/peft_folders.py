@@ -8,11 +8,21 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-IMAGE: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 16}
+IMAGE: dict[str, Any] = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 16,
+}
 TINY: dict[str, tuple[Any, Any, list[str]]] = {
     "llama": (
         lambda **more: transformers.LlamaConfig(
-            **{"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+            **{
+                "vocab_size": 64,
+                "hidden_size": 16,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+            }
             | {"intermediate_size": 40, "tie_word_embeddings": False}
             | more
         ),
@@ -21,7 +31,14 @@ TINY: dict[str, tuple[Any, Any, list[str]]] = {
     ),
     "gpt2": (
         lambda **more: transformers.GPT2Config(
-            vocab_size=64, n_embd=16, n_layer=2, n_head=2, n_positions=32, bos_token_id=1, eos_token_id=1, **more
+            vocab_size=64,
+            n_embd=16,
+            n_layer=2,
+            n_head=2,
+            n_positions=32,
+            bos_token_id=1,
+            eos_token_id=1,
+            **more,
         ),
         transformers.AutoModelForCausalLM,
         ["c_attn", "c_proj", "c_fc"],
@@ -39,7 +56,15 @@ TINY: dict[str, tuple[Any, Any, list[str]]] = {
 }
 
 
-def base(kind: str, folder: Path, *, name: str = "", dtype=torch.float32, max_shard_size="1GB", **settings) -> Path:
+def base(
+    kind: str,
+    folder: Path,
+    *,
+    name: str = "",
+    dtype=torch.float32,
+    max_shard_size="1GB",
+    **settings,
+) -> Path:
     """Save a tiny model of random weights."""
     torch.manual_seed(7)
     config, auto, _ = TINY[kind]
@@ -49,7 +74,9 @@ def base(kind: str, folder: Path, *, name: str = "", dtype=torch.float32, max_sh
     return place
 
 
-def adapter(base: Path, place: Path, *, seed: int, exact: bool = False, auto=None, **settings: Any) -> Path:
+def adapter(
+    base: Path, place: Path, *, seed: int, exact: bool = False, auto=None, **settings: Any
+) -> Path:
     """Save a LoRA whose factors are random; `exact`: multiples of 1/8, whose sums and products have no rounding."""
     settings = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "o_proj"]} | settings
     kind = transformers.AutoConfig.from_pretrained(base)
@@ -69,4 +96,8 @@ def adapter(base: Path, place: Path, *, seed: int, exact: bool = False, auto=Non
 
 def values(folder: Path) -> dict[str, torch.Tensor]:
     """All tensors of a checkpoint."""
-    return {name: value for file in sorted(folder.glob("*.safetensors")) for name, value in load_file(file).items()}
+    return {
+        name: value
+        for file in sorted(folder.glob("*.safetensors"))
+        for name, value in load_file(file).items()
+    }

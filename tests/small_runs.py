@@ -72,13 +72,22 @@ def contents(run: Run | Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
-        if path.is_file() and name not in ("environment.json", "report.html", "events.jsonl", "recipe.yaml"):
+        if path.is_file() and name not in (
+            "environment.json",
+            "report.html",
+            "events.jsonl",
+            "recipe.yaml",
+        ):
             found[name] = path.read_bytes()
     found["recipe.yaml"] = yaml.safe_load((folder / "recipe.yaml").read_text())
     found["recipe.yaml"].pop("forgotten", None)
     events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
-    events = [event for event in events if event["event"] != "environment"]  # threads, the state of the sources, …
-    found["events.jsonl"] = [{key: value for key, value in e.items() if key != "seconds"} for e in events]
+    events = [
+        event for event in events if event["event"] != "environment"
+    ]  # threads, the state of the sources, …
+    found["events.jsonl"] = [
+        {key: value for key, value in e.items() if key != "seconds"} for e in events
+    ]
     return found
 
 
@@ -100,7 +109,15 @@ def make(folder: Path, name: str, values: dict[str, Any], settings: tuple[str, .
     return Recipe.parse(values, settings).run(folder / name)
 
 
-def stopped(begin: Any, folder: Path, name: str, *arguments: Any, task: str, step: int, how: str = "Go on with") -> Run:
+def stopped(
+    begin: Any,
+    folder: Path,
+    name: str,
+    *arguments: Any,
+    task: str,
+    step: int,
+    how: str = "Go on with",
+) -> Run:
     """Do `begin`, and have a signal come at a step of a task."""
     event = Writer.event
 
@@ -109,7 +126,10 @@ def stopped(begin: Any, folder: Path, name: str, *arguments: Any, task: str, ste
         if values.get("task") == task and values.get("step") == step:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped, match=f"What was learned is kept. {how}"):
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        pytest.raises(Stopped, match=f"What was learned is kept. {how}"),
+    ):
         patch.setattr(Writer, "event", noted)
         begin(folder, name, *arguments)
     return Run(folder / name)

@@ -39,7 +39,9 @@ def write_rows(path: Path, columns: list[str], rows: list[list[str]]) -> Path:
     elif path.suffix == ".jsonl":
         text.writelines(json.dumps(each, ensure_ascii=False) + "\n" for each in objects)
     else:
-        delimiter = {".semicolon": ";"}.get(Path(path.stem).suffix, "\t" if path.suffix == ".tsv" else ",")
+        delimiter = {".semicolon": ";"}.get(
+            Path(path.stem).suffix, "\t" if path.suffix == ".tsv" else ","
+        )
         csv.writer(text, delimiter=delimiter).writerows([columns, *rows])
     path.write_bytes(text.getvalue().encode())
     return path

@@ -49,7 +49,10 @@ README_TABLES = {
     "new": ("message", "any"),
 }
 LANGUAGES = {"python", "shell", "yaml", "output", "text", "toml"}
-FENCE = re.compile(r"^```(\S*)(?: title=\"(.+?)\")?\n(.*?)^```$|(?<=\n\n)((?:    [^\n]*\n|\n(?=    ))+)", re.M | re.S)
+FENCE = re.compile(
+    r"^```(\S*)(?: title=\"(.+?)\")?\n(.*?)^```$|(?<=\n\n)((?:    [^\n]*\n|\n(?=    ))+)",
+    re.M | re.S,
+)
 NOT_RUN = re.compile(r"<!-- not run: (.+?) -->\s*\Z")
 PROGRAMS = {"accelerate", "cd", "git", "jupyter", "make", "perdure", "pip", "python"}
 
@@ -97,7 +100,11 @@ def check(words: list[str]) -> None:
 def call(words: list[str]) -> str:
     """Run `perdure …` here; what it printed."""
     out, err = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
         patch.setattr(sys, "argv", words)
         patch.setenv("COLUMNS", "100")
         try:
@@ -137,7 +144,9 @@ def small(pico, tmp_path, tmp_path_factory, monkeypatch):
     monkeypatch.setenv("PERDURE_CACHE", str(cache))
     shutil.copytree(pico("bert"), minilm().kept)
     shutil.copytree(pico("dinov2"), dinov2().kept)
-    monkeypatch.setattr("perdure.report.html.to_html", lambda summary: "")  # its figures take most of the time
+    monkeypatch.setattr(
+        "perdure.report.html.to_html", lambda summary: ""
+    )  # its figures take most of the time
     monkeypatch.chdir(tmp_path)
 
 
@@ -146,7 +155,9 @@ def test_no_block_escapes(page, tmp_path, monkeypatch):
     """Each is of a known kind, is run or says why not, and is valid; how many are run is known here."""
     text, found = page.read_text(encoding="utf-8"), blocks(page)
     assert len(re.findall("^```", text, re.M)) == 2 * sum(block.fenced for block in found)
-    assert len(re.findall("^<!-- not run: ", text, re.M)) == sum(bool(block.not_run) for block in found)
+    assert len(re.findall("^<!-- not run: ", text, re.M)) == sum(
+        bool(block.not_run) for block in found
+    )
     monkeypatch.chdir(tmp_path)
     for block in found:
         assert block.language in LANGUAGES, (page.name, block)
@@ -166,7 +177,9 @@ def test_no_block_escapes(page, tmp_path, monkeypatch):
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
 @pytest.mark.filterwarnings("ignore:.*cannot be measured now:perdure.PerdureWarning")
 @pytest.mark.filterwarnings("ignore:All 3 tasks have the same classes:perdure.PerdureWarning")
-@pytest.mark.parametrize("page", [page for page in PAGES if page.name in RUN], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page.name in RUN], ids=lambda page: page.name
+)
 def test_what_a_page_says(page, request, tmp_path, monkeypatch):
     if page.read_text(encoding="utf-8").startswith("<!-- needs: text -->"):
         request.getfixturevalue("demo_cache")
@@ -187,9 +200,13 @@ def test_notebooks(path, request, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
     assert all(cell["execution_count"] == number for number, cell in enumerate(cells, start=1))
-    assert {output.get("name", "stdout") for cell in cells for output in cell["outputs"]} == {"stdout"}
+    assert {output.get("name", "stdout") for cell in cells for output in cell["outputs"]} == {
+        "stdout"
+    }
     code = "\n\n".join("".join(cell["source"]) for cell in cells)
-    fewer, count = re.subn(r"^SIZES = .*$", 'SIZES = {"train": 16, "validation": 8, "test": 8}', code, flags=re.M)
+    fewer, count = re.subn(
+        r"^SIZES = .*$", 'SIZES = {"train": 16, "validation": 8, "test": 8}', code, flags=re.M
+    )
     assert count == 1
     monkeypatch.setenv("MPLBACKEND", "agg")
     with contextlib.redirect_stdout(io.StringIO()) as out:
@@ -200,7 +217,9 @@ def test_notebooks(path, request, tmp_path, monkeypatch):
 def test_the_metrics_page_has_the_formulas():
     page = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
     for name in (*metrics.summary(np.eye(2), np.zeros(2)),):
-        formula = re.match(r"\w+ = .*?(?=\.? nan for|[:;]|\.\n|\.$)", getattr(metrics, name).__doc__)
+        formula = re.match(
+            r"\w+ = .*?(?=\.? nan for|[:;]|\.\n|\.$)", getattr(metrics, name).__doc__
+        )
         assert formula and f"`{formula[0]}`" in page, (name, formula)
 
 
@@ -215,7 +234,10 @@ def test_pages_from_the_code_name_everything():
     for name, command in group.commands.items():
         section = pages["reference/cli.md"].split(f"## `{name}` {{ #{name} }}")[1].split("\n## ")[0]
         for option in (
-            option for param in command.params if param.param_type_name == "option" for option in param.opts
+            option
+            for param in command.params
+            if param.param_type_name == "option"
+            for option in param.opts
         ):
             assert f"`{option}`" in section, (name, option)
     for page in pages.values():
@@ -232,5 +254,8 @@ def test_the_meaning_of_every_setting_is_said():
 def test_links_between_files_lead_somewhere():
     for page in (*PAGES, ROOT / "recipes" / "README.md", ROOT / "bench" / "README.md"):
         for target in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", page.read_text(encoding="utf-8")):
-            made = target in (f"reference/{name}.md" for name in ("methods", "rules", "benchmarks", "cli", "python"))
+            made = target in (
+                f"reference/{name}.md"
+                for name in ("methods", "rules", "benchmarks", "cli", "python")
+            )
             assert made or (page.parent / target).exists(), (page.name, target)

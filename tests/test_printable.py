@@ -23,7 +23,16 @@ HOSTILE = {
     "half a pair": ("caf\udce9", r"caf\udce9"),
     "hidden": ("a\u200bb\u00adc\ufeff\U000e0041", r"a\u200bb\xadc\ufeff\U000e0041"),
 }
-HARMLESS = ["naïve", "日本語", "مقارنة", "می\u200cخواهم", "🦊 👩\u200d🔬", "a b", "e\u0301", r"back\slash"]
+HARMLESS = [
+    "naïve",
+    "日本語",
+    "مقارنة",
+    "می\u200cخواهم",
+    "🦊 👩\u200d🔬",
+    "a b",
+    "e\u0301",
+    r"back\slash",
+]
 
 
 @pytest.mark.parametrize(("name", "shown"), HOSTILE.values(), ids=list(HOSTILE))
@@ -62,4 +71,6 @@ def test_tables_hold_names_as_text(name, shown):
 
 
 def test_warnings_are_one_line_of_text():
-    assert shell._sentence("a\x1b[2Jb", UserWarning, "x.py", 3) == "x.py:3: UserWarning: a\\x1b[2Jb\n"
+    assert (
+        shell._sentence("a\x1b[2Jb", UserWarning, "x.py", 3) == "x.py:3: UserWarning: a\\x1b[2Jb\n"
+    )

@@ -20,17 +20,28 @@ SOURCE = Path(perdure.__file__).parent
 def test_all_is_what_is_there_sorted():
     homes = {name: home for home, names in perdure._HOMES.items() for name in names}
     tree = ast.parse((SOURCE / "__init__.py").read_text())
-    imported = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 0]
-    ours = {alias.name: node.module for node in imported if "perdure." in node.module for alias in node.names}
+    imported = [
+        node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 0
+    ]
+    ours = {
+        alias.name: node.module
+        for node in imported
+        if "perdure." in node.module
+        for alias in node.names
+    }
     assert perdure.__all__ == sorted(perdure.__all__) == sorted(homes)
-    assert {name: f"perdure.{home}" for name, home in homes.items()} == ours  # what pyright reads is what happens
+    assert {
+        name: f"perdure.{home}" for name, home in homes.items()
+    } == ours  # what pyright reads is what happens
 
 
 def test_importing_is_cheap():
     code = "import sys, perdure; print({'torch', 'peft', 'transformers'} & set(sys.modules), "
     code += "getattr(perdure, 'nothing', None), perdure.run.__module__)"
     source = {"PYTHONPATH": str(SOURCE.parent)}
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | source)
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | source
+    )
     assert out.stdout.split() == ["set()", "None", "perdure.runs.begin"], out.stderr
 
 
@@ -57,7 +68,9 @@ def test_commands_are_short():
     for command in commands:
         function = ast.parse(inspect.getsource(command)).body[0]
         body = [
-            node for node in function.body if not isinstance(node, ast.Expr) or not isinstance(node.value, ast.Constant)
+            node
+            for node in function.body
+            if not isinstance(node, ast.Expr) or not isinstance(node.value, ast.Constant)
         ]
         lines = body[-1].end_lineno - body[0].lineno + 1
         assert lines <= 15, f"{function.name} has {lines} lines"

@@ -44,7 +44,9 @@ def test_the_conformance_tests_find_it_too(toy_method, tmp_path, request):
     code = "import sys, pytest\nfrom perdure import methods\nmethods.__path__.append(sys.argv[1])\n"
     code += "sys.exit(pytest.main(['-o', 'addopts=', '-q', '-k', 'toy_method', *sys.argv[2:]]))"
     conformance = request.path.parent / "methods" / "test_methods.py"
-    result = forked.python(code, tmp_path, conformance, PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")  # they are imported
+    result = forked.python(
+        code, tmp_path, conformance, PYTEST_DISABLE_PLUGIN_AUTOLOAD="1"
+    )  # they are imported
     assert result.returncode == 0 and "12 passed" in result.stdout, result.stdout
 
 
@@ -59,7 +61,9 @@ def test_a_path_to_a_file(toy_method):
     with pytest.raises(InputError, match="is not Python"):
         find("method", str(toy_method))
     toy_method.write_text("x = 1")
-    with pytest.raises(InputError, match="must hold one class derived from `perdure.Method`; it holds 0"):
+    with pytest.raises(
+        InputError, match="must hold one class derived from `perdure.Method`; it holds 0"
+    ):
         find("method", str(toy_method))
 
 
@@ -74,7 +78,9 @@ def test_wrong_names():
 def test_everything_says_what_it_is(kind):
     for name in names(kind):
         thing = find(kind, name)
-        assert registry.summary(thing).endswith((".", ")", ":")) and len(registry.summary(thing)) > 20
+        assert (
+            registry.summary(thing).endswith((".", ")", ":")) and len(registry.summary(thing)) > 20
+        )
         assert kind == "rule" or "References" in thing.__doc__
         for option in registry.options(thing):
             assert option in (thing.__doc__ + (PeftMethod.__doc__ if kind == "method" else "")), (

@@ -14,8 +14,15 @@ from perdure.models.backbone import Backbone
 from perdure.settings import SEEDS, allowed, checked, put
 from perdure.storage import files
 
-THINGS = {name: registry.find(kind, name) for kind in registry.SHOWN for name in registry.names(kind)}
-THINGS |= {"training": Training, "evaluation": Evaluation, "backbone": Backbone.load, "stream": read_tasks}
+THINGS = {
+    name: registry.find(kind, name) for kind in registry.SHOWN for name in registry.names(kind)
+}
+THINGS |= {
+    "training": Training,
+    "evaluation": Evaluation,
+    "backbone": Backbone.load,
+    "stream": read_tasks,
+}
 WRONG = [
     None,
     True,
@@ -58,22 +65,46 @@ def test_every_setting_takes_a_wrong_value_or_says_what_is_right(name):
 @pytest.mark.parametrize(
     ("thing", "options", "message"),
     [
-        ("isolated", {"rank": "many"}, "`it`: .rank. is 'many', but must be a whole number of at least 1."),
+        (
+            "isolated",
+            {"rank": "many"},
+            "`it`: .rank. is 'many', but must be a whole number of at least 1.",
+        ),
         (
             "isolated",
             {"rank": True},
             "`it`: `rank` must be a number, got True, which YAML also makes of `yes` and `no`.",
         ),
-        ("isolated", {"dropout": 1}, "`it`: `dropout` is 1, but must be a number of at least 0 and less than 1."),
+        (
+            "isolated",
+            {"dropout": 1},
+            "`it`: `dropout` is 1, but must be a number of at least 0 and less than 1.",
+        ),
         ("isolated", {"start": 5}, "`it`: `start` is 5, but must be `fresh` or `previous`."),
         ("isolated", {"target_modules": 5}, "must be a list of texts or a text, or nothing."),
         ("isolated", {"target_modules": ["a", 5]}, "`target_modules.1` is 5, but must be a text."),
-        ("task_arithmetic", {"scale": None}, "`scale` is None, but must be a number, a text or a mapping."),
-        ("task_arithmetic", {"scale": {"a": "x"}}, "`scale.a` is 'x', but must be a number or a list of numbers."),
-        ("task_arithmetic", {"scale": {"a": [1, "x"]}}, "`scale.a.1` is 'x', but must be a number."),
+        (
+            "task_arithmetic",
+            {"scale": None},
+            "`scale` is None, but must be a number, a text or a mapping.",
+        ),
+        (
+            "task_arithmetic",
+            {"scale": {"a": "x"}},
+            "`scale.a` is 'x', but must be a number or a list of numbers.",
+        ),
+        (
+            "task_arithmetic",
+            {"scale": {"a": [1, "x"]}},
+            "`scale.a.1` is 'x', but must be a number.",
+        ),
         ("task_arithmetic", {"scale": {"a": float("nan")}}, "`scale`, `a` must be a finite number"),
         ("ties", {"scale": True}, "`scale` must be a number, got True"),
-        ("dare", {"seed": SEEDS}, f"`seed` must be a whole number from 0 to {SEEDS - 1}, got {SEEDS}."),
+        (
+            "dare",
+            {"seed": SEEDS},
+            f"`seed` must be a whole number from 0 to {SEEDS - 1}, got {SEEDS}.",
+        ),
         ("dare", {"seed": -1}, "`seed` must be a whole number from 0"),
         ("demo", {"train": 10**30}, "`train` must be a finite number of a size to compute with"),
         ("training", {"alignment": 5}, "`alignment` is 5, but must be a mapping, or nothing."),
@@ -89,7 +120,11 @@ def test_every_setting_takes_a_wrong_value_or_says_what_is_right(name):
         ),
         ("training", {"alignment": {"epochs": True}}, "`alignment`, `epochs` must be a number"),
         ("training", {"learning_rate": float("inf")}, "`learning_rate` must be a finite number"),
-        ("evaluation", {"task_ids": ["known"]}, "`task_ids.0` is 'known', but must be `given`, `posterior` or `concat"),
+        (
+            "evaluation",
+            {"task_ids": ["known"]},
+            "`task_ids.0` is 'known', but must be `given`, `posterior` or `concat",
+        ),
         ("training", {"bf16": "perhaps"}, "`bf16` is 'perhaps', but must be true or false."),
     ],
 )
@@ -100,16 +135,26 @@ def test_the_sentence(thing, options, message):
 
 
 def test_what_is_right_is_converted():
-    assert checked(THINGS["isolated"], {"rank": "8", "dropout": 0}, "it") == {"rank": 8, "dropout": 0.0}
-    assert checked(Training, {"bf16": True, "alignment": {"epochs": 2}}, "it")["alignment"] == Alignment(epochs=2)
+    assert checked(THINGS["isolated"], {"rank": "8", "dropout": 0}, "it") == {
+        "rank": 8,
+        "dropout": 0.0,
+    }
+    assert checked(Training, {"bf16": True, "alignment": {"epochs": 2}}, "it")[
+        "alignment"
+    ] == Alignment(epochs=2)
     assert checked(THINGS["dare"], {"seed": SEEDS - 1}, "it") == {"seed": SEEDS - 1}
-    assert checked(THINGS["task_arithmetic"], {"scale": {"a": [1, 2]}}, "it") == {"scale": {"a": [1.0, 2.0]}}
+    assert checked(THINGS["task_arithmetic"], {"scale": {"a": [1, 2]}}, "it") == {
+        "scale": {"a": [1.0, 2.0]}
+    }
 
 
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        (Annotated[float, Gt(0), Lt(0.5)] | None, "a number of more than 0 and less than 0.5, or nothing"),
+        (
+            Annotated[float, Gt(0), Lt(0.5)] | None,
+            "a number of more than 0 and less than 0.5, or nothing",
+        ),
         (Literal["a", "b", "c"], "`a`, `b` or `c`"),
         (tuple[Literal["a"], ...], "a list of `a`"),
         (dict[str, Any] | str, "a mapping or a text"),
@@ -129,13 +174,19 @@ def test_types_in_words(kind, words):
 def test_a_seed_that_no_generator_takes(seed):
     with pytest.raises(InputError, match="`seed`"):
         Recipe.parse({"stream": "demo", "backbone": "minilm", "seed": seed})
-    assert Recipe.parse({"stream": "demo", "backbone": "minilm", "seed": 2**32 - 1}).seed == 2**32 - 1
+    assert (
+        Recipe.parse({"stream": "demo", "backbone": "minilm", "seed": 2**32 - 1}).seed == 2**32 - 1
+    )
 
 
-@pytest.mark.parametrize("section", ["stream", "backbone", "method", "rule", "training", "evaluation", "scenario"])
+@pytest.mark.parametrize(
+    "section", ["stream", "backbone", "method", "rule", "training", "evaluation", "scenario"]
+)
 @pytest.mark.parametrize("value", WRONG, ids=lambda value: type(value).__name__)
 def test_a_section_of_a_wrong_type(section, value):
-    values = {"stream": "demo", "backbone": "minilm", "method": "isolated", "rule": "sum"} | {section: value}
+    values = {"stream": "demo", "backbone": "minilm", "method": "isolated", "rule": "sum"} | {
+        section: value
+    }
     try:
         recipe = Recipe.parse(values)
         for make in ("method", "rule", "training", "evaluation"):
@@ -150,7 +201,9 @@ def test_a_section_of_a_wrong_type(section, value):
 
 def test_a_rule_is_given_in_three_ways():
     rule = Rule("ties", density=0.3)
-    assert rule == Rule.of({"name": "ties", "density": 0.3}) == Rule.of(rule) and Rule.of("ties") == Rule("ties")
+    assert rule == Rule.of({"name": "ties", "density": 0.3}) == Rule.of(rule) and Rule.of(
+        "ties"
+    ) == Rule("ties")
     assert Rule.of(rule.section) == rule and rule.label == "ties(density=0.3)"
     searched = Rule("task_arithmetic", scale="search", search={"over": "tasks"}, since="start")
     assert Rule.of(searched.section) == searched and searched.search.over == "tasks"
@@ -165,7 +218,10 @@ def test_a_rule_is_given_in_three_ways():
         ({}, "`rule` needs `name`"),
         ({"name": 5}, "`rule`: `name` must be a text, got 5"),
         ("tie", "Did you mean `ties`?"),
-        ({"name": "ties", "densty": 0.3}, "No setting of rule `ties` named `densty`. Did you mean `density`?"),
+        (
+            {"name": "ties", "densty": 0.3},
+            "No setting of rule `ties` named `densty`. Did you mean `density`?",
+        ),
         ({"name": "ties", "density": "x"}, "rule `ties`: `density` is 'x', but must be a number"),
         ({"name": "ties", "self": 1}, "No setting of rule `ties` named `self`"),
         ({"name": "ties", "options": {"density": 1}}, "No setting of rule `ties` named `options`"),
@@ -187,7 +243,9 @@ def test_powers_of_ten_are_numbers(text):
     assert files.parse_yaml(f"[{text}, '{text}']", "x") == [float(text), text]
 
 
-@pytest.mark.parametrize("text", ["1e5", "-1e-3", "1.0E5", "e5", "1e", "1e5x", "1e5-b", "0x1e5", "_1e5"])
+@pytest.mark.parametrize(
+    "text", ["1e5", "-1e-3", "1.0E5", "e5", "1e", "1e5x", "1e5-b", "0x1e5", "_1e5"]
+)
 def test_texts_that_look_like_powers_of_ten_stay_texts(text):
     written = files.to_yaml({"name": text, "tasks": [text]})
     assert files.parse_yaml(written, "x") == {"name": text, "tasks": [text]}

@@ -63,12 +63,18 @@ COMMANDS = {
     "forget": Command(("forget", RUN, "fruit"), 2),
     "evaluate": Command(("evaluate", RUN, "--rule", "average", "--last"), 2, MEASURES),
     "report": Command(("report", RUN), 2),
-    "diagnose": Command(("diagnose", RUN, "--only", "interference", "--only", "posterior", "--examples", "4"), 2),
+    "diagnose": Command(
+        ("diagnose", RUN, "--only", "interference", "--only", "posterior", "--examples", "4"), 2
+    ),
     "tune": Command(
-        ("tune", "recipe.yaml", "-o", OUT, "--trials", "2", "--tasks", "1", "-q"), 0, ("out/trials.jsonl",)
+        ("tune", "recipe.yaml", "-o", OUT, "--trials", "2", "--tasks", "1", "-q"),
+        0,
+        ("out/trials.jsonl",),
     ),
     "merge": Command(("merge", "llama", "one", "--rule", "sum", "-o", OUT, "-q")),
-    "merge-adapter": Command(("merge", "llama", "one", "--rule", "sum", "--as", "adapter", "-o", OUT, "-q")),
+    "merge-adapter": Command(
+        ("merge", "llama", "one", "--rule", "sum", "--as", "adapter", "-o", OUT, "-q")
+    ),
     "merge-run": Command(("merge", RUN, "--rule", "average", "-o", OUT), 2, MEASURES),
     "export": Command(("export", RUN, "-o", OUT), 2),
     "predict": Command(("predict", RUN, "texts.csv", "-o", "work/out.csv"), 2),
@@ -80,7 +86,9 @@ def prepare(place: Path, backbone: Path) -> None:
     from perdure import Recipe
 
     for number, name in enumerate(("fruit", "colour")):
-        rows = [(f"{WORDS[i]} {WORDS[20 + number]} {WORDS[30 + i % 2]}", "ab"[i % 2]) for i in range(16)]
+        rows = [
+            (f"{WORDS[i]} {WORDS[20 + number]} {WORDS[30 + i % 2]}", "ab"[i % 2]) for i in range(16)
+        ]
         write(place / f"{name}.csv", rows)
     write(place / "texts.csv", [(word,) for word in WORDS[:3]], ("text",))
     recipe = {
@@ -110,7 +118,9 @@ class Ended:
     done: list[tuple[str, list[str]]]
 
 
-def ended(arguments: tuple[str, ...], faults: Faults, before: Callable[[], None] = lambda: None) -> Ended:
+def ended(
+    arguments: tuple[str, ...], faults: Faults, before: Callable[[], None] = lambda: None
+) -> Ended:
     """Do a command in a fork of this process, with a fault."""
     Path("said").write_text("")
     child = os.fork()
@@ -171,7 +181,10 @@ def _content(path: Path) -> Any:
     if path.name == "events.jsonl":
         from perdure.runs import layout  # which leaves out what a kill has left of a line
 
-        return [{key: value for key, value in line.items() if key != "seconds"} for line in layout.events(path.parent)]
+        return [
+            {key: value for key, value in line.items() if key != "seconds"}
+            for line in layout.events(path.parent)
+        ]
     if path.name == "report.html":
         return path.read_text().endswith("</html>")
     return path.read_bytes()
@@ -200,7 +213,9 @@ def settled(command: Command, expected: dict[str, Any], last: Ended) -> list[str
     there_already = "already" in last.said and last.status == 1
     if last.status and not there_already:
         return [f"given again it ends with {last.status}: {last.said[-600:]}"]
-    differing = [name for name in sorted({*found, *expected}) if found.get(name, 0) != expected.get(name, 0)]
+    differing = [
+        name for name in sorted({*found, *expected}) if found.get(name, 0) != expected.get(name, 0)
+    ]
     return [f"given again it is something else: {differing[:5]}"] if differing else []
 
 
@@ -225,7 +240,9 @@ def kills(command: Command, random: Random, share: float) -> Iterator[list[str]]
 def faults(command: Command, random: Random, share: float) -> Iterator[list[str]]:
     """Let each operation fail once in each way."""
     before, expected, done = _whole(command)
-    cases = [(number, kind) for number in _telling(done) for kind in done[number][1] if kind in ERRORS]
+    cases = [
+        (number, kind) for number in _telling(done) for kind in done[number][1] if kind in ERRORS
+    ]
     for number, kind in _drawn(cases, random, share):
         fresh(command)
         first = ended(command.arguments, Faults(Path("work"), number, kind))
@@ -240,7 +257,9 @@ def _telling(done: list[tuple[str, list[str]]]) -> list[int]:
     numbers: dict[str, list[int]] = {}
     for number, (operation, kinds) in enumerate(done):
         same = operation if "full" not in kinds else f"{number}"
-        numbers.setdefault(re.sub(r"[0-9a-f.]*\.perdure-partial", "partial", same), []).append(number)
+        numbers.setdefault(re.sub(r"[0-9a-f.]*\.perdure-partial", "partial", same), []).append(
+            number
+        )
     return sorted({number for same in numbers.values() for number in (same[0], same[-1])})
 
 
@@ -248,7 +267,9 @@ def _sentence(first: Ended) -> list[str]:
     """What is wrong with what a command said when something failed: a sentence names the file."""
     said = first.said.strip()
     named = re.search(r"`[^`]*work[^`]*`", said)
-    if first.status == 0 or (first.status == 1 and named and "Traceback" not in said and "None" not in said):
+    if first.status == 0 or (
+        first.status == 1 and named and "Traceback" not in said and "None" not in said
+    ):
         return []
     return [f"it ends with {first.status} and says {said[-600:]!r}"]
 
@@ -265,11 +286,15 @@ def links(command: Command, random: Random, share: float) -> Iterator[list[str]]
     cases = [(place, kind) for place in places + names for kind in LINKS]
     goes_on_in = "out" if command is COMMANDS["tune"] else "run"
     if f"work/{goes_on_in}" in command.arguments:  # the user named it: it may be a link itself
-        cases = [case for case in cases if case not in ((goes_on_in, "folder"), (goes_on_in, "moved"))]
+        cases = [
+            case for case in cases if case not in ((goes_on_in, "folder"), (goes_on_in, "moved"))
+        ]
     for place, kind in _drawn(cases, random, share):
         fresh(command)
         outside = _outside()
-        first = ended(command.arguments, Faults(Path("work")), functools.partial(_plant, place, kind))
+        first = ended(
+            command.arguments, Faults(Path("work")), functools.partial(_plant, place, kind)
+        )
         wrong = [] if _snapshot() == outside else ["what lies outside has changed"]
         if first.status not in (0, 1, 2) or "Traceback" in first.said:
             wrong.append(f"it ends with {first.status}: {first.said[-600:]}")
@@ -298,8 +323,14 @@ def _snapshot() -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path in paths:
         status = path.lstat()
-        found[str(path)] = (status.st_mode, status.st_mtime_ns, path.read_bytes() if path.is_file() else None)
-    for path in sorted(Path("outside/moved").rglob("*")):  # its bytes are those of before: see `_plant`
+        found[str(path)] = (
+            status.st_mode,
+            status.st_mtime_ns,
+            path.read_bytes() if path.is_file() else None,
+        )
+    for path in sorted(
+        Path("outside/moved").rglob("*")
+    ):  # its bytes are those of before: see `_plant`
         known = Path("kept") / path.relative_to("outside/moved")
         if not known.exists() or (path.is_file() and path.read_bytes() != known.read_bytes()):
             found[str(path)] = "changed"
@@ -336,7 +367,9 @@ def _whole(command: Command) -> tuple[dict[str, Any], dict[str, Any], list[tuple
     whole = ended(command.arguments, Faults(Path("work")))
     assert whole.status == 0, whole.said
     expected = result(command)
-    assert not [name for name in expected if PARTIAL in name or "lock.json" in name], sorted(expected)
+    assert not [name for name in expected if PARTIAL in name or "lock.json" in name], sorted(
+        expected
+    )
     return before, expected, whole.done
 
 

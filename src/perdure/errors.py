@@ -25,7 +25,13 @@ import unicodedata
 from collections.abc import Iterable
 
 JOINERS = "\u200c\u200d"  # they shape letters of Persian, and emoji
-UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # Unicode's categories: controls, formats, half pairs, separators
+UNSEEN = (
+    "Cc",
+    "Cf",
+    "Cs",
+    "Zl",
+    "Zp",
+)  # Unicode's categories: controls, formats, half pairs, separators
 
 
 def printable(text: str, *, keep: str = "") -> str:
@@ -48,7 +54,10 @@ def printable(text: str, *, keep: str = "") -> str:
         return text
     left = JOINERS + keep
     return "".join(
-        c if c in left or unicodedata.category(c) not in UNSEEN else c.encode("unicode_escape").decode() for c in text
+        c
+        if c in left or unicodedata.category(c) not in UNSEEN
+        else c.encode("unicode_escape").decode()
+        for c in text
     )
 
 
@@ -71,7 +80,9 @@ class UnknownName(InputError):
         name = name if len(name) <= 100 else f"{name[:100]}…"
         near = difflib.get_close_matches(name.lower().replace("-", "_"), known, n=1, cutoff=0.5)
         hint = f" Did you mean `{near[0]}`?" if near else ""
-        super().__init__(f"No {kind} named `{name}`.{hint} There are: {', '.join(known) or 'none'}.")
+        super().__init__(
+            f"No {kind} named `{name}`.{hint} There are: {', '.join(known) or 'none'}."
+        )
 
 
 class DataError(InputError):

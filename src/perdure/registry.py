@@ -80,13 +80,21 @@ def find(kind: Kind, name: str) -> Callable[..., Any]:
 
 def _take(kind: Kind, module: ModuleType, name: str) -> Callable[..., Any]:
     """A method is the one class of its file that has the hooks; rules and benchmarks are named as their file."""
-    own = [value for value in vars(module).values() if getattr(value, "__module__", None) == module.__name__]
+    own = [
+        value
+        for value in vars(module).values()
+        if getattr(value, "__module__", None) == module.__name__
+    ]
     if kind == "method":
         found = [value for value in own if inspect.isclass(value) and hasattr(value, "begin")]
     else:
         found = [value for value in own if inspect.isfunction(value) and value.__name__ == name]
     if len(found) != 1:
-        wanted = "one class derived from `perdure.Method`" if kind == "method" else f"a function `{name}`"
+        wanted = (
+            "one class derived from `perdure.Method`"
+            if kind == "method"
+            else f"a function `{name}`"
+        )
         raise InputError(f"`{module.__file__}` must hold {wanted}; it holds {len(found)}.")
     return found[0]
 
@@ -106,7 +114,11 @@ def diagnostics() -> dict[str, Any]:
 def options(thing: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """The settings of a method, rule or benchmark: its keyword-only parameters, with their types and defaults."""
     signature = inspect.signature(thing, eval_str=True)
-    return {name: p for name, p in signature.parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    return {
+        name: p
+        for name, p in signature.parameters.items()
+        if p.kind is inspect.Parameter.KEYWORD_ONLY
+    }
 
 
 def summary(thing: Callable[..., Any]) -> str:
@@ -118,14 +130,26 @@ def about(name: str) -> dict[str, Any]:
     """What a method, rule or benchmark does, and its settings with their defaults."""
     kinds: list[Kind] = [kind for kind in SHOWN if name.endswith(".py") or name in names(kind)]
     if not kinds:
-        raise UnknownName("method, rule or benchmark", name, {each for kind in SHOWN for each in names(kind)})
+        raise UnknownName(
+            "method, rule or benchmark", name, {each for kind in SHOWN for each in names(kind)}
+        )
     thing, kind = _first(kinds, name)
     settings = {
-        key: "needed" if p.default is inspect.Parameter.empty else repr(p.default) for key, p in options(thing).items()
+        key: "needed" if p.default is inspect.Parameter.empty else repr(p.default)
+        for key, p in options(thing).items()
     }
     nature = getattr(thing, "nature", None)  # of a rule
-    declared = f"\n\n{nature.order.capitalize()}. Kept for the next task: {nature.state}." if nature else ""
-    return {"kind": kind, "name": name, "text": (inspect.getdoc(thing) or "") + declared, "settings": settings}
+    declared = (
+        f"\n\n{nature.order.capitalize()}. Kept for the next task: {nature.state}."
+        if nature
+        else ""
+    )
+    return {
+        "kind": kind,
+        "name": name,
+        "text": (inspect.getdoc(thing) or "") + declared,
+        "settings": settings,
+    }
 
 
 def _first(kinds: list[Kind], name: str) -> tuple[Callable[..., Any], Kind]:

@@ -47,10 +47,14 @@ def named(section: Any, where: str, key: str = "name") -> tuple[str, dict[str, A
     if isinstance(section, str):
         return section, {}
     if not isinstance(section, Mapping):
-        raise InputError(f"`{where}` must be a name, or a mapping of `{key}` and settings, got {_short(section)}.")
+        raise InputError(
+            f"`{where}` must be a name, or a mapping of `{key}` and settings, got {_short(section)}."
+        )
     options = dict(section)
     if key not in options:
-        raise InputError(f"`{where}` needs `{key}`: write a name, or a mapping with `{key}` and settings.")
+        raise InputError(
+            f"`{where}` needs `{key}`: write a name, or a mapping with `{key}` and settings."
+        )
     name = options.pop(key)
     if not isinstance(name, str):
         raise InputError(f"`{where}`: `{key}` must be a text, got {_short(name)}.")
@@ -58,7 +62,11 @@ def named(section: Any, where: str, key: str = "name") -> tuple[str, dict[str, A
 
 
 def checked(
-    thing: Callable[..., Any], options: Mapping[str, Any], where: str, *, given: Collection[str] = ()
+    thing: Callable[..., Any],
+    options: Mapping[str, Any],
+    where: str,
+    *,
+    given: Collection[str] = (),
 ) -> dict[str, Any]:
     """The options, converted to the types of the keyword parameters of `thing`; only those that were given.
 
@@ -126,11 +134,15 @@ def check_numbers(given: Any, value: Any, name: str) -> None:
 
 def _check_number(given: Any, value: float, name: str) -> None:
     if isinstance(given, bool):
-        raise InputError(f"{name} must be a number, got {given}, which YAML also makes of `yes` and `no`.")
+        raise InputError(
+            f"{name} must be a number, got {given}, which YAML also makes of `yes` and `no`."
+        )
     unlimited = name.endswith(UNLIMITED) and value == math.inf
     usable = abs(value) < LARGEST if isinstance(value, int) else math.isfinite(value)
     if not (usable or unlimited):
-        raise InputError(f"{name} must be a finite number of a size to compute with, got {_short(given)}.")
+        raise InputError(
+            f"{name} must be a finite number of a size to compute with, got {_short(given)}."
+        )
     if name.endswith("seed`"):
         check_seed(value, name)
 
@@ -144,10 +156,14 @@ def check_seed(seed: Any, name: str = "`seed`") -> None:
         It is not.
     """
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < SEEDS:
-        raise InputError(f"{name} must be a whole number from 0 to {SEEDS - 1}, got {_short(seed)}.")
+        raise InputError(
+            f"{name} must be a whole number from 0 to {SEEDS - 1}, got {_short(seed)}."
+        )
 
 
-def sentence(error: ValidationError, where: str, kinds: Mapping[str, Any], values: Mapping[str, Any]) -> InputError:
+def sentence(
+    error: ValidationError, where: str, kinds: Mapping[str, Any], values: Mapping[str, Any]
+) -> InputError:
     """Return a complaint of pydantic about values as one of ours; `kinds` are the types of the settings."""
     # of a union it tries every member: the complaint that goes deepest is about what was meant
     first = max(error.errors(), key=lambda each: len(_path(each["loc"], kinds, values)[0]))
@@ -165,10 +181,14 @@ def sentence(error: ValidationError, where: str, kinds: Mapping[str, Any], value
     if first["type"] == "value_error":  # raised by a check of ours
         reason = str(first.get("ctx", {}).get("error")).rstrip(".")
         return InputError(f"{where}: `{name}`: {reason}.")
-    return InputError(f"{where}: `{name}` is {_short(first['input'])}, but must be {allowed(kind)}.")
+    return InputError(
+        f"{where}: `{name}` is {_short(first['input'])}, but must be {allowed(kind)}."
+    )
 
 
-def _path(keys: Sequence[Any], kinds: Mapping[str, Any], values: Mapping[str, Any]) -> tuple[list[str], Any]:
+def _path(
+    keys: Sequence[Any], kinds: Mapping[str, Any], values: Mapping[str, Any]
+) -> tuple[list[str], Any]:
     """Return where a complaint is, by the keys that the user wrote, and the type of what should be there.
 
     pydantic's own path also names the members of a union that it tried, which no user knows.
@@ -227,7 +247,12 @@ WORDS: dict[Any, str] = {
     type(None): "nothing",
     None: "nothing",
 }
-PLURALS = {"a whole number": "whole numbers", "a number": "numbers", "a text": "texts", "a mapping": "mappings"}
+PLURALS = {
+    "a whole number": "whole numbers",
+    "a number": "numbers",
+    "a text": "texts",
+    "a mapping": "mappings",
+}
 BOUNDS: dict[Any, tuple[str, str]] = {
     Ge: ("ge", "at least"),
     Gt: ("gt", "more than"),
@@ -246,7 +271,9 @@ def allowed(kind: Any) -> str:
     """
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Annotated:
-        limits = [f"{word} {getattr(bound, name):g}" for bound, name, word in _bounds(arguments[1:])]
+        limits = [
+            f"{word} {getattr(bound, name):g}" for bound, name, word in _bounds(arguments[1:])
+        ]
         return allowed(arguments[0]) + (f" of {' and '.join(limits)}" if limits else "")
     if origin is typing.Literal:
         return _choice([f"`{value}`" for value in arguments])
@@ -300,4 +327,6 @@ def entries(kind: Any) -> list[str]:
     """Return the names of the settings in a mapping of some type; none if any will do."""
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         return [name for argument in typing.get_args(kind) for name in entries(argument)]
-    return [field.name for field in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
+    return (
+        [field.name for field in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
+    )

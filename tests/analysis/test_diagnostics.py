@@ -70,7 +70,9 @@ def test_cka_is_that_of_numpy_summed_over_batches():
     found = UnbiasedCKA()
     for x, y in batches:
         found.add([x, x + 3], [y, x])
-    xy, xx, yy = (sum(hsic(p[i].numpy(), p[j].numpy()) for p in batches) for i, j in ((0, 1), (0, 0), (1, 1)))
+    xy, xx, yy = (
+        sum(hsic(p[i].numpy(), p[j].numpy()) for p in batches) for i, j in ((0, 1), (0, 0), (1, 1))
+    )
     expected = xy / np.sqrt(xx * yy)
     assert 0.1 < expected < 0.9
     np.testing.assert_allclose(found.matrix().numpy(), [[expected, 1], [expected, 1]], atol=1e-6)
@@ -79,7 +81,9 @@ def test_cka_is_that_of_numpy_summed_over_batches():
 def test_cka_of_the_same_and_of_independent_features():
     X, Y = random(256, 32), random(256, 64, seed=1)
     rotation = torch.linalg.qr(random(32, 32, seed=2)).Q
-    assert cka(X, X) == pytest.approx(1, abs=1e-9) and cka(X, 0.01 * X @ rotation + 5) == pytest.approx(1, abs=1e-9)
+    assert cka(X, X) == pytest.approx(1, abs=1e-9) and cka(
+        X, 0.01 * X @ rotation + 5
+    ) == pytest.approx(1, abs=1e-9)
     a, b = X - X.mean(0), Y - Y.mean(0)
     biased = (a.T @ b).square().sum() / ((a.T @ a).norm() * (b.T @ b).norm())
     assert biased > 0.1 and abs(cka(X, Y)) < 0.02  # which is why the unbiased one is used
@@ -103,7 +107,9 @@ def test_hidden_states_of_texts(kind, pico, toy):
     states = hidden_states(backbone, examples)
     assert [tuple(state.shape) for state in states] == [(20, 32)] * 3
     alone = backbone.model(**examples.batch([4]).inputs, output_hidden_states=True).hidden_states
-    torch.testing.assert_close(states[1][4:5], alone[1].mean(1), atol=1e-5, rtol=0)  # padding is left out
+    torch.testing.assert_close(
+        states[1][4:5], alone[1].mean(1), atol=1e-5, rtol=0
+    )  # padding is left out
 
 
 @pytest.mark.parametrize("kind", ["vit", "dinov2"])
@@ -128,13 +134,18 @@ def test_low_rank_and_dense_task_vectors_are_compared_alike(monkeypatch):
                      for v in low.values()])  # fmt: skip
     sizes = np.linalg.norm(flat, axis=1)
     expected = flat @ flat.T / np.outer(sizes, sizes)
-    differ, both = np.sign(flat)[:, None] * np.sign(flat)[None] < 0, (flat[:, None] * flat[None]) != 0
+    differ, both = (
+        np.sign(flat)[:, None] * np.sign(flat)[None] < 0,
+        (flat[:, None] * flat[None]) != 0,
+    )
     weight = abs(flat[:, None] * flat[None])
     for block in (2**22, 30):  # also in blocks of a few rows
         monkeypatch.setattr("perdure.analysis.interference.BLOCK", block)
         for vectors in (low, dense):
             np.testing.assert_allclose(cosines(vectors).overall, expected, atol=1e-12)
-            np.testing.assert_allclose(sign_conflicts(vectors).overall, differ.sum(2) / both.sum(2), atol=1e-12)
+            np.testing.assert_allclose(
+                sign_conflicts(vectors).overall, differ.sum(2) / both.sum(2), atol=1e-12
+            )
             found = sign_conflicts(vectors, weighted=True).overall
             np.testing.assert_allclose(found, (weight * differ).sum(2) / weight.sum(2), atol=1e-12)
             squares = sum(value.square() for value in norms(vectors).values())
@@ -146,8 +157,13 @@ def test_low_rank_and_dense_task_vectors_are_compared_alike(monkeypatch):
 def test_sign_conflicts_by_hand():
     a, b = torch.tensor([[1.0, -2.0], [0.0, 4.0]]), torch.tensor([[3.0, 1.0], [5.0, -1.0]])
     vectors = {"a": TaskVector({"w": a}), "b": TaskVector({"w": b})}
-    assert sign_conflicts(vectors).overall.tolist() == [[0, pytest.approx(2 / 3)], [pytest.approx(2 / 3), 0]]
-    assert sign_conflicts(vectors, weighted=True).layers["w"][0, 1] == pytest.approx((2 + 4) / (3 + 2 + 4))
+    assert sign_conflicts(vectors).overall.tolist() == [
+        [0, pytest.approx(2 / 3)],
+        [pytest.approx(2 / 3), 0],
+    ]
+    assert sign_conflicts(vectors, weighted=True).layers["w"][0, 1] == pytest.approx(
+        (2 + 4) / (3 + 2 + 4)
+    )
 
 
 def test_overlap_of_orthogonal_equal_and_random_subspaces():
@@ -155,10 +171,17 @@ def test_overlap_of_orthogonal_equal_and_random_subspaces():
     one = LowRank(basis[:, :3] @ random(3, 3, seed=1), random(3, 9, seed=2))
     two = LowRank(basis[:, 3:6] @ random(3, 3, seed=3), random(3, 3, seed=4) @ one.A)
     half = LowRank(torch.stack([basis[:, 0], basis[:, 9]], 1), random(2, 9, seed=5))
-    left, right = overlaps({t: TaskVector({"w": v}) for t, v in {"a": one, "b": two, "c": half}.items()})
-    assert left.overall[0, 1] == pytest.approx(0, abs=1e-9) and right.overall[0, 1] == pytest.approx(1)
+    left, right = overlaps(
+        {t: TaskVector({"w": v}) for t, v in {"a": one, "b": two, "c": half}.items()}
+    )
+    assert left.overall[0, 1] == pytest.approx(0, abs=1e-9) and right.overall[
+        0, 1
+    ] == pytest.approx(1)
     assert left.overall.diagonal().tolist() == pytest.approx([1, 1, 1])
-    spans = [torch.outer(basis[:, 0], random(9, seed=i)) + torch.outer(basis[:, i], random(9)) for i in (1, 2)]
+    spans = [
+        torch.outer(basis[:, 0], random(9, seed=i)) + torch.outer(basis[:, i], random(9))
+        for i in (1, 2)
+    ]
     left, _ = overlaps({str(i): TaskVector({"w": span}) for i, span in enumerate(spans)})
     assert left.overall[0, 1] == pytest.approx(0.5)  # one direction of two in common
     many = {str(i): TaskVector({"w": low_rank(i, rank=4, out=64, into=32)}) for i in range(12)}
@@ -167,11 +190,17 @@ def test_overlap_of_orthogonal_equal_and_random_subspaces():
     assert left.overall[off].mean() == pytest.approx(4 / 64, rel=0.2)
     assert right.overall[off].mean() == pytest.approx(4 / 32, rel=0.2)
     left, _ = overlaps({"a": TaskVector({"w": one, "b": torch.ones(3)}), "zero": TaskVector({})})
-    assert left.overall.isnan().tolist() == [[False, True], [True, True]] and list(left.layers) == ["w"]
+    assert left.overall.isnan().tolist() == [[False, True], [True, True]] and list(left.layers) == [
+        "w"
+    ]
 
 
 def test_energies_of_zones():
-    U, V, S = torch.linalg.qr(random(8, 8)).Q, torch.linalg.qr(random(6, 6, seed=1)).Q, [5.0, 4.0, 1.0, 1.0]
+    U, V, S = (
+        torch.linalg.qr(random(8, 8)).Q,
+        torch.linalg.qr(random(6, 6, seed=1)).Q,
+        [5.0, 4.0, 1.0, 1.0],
+    )
     zones = Zones.of(sum(s * torch.outer(U[:, i], V[:, i]) for i, s in enumerate(S)))
     assert zones.leading == 2  # 5 of 11 is less than half, 9 is not
     C = random(8, 6, seed=2)  # a change, in the coordinates of the singular vectors
@@ -193,7 +222,11 @@ def test_probe_is_that_of_scikit_learn():
     from sklearn.linear_model import LogisticRegression
 
     y = torch.arange(120) % 3
-    X = 5 * random(120, 6) + 4 * torch.nn.functional.one_hot(y, 6) + torch.tensor([100, 0, 0, 0, 0, 0])
+    X = (
+        5 * random(120, 6)
+        + 4 * torch.nn.functional.one_hot(y, 6)
+        + torch.tensor([100, 0, 0, 0, 0, 0])
+    )
     probe = Probe.fitted(X, y, classes=3)
     scaled = ((X - X.mean(0)) / X.std(0, correction=0)).numpy()
     theirs = LogisticRegression(C=1.0, tol=1e-8, max_iter=1000).fit(scaled, y.numpy())
@@ -207,12 +240,18 @@ def test_probe_of_what_can_be_separated_and_what_cannot():
     y = torch.arange(60) % 2
     X = torch.stack([y * 2.0 - 1, torch.ones(60)], 1)
     assert (Probe.fitted(X, y, 2).predict(X) == y).all()
-    assert (Probe.fitted(X[:, 1:], y, 3).predict(X[:, 1:]) < 2).all()  # features that do not vary, a class without any
+    assert (
+        Probe.fitted(X[:, 1:], y, 3).predict(X[:, 1:]) < 2
+    ).all()  # features that do not vary, a class without any
 
 
 def test_plasticity_and_stability_by_hand():
     A = torch.tensor([[0.5, 0.25, 0.5], [0.75, 0.25, 0.5], [0.5, 1.0, 0.25], [0.25, 0.5, 1.0]])
-    assert plasticity(A).tolist() == [0.25, 0.75, 0.75] and stability(A).tolist() == [-0.5, -0.5, 0.0]
+    assert plasticity(A).tolist() == [0.25, 0.75, 0.75] and stability(A).tolist() == [
+        -0.5,
+        -0.5,
+        0.0,
+    ]
 
 
 def test_calibration_by_hand_and_as_numpy():
@@ -229,7 +268,9 @@ def test_calibration_by_hand_and_as_numpy():
             error += inside.mean() * abs(hit.numpy()[inside].mean() - p.numpy()[inside].mean())
     assert expected_calibration_error(reliability(p, hit)) == pytest.approx(error)
     edge = reliability(torch.tensor([0.0, 1.0, 0.5]), torch.tensor([True] * 3), bins=2)
-    assert [bin.count for bin in edge] == [2, 1] and np.isnan(expected_calibration_error(reliability(p[:0], hit[:0])))
+    assert [bin.count for bin in edge] == [2, 1] and np.isnan(
+        expected_calibration_error(reliability(p[:0], hit[:0]))
+    )
     true, found = torch.tensor([0, 1, 1, 2]), torch.tensor([0, 1, 2, 2])
     assert confusion(true, found, 3).tolist() == [[1, 0, 0], [0, 1, 1], [0, 0, 1]]
 
@@ -245,14 +286,19 @@ def made(pico, tmp_path_factory):
         "sequential": ({"name": "sequential", "rank": 2}, "last"),
         "full": ({"name": "isolated", "peft": "full"}, "task_arithmetic"),
         "lda": ({"name": "lda"}, "last"),
-        "bottleneck": ({"name": "isolated", "rank": 2, "peft": "bottleneck"}, {"name": "sum", "space": "factor"}),
+        "bottleneck": (
+            {"name": "isolated", "rank": 2, "peft": "bottleneck"},
+            {"name": "sum", "space": "factor"},
+        ),
     }
 
     def run(name):
         if name not in found:
             method, rule = kinds[name]
             names = ("fruit", "colour", "texture") if name == "isolated" else ("fruit", "colour")
-            values = recipe(folder, names, pico("bert"), method=method, rule=rule, evaluation={"steps": "last"})
+            values = recipe(
+                folder, names, pico("bert"), method=method, rule=rule, evaluation={"steps": "last"}
+            )
             found[name] = make(folder, name, values).folder
         return found[name]
 
@@ -277,14 +323,19 @@ def test_a_run(made):
     assert parts["cka"]["to_previous"][0] == parts["cka"]["to_pretrained"][0] < 1
     A = np.array(parts["probe"]["subset"])
     np.testing.assert_allclose(parts["probe"]["accuracy"], A.mean(1), atol=1e-5)
-    np.testing.assert_allclose(parts["probe"]["plasticity"], [A[j + 1, j] - A[j, j] for j in range(3)], atol=1e-5)
+    np.testing.assert_allclose(
+        parts["probe"]["plasticity"], [A[j + 1, j] - A[j, j] for j in range(3)], atol=1e-5
+    )
     counts = np.array(parts["posterior"]["confusion"])
     tests = sum(bin[2] for bin in parts["posterior"]["class_bins"])
     assert counts.sum() == tests == sum(bin[2] for bin in parts["posterior"]["task_bins"]) > 0
     text = (folder / "diagnostics.json").read_bytes()
     diagnose(folder)
     assert (folder / "diagnostics.json").read_bytes() == text  # the same again
-    assert verify(folder).faults == [] and "probe" in verify(folder, backbone=False).sound["diagnostics.json"]
+    assert (
+        verify(folder).faults == []
+        and "probe" in verify(folder, backbone=False).sound["diagnostics.json"]
+    )
 
 
 @pytest.mark.parametrize("name", ["sequential", "full"])
@@ -302,7 +353,10 @@ def test_methods_with_task_vectors(made, name):
 def test_methods_without_task_vectors(made):
     found = diagnose(made("lda"))
     assert list(found["parts"]) == ["probe", "posterior"]
-    assert "trains nothing" in found["left_out"]["zones"] and "those of before" in found["left_out"]["cka"]
+    assert (
+        "trains nothing" in found["left_out"]["zones"]
+        and "those of before" in found["left_out"]["cka"]
+    )
     assert found["parts"]["probe"]["plasticity"] == [0, 0]
     found = diagnose(made("bottleneck"), only=["interference", "cka"])
     assert list(found["parts"]) == ["cka"] and "no ΔW" in found["left_out"]["interference"]
@@ -323,7 +377,9 @@ def test_other_rules_and_fewer_examples(made):
 
 
 def test_what_cannot_be_diagnosed(made, tmp_path, pico):
-    with pytest.raises(UnknownName, match="No part of the diagnostics named `prob`. Did you mean `probe`?"):
+    with pytest.raises(
+        UnknownName, match="No part of the diagnostics named `prob`. Did you mean `probe`?"
+    ):
         diagnose(made("lda"), only=["prob"])
     with pytest.raises(InputError, match="`examples` must be at least 4, got 3"):
         diagnose(made("lda"), examples=3)
@@ -346,14 +402,20 @@ def test_other_parts_of_the_file_are_kept(made):
     diagnose(folder, only=["zones"], examples=4)
     assert list(diagnose(folder, only=["posterior"], examples=4)["parts"]) == ["posterior"]
     assert list(layout.diagnostics(folder)["parts"]) == ["zones", "posterior"]
-    diagnose(folder, only=["posterior"], examples=5)  # of other examples: what was there would not belong to it
+    diagnose(
+        folder, only=["posterior"], examples=5
+    )  # of other examples: what was there would not belong to it
     assert list(layout.diagnostics(folder)["parts"]) == ["posterior"]
 
 
 def test_one_task_and_a_task_that_is_taken_out(tmp_path, pico):
     from perdure import forget
 
-    run = make(tmp_path, "r", recipe(tmp_path, ("fruit", "colour"), pico("bert"), evaluation={"steps": "none"}))
+    run = make(
+        tmp_path,
+        "r",
+        recipe(tmp_path, ("fruit", "colour"), pico("bert"), evaluation={"steps": "none"}),
+    )
     diagnose(run.folder, only=["posterior"])
     forget(run.folder, "colour")
     assert not (run.folder / "diagnostics.json").exists()  # it told of the task
@@ -391,13 +453,21 @@ def test_a_broken_file_is_one_sentence(made):
 
 def test_the_command(made, perdure):  # noqa: F811
     folder = made("isolated")
-    status, out, err = perdure("diagnose", folder, "--examples", "4", "--only", "zones", "--only", "probe")
-    assert (status, err) == (0, "") and "zone I" in out and "plasticity" in out and "cosine" not in out
+    status, out, err = perdure(
+        "diagnose", folder, "--examples", "4", "--only", "zones", "--only", "probe"
+    )
+    assert (
+        (status, err) == (0, "") and "zone I" in out and "plasticity" in out and "cosine" not in out
+    )
     assert max(map(len, out.splitlines()[:-1])) <= 80
     status, out, err = perdure("diagnose", folder, "--only", "posterior", "--json")
     assert (status, err) == (0, "") and json.loads(out) == layout.diagnostics(folder)
     status, out, err = perdure("diagnose", folder, "--only", "everything")
-    assert status == 1 and out == "" and err.startswith("Error: No part of the diagnostics named `everything`.")
+    assert (
+        status == 1
+        and out == ""
+        and err.startswith("Error: No part of the diagnostics named `everything`.")
+    )
 
 
 # -- a new one
@@ -445,18 +515,27 @@ def test_a_new_diagnostic_is_two_files(made, letters, perdure, tmp_path):  # noq
     folder = made("isolated")
     status, out, err = perdure("diagnose", folder, "--only", "zones", "--only", "letters")
     assert (status, err) == (0, "") and "Letters of each name" in out and "More is longer." in out
-    assert [line.split() for line in out.splitlines() if line.split()[:1] == ["colour"]][-1] == ["colour", "6"]
+    assert [line.split() for line in out.splitlines() if line.split()[:1] == ["colour"]][-1] == [
+        "colour",
+        "6",
+    ]
     found = layout.diagnostics(folder)
     assert found["parts"]["letters"] == {"reading": "More is longer.", "letters": [5, 6, 7]}
     report([folder], tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
-    assert page.index("Where task vectors lie") < page.index("How long names are") < page.index("More is longer.")
+    assert (
+        page.index("Where task vectors lie")
+        < page.index("How long names are")
+        < page.index("More is longer.")
+    )
     (folder / "diagnostics.json").write_text(json.dumps(found | {"tasks": ["fruit", "colour"]}))
     with pytest.raises(RunError, match="diagnostics.json"):
         layout.diagnostics(folder)
     (folder / "diagnostics.json").write_text(json.dumps(found))
     status, out, err = perdure("diagnose", folder, "--only", "letter")
-    assert status == 1 and err.startswith("Error: No part of the diagnostics named `letter`. Did you mean `letters`?")
+    assert status == 1 and err.startswith(
+        "Error: No part of the diagnostics named `letter`. Did you mean `letters`?"
+    )
 
 
 def test_each_diagnostic_is_computed_and_shown():
@@ -470,7 +549,15 @@ def test_each_diagnostic_is_computed_and_shown():
 
 def many(count, layers=3):
     """Diagnostics of so many tasks, with names of every kind, in the shape that the format has."""
-    kinds = ["مهمة", "🍎 fruit", "<script>alert(1)</script>", "[bold]", "$x_1$", "_hidden", "a rather long name " * 3]
+    kinds = [
+        "مهمة",
+        "🍎 fruit",
+        "<script>alert(1)</script>",
+        "[bold]",
+        "$x_1$",
+        "_hidden",
+        "a rather long name " * 3,
+    ]
     tasks = [f"{kinds[i % len(kinds)]} {i}" for i in range(count)]
     rng, names = np.random.default_rng(0), {"cka": [f"layer {i}" for i in range(layers)]}
     if count <= 40:
@@ -479,8 +566,19 @@ def many(count, layers=3):
     for name, diagnostic in registry.diagnostics().items():
         keys = diagnostic.axes
         depth = len(names.get(name, []))
-        sizes = {"t": count, "p": count * (count - 1) // 2, "s": count + 1, "l": depth, "z": 3, "b": 15, "c": 5}
-        parts[name] = {key: rng.random([sizes[axis] for axis in axes]).round(3).tolist() for key, axes in keys.items()}
+        sizes = {
+            "t": count,
+            "p": count * (count - 1) // 2,
+            "s": count + 1,
+            "l": depth,
+            "z": 3,
+            "b": 15,
+            "c": 5,
+        }
+        parts[name] = {
+            key: rng.random([sizes[axis] for axis in axes]).round(3).tolist()
+            for key, axes in keys.items()
+        }
         parts[name] |= {"reading": "How to read it.", "layers": names.get(name, [])}
     return {"format": 1, "tasks": tasks, "rule": "sum", "since": "pretrained", "seed": 0, "left_out": {},
             "examples": 100, "parts": parts}  # fmt: skip
@@ -493,10 +591,14 @@ def test_sections(count):
         found["left_out"]["interference"] = "There is one task only."
         del found["parts"]["interference"]
     shown = sections(found)
-    assert [section.title for section in shown] == [diagnostic.title for diagnostic in registry.diagnostics().values()]
+    assert [section.title for section in shown] == [
+        diagnostic.title for diagnostic in registry.diagnostics().values()
+    ]
     for section in shown:
         for picture in section.pictures:
-            assert picture.svg.startswith("<svg") and "<script" not in picture.svg and picture.caption
+            assert (
+                picture.svg.startswith("<svg") and "<script" not in picture.svg and picture.caption
+            )
             assert all(len(row) == len(picture.header) for row in picture.rows) and picture.rows
             assert len(picture.rows) <= 61 and len(picture.header) <= TASKS + 1
     if count == 1:
@@ -517,7 +619,9 @@ def test_the_numbers_of_sections():
     assert "Cosine: task × task" not in [picture.caption for picture in less] and len(less) == 5
     (posterior,) = sections(found | {"parts": {"posterior": parts["posterior"]}})
     counts = np.array(parts["posterior"]["confusion"])
-    np.testing.assert_allclose([row[1:] for row in posterior.pictures[0].rows], counts / counts.sum(1, keepdims=True))
+    np.testing.assert_allclose(
+        [row[1:] for row in posterior.pictures[0].rows], counts / counts.sum(1, keepdims=True)
+    )
     large = many(14)
     (posterior,) = sections(large | {"parts": {"posterior": large["parts"]["posterior"]}})
     assert posterior.pictures[0].svg.count("<text") < 14 + 14 + 20  # a scale instead of 196 numbers
@@ -540,5 +644,7 @@ def test_reading_needs_no_torch(tmp_path):
     code = "import sys, pathlib; from perdure.runs import layout; "
     code += "from perdure.report.diagnostics_page import sections; "
     code += "print(len(sections(layout.diagnostics(pathlib.Path(sys.argv[1])))), 'torch' in sys.modules)"
-    out = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True).stdout
+    out = subprocess.run(
+        [sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True
+    ).stdout
     assert out.split() == ["5", "False"]

@@ -42,8 +42,14 @@ HUB = {
     ("nyu-mll/glue", "mnli"): (["premise", "hypothesis"], NLI),
     ("nyu-mll/glue", "qqp"): (["question1", "question2"], ["not_duplicate", "duplicate"]),
     ("aps/super_glue", "rte"): (["premise", "hypothesis"], ["entailment", "not_entailment"]),
-    ("aps/super_glue", "cb"): (["premise", "hypothesis"], ["entailment", "contradiction", "neutral"]),
-    ("aps/super_glue", "copa"): (["premise", "choice1", "choice2", "question"], ["choice1", "choice2"]),
+    ("aps/super_glue", "cb"): (
+        ["premise", "hypothesis"],
+        ["entailment", "contradiction", "neutral"],
+    ),
+    ("aps/super_glue", "copa"): (
+        ["premise", "choice1", "choice2", "question"],
+        ["choice1", "choice2"],
+    ),
     ("aps/super_glue", "wic"): (["word", "sentence1", "sentence2"], TRUTH),
     ("aps/super_glue", "boolq"): (["question", "passage"], TRUTH),
     ("aps/super_glue", "multirc"): (["paragraph", "question", "answer"], TRUTH),
@@ -102,7 +108,10 @@ def photos(tmp_path):
 def contents(task: Task) -> dict[str, list]:
     if task.kind == "text":
         return {split: getattr(task, split)["text"][:] for split in SPLITS}
-    return {split: [image.getpixel((0, 0)) for image in getattr(task, split)["image"][:]] for split in SPLITS}
+    return {
+        split: [image.getpixel((0, 0)) for image in getattr(task, split)["image"][:]]
+        for split in SPLITS
+    }
 
 
 def check_splits(make, **settings) -> None:
@@ -174,7 +183,9 @@ def test_standard_cl_refuses(texts, tmp_path):
         standard_cl(folder=str(texts), order=["a", "c"], scenario="domain")
     with pytest.raises(DataError, match="`train` must be at least 1"):
         standard_cl(folder=str(texts), order=["a"], train=0)
-    with pytest.raises(DataError, match=r"`.*nowhere` must hold `agnews.parquet`, and `manifest.json`"):
+    with pytest.raises(
+        DataError, match=r"`.*nowhere` must hold `agnews.parquet`, and `manifest.json`"
+    ):
         standard_cl(folder=str(tmp_path / "nowhere"))
     (texts / "b.parquet").unlink()
     with pytest.raises(DataError, match=r"must hold `b.parquet`"):
@@ -190,7 +201,10 @@ def test_standard_cl_refuses(texts, tmp_path):
         ({"text": ["x"], "label": [0]}, "has no column `split`"),
         ({"text": ["x"], "split": ["train"]}, "has no column `label`"),
         ({"text": ["x"], "label": [0], "split": ["train"]}, "has no row of the split `test`"),
-        ({"text": ["x", "y", "z"], "label": [0, 1, 0], "split": ["train"] * 2 + ["test"]}, "single training"),
+        (
+            {"text": ["x", "y", "z"], "label": [0, 1, 0], "split": ["train"] * 2 + ["test"]},
+            "single training",
+        ),
     ],
 )
 def test_standard_cl_refuses_a_table(texts, rows, reason):
@@ -203,12 +217,17 @@ def false_hub(path: str, config: str | None = None) -> dict[str, Dataset]:
     """Two examples a class, in the columns of the card of `path`; where labels are secret they are -1."""
     columns, names = HUB[path, config]
     label = "topic" if "yahoo" in path else "label"
-    features = {name: Value("string") for name in [*columns, "extra"]} | {label: ClassLabel(names=names)}
+    features = {name: Value("string") for name in [*columns, "extra"]} | {
+        label: ClassLabel(names=names)
+    }
     secret = path in ("nyu-mll/glue", "aps/super_glue", "stanfordnlp/sst2")
     held = {"mnli": "validation_matched"}.get(config or "", "validation") if secret else "test"
 
     def rows(split: str, labels: list[int]) -> Dataset:
-        values = {name: [f"{split} {name} {i}" for i in range(len(labels))] for name in [*columns, "extra"]}
+        values = {
+            name: [f"{split} {name} {i}" for i in range(len(labels))]
+            for name in [*columns, "extra"]
+        }
         return Dataset.from_dict(values | {label: labels}, features=Features(features))
 
     labels = [*range(len(names)), *range(len(names))]
@@ -225,7 +244,9 @@ def test_standard_cl_reads_the_hub(monkeypatch):
         assert task.test.column_names == ["text", "label"]
         assert task.test["label"][:] == [*range(len(task.classes))] * 2
         assert all(text and "extra" not in text and "{" not in text for text in task.test["text"])
-    assert {name: stream.task(name).classes for name in ("imdb", "rte", "cb", "qqp", "copa", "mnli")} == {
+    assert {
+        name: stream.task(name).classes for name in ("imdb", "rte", "cb", "qqp", "copa", "mnli")
+    } == {
         "imdb": ("Bad", "Good"),
         "rte": ("entailment", "contradiction"),
         "cb": ("entailment", "contradiction", "neutral"),
@@ -234,15 +255,22 @@ def test_standard_cl_reads_the_hub(monkeypatch):
         "mnli": ("entailment", "neutral", "contradiction"),
     }
     assert stream.task("yelp").classes == stream.task("amazon").classes
-    assert stream.task("yahoo").test[0]["text"] == ("held question_title 0 held question_content 0 held best_answer 0")
-    assert stream.task("wic").test[1]["text"] == "word: held word 1\nheld sentence1 1\nheld sentence2 1"
+    assert stream.task("yahoo").test[0]["text"] == (
+        "held question_title 0 held question_content 0 held best_answer 0"
+    )
+    assert (
+        stream.task("wic").test[1]["text"]
+        == "word: held word 1\nheld sentence1 1\nheld sentence2 1"
+    )
 
 
 def test_the_hubs_empty_cells_are_no_text(monkeypatch):
     def load(path, config=None):
         found = false_hub(path, config)
         empty = [None] * len(found["test"])
-        cells = found["test"].remove_columns("question_content").add_column("question_content", empty)
+        cells = (
+            found["test"].remove_columns("question_content").add_column("question_content", empty)
+        )
         return found | {"test": cells}
 
     monkeypatch.setattr(datasets, "load_dataset", load)
@@ -339,7 +367,9 @@ def test_split_cifar100_reads_a_folder(photos):
 
 
 def test_split_cifar100_shuffles_classes(photos):
-    stream = split_cifar100(folder=str(photos), tasks=2, order_seed=1993, train=6, validation=3, test=3)
+    stream = split_cifar100(
+        folder=str(photos), tasks=2, order_seed=1993, train=6, validation=3, test=3
+    )
     order = np.random.RandomState(1993).permutation(6)
     assert stream.classes == tuple("uvwxyz"[i] for i in order)
     for task in stream:
@@ -353,7 +383,9 @@ def test_split_cifar100_refuses(photos, tmp_path):
         with pytest.raises(DataError, match=f"`tasks` must divide the 6 classes .* got {tasks}"):
             split_cifar100(folder=str(photos), tasks=tasks)
     (photos / "cifar100_classes.json").unlink()
-    with pytest.raises(DataError, match="must hold `cifar100_small.parquet` and `cifar100_classes.json`"):
+    with pytest.raises(
+        DataError, match="must hold `cifar100_small.parquet` and `cifar100_classes.json`"
+    ):
         split_cifar100(folder=str(photos), tasks=3)
     with pytest.raises(DataError, match=r"must hold one file `cifar100\*.parquet`, it holds 0"):
         split_cifar100(folder=str(tmp_path / "nowhere"))
@@ -363,7 +395,9 @@ def test_split_cifar100_reads_the_hub(monkeypatch):
     def load(path):
         assert path == "uoft-cs/cifar100"
         fine = ClassLabel(names=list("uvwx"))
-        features = Features({"img": datasets.Image(), "fine_label": fine, "coarse_label": ClassLabel(num_classes=2)})
+        features = Features(
+            {"img": datasets.Image(), "fine_label": fine, "coarse_label": ClassLabel(num_classes=2)}
+        )
         rows = {"img": [{"bytes": png(i)} for i in range(20)], "fine_label": [0, 1, 2, 3] * 5}
         part = Dataset.from_dict(rows | {"coarse_label": [0, 1] * 10}, features=features)
         return {"train": part, "test": part}
@@ -372,7 +406,9 @@ def test_split_cifar100_reads_the_hub(monkeypatch):
     stream = split_cifar100(tasks=2)
     assert stream.classes == tuple("uvwx")
     assert stream[1].test.column_names == ["image", "label"]
-    assert [row["image"].getpixel((0, 0))[0] % 4 - 2 for row in stream[1].test] == stream[1].test["label"][:]
+    assert [row["image"].getpixel((0, 0))[0] % 4 - 2 for row in stream[1].test] == stream[1].test[
+        "label"
+    ][:]
 
 
 # -- split_mnist
@@ -380,7 +416,10 @@ def test_split_cifar100_reads_the_hub(monkeypatch):
 
 def test_split_mnist(digits):
     stream = split_mnist()
-    assert stream.names == ["digits01", "digits23", "digits45", "digits67", "digits89"] and stream.scenario == "class"
+    assert (
+        stream.names == ["digits01", "digits23", "digits45", "digits67", "digits89"]
+        and stream.scenario == "class"
+    )
     assert stream.classes == tuple("0123456789")
     for task in stream:
         assert task.kind == "image" and task.train[0]["image"].size == (28, 28)
@@ -391,7 +430,11 @@ def test_split_mnist(digits):
     check_splits(split_mnist, train=6)
     assert contents(split_mnist(seed=3)[0])["test"] == contents(stream[0])["test"]
     task = split_mnist(tasks=2, train=10, validation=5, test=5)[1]
-    assert task.classes == tuple("56789") and [len(getattr(task, split)) for split in SPLITS] == [10, 5, 5]
+    assert task.classes == tuple("56789") and [len(getattr(task, split)) for split in SPLITS] == [
+        10,
+        5,
+        5,
+    ]
     assert len(split_mnist(tasks=1)) == 1
 
 
@@ -425,7 +468,9 @@ def test_the_real_texts():
     for task in stream:
         assert task.classes == tuple(labels[task.name]["labels"])
         assert set(task.classes) == set(CARDS[task.name].classes.split("|"))
-        assert all(abs(len(getattr(task, s)) - n) <= 7 for s, n in zip(SPLITS, (60, 30, 40), strict=True))
+        assert all(
+            abs(len(getattr(task, s)) - n) <= 7 for s, n in zip(SPLITS, (60, 30, 40), strict=True)
+        )
         texts = contents(task)
         assert not set(texts["train"]) & set(texts["validation"])
         assert set(task.train["label"][:]) == set(range(len(task.classes)))
@@ -444,7 +489,9 @@ def test_the_real_intents():
 
 @pytest.mark.real
 def test_the_real_photographs():
-    stream = split_cifar100(folder=shared("vision"), train=50, validation=20, test=30, order_seed=1993)
+    stream = split_cifar100(
+        folder=shared("vision"), train=50, validation=20, test=30, order_seed=1993
+    )
     assert stream.classes[:3] == ("road", "palm_tree", "snake")  # 68, 56, 78 as in PyCIL
     assert {len(task.train) for task in stream} == {50}
     assert stream[0].train[0]["image"].size == (32, 32)

@@ -30,7 +30,10 @@ def test_a_folder_of_images(tmp_path):
                 assert pixel // 20 == 2 * number + row["label"]
                 seen.append(pixel)
     assert sorted(seen) == list(range(120))
-    assert split_imagenet_r(folder=str(tmp_path), tasks=3, order_seed=1993)[0].classes != stream[0].classes
+    assert (
+        split_imagenet_r(folder=str(tmp_path), tasks=3, order_seed=1993)[0].classes
+        != stream[0].classes
+    )
     with pytest.raises(DataError, match="`tasks` must divide the 6 classes"):
         split_imagenet_r(folder=str(tmp_path), tasks=4)
 
@@ -40,14 +43,23 @@ def test_the_hub(monkeypatch):
 
     def load(path):
         assert path == "axiong/imagenet-r"
-        features = Features({"image": datasets.Image(), "wnid": Value("string"), "class_name": Value("string")})
+        features = Features(
+            {"image": datasets.Image(), "wnid": Value("string"), "class_name": Value("string")}
+        )
         ids = ["n3", "n1", "n2", "n0"] * 10
-        rows = {"image": [picture(i) for i in range(40)], "wnid": ids, "class_name": [f"name of {i}" for i in ids]}
+        rows = {
+            "image": [picture(i) for i in range(40)],
+            "wnid": ids,
+            "class_name": [f"name of {i}" for i in ids],
+        }
         return {"test": Dataset.from_dict(rows, features=features)}
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     stream = split_imagenet_r(tasks=2, train=8)
-    assert [task.classes for task in stream] == [("name of n0", "name of n1"), ("name of n2", "name of n3")]
+    assert [task.classes for task in stream] == [
+        ("name of n0", "name of n1"),
+        ("name of n2", "name of n3"),
+    ]
     row = stream[1].test[0]
     assert ["n3", "n1", "n2", "n0"][row["image"].getpixel((0, 0))[0] % 4] == f"n{2 + row['label']}"
     assert len(stream[0].test) == 4 and len(stream[0].train) == 8

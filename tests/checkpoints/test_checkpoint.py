@@ -39,7 +39,9 @@ def sharded(made, tmp_path):
     return Path(shutil.copytree(made[1], tmp_path / "sharded")), made[2]
 
 
-def fails(folder: Path, place: Path, *parts: str, kind: type[PerdureError] = CheckpointError) -> None:
+def fails(
+    folder: Path, place: Path, *parts: str, kind: type[PerdureError] = CheckpointError
+) -> None:
     beside = sorted(path.name for path in folder.parent.iterdir())
     with pytest.raises(kind) as error:
         merge_checkpoint(folder, [place], "sum", folder.parent / "out", any_base=True)
@@ -73,7 +75,10 @@ Q = "model.layers.0.self_attn.q_proj.weight"
         (lambda t: t[Q].update(shape=None), Q),
         (lambda t: t[Q].update(data_offsets=[0]), Q),
         (lambda t: t[Q].update(data_offsets=[t[Q]["data_offsets"][1], t[Q]["data_offsets"][0]]), Q),
-        (lambda t: t[Q].update(data_offsets=[n + 4 for n in t[Q]["data_offsets"]]), "begins at byte"),
+        (
+            lambda t: t[Q].update(data_offsets=[n + 4 for n in t[Q]["data_offsets"]]),
+            "begins at byte",
+        ),
         (lambda t: t.pop(Q), "begins at byte"),
         (lambda t: t.update({Q: 7}), Q),
         (lambda t: t.update(extra=t[Q]), "begins at byte"),
@@ -96,7 +101,9 @@ def test_truncated_files(where, single, made):
     fails(*single, str(single[0] / MODEL))
     place = Path(shutil.copytree(single[1], single[0].parent / "cut"))
     content = (place / "adapter_model.safetensors").read_bytes()
-    (place / "adapter_model.safetensors").write_bytes(content[:size] if size < len(content) else content[:-3])
+    (place / "adapter_model.safetensors").write_bytes(
+        content[:size] if size < len(content) else content[:-3]
+    )
     (single[0] / MODEL).write_bytes((made[0] / MODEL).read_bytes())
     fails(single[0], place, str(place / "adapter_model.safetensors"))
 
@@ -112,14 +119,14 @@ def test_sizes_that_cannot_be(single):
         file.truncate(300_000_000)
         file.write(struct.pack("<Q", 200_000_000))
     fails(*single, str(single[0] / MODEL), "at most 100000000")
-    text = (
-        b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
-    )
+    text = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
     (single[0] / MODEL).write_bytes(struct.pack("<Q", len(text)) + text + bytes(4))
     fails(*single, str(single[0] / MODEL), "a key is there twice")
 
 
-@pytest.mark.parametrize("name", ["../llama/model.safetensors", "/etc/passwd", "a/b.safetensors", "..", "x.bin", "é"])
+@pytest.mark.parametrize(
+    "name", ["../llama/model.safetensors", "/etc/passwd", "a/b.safetensors", "..", "x.bin", "é"]
+)
 def test_an_index_that_leads_elsewhere(name, sharded):
     index = json.loads((sharded[0] / INDEX).read_text())
     index["weight_map"][Q] = name
@@ -187,12 +194,19 @@ def test_folders_without_weights(single):
 
 @pytest.mark.parametrize("name", [MODEL, "config.json", "tokenizer.json"])
 def test_a_pointer_of_git_lfs(name, single):
-    (single[0] / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12345\n")
+    (single[0] / name).write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12345\n"
+    )
     fails(*single, f"{name}` is a pointer of Git LFS", "git lfs pull")
 
 
 @pytest.mark.parametrize(
-    "text", [b"[" * 3_000_000, b'{"a":[' + b"[]," * 1_000_000 + b"1]}", b'{"a":[' + b"1," * 2_000_000 + b"1]}"]
+    "text",
+    [
+        b"[" * 3_000_000,
+        b'{"a":[' + b"[]," * 1_000_000 + b"1]}",
+        b'{"a":[' + b"1," * 2_000_000 + b"1]}",
+    ],
 )
 def test_json_of_very_many_values_is_refused_before_it_is_read(text, single):
     (single[0] / "config.json").write_bytes(text)
@@ -214,7 +228,9 @@ def test_code_of_the_base_is_left_behind(single, tmp_path):
     code = {"auto_map": {"AutoModel": "modeling_x.X"}, "custom_pipelines": {"x": {"impl": "x.X"}}}
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | code))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"auto_map": {"AutoTokenizer": ["o/x--t.T", None]}}))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"auto_map": {"AutoTokenizer": ["o/x--t.T", None]}})
+    )
     (folder / "modules.json").write_text("[]")
     (folder / "modeling_x.py").write_text("raise SystemExit")
     (folder / "1_Pooling").mkdir()
@@ -225,7 +241,10 @@ def test_code_of_the_base_is_left_behind(single, tmp_path):
     assert "auto_map" not in "".join(path.read_text() for path in out.glob("*.json"))
     assert json.loads((out / "config.json").read_text()) == config
     assert (out / "modules.json").read_text() == "[]"
-    assert "1_Pooling/pool.py, modeling_x.py" in str(merged) and "left behind" in (out / "README.md").read_text()
+    assert (
+        "1_Pooling/pool.py, modeling_x.py" in str(merged)
+        and "left behind" in (out / "README.md").read_text()
+    )
     assert merge_checkpoint(folder, [place], "sum", form="adapter", dry_run=True).notes == ()
 
 
@@ -247,38 +266,72 @@ def test_who_may_read_it_is_for_the_umask_to_say(single, tmp_path):
 
 def test_what_belongs_to_the_model_is_copied(single, tmp_path):
     folder, place = single
-    kept = {"tokenizer.json": "{}", "chat_template.jinja": "x", "LICENSE": "x", "1_Pooling/config.json": "{}"}
-    left = ["pytorch_model.bin", "model.onnx", ".gitattributes", "onnx/model.onnx", "adapter_config.json", "README.md"]
+    kept = {
+        "tokenizer.json": "{}",
+        "chat_template.jinja": "x",
+        "LICENSE": "x",
+        "1_Pooling/config.json": "{}",
+    }
+    left = [
+        "pytorch_model.bin",
+        "model.onnx",
+        ".gitattributes",
+        "onnx/model.onnx",
+        "adapter_config.json",
+        "README.md",
+    ]
     for name, text in (kept | dict.fromkeys(left, "{}")).items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text)
     merge_checkpoint(folder, [place], "sum", tmp_path / "out")
-    found = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    found = {
+        str(path.relative_to(tmp_path / "out"))
+        for path in (tmp_path / "out").rglob("*")
+        if path.is_file()
+    }
     assert found == {*kept, "config.json", "generation_config.json", MODEL, "README.md"}
     assert "perdure" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_a_file_is_read_by_rows_and_written_as_safetensors_reads_it(tmp_path):
-    tensors = {"a": torch.randn(5, 3).bfloat16(), "b": torch.arange(6), "c": torch.tensor(2.5), "d": torch.ones(0, 4)}
+    tensors = {
+        "a": torch.randn(5, 3).bfloat16(),
+        "b": torch.arange(6),
+        "c": torch.tensor(2.5),
+        "d": torch.ones(0, 4),
+    }
     save_file(tensors, tmp_path / "x.safetensors", metadata={"format": "pt"})
     file = TensorFile(tmp_path / "x.safetensors")
     assert all(torch.equal(file.read(name), value) for name, value in tensors.items())
-    assert torch.equal(file.read("a", 1, 4), tensors["a"][1:4]) and file.metadata == {"format": "pt"}
+    assert torch.equal(file.read("a", 1, 4), tensors["a"][1:4]) and file.metadata == {
+        "format": "pt"
+    }
     start, places = header({name: new(value) for name, value in tensors.items()}, {"format": "pt"})
-    body = b"".join(value.reshape(-1).view(torch.uint8).numpy().tobytes() for value in tensors.values())
+    body = b"".join(
+        value.reshape(-1).view(torch.uint8).numpy().tobytes() for value in tensors.values()
+    )
     (tmp_path / "y.safetensors").write_bytes(start + body)
-    assert all(torch.equal(value, tensors[name]) for name, value in load_file(tmp_path / "y.safetensors").items())
+    assert all(
+        torch.equal(value, tensors[name])
+        for name, value in load_file(tmp_path / "y.safetensors").items()
+    )
     assert places["a"].start == len(start) and places["d"].stop == len(start) + len(body)
 
 
 def test_is_finite_also_where_the_sum_is_not():
-    assert is_finite(torch.full((4,), 3e38)) and is_finite(torch.full((4,), 65504.0, dtype=torch.float16))
-    assert not is_finite(torch.tensor([float("inf"), -float("inf")])) and not is_finite(torch.tensor([float("nan")]))
+    assert is_finite(torch.full((4,), 3e38)) and is_finite(
+        torch.full((4,), 65504.0, dtype=torch.float16)
+    )
+    assert not is_finite(torch.tensor([float("inf"), -float("inf")])) and not is_finite(
+        torch.tensor([float("nan")])
+    )
 
 
 # -- fuzz: only errors of ours
 
-FUZZ = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZ = settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 def only_ours(call) -> None:
@@ -309,10 +362,21 @@ def test_fuzz_of_headers(flips, cut, made, tmp_path):
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+    ),
     max_leaves=6,
 )
-KEYS = ["peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "modules_to_save", "init_lora_weights", "bias"]
+KEYS = [
+    "peft_type",
+    "r",
+    "lora_alpha",
+    "rank_pattern",
+    "alpha_pattern",
+    "modules_to_save",
+    "init_lora_weights",
+    "bias",
+]
 KEYS += [
     "base_model_name_or_path",
     "use_dora",
@@ -336,7 +400,10 @@ def test_fuzz_of_adapter_configurations(changes, made, tmp_path):
 
 
 @FUZZ
-@given(text=st.binary(max_size=60) | json_values.map(lambda value: json.dumps({"weight_map": value}).encode()))
+@given(
+    text=st.binary(max_size=60)
+    | json_values.map(lambda value: json.dumps({"weight_map": value}).encode())
+)
 def test_fuzz_of_indices(text, made, tmp_path):
     place = tmp_path / "fuzzed"
     shutil.copytree(made[1], place, dirs_exist_ok=True)
@@ -348,7 +415,8 @@ def test_fuzz_of_indices(text, made, tmp_path):
 @FUZZ
 @given(
     changes=st.dictionaries(
-        st.sampled_from(["architectures", "text_config", "vocab_size", "model_type", "id2label"]), json_values
+        st.sampled_from(["architectures", "text_config", "vocab_size", "model_type", "id2label"]),
+        json_values,
     )
 )
 def test_fuzz_of_the_base_configuration(changes, made, tmp_path):

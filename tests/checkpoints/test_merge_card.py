@@ -14,12 +14,28 @@ from perdure.checkpoints import auto_class
 from perdure.checkpoints.card import code
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
-SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+SMALL = {
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+}
 BERT = transformers.BertConfig(vocab_size=64, **SMALL)
 T5 = transformers.T5Config(vocab_size=64, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
 WHISPER = transformers.WhisperConfig(
-    **{"vocab_size": 64, "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "pad_token_id": 0},
-    **{"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32},
+    **{
+        "vocab_size": 64,
+        "d_model": 16,
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+        "pad_token_id": 0,
+    },
+    **{
+        "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2,
+        "encoder_ffn_dim": 32,
+        "decoder_ffn_dim": 32,
+    },
     **{"bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1},
 )
 BASES = [
@@ -40,7 +56,9 @@ def snippet(folder: Path) -> str:
 
 @pytest.mark.parametrize("form", ["model", "adapter"])
 @pytest.mark.parametrize(("architecture", "config", "loaded", "layers"), BASES)
-def test_the_snippet_loads_the_whole_model(tmp_path, monkeypatch, *, architecture, config, loaded, layers, form):
+def test_the_snippet_loads_the_whole_model(
+    tmp_path, monkeypatch, *, architecture, config, loaded, layers, form
+):
     kind = getattr(transformers, architecture)
     torch.manual_seed(0)
     kind._from_config(config).save_pretrained(tmp_path / "base")
@@ -65,7 +83,12 @@ def test_a_head_that_adapters_bring_decides(form, tmp_path, monkeypatch):
     transformers.BertModel(BERT).save_pretrained(tmp_path / "base")
     auto = transformers.AutoModelForSequenceClassification
     place = adapter(
-        tmp_path / "base", tmp_path / "lora", seed=1, auto=auto, target_modules=["query"], task_type="SEQ_CLS"
+        tmp_path / "base",
+        tmp_path / "lora",
+        seed=1,
+        auto=auto,
+        target_modules=["query"],
+        task_type="SEQ_CLS",
     )
     merge_checkpoint(tmp_path / "base", [place], "sum", tmp_path / "out", form=form)
     monkeypatch.chdir(tmp_path)
@@ -89,8 +112,14 @@ def test_the_class_of_each_architecture_that_transformers_knows():
             "AutoModelForImageClassification": "IMAGE_CLASSIFICATION",
         }.items()
     }
-    every = [getattr(modeling_auto, name) for name in dir(modeling_auto) if name.endswith("_MAPPING_NAMES")]
-    pairs = {(kind, name) for table in every for kind, name in table.items() if isinstance(name, str)}
+    every = [
+        getattr(modeling_auto, name)
+        for name in dir(modeling_auto)
+        if name.endswith("_MAPPING_NAMES")
+    ]
+    pairs = {
+        (kind, name) for table in every for kind, name in table.items() if isinstance(name, str)
+    }
     assert len(pairs) > 500
     for kind, architecture in pairs:
         found = auto_class.of_config({"model_type": kind, "architectures": [architecture]})

@@ -42,10 +42,16 @@ def changed(before: dict, after: dict) -> set[str]:
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "vit"])
 def test_one_adapter_is_merge_and_unload(kind, tmp_path):
     folder = base(kind, tmp_path)
-    one = adapter(folder, tmp_path / "one", seed=1, r=4, lora_alpha=12, target_modules=TINY[kind][2])
+    one = adapter(
+        folder, tmp_path / "one", seed=1, r=4, lora_alpha=12, target_modules=TINY[kind][2]
+    )
     merged = merge_checkpoint(folder, [one], SUM, tmp_path / "out")
     auto = TINY[kind][1]
-    expected = peft.PeftModel.from_pretrained(auto.from_pretrained(folder), one).merge_and_unload().state_dict()
+    expected = (
+        peft.PeftModel.from_pretrained(auto.from_pretrained(folder), one)
+        .merge_and_unload()
+        .state_dict()
+    )
     found = auto.from_pretrained(tmp_path / "out").state_dict()
     assert found.keys() == expected.keys() and merged.written
     for name in expected:
@@ -56,22 +62,32 @@ def test_one_adapter_is_merge_and_unload(kind, tmp_path):
 
 def test_the_sum_is_what_cat_gives_and_the_dense_sum(tmp_path):
     folder = base("llama", tmp_path)
-    first = adapter(folder, tmp_path / "a", seed=1, r=2, lora_alpha=6, target_modules=["q_proj", "down_proj"])
-    other = adapter(folder, tmp_path / "b", seed=2, r=3, lora_alpha=5, target_modules=["q_proj", "o_proj"])
-    merge_checkpoint(folder, [first, other], {"name": "task_arithmetic", "scale": 0.5}, tmp_path / "out")
+    first = adapter(
+        folder, tmp_path / "a", seed=1, r=2, lora_alpha=6, target_modules=["q_proj", "down_proj"]
+    )
+    other = adapter(
+        folder, tmp_path / "b", seed=2, r=3, lora_alpha=5, target_modules=["q_proj", "o_proj"]
+    )
+    merge_checkpoint(
+        folder, [first, other], {"name": "task_arithmetic", "scale": 0.5}, tmp_path / "out"
+    )
     dense = values(folder)
     for place, scale in ((first, 6 / 2), (other, 5 / 3)):
         parts = load_file(place / "adapter_model.safetensors")
         for name in (key for key in parts if key.endswith("lora_A.weight")):
             target = name.removeprefix("base_model.model.").replace("lora_A.", "")
-            dense[target] = dense[target] + 0.5 * scale * parts[name.replace("lora_A", "lora_B")] @ parts[name]
+            dense[target] = (
+                dense[target] + 0.5 * scale * parts[name.replace("lora_A", "lora_B")] @ parts[name]
+            )
     found = values(tmp_path / "out")
     assert len(changed(values(folder), found)) == 6  # in both, or in one of them only
     for name, value in dense.items():
         torch.testing.assert_close(found[name], value, atol=1e-6, rtol=1e-6)
     same = adapter(folder, tmp_path / "c", seed=3, r=4, lora_alpha=8, target_modules=["q_proj"])
     twin = adapter(folder, tmp_path / "d", seed=4, r=4, lora_alpha=8, target_modules=["q_proj"])
-    model = peft.PeftModel.from_pretrained(transformers.AutoModelForCausalLM.from_pretrained(folder), same, "c")
+    model = peft.PeftModel.from_pretrained(
+        transformers.AutoModelForCausalLM.from_pretrained(folder), same, "c"
+    )
     model.load_adapter(twin, "d")
     model.add_weighted_adapter(["c", "d"], [1.0, 1.0], "both", combination_type="cat")
     model.set_adapter("both")
@@ -84,7 +100,10 @@ def test_the_sum_is_what_cat_gives_and_the_dense_sum(tmp_path):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"rank_pattern": {"layers.1.self_attn.q_proj": 5, "v_proj": 3}, "alpha_pattern": {r".*\.0\..*q_proj": 7}},
+        {
+            "rank_pattern": {"layers.1.self_attn.q_proj": 5, "v_proj": 3},
+            "alpha_pattern": {r".*\.0\..*q_proj": 7},
+        },
         {"use_rslora": True, "rank_pattern": {"^model.layers.0.self_attn.q_proj": 6}},
         {"r": 1, "lora_alpha": 0.5},
     ],
@@ -94,14 +113,21 @@ def test_ranks_and_alphas_as_peft_reads_them(settings, tmp_path):
     one = adapter(folder, tmp_path / "one", seed=3, target_modules=["q_proj", "v_proj"], **settings)
     merge_checkpoint(folder, [one], SUM, tmp_path / "out")
     auto = transformers.AutoModelForCausalLM
-    expected = peft.PeftModel.from_pretrained(auto.from_pretrained(folder), one).merge_and_unload().state_dict()
+    expected = (
+        peft.PeftModel.from_pretrained(auto.from_pretrained(folder), one)
+        .merge_and_unload()
+        .state_dict()
+    )
     for name, value in auto.from_pretrained(tmp_path / "out").state_dict().items():
         torch.testing.assert_close(value, expected[name], atol=1e-6, rtol=1e-6)
 
 
 def test_bfloat16_is_rounded_once(tmp_path):
     folder = base("llama", tmp_path, dtype=torch.bfloat16)
-    places = [adapter(folder, tmp_path / n, seed=i, r=2, lora_alpha=4, exact=True) for i, n in enumerate("ab")]
+    places = [
+        adapter(folder, tmp_path / n, seed=i, r=2, lora_alpha=4, exact=True)
+        for i, n in enumerate("ab")
+    ]
     merge_checkpoint(folder, places, SUM, tmp_path / "out")
     before, found, total = values(folder), values(tmp_path / "out"), 0
     for name in changed(before, found):
@@ -122,25 +148,36 @@ def test_shards_stay_as_they_are(tmp_path):
     one = adapter(folder, tmp_path / "one", seed=1, target_modules=["q_proj"])
     merge_checkpoint(folder, [one], SUM, tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").glob("*.safetensors")) == shards
-    same = [(folder / name).read_bytes() == (tmp_path / "out" / name).read_bytes() for name in shards]
+    same = [
+        (folder / name).read_bytes() == (tmp_path / "out" / name).read_bytes() for name in shards
+    ]
     assert any(same) and not all(same)  # those in which nothing changes are equal to the last byte
-    index = [json.loads((f / "model.safetensors.index.json").read_text()) for f in (folder, tmp_path / "out")]
+    index = [
+        json.loads((f / "model.safetensors.index.json").read_text())
+        for f in (folder, tmp_path / "out")
+    ]
     assert index[0]["weight_map"] == index[1]["weight_map"]
     assert index[0]["metadata"]["total_size"] == index[1]["metadata"]["total_size"]
     auto = transformers.AutoModelForCausalLM
     expected = logits(peft.PeftModel.from_pretrained(auto.from_pretrained(folder), one))
-    torch.testing.assert_close(logits(auto.from_pretrained(tmp_path / "out")), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        logits(auto.from_pretrained(tmp_path / "out")), expected, atol=1e-5, rtol=1e-5
+    )
 
 
 def test_embeddings_and_untied_heads(tmp_path):
     folder = base("llama", tmp_path)
     with pytest.warns(UserWarning, match="save_embedding_layers"):
-        one = adapter(folder, tmp_path / "one", seed=1, target_modules=["embed_tokens", "q_proj", "lm_head"])
+        one = adapter(
+            folder, tmp_path / "one", seed=1, target_modules=["embed_tokens", "q_proj", "lm_head"]
+        )
     assert any("base_layer" in name for name in load_file(one / "adapter_model.safetensors"))
     merge_checkpoint(folder, [one], SUM, tmp_path / "out")
     auto = transformers.AutoModelForCausalLM
     expected = logits(peft.PeftModel.from_pretrained(auto.from_pretrained(folder), one))
-    torch.testing.assert_close(logits(auto.from_pretrained(tmp_path / "out")), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        logits(auto.from_pretrained(tmp_path / "out")), expected, atol=1e-5, rtol=1e-5
+    )
     merge_checkpoint(folder, [one], SUM, tmp_path / "lora", form="adapter")
     again = peft.PeftModel.from_pretrained(auto.from_pretrained(folder), tmp_path / "lora")
     torch.testing.assert_close(logits(again), expected, atol=1e-5, rtol=1e-5)
@@ -153,9 +190,15 @@ def test_convolutions_and_renamed_layers(tmp_path):
     merged = merge_checkpoint(folder, [one], SUM, tmp_path / "out")
     merge_checkpoint(folder, [one], SUM, tmp_path / "lora", form="adapter")
     auto, pixels = transformers.AutoModel, torch.randn(2, 3, 16, 16)
-    expected = peft.PeftModel.from_pretrained(auto.from_pretrained(folder), one).eval()(pixels).last_hidden_state
+    expected = (
+        peft.PeftModel.from_pretrained(auto.from_pretrained(folder), one)
+        .eval()(pixels)
+        .last_hidden_state
+    )
     found = auto.from_pretrained(tmp_path / "out").eval()(pixels).last_hidden_state
-    again = peft.PeftModel.from_pretrained(auto.from_pretrained(folder), tmp_path / "lora").eval()(pixels)
+    again = peft.PeftModel.from_pretrained(auto.from_pretrained(folder), tmp_path / "lora").eval()(
+        pixels
+    )
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(again.last_hidden_state, expected, atol=1e-5, rtol=1e-5)
     assert merged.layers == 5
@@ -166,15 +209,24 @@ def test_a_prefix_of_the_base_model_is_found(pico, tmp_path):
     whole = pico("bert")
     inner = tmp_path / "inner"
     transformers.AutoModel.from_pretrained(whole).save_pretrained(inner)
-    small = adapter(inner, tmp_path / "small", seed=1, target_modules=["query"], auto=transformers.AutoModel)
+    small = adapter(
+        inner, tmp_path / "small", seed=1, target_modules=["query"], auto=transformers.AutoModel
+    )
     large = adapter(whole, tmp_path / "large", seed=1, target_modules=["query"])
     found = []
     for place, on in ((small, whole), (large, inner)):
         merge_checkpoint(on, [place], SUM, tmp_path / f"{place.name}-out", any_base=True)
         merge_checkpoint(
-            on, [place, large if place is small else small], SUM, tmp_path / "x", any_base=True, dry_run=True
+            on,
+            [place, large if place is small else small],
+            SUM,
+            tmp_path / "x",
+            any_base=True,
+            dry_run=True,
         )
-        found.append(transformers.AutoModel.from_pretrained(tmp_path / f"{place.name}-out").state_dict())
+        found.append(
+            transformers.AutoModel.from_pretrained(tmp_path / f"{place.name}-out").state_dict()
+        )
     before = transformers.AutoModel.from_pretrained(whole).state_dict()
     for place, after in zip((small, large), found, strict=True):
         parts = load_file(place / "adapter_model.safetensors")
@@ -188,13 +240,18 @@ def test_a_prefix_of_the_base_model_is_found(pico, tmp_path):
 def run(tmp_path_factory, pico):
     """A run of two tasks on a pico BERT with the stock pooling: each adapter holds its task's head."""
     folder = tmp_path_factory.mktemp("runs") / "run"
-    tasks = (toy_task("fruit", ["apple", "pear"], 1), toy_task("colour", ["red", "green", "blue"], 2))
+    tasks = (
+        toy_task("fruit", ["apple", "pear"], 1),
+        toy_task("colour", ["red", "green", "blue"], 2),
+    )
     backbone = perdure.Backbone.load(pico("bert"), pooling="stock", max_length=16)
     stream = perdure.TaskStream("two", tasks)
     training = perdure.Training(epochs=1, batch_size=16, learning_rate=1e-2)
     from perdure.methods.isolated import Isolated
 
-    return perdure.run(stream, backbone, Isolated(rank=2), perdure.Rule(), output=folder, training=training)
+    return perdure.run(
+        stream, backbone, Isolated(rank=2), perdure.Rule(), output=folder, training=training
+    )
 
 
 def test_the_adapters_of_a_run_give_its_combined_model(run, pico, tmp_path):
@@ -234,7 +291,10 @@ def test_try_another_rule_on_a_run(run, tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "_measured_again", measured)
     runs.try_rule(run.folder, "task_arithmetic", ["scale=0.25"], tmp_path / "out")
     assert called == [
-        ((run.folder, "task_arithmetic", ["scale=0.25"]), {"steps": "last", "trust": False, "quiet": True})
+        (
+            (run.folder, "task_arithmetic", ["scale=0.25"]),
+            {"steps": "last", "trust": False, "quiet": True},
+        )
     ]
     scaled = values(tmp_path / "out")
     runs.try_rule(run.folder, "sum", [], tmp_path / "sum")
@@ -245,14 +305,19 @@ def test_try_another_rule_on_a_run(run, tmp_path, monkeypatch):
 
 def test_as_an_adapter(tmp_path):
     folder = base("llama", tmp_path)
-    places = [adapter(folder, tmp_path / f"r{r}", seed=r, r=r, rank_pattern={"o_proj": 5}) for r in (2, 3)]
+    places = [
+        adapter(folder, tmp_path / f"r{r}", seed=r, r=r, rank_pattern={"o_proj": 5}) for r in (2, 3)
+    ]
     auto = transformers.AutoModelForCausalLM
     merge_checkpoint(folder, places, SUM, tmp_path / "whole")
     expected = logits(auto.from_pretrained(tmp_path / "whole"))
     exact = merge_checkpoint(folder, places, SUM, tmp_path / "exact", form="adapter")
     assert exact.error == 0
     config = json.loads((tmp_path / "exact" / "adapter_config.json").read_text())
-    assert config["r"] == config["lora_alpha"] and {config["r"], *config["rank_pattern"].values()} == {5, 10}
+    assert config["r"] == config["lora_alpha"] and {
+        config["r"],
+        *config["rank_pattern"].values(),
+    } == {5, 10}
     found = logits(peft.PeftModel.from_pretrained(auto.from_pretrained(folder), tmp_path / "exact"))
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     rough = merge_checkpoint(folder, places, SUM, tmp_path / "rough", form="adapter", rank=2)
@@ -261,7 +326,9 @@ def test_as_an_adapter(tmp_path):
     missed = sum((whole[n] - back[n]).square().sum() for n in before) ** 0.5
     size = sum((whole[n] - before[n]).square().sum() for n in before) ** 0.5
     assert 0.05 < rough.error < 1 and rough.error == pytest.approx((missed / size).item(), rel=1e-3)
-    assert f"{rough.error:.2e}" in (tmp_path / "rough" / "README.md").read_text() and f"{rough.error:.2e}" in str(rough)
+    assert f"{rough.error:.2e}" in (
+        tmp_path / "rough" / "README.md"
+    ).read_text() and f"{rough.error:.2e}" in str(rough)
 
 
 RULES = '''
@@ -278,14 +345,21 @@ def test_full_matrices(tmp_path):
     (tmp_path / "dense.py").write_text(RULES)
     (tmp_path / "parts.py").write_text("def parts(vectors):\n    return vectors\n")
     folder = base("gpt2", tmp_path)
-    places = [adapter(folder, tmp_path / n, seed=i, target_modules=["c_attn", "c_proj"]) for i, n in enumerate("ab")]
+    places = [
+        adapter(folder, tmp_path / n, seed=i, target_modules=["c_attn", "c_proj"])
+        for i, n in enumerate("ab")
+    ]
     merge_checkpoint(folder, places, SUM, tmp_path / "low")
     merge_checkpoint(folder, places, str(tmp_path / "dense.py"), tmp_path / "full")
     for name, value in values(tmp_path / "low").items():
         torch.testing.assert_close(values(tmp_path / "full")[name], value, atol=1e-6, rtol=1e-6)
     with pytest.raises(InputError, match="give `--rank`"):
-        merge_checkpoint(folder, places, str(tmp_path / "dense.py"), tmp_path / "no", form="adapter")
-    merged = merge_checkpoint(folder, places, str(tmp_path / "dense.py"), tmp_path / "svd", form="adapter", rank=16)
+        merge_checkpoint(
+            folder, places, str(tmp_path / "dense.py"), tmp_path / "no", form="adapter"
+        )
+    merged = merge_checkpoint(
+        folder, places, str(tmp_path / "dense.py"), tmp_path / "svd", form="adapter", rank=16
+    )
     assert merged.error < 1e-6
     merge_checkpoint(folder, [tmp_path / "svd"], SUM, tmp_path / "again")
     for name, value in values(tmp_path / "low").items():
@@ -302,8 +376,12 @@ def test_statistics_of_inputs_reach_the_rule(tmp_path):
         "def seen(vectors, inputs):\n    seen.value = inputs\n    return next(iter(vectors.values()))\n"
     )
     folder = base("llama", tmp_path)
-    place = adapter(folder, tmp_path / "task" / "adapter", seed=1, target_modules=["q_proj", "k_proj"])
-    call = lambda: merge_checkpoint(folder, [place], str(tmp_path / "seen.py"), tmp_path / "out", dry_run=True)  # noqa: E731
+    place = adapter(
+        folder, tmp_path / "task" / "adapter", seed=1, target_modules=["q_proj", "k_proj"]
+    )
+    call = lambda: merge_checkpoint(
+        folder, [place], str(tmp_path / "seen.py"), tmp_path / "out", dry_run=True
+    )  # noqa: E731
     with pytest.raises(PerdureError, match=r"no `inputs.safetensors` in or beside"):
         call()
     names = [f"model.layers.{i}.self_attn" for i in (0, 1)]
@@ -330,14 +408,23 @@ def test_dry_run_card_and_command_line(tmp_path, monkeypatch, capsys):
         return int(stop.value.code or 0), *capsys.readouterr()
 
     status, out, err = call("--rule", "task_arithmetic", "--set", "scale=0.3", "--dry-run")
-    assert (status, err) == (0, "") and "4 layers change" in out and "Would write" in out and "free" in out
+    assert (
+        (status, err) == (0, "")
+        and "4 layers change" in out
+        and "Would write" in out
+        and "free" in out
+    )
     assert "first: rank 4, alpha 8, 4 layers" in out and "of memory" in out
     assert max(len(line) for line in out.splitlines() if str(tmp_path) not in line) <= 80
     status, out, err = call("--set", "scale=0.3", "-o", tmp_path / "out")
     assert status == 0 and "Written" in out and max(map(len, err.splitlines() or [""])) <= 80
     size = sum(path.stat().st_size for path in (tmp_path / "out").iterdir())
     card = (tmp_path / "out" / "README.md").read_text()
-    assert card.startswith("---\nlibrary_name: transformers\n") and "`scale=0.3`" in card and "rank 4, alpha 8" in card
+    assert (
+        card.startswith("---\nlibrary_name: transformers\n")
+        and "`scale=0.3`" in card
+        and "rank 4, alpha 8" in card
+    )
     assert abs(merge_checkpoint(folder, places, SUM, dry_run=True).size - size) < 5000
     assert call("--set", "scale=0.3", "-o", tmp_path / "lora", "--as", "adapter", "--quiet") == (
         0,
@@ -355,7 +442,13 @@ def test_dry_run_card_and_command_line(tmp_path, monkeypatch, capsys):
     ]:
         status, out, err = call(*wrong)
         assert status == 1 and message in err and err.count("\n") == 1, err
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "llama", "lora", "out", "second"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "first",
+        "llama",
+        "lora",
+        "out",
+        "second",
+    ]
     status, _, err = call("-o", tmp_path / "new", "--as", "both")
     assert status == 2 and "'adapter'" in err
 
@@ -381,7 +474,9 @@ def test_merged_values_by_hand():
         [[1.0, 10.0], [2.0, 20.0]],
         [[3.0, 30.0]],
     ]
-    turned = Change(lambda: entry, transposed=True).blocks(2, 1, torch.empty(3, dtype=torch.float64))
+    turned = Change(lambda: entry, transposed=True).blocks(
+        2, 1, torch.empty(3, dtype=torch.float64)
+    )
     assert [block.tolist() for block in turned] == [[[1.0, 2.0, 3.0]], [[10.0, 20.0, 30.0]]]
     assert TaskVector({"w": entry}).dense("w").shape == (3, 2)
 
@@ -394,7 +489,9 @@ def test_a_weight_that_one_adapter_changes_and_another_replaces_is_refused(tmp_p
     folder = base("llama", tmp_path, tie_word_embeddings=False)
     changed = adapter(folder, tmp_path / "q", seed=1, target_modules=["q_proj", "embed_tokens"])
     replaced = adapter(folder, tmp_path / "r", seed=2, modules_to_save=["embed_tokens"])
-    with pytest.raises(InputError, match=r"embed_tokens` is changed by the adapter `q`, and taken whole"):
+    with pytest.raises(
+        InputError, match=r"embed_tokens` is changed by the adapter `q`, and taken whole"
+    ):
         merge_checkpoint(folder, [changed, replaced], SUM, tmp_path / "out")
     merge_checkpoint(folder, [changed, replaced], SUM, tmp_path / "out", saved_modules="none")
 
@@ -403,18 +500,24 @@ def test_a_weight_that_one_adapter_changes_and_another_replaces_is_refused(tmp_p
 def test_an_adapter_that_changes_nothing_can_be_written(rule, tmp_path):
     folder = base("llama", tmp_path)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder)
-    peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path / "fresh")
+    peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"])).save_pretrained(
+        tmp_path / "fresh"
+    )
     merge_checkpoint(folder, [tmp_path / "fresh"], rule, tmp_path / "out", form="adapter")
     model = transformers.AutoModelForCausalLM.from_pretrained(folder)
     expected = logits(model)
-    torch.testing.assert_close(logits(peft.PeftModel.from_pretrained(model, tmp_path / "out")), expected)
+    torch.testing.assert_close(
+        logits(peft.PeftModel.from_pretrained(model, tmp_path / "out")), expected
+    )
 
 
 def test_saved_modules_are_written_as_the_adapter_spells_them(pico, tmp_path):
     """The base is a plain encoder, the adapter of a classifier that holds it as `bert`."""
     encoder = transformers.AutoModel.from_pretrained(pico("bert"))
     encoder.save_pretrained(tmp_path / "encoder")
-    config = peft.LoraConfig(target_modules=["query"], modules_to_save=["classifier", "pooler"], task_type="SEQ_CLS")
+    config = peft.LoraConfig(
+        target_modules=["query"], modules_to_save=["classifier", "pooler"], task_type="SEQ_CLS"
+    )
     auto = transformers.AutoModelForSequenceClassification
     torch.manual_seed(0)
     made = peft.get_peft_model(auto.from_pretrained(tmp_path / "encoder", num_labels=3), config)
@@ -423,12 +526,16 @@ def test_saved_modules_are_written_as_the_adapter_spells_them(pico, tmp_path):
             if parameter.requires_grad:
                 parameter.add_(0.1 * torch.randn_like(parameter))
     made.save_pretrained(tmp_path / "one")
-    merge_checkpoint(tmp_path / "encoder", [tmp_path / "one"], SUM, tmp_path / "out", form="adapter")
+    merge_checkpoint(
+        tmp_path / "encoder", [tmp_path / "one"], SUM, tmp_path / "out", form="adapter"
+    )
     batch = {"input_ids": ids() + 2, "attention_mask": torch.ones(2, 12, dtype=torch.long)}
     fresh = auto.from_pretrained(tmp_path / "encoder", num_labels=3)
     found = peft.PeftModel.from_pretrained(fresh, tmp_path / "out").eval()
     with torch.no_grad():
-        torch.testing.assert_close(found(**batch).logits, made.eval()(**batch).logits, rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            found(**batch).logits, made.eval()(**batch).logits, rtol=0, atol=1e-5
+        )
 
 
 def test_code_in_the_base_folder_is_never_run(tmp_path):
@@ -438,9 +545,12 @@ def test_code_in_the_base_folder_is_never_run(tmp_path):
     config |= {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Mine"}}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Mine: ...\n")
-    tensors = {f"other.{name}": value for name, value in load_file(folder / "model.safetensors").items()}
+    tensors = {
+        f"other.{name}": value for name, value in load_file(folder / "model.safetensors").items()
+    }
     save_file(
-        {name.replace("self_attn", "attn"): value for name, value in tensors.items()}, folder / "model.safetensors"
+        {name.replace("self_attn", "attn"): value for name, value in tensors.items()},
+        folder / "model.safetensors",
     )
     with pytest.raises(PerdureError, match="has no weight of that name"):
         merge_checkpoint(folder, [one], SUM, tmp_path / "out")
@@ -461,7 +571,9 @@ def test_scales_that_are_none(scale, message, form, tmp_path):
     folder = base("llama", tmp_path)
     one = adapter(folder, tmp_path / "one", seed=1)
     with pytest.raises(PerdureError, match=message):
-        merge_checkpoint(folder, [one], {"name": "task_arithmetic", "scale": scale}, tmp_path / "out", form=form)
+        merge_checkpoint(
+            folder, [one], {"name": "task_arithmetic", "scale": scale}, tmp_path / "out", form=form
+        )
     assert not (tmp_path / "out").exists()
 
 

@@ -107,7 +107,9 @@ def test_two_processes_do_not_disturb_each_other(made):
     assert beside(made) == ["llama", "one", "other", "out"]
 
 
-@pytest.mark.parametrize(("number", "message"), [(errno.ENOSPC, "no room"), (errno.EACCES, "cannot be written")])
+@pytest.mark.parametrize(
+    ("number", "message"), [(errno.ENOSPC, "no room"), (errno.EACCES, "cannot be written")]
+)
 @pytest.mark.parametrize("form", ["model", "adapter"])
 def test_errors_of_the_system(number, message, form, made, monkeypatch):
     def refuse(*given, **more):
@@ -124,7 +126,9 @@ def test_errors_of_the_system(number, message, form, made, monkeypatch):
 
 def test_no_room_is_said_before_anything_is_written(made, monkeypatch):
     monkeypatch.setattr(staging, "room", lambda output: 1000)
-    with pytest.raises(OutputError, match=r"needs 0\.\d MB, and there is no room .* 0.0 MB are free"):
+    with pytest.raises(
+        OutputError, match=r"needs 0\.\d MB, and there is no room .* 0.0 MB are free"
+    ):
         merge_checkpoint(made[0], [made[1]], "sum", made[0].parent / "out")
     assert beside(made) == ["llama", "one"]
 
@@ -142,7 +146,9 @@ except OutputError as error:
 
 def test_a_limit_of_the_system(made):
     done = forked.python(LIMITED, *made, made[0].parent / "out")
-    assert done.returncode == 1 and "refused" in done.stderr and ".safetensors`" in done.stderr, done.stderr
+    assert done.returncode == 1 and "refused" in done.stderr and ".safetensors`" in done.stderr, (
+        done.stderr
+    )
     assert beside(made) == ["llama", "one"]
 
 

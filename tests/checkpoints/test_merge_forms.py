@@ -27,9 +27,20 @@ pytestmark = [
 ]
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 LM = transformers.AutoModelForCausalLM
-GPT2: dict[str, Any] = {"vocab_size": 50, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32}
+GPT2: dict[str, Any] = {
+    "vocab_size": 50,
+    "n_embd": 16,
+    "n_layer": 1,
+    "n_head": 2,
+    "n_positions": 32,
+}
 GPT2 |= {"bos_token_id": 1, "eos_token_id": 1, "tie_word_embeddings": False}
-SMALL: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+SMALL: dict[str, Any] = {
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+}
 
 
 def saved(config, place: Path, kind) -> Path:
@@ -44,7 +55,9 @@ def configure(place: Path, **changes) -> None:
 
 
 def stock(folder: Path, place: Path, kind, out: Path) -> dict[str, torch.Tensor]:
-    peft.PeftModel.from_pretrained(kind.from_pretrained(folder), place).merge_and_unload().save_pretrained(out)
+    peft.PeftModel.from_pretrained(
+        kind.from_pretrained(folder), place
+    ).merge_and_unload().save_pretrained(out)
     return values(out)
 
 
@@ -84,8 +97,16 @@ def bert_and_gpt2() -> transformers.EncoderDecoderConfig:
             ["q_proj", "down_proj"],
         ),
         (transformers.GPT2LMHeadModel, gpt2, ["c_attn", "c_proj", "lm_head"]),
-        (transformers.GPT2ForSequenceClassification, lambda: gpt2(num_labels=16, pad_token_id=0), ["c_proj", "score"]),
-        (transformers.EncoderDecoderModel, bert_and_gpt2, ["query", "intermediate.dense", "c_attn", "attn.c_proj"]),
+        (
+            transformers.GPT2ForSequenceClassification,
+            lambda: gpt2(num_labels=16, pad_token_id=0),
+            ["c_proj", "score"],
+        ),
+        (
+            transformers.EncoderDecoderModel,
+            bert_and_gpt2,
+            ["query", "intermediate.dense", "c_attn", "attn.c_proj"],
+        ),
     ],
 )
 def test_what_the_file_says_of_transposition_does_not_count(kind, make, layers, flag, tmp_path):
@@ -101,7 +122,10 @@ def test_of_an_unknown_architecture_the_file_is_believed(tmp_path):
     folder = saved(gpt2(), tmp_path / "base", transformers.GPT2LMHeadModel)
     place = adapter(folder, tmp_path / "lora", seed=1, target_modules=["c_attn", "attn.c_proj"])
     expected = stock(folder, place, LM, tmp_path / "stock")
-    config = json.loads((folder / "config.json").read_text()) | {"model_type": "unheard-of", "architectures": ["No"]}
+    config = json.loads((folder / "config.json").read_text()) | {
+        "model_type": "unheard-of",
+        "architectures": ["No"],
+    }
     (folder / "config.json").write_text(json.dumps(config))
     configure(place, fan_in_fan_out=True)
     merge_checkpoint(folder, [place], "sum", tmp_path / "out")
@@ -153,7 +177,9 @@ def test_tied_tables_part_where_one_of_them_was_trained(settings, parts, shards,
     found = logits(LM.from_pretrained(tmp_path / "out"))
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     index = tmp_path / "out" / "model.safetensors.index.json"
-    assert not index.exists() or {*json.loads(index.read_text())["weight_map"]} == {*values(tmp_path / "out")}
+    assert not index.exists() or {*json.loads(index.read_text())["weight_map"]} == {
+        *values(tmp_path / "out")
+    }
 
 
 def test_tables_stay_tied_beside_an_adapter_that_does_not_touch_them(tied, tmp_path):
@@ -172,15 +198,21 @@ def test_tables_stay_tied_beside_an_adapter_that_does_not_touch_them(tied, tmp_p
 def test_tied_tables_of_masked_language_models_have_a_bias(tmp_path):
     kind = transformers.BertForMaskedLM
     folder = saved(transformers.BertConfig(vocab_size=64, **SMALL), tmp_path / "base", kind)
-    place = adapter(folder, tmp_path / "lora", seed=1, auto=kind, target_modules=["query", "decoder"])
+    place = adapter(
+        folder, tmp_path / "lora", seed=1, auto=kind, target_modules=["query", "decoder"]
+    )
     merge_checkpoint(folder, [place], "sum", tmp_path / "out")
     expected = logits(peft.PeftModel.from_pretrained(kind.from_pretrained(folder), place))
-    torch.testing.assert_close(logits(kind.from_pretrained(tmp_path / "out")), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        logits(kind.from_pretrained(tmp_path / "out")), expected, atol=1e-5, rtol=1e-5
+    )
 
 
 def test_three_tables_that_are_one_cannot_part(tmp_path):
     kind = transformers.T5ForConditionalGeneration
-    config = transformers.T5Config(vocab_size=64, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    config = transformers.T5Config(
+        vocab_size=64, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2
+    )
     folder = saved(config, tmp_path / "base", kind)
     place = adapter(folder, tmp_path / "lora", seed=1, auto=kind, target_modules=["q", "lm_head"])
     with pytest.raises(CheckpointError, match="tie_word_embeddings"):
@@ -190,12 +222,16 @@ def test_three_tables_that_are_one_cannot_part(tmp_path):
 # -- vocabularies that were resized before training
 
 
-def grown(folder: Path, place: Path, *, rows: int = 70, seed: int = 1, **settings: Any) -> torch.Tensor:
+def grown(
+    folder: Path, place: Path, *, rows: int = 70, seed: int = 1, **settings: Any
+) -> torch.Tensor:
     """Save an adapter of a model whose tables were resized; the logits of that model."""
     torch.manual_seed(seed)
     model = LM.from_pretrained(folder)
     model.resize_token_embeddings(rows)
-    model = peft.get_peft_model(model, peft.LoraConfig(**{"r": 2, "target_modules": ["q_proj"]} | settings))
+    model = peft.get_peft_model(
+        model, peft.LoraConfig(**{"r": 2, "target_modules": ["q_proj"]} | settings)
+    )
     for name, parameter in model.named_parameters():
         if ".lora_" in name or "modules_to_save" in name:
             torch.nn.init.normal_(parameter, 0, 0.2)
@@ -267,7 +303,8 @@ def test_tables_of_different_sizes_are_refused(tmp_path):
     del tensors["base_model.model.lm_head.weight"]
     save_file(tensors, tmp_path / "lora" / WEIGHTS)
     with pytest.raises(
-        CheckpointError, match="resized the vocabulary.*`lm_head.weight` 64, `model.embed_tokens.weight` 70"
+        CheckpointError,
+        match="resized the vocabulary.*`lm_head.weight` 64, `model.embed_tokens.weight` 70",
     ):
         merge_checkpoint(folder, [tmp_path / "lora"], "sum", tmp_path / "out")
     shutil.rmtree(tmp_path / "lora")
@@ -279,7 +316,12 @@ def test_tables_of_different_sizes_are_refused(tmp_path):
 # -- experts
 
 
-MOE: dict[str, Any] = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+MOE: dict[str, Any] = {
+    "vocab_size": 64,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
 MOE |= {"num_key_value_heads": 2, "num_experts_per_tok": 1}
 MIXTURES = {
     "mixtral": lambda: transformers.MixtralConfig(**MOE, intermediate_size=24, num_local_experts=3),
@@ -287,7 +329,12 @@ MIXTURES = {
         **MOE, intermediate_size=24, moe_intermediate_size=12, num_experts=3, head_dim=8
     ),
     "gpt_oss": lambda: transformers.GptOssConfig(
-        **MOE, intermediate_size=24, num_local_experts=3, head_dim=8, pad_token_id=0, layer_types=["full_attention"] * 2
+        **MOE,
+        intermediate_size=24,
+        num_local_experts=3,
+        head_dim=8,
+        pad_token_id=0,
+        layer_types=["full_attention"] * 2,
     ),
 }
 EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
@@ -311,44 +358,71 @@ EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 def test_experts_as_peft_merges_them(kind, settings, tmp_path):
     torch.manual_seed(0)
     LM.from_config(MIXTURES[kind]()).save_pretrained(tmp_path / "base")
-    place = adapter(tmp_path / "base", tmp_path / "lora", seed=1, **{"r": 2, "lora_alpha": 6} | settings)
+    place = adapter(
+        tmp_path / "base", tmp_path / "lora", seed=1, **{"r": 2, "lora_alpha": 6} | settings
+    )
     merged = merge_checkpoint(tmp_path / "base", [place], "sum", tmp_path / "out")
-    found, expected = values(tmp_path / "out"), stock(tmp_path / "base", place, LM, tmp_path / "stock")
+    found, expected = (
+        values(tmp_path / "out"),
+        stock(tmp_path / "base", place, LM, tmp_path / "stock"),
+    )
     before = values(tmp_path / "base")
     assert any(
-        not torch.equal(found[name], before[name]) for name in found if "experts" in name or "all" in str(settings)
+        not torch.equal(found[name], before[name])
+        for name in found
+        if "experts" in name or "all" in str(settings)
     )
     same(found, expected)
     assert merged.layers
     if "target_parameters" in settings:
         with pytest.raises(InputError, match="--as model"):
-            merge_checkpoint(tmp_path / "base", [place], "sum", tmp_path / "adapter", form="adapter")
+            merge_checkpoint(
+                tmp_path / "base", [place], "sum", tmp_path / "adapter", form="adapter"
+            )
 
 
 def test_experts_of_two_adapters_add_up(tmp_path):
     torch.manual_seed(0)
     LM.from_config(MIXTURES["gpt_oss"]()).save_pretrained(tmp_path / "base")
     settings: dict[str, Any] = {"target_modules": [], "target_parameters": ["experts.down_proj"]}
-    places = [adapter(tmp_path / "base", tmp_path / name, seed=i, **settings) for i, name in enumerate("ab")]
+    places = [
+        adapter(tmp_path / "base", tmp_path / name, seed=i, **settings)
+        for i, name in enumerate("ab")
+    ]
     before = values(tmp_path / "base")
     merge_checkpoint(tmp_path / "base", places, "sum", tmp_path / "out")
     found = values(tmp_path / "out")
     name = "model.layers.1.mlp.experts.down_proj"
-    parts = [stock(tmp_path / "base", place, LM, tmp_path / f"{place.name}-stock")[name] for place in places]
+    parts = [
+        stock(tmp_path / "base", place, LM, tmp_path / f"{place.name}-stock")[name]
+        for place in places
+    ]
     torch.testing.assert_close(found[name], sum(parts) - before[name], atol=1e-5, rtol=1e-5)
 
 
 def test_experts_that_are_missing_or_too_many(tmp_path):
     torch.manual_seed(0)
     LM.from_config(MIXTURES["mixtral"]()).save_pretrained(tmp_path / "base")
-    place = adapter(tmp_path / "base", tmp_path / "lora", seed=1, target_modules=["q_proj"], target_parameters=EXPERTS)
+    place = adapter(
+        tmp_path / "base",
+        tmp_path / "lora",
+        seed=1,
+        target_modules=["q_proj"],
+        target_parameters=EXPERTS,
+    )
     tensors = load_file(place / WEIGHTS)
-    save_file({key: value for key, value in tensors.items() if ".layers.1." not in key}, place / WEIGHTS)
-    with pytest.warns(PerdureWarning, match=r"lacks 3 of the 6 layers .*`model.layers.1.mlp.experts.gate_up_proj`"):
+    save_file(
+        {key: value for key, value in tensors.items() if ".layers.1." not in key}, place / WEIGHTS
+    )
+    with pytest.warns(
+        PerdureWarning, match=r"lacks 3 of the 6 layers .*`model.layers.1.mlp.experts.gate_up_proj`"
+    ):
         merge_checkpoint(tmp_path / "base", [place], "sum", tmp_path / "out")
     save_file(tensors, place / WEIGHTS)
     configure(place, target_parameters=EXPERTS[:1])
-    with pytest.raises(CheckpointError, match="factors for 2 parameters of `model.layers.0.mlp.experts`"):
+    with pytest.raises(
+        CheckpointError, match="factors for 2 parameters of `model.layers.0.mlp.experts`"
+    ):
         merge_checkpoint(tmp_path / "base", [place], "sum", tmp_path / "none")
     configure(place, target_parameters=EXPERTS, r=5)
     with pytest.raises(CheckpointError, match="do not fit|does not fit"):
@@ -369,7 +443,14 @@ def keep(place: Path, which) -> None:
         ({"target_modules": ["q_proj", "o_proj"]}, 3),
         ({"target_modules": r".*\.(q|o)_proj"}, 3),
         ({"target_modules": ["q_proj", "o_proj"], "layers_to_transform": [0]}, 1),
-        ({"target_modules": ["q_proj", "o_proj"], "layers_to_transform": 0, "layers_pattern": "layers"}, 1),
+        (
+            {
+                "target_modules": ["q_proj", "o_proj"],
+                "layers_to_transform": 0,
+                "layers_pattern": "layers",
+            },
+            1,
+        ),
         ({"target_modules": ["q_proj", "o_proj"], "exclude_modules": ["o_proj"]}, 1),
         ({"target_modules": r".*_proj", "exclude_modules": r".*\.(k|v|gate|up|down|o)_proj"}, 1),
         ({"target_modules": ["layers.0.self_attn.q_proj"]}, 0),
@@ -382,7 +463,9 @@ def test_layers_that_the_file_lacks_are_named(settings, missing, tmp_path):
     if not missing:
         assert merge_checkpoint(folder, [place], "sum", tmp_path / "out").notes == ()
         return
-    with pytest.warns(PerdureWarning, match=f"`lora` lacks {missing} of the {missing + 1} layers") as said:
+    with pytest.warns(
+        PerdureWarning, match=f"`lora` lacks {missing} of the {missing + 1} layers"
+    ) as said:
         merged = merge_checkpoint(folder, [place], "sum", tmp_path / "out")
     assert "layers.1" in str(said[0].message) or "o_proj" in str(said[0].message)
     assert merged.layers == 1
@@ -394,7 +477,14 @@ def test_what_the_model_of_the_adapter_has_not_is_not_missing(tmp_path):
     kind = transformers.BertForPreTraining
     folder = saved(transformers.BertConfig(vocab_size=64, **SMALL), tmp_path / "base", kind)
     auto = transformers.AutoModelForTokenClassification
-    place = adapter(folder, tmp_path / "lora", seed=1, auto=auto, target_modules=["dense"], task_type="TOKEN_CLS")
+    place = adapter(
+        folder,
+        tmp_path / "lora",
+        seed=1,
+        auto=auto,
+        target_modules=["dense"],
+        task_type="TOKEN_CLS",
+    )
     assert not any("pooler" in key or "cls" in key for key in load_file(place / WEIGHTS))
     assert merge_checkpoint(folder, [place], "sum", tmp_path / "out").notes == ()
     keep(place, lambda key: "attention" in key)
@@ -420,5 +510,7 @@ def test_layers_that_are_not_targeted_are_left_out_as_peft_leaves_them_out(tmp_p
     configure(place, target_modules=["v_proj"])
     with pytest.raises(CheckpointError, match="than `target_modules` in"):
         merge_checkpoint(folder, [place], "sum", tmp_path / "none")
-    configure(place, target_modules=None)  # as early versions wrote it: the type of the model decides
+    configure(
+        place, target_modules=None
+    )  # as early versions wrote it: the type of the model decides
     assert merge_checkpoint(folder, [place], "sum", dry_run=True).layers == 4

@@ -111,9 +111,18 @@ def put(name: str, value):
     ("change", "message"),
     [
         (lambda t: t.pop(f"{Q}B.weight"), "q_proj` has the factors"),
-        (put(f"{Q}A.weight", torch.full((4, 16), float("nan"))), "q_proj.lora_A.weight` in .* not finite"),
-        (put(f"{Q}B.weight", torch.full((16, 4), float("inf"))), "q_proj.lora_B.weight` in .* not finite"),
-        (put(f"{Q}B.weight", torch.full((16, 4), 3e38)), "q_proj.lora_B.weight` in .* is not finite times alpha"),
+        (
+            put(f"{Q}A.weight", torch.full((4, 16), float("nan"))),
+            "q_proj.lora_A.weight` in .* not finite",
+        ),
+        (
+            put(f"{Q}B.weight", torch.full((16, 4), float("inf"))),
+            "q_proj.lora_B.weight` in .* not finite",
+        ),
+        (
+            put(f"{Q}B.weight", torch.full((16, 4), 3e38)),
+            "q_proj.lora_B.weight` in .* is not finite times alpha",
+        ),
         (put(f"{Q}B.weight", torch.full((16, 4), 1e300, dtype=torch.float64)), "not finite"),
         (put(f"{Q}A.weight", torch.ones(4, 16, dtype=torch.int8)), "has the type I8"),
         (put(f"{Q}A.weight", torch.ones(4, 17)), r"by a matrix of the shape \(16, 17\)"),
@@ -123,11 +132,23 @@ def put(name: str, value):
         (put(f"{Q}magnitude_vector", torch.ones(16)), "no factor of a LoRA"),
         (put(f"{Q}B.bias", torch.ones(16)), "no factor of a LoRA"),
         (put(f"{Q[:-6]}.lora_magnitude_vector.weight", torch.ones(16)), "no factor of a LoRA"),
-        (put("base_model.model.model.embed_tokens.weight", torch.ones(65, 16)), "different numbers of rows"),
-        (put("base_model.model.model.embed_tokens.weight", torch.ones(64, 17)), "`modules_to_save`"),
-        (put("base_model.model.model.embed_tokens.weight", torch.ones(64, 16)), "holds `model.embed_tokens.weight`"),
+        (
+            put("base_model.model.model.embed_tokens.weight", torch.ones(65, 16)),
+            "different numbers of rows",
+        ),
+        (
+            put("base_model.model.model.embed_tokens.weight", torch.ones(64, 17)),
+            "`modules_to_save`",
+        ),
+        (
+            put("base_model.model.model.embed_tokens.weight", torch.ones(64, 16)),
+            "holds `model.embed_tokens.weight`",
+        ),
         (put("base_model.model.unknown.weight", torch.ones(2)), "holds `unknown.weight`"),
-        (put("base_model.model.o_proj.lora_A.weight", torch.ones(4, 16)), "`o_proj` has the factors"),
+        (
+            put("base_model.model.o_proj.lora_A.weight", torch.ones(4, 16)),
+            "`o_proj` has the factors",
+        ),
         (lambda t: [t.pop(name) for name in list(t)], "holds no LoRA"),
     ],
 )
@@ -139,8 +160,8 @@ def test_refused_tensors(change, message, copy):
 def test_a_layer_that_the_base_has_not(copy):
     def rename(tensors):
         for part in "AB":
-            tensors[f"base_model.model.model.layers.7.self_attn.q_proj.lora_{part}.weight"] = tensors.pop(
-                f"{Q}{part}.weight"
+            tensors[f"base_model.model.model.layers.7.self_attn.q_proj.lora_{part}.weight"] = (
+                tensors.pop(f"{Q}{part}.weight")
             )
 
     weigh(copy[1], rename)
@@ -152,7 +173,9 @@ def test_the_old_spelling_with_the_name_of_the_adapter(copy, tmp_path):
 
     def rename(tensors):
         for name in list(tensors):
-            tensors[name.replace(".weight", ".default.weight").removeprefix("base_model.model.")] = tensors.pop(name)
+            tensors[
+                name.replace(".weight", ".default.weight").removeprefix("base_model.model.")
+            ] = tensors.pop(name)
 
     weigh(copy[1], rename)
     merge_checkpoint(copy[0], [copy[1]], "sum", tmp_path / "old")
@@ -191,30 +214,48 @@ def test_pickles_and_missing_files(copy):
 def test_saved_modules(made, tmp_path):
     folder, _ = made
     settings = {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}
-    first, other = (adapter(folder, tmp_path / n, seed=i, **settings) for i, n in enumerate(("first", "other")))
-    head = {place: load_file(place / WEIGHTS)["base_model.model.lm_head.weight"] for place in (first, other)}
+    first, other = (
+        adapter(folder, tmp_path / n, seed=i, **settings) for i, n in enumerate(("first", "other"))
+    )
+    head = {
+        place: load_file(place / WEIGHTS)["base_model.model.lm_head.weight"]
+        for place in (first, other)
+    }
     with pytest.raises(InputError, match="--saved-modules`: first, other, or `none`"):
         merge_checkpoint(folder, [first, other], "sum", tmp_path / "out")
     for choice, expected in (("other", head[other]), ("none", values(folder)["lm_head.weight"])):
-        merge_checkpoint(folder, [first, other], "sum", tmp_path / f"{choice}-out", saved_modules=choice)
+        merge_checkpoint(
+            folder, [first, other], "sum", tmp_path / f"{choice}-out", saved_modules=choice
+        )
         assert torch.equal(values(tmp_path / f"{choice}-out")["lm_head.weight"], expected)
     plain = adapter(folder, tmp_path / "plain", seed=3)
     merged = merge_checkpoint(folder, [first, plain], "sum", tmp_path / "one")  # in one only
-    assert torch.equal(values(tmp_path / "one")["lm_head.weight"], head[first]) and merged.saved == ("lm_head.weight",)
+    assert torch.equal(
+        values(tmp_path / "one")["lm_head.weight"], head[first]
+    ) and merged.saved == ("lm_head.weight",)
     weigh(other, put("base_model.model.lm_head.weight", head[first]))
     merge_checkpoint(folder, [first, other], "sum", tmp_path / "equal")
     assert torch.equal(values(tmp_path / "equal")["lm_head.weight"], head[first])
     merge_checkpoint(folder, [first, other], "sum", tmp_path / "lora", form="adapter")
-    assert torch.equal(load_file(tmp_path / "lora" / WEIGHTS)["base_model.model.lm_head.weight"], head[first])
+    assert torch.equal(
+        load_file(tmp_path / "lora" / WEIGHTS)["base_model.model.lm_head.weight"], head[first]
+    )
 
 
 def test_names_of_adapters(made, tmp_path):
     folder, one = made
-    places = [shutil.copytree(one, tmp_path / part / "adapter") for part in ("x/00-mail", "y/00-mail", "y/01-news")]
+    places = [
+        shutil.copytree(one, tmp_path / part / "adapter")
+        for part in ("x/00-mail", "y/00-mail", "y/01-news")
+    ]
     places.append(shutil.copytree(one, tmp_path / "mine"))
     merged = merge_checkpoint(folder, places, "sum", dry_run=True)
     names = [part.name for part in merged.adapters]
-    assert len(set(names)) == 4 and names[2:] == ["news", "mine"] and all("mail" in name for name in names[:2])
+    assert (
+        len(set(names)) == 4
+        and names[2:] == ["news", "mine"]
+        and all("mail" in name for name in names[:2])
+    )
     with pytest.raises(InputError, match="given twice"):
         merge_checkpoint(folder, [one, one], "sum", dry_run=True)
 
@@ -237,7 +278,10 @@ def test_a_pattern_that_would_be_matched_for_ever(setting, copy, monkeypatch):
     monkeypatch.setattr(patterns, "SECONDS", 0.2)
     configure(copy[1], **setting)
     began = time.monotonic()
-    fails(*copy, rf"`{next(iter(setting))}`: to match the regular expression .* takes more than 0.2 seconds")
+    fails(
+        *copy,
+        rf"`{next(iter(setting))}`: to match the regular expression .* takes more than 0.2 seconds",
+    )
     assert time.monotonic() - began < 3
 
 
@@ -245,19 +289,26 @@ def test_an_adapter_in_a_folder_below(copy, tmp_path):
     folder, place = copy
     below = tmp_path / "french"
     place.rename(below)
-    with pytest.raises(CheckpointError, match=rf"`{CONFIG}`, but there are adapters .*: give `{below}`"):
+    with pytest.raises(
+        CheckpointError, match=rf"`{CONFIG}`, but there are adapters .*: give `{below}`"
+    ):
         merge_checkpoint(folder, [tmp_path], "sum", dry_run=True)
 
 
 @pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
 def test_a_pointer_of_git_lfs(name, copy):
-    (copy[1] / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12345\n")
+    (copy[1] / name).write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12345\n"
+    )
     fails(*copy, rf"{name}` is a pointer of Git LFS, .*`git lfs pull`")
 
 
 def test_a_vast_factor_is_compared_with_the_base_before_it_is_read(copy):
     """A sparse file of 400 GB, whose header is all there is of it."""
-    tensors = {f"{Q}A.weight": new(torch.empty(4, 10**11, device="meta")), f"{Q}B.weight": new(torch.ones(16, 4))}
+    tensors = {
+        f"{Q}A.weight": new(torch.empty(4, 10**11, device="meta")),
+        f"{Q}B.weight": new(torch.ones(16, 4)),
+    }
     start, places = header(tensors, {})
     with (copy[1] / WEIGHTS).open("wb") as file:
         file.write(start)

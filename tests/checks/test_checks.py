@@ -26,7 +26,11 @@ METHODS = {
         method.hooks_take_what_the_loop_gives,
         r"has a hook `begin\(backbone\)`, which is called with \(backbone, task\)",
     ),
-    "no_hook": ("    update = 3", method.hooks_take_what_the_loop_gives, "has `update` as a int, but it is a hook"),
+    "no_hook": (
+        "    update = 3",
+        method.hooks_take_what_the_loop_gives,
+        "has `update` as a int, but it is a hook",
+    ),
     "many_losses": (
         "    def loss(self, backbone, batch):\n        return torch.stack([super().loss(backbone, batch)] * 8)",
         method.loss_is_one_number,
@@ -272,10 +276,19 @@ def test_every_check_finds_something():
     ("text", "reason"),
     [
         ("def x(", "is not Python: '(' was never closed"),
-        ("import nothing_of_the_kind", "line 1: ModuleNotFoundError: No module named 'nothing_of_the_kind'."),
-        ("class Lone: ...", "must hold one class derived from `perdure.Method`, or a function `broken`"),
+        (
+            "import nothing_of_the_kind",
+            "line 1: ModuleNotFoundError: No module named 'nothing_of_the_kind'.",
+        ),
+        (
+            "class Lone: ...",
+            "must hold one class derived from `perdure.Method`, or a function `broken`",
+        ),
         (f"{HEAD}    strength: float", "method `{path}` needs `strength`."),
-        ("class Lone:\n    def begin(self, backbone, task): ...", "is not derived from `perdure.Method`"),
+        (
+            "class Lone:\n    def begin(self, backbone, task): ...",
+            "is not derived from `perdure.Method`",
+        ),
     ],
 )
 def test_a_file_that_cannot_be_loaded_is_a_failed_check(text, reason, tmp_path, perdure):
@@ -310,19 +323,29 @@ def test_a_rule_of_a_file_and_debug(tmp_path, perdure):
     assert out.count("passed  ") == len(rule.CHECKS) - 1 and "Traceback" not in out
     assert f"failed  {rule.the_same_again.__doc__}\n        `{path}` made another `w`" in out
     _, _, err = perdure("check", path, "--debug")
-    assert err.count("CheckFailed: ") == 3 and "ExceptionGroup: checks" in err and "in the_same_again" in err
+    assert (
+        err.count("CheckFailed: ") == 3
+        and "ExceptionGroup: checks" in err
+        and "in the_same_again" in err
+    )
 
 
 def test_what_is_there_passes(perdure, tmp_path):
     status, out, err = perdure("check", "task_arithmetic", "--set", "scale=0.3")
-    assert (status, err) == (0, "") and out.count("passed  ") == len(out.splitlines()) == 1 + len(rule.CHECKS)
+    assert (status, err) == (0, "") and out.count("passed  ") == len(out.splitlines()) == 1 + len(
+        rule.CHECKS
+    )
     status, out, err = perdure("check", "ncm", "--json")
     assert (status, err) == (0, "") and all(outcome["passed"] for outcome in json.loads(out))
 
 
 def test_what_is_not_there(perdure):
-    with pytest.raises(UnknownName, match="No method or rule named `isolatd`. Did you mean `isolated`?"):
+    with pytest.raises(
+        UnknownName, match="No method or rule named `isolatd`. Did you mean `isolated`?"
+    ):
         list(suite.outcomes("isolatd"))
     assert perdure("check", "nowhere.py") == (1, "", "Error: There is no file `nowhere.py`.\n")
     status, out, err = perdure("check", "ties", "--set", "densty=0.3")
-    assert status == 1 and "No setting of rule `ties` named `densty`. Did you mean `density`?" in out
+    assert (
+        status == 1 and "No setting of rule `ties` named `densty`. Did you mean `density`?" in out
+    )

@@ -17,9 +17,19 @@ from perdure import Recipe, Run
 from perdure.cli import app, demo
 
 
-def test_the_report_is_made_late_when_the_command_before_ended_without(pico, tmp_path, monkeypatch, perdure):
+def test_the_report_is_made_late_when_the_command_before_ended_without(
+    pico, tmp_path, monkeypatch, perdure
+):
     monkeypatch.chdir(tmp_path)
-    learn = ("learn", "mine", "--data", write(tmp_path / "a.csv", ROWS), "--set", "training.epochs=1", "--quiet")
+    learn = (
+        "learn",
+        "mine",
+        "--data",
+        write(tmp_path / "a.csv", ROWS),
+        "--set",
+        "training.epochs=1",
+        "--quiet",
+    )
     assert perdure(*learn, "--backbone", pico("bert"))[0] == 0
     report = Path("mine/report.html")
     written = report.stat().st_mtime_ns
@@ -44,7 +54,9 @@ def test_own_data_from_the_command_line(pico, tmp_path, monkeypatch, perdure):
     table = two_tasks(tmp_path)
     columns = ("--text", "body", "--label", "answer")
     settings = ("--backbone", pico("bert"), "--set", "training.epochs=1", "--quiet")
-    status, out, err = perdure("learn", "mine", "--data", table, *columns, "--task-column", "topic", *settings)
+    status, out, err = perdure(
+        "learn", "mine", "--data", table, *columns, "--task-column", "topic", *settings
+    )
     assert (status, err) == (0, "") and "mail" in out and "posterior" in out
     assert max(len(line) for line in out.splitlines() if "Report" not in line) <= 80
     assert Run("mine").tasks == ["mail", "chart"]
@@ -55,13 +67,22 @@ def test_own_data_from_the_command_line(pico, tmp_path, monkeypatch, perdure):
     assert perdure("predict", "mine", table)[0] == 0
     with open("both.predicted.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 80 and list(rows[0]) == ["body", "answer", "topic", "label", "probability", "task"]
+    assert len(rows) == 80 and list(rows[0]) == [
+        "body",
+        "answer",
+        "topic",
+        "label",
+        "probability",
+        "task",
+    ]
     assert {row["task"] for row in rows} <= {"mail", "chart", "third"}
     assert "already exists" in perdure("predict", "mine", table)[2]
     assert perdure("predict", "mine", table, "--task", "mail", "-o", "mail.csv")[0] == 0
 
     assert perdure("evaluate", "mine", "--rule", "oracle", "--last")[0] == 0
-    status, out, err = perdure("merge", "mine", "--rule", "ties", "--set", "scale=search", "--output", "by-ties")
+    status, out, err = perdure(
+        "merge", "mine", "--rule", "ties", "--set", "scale=search", "--output", "by-ties"
+    )
     assert (status, err) == (0, "") and "ties(scale=search)" in " ".join(out.split())
     assert transformers.AutoConfig.from_pretrained("by-ties").num_labels == 6
     status, _, err = perdure("merge", "mine", "--rule", "smile", "--output", "by-smile")
@@ -72,9 +93,25 @@ def test_own_data_from_the_command_line(pico, tmp_path, monkeypatch, perdure):
         assert status == 1 and f"`{option.split('=')[0]}` is for adapters" in err
     assert Run("mine").scores() == before
     adapters = [str(folder / "adapter") for folder in Run("mine").task_folders().values()]
-    assert perdure("merge", pico("bert"), *adapters, "--saved-modules", "none", "--output", "merged", "--quiet")[0] == 0
+    assert (
+        perdure(
+            "merge",
+            pico("bert"),
+            *adapters,
+            "--saved-modules",
+            "none",
+            "--output",
+            "merged",
+            "--quiet",
+        )[0]
+        == 0
+    )
     transformers.AutoModel.from_pretrained("merged")
-    assert {row["rule"] for row in Run("mine").scores()} == {"task_arithmetic", "oracle", "ties(scale=search)"}
+    assert {row["rule"] for row in Run("mine").scores()} == {
+        "task_arithmetic",
+        "oracle",
+        "ties(scale=search)",
+    }
     status, out, _ = perdure("evaluate", "mine", "--set", "scale=0.5", "--json")
     assert status == 0 and json.loads(out)
     assert "task_arithmetic(scale=0.5)" in {row["rule"] for row in Run("mine").scores()}
@@ -92,10 +129,19 @@ def test_a_failed_attempt_leaves_nothing_in_the_way(pico, tmp_path, monkeypatch,
     table = two_tasks(tmp_path)
     columns, task = ("--text", "body", "--label", "answer"), ("--task-column", "topic", "--quiet")
     hot = ("--set", "training.learning_rate=1e37", "--set", "training.epochs=4")
-    calm = ("--set", "training.learning_rate=1e-3", "--set", "training.max_grad_norm=1", "--set", "training.epochs=1")
+    calm = (
+        "--set",
+        "training.learning_rate=1e-3",
+        "--set",
+        "training.max_grad_norm=1",
+        "--set",
+        "training.epochs=1",
+    )
     begin = ("learn", "mine", "--data", table, *columns, "--backbone", pico("bert"))
     assert perdure(*begin, "--task", "first", *hot)[0] == 1
-    assert perdure(*begin, "--task", "other", "--quiet", *calm)[0] == 0  # the name of the first attempt is gone
+    assert (
+        perdure(*begin, "--task", "other", "--quiet", *calm)[0] == 0
+    )  # the name of the first attempt is gone
     assert perdure("learn", "mine", "--data", table, *columns, *task, *hot)[0] == 1
     assert [entry.get("name") for entry in Run("mine").recipe["stream"]] == ["other"]
     assert perdure("learn", "mine", "--data", table, *columns, *task)[0] == 0
@@ -108,8 +154,12 @@ def test_a_recipe_in_five_lines(pico, tmp_path, monkeypatch, perdure):
     monkeypatch.chdir(tmp_path)
     table = two_tasks(tmp_path)
     entry = f"{{data: {table}, text: body, label: answer, task: topic}}"
-    (tmp_path / "mine.yaml").write_text(f"backbone: {pico('bert')}\nstream:\n- {entry}\ntraining:\n  epochs: 1\n")
-    status, out, _ = perdure("run", "mine.yaml", "--quiet", "--seed", "4", "--set", "method.start=previous")
+    (tmp_path / "mine.yaml").write_text(
+        f"backbone: {pico('bert')}\nstream:\n- {entry}\ntraining:\n  epochs: 1\n"
+    )
+    status, out, _ = perdure(
+        "run", "mine.yaml", "--quiet", "--seed", "4", "--set", "method.start=previous"
+    )
     assert status == 0 and Run("runs/mine").recipe["seed"] == 4
     assert Run("runs/mine").recipe["method"]["start"] == "previous"
     status, _, err = perdure("run", "mine.yaml", "--quiet")
@@ -132,7 +182,11 @@ def test_mistakes_are_one_sentence(arguments, message, perdure, tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     status, out, err = perdure(*arguments)
     assert (
-        status == 1 and err.startswith("Error: ") and message in err and err.count("\n") == 1 and "Traceback" not in err
+        status == 1
+        and err.startswith("Error: ")
+        and message in err
+        and err.count("\n") == 1
+        and "Traceback" not in err
     )
 
 
@@ -143,7 +197,13 @@ def test_usage_errors_have_status_2(perdure):
 
 def test_loss_that_is_no_number(pico, tmp_path, monkeypatch, perdure):
     monkeypatch.chdir(tmp_path)
-    settings = ("--set", "training.learning_rate=1e30", "--set", "training.max_grad_norm=1e30", "--quiet")
+    settings = (
+        "--set",
+        "training.learning_rate=1e30",
+        "--set",
+        "training.max_grad_norm=1e30",
+        "--quiet",
+    )
     status, _, err = perdure(
         "learn",
         "mine",
@@ -164,7 +224,11 @@ def test_loss_that_is_no_number(pico, tmp_path, monkeypatch, perdure):
 def test_demo(options, folder, perdure, monkeypatch):
     calls = []
     monkeypatch.setattr(demo, "download", lambda **given: calls.append(given))
-    monkeypatch.setattr(demo, "demo", lambda output, **given: calls.append({"output": output} | given) or {"runs": []})
+    monkeypatch.setattr(
+        demo,
+        "demo",
+        lambda output, **given: calls.append({"output": output} | given) or {"runs": []},
+    )
     assert perdure("demo", *options, "--download")[0] == 0
     status, out, _ = perdure("demo", *options, "--quiet", "--seed", "3")
     assert status == 0 and f"runs/{folder}/report.html" in out
@@ -183,7 +247,9 @@ def test_list_and_show(perdure):
     assert set(json.loads(perdure("list", "--json")[1])) == {"method", "rule", "benchmark"}
     out = perdure("show", "isolated")[1]
     assert "arXiv 2502.10966" in out and "'fresh'" in out
-    assert json.loads(perdure("show", "task_arithmetic", "--json")[1])["settings"] == {"scale": "'1/n'"}
+    assert json.loads(perdure("show", "task_arithmetic", "--json")[1])["settings"] == {
+        "scale": "'1/n'"
+    }
 
 
 @pytest.mark.parametrize(
@@ -212,9 +278,7 @@ def test_help_fits_80_columns(command, perdure):
 
 def test_a_warning_of_ours_is_one_sentence(tmp_path):
     """In a process of its own: pytest takes warnings for itself."""
-    script = (
-        "import warnings, perdure, perdure.cli.app as cli; cli.app = lambda given: [warnings.warn(w) for w in ours]"
-    )
+    script = "import warnings, perdure, perdure.cli.app as cli; cli.app = lambda given: [warnings.warn(w) for w in ours]"
     ours = "ours = [perdure.PerdureWarning('Too little room.'), UserWarning('Other.')]"
     command = [sys.executable, "-c", f"{script}\n{ours}\ncli.main()"]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stderr.splitlines()
@@ -226,7 +290,9 @@ def test_version(perdure):
     assert status == 0 and out == f"perdure {importlib.metadata.version('perdure')}\n"
 
 
-@pytest.mark.parametrize("arguments", [("--debug", "run", "no.yaml"), ("run", "no.yaml", "--debug")])
+@pytest.mark.parametrize(
+    "arguments", [("--debug", "run", "no.yaml"), ("run", "no.yaml", "--debug")]
+)
 def test_debug_shows_the_traceback_before_the_sentence(arguments, perdure):
     status, _, err = perdure(*arguments)
     assert status == 1 and "Traceback" in err and "InputError" in err
@@ -241,7 +307,9 @@ def test_debug_can_be_set_for_all_commands(perdure, monkeypatch):
 def in_encoding(monkeypatch, encoding: str) -> io.BytesIO:
     """Make standard output write in an encoding, as an old locale has it; return what is written."""
     written = io.BytesIO()
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding=encoding, write_through=True))
+    monkeypatch.setattr(
+        sys, "stdout", io.TextIOWrapper(written, encoding=encoding, write_through=True)
+    )
     return written
 
 
@@ -256,7 +324,11 @@ def test_output_in_any_encoding(encoding, monkeypatch):
 
 @pytest.mark.parametrize(
     ("encoding", "shown"),
-    [("ascii", "-4.2 +- 0.1 - x 2..."), ("latin-1", "-4.2 ± 0.1 - × 2..."), ("utf-8", "−4.2 ± 0.1 – × 2…")],
+    [
+        ("ascii", "-4.2 +- 0.1 - x 2..."),
+        ("latin-1", "-4.2 ± 0.1 - × 2..."),
+        ("utf-8", "−4.2 ± 0.1 – × 2…"),
+    ],
 )
 def test_a_number_keeps_its_sign_in_any_encoding(encoding, shown, monkeypatch):
     written = in_encoding(monkeypatch, encoding)
@@ -275,7 +347,10 @@ def test_closed_output_is_no_error(monkeypatch):
 @pytest.mark.parametrize(
     ("error", "sentence"),
     [
-        (OSError(28, "No space left on device", "a.csv"), "Error: No space left on device: `a.csv`.\n"),
+        (
+            OSError(28, "No space left on device", "a.csv"),
+            "Error: No space left on device: `a.csv`.\n",
+        ),
         (OSError(28, "No space left on device"), "Error: No space left on device.\n"),
         (OSError("of a library"), "Error: of a library.\n"),
     ],
@@ -315,5 +390,7 @@ def test_files_of_test_and_validation_examples(pico, tmp_path, monkeypatch, perd
     assert task.name == "train"
     assert (len(task.train), len(task.validation), len(task.test)) == (len(ROWS), 6, 10)
     assert task.test["text"][0].endswith("w9")
-    status, _, err = perdure("learn", "mine", "--data", "train.csv", "--test", "nothing.csv", "--task", "b")
+    status, _, err = perdure(
+        "learn", "mine", "--data", "train.csv", "--test", "nothing.csv", "--task", "b"
+    )
     assert status == 1 and err == "Error: There is no file `nothing.csv`.\n"

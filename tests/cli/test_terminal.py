@@ -46,7 +46,11 @@ def test_a_table_never_cuts_a_number(width):
 @pytest.mark.parametrize("width", [20, 40])
 def test_where_a_table_has_no_room_each_row_is_a_block(width):
     screen = console(width)
-    print_table(screen, ["after", "apples", "a_longer_name_than_the_line", "c"], [["pears", "94.7", "68.0", "1.0"]])
+    print_table(
+        screen,
+        ["after", "apples", "a_longer_name_than_the_line", "c"],
+        [["pears", "94.7", "68.0", "1.0"]],
+    )
     lines = screen.file.getvalue().splitlines()
     assert lines[0] == "pears" and numbers("\n".join(lines)) == ["1.0", "68.0", "94.7"]
     assert all(line.startswith("  ") for line in lines[1:])
@@ -93,7 +97,12 @@ def test_prose_is_folded_between_words(width):
     assert max(map(len, out.splitlines())) <= width
     assert out.split() == DOCSTRING.split()
     lines = out.splitlines()
-    assert "Parameters" in lines and "----------" in lines and "rank, alpha" in lines and "    Short." in lines
+    assert (
+        "Parameters" in lines
+        and "----------" in lines
+        and "rank, alpha" in lines
+        and "    Short." in lines
+    )
 
 
 @pytest.mark.parametrize("width", WIDTHS)

@@ -27,18 +27,27 @@ def test_reads_tables(ending, tmp_path):
 
 
 def test_splits_that_are_there_are_used(tmp_path):
-    files = {split: write(tmp_path / f"{split}.csv", ROWS[i : i + 6]) for i, split in ((0, "train"), (6, "test"))}
+    files = {
+        split: write(tmp_path / f"{split}.csv", ROWS[i : i + 6])
+        for i, split in ((0, "train"), (6, "test"))
+    }
     (task,) = read_tasks(files, name="mail")
     assert len(task.test) == 6 and len(task.train) + len(task.validation) == 6
 
 
 def test_one_table_with_several_tasks(tmp_path):
-    path = write(tmp_path / "all.csv", [(t, c, n) for n in ("a", "b") for t, c in ROWS], ("text", "label", "topic"))
+    path = write(
+        tmp_path / "all.csv",
+        [(t, c, n) for n in ("a", "b") for t, c in ROWS],
+        ("text", "label", "topic"),
+    )
     assert [task.name for task in read_tasks(path, task="topic")] == ["a", "b"]
 
 
 def test_numbers_as_classes_keep_their_order(tmp_path):
-    (task,) = read_tasks(write(tmp_path / "stars.csv", [(t, i % 11) for i, (t, _) in enumerate(ROWS)]))
+    (task,) = read_tasks(
+        write(tmp_path / "stars.csv", [(t, i % 11) for i, (t, _) in enumerate(ROWS)])
+    )
     assert task.classes == tuple(str(i) for i in range(11))
 
 
@@ -61,13 +70,29 @@ def test_a_folder_of_images(tmp_path):
             r"mail.csv` has no column `class`. Its columns: \['text', 'label'\]. Name .* `label`",
         ),
         (ROWS, {"text": "body"}, "has no column `body`.* Name the column with the text as `text`"),
-        (ROWS, {"image": "photo"}, "has no column `photo`.* Name the column with the image as `image`"),
-        (ROWS, {"task": "topic"}, "has no column `topic`.* Name the column with the task as `task`"),
-        ([(t, "same") for t, _ in ROWS], {}, r"needs at least two different classes, got \['same'\]"),
+        (
+            ROWS,
+            {"image": "photo"},
+            "has no column `photo`.* Name the column with the image as `image`",
+        ),
+        (
+            ROWS,
+            {"task": "topic"},
+            "has no column `topic`.* Name the column with the task as `task`",
+        ),
+        (
+            [(t, "same") for t, _ in ROWS],
+            {},
+            r"needs at least two different classes, got \['same'\]",
+        ),
         ([*ROWS, ("w1", "rare")], {}, "class `rare` has too few examples"),
         ([*ROWS, ("w1", "")], {}, r"row 41 \(line 42\), has nothing in column `label`"),
         ([*ROWS, ("", "yes")], {}, r"row 41 \(line 42\), has nothing in column `text`"),
-        ([*ROWS, ("w1", "")], {"task": "label", "text": "text"}, r"row 41 \(line 42\), has nothing in column `label`"),
+        (
+            [*ROWS, ("w1", "")],
+            {"task": "label", "text": "text"},
+            r"row 41 \(line 42\), has nothing in column `label`",
+        ),
     ],
 )
 def test_mistakes(rows, options, message, tmp_path):
@@ -83,8 +108,12 @@ def test_more_mistakes(tmp_path):
     with pytest.raises(DataError, match="empty.csv` has no rows"):
         read_tasks(write(tmp_path / "empty.csv", []), label="label")
     train = write(tmp_path / "train.csv", ROWS)
-    with pytest.raises(DataError, match="split `test`, has the label `perhaps`, which does not occur in training"):
-        read_tasks({"train": train, "test": write(tmp_path / "test.csv", [("w1", "perhaps")])}, name="mail")
+    with pytest.raises(
+        DataError, match="split `test`, has the label `perhaps`, which does not occur in training"
+    ):
+        read_tasks(
+            {"train": train, "test": write(tmp_path / "test.csv", [("w1", "perhaps")])}, name="mail"
+        )
     with pytest.raises(DataError, match="names the splits .*'dev'.*it needs `train`"):
         read_tasks({"train": train, "dev": train}, name="mail")
     with pytest.raises(DataError, match="it needs `train`"):
@@ -99,8 +128,13 @@ def test_more_mistakes(tmp_path):
 
 def test_bytes_that_are_not_utf8(tmp_path):
     path = tmp_path / "latin.csv"
-    path.write_bytes(b"text,label\n" + b"".join(f"caf\u00e9 {t},{c}\n".encode("latin-1") for t, c in ROWS))
-    with pytest.raises(DataError, match="line 2, is not written in utf-8. Save the table as UTF-8, or give its `enc"):
+    path.write_bytes(
+        b"text,label\n" + b"".join(f"caf\u00e9 {t},{c}\n".encode("latin-1") for t, c in ROWS)
+    )
+    with pytest.raises(
+        DataError,
+        match="line 2, is not written in utf-8. Save the table as UTF-8, or give its `enc",
+    ):
         read_tasks(str(path))
     (task,) = read_tasks(str(path), encoding="latin-1")
     assert task.train["text"][0].startswith("caf\u00e9 ")
@@ -127,14 +161,18 @@ def test_an_image_column_of_paths(tmp_path):
     for name, value in (("dark", 0), ("light", 200)):
         Image.fromarray(np.full((4, 4, 3), value, dtype=np.uint8)).save(tmp_path / f"{name}.png")
     rows = [(str(tmp_path / f"{name}.png"), name) for name in ("dark", "light") for _ in range(6)]
-    (task,) = read_tasks(write(tmp_path / "t.csv", rows, ("file", "shade")), image="file", label="shade")
+    (task,) = read_tasks(
+        write(tmp_path / "t.csv", rows, ("file", "shade")), image="file", label="shade"
+    )
     assert task.kind == "image" and task.train[0]["image"].size == (4, 4)
 
 
 def test_a_text_of_100_000_characters(tmp_path, bert):
     rows = [(f"w{i} " * 50_000, c) if i == 3 else (t, c) for i, (t, c) in enumerate(ROWS)]
     (task,) = read_tasks(write(tmp_path / "long.csv", rows))
-    assert max(max(bert.encode(task.rows(s)).lengths) for s in ("train", "validation", "test")) == 16
+    assert (
+        max(max(bert.encode(task.rows(s)).lengths) for s in ("train", "validation", "test")) == 16
+    )
 
 
 def test_tables_that_cannot_be_read(tmp_path):

@@ -64,7 +64,9 @@ def test_links_are_followed(tmp_path):
 def test_links_without_end_are_a_sentence(tmp_path):
     pets(tmp_path / "a")
     (tmp_path / "a" / "cat" / "up").symlink_to(tmp_path / "a")
-    with pytest.raises(DataError, match=r"a/cat/up` is a link to a folder that it lies in, without end. Remove it"):
+    with pytest.raises(
+        DataError, match=r"a/cat/up` is a link to a folder that it lies in, without end. Remove it"
+    ):
         read_image_folder(tmp_path / "a")
     fill(tmp_path / "b", "/".join(["x"] * 12) + "/1.png")
     with pytest.raises(DataError, match="lies too deep: at most 8 folders inside each other"):
@@ -74,7 +76,9 @@ def test_links_without_end_are_a_sentence(tmp_path):
         read_image_folder(tmp_path / "c")
 
 
-@pytest.mark.parametrize("name", ["br [v2]", "a*b", "what?", "{x}", "~", "train", "a%20b", "ein Häuschen", "a::b"])
+@pytest.mark.parametrize(
+    "name", ["br [v2]", "a*b", "what?", "{x}", "~", "train", "a%20b", "ein Häuschen", "a::b"]
+)
 def test_names_are_names(name, tmp_path):
     pets(tmp_path / name / name)
     assert content(tmp_path / name / name) == {"train": RIGHT}
@@ -87,24 +91,42 @@ def test_names_are_names(name, tmp_path):
 
 def test_splits_are_folders(tmp_path):
     fill(
-        tmp_path / "a", "train/cat/1.png", "train/dog/1.png", "val/cat/1.png", "Testing/cat/1.png", "Testing/dog/1.png"
+        tmp_path / "a",
+        "train/cat/1.png",
+        "train/dog/1.png",
+        "val/cat/1.png",
+        "Testing/cat/1.png",
+        "Testing/dog/1.png",
     )
-    right = {"train": [("cat", 0), ("dog", 1)], "validation": [("cat", 2)], "test": [("cat", 3), ("dog", 4)]}
+    right = {
+        "train": [("cat", 0), ("dog", 1)],
+        "validation": [("cat", 2)],
+        "test": [("cat", 3), ("dog", 4)],
+    }
     assert content(tmp_path / "a") == right
     fill(tmp_path / "b", "seg_train/seg_train/cat/1.png", "seg_test/seg_test/dog/1.png")
     assert content(tmp_path / "b") == {"train": [("cat", 0)], "test": [("dog", 1)]}
-    fill(tmp_path / "c", "photos/train/cat/1.png", "photos/test/cat/1.png", "photos/train/dog/1.png")
+    fill(
+        tmp_path / "c", "photos/train/cat/1.png", "photos/test/cat/1.png", "photos/train/dog/1.png"
+    )
     assert content(tmp_path / "c") == {"train": [("cat", 0), ("dog", 2)], "test": [("cat", 1)]}
-    fill(tmp_path / "d", "train/1.png", "bus/1.png", "car/1.png")  # a class that is called like a split
+    fill(
+        tmp_path / "d", "train/1.png", "bus/1.png", "car/1.png"
+    )  # a class that is called like a split
     assert content(tmp_path / "d") == {"train": [("bus", 1), ("car", 2), ("train", 0)]}
-    fill(tmp_path / "e", "cat/train_1.png", "dog/test.png")  # nor does the name of a file say its split
+    fill(
+        tmp_path / "e", "cat/train_1.png", "dog/test.png"
+    )  # nor does the name of a file say its split
     assert content(tmp_path / "e") == {"train": [("cat", 0), ("dog", 1)]}
 
 
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["cat/1.png", "cat/more/1.png", "dog/1.png"], "do not lie equally deep: `dog/1.png` and `cat/more/1.png`"),
+        (
+            ["cat/1.png", "cat/more/1.png", "dog/1.png"],
+            "do not lie equally deep: `dog/1.png` and `cat/more/1.png`",
+        ),
         (["1.png", "2.png"], "The images lie right in `.*`. Put them into one folder per class"),
         (["train/1.png", "test/1.png"], r"have the names of splits: \['test', 'train'\]"),
         (["cat/train/1.png", "cat/test/1.png", "dog/train/1.png"], "have the names of splits"),
@@ -121,7 +143,14 @@ def test_what_is_not_clear_is_refused(names, message, tmp_path):
 
 def test_other_files_are_left_out_and_named(tmp_path):
     pets(tmp_path / "a")
-    for name in (".DS_Store", "cat/Thumbs.db", "cat/._0.png", ".cache/cat/1.png", "__MACOSX/cat/1.png", "README.md"):
+    for name in (
+        ".DS_Store",
+        "cat/Thumbs.db",
+        "cat/._0.png",
+        ".cache/cat/1.png",
+        "__MACOSX/cat/1.png",
+        "README.md",
+    ):
         path = tmp_path / "a" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"none")
@@ -129,7 +158,9 @@ def test_other_files_are_left_out_and_named(tmp_path):
         warnings.simplefilter("error")
         assert content(tmp_path / "a") == {"train": RIGHT}
     (tmp_path / "a" / "dog" / "7.heic").write_bytes(b"none")
-    with pytest.warns(PerdureWarning, match="no images by their ending, and are left out: 1, such as `dog/7.heic`"):
+    with pytest.warns(
+        PerdureWarning, match="no images by their ending, and are left out: 1, such as `dog/7.heic`"
+    ):
         assert content(tmp_path / "a") == {"train": RIGHT}
 
 
@@ -145,7 +176,9 @@ def test_folders_without_images(tmp_path):
         read_tasks(str(task_folder))
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems know no names that are not UTF-8")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="other systems know no names that are not UTF-8"
+)
 def test_names_that_are_not_utf8(tmp_path):
     pets(tmp_path)
     shutil.copy(tmp_path / "cat/0.png", os.fsencode(tmp_path / "cat") + b"/\xff.png")
@@ -157,7 +190,9 @@ def test_the_order_is_that_of_datasets(tmp_path):
     labels = ["a", "a-b", "a b", "B", "10", "9", "ä", "a.b"]
     fill(tmp_path, *(f"{label}/{i}.png" for label in labels for i in (10, 9, 1)))
     ours = read_image_folder(tmp_path)["train"].cast_column("image", datasets.Image(decode=False))
-    theirs = datasets.load_dataset("imagefolder", data_dir=str(tmp_path), cache_dir=str(tmp_path / ".cache"))["train"]
+    theirs = datasets.load_dataset(
+        "imagefolder", data_dir=str(tmp_path), cache_dir=str(tmp_path / ".cache")
+    )["train"]
     assert ours.features["label"].names == theirs.features["label"].names
     assert ours[:] == theirs.cast_column("image", datasets.Image(decode=False))[:]
 
@@ -190,7 +225,9 @@ def test_digests_are_of_content_and_match_those_of_paths(tmp_path):
 
 
 def test_the_digest_of_encoded_images_is_that_of_version_0_1_0():
-    data = datasets.Dataset.from_dict({"image": [{"bytes": b"one", "path": None}] * 2, "label": [1, 0]})
+    data = datasets.Dataset.from_dict(
+        {"image": [{"bytes": b"one", "path": None}] * 2, "label": [1, 0]}
+    )
     data = data.cast_column("image", datasets.Image())
     digest = hashlib.sha256(b"one\0one\0" + np.array([1, 0], dtype=np.int64).tobytes()).hexdigest()
     assert Task("a", ("x", "y"), data, data, data).digests() == dict.fromkeys(SPLITS, digest)

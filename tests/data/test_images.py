@@ -59,7 +59,9 @@ def noise(height=3, width=5, seed=0):
 
 
 @pytest.mark.parametrize("number", SHOWN)
-@pytest.mark.parametrize(("form", "options"), [("PNG", {}), ("TIFF", {}), ("WEBP", {"lossless": True})])
+@pytest.mark.parametrize(
+    ("form", "options"), [("PNG", {}), ("TIFF", {}), ("WEBP", {"lossless": True})]
+)
 def test_an_image_is_turned_as_its_orientation_says(number, form, options, tmp_path):
     stored = noise()
     content = encoded(Image.fromarray(stored), form, exif=oriented(number), **options)
@@ -120,12 +122,18 @@ def test_floats_between_0_and_1_are_scaled():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (np.array([[0.0, 1.01]], dtype=np.float32), r"The image holds floats that are not all in \[0, 1\]"),
+        (
+            np.array([[0.0, 1.01]], dtype=np.float32),
+            r"The image holds floats that are not all in \[0, 1\]",
+        ),
         (np.array([[-0.1, 1]], dtype=np.float32), "holds floats that are not all in"),
         (np.array([[0, np.nan]], dtype=np.float32), "holds floats that are not all in"),
         (np.array([[0, np.inf]], dtype=np.float32), "holds floats that are not all in"),
         (np.array([[0, 255]], dtype=np.int32), "holds 32-bit integers, whose range is not known"),
-        (np.zeros((2, 2, 2, 3), dtype=np.uint8), r"is an array of uint8 in the shape \(2, 2, 2, 3\)"),
+        (
+            np.zeros((2, 2, 2, 3), dtype=np.uint8),
+            r"is an array of uint8 in the shape \(2, 2, 2, 3\)",
+        ),
         (np.zeros((2, 2), dtype=np.int64), "is an array of int64"),
         (np.zeros((0, 2, 3), dtype=np.uint8), "."),
         (3, "is not an image, a path or an array, but of the type `int`"),
@@ -145,7 +153,13 @@ def test_transparency_is_shown_on_white():
     keyed = encoded(Image.new("RGB", (1, 1), "blue"), "PNG", transparency=(0, 0, 255))
     premultiplied = Image.fromarray(half).convert("RGBa")
     grey = Image.new("LA", (1, 1), (0, 0))
-    for source in (Image.fromarray(blue), encoded(palette, "PNG", transparency=1), keyed, grey, grey.convert("La")):
+    for source in (
+        Image.fromarray(blue),
+        encoded(palette, "PNG", transparency=1),
+        keyed,
+        grey,
+        grey.convert("La"),
+    ):
         assert pixels(source).tolist() == [[[255, 255, 255]]]
     assert pixels(encoded(palette, "PNG")).tolist() == [[[0, 0, 255]]]  # the palette's colour
     for source in (Image.fromarray(half), premultiplied):
@@ -169,7 +183,9 @@ def test_a_mode_that_cannot_be_converted_is_named(monkeypatch):
         raise ValueError("conversion not supported")
 
     monkeypatch.setattr(Image.Image, "convert", refuse)
-    with pytest.raises(DataError, match="has the mode `LAB`, which Pillow cannot convert. Save it as RGB"):
+    with pytest.raises(
+        DataError, match="has the mode `LAB`, which Pillow cannot convert. Save it as RGB"
+    ):
         read_image(Image.new("LAB", (2, 2)))
 
 
@@ -186,8 +202,14 @@ def photo(size=60):
         (b"", "`.*x.jpg` is empty"),
         (b"text,label\na,b\n", "`.*x.jpg` is not an image that Pillow can read"),
         (photo()[:1000], "`.*x.jpg` is damaged or cut short"),
-        (encoded(Image.fromarray(noise(60, 60)), "PNG")[:2000], "`.*x.jpg` is damaged or cut short"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n{ } loop\n", "is not an image that Pillow can read"),
+        (
+            encoded(Image.fromarray(noise(60, 60)), "PNG")[:2000],
+            "`.*x.jpg` is damaged or cut short",
+        ),
+        (
+            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n{ } loop\n",
+            "is not an image that Pillow can read",
+        ),
     ],
 )
 def test_a_file_that_is_no_whole_image(content, message, tmp_path):
@@ -228,11 +250,15 @@ def test_what_is_no_file(tmp_path, monkeypatch):
                 read_image(path)
 
 
-@pytest.mark.parametrize("share", [0.9, 0.3])  # Pillow itself refuses twice its limit, and warns of less
+@pytest.mark.parametrize(
+    "share", [0.9, 0.3]
+)  # Pillow itself refuses twice its limit, and warns of less
 def test_vast_images_are_refused_before_they_are_decoded(share, monkeypatch, tmp_path):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", int(share * 100 * 100))
     Image.new("L", (100, 100)).save(tmp_path / "vast.png")
-    with pytest.raises(DataError, match=r"vast.png` has .*more than [39],000 pixels. Make it smaller, or raise"):
+    with pytest.raises(
+        DataError, match=r"vast.png` has .*more than [39],000 pixels. Make it smaller, or raise"
+    ):
         read_image(tmp_path / "vast.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     assert pixels(tmp_path / "vast.png").shape == (100, 100, 3)
@@ -251,11 +277,16 @@ def test_a_column_of_images_names_its_rows():
     data = Dataset.from_dict({"photo": [good, empty], "label": [0, 1]})
     column = image_column(data.select([1, 0]), "photo", "photos.parquet")
     assert column["label"][:] == [1, 0]
-    assert [value["path"] for value in undecoded(column, "photo")] == ["photos.parquet, row 1", "photos.parquet, row 2"]
+    assert [value["path"] for value in undecoded(column, "photo")] == [
+        "photos.parquet, row 1",
+        "photos.parquet, row 2",
+    ]
     assert column[1]["photo"].size == (2, 2)
     with pytest.raises(DataError, match="`t.csv`: row 2 has no image in column `photo`"):
         image_column(Dataset.from_dict({"photo": ["a.png", None]}), "photo", "t.csv")
-    with pytest.raises(DataError, match="`t.csv`: column `photo` holds `int64`, but should hold images or paths"):
+    with pytest.raises(
+        DataError, match="`t.csv`: column `photo` holds `int64`, but should hold images or paths"
+    ):
         image_column(Dataset.from_dict({"photo": [1, 2]}), "photo", "t.csv")
 
 
@@ -264,12 +295,17 @@ def test_a_column_of_images_names_its_rows():
 
 def rows(images, labels=None):
     stored = [{"bytes": image, "path": None} for image in images]
-    data = Dataset.from_dict({"image": stored, "label": labels or [i % 2 for i in range(len(images))]})
+    data = Dataset.from_dict(
+        {"image": stored, "label": labels or [i % 2 for i in range(len(images))]}
+    )
     return image_column(data, "image", "a.parquet")
 
 
 def plain(count=6, seed=0):
-    return [encoded(Image.fromarray(noise(16, 16, seed + i) // 2 + 120 * (i % 2)), "PNG") for i in range(count)]
+    return [
+        encoded(Image.fromarray(noise(16, 16, seed + i) // 2 + 120 * (i % 2)), "PNG")
+        for i in range(count)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -283,7 +319,9 @@ def model(pico, tmp_path_factory):
 def test_all_images_are_looked_at_before_anything_is_trained(pico, tmp_path):
     def task(name, *images):
         good = rows(plain())
-        return Task(name, ("dark", "light"), rows([*plain(), *images]), good, rows(plain()[:2] + [b"none"]))
+        return Task(
+            name, ("dark", "light"), rows([*plain(), *images]), good, rows(plain()[:2] + [b"none"])
+        )
 
     bad = [photo()[: 500 + i] for i in range(10)]
     stream = TaskStream("photos", (task("first"), task("second", *bad)))
@@ -300,9 +338,14 @@ def test_all_images_are_looked_at_before_anything_is_trained(pico, tmp_path):
 
 def test_one_image_without_a_name_is_named_by_its_row(pico, tmp_path):
     good = rows(plain())
-    bad = Dataset.from_dict({"image": [{"bytes": b"none", "path": None}], "label": [0]}).cast(good.features)
+    bad = Dataset.from_dict({"image": [{"bytes": b"none", "path": None}], "label": [0]}).cast(
+        good.features
+    )
     stream = TaskStream("photos", (Task("photos", ("dark", "light"), good, bad, good),))
-    with pytest.raises(DataError, match="One image cannot be read.* Task `photos`, split `validation`, row 1, is not"):
+    with pytest.raises(
+        DataError,
+        match="One image cannot be read.* Task `photos`, split `validation`, row 1, is not",
+    ):
         perdure.run(stream, Backbone.load(pico("vit")), LDA(), output=tmp_path / "run")
 
 
@@ -352,7 +395,11 @@ def stored(mode, form, orientation, size):
     return encoded(image, form, **options)
 
 
-@settings(max_examples=20 * SOAK, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=20 * SOAK,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(
     form=st.sampled_from([(mode, form) for mode, forms in FORMS.items() for form in forms]),
     orientation=st.integers(0, 9),

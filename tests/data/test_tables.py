@@ -21,8 +21,35 @@ FORMATS = ("csv", "semicolon.csv", "tsv", "jsonl", "json", "parquet")
 TELLTALE = [
     *("001", "01", "1", "1.0", "1.10", "1.1", "+1", "-1", "1e5", "100000", "1_000", "0x10", "①"),
     *("true", "True", "TRUE", "false", "no", "nan", "NaN", "inf", "-inf", "Infinity"),
-    *("NA", "N/A", "None", "null", "NULL", "#N/A", "2020-01-01", "2020-01-01T10:00:00", "1/2", "12:30"),
-    *("=1+1", " a", "a ", "'", '"', '"a"', "a,b", "a;b", "a\tb", "a|b", "a\nb", "a\r\nb", "\\N", "[]", "{}"),
+    *(
+        "NA",
+        "N/A",
+        "None",
+        "null",
+        "NULL",
+        "#N/A",
+        "2020-01-01",
+        "2020-01-01T10:00:00",
+        "1/2",
+        "12:30",
+    ),
+    *(
+        "=1+1",
+        " a",
+        "a ",
+        "'",
+        '"',
+        '"a"',
+        "a,b",
+        "a;b",
+        "a\tb",
+        "a|b",
+        "a\nb",
+        "a\r\nb",
+        "\\N",
+        "[]",
+        "{}",
+    ),
 ]
 CHARACTERS = st.characters(exclude_categories=["Cs"], exclude_characters="\0")
 CELLS = st.one_of(st.sampled_from(TELLTALE), st.text(CHARACTERS, min_size=1, max_size=20))
@@ -30,14 +57,21 @@ WRITTEN = CELLS.filter(lambda cell: cell.strip())
 
 
 @pytest.mark.parametrize("ending", FORMATS)
-@given(cells=st.lists(st.tuples(WRITTEN, WRITTEN), min_size=2, max_size=8, unique_by=lambda pair: pair[1]))
+@given(
+    cells=st.lists(
+        st.tuples(WRITTEN, WRITTEN), min_size=2, max_size=8, unique_by=lambda pair: pair[1]
+    )
+)
 @settings(max_examples=12, deadline=None)
 def test_what_is_learned_is_what_is_written(ending, cells, tmp_path_factory):
     rows = [[text, name, "not asked for"] for text, name in cells for _ in range(3)]
     folder = tmp_path_factory.mktemp("property")
     path = str(write_rows(folder / f"t.{ending}", ["text", "label", "note"], rows))
     (task,) = read_tasks({"train": path, "validation": path, "test": path}, name="t")
-    learned = [[text, task.classes[i]] for text, i in zip(task.train["text"], task.train["label"], strict=True)]
+    learned = [
+        [text, task.classes[i]]
+        for text, i in zip(task.train["text"], task.train["label"], strict=True)
+    ]
     assert learned == [row[:2] for row in rows]
     asked = [texts(row, ["text"], empty=True) for row in Table.open(path).rows()]
     assert asked == task.train["text"][:]
@@ -53,7 +87,14 @@ def test_the_order_of_classes_depends_on_their_names_alone(names, data):
 @pytest.mark.parametrize(
     ("value", "name"),
     [
-        *(("1.10", "1.10"), ("1e5", "1e5"), ("7", "7"), ("true", "true"), ("false", "false"), ("-0.0", "-0.0")),
+        *(
+            ("1.10", "1.10"),
+            ("1e5", "1e5"),
+            ("7", "7"),
+            ("true", "true"),
+            ("false", "false"),
+            ("-0.0", "-0.0"),
+        ),
         *(('"true"', "true"), ("12345678901234567890", "12345678901234567890")),
     ],
 )
@@ -79,13 +120,19 @@ def test_a_class_in_parquet_has_one_name_for_each_type(tmp_path):
         "moment": (pa.array([datetime(2020, 1, 2, 3)]), "2020-01-02T03:00:00"),
         "word": (pa.array(["x"]).dictionary_encode(), "x"),
     }
-    pq.write_table(pa.table({name: array for name, (array, _) in values.items()}), tmp_path / "t.parquet")
+    pq.write_table(
+        pa.table({name: array for name, (array, _) in values.items()}), tmp_path / "t.parquet"
+    )
     (row,) = Table.open(tmp_path / "t.parquet").rows()
-    assert {name: class_name(row, name) for name in values} == {name: text for name, (_, text) in values.items()}
+    assert {name: class_name(row, name) for name in values} == {
+        name: text for name, (_, text) in values.items()
+    }
 
 
 def test_classes_that_a_parquet_file_declares(tmp_path):
-    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])}
+    )
     rows = {"text": [f"w{i}" for i in range(12)], "label": [1, 0] * 6}
     path = tmp_path / "t.parquet"
     datasets.Dataset.from_dict(rows, features=features).to_parquet(path)
@@ -95,7 +142,9 @@ def test_classes_that_a_parquet_file_declares(tmp_path):
     assert task.train["label"][:] == [labels[text] for text in task.train["text"]]
     rows["label"][4] = -1
     datasets.Dataset.from_dict(rows, features=features).to_parquet(path)
-    with pytest.raises(DataError, match="row 5, has the class -1 in column `label`, which declares 2 classes"):
+    with pytest.raises(
+        DataError, match="row 5, has the class -1 in column `label`, which declares 2 classes"
+    ):
         read_tasks(str(path))
 
 
@@ -103,7 +152,11 @@ CSV = "text,label\n"
 BROKEN = [
     ("t.csv", CSV + "a,x\nb,c,x\n", r"row 2 \(line 3\), has 3 cells, but the header has 2"),
     ("t.csv", CSV + "a,x\n\nb\n", r"row 2 \(line 4\), has 1 cell, but the header has 2"),
-    ("t.csv", CSV + '"a\nb",x\n"c,x\nd,y\n', "the row that begins on line 4, is not CSV: unexpected end of data"),
+    (
+        "t.csv",
+        CSV + '"a\nb",x\n"c,x\nd,y\n',
+        "the row that begins on line 4, is not CSV: unexpected end of data",
+    ),
     ("t.csv", CSV + '"a" b,x\n', "the row that begins on line 2, is not CSV"),
     ("t.csv", "text,text,label\na,b,x\n", "several columns of the name `text`"),
     ("t.csv", "text,label,,\na,x,,\n", "several columns without a name"),
@@ -129,24 +182,52 @@ BROKEN = [
         "line 3, is not JSON: Expecting ':' delimiter at character 8",
     ),
     ("t.jsonl", '{"text": "a", "text": "b"}\n', "an object has the key `text` twice"),
-    ("t.jsonl", '{"text": "a", "label": "x"}\n{"text": "b"}\n', "row 2 .* has nothing in column `label`"),
+    (
+        "t.jsonl",
+        '{"text": "a", "label": "x"}\n{"text": "b"}\n',
+        "row 2 .* has nothing in column `label`",
+    ),
     ("t.jsonl", '{"text": null, "label": "x"}\n', "has nothing in column `text`"),
     ("t.jsonl", '{"text": "", "label": "x"}\n', "has nothing in column `text`"),
-    ("t.jsonl", '{"text": {"a": 1}, "label": "x"}\n', "has an object in column `text`, where a text is wanted"),
+    (
+        "t.jsonl",
+        '{"text": {"a": 1}, "label": "x"}\n',
+        "has an object in column `text`, where a text is wanted",
+    ),
     ("t.jsonl", '{"text": ["a"], "label": "x"}\n', "has a list in column `text`"),
     ("t.jsonl", '{"text": 1.50, "label": "x"}\n', "has the number `1.50` in column `text`"),
     ("t.jsonl", '{"text": true, "label": "x"}\n', "has the truth value `true` in column `text`"),
-    ("t.jsonl", '{"text": "a", "label": ["x", "y"]}\n', "has a list in column `label`, where a class is wanted"),
+    (
+        "t.jsonl",
+        '{"text": "a", "label": ["x", "y"]}\n',
+        "has a list in column `label`, where a class is wanted",
+    ),
     ("t.jsonl", '{"text": "a", "label": {}}\n', "has an object in column `label`"),
-    ("t.jsonl", '{"text": "a", "label": NaN}\n', "has the number `nan` in column `label`, where a class is wanted"),
-    ("t.jsonl", '{"text": "a \\ud83d", "label": "x"}\n', r"has `\\ud83d` in column `text`: half of a surrogate pair"),
+    (
+        "t.jsonl",
+        '{"text": "a", "label": NaN}\n',
+        "has the number `nan` in column `label`, where a class is wanted",
+    ),
+    (
+        "t.jsonl",
+        '{"text": "a \\ud83d", "label": "x"}\n',
+        r"has `\\ud83d` in column `text`: half of a surrogate pair",
+    ),
     ("t.jsonl", '{"text": "a", "label": "\\udc00"}\n', r"has `\\udc00` in column `label`"),
     ("t.jsonl", '{"text": "a\\u0000", "label": "x"}\n', "has a NUL character in column `text`"),
     ("t.jsonl", '{"text": ' + "[" * 100_000, "line 1, is not JSON"),
-    ("t.jsonl", '{"text": "a", "label": ' + "9" * 5000 + "}", "line 1, is not JSON: Exceeds the limit"),
+    (
+        "t.jsonl",
+        '{"text": "a", "label": ' + "9" * 5000 + "}",
+        "line 1, is not JSON: Exceeds the limit",
+    ),
     ("t.json", "[]", "holds an empty list"),
     ("t.json", '[{"text": "a", "label": "x"}, 3]', "row 2, is no object"),
-    ("t.json", '[{"text": "a", "label": "x"} {"text": "b"}]', "behind row 1: the list of objects breaks off"),
+    (
+        "t.json",
+        '[{"text": "a", "label": "x"} {"text": "b"}]',
+        "behind row 1: the list of objects breaks off",
+    ),
     ("t.json", '[{"text": "a", "label": "x"}', "behind row 1: the list of objects breaks off"),
     ("t.json", '[{"text": "a", "label": "x"}] 3', "goes on behind its list of 1 objects"),
     ("t.json", '[{"text": "a", "label": "x"}, {"text": "b", "lab', "row 2, is not JSON"),
@@ -166,7 +247,9 @@ def test_a_table_that_cannot_be_read(name, content, message, tmp_path):
 def test_cells_of_parquet_that_are_no_texts(tmp_path):
     columns = {"text": pa.array([b"w0", b"w1"]), "label": pa.array([0.5, float("nan")])}
     pq.write_table(pa.table(columns), tmp_path / "t.parquet")
-    with pytest.raises(DataError, match="row 1, has bytes in column `text`, where a text is wanted"):
+    with pytest.raises(
+        DataError, match="row 1, has bytes in column `text`, where a text is wanted"
+    ):
         read_tasks(str(tmp_path / "t.parquet"))
     pq.write_table(pa.table(columns | {"text": pa.array(["a", "b"])}), tmp_path / "t.parquet")
     with pytest.raises(DataError, match="row 2, has the number `nan` in column `label`"):
@@ -175,21 +258,33 @@ def test_cells_of_parquet_that_are_no_texts(tmp_path):
 
 def test_only_columns_that_are_asked_for_are_read(tmp_path):
     rows = [
-        {"text": f"w{i}", "label": "ab"[i % 2], "note": None if i < 20 else {"odd": [float("nan")]}} for i in range(40)
+        {"text": f"w{i}", "label": "ab"[i % 2], "note": None if i < 20 else {"odd": [float("nan")]}}
+        for i in range(40)
     ]
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert len(read_tasks(str(tmp_path / "t.jsonl"))[0].train) == 28
     more = "".join(f"v{i},{'ab'[i % 2]},{i}\n" for i in range(6))
     (tmp_path / "test.csv").write_text("text,label,note\n" + more)
-    (task,) = read_tasks({"train": str(tmp_path / "t.jsonl"), "test": str(tmp_path / "test.csv")}, name="t")
+    (task,) = read_tasks(
+        {"train": str(tmp_path / "t.jsonl"), "test": str(tmp_path / "test.csv")}, name="t"
+    )
     assert task.test["text"][:] == [f"v{i}" for i in range(6)]
 
 
 @pytest.mark.parametrize(
     ("name", "header"),
     [
-        *(("a.csv", "text;label"), ("a.csv", "text\tlabel"), ("a.csv", "text|label"), ("a.tsv", "text\tlabel")),
-        *(("a.csv", '"text";"label"'), ("a.csv", '"a, b, c, d";text;label'), ("a.CSV", "text,label")),
+        *(
+            ("a.csv", "text;label"),
+            ("a.csv", "text\tlabel"),
+            ("a.csv", "text|label"),
+            ("a.tsv", "text\tlabel"),
+        ),
+        *(
+            ("a.csv", '"text";"label"'),
+            ("a.csv", '"a, b, c, d";text;label'),
+            ("a.CSV", "text,label"),
+        ),
         *(("a.csv", "\ufefftext,label"), ("a.csv", 'text,label,"x;y;z"')),
     ],
 )
@@ -206,7 +301,9 @@ def test_the_header_decides_what_separates_cells(name, header, tmp_path):
 
 
 def test_a_delimiter_can_be_given(tmp_path):
-    (tmp_path / "t.csv").write_text("text:label\n" + "".join(f"w{i},w:{'ab'[i % 2]}\n" for i in range(12)))
+    (tmp_path / "t.csv").write_text(
+        "text:label\n" + "".join(f"w{i},w:{'ab'[i % 2]}\n" for i in range(12))
+    )
     (task,) = read_tasks(str(tmp_path / "t.csv"), delimiter=":")
     assert task.classes == ("a", "b") and task.train["text"][0].endswith(",w")
     for wrong in ("::", '"', "\n"):
@@ -215,7 +312,8 @@ def test_a_delimiter_can_be_given(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["a[1].csv", "a*.csv", "what?.csv", "a b.csv", "é{1,2}.csv", "a::b.csv", "~.csv", "%20.csv"]
+    "name",
+    ["a[1].csv", "a*.csv", "what?.csv", "a b.csv", "é{1,2}.csv", "a::b.csv", "~.csv", "%20.csv"],
 )
 def test_names_are_no_patterns(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -275,28 +373,43 @@ def test_a_table_is_read_as_it_is_now_and_leaves_no_copy(tmp_path, monkeypatch):
 
 
 def test_a_folder_of_tables(tmp_path):
-    names = ("train-00000-of-00002.parquet", "train-00001-of-00002.parquet", "test.csv", "dev.jsonl")
+    names = (
+        "train-00000-of-00002.parquet",
+        "train-00001-of-00002.parquet",
+        "test.csv",
+        "dev.jsonl",
+    )
     for place in (tmp_path, tmp_path / "inside" / "data"):
         place.mkdir(parents=True, exist_ok=True)
         for name in names:
-            write_rows(place / name, ["text", "label"], [[f"{name} {i}", "ab"[i % 2]] for i in range(4)])
+            write_rows(
+                place / name, ["text", "label"], [[f"{name} {i}", "ab"[i % 2]] for i in range(4)]
+            )
     for folder in (tmp_path, tmp_path / "inside"):
         (task,) = read_tasks(str(folder), name="t")
         assert len(task.train) == 8 and task.train["row"][:] == [1, 2, 3, 4] * 2
         assert task.test["text"][0] == "test.csv 0" and task.validation["text"][0] == "dev.jsonl 0"
     for name in names[:2]:
         (tmp_path / name).unlink()
-    with pytest.raises(DataError, match=r"holds the tables \['dev.jsonl', 'test.csv'\]. Name one of them"):
+    with pytest.raises(
+        DataError, match=r"holds the tables \['dev.jsonl', 'test.csv'\]. Name one of them"
+    ):
         read_tasks(str(tmp_path))
 
 
 def test_labels_that_look_like_texts_or_quantities(tmp_path):
     def read(labels):
-        write_rows(tmp_path / "t.csv", ["text", "label"], [[f"w{i}", label] for i, label in enumerate(labels)])
+        write_rows(
+            tmp_path / "t.csv",
+            ["text", "label"],
+            [[f"w{i}", label] for i, label in enumerate(labels)],
+        )
         return read_tasks(str(tmp_path / "t.csv"))[0].classes
 
     sentences = [f"This is what the text number {i} says in a few words" for i in range(30)]
-    with pytest.raises(DataError, match="`label` has 30 different values in 30 rows, such as .*look like texts"):
+    with pytest.raises(
+        DataError, match="`label` has 30 different values in 30 rows, such as .*look like texts"
+    ):
         read(sentences)
     with pytest.raises(DataError, match="look like texts, not classes") as error:
         read([sentence * 100 for sentence in sentences])
@@ -306,7 +419,9 @@ def test_labels_that_look_like_texts_or_quantities(tmp_path):
         [f"{i % 26 / 5}" for i in range(200)],
         [str(7 * i) for i in range(30)],
     ):
-        with pytest.raises(DataError, match="look like a quantity to be estimated; perdure learns classes"):
+        with pytest.raises(
+            DataError, match="look like a quantity to be estimated; perdure learns classes"
+        ):
             read(numbers)
     for classes in (
         ["0.0", "1.0"],
@@ -321,8 +436,17 @@ def test_labels_that_look_like_texts_or_quantities(tmp_path):
 @pytest.mark.parametrize(
     "labels",
     [
-        *(["a", "b", "c", "d"], ["This text has many words in it", "no"], ["1", "2", "3"], ["5", "1", "9"]),
-        *([str(i) for i in range(30)], [f"{i}.0" for i in range(1, 30)], ["0.5", "x", "1.5", "2.5"]),
+        *(
+            ["a", "b", "c", "d"],
+            ["This text has many words in it", "no"],
+            ["1", "2", "3"],
+            ["5", "1", "9"],
+        ),
+        *(
+            [str(i) for i in range(30)],
+            [f"{i}.0" for i in range(1, 30)],
+            ["0.5", "x", "1.5", "2.5"],
+        ),
     ],
 )
 def test_one_example_of_each_class(labels):

@@ -37,7 +37,9 @@ def with_tokenizer(source: Path, folder: Path, change) -> Path:
 def reader_of_pairs(pico, tmp_path) -> Path:
     def change(inner):
         inner.post_processor = processors.TemplateProcessing(
-            "[CLS] $A [SEP]", "[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", CLS), ("[SEP]", SEP)]
+            "[CLS] $A [SEP]",
+            "[CLS] $A [SEP] $B [SEP]",
+            special_tokens=[("[CLS]", CLS), ("[SEP]", SEP)],
         )
 
     return with_tokenizer(pico("bert"), tmp_path / "pairs", change)
@@ -107,7 +109,11 @@ def test_a_run_learns_pairs_keeps_some_and_answers_them(reader_of_pairs, tmp_pat
     columns = ["premise", "hypothesis"]
     method = {"name": "replay", "method": {"name": "sequential", "rank": 2}, "per_class": 3}
     values = {"backbone": str(reader_of_pairs), "method": method, "training": QUICK}
-    results = make(tmp_path, "r", values | {"stream": [{"data": "nli.csv", "text": columns}, {"data": "mail.csv"}]})
+    results = make(
+        tmp_path,
+        "r",
+        values | {"stream": [{"data": "nli.csv", "text": columns}, {"data": "mail.csv"}]},
+    )
     assert results.recipe["stream"][0]["text"] == columns
 
     kept = Exemplars.of(results.load_task("mail").state)
@@ -128,17 +134,41 @@ def test_a_run_learns_pairs_keeps_some_and_answers_them(reader_of_pairs, tmp_pat
 
 def test_columns_on_the_command_line(tmp_path, monkeypatch, perdure):  # noqa: F811
     entries = []
-    monkeypatch.setattr(runs_module, "learn_more", lambda run, entry, **options: entries.append(entry))
+    monkeypatch.setattr(
+        runs_module, "learn_more", lambda run, entry, **options: entries.append(entry)
+    )
     monkeypatch.setattr(outcome, "report", lambda run: None)
-    perdure("learn", "r", "--data", "nli.csv", "--text", "premise", "--text", "hypothesis", "--delimiter", ";")
+    perdure(
+        "learn",
+        "r",
+        "--data",
+        "nli.csv",
+        "--text",
+        "premise",
+        "--text",
+        "hypothesis",
+        "--delimiter",
+        ";",
+    )
     perdure("learn", "r", "--data", "mail.csv", "--text", "body")
     perdure("learn", "r", "--data", "mail.csv", "--test", "test.csv", "--validation", "dev.csv")
     perdure("learn", "r", "--data", "mail.csv", "--test", "test.csv", "--task", "post")
     files = {"train": "mail.csv", "test": "test.csv"}
     assert entries == [
-        {"data": "nli.csv", "encoding": "utf-8", "text": ["premise", "hypothesis"], "label": "label", "delimiter": ";"},
+        {
+            "data": "nli.csv",
+            "encoding": "utf-8",
+            "text": ["premise", "hypothesis"],
+            "label": "label",
+            "delimiter": ";",
+        },
         {"data": "mail.csv", "encoding": "utf-8", "text": "body", "label": "label"},
-        {"data": files | {"validation": "dev.csv"}, "encoding": "utf-8", "name": "mail", "label": "label"},
+        {
+            "data": files | {"validation": "dev.csv"},
+            "encoding": "utf-8",
+            "name": "mail",
+            "label": "label",
+        },
         {"data": files, "encoding": "utf-8", "name": "post", "label": "label"},
     ]
 
@@ -172,7 +202,8 @@ def test_a_text_without_tokens_is_refused_by_its_row(without_special_tokens, tmp
     stream.append({"data": singles(tmp_path, "bad.csv", [*good[:16], "\u200b", *good[17:]])})
     values = {"stream": stream, "backbone": str(without_special_tokens), "training": QUICK}
     with pytest.raises(
-        InputError, match=r"Task `bad`, row 17: the tokenizer of `.*` makes no token of the text '\\u200b'"
+        InputError,
+        match=r"Task `bad`, row 17: the tokenizer of `.*` makes no token of the text '\\u200b'",
     ):
         make(tmp_path, "r", values)
     assert Run(tmp_path / "r").tasks == []
@@ -185,7 +216,10 @@ def test_a_text_without_tokens_is_answered_by_the_prior(pooling, without_special
     backbone = {"model": str(without_special_tokens), "pooling": pooling}
     run = make(tmp_path, "r", {"stream": stream, "backbone": backbone, "training": QUICK})
     model = Model(run)
-    share = max(run.load_task("one").statistics.counts.tolist()) / run.load_task("one").statistics.counts.sum().item()
+    share = (
+        max(run.load_task("one").statistics.counts.tolist())
+        / run.load_task("one").statistics.counts.sum().item()
+    )
     for inputs in (["", "\u200b"], ["w1 w2", ""], [""]):
         *_, answer = model.predict(inputs)
         assert (answer.label, answer.probability) == ("a", pytest.approx(share, abs=1e-6))
@@ -200,7 +234,9 @@ def test_a_text_without_tokens_is_answered_by_the_prior(pooling, without_special
 @pytest.mark.parametrize("broken", [math.nan, math.inf])
 def test_statistics_are_of_finite_features(broken):
     features = torch.tensor([[1.0], [broken], [2.0]])
-    with pytest.raises(TrainingError, match="of 1 of 3 examples are not finite numbers, first those of example 2"):
+    with pytest.raises(
+        TrainingError, match="of 1 of 3 examples are not finite numbers, first those of example 2"
+    ):
         Statistics.of(features, torch.tensor([0, 1, 0]), count=2)
     posterior = TaskPosterior({"a": Statistics.of(features[[0, 2]], torch.tensor([0, 1]), count=2)})
     with pytest.raises(RunError, match="tasks of 1 of 3 examples cannot be told"):
@@ -211,7 +247,9 @@ def test_a_scale_that_leaves_no_finite_number_is_no_answer(pico, tmp_path):
     stream = [{"data": singles(tmp_path, "mail.csv", [f"w{i} w{i + 1}" for i in range(24)])}]
     run = make(tmp_path, "r", {"stream": stream, "backbone": str(pico("bert")), "training": QUICK})
     model = Model(run, rule=Rule("task_arithmetic", scale=1e30))
-    with pytest.raises(RunError, match="gives no finite number for 1 of 1 examples .head of task `mail`"):
+    with pytest.raises(
+        RunError, match="gives no finite number for 1 of 1 examples .head of task `mail`"
+    ):
         model.predict(["w1 w2"])
 
 

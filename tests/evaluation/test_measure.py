@@ -39,6 +39,10 @@ def test_an_earlier_step_has_the_heads_of_then(toy, bert, tmp_path):
     with system.until(1).loaded():
         then = bert.own_state("fruit")
         assert bert.heads == ["fruit"]
-    assert all(torch.equal(then[key], value) for key, value in system.learned[0].heads["fruit"].items())
+    assert all(
+        torch.equal(then[key], value) for key, value in system.learned[0].heads["fruit"].items()
+    )
     assert not torch.equal(then["weight"], after["weight"])
-    assert torch.equal(bert.own_state("fruit")["weight"], after["weight"]) and "colour" in bert.heads
+    assert (
+        torch.equal(bert.own_state("fruit")["weight"], after["weight"]) and "colour" in bert.heads
+    )

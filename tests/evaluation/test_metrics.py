@@ -15,7 +15,9 @@ def test_by_hand():
     assert metrics.average_incremental_accuracy(R) == pytest.approx((0.8 + 0.75 + 2.2 / 3) / 3)
     assert metrics.backward_transfer(R) == pytest.approx(((0.5 - 0.8) + (0.7 - 0.6)) / 2)
     assert metrics.forgetting(R) == pytest.approx(((0.9 - 0.5) + (0.6 - 0.7)) / 2)
-    assert metrics.forward_transfer(R, np.array([0.1, 0.2, 0.3])) == pytest.approx(((0.3 - 0.2) + (0.4 - 0.3)) / 2)
+    assert metrics.forward_transfer(R, np.array([0.1, 0.2, 0.3])) == pytest.approx(
+        ((0.3 - 0.2) + (0.4 - 0.3)) / 2
+    )
 
 
 def test_scores_before_learning_are_not_needed():

@@ -91,7 +91,13 @@ def test_a_title_is_text(capsys):
 
 @pytest.mark.parametrize(
     ("seconds", "said"),
-    [(0.2, "0 s"), (59.6, "1 min 0 s"), (3599, "59 min 59 s"), (3600, "1 h 0 min"), (90000, "1 d 1 h")],
+    [
+        (0.2, "0 s"),
+        (59.6, "1 min 0 s"),
+        (3599, "59 min 59 s"),
+        (3600, "1 h 0 min"),
+        (90000, "1 d 1 h"),
+    ],
 )
 def test_duration(seconds, said):
     assert duration(seconds) == said

@@ -15,7 +15,9 @@ def tasks():
     means = torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 2, 0], [0, 0, 3]])
     mix = torch.randn(3, 3)
     labels = {"a": torch.tensor([0] * 40 + [1] * 60), "b": torch.tensor([0] * 30 + [1] * 70)}
-    features = {t: means[labels[t] + 2 * i] + torch.randn(100, 3) @ mix for i, t in enumerate(labels)}
+    features = {
+        t: means[labels[t] + 2 * i] + torch.randn(100, 3) @ mix for i, t in enumerate(labels)
+    }
     return features, labels
 
 
@@ -46,7 +48,10 @@ def test_order_and_parts_do_not_matter(tasks):
         for name in ("b", "a")
     }
     torch.testing.assert_close(
-        TaskPosterior(whole).log_prob(x), TaskPosterior(parts).log_prob(x)[:, [1, 0]], rtol=1e-9, atol=1e-9
+        TaskPosterior(whole).log_prob(x),
+        TaskPosterior(parts).log_prob(x)[:, [1, 0]],
+        rtol=1e-9,
+        atol=1e-9,
     )
 
 
@@ -66,7 +71,9 @@ def test_a_class_without_examples_and_constant_features():
 def test_what_a_run_keeps_of_a_task_counts_its_groups(bert, toy, tmp_path, monkeypatch):
     """They are the classes; were they another division of the examples, the statistics would be of that."""
     assert toy[1].groups("test") == toy[1].test["label"][:]
-    classes = run(toy.until(1), bert, NCM(), output=tmp_path / "classes").load_task("fruit").statistics
+    classes = (
+        run(toy.until(1), bert, NCM(), output=tmp_path / "classes").load_task("fruit").statistics
+    )
     assert classes.counts.tolist() == [16, 16]
     monkeypatch.setattr(Task, "groups", lambda task, split: [1] * len(getattr(task, split)))
     one = run(toy.until(1), bert, NCM(), output=tmp_path / "one").load_task("fruit").statistics

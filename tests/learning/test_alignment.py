@@ -24,7 +24,9 @@ def test_gaussians_are_means_and_covariances_of_classes():
 
 def test_the_covariance_of_a_single_example_is_zero():
     found = Gaussians.of(torch.tensor([[1.0, 2.0]]), torch.tensor([0]), classes=1)
-    assert found.means.tolist() == [[1.0, 2.0]] and found.covariances.tolist() == [[[0.0, 0.0], [0.0, 0.0]]]
+    assert found.means.tolist() == [[1.0, 2.0]] and found.covariances.tolist() == [
+        [[0.0, 0.0], [0.0, 0.0]]
+    ]
 
 
 @pytest.fixture
@@ -38,7 +40,8 @@ def heads(bert):
             bert.own(task).weight.copy_(own - own.mean(0))
             bert.own(task).bias.fill_(20.0 * number)
     gaussians = {
-        task: Gaussians(centres[2 * i : 2 * i + 2], 0.2 * torch.eye(32).repeat(2, 1, 1)) for i, task in enumerate("ab")
+        task: Gaussians(centres[2 * i : 2 * i + 2], 0.2 * torch.eye(32).repeat(2, 1, 1))
+        for i, task in enumerate("ab")
     }
     return bert, gaussians, centres
 
@@ -54,7 +57,13 @@ def accuracy(backbone: Backbone, centres: torch.Tensor) -> float:
 def test_heads_that_never_met_become_comparable(heads, temperature):
     backbone, gaussians, centres = heads
     assert accuracy(backbone, centres) == pytest.approx(0.5, abs=0.01)
-    align(backbone, gaussians, CLASSES, Alignment(temperature=temperature, epochs=20, learning_rate=0.1), seed=0)
+    align(
+        backbone,
+        gaussians,
+        CLASSES,
+        Alignment(temperature=temperature, epochs=20, learning_rate=0.1),
+        seed=0,
+    )
     assert accuracy(backbone, centres) > 0.95
 
 
@@ -79,7 +88,9 @@ def test_older_means_shrink_more():
     one = Gaussians(torch.ones(1, 2), torch.zeros(1, 2, 2))
     means, roots = _prepared({"a": one, "b": one, "c": one, "d": one}, Alignment(shrinkage=0.2))
     assert means[:, 0].tolist() == pytest.approx([0.85, 0.9, 0.95, 1.0])
-    torch.testing.assert_close(roots[0], 0.01 * torch.eye(2))  # the ridge's root, so that no sample is twice the same
+    torch.testing.assert_close(
+        roots[0], 0.01 * torch.eye(2)
+    )  # the ridge's root, so that no sample is twice the same
 
 
 def test_in_a_run_heads_of_all_tasks_change_and_it_goes_on_bit_for_bit(pico, toy, tmp_path):
@@ -88,22 +99,37 @@ def test_in_a_run_heads_of_all_tasks_change_and_it_goes_on_bit_for_bit(pico, toy
     def backbone() -> Backbone:
         return Backbone.load(pico("bert"), pooling="mean")
 
-    whole = run(toy, backbone(), Isolated(rank=2), "sum", training=training, output=tmp_path / "whole")
+    whole = run(
+        toy, backbone(), Isolated(rank=2), "sum", training=training, output=tmp_path / "whole"
+    )
     for number, name in enumerate(toy.names):
         assert set(whole.load_task(name).heads) == set(toy.names[: number + 1])
     assert whole.load_task("colour").gaussians.means.shape == (3, 32)
     for stream in (toy.until(2), toy):
-        part = run(stream, backbone(), Isolated(rank=2), "sum", training=training, output=tmp_path / "part")
+        part = run(
+            stream, backbone(), Isolated(rank=2), "sum", training=training, output=tmp_path / "part"
+        )
     assert part.scores() == whole.scores()
     for name in toy.names:
         heads, again = whole.load_task(name).heads, part.load_task(name).heads
-        assert all(torch.equal(heads[task][key], again[task][key]) for task in heads for key in heads[task])
+        assert all(
+            torch.equal(heads[task][key], again[task][key]) for task in heads for key in heads[task]
+        )
 
 
 @pytest.mark.parametrize("rule", [Rule(name="oracle"), Rule(scale="search")])
 def test_it_needs_one_model(bert, toy, rule, tmp_path):
-    with pytest.raises(InputError, match="`alignment` needs one model with a fixed scale, but the rule is"):
-        run(toy, bert, Isolated(), rule, training=Training(alignment=Alignment()), output=tmp_path / "run")
+    with pytest.raises(
+        InputError, match="`alignment` needs one model with a fixed scale, but the rule is"
+    ):
+        run(
+            toy,
+            bert,
+            Isolated(),
+            rule,
+            training=Training(alignment=Alignment()),
+            output=tmp_path / "run",
+        )
     assert not (tmp_path / "run").exists()
 
 
@@ -112,7 +138,10 @@ def test_in_a_recipe():
 
     values = {"stream": "demo", "backbone": "minilm", "training": {"alignment": {"epochs": 7}}}
     assert Recipe.parse(values).make_training().alignment == Alignment(epochs=7)
-    assert Recipe.parse(values | {"training": {"alignment": {}}}).make_training().alignment == Alignment()
+    assert (
+        Recipe.parse(values | {"training": {"alignment": {}}}).make_training().alignment
+        == Alignment()
+    )
     with pytest.raises(InputError, match="nope"):
         Recipe.parse(values | {"training": {"alignment": {"nope": 1}}}).make_training()
 
@@ -122,7 +151,13 @@ def test_classes_of_the_same_name_are_no_rivals(heads):
     backbone, gaussians, centres = heads
     twice = {"a": gaussians["a"], "b": gaussians["a"]}
     backbone.own("b").load_state_dict(backbone.own_state("a"))
-    align(backbone, twice, {"a": ("p", "q"), "b": ("p", "q")}, Alignment(shrinkage=0.0, epochs=10), seed=0)
+    align(
+        backbone,
+        twice,
+        {"a": ("p", "q"), "b": ("p", "q")},
+        Alignment(shrinkage=0.0, epochs=10),
+        seed=0,
+    )
     with torch.no_grad():
         logits = torch.cat([backbone.own(task)(centres[:2]) for task in "ab"], dim=1).softmax(1)
     torch.testing.assert_close(logits[:, :2], logits[:, 2:], rtol=0, atol=1e-3)
@@ -142,7 +177,9 @@ def test_features_of_large_scale():
 
 def test_it_cannot_be_switched_on_later(bert, toy, tmp_path):
     rule = Rule(name="sum")
-    results = run(toy.until(1), bert, Isolated(), rule, training=Training(epochs=1), output=tmp_path / "run")
+    results = run(
+        toy.until(1), bert, Isolated(), rule, training=Training(epochs=1), output=tmp_path / "run"
+    )
     later = Training(epochs=1, alignment=Alignment())
     with pytest.raises(InputError, match="`alignment` must be on from the first task on"):
         story.run(Plan(toy, bert, Isolated(), rule, later, Evaluation(), 0), results.folder)

@@ -16,8 +16,12 @@ from perdure.models.backbone import pooled
 
 
 def test_a_loss_that_is_no_number(bert, toy):
-    with pytest.raises(TrainingError, match=r"task `fruit` gave -?(nan|inf) at step \d+. Lower `learning_rate`"):
-        learn(bert, [toy[0]], Isolated(), Training(learning_rate=1e30, max_grad_norm=1e30, epochs=5))
+    with pytest.raises(
+        TrainingError, match=r"task `fruit` gave -?(nan|inf) at step \d+. Lower `learning_rate`"
+    ):
+        learn(
+            bert, [toy[0]], Isolated(), Training(learning_rate=1e30, max_grad_norm=1e30, epochs=5)
+        )
 
     class Steep(Isolated):
         def loss(self, backbone, batch):
@@ -30,7 +34,9 @@ def test_a_loss_that_is_no_number(bert, toy):
 
 
 def test_batches_hold_every_example_once_and_are_of_like_length():
-    lengths = [int(n) for n in torch.randint(1, 60, (1000,), generator=torch.Generator().manual_seed(0))]
+    lengths = [
+        int(n) for n in torch.randint(1, 60, (1000,), generator=torch.Generator().manual_seed(0))
+    ]
     first, second = length_grouped(lengths, 16, seed=0), length_grouped(lengths, 16, seed=1)
     assert Counter(i for batch in first for i in batch) == Counter(range(1000))
     assert len(first) == math.ceil(1000 / 16) and first != second
@@ -55,7 +61,9 @@ def test_schedules(schedule):
 def test_accumulated_batches_equal_one_large_batch(pico, toy):
     def module(**options):
         backbone = Backbone.load(pico("bert"), pooling="mean")
-        backbone.model.eval().train = lambda mode=True: backbone.model  # dropout would draw other numbers
+        backbone.model.eval().train = lambda mode=True: (
+            backbone.model
+        )  # dropout would draw other numbers
         training = Training(epochs=1, learning_rate=0.01, warmup=0.0, max_grad_norm=1e9, **options)
         return learn(backbone, [toy[0]], Isolated(), training).parameters
 
@@ -79,7 +87,13 @@ def test_best_epoch_is_kept_and_patience_stops():
 def test_patience_in_a_run(bert, toy):
     epochs = []
     training = Training(epochs=30, batch_size=8, learning_rate=0.02, patience=2)
-    learn(bert, [toy[0]], Isolated(), training, session=Session(log=lambda event: epochs.append(event["epoch"])))
+    learn(
+        bert,
+        [toy[0]],
+        Isolated(),
+        training,
+        session=Session(log=lambda event: epochs.append(event["epoch"])),
+    )
     assert max(epochs) < 29
 
 
@@ -94,23 +108,46 @@ def test_bf16_computes_in_bf16_and_keeps_parameters_in_fp32(bert, toy):
     adapter = learn(bert, [toy[0]], Spy(), Training(epochs=1, bf16=True))
     assert seen[0].dtype == torch.bfloat16
     assert {value.dtype for value in adapter.parameters.values()} == {torch.float32}
-    learn(bert, [toy[0]], Isolated(), Training(epochs=1))  # the other precision, in the same process
+    learn(
+        bert, [toy[0]], Isolated(), Training(epochs=1)
+    )  # the other precision, in the same process
 
 
 def test_head_learning_rate(bert, toy):
     torch.manual_seed(0)
-    learn(bert, [toy[0]], Isolated(), Training(epochs=1, learning_rate=0.01, head_learning_rate=1e-12))
+    learn(
+        bert, [toy[0]], Isolated(), Training(epochs=1, learning_rate=0.01, head_learning_rate=1e-12)
+    )
     slow = bert.own("fruit").weight.clone()
-    learn(bert, [toy[0]], Isolated(), Training(epochs=1, learning_rate=1e-12, head_learning_rate=1e-12))
+    learn(
+        bert,
+        [toy[0]],
+        Isolated(),
+        Training(epochs=1, learning_rate=1e-12, head_learning_rate=1e-12),
+    )
     torch.testing.assert_close(bert.own("fruit").weight, slow, rtol=0, atol=1e-6)
 
 
 def test_trackers(bert, toy, tmp_path):
-    learn(bert, [toy[0]], Isolated(), Training(epochs=1, trackers=("tensorboard",)), session=Session(folder=tmp_path))
+    learn(
+        bert,
+        [toy[0]],
+        Isolated(),
+        Training(epochs=1, trackers=("tensorboard",)),
+        session=Session(folder=tmp_path),
+    )
     assert list(tmp_path.rglob("events.out.tfevents*"))
 
-    with pytest.raises(InputError, match="No tracker `nope` is installed: accelerate finds .*tensorboard"):
-        learn(bert, [toy[0]], Isolated(), Training(epochs=1, trackers=("nope",)), session=Session(folder=tmp_path))
+    with pytest.raises(
+        InputError, match="No tracker `nope` is installed: accelerate finds .*tensorboard"
+    ):
+        learn(
+            bert,
+            [toy[0]],
+            Isolated(),
+            Training(epochs=1, trackers=("nope",)),
+            session=Session(folder=tmp_path),
+        )
 
 
 def test_a_log_has_a_line_for_each_epoch(bert, toy, capsys):
@@ -118,7 +155,9 @@ def test_a_log_has_a_line_for_each_epoch(bert, toy, capsys):
     assert capsys.readouterr().out == ""
     learn(bert, [toy[0]], Isolated(), Training(epochs=3), session=Session(quiet=False))
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(",")[0] for line in lines] == [f"Learning fruit: epoch {n} of 3" for n in (1, 2, 3)]
+    assert [line.split(",")[0] for line in lines] == [
+        f"Learning fruit: epoch {n} of 3" for n in (1, 2, 3)
+    ]
     assert all(", loss " in line for line in lines)
     assert lines[0].endswith("left") and ", took " in lines[-1]
 
@@ -142,11 +181,24 @@ def test_golden_loss(kind, pico, toy, request):
     Where nothing is trained: after each task, the loss of each task's validation examples under all heads as one.
     """
     file = request.path.parents[1] / "golden" / f"{kind}.json"
-    losses, backbone, method = [], Backbone.load(pico("bert"), pooling="mean"), small(kind, **GOLDEN.get(kind, {}))
+    losses, backbone, method = (
+        [],
+        Backbone.load(pico("bert"), pooling="mean"),
+        small(kind, **GOLDEN.get(kind, {})),
+    )
     training, earlier = Training(epochs=1, batch_size=8), []
     for i in range(3):
         log = lambda event: losses.append(event["loss"])  # noqa: E731
-        earlier.append(learn(backbone, toy.tasks[: i + 1], method, training, earlier=earlier, session=Session(log=log)))
+        earlier.append(
+            learn(
+                backbone,
+                toy.tasks[: i + 1],
+                method,
+                training,
+                earlier=earlier,
+                session=Session(log=log),
+            )
+        )
         if not method.examples(toy.tasks):
             losses.extend(loss_under_all_heads(backbone, toy, task) for task in toy.tasks[: i + 1])
     if not file.exists():

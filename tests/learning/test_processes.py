@@ -29,13 +29,33 @@ LAUNCH = (
     *("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"),
     *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
 )
-TRAINING = {"epochs": 6, "batch_size": 8, "learning_rate": 0.01, "checkpoint_steps": 3, "backbone_dropout": False}
+TRAINING = {
+    "epochs": 6,
+    "batch_size": 8,
+    "learning_rate": 0.01,
+    "checkpoint_steps": 3,
+    "backbone_dropout": False,
+}
 
 
 def launched(recipe: Path, output: Path) -> str:
     """What `accelerate launch` of the command line with two processes prints."""
-    environment = os.environ | {"PYTHONPATH": str(Path(perdure.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", *LAUNCH, "-m", "perdure", "run", str(recipe), "--output", str(output), "--quiet"]
+    environment = os.environ | {
+        "PYTHONPATH": str(Path(perdure.__file__).parents[1]),
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [
+        sys.executable,
+        "-m",
+        *LAUNCH,
+        "-m",
+        "perdure",
+        "run",
+        str(recipe),
+        "--output",
+        str(output),
+        "--quiet",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
@@ -46,7 +66,12 @@ def start(recipe: Path, output: Path) -> list[forked.Process]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    common = {
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
     command = (forked.PERDURE, "run", recipe, "--output", output, "--quiet")
     return [forked.Process(*command, RANK=str(n), LOCAL_RANK=str(n), **common) for n in (0, 1)]
 
@@ -60,12 +85,23 @@ def recipe(pico, toy, tmp_path_factory) -> Path:
         for split in ("train", "validation", "test"):
             rows = getattr(task, split)
             size = 33 if split == "train" else len(rows)
-            rows = [(rows["text"][i % len(rows)], task.classes[rows["label"][i % len(rows)]]) for i in range(size)]
+            rows = [
+                (rows["text"][i % len(rows)], task.classes[rows["label"][i % len(rows)]])
+                for i in range(size)
+            ]
             write(folder / f"{task.name}-{split}.csv", rows)
-        files = {split: str(folder / f"{task.name}-{split}.csv") for split in ("train", "validation", "test")}
+        files = {
+            split: str(folder / f"{task.name}-{split}.csv")
+            for split in ("train", "validation", "test")
+        }
         stream.append({"name": task.name, "data": files})
     backbone = {"model": str(pico("bert")), "pooling": "mean", "max_length": 16}
-    values = {"stream": stream, "backbone": backbone, "method": {"name": "isolated", "rank": 2}, "training": TRAINING}
+    values = {
+        "stream": stream,
+        "backbone": backbone,
+        "method": {"name": "isolated", "rank": 2},
+        "training": TRAINING,
+    }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(values))
     return folder / "recipe.yaml"
 
@@ -82,9 +118,17 @@ def same(one: Run, other: Run) -> None:
         left, right = one.load_task(name), other.load_task(name)
         assert left.digests == right.digests
         for key, value in left.adapter.parameters.items():
-            torch.testing.assert_close(right.adapter.parameters[key], value, rtol=0, atol=PARAMETERS)
-    rows = {tuple(row[key] for key in ("step", "task", "task_id", "rule")): row["value"] for row in one.scores()}
-    again = {tuple(row[key] for key in ("step", "task", "task_id", "rule")): row["value"] for row in other.scores()}
+            torch.testing.assert_close(
+                right.adapter.parameters[key], value, rtol=0, atol=PARAMETERS
+            )
+    rows = {
+        tuple(row[key] for key in ("step", "task", "task_id", "rule")): row["value"]
+        for row in one.scores()
+    }
+    again = {
+        tuple(row[key] for key in ("step", "task", "task_id", "rule")): row["value"]
+        for row in other.scores()
+    }
     assert again == pytest.approx(rows, abs=ACCURACY + 1e-9)
     assert [event["loss"] for event in other.events() if event["event"] == "step"] == pytest.approx(
         [event["loss"] for event in one.events() if event["event"] == "step"], abs=1e-3
@@ -98,7 +142,9 @@ def test_two_processes_come_to_what_one_comes_to(alone, recipe):
     two = Run(recipe.parent / "two")
     same(alone, two)
     first = [run.load_task("fruit").adapter.parameters for run in (alone, two)]
-    assert any(not torch.equal(first[0][key], first[1][key]) for key in first[0]), "did two processes train at all?"
+    assert any(not torch.equal(first[0][key], first[1][key]) for key in first[0]), (
+        "did two processes train at all?"
+    )
 
 
 def test_killed_and_resumed_by_two_and_by_one(alone, recipe):

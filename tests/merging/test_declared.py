@@ -40,8 +40,14 @@ def test_what_is_not_declared_has_a_default(mine):
             "def mine(vectors, inputs):\n    ...\n",
             r"takes \['inputs'\] besides .* needs \[\]: write",
         ),
-        ("@nature('routed', state='', needs=['x'])\ndef mine(vectors, x):\n    ...\n", r"can be had is \['inputs'\]"),
-        ("@nature('routed', state='', needs=['inputs'])\ndef mine(vectors):\n    ...\n", r"takes \[\] besides"),
+        (
+            "@nature('routed', state='', needs=['x'])\ndef mine(vectors, x):\n    ...\n",
+            r"can be had is \['inputs'\]",
+        ),
+        (
+            "@nature('routed', state='', needs=['inputs'])\ndef mine(vectors):\n    ...\n",
+            r"takes \[\] besides",
+        ),
     ],
 )
 def test_what_a_rule_takes_has_to_be_declared(mine, code, message):
@@ -121,7 +127,9 @@ def test_what_is_said_to_be_returned_is_checked_before_training(mine, returned, 
 
 @pytest.mark.parametrize("returned", ["TaskVector", "Any", "object", None])
 def test_what_may_be_right_is_left_alone(mine, returned):
-    rule = mine(f"def mine(vectors){f' -> {returned}' if returned else ''}:\n    return TaskVector({{}})\n")
+    rule = mine(
+        f"def mine(vectors){f' -> {returned}' if returned else ''}:\n    return TaskVector({{}})\n"
+    )
     check_fits(rule, "lora")
 
 
@@ -147,7 +155,10 @@ def test_a_rule_that_is_routed_may_return_one_for_each_task(mine):
 def test_what_was_kept_is_given_to_what_needs_it(mine):
     code = "@nature('sequential', state='n', needs=['inputs'])\ndef mine(vectors, inputs):\n"
     rule = mine(f"{code}    mine.given = inputs\n    return TaskVector({{}})\n")
-    with pytest.raises(InputError, match="needs statistics of the layers' inputs, which were not kept: .*keep_inputs"):
+    with pytest.raises(
+        InputError,
+        match="needs statistics of the layers' inputs, which were not kept: .*keep_inputs",
+    ):
         rule({"a": TaskVector({})})
     kept = {"inputs": {"a": {"layer": torch.eye(2)}}}
     rule({"a": TaskVector({})}, kept)
@@ -162,8 +173,12 @@ def test_every_rule_is_declared_and_fits_lora(name):
 
 
 @pytest.mark.parametrize("name", ["smile", "routed", "slao"])
-@pytest.mark.parametrize(("module", "space"), [("full", "delta"), ("lora", "factor"), ("bottleneck", "factor")])
+@pytest.mark.parametrize(
+    ("module", "space"), [("full", "delta"), ("lora", "factor"), ("bottleneck", "factor")]
+)
 def test_what_takes_low_rank_changes_refuses_others(name, module, space):
-    with pytest.raises(InputError, match=f"The rule `{name}` combines low-rank changes, .* is not low-rank"):
+    with pytest.raises(
+        InputError, match=f"The rule `{name}` combines low-rank changes, .* is not low-rank"
+    ):
         check_fits(Rule(name, space=space), module)
     check_fits(Rule("sum", space=space), module)

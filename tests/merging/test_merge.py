@@ -24,7 +24,9 @@ from perdure.models.examples import Batch
 LORA = peft.LoraConfig(r=1, lora_alpha=2, target_modules=["w"])  # scale 2
 
 
-def lora(name: str, A: list, B: list, start: tuple[list, list] = ([[1.0, 0.0]], [[0.0], [0.0]])) -> Adapter:
+def lora(
+    name: str, A: list, B: list, start: tuple[list, list] = ([[1.0, 0.0]], [[0.0], [0.0]])
+) -> Adapter:
     def parameters(a, b):
         return {"w.lora_A.weight": tensor(a), "w.lora_B.weight": tensor(b)}
 
@@ -48,7 +50,9 @@ def test_factor_space_by_hand_has_cross_terms(two):
     assert combined.vectors.dense("w.lora_A.weight").tolist() == [[0.0, 0.5]]
     assert combined.vectors.dense("w.lora_B.weight").tolist() == [[0.5], [0.5]]
     start = combined.origin.start
-    A, B = (start[f"w.lora_{x}.weight"] + combined.vectors.dense(f"w.lora_{x}.weight") for x in "AB")
+    A, B = (
+        start[f"w.lora_{x}.weight"] + combined.vectors.dense(f"w.lora_{x}.weight") for x in "AB"
+    )
     assert (2 * B @ A).tolist() == [[1.0, 0.5], [1.0, 0.5]]  # delta space: [[1, 1], [1, 0]]
 
 
@@ -65,7 +69,9 @@ def test_since_start_leaves_out_what_was_there_before(two):
 
 def test_sum_of_low_rank_equals_the_dense_sum():
     torch.manual_seed(0)
-    vectors = [TaskVector({"w": LowRank(torch.randn(30, 4), torch.randn(4, 20))}) for _ in range(10)]
+    vectors = [
+        TaskVector({"w": LowRank(torch.randn(30, 4), torch.randn(4, 20))}) for _ in range(10)
+    ]
     total = sum((0.1 * v for v in vectors[1:]), 0.1 * vectors[0])
     dense = sum(0.1 * v["w"].B @ v["w"].A for v in vectors)
     torch.testing.assert_close(total.dense("w"), dense, rtol=0, atol=1e-6)
@@ -108,7 +114,9 @@ def test_factor_space_on_a_model_is_the_sum_of_parameters(kind, bert, toy):
     with combined.applied(bert):
         for name, value in adapters.read(bert.model).items():
             start = found[0].start[name]
-            torch.testing.assert_close(value, start + 0.4 * sum(a.parameters[name] - start for a in found))
+            torch.testing.assert_close(
+                value, start + 0.4 * sum(a.parameters[name] - start for a in found)
+            )
     assert adapters.same(adapters.read(bert.model), before)
 
 
@@ -121,12 +129,18 @@ def test_what_is_applied_is_taken_back(space, hold, bert, toy):
     before = {name: value.clone() for name, value in bert.state_dict().items()}
     with pytest.raises(KeyError), combined.applied(bert):
         assert (
-            any(not torch.equal(value, before[name]) for name, value in bert.state_dict().items() if name in before)
+            any(
+                not torch.equal(value, before[name])
+                for name, value in bert.state_dict().items()
+                if name in before
+            )
             or not hold
         )
         raise KeyError
     after = bert.state_dict()
-    assert before.keys() == after.keys() and all(torch.equal(after[name], before[name]) for name in before)
+    assert before.keys() == after.keys() and all(
+        torch.equal(after[name], before[name]) for name in before
+    )
 
 
 def test_one_task_at_scale_one_is_the_adapter_itself(bert, toy):
@@ -151,16 +165,22 @@ def test_scales(two):
 
 
 def test_errors(two, bert, toy, pico):
-    with pytest.raises(InputError, match="must be a number, a mapping by task, or one of .*got `1/x`"):
+    with pytest.raises(
+        InputError, match="must be a number, a mapping by task, or one of .*got `1/x`"
+    ):
         combine(two, Rule(scale="1/x"))
     with pytest.raises(InputError, match="needs validation data"):
         combine(two, Rule(scale="search"))
-    with pytest.raises(InputError, match="No rule named `task_arithmetics`. Did you mean `task_arithmetic`?"):
+    with pytest.raises(
+        InputError, match="No rule named `task_arithmetics`. Did you mean `task_arithmetic`?"
+    ):
         combine(two, Rule(name="task_arithmetics"))
     with pytest.raises(BackboneError, match="combine it with `space: factor`"):
         combine(learned(bert, toy, "bottleneck"), Rule())
     with pytest.raises(InputError, match="different spaces"):
-        _ = TaskVector({"w": tensor([1.0])}) + TaskVector({"w": LowRank(torch.ones(1, 1), torch.ones(1, 1))})
+        _ = TaskVector({"w": tensor([1.0])}) + TaskVector(
+            {"w": LowRank(torch.ones(1, 1), torch.ones(1, 1))}
+        )
     with (
         pytest.raises(BackboneError, match="has no layer `w`"),
         combine(two, Rule()).applied(Backbone.load(pico("bert"))),

@@ -24,7 +24,10 @@ def test_one_scale_is_looked_up_on_the_grid():
 
 def test_of_equal_scores_the_smallest_wins_or_the_first():
     assert best({(0.5,): 1.0, (0.1,): 1.0, (0.0,): 0.9}) == (0.1,)
-    assert best({(0.5, 0.5): 1.0, (0.0, 0.5): 1.0, (0.0, 0.0): 0.9}) == (0.5, 0.5)  # no task is switched off by a tie
+    assert best({(0.5, 0.5): 1.0, (0.0, 0.5): 1.0, (0.0, 0.0): 0.9}) == (
+        0.5,
+        0.5,
+    )  # no task is switched off by a tie
 
 
 @pytest.mark.parametrize("by", ["coordinate", "tpe", "cma-es"])
@@ -32,7 +35,9 @@ def test_each_search_comes_near_the_maximum_within_its_budget(by):
     asked = []
     score = bowl(0.9, 0.1, 1.4)
     settings = Search(over="tasks", by=by, budget=120)
-    tried = candidates(lambda scales: asked.append(scales) or score(scales), start_of(3, settings), settings)
+    tried = candidates(
+        lambda scales: asked.append(scales) or score(scales), start_of(3, settings), settings
+    )
     assert asked == list(tried) and len(tried) <= 120 and asked[0] == (1 / 3,) * 3
     assert all(0 <= scale <= 2 for scales in tried for scale in scales)
     assert score(best(tried)) > {"coordinate": -0.01, "tpe": -0.15, "cma-es": -0.05}[by]
@@ -43,7 +48,9 @@ def test_each_search_comes_near_the_maximum_within_its_budget(by):
 def test_coordinate_search_moves_one_scale_at_a_time_and_stops_when_nothing_helps():
     settings = Search(over="tasks", budget=1000)
     tried = list(candidates(lambda scales: 0.0, (0.5, 0.5), settings))
-    assert all(sum(a != b for a, b in zip(scales, (0.5, 0.5), strict=True)) <= 1 for scales in tried)
+    assert all(
+        sum(a != b for a, b in zip(scales, (0.5, 0.5), strict=True)) <= 1 for scales in tried
+    )
     steps = sorted({round(abs(a - 0.5), 4) for scales in tried for a in scales} - {0.0})
     assert steps == [0.0625, 0.125, 0.25, 0.5]
 
@@ -63,12 +70,16 @@ def test_names_of_scales():
 
 def test_without_optuna_it_says_what_to_do(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "optuna", None)
-    with pytest.raises(InputError, match=r"`search.by: tpe` needs `optuna`: pip install 'perdure\[search\]'"):
+    with pytest.raises(
+        InputError, match=r"`search.by: tpe` needs `optuna`: pip install 'perdure\[search\]'"
+    ):
         candidates(bowl(0.0), (1.0,), Search(over="tasks", by="tpe"))
 
 
 def test_only_task_arithmetic_has_scales_per_task():
-    with pytest.raises(InputError, match="`search.over: tasks` is for `task_arithmetic`, not for `ties`"):
+    with pytest.raises(
+        InputError, match="`search.over: tasks` is for `task_arithmetic`, not for `ties`"
+    ):
         Rule("ties", scale="search", search=Search(over="tasks"))
 
 
@@ -82,7 +93,9 @@ def model_and_vectors(tasks: int = 3):
     torch.manual_seed(0)
     model = nn.Sequential(*[nn.Sequential(nn.Linear(6, 6)) for _ in NAMES])
     vectors = [
-        TaskVector({name: LowRank(torch.randn(6, 2), torch.randn(2, 6)) for name in NAMES[: 4 - task]})
+        TaskVector(
+            {name: LowRank(torch.randn(6, 2), torch.randn(2, 6)) for name in NAMES[: 4 - task]}
+        )
         for task in range(tasks)
     ]
     return model, vectors
@@ -106,7 +119,9 @@ def test_moved_scales_are_those_of_task_arithmetic(parts):
             merged = task_arithmetic(by_task, scale={str(t): part for t, part in enumerate(scales)})
             for name in NAMES:
                 weight = adapters.base_layer(model, name).weight
-                torch.testing.assert_close(weight, before[name] + merged.dense(name), rtol=0, atol=1e-5)
+                torch.testing.assert_close(
+                    weight, before[name] + merged.dense(name), rtol=0, atol=1e-5
+                )
     assert all(torch.equal(adapters.base_layer(model, name).weight, before[name]) for name in NAMES)
 
 
@@ -123,7 +138,9 @@ def test_errors_do_not_add_up(dtype):
         folded.move([[0.3], [0.5], [0.3]])
         after = adapters.base_layer(model, "0.0").weight
         assert after.dtype == dtype
-        torch.testing.assert_close(after, first, rtol=0, atol=3e-6 if dtype == torch.float32 else 2**-6)
+        torch.testing.assert_close(
+            after, first, rtol=0, atol=3e-6 if dtype == torch.float32 else 2**-6
+        )
 
 
 def test_layers_that_a_move_does_not_touch_are_left_alone():
@@ -132,7 +149,9 @@ def test_layers_that_a_move_does_not_touch_are_left_alone():
         folded.move([[0.3], [0.3], [0.3]])
         before = {name: adapters.base_layer(model, name).weight.data_ptr() for name in NAMES}
         folded.move([[0.3], [0.3], [0.3]])
-        assert all(adapters.base_layer(model, name).weight.data_ptr() == before[name] for name in NAMES)
+        assert all(
+            adapters.base_layer(model, name).weight.data_ptr() == before[name] for name in NAMES
+        )
 
 
 def test_scales_of_parts_of_the_depth():

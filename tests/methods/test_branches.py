@@ -37,9 +37,14 @@ def begun(method, backbone, stream):
     return found, backbone.encode(stream[2].rows("train")).batch(range(8))
 
 
-@pytest.mark.parametrize("plain", [OLoRA(rank=2, orthogonality=0.0), NLoRA(rank=2, sparsity=0.0)], ids=str)
+@pytest.mark.parametrize(
+    "plain", [OLoRA(rank=2, orthogonality=0.0), NLoRA(rank=2, sparsity=0.0)], ids=str
+)
 def test_without_its_penalty_it_is_inc_lora(plain, pico, toy):
-    (one, heads), (other, other_heads) = learned(plain, pico, toy), learned(IncLoRA(rank=2), pico, toy)
+    (one, heads), (other, other_heads) = (
+        learned(plain, pico, toy),
+        learned(IncLoRA(rank=2), pico, toy),
+    )
     assert all(adapters.same(a.parameters, b.parameters) for a, b in zip(one, other, strict=True))
     assert all(adapters.same(a, b) for a, b in zip(heads, other_heads, strict=True))
 
@@ -64,7 +69,9 @@ def test_branches_act_together_and_begin_alike(bert, toy):
 
 def test_overlap_is_the_sum_over_layers_tasks_and_rows(bert, toy):
     """Layers of different widths."""
-    method = OLoRA(rank=2, orthogonality=0.7, target_modules=["query", "intermediate.dense", "output.dense"])
+    method = OLoRA(
+        rank=2, orthogonality=0.7, target_modules=["query", "intermediate.dense", "output.dense"]
+    )
     found, batch = begun(method, bert, toy)
     expected = 0.0
     for layer, (A, _) in adapters.factors(bert.model).items():
@@ -85,14 +92,20 @@ def test_orthogonal_directions_cost_nothing(bert, toy):
         old = torch.cat([one.parameters[f"{layer}.lora_A.weight"] for one in found])
         inside = torch.linalg.qr(old.T)[0]
         A.data -= A.data @ inside @ inside.T
-    assert method.overlap(bert).item() < 1e-4 and next(iter(adapters.factors(bert.model).values()))[0].norm() > 1
+    assert (
+        method.overlap(bert).item() < 1e-4
+        and next(iter(adapters.factors(bert.model).values()))[0].norm() > 1
+    )
 
 
 def test_the_penalty_makes_directions_orthogonal(pico, toy):
     def overlap(strength):
         (first, second), _ = learned(OLoRA(rank=2, orthogonality=strength), pico, toy.until(2))
         names = [name for name in first.parameters if "lora_A" in name]
-        return sum((first.parameters[name] @ second.parameters[name].T).abs().sum().item() for name in names)
+        return sum(
+            (first.parameters[name] @ second.parameters[name].T).abs().sum().item()
+            for name in names
+        )
 
     assert overlap(5.0) < 0.8 * overlap(0.0)
 
@@ -110,7 +123,10 @@ def test_sparsity_is_that_of_the_change_of_the_weights(bert, toy):
     """Of s B A as peft itself merges it."""
     method = NLoRA(rank=2, alpha=6.0, sparsity=0.4)
     _, batch = begun(method, bert, toy)
-    size = sum(layer.get_delta_weight("default").abs().sum().item() for layer in adapters.layers(bert.model))
+    size = sum(
+        layer.get_delta_weight("default").abs().sum().item()
+        for layer in adapters.layers(bert.model)
+    )
     found = method.loss(bert, batch) - bert.losses(batch).mean()
     assert found.item() == pytest.approx(0.4 * size, rel=1e-5)
 
@@ -118,7 +134,9 @@ def test_sparsity_is_that_of_the_change_of_the_weights(bert, toy):
 def test_the_penalty_makes_changes_small(pico, toy):
     def size(strength):
         (first,), _ = learned(NLoRA(rank=2, sparsity=strength), pico, toy.until(1))
-        return sum((B @ A).abs().sum() for B, A in adapters.deltas(first.config, first.parameters).values())
+        return sum(
+            (B @ A).abs().sum() for B, A in adapters.deltas(first.config, first.parameters).values()
+        )
 
     assert size(0.1) < 0.5 * size(0.0)
 

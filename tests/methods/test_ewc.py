@@ -20,7 +20,9 @@ def by_hand(backbone, rows, task, labels):
         batch = rows.batch([i])
         for label in range(backbone.own(task).out_features):
             log_p = backbone.own(task)(backbone(batch)).log_softmax(1)[0]
-            weight = log_p[label].exp().item() if labels == "true" else float(label == batch.targets[0])
+            weight = (
+                log_p[label].exp().item() if labels == "true" else float(label == batch.targets[0])
+            )
             gradients = torch.autograd.grad(log_p[label], list(names.values()), allow_unused=True)
             for name, g in zip(names, gradients, strict=True):
                 total[name] += 0.0 if g is None else weight * g.square()
@@ -34,7 +36,9 @@ def test_fisher_is_that_of_single_examples(labels, peft, bert, toy):
     rows = bert.eval().encode(toy[1].rows("test"))
     found, expected = fisher(bert, rows, labels), by_hand(bert, rows, "colour", labels)
     assert found.keys() == expected.keys()
-    assert all(value.max() > 0 or "pooler" in name for name, value in found.items())  # which the mean does not read
+    assert all(
+        value.max() > 0 or "pooler" in name for name, value in found.items()
+    )  # which the mean does not read
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-9)
 
@@ -62,7 +66,11 @@ def test_many_penalties_are_one(bert, toy):
     with torch.no_grad():
         for p in theta.values():
             p += 0.01 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1))
-    naive = sum((F * (theta[name] - old).square()).sum() for part in parts for name, (F, old) in part.items())
+    naive = sum(
+        (F * (theta[name] - old).square()).sum()
+        for part in parts
+        for name, (F, old) in part.items()
+    )
     expected = torch.autograd.grad(naive, list(theta.values()))
     found = torch.autograd.grad(anchor.penalty(theta, method.state), list(theta.values()))
     for one, two in zip(found, expected, strict=True):
@@ -103,7 +111,10 @@ def test_a_strong_penalty_holds_the_module(bert, toy):
         method = EWC(rank=2, strength=strength)
         learn(bert, [toy[0]], method, FEW)
         adapter = learn(bert, [toy[0], toy[1]], method, FEW)
-        return sum((adapter.parameters[name] - adapter.start[name]).square().sum().item() for name in adapter.start)
+        return sum(
+            (adapter.parameters[name] - adapter.start[name]).square().sum().item()
+            for name in adapter.start
+        )
 
     assert moved(1e6) < 0.5 * moved(0.0)
 

@@ -40,14 +40,19 @@ def together(backbone, tasks, split="train"):
 
 def one_classifier(found):
     """All heads as one."""
-    return tuple(torch.cat([head[part] for head in found.values()]).double() for part in ("weight", "bias"))
+    return tuple(
+        torch.cat([head[part] for head in found.values()]).double() for part in ("weight", "bias")
+    )
 
 
 def alike(one, other, rtol=1e-6):
     """Whether two sets of heads are equal, but for the order of sums."""
     for name, head in one.items():
         for part, value in head.items():
-            assert (other[name][part] - value).double().norm() <= rtol * value.double().norm(), (name, part)
+            assert (other[name][part] - value).double().norm() <= rtol * value.double().norm(), (
+                name,
+                part,
+            )
 
 
 # -- NCM
@@ -71,7 +76,9 @@ def test_the_nearest_mean(metric, bert, toy):
 
 def test_other_tasks_are_as_if_it_had_never_been_learned(bert, toy, tmp_path):
     without = replace(toy, tasks=(toy[0], toy[2]))
-    whole, never = (run(s, bert, NCM(), output=tmp_path / str(i)) for i, s in enumerate((toy, without)))
+    whole, never = (
+        run(s, bert, NCM(), output=tmp_path / str(i)) for i, s in enumerate((toy, without))
+    )
     assert not forget(whole.folder, "colour").traces
     assert answers(whole) == answers(never)
     evaluate_run(whole.folder, stream=without)
@@ -103,7 +110,9 @@ def test_the_order_of_the_tasks_changes_nothing(kind, order, pico, toy, monkeypa
 @pytest.mark.parametrize("kind", [LDA, NCM])
 def test_a_class_without_examples(kind, bert, toy):
     one = replace(toy[0], train=toy[0].train.filter(lambda row: row["label"] == 0))
-    with pytest.raises(InputError, match="`fruit` has no training example of class `pear`, so it has no mean"):
+    with pytest.raises(
+        InputError, match="`fruit` has no training example of class `pear`, so it has no mean"
+    ):
         learned(kind(), bert, [one])
 
 
@@ -141,7 +150,9 @@ def test_ranpac_is_the_ridge_regression_on_everything_at_once(bert, toy, monkeyp
     assert (weight - expected).norm() < 1e-6 * expected.norm() and not bias.any()
     one = pooled(bert, bert.encode(toy[1].rows("test")))
     logits = bert.own("colour")(one)
-    torch.testing.assert_close(logits.double(), features_of(method, one) @ expected[2:5].T, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        logits.double(), features_of(method, one) @ expected[2:5].T, rtol=1e-4, atol=1e-5
+    )
 
 
 def test_the_ridge_is_chosen_on_validation_examples(bert, toy):
@@ -167,7 +178,10 @@ def test_the_ridge_is_chosen_on_validation_examples(bert, toy):
 
 def test_sums_can_be_taken_back():
     random = torch.Generator().manual_seed(0)
-    a, b = (Statistics.of(torch.randn(40, 5, generator=random), torch.arange(40) % 3, count=3) for _ in range(2))
+    a, b = (
+        Statistics.of(torch.randn(40, 5, generator=random), torch.arange(40) % 3, count=3)
+        for _ in range(2)
+    )
     for name, value in ((a + b) - b).tensors().items():
         torch.testing.assert_close(value, a.tensors()[name], rtol=1e-12, atol=1e-12)
 
@@ -184,18 +198,28 @@ def test_heads_of_random_features_in_a_run_folder(pico, toy, tmp_path):
     backbone = Backbone.load(pico("bert"), pooling="mean")
     results = run(toy.until(2), backbone, RanPAC(features=50), output=tmp_path / "r", seed=5)
     other = heads.made(results.load_task("colour").heads["colour"], backbone.width)
-    assert isinstance(other, heads.RandomHead) and set(other.state_dict()) == {"weight", "bias", heads.SEED}
+    assert isinstance(other, heads.RandomHead) and set(other.state_dict()) == {
+        "weight",
+        "bias",
+        heads.SEED,
+    }
     x = torch.randn(4, backbone.width)
     assert torch.equal(other(x), backbone.own("colour")(x))
     model = Model(results)
-    expected = backbone.own("fruit")(pooled(backbone, backbone.encode(toy[0].rows("test")))).argmax(1)
+    expected = backbone.own("fruit")(pooled(backbone, backbone.encode(toy[0].rows("test")))).argmax(
+        1
+    )
     found = model.predict(list(toy[0].test["text"]), task="fruit")
     assert [one.label for one in found] == [toy[0].classes[i] for i in expected]
     with pytest.raises(RunError, match="random features"):
         model.export(tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    aligned = Training(alignment=Alignment(epochs=1))  # of Gaussians of the feature, not of the random ones
-    other = run(toy.until(2), backbone, RanPAC(features=50), training=aligned, output=tmp_path / "aligned")
+    aligned = Training(
+        alignment=Alignment(epochs=1)
+    )  # of Gaussians of the feature, not of the random ones
+    other = run(
+        toy.until(2), backbone, RanPAC(features=50), training=aligned, output=tmp_path / "aligned"
+    )
     assert other.load_task("colour").gaussians.means.shape == (3, backbone.width)
     seeds = {int(run(toy.until(1), backbone, RanPAC(features=9), output=tmp_path / str(seed), seed=seed).load_task(
         "fruit").heads["fruit"][heads.SEED]) for seed in (1, 2)}  # fmt: skip

@@ -46,7 +46,9 @@ def spaces(state: dict) -> dict[str, Subspace]:
     return {name: Subspace(state[f"basis/{name}"], state[f"complement/{name}"]) for name in names}
 
 
-@pytest.mark.parametrize(("settings", "alpha"), [({}, 10), ({"rank": 20}, 20), ({"rank": 20, "alpha": 10}, 10)])
+@pytest.mark.parametrize(
+    ("settings", "alpha"), [({}, 10), ({"rank": 20}, 20), ({"rank": 20, "alpha": 10}, 10)]
+)
 def test_the_scale_is_1_unless_alpha_is_given(settings, alpha):
     assert InfLoRA(**settings).alpha == alpha
 
@@ -59,7 +61,9 @@ def test_training_leaves_the_directions_of_earlier_tasks_alone(bert, toy):
             change, rows = (B @ A).double(), A.double()
             assert change.norm() > 1e-3
             inside = torch.linalg.qr(rows.T)[0]
-            assert (change - change @ inside @ inside.T).norm() <= 1e-6 * change.norm()  # only inside span(B_t)
+            assert (
+                change - change @ inside @ inside.T
+            ).norm() <= 1e-6 * change.norm()  # only inside span(B_t)
             torch.testing.assert_close(rows @ rows.T, torch.eye(4).double() / 3, rtol=0, atol=1e-6)
             space = before.get(layer.replace("value", "key"))
             if space is not None:
@@ -79,7 +83,11 @@ def test_only_a_t_is_trained_and_key_and_value_share_b_t(bert, toy):
         assert not torch.equal(first.start[name], second.start[name])
         trained = name.replace("lora_A", "lora_B")
         assert not first.start[trained].any() and first.parameters[trained].any()
-        other = trained.replace(".key.", ".value.") if ".key." in name else trained.replace(".value.", ".key.")
+        other = (
+            trained.replace(".key.", ".value.")
+            if ".key." in name
+            else trained.replace(".value.", ".key.")
+        )
         assert not torch.equal(first.parameters[trained], first.parameters[other])
 
 
@@ -100,8 +108,12 @@ def test_earlier_branches_act_while_a_task_is_learned_and_are_taken_out_again(be
     name = "encoder.layer.0.attention.self.key"
     change = task_vectors([first])["fruit"].dense(name)
     assert change.any() and torch.equal(seen[0], before[f"{name}.weight"])
-    assert torch.equal(seen[count], before[f"{name}.weight"] + change) and torch.equal(seen[-1], seen[count])
-    held = {name.replace(".base_layer", ""): value for name, value in bert.model.state_dict().items()}
+    assert torch.equal(seen[count], before[f"{name}.weight"] + change) and torch.equal(
+        seen[-1], seen[count]
+    )
+    held = {
+        name.replace(".base_layer", ""): value for name, value in bert.model.state_dict().items()
+    }
     assert all(torch.equal(held[name], value) for name, value in before.items())
 
 
@@ -127,14 +139,19 @@ def test_the_folded_sum_is_the_sum_of_branches(bert, toy):
     batch = bert.encode(toy[0].rows("test")).batch([0, 1])
     name, seen = "encoder.layer.0.attention.self.value", {}
     layer = bert.model.get_submodule(name)
-    handle = layer.register_forward_hook(lambda module, arguments, output: seen.update(h=arguments[0], e=output))
+    handle = layer.register_forward_hook(
+        lambda module, arguments, output: seen.update(h=arguments[0], e=output)
+    )
     with torch.no_grad(), combine(found, Rule(name="sum")).applied(bert):
         bert(batch)
     handle.remove()
     base = adapters.base_layer(bert.model, name)
     expected = base(seen["h"])
     for adapter in found:
-        A, B = adapter.parameters[f"{name}.lora_B.weight"], adapter.parameters[f"{name}.lora_A.weight"]
+        A, B = (
+            adapter.parameters[f"{name}.lora_B.weight"],
+            adapter.parameters[f"{name}.lora_A.weight"],
+        )
         expected = expected + 2.0 * seen["h"] @ B.T @ A.T
     torch.testing.assert_close(seen["e"], expected, rtol=0, atol=1e-5)
 
@@ -142,11 +159,21 @@ def test_the_folded_sum_is_the_sum_of_branches(bert, toy):
 @pytest.mark.parametrize("kind", [*TEXT, *IMAGE])
 def test_every_architecture(kind, pico, toy, pictures, tmp_path):
     stream = pictures if kind in IMAGE else toy.until(2)
-    results = run(stream, Backbone.load(pico(kind)), InfLoRA(rank=2), "sum", training=FEW, output=tmp_path / "run")
-    layers = adapters.deltas(
-        results.load_task(stream.names[0]).adapter.config, results.load_task(stream.names[1]).adapter.parameters
+    results = run(
+        stream,
+        Backbone.load(pico(kind)),
+        InfLoRA(rank=2),
+        "sum",
+        training=FEW,
+        output=tmp_path / "run",
     )
-    assert len(layers) == (2 if kind == "modernbert" else 4)  # ModernBERT has one layer for query, key and value
+    layers = adapters.deltas(
+        results.load_task(stream.names[0]).adapter.config,
+        results.load_task(stream.names[1]).adapter.parameters,
+    )
+    assert len(layers) == (
+        2 if kind == "modernbert" else 4
+    )  # ModernBERT has one layer for query, key and value
     assert all(B.any() for B, _ in layers.values())
     inputs = stream[0].test["image" if kind in IMAGE else "text"][:3]
     assert len(Model(results).predict(inputs)) == 3
@@ -173,7 +200,10 @@ def rows(bert, toy, **options) -> list[torch.Tensor]:
     """B_t of the first block's key, task by task, in double precision."""
     method = InfLoRA(rank=4, epsilon=0.99, **options)
     found = learned(bert, toy, method)
-    return [adapter.start["encoder.layer.0.attention.self.key.lora_A.weight"].double() for adapter in found], method
+    return [
+        adapter.start["encoder.layer.0.attention.self.key.lora_A.weight"].double()
+        for adapter in found
+    ], method
 
 
 def test_designs(bert, toy):
@@ -190,12 +220,20 @@ def test_designs(bert, toy):
     random, nothing = rows(bert, toy, design="random")
     # M_4 holds M_3, outside which B_3 lies, and most of what task 3 brought: so B_3 itself, but not a random B_3
     assert overlap(both[2], space) > 0.8 > overlap(orthogonal[2], taken)
-    torch.testing.assert_close(both[0].abs(), new_task[0].abs(), rtol=0, atol=1e-6)  # nothing is taken before task 1
-    assert overlap(new_task[1], Subspace(torch.linalg.qr(both[0].T)[0], complement=False)) > 0.5  # like inputs
+    torch.testing.assert_close(
+        both[0].abs(), new_task[0].abs(), rtol=0, atol=1e-6
+    )  # nothing is taken before task 1
+    assert (
+        overlap(new_task[1], Subspace(torch.linalg.qr(both[0].T)[0], complement=False)) > 0.5
+    )  # like inputs
     for B in (*both, *orthogonal, *new_task, *random):
         torch.testing.assert_close(B @ B.T, torch.eye(4).double() / 3, rtol=0, atol=1e-6)
-    assert not torch.allclose(random[0], random[1]) and not torch.allclose(orthogonal[1], orthogonal[2])
-    assert not spaces(empty.state) and not spaces(nothing.state)  # what is not needed is not measured
+    assert not torch.allclose(random[0], random[1]) and not torch.allclose(
+        orthogonal[1], orthogonal[2]
+    )
+    assert not spaces(empty.state) and not spaces(
+        nothing.state
+    )  # what is not needed is not measured
 
 
 def test_isolated_inside_designed_subspaces(pico, toy, tmp_path):
@@ -204,11 +242,20 @@ def test_isolated_inside_designed_subspaces(pico, toy, tmp_path):
 
     class Spy(InfLoRA):
         def loss(self, backbone, batch):
-            seen.append(adapters.base_layer(backbone.model, "encoder.layer.0.attention.self.key").weight.clone())
+            seen.append(
+                adapters.base_layer(
+                    backbone.model, "encoder.layer.0.attention.self.key"
+                ).weight.clone()
+            )
             return super().loss(backbone, batch)
 
     results = run(
-        toy, backbone, Spy(rank=3, upon="pretrained"), "task_arithmetic", training=FEW, output=tmp_path / "run"
+        toy,
+        backbone,
+        Spy(rank=3, upon="pretrained"),
+        "task_arithmetic",
+        training=FEW,
+        output=tmp_path / "run",
     )
     assert all(torch.equal(weight, seen[0]) for weight in seen)
     assert len(results.tasks) == 3 and results.combined()["name"] == "task_arithmetic"
@@ -216,7 +263,10 @@ def test_isolated_inside_designed_subspaces(pico, toy, tmp_path):
     vectors = task_vectors(found)
     name = "encoder.layer.1.attention.self.value"
     overlap = vectors["fruit"].dense(name) @ vectors["colour"].dense(name).T
-    assert overlap.norm() < 0.2 * vectors["fruit"].dense(name).norm() * vectors["colour"].dense(name).norm()
+    assert (
+        overlap.norm()
+        < 0.2 * vectors["fruit"].dense(name).norm() * vectors["colour"].dense(name).norm()
+    )
 
 
 def test_epsilon_rises_with_the_tasks(bert, toy):
@@ -227,7 +277,10 @@ def test_epsilon_rises_with_the_tasks(bert, toy):
             sizes.append(sum(space.dimension for space in spaces(method.state).values()))
         return sizes
 
-    flat, steep = dimensions(epsilon=0.9, last_epsilon=0.9), dimensions(epsilon=0.9, last_epsilon=0.999, tasks=3)
+    flat, steep = (
+        dimensions(epsilon=0.9, last_epsilon=0.9),
+        dimensions(epsilon=0.9, last_epsilon=0.999, tasks=3),
+    )
     early = dimensions(epsilon=0.9, last_epsilon=0.999, tasks=1)
     assert flat[0] == steep[0] and steep[2] > flat[2]
     assert early == flat  # a schedule that ends after one task stays where it began
@@ -240,7 +293,9 @@ def test_statistics_examples(bert, toy, monkeypatch):
 
     sizes = []
     tokens = inputs._tokens
-    monkeypatch.setattr(inputs, "_tokens", lambda x, batch: sizes.append(len(x)) or tokens(x, batch))
+    monkeypatch.setattr(
+        inputs, "_tokens", lambda x, batch: sizes.append(len(x)) or tokens(x, batch)
+    )
     learn(bert, toy.until(1).tasks, InfLoRA(rank=2), FEW)
     assert sum(sizes) == 2 * 2 * 32  # two passes over 32 examples, each at two blocks
     sizes.clear()
@@ -253,7 +308,9 @@ def test_the_examples_looked_at_are_of_all_classes(bert, toy, monkeypatch):
     taken = []
     batches = Examples.batches
     monkeypatch.setattr(
-        Examples, "batches", lambda self, rows=None, **o: taken.append(rows) or batches(self, rows, **o)
+        Examples,
+        "batches",
+        lambda self, rows=None, **o: taken.append(rows) or batches(self, rows, **o),
     )
     examples = bert.encode(toy[0].rows("train"))
     input_covariances(bert, examples, ["encoder.layer.0.attention.self.key"], limit=8)
@@ -265,7 +322,9 @@ def test_what_it_cannot_do(bert, toy):
         InfLoRA(peft="bottleneck")
     method = InfLoRA(rank=2)
     learn(bert, toy.until(1).tasks, method, FEW)
-    with pytest.raises(InputError, match="`inflora` has seen 1 tasks, but got 0 adapters as `earlier`"):
+    with pytest.raises(
+        InputError, match="`inflora` has seen 1 tasks, but got 0 adapters as `earlier`"
+    ):
         learn(bert, toy.until(2).tasks, method, FEW)
 
 
@@ -274,7 +333,8 @@ def test_what_it_cannot_do(bert, toy):
 
 def test_a_rank_larger_than_the_layer(bert, toy):
     with pytest.warns(
-        PerdureWarning, match=r"Task `fruit` has fewer than `rank=40` directions .*\(3\d or more\) in 2 of 2"
+        PerdureWarning,
+        match=r"Task `fruit` has fewer than `rank=40` directions .*\(3\d or more\) in 2 of 2",
     ):
         adapter = learn(bert, toy.until(1).tasks, InfLoRA(rank=40, alpha=40.0), FEW)
     for B, A in adapters.deltas(adapter.config, adapter.parameters).values():
@@ -302,18 +362,26 @@ def test_fewer_examples_than_the_rank(bert):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         adapter = learn(bert, [one], InfLoRA(rank=6, alpha=6.0), FEW)
-    assert all(A.norm(dim=1).all() for _, A in adapters.deltas(adapter.config, adapter.parameters).values())
+    assert all(
+        A.norm(dim=1).all() for _, A in adapters.deltas(adapter.config, adapter.parameters).values()
+    )
 
 
 def test_a_stream_longer_than_the_space(bert):
-    stream = TaskStream("long", tuple(toy_task(f"task{i}", ["a", "b"], i, size=16) for i in range(4)), "domain")
+    stream = TaskStream(
+        "long", tuple(toy_task(f"task{i}", ["a", "b"], i, size=16) for i in range(4)), "domain"
+    )
     method, found = InfLoRA(rank=8, alpha=8.0, epsilon=1.0 - 1e-12, last_epsilon=1.0 - 1e-12), []
-    with pytest.warns(PerdureWarning, match="has fewer than `rank=8` directions to learn in") as seen:
+    with pytest.warns(
+        PerdureWarning, match="has fewer than `rank=8` directions to learn in"
+    ) as seen:
         for step in range(1, 5):
             found.append(learn(bert, stream.until(step).tasks, method, FEW, earlier=found))
     assert "Task `task3`" in str(seen[-1].message) and "(0 or more)" in str(seen[-1].message)
     last = adapters.deltas(found[-1].config, found[-1].parameters)
-    assert not any(B.any() or A.any() for B, A in last.values())  # nothing is trained, nothing is disturbed
+    assert not any(
+        B.any() or A.any() for B, A in last.values()
+    )  # nothing is trained, nothing is disturbed
     assert all(space.free <= 1 for space in spaces(method.state).values())
 
 
@@ -322,8 +390,13 @@ def test_a_stream_longer_than_the_space(bert):
 
 def test_ten_tasks_interrupted_go_on_bit_for_bit(pico, tmp_path):
     classes = ["x", "y"]
-    stream = TaskStream("ten", tuple(toy_task(f"t{i}", classes, i, size=16) for i in range(10)), "domain")
-    options = {"training": Training(epochs=1, batch_size=8, learning_rate=0.02), "evaluation": Evaluation(steps="last")}
+    stream = TaskStream(
+        "ten", tuple(toy_task(f"t{i}", classes, i, size=16) for i in range(10)), "domain"
+    )
+    options = {
+        "training": Training(epochs=1, batch_size=8, learning_rate=0.02),
+        "evaluation": Evaluation(steps="last"),
+    }
 
     def backbone() -> Backbone:
         return Backbone.load(pico("bert"), pooling="mean")
@@ -333,7 +406,9 @@ def test_ten_tasks_interrupted_go_on_bit_for_bit(pico, tmp_path):
 
     whole = run(stream, backbone(), method(), "sum", output=tmp_path / "whole", **options)
     for stop in (3, 7, 10):
-        part = run(stream.until(stop), backbone(), method(), "sum", output=tmp_path / "part", **options)
+        part = run(
+            stream.until(stop), backbone(), method(), "sum", output=tmp_path / "part", **options
+        )
     for name in stream.names:
         one, two = whole.load_task(name), part.load_task(name)
         assert adapters.same(one.adapter.parameters, two.adapter.parameters)

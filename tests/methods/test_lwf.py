@@ -76,7 +76,10 @@ def test_the_teacher_has_no_dropout_and_stays_as_it_was(begun, bert):
         for parameter in method.parameters(bert):
             parameter += 1.0
         method.loss(bert, batch)
-    assert all(torch.equal(method._teacher[name], value) for name, value in kept.items()) and bert.model.training
+    assert (
+        all(torch.equal(method._teacher[name], value) for name, value in kept.items())
+        and bert.model.training
+    )
 
 
 class Speaker(Encoder):
@@ -86,7 +89,13 @@ class Speaker(Encoder):
 
     def __init__(self, folder):
         whole = Backbone.load(folder, pooling="mean")
-        settings = {"source": str(folder), "pooling": "mean", "head_name": None, "width": 32, "max_length": 16}
+        settings = {
+            "source": str(folder),
+            "pooling": "mean",
+            "head_name": None,
+            "width": 32,
+            "max_length": 16,
+        }
         super().__init__(whole.model, whole.processor, **settings)
         torch.manual_seed(5)
         self.answerer = torch.nn.Linear(32, 2 * 7).requires_grad_(False)
@@ -148,7 +157,10 @@ def test_old_answers_change_less(pico, toy):
     training = Training(epochs=6, batch_size=8, learning_rate=0.02, backbone_dropout=False)
 
     def drift(strength):
-        backbone, method = Backbone.load(pico("bert"), pooling="mean"), LwF(rank=2, strength=strength)
+        backbone, method = (
+            Backbone.load(pico("bert"), pooling="mean"),
+            LwF(rank=2, strength=strength),
+        )
         first = learn(backbone, [toy[0]], method, training)
         batch = backbone.encode(toy[1].rows("train")).batch(range(32))
 
@@ -177,4 +189,7 @@ def test_tasks_to_come_that_were_measured_change_nothing(pico, toy, tmp_path):
         for future in (False, True)
     ]
     one, two = (run.load_task("colour") for run in runs)
-    assert adapters.same(one.adapter.parameters, two.adapter.parameters) and one.heads.keys() == two.heads.keys()
+    assert (
+        adapters.same(one.adapter.parameters, two.adapter.parameters)
+        and one.heads.keys() == two.heads.keys()
+    )

@@ -33,7 +33,9 @@ def make(name: str):
 def subject(tmp_path_factory):
     """A function from the name of a method to what the checks take; its run of the toy stream is made once."""
     return functools.cache(
-        lambda name: MethodUnderTest(name, lambda: make(name), tmp_path_factory.mktemp("checks") / name)
+        lambda name: MethodUnderTest(
+            name, lambda: make(name), tmp_path_factory.mktemp("checks") / name
+        )
     )
 
 
@@ -45,7 +47,9 @@ CHECKS = [
 ]
 
 
-@pytest.mark.parametrize(("check", "name"), CHECKS, ids=lambda value: getattr(value, "__name__", value))
+@pytest.mark.parametrize(
+    ("check", "name"), CHECKS, ids=lambda value: getattr(value, "__name__", value)
+)
 def test_method(check, name, subject):
     check(subject(name))
 
@@ -53,7 +57,9 @@ def test_method(check, name, subject):
 @pytest.mark.parametrize("name", METHODS)
 def test_the_checks_of_a_method_are_those_above(name, subject):
     assert checks_of(subject(name)) == OF_ALL + (OF_FROZEN if name in FROZEN else OF_TRAINED)
-    assert len(Run(subject(name).whole).scores()) == 3 * (1 + 2 + 3)  # what they compare is not empty
+    assert len(Run(subject(name).whole).scores()) == 3 * (
+        1 + 2 + 3
+    )  # what they compare is not empty
 
 
 def test_starts(pico, toy, tmp_path):
@@ -67,11 +73,15 @@ def test_starts(pico, toy, tmp_path):
         starts("isolated", start="previous"),
         starts("sequential"),
     )
-    assert adapters.same(fresh[0].start, fresh[1].start) and adapters.same(fresh[0].start, fresh[2].start)
+    assert adapters.same(fresh[0].start, fresh[1].start) and adapters.same(
+        fresh[0].start, fresh[2].start
+    )
     assert adapters.same(previous[1].start, previous[0].parameters)
     assert adapters.same(previous[0].start, fresh[0].start)
     # sequential fine-tuning is the trajectory that modules started from the previous task lie on
-    assert all(adapters.same(a.parameters, b.parameters) for a, b in zip(previous, sequential, strict=True))
+    assert all(
+        adapters.same(a.parameters, b.parameters) for a, b in zip(previous, sequential, strict=True)
+    )
 
 
 def test_joint_trains_on_all_tasks_at_once(bert, toy):

@@ -35,7 +35,9 @@ def test_balanced():
     labels = [0] * 9 + [1] * 2 + [2] * 5
     chosen = exemplars.balanced(labels, 4, np.random.default_rng(0))
     assert [sum(labels[i] == c for i in chosen) for c in range(3)] == [4, 2, 4]
-    assert len(set(chosen)) == 10 and chosen != exemplars.balanced(labels, 4, np.random.default_rng(1))
+    assert len(set(chosen)) == 10 and chosen != exemplars.balanced(
+        labels, 4, np.random.default_rng(1)
+    )
 
 
 def test_herding_is_greedy():
@@ -43,11 +45,22 @@ def test_herding_is_greedy():
     labels = [i % 2 for i in range(12)]
     expected = []
     for c in (0, 1):
-        x = {i: features[i].double() / features[i].double().norm() for i in range(12) if labels[i] == c}
+        x = {
+            i: features[i].double() / features[i].double().norm()
+            for i in range(12)
+            if labels[i] == c
+        }
         mean, chosen = sum(x.values()) / len(x), []
         while len(chosen) < 4:
             left = [i for i in x if i not in chosen]
-            chosen.append(min(left, key=lambda i: (sum(x[j] for j in [*chosen, i]) / (len(chosen) + 1) - mean).norm()))
+            chosen.append(
+                min(
+                    left,
+                    key=lambda i: (
+                        sum(x[j] for j in [*chosen, i]) / (len(chosen) + 1) - mean
+                    ).norm(),
+                )
+            )
         expected += chosen
     assert exemplars.herded(features, labels, 4) == sorted(expected)
     assert exemplars.herded(features, labels, 99) == list(range(12))
@@ -119,8 +132,13 @@ def test_pictures_survive_the_run_folder(strategy, pico, pictures, tmp_path):
         "b": [0, 0, 1, 1],
     }
     for (name, rows), task in zip(found.rows(["a", "b"]), pictures, strict=True):
-        pixels = {(np.asarray(one).tobytes(), label) for one, label in zip(*task.train[:].values(), strict=True)}
-        kept = {(np.asarray(one).tobytes(), label) for one, label in zip(*rows[:].values(), strict=True)}
+        pixels = {
+            (np.asarray(one).tobytes(), label)
+            for one, label in zip(*task.train[:].values(), strict=True)
+        }
+        kept = {
+            (np.asarray(one).tobytes(), label) for one, label in zip(*rows[:].values(), strict=True)
+        }
         assert name == task.name and len(kept) == 4 and kept <= pixels
 
 
@@ -136,8 +154,13 @@ def test_a_forgotten_task_is_not_trained_on(bert, toy, tmp_path, monkeypatch):
     results = run(toy.until(2), bert, method, training=FEW, output=tmp_path / "r")
     assert trained == {"fruit", "colour"} and forget(results.folder, "fruit").traces == ("colour",)
     trained.clear()
-    results = run(replace(toy, tasks=toy.tasks[1:]), bert, method, training=FEW, output=tmp_path / "r")
-    assert trained == {"colour", "shape"} and list(kept_by(results, "shape").labels) == ["colour", "shape"]
+    results = run(
+        replace(toy, tasks=toy.tasks[1:]), bert, method, training=FEW, output=tmp_path / "r"
+    )
+    assert trained == {"colour", "shape"} and list(kept_by(results, "shape").labels) == [
+        "colour",
+        "shape",
+    ]
 
 
 def test_a_task_that_is_learned_again_is_kept_once(bert, toy):
@@ -155,7 +178,10 @@ def test_old_heads_are_trained(bert, toy):
     method = Replay(method=Sequential(rank=2), per_class=3)
     learn(bert, [toy[0]], method, FEW)
     before = bert.own_state("fruit")
-    assert [(name, len(rows)) for name, rows in method.examples(toy.tasks[:2])] == [("colour", 32), ("fruit", 6)]
+    assert [(name, len(rows)) for name, rows in method.examples(toy.tasks[:2])] == [
+        ("colour", 32),
+        ("fruit", 6),
+    ]
     learn(bert, toy.tasks[:2], method, FEW)
     assert not adapters.same(bert.own_state("fruit"), before)
 
@@ -173,7 +199,9 @@ def test_validation_looks_at_the_new_task_alone(bert, toy):
     learn(bert, [toy[0]], method, FEW)
     with pytest.MonkeyPatch.context() as patch:
         rows = Task.rows
-        patch.setattr(Task, "rows", lambda self, split: seen.append((self.name, split)) or rows(self, split))
+        patch.setattr(
+            Task, "rows", lambda self, split: seen.append((self.name, split)) or rows(self, split)
+        )
         learn(bert, toy.tasks[:2], method, replace(FEW, best=True))
     assert ("colour", "validation") in seen and ("fruit", "validation") not in seen
 
@@ -207,7 +235,10 @@ def usual_rule(method, *settings):
 def test_the_usual_rule_is_that_of_the_other():
     assert Replay(method=IncLoRA()).usual_rule == "sum"
     assert usual_rule({"name": "replay", "method": {"name": "inc_lora"}}) == "sum"
-    assert usual_rule({"name": "replay", "method": {"name": "isolated", "rank": 2}}) == "task_arithmetic"
+    assert (
+        usual_rule({"name": "replay", "method": {"name": "isolated", "rank": 2}})
+        == "task_arithmetic"
+    )
 
 
 def test_the_usual_rule_where_the_other_is_a_name():
@@ -226,7 +257,12 @@ def test_a_recipe(pico, tmp_path, perdure):  # noqa: F811
     written = yaml.safe_load((whole.folder / "recipe.yaml").read_text())
     inner = {"name": "lwf", "peft": "lora", "rank": 2, "alpha": 16.0, "dropout": 0.0, "target_modules": None,
              "strength": 1.0, "temperature": 2.0}  # fmt: skip
-    assert written["method"] == {"name": "replay", "method": inner, "per_class": 3, "strategy": "balanced"}
+    assert written["method"] == {
+        "name": "replay",
+        "method": inner,
+        "per_class": 3,
+        "strategy": "balanced",
+    }
     assert written["rule"]["name"] == "last"
     learn_more(part.folder, {"data": table(tmp_path, "texture")})
     assert list(kept_by(part, "texture").labels) == ["fruit", "colour", "texture"]

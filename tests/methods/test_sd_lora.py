@@ -16,7 +16,9 @@ class Spy(SDLoRA):
 
     def end(self, backbone, task, optimizer):
         rows = backbone.encode(task.rows("train"))
-        self.scales = [(branch.magnitudes / branch.norms).detach() for branch in self._branches if branch.held]
+        self.scales = [
+            (branch.magnitudes / branch.norms).detach() for branch in self._branches if branch.held
+        ]
         before = pooled(backbone, rows)
         super().end(backbone, task, optimizer)
         self.difference = (pooled(backbone, rows) - before).abs().max().item()
@@ -42,7 +44,9 @@ def test_earlier_directions_stay_and_magnitudes_move(learned):
             parts.append([B[:, i : i + 2] @ A[i : i + 2] for i in range(0, len(A), 2)])
             for i, D in enumerate(parts[-1][:-1]):
                 old = parts[-2][i]
-                assert ((D * old).sum() / (D.norm() * old.norm())).item() == pytest.approx(1.0, abs=1e-6)
+                assert ((D * old).sum() / (D.norm() * old.norm())).item() == pytest.approx(
+                    1.0, abs=1e-6
+                )
                 scale = (two, three)[len(parts) - 2][number][i].item()
                 torch.testing.assert_close(D, scale * old, rtol=1e-4, atol=1e-8)
         assert [len(one) for one in parts] == [1, 2, 3] and parts[-1][-1].norm() > 0.01
@@ -51,7 +55,11 @@ def test_earlier_directions_stay_and_magnitudes_move(learned):
 
 def test_rank_grows_and_the_scale_stays(learned):
     found, _ = learned
-    assert [(one.config.r, one.config.lora_alpha) for one in found] == [(2, 6.0), (4, 12.0), (6, 18.0)]
+    assert [(one.config.r, one.config.lora_alpha) for one in found] == [
+        (2, 6.0),
+        (4, 12.0),
+        (6, 18.0),
+    ]
     assert {adapters.scale(one) for one in found} == {3.0}
     assert {len(v) for name, v in found[2].parameters.items() if "lora_A" in name} == {6}
 
@@ -83,7 +91,13 @@ def test_a_run_folder(pico, toy, tmp_path):
     assert [one.label for one in found] == [toy[1].classes[i] for i in expected.indices]
     probabilities = torch.tensor([one.probability for one in found])
     torch.testing.assert_close(probabilities, expected.values, rtol=0, atol=1e-5)
-    longer = run(toy, Backbone.load(pico("bert"), pooling="mean"), SDLoRA(rank=2), training=FEW, output=tmp_path / "r")
+    longer = run(
+        toy,
+        Backbone.load(pico("bert"), pooling="mean"),
+        SDLoRA(rank=2),
+        training=FEW,
+        output=tmp_path / "r",
+    )
     assert [longer.load_task(name).adapter.config.r for name in toy.names] == [2, 4, 6]
 
 
@@ -95,7 +109,11 @@ def test_it_needs_lora():
 def test_what_is_trained_is_counted(pico, toy, tmp_path):
     """The new branch, a magnitude for each layer and earlier task, and the head."""
     results = run(
-        toy, Backbone.load(pico("bert"), pooling="mean"), SDLoRA(rank=2), training=FEW, output=tmp_path / "run"
+        toy,
+        Backbone.load(pico("bert"), pooling="mean"),
+        SDLoRA(rank=2),
+        training=FEW,
+        output=tmp_path / "run",
     )
     trained = [event["trained"] for event in results.events() if event["event"] == "task"]
     branch, layers = 4 * 2 * (32 + 32), 4

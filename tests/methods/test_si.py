@@ -22,7 +22,10 @@ class Quadratic(Encoder):
     def __init__(self):
         nn.Module.__init__(self)
         self.model = nn.Module()
-        self.model.w, self.model.peft_config = nn.ParameterDict({"default": nn.Parameter(0 * GOAL)}), {}
+        self.model.w, self.model.peft_config = (
+            nn.ParameterDict({"default": nn.Parameter(0 * GOAL)}),
+            {},
+        )
         self.goal = GOAL
 
     @property
@@ -60,8 +63,12 @@ def test_the_path_integral_is_how_far_each_parameter_lowered_the_loss(quadratic,
     descend(method, quadratic, rate, steps)
     left = (1 - rate * H) ** (2 * steps)  # of each coordinate's loss
     w = method.state["path/w.default"]
-    torch.testing.assert_close(w, rate * (H * GOAL).square() * (1 - left) / (1 - (1 - rate * H).square()))
-    assert w.sum().item() == pytest.approx((H / 2 * GOAL.square() * (1 - left)).sum().item(), rel=5e-3)
+    torch.testing.assert_close(
+        w, rate * (H * GOAL).square() * (1 - left) / (1 - (1 - rate * H).square())
+    )
+    assert w.sum().item() == pytest.approx(
+        (H / 2 * GOAL.square() * (1 - left)).sum().item(), rel=5e-3
+    )
 
 
 def test_importance_by_hand(quadratic, toy):
@@ -71,7 +78,9 @@ def test_importance_by_hand(quadratic, toy):
     descend(method, quadratic, torch.tensor([0.1, 0.1, -0.01]), 1)
     delta = torch.tensor([0.1, -0.8, -0.045]).double()  # −rate · h · (0 − goal)
     torch.testing.assert_close(quadratic.theta.detach(), delta)
-    torch.testing.assert_close(method.state["path/w.default"], torch.tensor([0.1, 6.4, -0.2025]).double())
+    torch.testing.assert_close(
+        method.state["path/w.default"], torch.tensor([0.1, 6.4, -0.2025]).double()
+    )
     method.end(quadratic, toy[0], OPTIMIZER)
     omega = torch.tensor([0.1 / 0.31, 6.4 / 0.94, 0.0]).double()
     torch.testing.assert_close(method.state["importance/w.default"], omega)
@@ -93,15 +102,21 @@ def test_neither_the_penalty_nor_clipping_counts_in_the_path(clip, quadratic, to
     torch.testing.assert_close(method.state["path/w.default"], path)
     method.end(quadratic, toy[1], OPTIMIZER)
     moved = (quadratic.theta.detach() - start).square()
-    torch.testing.assert_close(method.state["importance/w.default"], first + path.clamp_min(0) / (moved + 0.1))
+    torch.testing.assert_close(
+        method.state["importance/w.default"], first + path.clamp_min(0) / (moved + 0.1)
+    )
 
 
 def test_the_gradient_is_that_of_the_penalty():
     random = torch.Generator().manual_seed(0)
-    parameters = {name: torch.randn(3, 4, generator=random, requires_grad=True) for name in ("a", "b", "new")}
+    parameters = {
+        name: torch.randn(3, 4, generator=random, requires_grad=True) for name in ("a", "b", "new")
+    }
     held = [f"{part}/{name}" for part in ("importance", "anchor") for name in ("a", "b")]
     state = {name: torch.rand(3, 4, generator=random) for name in held}
-    expected = torch.autograd.grad(anchor.penalty(parameters, state), [parameters["a"], parameters["b"]])
+    expected = torch.autograd.grad(
+        anchor.penalty(parameters, state), [parameters["a"], parameters["b"]]
+    )
     found = anchor.gradient(parameters, state)
     assert set(found) == {"a", "b"}  # nothing is held of the other
     for one, two in zip(found.values(), expected, strict=True):
@@ -112,8 +127,15 @@ def test_a_strong_penalty_holds_the_module(bert, toy):
     def moved(strength: float) -> float:
         method = SI(rank=2, strength=strength)
         learn(bert, [toy[0]], method, FEW)
-        assert all(value.max() > 0 for name, value in method.state.items() if name.startswith("importance/"))
+        assert all(
+            value.max() > 0
+            for name, value in method.state.items()
+            if name.startswith("importance/")
+        )
         adapter = learn(bert, [toy[0], toy[1]], method, FEW)
-        return sum((adapter.parameters[name] - adapter.start[name]).square().sum().item() for name in adapter.start)
+        return sum(
+            (adapter.parameters[name] - adapter.start[name]).square().sum().item()
+            for name in adapter.start
+        )
 
     assert moved(1e6) < 0.5 * moved(0.0)

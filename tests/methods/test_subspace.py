@@ -34,7 +34,9 @@ def projector(vectors) -> torch.Tensor:
 
 def taken(space: Subspace) -> torch.Tensor:
     """M Mᵀ."""
-    return torch.eye(len(space.basis)) - space.outside(torch.eye(len(space.basis), dtype=torch.double))
+    return torch.eye(len(space.basis)) - space.outside(
+        torch.eye(len(space.basis), dtype=torch.double)
+    )
 
 
 def distance(left: torch.Tensor, right: torch.Tensor) -> float:
@@ -43,7 +45,10 @@ def distance(left: torch.Tensor, right: torch.Tensor) -> float:
 
 
 def orthonormal(vectors: torch.Tensor) -> bool:
-    return vectors.is_contiguous() and distance(vectors.T @ vectors, torch.eye(vectors.shape[1])) < 1e-12
+    return (
+        vectors.is_contiguous()
+        and distance(vectors.T @ vectors, torch.eye(vectors.shape[1])) < 1e-12
+    )
 
 
 # -- against the plain version
@@ -77,17 +82,24 @@ def test_directions_lie_outside(spectrum, energy):
         assert distance(rows.T @ rows, torch.eye(rows.shape[1])) < 1e-12
         assert distance(taken(before) @ rows, 0 * rows) < 1e-10
         random = before.random_directions(10, torch.Generator().manual_seed(0))
-        assert random.shape[1] == min(10, before.free) and distance(taken(before) @ random, 0 * random) < 1e-10
+        assert (
+            random.shape[1] == min(10, before.free)
+            and distance(taken(before) @ random, 0 * random) < 1e-10
+        )
 
 
 def test_the_switch_to_the_complement_keeps_the_projector():
-    axes = torch.linalg.qr(torch.randn(40, 40, dtype=torch.double, generator=torch.Generator().manual_seed(0)))[0]
+    axes = torch.linalg.qr(
+        torch.randn(40, 40, dtype=torch.double, generator=torch.Generator().manual_seed(0))
+    )[0]
     space, held = Subspace.empty(40), 0
     for found in (19, 5, 9):  # of 40 dimensions: 19, then 24, then 33
         part = axes[:, held : held + found] * torch.linspace(1, 2, found, dtype=torch.double)
         # a little more than all energy: whether rounding reaches all of it depends on the processor
         space, held = space.grown(part @ part.T, 1.0 + 1e-9), held + found
-        assert space.dimension == held and space.complement == (held > 20) and orthonormal(space.basis)
+        assert (
+            space.dimension == held and space.complement == (held > 20) and orthonormal(space.basis)
+        )
         assert distance(taken(space), projector(axes[:, :held])) < 1e-10
 
 
@@ -100,7 +112,9 @@ def diagonal(*values: float) -> torch.Tensor:
 
 def test_of_the_first_task_one_direction_fewer_is_taken():
     C = diagonal(2, 1.1, 1, 0.9)  # energies 4, 1.21, 1, .81 of 7.02: together .570, .742, .885, 1
-    first = {epsilon: Subspace.empty(4).grown(C, epsilon).dimension for epsilon in (0.1, 0.6, 0.8, 0.9)}
+    first = {
+        epsilon: Subspace.empty(4).grown(C, epsilon).dimension for epsilon in (0.1, 0.6, 0.8, 0.9)
+    }
     assert first == {0.1: 1, 0.6: 1, 0.8: 2, 0.9: 3}
     other = Subspace.empty(5).grown(diagonal(0, 0, 0, 0, 1), 0.9)
     C = diagonal(2, 1.1, 1, 0.9, 0)
@@ -112,14 +126,24 @@ def test_what_is_held_already_counts():
     space = Subspace.empty(3).grown(diagonal(3, 0, 0), 0.9)
     assert space.grown(diagonal(3, 1, 1), 0.8).dimension == 1  # 9 of 11
     assert space.grown(diagonal(3, 1, 1), 0.85).dimension == 2  # 10 of 11 are needed
-    assert space.grown(diagonal(3, 1, 1), 0.85, energy="features").dimension == 3  # 3 and 4 of 5 do not do
+    assert (
+        space.grown(diagonal(3, 1, 1), 0.85, energy="features").dimension == 3
+    )  # 3 and 4 of 5 do not do
 
 
 def test_balance_weighs_a_direction_against_its_room():
-    C = diagonal(4, 2, 1, 1)  # shares of energy 16, 4, 1, 1 of 22; of features 4, 2, 1, 1 of 8; room 1 / 4
-    covariance = {balance: Subspace.empty(4).grown(C, 0.1, balance=balance).dimension for balance in (0.3, 1, 2, 6)}
+    C = diagonal(
+        4, 2, 1, 1
+    )  # shares of energy 16, 4, 1, 1 of 22; of features 4, 2, 1, 1 of 8; room 1 / 4
+    covariance = {
+        balance: Subspace.empty(4).grown(C, 0.1, balance=balance).dimension
+        for balance in (0.3, 1, 2, 6)
+    }
     assert covariance == {0.3: 0, 1: 1, 2: 2, 6: 4}
-    features = [Subspace.empty(4).grown(C, 0.1, balance=b, energy="features").dimension for b in (0.4, 0.9, 1.5, 2.1)]
+    features = [
+        Subspace.empty(4).grown(C, 0.1, balance=b, energy="features").dimension
+        for b in (0.4, 0.9, 1.5, 2.1)
+    ]
     assert features == [0, 1, 2, 4]
 
 
@@ -153,9 +177,15 @@ def test_noise_is_no_direction(energy):
     assert space.directions(C, 10, energy).shape == (64, 1)
     space = space.grown(C, 1.0, energy=energy)
     assert space.dimension == 1 and distance(taken(space) @ x.double(), x.double()) < 1e-5
-    assert space.directions(C, 10, energy).shape == (64, 0) and space.grown(C, 1.0, energy=energy).dimension == 1
+    assert (
+        space.directions(C, 10, energy).shape == (64, 0)
+        and space.grown(C, 1.0, energy=energy).dimension == 1
+    )
     nothing = torch.zeros(64, 64, dtype=torch.double)
-    assert space.directions(nothing, 10, energy).shape == (64, 0) and space.grown(nothing, 0.9).dimension == 1
+    assert (
+        space.directions(nothing, 10, energy).shape == (64, 0)
+        and space.grown(nothing, 0.9).dimension == 1
+    )
 
 
 @pytest.mark.parametrize("energy", ["covariance", "features"])
@@ -194,7 +224,10 @@ def hidden_states(backbone: Backbone, texts: list[str]) -> list[list[torch.Tenso
         for text in texts:
             inputs = backbone.processor(text, return_tensors="pt", truncation=True, max_length=16)
             found.append(
-                [state[0].double() for state in backbone.model(**inputs, output_hidden_states=True).hidden_states]
+                [
+                    state[0].double()
+                    for state in backbone.model(**inputs, output_hidden_states=True).hidden_states
+                ]
             )
     return found
 
@@ -204,7 +237,12 @@ def mean_of_products(parts: list[torch.Tensor]) -> torch.Tensor:
     return rows.T @ rows / len(rows)
 
 
-TEXTS = ["w1 w2 w3", "w4", "w5 w6 w7 w8 w9 w10", "w11 w12"] * 20  # of several lengths, in more than one batch
+TEXTS = [
+    "w1 w2 w3",
+    "w4",
+    "w5 w6 w7 w8 w9 w10",
+    "w11 w12",
+] * 20  # of several lengths, in more than one batch
 
 
 def encoded(backbone: Backbone, texts: list[str]):
@@ -213,14 +251,19 @@ def encoded(backbone: Backbone, texts: list[str]):
     from perdure import Task
 
     rows = Dataset.from_dict({"text": texts, "label": [0] * len(texts)})
-    return backbone.encode(Task("some", ("one", "two"), train=rows, validation=rows, test=rows).rows("train"))
+    return backbone.encode(
+        Task("some", ("one", "two"), train=rows, validation=rows, test=rows).rows("train")
+    )
 
 
 @pytest.mark.parametrize("limit", [None, 30])
 def test_covariances_of_inputs_are_those_of_hidden_states(bert, limit):
     names = projections(bert)
     found = input_covariances(bert, encoded(bert, TEXTS), names, limit=limit)
-    assert [set(group) for group in found] == [set(names[:3]), set(names[3:])]  # the three of a block read the same
+    assert [set(group) for group in found] == [
+        set(names[:3]),
+        set(names[3:]),
+    ]  # the three of a block read the same
     drawn = torch.randperm(len(TEXTS), generator=torch.Generator().manual_seed(0))[:limit].tolist()
     states = hidden_states(bert, [TEXTS[i] for i in drawn])
     for block, C in enumerate(found.values()):
@@ -238,10 +281,20 @@ def deberta(tmp_path) -> Backbone:
         "pos_att_type": ["p2c", "c2p"],
         "position_buckets": 8,
     }
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    sizes = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+    }
     torch.manual_seed(7)
     config = transformers.DebertaV2Config(
-        vocab_size=64, max_relative_positions=16, pad_token_id=0, norm_rel_ebd="layer_norm", **sizes, **relative
+        vocab_size=64,
+        max_relative_positions=16,
+        pad_token_id=0,
+        norm_rel_ebd="layer_norm",
+        **sizes,
+        **relative,
     )
     transformers.AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
     tokenizer().save_pretrained(tmp_path)
@@ -255,7 +308,9 @@ def test_layers_that_also_read_something_else_have_a_covariance_of_their_own(deb
     ends = [[name.split(".")[-1] for name in group] for group in found]
     assert ends == [["query_proj", "key_proj"], ["value_proj"]] * 2
     states = hidden_states(deberta, texts)
-    encoder = next(module for module in deberta.model.modules() if hasattr(module, "get_rel_embedding"))
+    encoder = next(
+        module for module in deberta.model.modules() if hasattr(module, "get_rel_embedding")
+    )
     positions = encoder.get_rel_embedding().detach().double()
     assert len(positions) == 16
     for i, C in enumerate(found.values()):
@@ -265,6 +320,10 @@ def test_layers_that_also_read_something_else_have_a_covariance_of_their_own(deb
 
 def test_balance_counts_each_of_many_equal_directions():
     """More of them than a block of the Krylov space has: only a whole decomposition is sure to find them all."""
-    values = torch.cat([torch.ones(20), 0.1 * torch.rand(280, generator=torch.Generator().manual_seed(0))]).double()
-    Q = torch.linalg.qr(torch.randn(300, 300, generator=torch.Generator().manual_seed(1)).double())[0]
+    values = torch.cat(
+        [torch.ones(20), 0.1 * torch.rand(280, generator=torch.Generator().manual_seed(0))]
+    ).double()
+    Q = torch.linalg.qr(torch.randn(300, 300, generator=torch.Generator().manual_seed(1)).double())[
+        0
+    ]
     assert Subspace.empty(300).grown((Q * values) @ Q.T, 0.9, balance=0.1).dimension == 20

@@ -30,12 +30,26 @@ class Told(Method):
         return super().__getattribute__(name)
 
 
-HOOKS = {name for name, value in vars(Method).items() if inspect.isfunction(value) and not name.startswith("_")}
+HOOKS = {
+    name
+    for name, value in vars(Method).items()
+    if inspect.isfunction(value) and not name.startswith("_")
+}
 SAID = {name for name in vars(Method) if not name.startswith("_")} - HOOKS - OWN
 
 
 def test_every_hook_is_forwarded():
-    assert {"beneath", "begin", "parameters", "optimizer", "around", "examples", "loss", "update", "end"} < HOOKS
+    assert {
+        "beneath",
+        "begin",
+        "parameters",
+        "optimizer",
+        "around",
+        "examples",
+        "loss",
+        "update",
+        "end",
+    } < HOOKS
     wrapper = Wrapper(method=Told())
     for name in HOOKS:
         assert getattr(wrapper, name)(1, two=2) == (name, (1,), {"two": 2})
@@ -47,7 +61,15 @@ def test_what_a_method_says_of_itself_is_forwarded():
         def __getattribute__(self, name):
             return f"its {name}" if name in SAID else super().__getattribute__(name)
 
-    assert {"usual_rule", "needs", "isolates", "trains", "keeps_all", "store_bytes", "module"} <= SAID
+    assert {
+        "usual_rule",
+        "needs",
+        "isolates",
+        "trains",
+        "keeps_all",
+        "store_bytes",
+        "module",
+    } <= SAID
     wrapper = Wrapper(method=Different())
     assert {getattr(wrapper, name) for name in SAID} == {f"its {name}" for name in SAID}
 
@@ -88,8 +110,14 @@ def test_a_hook_that_is_changed_reaches_that_of_the_other(bert, toy):
     method = Half(method=Plain(rank=2))
     learn(bert, [toy[0]], method, Training(epochs=1))
     assert half and all(torch.equal(one, two / 2) for one, two in zip(half, whole, strict=True))
-    names = [f"{part}/{name}" for name in adapters.trainable(bert.model) for part in ("importance", "anchor")]
-    assert set(method.state) == {f"method/{name}" for name in names} and set(method.method.state) == set(names)
+    names = [
+        f"{part}/{name}"
+        for name in adapters.trainable(bert.model)
+        for part in ("importance", "anchor")
+    ]
+    assert set(method.state) == {f"method/{name}" for name in names} and set(
+        method.method.state
+    ) == set(names)
 
 
 def test_what_both_remember_is_kept_apart():
@@ -114,7 +142,9 @@ def test_a_backbone_without_heads_is_refused(bert, toy, monkeypatch, tmp_path):
     with pytest.raises(InputError, match="needs a head for each task"):
         run(toy, bert, LDA(), output=tmp_path / "run")
     assert not (tmp_path / "run").exists()  # nothing was begun
-    with pytest.raises(InputError, match="The method `lda` needs a head for each task, which `.*` has not"):
+    with pytest.raises(
+        InputError, match="The method `lda` needs a head for each task, which `.*` has not"
+    ):
         check_needs(LDA(), bert, toy)
 
 
@@ -123,7 +153,9 @@ def test_tasks_without_classes_are_refused(bert):
     check_needs(Replay(method=Isolated()), bert, stream)
     object.__setattr__(stream[0], "classes", ())  # as those of a task of free text will be
     check_needs(Isolated(), bert, stream)
-    with pytest.raises(InputError, match="`replay` needs tasks with classes, but `colour` has none"):
+    with pytest.raises(
+        InputError, match="`replay` needs tasks with classes, but `colour` has none"
+    ):
         check_needs(Replay(method=Isolated()), bert, stream)
 
 
@@ -135,7 +167,9 @@ def test_another_module_than_lora_is_refused(bert, toy, monkeypatch):
         check_needs(Mine(), bert, toy)
     monkeypatch.setattr(Isolated, "needs", frozenset({"lora"}))
     check_needs(Isolated(), bert, toy)
-    with pytest.raises(InputError, match="`isolated` cannot be learned with `peft: full`: it needs `peft: lora`"):
+    with pytest.raises(
+        InputError, match="`isolated` cannot be learned with `peft: full`: it needs `peft: lora`"
+    ):
         Isolated(peft="full")
 
 
@@ -144,5 +178,7 @@ def test_an_optimizer_that_is_none_is_refused(bert, toy):
         def optimizer(self, groups, training, *, examples):
             return groups
 
-    with pytest.raises(InputError, match=r"returned list: it must return a `torch.optim.Optimizer`"):
+    with pytest.raises(
+        InputError, match=r"returned list: it must return a `torch.optim.Optimizer`"
+    ):
         learn(bert, [toy[0]], Mine(rank=2), Training(epochs=1))

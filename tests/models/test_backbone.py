@@ -15,7 +15,9 @@ from perdure.models.examples import Batch
 
 def inputs(backbone: Backbone) -> Batch:
     if backbone.kind == "text":
-        return Batch(dict(backbone.processor(["w1 w2 w3", "w4"], padding=True, return_tensors="pt")))
+        return Batch(
+            dict(backbone.processor(["w1 w2 w3", "w4"], padding=True, return_tensors="pt"))
+        )
     pictures = [Image.new("RGB", (20, 20), c) for c in ("red", "blue")]
     return Batch(dict(backbone.processor(images=pictures, return_tensors="pt")))
 
@@ -35,7 +37,8 @@ def test_every_architecture(kind, pico):
             assert len(held) == (2 if peft == "lora" and kind == "modernbert" else 4)
             torch.testing.assert_close(backbone(batch), before, rtol=0, atol=0)
             adapters.write(
-                backbone.model, {k: v + torch.randn_like(v) for k, v in adapters.read(backbone.model).items()}
+                backbone.model,
+                {k: v + torch.randn_like(v) for k, v in adapters.read(backbone.model).items()},
             )
             assert not torch.allclose(backbone(batch), before)
             with adapters.disabled(backbone.model):
@@ -62,7 +65,9 @@ def test_the_feature_is_the_input_of_the_stock_head(kind, pico):
 def test_mean_pooling_leaves_padding_out(bert):
     bert.eval()
     with torch.no_grad():
-        together = bert(Batch(dict(bert.processor(["w1 w2 w3 w4 w5", "w6"], padding=True, return_tensors="pt"))))
+        together = bert(
+            Batch(dict(bert.processor(["w1 w2 w3 w4 w5", "w6"], padding=True, return_tensors="pt")))
+        )
         alone = bert(Batch(dict(bert.processor(["w6"], return_tensors="pt"))))
     torch.testing.assert_close(together[1:], alone)
 
@@ -78,7 +83,9 @@ def test_auto_pooling(pico, tmp_path):
     transformers.AutoModel.from_pretrained(pico("roberta")).save_pretrained(bare)
     transformers.AutoTokenizer.from_pretrained(pico("roberta")).save_pretrained(bare)
     assert Backbone.load(bare).pooling == "mean"  # RoBERTa's dense layer before the head is not
-    with pytest.raises(BackboneError, match="no trained weights for .*classifier.dense.*Use `pooling='mean'`"):
+    with pytest.raises(
+        BackboneError, match="no trained weights for .*classifier.dense.*Use `pooling='mean'`"
+    ):
         Backbone.load(bare, pooling="stock")
 
 
@@ -92,7 +99,9 @@ def test_errors_say_what_to_set(pico, tmp_path, toy):
     backbone = Backbone.load(pico("bert"))
     with pytest.raises(BackboneError, match="Give `target_modules`, for example from: .*'dense'"):
         Isolated(target_modules=["nowhere"]).attach(backbone)
-    with pytest.raises(InputError, match="reads images, but the examples are texts. Take a model of texts"):
+    with pytest.raises(
+        InputError, match="reads images, but the examples are texts. Take a model of texts"
+    ):
         Backbone.load(pico("vit")).encode(toy[0].rows("test"))
 
 
@@ -110,7 +119,9 @@ def test_incomplete_checkpoints(pico, tmp_path):
 
     shutil.copytree(pico("bert"), tmp_path / "bert")
     (tmp_path / "bert" / "model.safetensors").write_bytes(b"x" * 100)
-    with pytest.raises(BackboneError, match="`.*model.safetensors` is no safetensors file, or was cut"):
+    with pytest.raises(
+        BackboneError, match="`.*model.safetensors` is no safetensors file, or was cut"
+    ):
         Backbone.load(tmp_path / "bert")
     (tmp_path / "bert" / "model.safetensors").unlink()
     with pytest.raises(BackboneError, match="has no weights"):
@@ -118,7 +129,9 @@ def test_incomplete_checkpoints(pico, tmp_path):
 
 
 def test_a_folder_without_a_tokenizer(pico, tmp_path):
-    transformers.AutoModelForSequenceClassification.from_pretrained(pico("bert")).save_pretrained(tmp_path)
+    transformers.AutoModelForSequenceClassification.from_pretrained(pico("bert")).save_pretrained(
+        tmp_path
+    )
     with pytest.raises(BackboneError, match="tokenizer"):
         Backbone.load(tmp_path)
 
@@ -136,4 +149,6 @@ def test_long_texts_are_cut(bert, pico):
     assert bert.encode([("t", rows)]).lengths == [16, 3]
     assert Backbone.load(pico("roberta"), max_length=10**9).max_length == 32
     assert Backbone.load(pico("bert"), max_length=10**9).max_length == 32
-    assert Backbone.load(pico("vit"), max_length=16).max_length == 16  # as given, so that a run's recipe can be read
+    assert (
+        Backbone.load(pico("vit"), max_length=16).max_length == 16
+    )  # as given, so that a run's recipe can be read

@@ -101,7 +101,9 @@ def test_an_export_is_the_stock_model(gpt2, tmp_path):
     adapters.detach(gpt2.model)
     vector = vector_of(adapter)
     gpt2.put("t", torch.nn.Linear(gpt2.width, 2).state_dict())
-    with pytest.raises(BackboneError, match="has no bias, but the run's heads have one.*pooling: mean"):
+    with pytest.raises(
+        BackboneError, match="has no bias, but the run's heads have one.*pooling: mean"
+    ):
         gpt2.save(tmp_path / "out", ["t"], ["a", "b"])
     torch.nn.init.zeros_(gpt2.own("t").bias)
     with adapters.folded(gpt2.model, {name: vector.dense(name) for name in vector.entries}):
@@ -111,12 +113,18 @@ def test_an_export_is_the_stock_model(gpt2, tmp_path):
         ["w1 w2 w3 w4", "w5"], padding=True, return_tensors="pt"
     )
     with torch.no_grad():
-        torch.testing.assert_close(stock(**inputs).logits, gpt2.own("t")(expected), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            stock(**inputs).logits, gpt2.own("t")(expected), rtol=1e-4, atol=1e-5
+        )
 
 
 def test_bottlenecks_have_the_width_of_the_outputs(gpt2):
     Isolated(peft="bottleneck", rank=3).attach(gpt2)
-    widths = {tuple(layer.weight.shape) for name, layer in adapters.linears(gpt2.model).items() if "down" in name}
+    widths = {
+        tuple(layer.weight.shape)
+        for name, layer in adapters.linears(gpt2.model).items()
+        if "down" in name
+    }
     assert len(adapters.layers(gpt2.model)) == 4 and widths == {(3, 16)}
     with torch.no_grad():
         gpt2(batch(gpt2))

@@ -45,7 +45,9 @@ def test_what_an_answer_of_a_mixed_batch_is(opened, mixed):
     for place, row in enumerate(found.rows.tolist()):
         head = opened.own(mixed.tasks[row])
         expected = head(hidden[[row]])[0].detach()
-        torch.testing.assert_close(found.values[place, : head.out_features], expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            found.values[place, : head.out_features], expected, rtol=0, atol=1e-6
+        )
         assert found.values[place, head.out_features :].isneginf().all()
         assert found.targets[place] == mixed.targets[row]
 
@@ -53,7 +55,8 @@ def test_what_an_answer_of_a_mixed_batch_is(opened, mixed):
 def test_losses_of_a_mixed_batch_are_in_its_order(opened, mixed):
     hidden = opened(mixed).detach()
     expected = [
-        cross_entropy(opened.own(task)(hidden[row]), mixed.targets[row]).item() for row, task in enumerate(mixed.tasks)
+        cross_entropy(opened.own(task)(hidden[row]), mixed.targets[row]).item()
+        for row, task in enumerate(mixed.tasks)
     ]
     assert opened.losses(mixed).tolist() == pytest.approx(expected, rel=1e-5)
     assert opened.losses(mixed, 0 * hidden).tolist() != pytest.approx(expected, rel=1e-2)
@@ -67,7 +70,9 @@ def test_gradients_of_a_mixed_batch_are_those_of_its_heads(opened, mixed):
     hidden = opened(mixed).detach()
     for name in opened.heads:
         rows = [row for row, task in enumerate(mixed.tasks) if task == name]
-        loss = cross_entropy(opened.own(name)(hidden[rows]), mixed.targets[rows], reduction="sum") / len(mixed)
+        loss = cross_entropy(
+            opened.own(name)(hidden[rows]), mixed.targets[rows], reduction="sum"
+        ) / len(mixed)
         loss.backward()
         assert torch.equal(found[name], opened.own(name).weight.grad)
 
@@ -79,7 +84,9 @@ def test_a_head_that_is_named_answers_for_all(opened, mixed):
     assert torch.equal(found.values, opened.own("colour")(hidden))
     assert found.rows.tolist() == list(range(7))
     known = [task == "colour" for task in mixed.tasks]
-    expected = [target if own else -1 for target, own in zip(mixed.targets.tolist(), known, strict=True)]
+    expected = [
+        target if own else -1 for target, own in zip(mixed.targets.tolist(), known, strict=True)
+    ]
     assert found.targets.tolist() == expected
     with pytest.raises(IndexError):  # no other task's class is taken for one of this head
         found.losses()
@@ -143,7 +150,9 @@ def test_batches_hold_every_row_once_the_short_ones_first(bert, toy):
     numbers, lengths = [], []
     for rows, batch in examples.batches(size=5):
         assert len(batch) == len(rows) == len(batch.targets) <= 5
-        assert batch.inputs["attention_mask"].sum(1).tolist() == [examples.lengths[row] for row in rows]
+        assert batch.inputs["attention_mask"].sum(1).tolist() == [
+            examples.lengths[row] for row in rows
+        ]
         numbers += rows
         lengths += [examples.lengths[row] for row in rows]
     assert sorted(numbers) == list(range(32)) and lengths == sorted(lengths)

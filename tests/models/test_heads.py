@@ -36,7 +36,10 @@ FROZEN = ("lda", "ncm", "ranpac")
 
 @pytest.fixture(scope="module")
 def domains() -> TaskStream:
-    tasks = [toy_task(name, ["no", "yes"], seed) for seed, name in enumerate(("mail", "chat", "posts"), start=1)]
+    tasks = [
+        toy_task(name, ["no", "yes"], seed)
+        for seed, name in enumerate(("mail", "chat", "posts"), start=1)
+    ]
     return TaskStream("domains", tuple(tasks), "domain")
 
 
@@ -128,10 +131,15 @@ def test_a_task_to_come_is_answered_by_the_head_that_is_there(domains, bert, tmp
 def test_stopped_and_gone_on_with(pico, tmp_path):
     for name, seed in (("mail", 1), ("chat", 2)):
         task = toy_task(name, ["no", "yes"], seed)
-        write(tmp_path / f"{name}.csv", [(row["text"], task.classes[row["label"]]) for row in task.train])
+        write(
+            tmp_path / f"{name}.csv",
+            [(row["text"], task.classes[row["label"]]) for row in task.train],
+        )
     entries = [{"data": str(tmp_path / f"{name}.csv")} for name in ("mail", "chat")]
     training = {"heads": "shared"}
-    values = recipe(tmp_path, entries, pico("bert"), scenario="domain", method="sequential", training=training)
+    values = recipe(
+        tmp_path, entries, pico("bert"), scenario="domain", method="sequential", training=training
+    )
 
     def begin(folder, name):
         Recipe.parse(values).run(folder / name)
@@ -145,7 +153,12 @@ def test_stopped_and_gone_on_with(pico, tmp_path):
         tmp_path / "part",
         entries[0],
         backbone=str(pico("bert")),
-        settings=["scenario=domain", "method=sequential", "training.heads=shared", "training.epochs=1"],
+        settings=[
+            "scenario=domain",
+            "method=sequential",
+            "training.heads=shared",
+            "training.epochs=1",
+        ],
     )
     with pytest.raises(InputError, match="the heads of a run that has begun stay as they are"):
         learn_more(tmp_path / "part", entries[1], settings=["training.heads=per_task"])
@@ -182,24 +195,34 @@ def test_what_cannot_share_a_head(domains, bert, toy, tmp_path):
 
 
 def test_a_recipe_that_was_changed_to_share_a_head(toy, bert, tmp_path):
-    found = run(toy.until(2), bert, Isolated(rank=2), training=Training(epochs=1), output=tmp_path / "run")
+    found = run(
+        toy.until(2), bert, Isolated(rank=2), training=Training(epochs=1), output=tmp_path / "run"
+    )
     assert "heads" not in found.recipe["training"]  # as in folders from before there was a choice
-    put.recipe(found.folder, found.recipe | {"training": found.recipe["training"] | {"heads": "shared"}})
-    with pytest.raises(RunError, match="says that the tasks share a head, but they have different classes"):
+    put.recipe(
+        found.folder, found.recipe | {"training": found.recipe["training"] | {"heads": "shared"}}
+    )
+    with pytest.raises(
+        RunError, match="says that the tasks share a head, but they have different classes"
+    ):
         Model(found.folder)
 
 
 def test_tasks_with_the_same_classes_hint_at_domains(pico, tmp_path):
     entries = []
     for name in ("mail", "chat", "posts", "notes"):
-        entries.append({"data": write(tmp_path / f"{name}.csv", [(f"w{i}", "ny"[i % 2]) for i in range(12)])})
+        entries.append(
+            {"data": write(tmp_path / f"{name}.csv", [(f"w{i}", "ny"[i % 2]) for i in range(12)])}
+        )
 
     def plan(count, **settings):
         return Recipe.parse(recipe(tmp_path, entries[:count], pico("bert"), **settings)).plan()
 
     plan(2)
     for count in (3, 4):
-        with pytest.warns(PerdureWarning, match=f"All {count} tasks have the same classes. .*heads: shared"):
+        with pytest.warns(
+            PerdureWarning, match=f"All {count} tasks have the same classes. .*heads: shared"
+        ):
             plan(count)
     for scenario in ("class", "domain"):
         plan(4, scenario=scenario)

@@ -30,7 +30,9 @@ def test_a_loss_of_several_places_is_their_mean_in_the_batchs_order():
     """Two texts, whose three tokens stand mixed: the second has two."""
     values = [logs(0.5, 0.5), logs(0.25, 0.75), logs(0.125, 0.875)]
     found = answers(values, targets=[0, 0, 0], rows=[1, 0, 1])
-    assert found.losses().tolist() == pytest.approx([math.log(4), (math.log(2) + math.log(8)) / 2], rel=1e-6)
+    assert found.losses().tolist() == pytest.approx(
+        [math.log(4), (math.log(2) + math.log(8)) / 2], rel=1e-6
+    )
     assert found.per_example(torch.tensor([1.0, 5.0, 3.0])).tolist() == [5.0, 2.0]
 
 
@@ -53,7 +55,10 @@ def test_padding_changes_neither_losses_nor_gradients():
 
 def test_distance_by_hand():
     """KL(teacher ‖ student), the mean over places: Σ p_old log(p_old / p)."""
-    student, teacher = answers([logs(0.5, 0.5), logs(0.2, 0.8)]), answers([logs(0.25, 0.75), logs(0.2, 0.8)])
+    student, teacher = (
+        answers([logs(0.5, 0.5), logs(0.2, 0.8)]),
+        answers([logs(0.25, 0.75), logs(0.2, 0.8)]),
+    )
     expected = (0.25 * math.log(0.25 / 0.5) + 0.75 * math.log(0.75 / 0.5) + 0) / 2
     assert student.distance(teacher, 1.0).item() == pytest.approx(expected, rel=1e-5)
 

@@ -10,7 +10,16 @@ from conftest import write_adapter
 from safetensors.torch import save_file
 from torch import nn
 
-from perdure import Adapter, CheckpointError, InputError, LowRank, Rule, TaskVector, UnknownName, combine
+from perdure import (
+    Adapter,
+    CheckpointError,
+    InputError,
+    LowRank,
+    Rule,
+    TaskVector,
+    UnknownName,
+    combine,
+)
 from perdure.evaluation.score import features, settled
 from perdure.evaluation.system import Learned, System
 from perdure.methods.isolated import Isolated
@@ -24,13 +33,24 @@ def expert(seed: int, out: int = 6, width: int = 5, rank: int = 3, layers: str =
     random = torch.Generator().manual_seed(seed)
     return TaskVector(
         {
-            name: LowRank(torch.randn(out, rank, generator=random), torch.randn(rank, width, generator=random))
+            name: LowRank(
+                torch.randn(out, rank, generator=random), torch.randn(rank, width, generator=random)
+            )
             for name in layers
         }
     )
 
 
-def plain(x: np.ndarray, W: np.ndarray, b: np.ndarray, deltas: list[np.ndarray], *, gate: int, k: int, top: int):
+def plain(
+    x: np.ndarray,
+    W: np.ndarray,
+    b: np.ndarray,
+    deltas: list[np.ndarray],
+    *,
+    gate: int,
+    k: int,
+    top: int,
+):
     """SMILE for one token, by full decompositions: the published formula."""
     decomposed = [np.linalg.svd(delta) for delta in deltas]
     r = np.array([np.linalg.norm(Vh[:gate] @ x) for _, _, Vh in decomposed])
@@ -52,7 +72,9 @@ def test_smile_is_the_published_formula(experts, top, gate, k):
     x = 2 * torch.randn(2, 7, 5)
     W, b = (value.detach().numpy() for value in (model[0].weight, model[0].bias))
     deltas = [vector.dense("0").numpy() for vector in vectors.values()]
-    expected = [[plain(token, W, b, deltas, gate=gate, k=k, top=top) for token in row] for row in x.numpy()]
+    expected = [
+        [plain(token, W, b, deltas, gate=gate, k=k, top=top) for token in row] for row in x.numpy()
+    ]
     with smile(vectors, top_k=top, gate_rank=gate, expert_rank=k).inserted(model), torch.no_grad():
         found = model(x)
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4, atol=1e-4)
@@ -66,9 +88,13 @@ def test_nothing_given_is_changed_and_the_model_is_put_back():
         model(torch.randn(3, 5))
         assert model[0] is not layer
         raise KeyError
-    assert model[0] is layer and all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert model[0] is layer and all(
+        torch.equal(value, state[name]) for name, value in model.state_dict().items()
+    )
     for task, vector in vectors.items():
-        assert torch.equal(vector["0"].B, before[task]["0"].B) and torch.equal(vector["0"].A, before[task]["0"].A)
+        assert torch.equal(vector["0"].B, before[task]["0"].B) and torch.equal(
+            vector["0"].A, before[task]["0"].A
+        )
 
 
 def test_an_expert_more_and_one_less():
@@ -82,16 +108,23 @@ def test_an_expert_more_and_one_less():
         with both.with_expert("c", expert(2)).without_expert("c").inserted(model):
             assert torch.equal(model(x), expected)
         with both.without_expert("b").inserted(model):
-            torch.testing.assert_close(model(x), model[0].base(x) + x @ expert(0).dense("0").T, rtol=0, atol=1e-5)
+            torch.testing.assert_close(
+                model(x), model[0].base(x) + x @ expert(0).dense("0").T, rtol=0, atol=1e-5
+            )
     with pytest.raises(UnknownName, match="No expert named `c`"):
         both.without_expert("c")
 
 
 def test_files(tmp_path):
-    mixture = smile({"a b": expert(0, layers="02"), "ü/.b": expert(1, layers="2")}, gate_rank=2, top_k=2)
+    mixture = smile(
+        {"a b": expert(0, layers="02"), "ü/.b": expert(1, layers="2")}, gate_rank=2, top_k=2
+    )
     model, x = nn.Sequential(nn.Linear(5, 6), nn.Linear(6, 5), nn.Linear(5, 6)), torch.randn(9, 5)
     found = Mixture.load(mixture.save(tmp_path / "m"))
-    assert sorted(path.name for path in (tmp_path / "m").iterdir()) == ["mixture.json", "mixture.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "m").iterdir()) == [
+        "mixture.json",
+        "mixture.safetensors",
+    ]
     assert list(found.experts) == ["a b", "ü/.b"] and (found.gate_rank, found.top_k) == (2, 2)
     with torch.no_grad():
         with mixture.inserted(model):
@@ -108,12 +141,25 @@ def test_files(tmp_path):
         (lambda about, file: about.unlink(), "mixture.json` cannot be read"),
         (lambda about, file: about.write_text("{"), "mixture.json` is not JSON"),
         (lambda about, file: about.write_text("{}"), "does not name its `experts`"),
-        (lambda about, file: about.write_text('{"experts": ["a"], "depth": 1}'), "a setting that is not known"),
+        (
+            lambda about, file: about.write_text('{"experts": ["a"], "depth": 1}'),
+            "a setting that is not known",
+        ),
         (lambda about, file: about.write_text('{"experts": []}'), "belongs to no expert"),
         (lambda about, file: file.write_bytes(file.read_bytes()[:-4]), "mixture.safetensors` has"),
         (lambda about, file: save_file({"0.w.A": torch.ones(1, 2)}, file), "lacks its B"),
-        (lambda about, file: save_file({"0.w.A": torch.ones(1, 2), "0.w.B": torch.ones(2, 3)}, file), "no product"),
-        (lambda about, file: save_file({"0.w.A": torch.ones(1, 2) / 0, "0.w.B": torch.ones(2, 1)}, file), "finite"),
+        (
+            lambda about, file: save_file(
+                {"0.w.A": torch.ones(1, 2), "0.w.B": torch.ones(2, 3)}, file
+            ),
+            "no product",
+        ),
+        (
+            lambda about, file: save_file(
+                {"0.w.A": torch.ones(1, 2) / 0, "0.w.B": torch.ones(2, 1)}, file
+            ),
+            "finite",
+        ),
     ],
 )
 def test_damaged_files(damage, message, tmp_path):
@@ -148,7 +194,9 @@ def learned(bert, toy) -> list[Adapter]:
     return found
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft asks for it
+@pytest.mark.filterwarnings(
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
+)  # peft asks for it
 def test_a_mixed_batch_is_that_of_peft(bert, toy, tmp_path):
     """peft's own path for batches of several adapters, on the same folders."""
     found = learned(bert, toy)
@@ -160,15 +208,21 @@ def test_a_mixed_batch_is_that_of_peft(bert, toy, tmp_path):
     picked = [["fruit", "colour", "shape"][i % 3] for i in range(len(examples))]
     ours = features(bert, combine(found, Rule(name="routed")), examples, picked=picked)
     model = copy.deepcopy(bert.model)
-    mixed = peft.PeftModel.from_pretrained(model, tmp_path / "fruit" / "adapter", adapter_name="fruit")
+    mixed = peft.PeftModel.from_pretrained(
+        model, tmp_path / "fruit" / "adapter", adapter_name="fruit"
+    )
     for name in ("colour", "shape"):
         mixed.load_adapter(tmp_path / name / "adapter", adapter_name=name)
     mixed.eval()
     for rows, batch in examples.batches():
         with torch.no_grad():
-            states = mixed(**batch.inputs, adapter_names=[picked[row] for row in rows]).last_hidden_state
+            states = mixed(
+                **batch.inputs, adapter_names=[picked[row] for row in rows]
+            ).last_hidden_state
         mask = batch.inputs["attention_mask"][..., None]
-        torch.testing.assert_close(ours[rows], (states * mask).sum(1) / mask.sum(1), rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            ours[rows], (states * mask).sum(1) / mask.sum(1), rtol=0, atol=1e-5
+        )
 
 
 def test_each_example_is_read_by_the_adapter_of_its_likeliest_task(bert, toy):
@@ -179,7 +233,9 @@ def test_each_example_is_read_by_the_adapter_of_its_likeliest_task(bert, toy):
         every = routed.answer(task).accuracy()
         assert every["given"] == oracle.answer(task).accuracy()["given"]
         assert every["concatenated"] == oracle.answer(task).accuracy()["concatenated"]
-        assert every["posterior"] == routed.answer(task, "test", ["posterior"]).accuracy()["posterior"]
+        assert (
+            every["posterior"] == routed.answer(task, "test", ["posterior"]).accuracy()["posterior"]
+        )
 
 
 def system_of(bert, toy, adapters, rule):
@@ -197,10 +253,14 @@ def test_one_pass_for_the_posterior_alone(bert, toy, monkeypatch):
     found = learned(bert, toy)
     system = system_of(bert, toy, found, "routed")
     log_weights = torch.tensor([[0.7, 0.1, 0.2]]).log()
-    monkeypatch.setattr(System, "_log_weights", lambda self, rows, tasks: log_weights.repeat(len(rows), 1))
+    monkeypatch.setattr(
+        System, "_log_weights", lambda self, rows, tasks: log_weights.repeat(len(rows), 1)
+    )
     passes = []
     plain = type(bert).forward
-    monkeypatch.setattr(type(bert), "forward", lambda self, batch: passes.append(1) or plain(self, batch))
+    monkeypatch.setattr(
+        type(bert), "forward", lambda self, batch: passes.append(1) or plain(self, batch)
+    )
     system.answer(toy.task("colour"), "test", ["posterior"]).accuracy()
     batches = len(passes)
     system.answer(toy.task("colour")).accuracy()
@@ -214,11 +274,16 @@ def test_a_task_without_an_expert_is_read_by_the_model_as_it_was(bert, toy):
     for rule in ("routed", "oracle"):
         combined = combine(found, Rule(name=rule))
         plain = features(bert, combine(found, Rule(scale=0.0)), examples)
-        torch.testing.assert_close(features(bert, combined, examples, task="new"), plain, rtol=0, atol=0)
+        torch.testing.assert_close(
+            features(bert, combined, examples, task="new"), plain, rtol=0, atol=0
+        )
 
 
 def test_settled():
-    assert settled(torch.tensor([[0.2, 0.8], [0.6, 0.4]]).log()).exp().tolist() == [[0.0, 1.0], [1.0, 0.0]]
+    assert settled(torch.tensor([[0.2, 0.8], [0.6, 0.4]]).log()).exp().tolist() == [
+        [0.0, 1.0],
+        [1.0, 0.0],
+    ]
 
 
 def test_an_expert_that_leaves_a_layer_alone_gets_no_share_of_it():
@@ -248,4 +313,7 @@ def test_the_gate_reads_no_directions_of_rounding():
 
 def test_a_mixture_with_shared_factors_is_saved(tmp_path):
     mixture = smile({"a": expert(0), "b": 2.0 * expert(0)})
-    assert torch.equal(Mixture.load(mixture.save(tmp_path / "m")).experts["b"].dense("0"), 2.0 * expert(0).dense("0"))
+    assert torch.equal(
+        Mixture.load(mixture.save(tmp_path / "m")).experts["b"].dense("0"),
+        2.0 * expert(0).dense("0"),
+    )

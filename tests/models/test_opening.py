@@ -76,17 +76,25 @@ def test_positions_that_begin_behind_the_padding(pico, tmp_path):
 
 
 def test_neither_padding_nor_an_end_of_text(tmp_path):
-    folder = edit(family("llama", tmp_path / "llama", pad_token=None, eos_token=None), pad_token_id=None)
-    with pytest.raises(BackboneError, match="no padding token and no end-of-text token.*Set `pad_token`"):
+    folder = edit(
+        family("llama", tmp_path / "llama", pad_token=None, eos_token=None), pad_token_id=None
+    )
+    with pytest.raises(
+        BackboneError, match="no padding token and no end-of-text token.*Set `pad_token`"
+    ):
         Backbone.load(folder)
 
 
 def test_a_tokenizer_that_gives_no_mask(tmp_path):
-    check_alone_as_together(Backbone.load(family("llama", tmp_path / "llama", model_input_names=["input_ids"])))
+    check_alone_as_together(
+        Backbone.load(family("llama", tmp_path / "llama", model_input_names=["input_ids"]))
+    )
 
 
 def test_a_model_that_takes_no_mask(tmp_path):
-    with pytest.raises(BackboneError, match="`FNetForSequenceClassification`, which takes no attention mask"):
+    with pytest.raises(
+        BackboneError, match="`FNetForSequenceClassification`, which takes no attention mask"
+    ):
         Backbone.load(family("fnet", tmp_path / "fnet"))
 
 
@@ -95,7 +103,9 @@ def test_more_tokens_than_embeddings(tmp_path):
     larger = transformers.AutoTokenizer.from_pretrained(folder)
     larger.add_tokens(["w100"])
     larger.save_pretrained(folder)
-    with pytest.raises(BackboneError, match="'w100' has the number 64, but there are 64 embeddings"):
+    with pytest.raises(
+        BackboneError, match="'w100' has the number 64, but there are 64 embeddings"
+    ):
         Backbone.load(folder)
     family("llama", folder)  # one that no text leads to, as some models have for images
     larger = transformers.AutoTokenizer.from_pretrained(folder)
@@ -164,15 +174,21 @@ def test_t5_is_read_by_its_encoder(kind, tmp_path):
 ])  # fmt: skip
 def test_a_stored_head_does_not_matter(change, pico, tmp_path):
     folder = edit(Path(shutil.copytree(pico("bert"), tmp_path / "bert")), **change)
-    torch.testing.assert_close(features(Backbone.load(folder), TEXTS), features(Backbone.load(pico("bert")), TEXTS))
+    torch.testing.assert_close(
+        features(Backbone.load(folder), TEXTS), features(Backbone.load(pico("bert")), TEXTS)
+    )
 
 
 def test_only_a_head_may_be_missing(pico, tmp_path):
     def fresh(name: str) -> Path:
         return Path(shutil.copytree(pico("bert"), tmp_path / name))
 
-    bare = change_tensors(fresh("bare"), lambda t: {k: v for k, v in t.items() if not k.startswith("classifier")})
-    torch.testing.assert_close(features(Backbone.load(bare), TEXTS), features(Backbone.load(pico("bert")), TEXTS))
+    bare = change_tensors(
+        fresh("bare"), lambda t: {k: v for k, v in t.items() if not k.startswith("classifier")}
+    )
+    torch.testing.assert_close(
+        features(Backbone.load(bare), TEXTS), features(Backbone.load(pico("bert")), TEXTS)
+    )
     query = "bert.encoder.layer.1.attention.self.query.weight"
     cases = {
         "one": lambda t: {k: v for k, v in t.items() if k != query},
@@ -203,7 +219,9 @@ def test_a_pooler_that_is_missing_is_none_at_random(pico, tmp_path):
 def test_values_that_are_not_finite(pico, tmp_path):
     folder = Path(shutil.copytree(pico("bert"), tmp_path / "bert"))
     name = "bert.encoder.layer.0.output.dense.weight"
-    change_tensors(folder, lambda tensors: tensors | {name: torch.full_like(tensors[name], torch.inf)})
+    change_tensors(
+        folder, lambda tensors: tensors | {name: torch.full_like(tensors[name], torch.inf)}
+    )
     with pytest.raises(BackboneError, match=f"`{name}` of .* holds values that are not finite"):
         Backbone.load(folder)
 
@@ -213,7 +231,9 @@ def test_weights_in_torchs_own_format(pico, tmp_path):
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     torch.save(tensors, folder / "pytorch_model.bin")
-    torch.testing.assert_close(features(Backbone.load(folder), TEXTS), features(Backbone.load(pico("bert")), TEXTS))
+    torch.testing.assert_close(
+        features(Backbone.load(folder), TEXTS), features(Backbone.load(pico("bert")), TEXTS)
+    )
 
     class Harm:
         def __reduce__(self):
@@ -224,7 +244,9 @@ def test_weights_in_torchs_own_format(pico, tmp_path):
         Backbone.load(folder)
     assert not (tmp_path / "harm").exists()
     vast = torch.zeros(1).expand(10**9, 10)
-    torch.save(tensors | {"bert.embeddings.word_embeddings.weight": vast}, folder / "pytorch_model.bin")
+    torch.save(
+        tensors | {"bert.embeddings.word_embeddings.weight": vast}, folder / "pytorch_model.bin"
+    )
     with pytest.raises(BackboneError, match="more values than the whole file has bytes"):
         Backbone.load(folder)
 
@@ -256,10 +278,14 @@ def test_what_trades_memory_for_time_does_not_count(pico, tmp_path):
     folder = Path(shutil.copytree(pico("bert"), tmp_path / "bert"))
     edit(folder, chunk_size_feed_forward=7, gradient_checkpointing=True)
     texts = ["w1 w2 w3 w4 w5 w6"]
-    torch.testing.assert_close(features(Backbone.load(folder), texts), features(Backbone.load(pico("bert")), texts))
+    torch.testing.assert_close(
+        features(Backbone.load(folder), texts), features(Backbone.load(pico("bert")), texts)
+    )
 
 
-@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"]
+)
 @pytest.mark.parametrize("what", ["empty", "nested", "pointer", "folder", "pipe", "sparse"])
 def test_files_that_are_none(name, what, pico, tmp_path):
     folder = Path(shutil.copytree(pico("bert"), tmp_path / "bert"))
@@ -272,7 +298,9 @@ def test_files_that_are_none(name, what, pico, tmp_path):
     else:
         pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
         path.write_text({"empty": "", "nested": "[" * 100_000, "pointer": pointer}[what])
-    with pytest.raises(BackboneError, match={"pipe": "is a pipe", "pointer": "git lfs pull"}.get(what, name)):
+    with pytest.raises(
+        BackboneError, match={"pipe": "is a pipe", "pointer": "git lfs pull"}.get(what, name)
+    ):
         Backbone.load(folder)
 
 
@@ -290,10 +318,16 @@ def test_code_in_a_folder_is_never_run(pico, tmp_path, monkeypatch):
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("a question was asked"))
     folder = Path(shutil.copytree(pico("bert"), tmp_path / "bert"))
     (folder / "code.py").write_text(f"open({str(tmp_path / 'harm')!r}, 'w')\nclass Own: pass\n")
-    own = {"AutoConfig": "code.Own", "AutoModel": "code.Own", "AutoModelForSequenceClassification": "code.Own"}
+    own = {
+        "AutoConfig": "code.Own",
+        "AutoModel": "code.Own",
+        "AutoModelForSequenceClassification": "code.Own",
+    }
     edit(folder, auto_map=own)
     edit(folder, "tokenizer_config.json", auto_map={"AutoTokenizer": ["code.Own", "code.Own"]})
-    torch.testing.assert_close(features(Backbone.load(folder), TEXTS), features(Backbone.load(pico("bert")), TEXTS))
+    torch.testing.assert_close(
+        features(Backbone.load(folder), TEXTS), features(Backbone.load(pico("bert")), TEXTS)
+    )
     edit(folder, "tokenizer_config.json", tokenizer_class="Own")
     edit(folder, model_type="own")
     with pytest.raises(BackboneError, match="never run"):
@@ -332,7 +366,10 @@ def test_an_empty_name(name, tmp_path, monkeypatch):
 
 def test_a_name_that_is_nowhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(BackboneError, match=f"there is no folder `{tmp_path}/bert`, and `bert` could not be fetched"):
+    with pytest.raises(
+        BackboneError,
+        match=f"there is no folder `{tmp_path}/bert`, and `bert` could not be fetched",
+    ):
         Backbone.load("bert")
     with pytest.raises(BackboneError, match="at the revision `v1` could not be fetched"):
         Backbone.load("some/model", revision="v1")
@@ -352,7 +389,10 @@ def test_the_hub_is_asked_for_the_files_that_are_read(pico, tmp_path, monkeypatc
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     backbone = Backbone.load("some/model", revision="v1")
     assert set(asked) == {("some/model", "v1", False)}
-    assert backbone.revision == commit and backbone.hashes.keys() >= {"model.safetensors", "tokenizer.json"}
+    assert backbone.revision == commit and backbone.hashes.keys() >= {
+        "model.safetensors",
+        "tokenizer.json",
+    }
 
 
 # -- an export
@@ -362,7 +402,9 @@ def test_the_hub_is_asked_for_the_files_that_are_read(pico, tmp_path, monkeypatc
 @pytest.mark.parametrize("pooling", ["stock", "mean"])
 def test_an_export_keeps_the_type_of_its_base(dtype, pooling, tmp_path):
     folder = make("bert", tmp_path / "bert")
-    change_tensors(folder, lambda tensors: {name: value.to(dtype) for name, value in tensors.items()})
+    change_tensors(
+        folder, lambda tensors: {name: value.to(dtype) for name, value in tensors.items()}
+    )
     backbone = Backbone.load(folder, pooling=pooling)
     before = features(backbone, TEXTS)
     backbone.put("t", torch.nn.Linear(backbone.width, 3).state_dict())
@@ -371,13 +413,19 @@ def test_an_export_keeps_the_type_of_its_base(dtype, pooling, tmp_path):
     backbone.save(place, ["t"], ["a", "b", "c"])
     kept = load_file(place / "model.safetensors")
     assert {value.dtype for value in kept.values()} == {dtype}
-    assert json.loads((place / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
-    assert torch.equal(features(backbone, TEXTS), before)  # what is in memory is as precise as it was
+    assert json.loads((place / "config.json").read_text())["dtype"] == str(dtype).removeprefix(
+        "torch."
+    )
+    assert torch.equal(
+        features(backbone, TEXTS), before
+    )  # what is in memory is as precise as it was
     expected = (before @ backbone.own("t").weight.T + backbone.own("t").bias).detach()
     if pooling == "stock":
         stock = transformers.AutoModelForSequenceClassification.from_pretrained(place).eval()
         assert stock.dtype == dtype
-        inputs = transformers.AutoTokenizer.from_pretrained(place)(TEXTS, padding=True, return_tensors="pt")
+        inputs = transformers.AutoTokenizer.from_pretrained(place)(
+            TEXTS, padding=True, return_tensors="pt"
+        )
         answer = stock(**inputs).logits.detach()
     else:
         from sentence_transformers import SentenceTransformer

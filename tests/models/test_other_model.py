@@ -48,8 +48,15 @@ CHANGES = {
 def test_the_hashes_are_kept(run, tmp_path):
     kept = json.loads((run.folder / "backbone.json").read_text())
     assert kept["source"] == str(tmp_path / "base") and kept["revision"] is None
-    assert kept["files"].keys() == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
-    assert "has the files that the run began with" in verify(run.folder).sound["the pre-trained model"]
+    assert kept["files"].keys() == {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+    assert (
+        "has the files that the run began with" in verify(run.folder).sound["the pre-trained model"]
+    )
 
 
 @pytest.mark.parametrize("name", CHANGES)
@@ -67,7 +74,9 @@ def test_another_model_is_refused_by_all(name, run, tmp_path):
             act()
     (fault,) = verify(run.folder).faults
     assert f"`{name}` differs" in fault
-    assert run.tasks == ["fruit"] and [entry["data"] for entry in run.recipe["stream"]] == [table(tmp_path, "fruit")]
+    assert run.tasks == ["fruit"] and [entry["data"] for entry in run.recipe["stream"]] == [
+        table(tmp_path, "fruit")
+    ]
 
 
 def test_what_does_not_matter_may_change(run, tmp_path):
@@ -126,12 +135,16 @@ def test_the_commit_of_a_hub_model_is_part_of_the_recipe(tmp_path, monkeypatch):
     commits.append("b" * 40)  # the main branch has moved
     Model(run.folder)
     Recipe.read(run.folder).run(run.folder)
-    with pytest.raises(RunError, match=f"`backbone.revision`: {commits[0]} before, {commits[1]} now"):
+    with pytest.raises(
+        RunError, match=f"`backbone.revision`: {commits[0]} before, {commits[1]} now"
+    ):
         Recipe.parse(values).run(run.folder)
     older = Path(shutil.copytree(run.folder, tmp_path / "older"))
     (older / "backbone.json").unlink()
     path = older / "recipe.yaml"
-    path.write_text("".join(line for line in path.read_text().splitlines(True) if "revision" not in line))
+    path.write_text(
+        "".join(line for line in path.read_text().splitlines(True) if "revision" not in line)
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert Recipe.parse(values).run(older).tasks == ["fruit"]

@@ -11,7 +11,11 @@ from perdure import CheckpointError, InputError
 from perdure.models import adapters, patterns
 from perdure.models.patterns import matching
 
-LAYERS = [f"model.layers.{i}.{kind}" for i in range(12) for kind in ("self_attn.q_proj", "mlp.up_proj", "norm")]
+LAYERS = [
+    f"model.layers.{i}.{kind}"
+    for i in range(12)
+    for kind in ("self_attn.q_proj", "mlp.up_proj", "norm")
+]
 USUAL = [
     r".*\.(q_proj|up_proj)",
     r".*self_attn.*(?:q|k|v)_proj",
@@ -34,7 +38,9 @@ SLOW = [
 
 @pytest.mark.parametrize("pattern", USUAL)
 def test_it_matches_as_re_does(pattern):
-    assert matching(pattern, LAYERS, "it") == [name for name in LAYERS if re.fullmatch(pattern, name)]
+    assert matching(pattern, LAYERS, "it") == [
+        name for name in LAYERS if re.fullmatch(pattern, name)
+    ]
 
 
 @pytest.mark.parametrize("pattern", SLOW)
@@ -48,7 +54,9 @@ def test_a_slow_pattern_ends_in_time(pattern, monkeypatch):
     assert time.monotonic() - began < 2
 
 
-@pytest.mark.parametrize("pattern", ["(", "a{2}{3}", "(?R)?a", "(" * 5000, "a{99999999999}", "x" * 20_000, "[z-a]"])
+@pytest.mark.parametrize(
+    "pattern", ["(", "a{2}{3}", "(?R)?a", "(" * 5000, "a{99999999999}", "x" * 20_000, "[z-a]"]
+)
 def test_what_is_none_is_refused(pattern):
     with pytest.raises(InputError, match="`target_modules`.*regular expression") as refused:
         matching(pattern, LAYERS, "`target_modules`")

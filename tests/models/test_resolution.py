@@ -17,13 +17,17 @@ def test_another_size_is_read_saved_and_exported(kind, pico, pictures, tmp_path)
     embeddings = next(m for m in backbone.model.modules() if hasattr(m, "position_embeddings"))
     assert embeddings.position_embeddings.shape == (1, 1 + 4, 32)
     training = Training(epochs=1, batch_size=8)
-    results = run(pictures, backbone, Isolated(rank=2), "sum", training=training, output=tmp_path / "run")
+    results = run(
+        pictures, backbone, Isolated(rank=2), "sum", training=training, output=tmp_path / "run"
+    )
     assert results.recipe["backbone"]["image_size"] == 8
     model = Model(results)
     out = model.export(tmp_path / "out")
     stock = transformers.AutoModelForImageClassification.from_pretrained(out).eval()
     images = pictures[0].test["image"][:3]
-    inputs = dict(transformers.AutoImageProcessor.from_pretrained(out)(images=images, return_tensors="pt"))
+    inputs = dict(
+        transformers.AutoImageProcessor.from_pretrained(out)(images=images, return_tensors="pt")
+    )
     assert inputs["pixel_values"].shape[-1] == 8
     model = Model(results)
     with torch.no_grad(), model.combined.applied(model.backbone):
@@ -40,7 +44,9 @@ def test_the_positions_are_those_that_the_model_itself_interpolates(pico, pictur
     pixels = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = stock(pixels, interpolate_pos_encoding=True).logits
-        torch.testing.assert_close(backbone(Batch({"pixel_values": pixels})), expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            backbone(Batch({"pixel_values": pixels})), expected, rtol=0, atol=1e-6
+        )
 
 
 def test_the_margin_that_is_cut_off_keeps_its_share():
@@ -59,20 +65,30 @@ def test_the_margin_that_is_cut_off_keeps_its_share():
 def test_models_that_cannot(pico, tmp_path):
     """Swin's grid of windows is fixed; texts have no size."""
     sizes = {"embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 2}
-    config = transformers.SwinConfig(image_size=16, patch_size=4, use_absolute_embeddings=True, **sizes)
+    config = transformers.SwinConfig(
+        image_size=16, patch_size=4, use_absolute_embeddings=True, **sizes
+    )
     transformers.AutoModelForImageClassification.from_config(config).save_pretrained(tmp_path)
     transformers.ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(tmp_path)
-    with pytest.raises(BackboneError, match="`SwinForImageClassification` reads images of its own size only"):
+    with pytest.raises(
+        BackboneError, match="`SwinForImageClassification` reads images of its own size only"
+    ):
         Backbone.load(tmp_path, image_size=8)
     with pytest.raises(BackboneError, match="`image_size` is for images, and"):
         Backbone.load(pico("bert"), image_size=8)
 
 
 def test_sizes_that_cannot_be(pico, tmp_path):
-    with pytest.raises(BackboneError, match="`image_size=10` must be a multiple of the model's patches of 4 pixels"):
+    with pytest.raises(
+        BackboneError, match="`image_size=10` must be a multiple of the model's patches of 4 pixels"
+    ):
         Backbone.load(pico("vit"), image_size=10)
-    config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
+    config = transformers.ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic"
+    )
     transformers.AutoModelForImageClassification.from_config(config).save_pretrained(tmp_path)
     transformers.ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(tmp_path)
-    with pytest.raises(BackboneError, match="`ResNetForImageClassification` has no position embeddings"):
+    with pytest.raises(
+        BackboneError, match="`ResNetForImageClassification` has no position embeddings"
+    ):
         Backbone.load(tmp_path, image_size=8)

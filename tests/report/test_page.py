@@ -40,7 +40,10 @@ def opened(browser):
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
         page.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
-        page.on("request", lambda request: said.append(request.url) if request.url != path.as_uri() else None)
+        page.on(
+            "request",
+            lambda request: said.append(request.url) if request.url != path.as_uri() else None,
+        )
         page.goto(path.as_uri())
         pages.append(page)
         return page
@@ -56,15 +59,29 @@ def compared(tmp_path_factory):
     """The report of three runs with every kind of figure, and with names that nobody should give."""
     place, rng, runs = tmp_path_factory.mktemp("compared"), np.random.default_rng(0), []
     for number, title in enumerate(["<script>alert(2)</script>", "مقارنة 🦊", "a plain name"]):
-        events = [{"event": "step", "task": task, "step": step, "loss": 1 / step} for task in NAMES for step in (1, 2)]
+        events = [
+            {"event": "step", "task": task, "step": step, "loss": 1 / step}
+            for task in NAMES
+            for step in (1, 2)
+        ]
         events += [{"event": "task", "task": task, "seconds": 3.0, "trained": 70} for task in NAMES]
         scores = []
         for way in ("given", "posterior", "concatenated"):
-            matrix = np.where(np.tril(np.ones((4, 4))), rng.uniform(0.3, 0.9, (4, 4)), None).tolist()
+            matrix = np.where(
+                np.tril(np.ones((4, 4))), rng.uniform(0.3, 0.9, (4, 4)), None
+            ).tolist()
             scores += rows(matrix, NAMES, task_id=way, rule="ties")
-        combined = {"label": "ties", "options": {"scale": 0.5}, "candidates": {"0.5": 0.8, "1.0": 0.6}}
+        combined = {
+            "label": "ties",
+            "options": {"scale": 0.5},
+            "candidates": {"0.5": 0.8, "1.0": 0.6},
+        }
         recipe = {"name": title, "method": {"name": f"method {number}"}}
-        runs.append(make_run(place / str(number), scores, NAMES, recipe=recipe, combined=combined, events=events))
+        runs.append(
+            make_run(
+                place / str(number), scores, NAMES, recipe=recipe, combined=combined, events=events
+            )
+        )
     summary = report(runs, place / "report.html")
     return place / "report.html", summary
 
@@ -79,11 +96,19 @@ def test_every_figure_is_there(compared, opened):
     captions = page.locator("figcaption").all_inner_texts()
     ways = ("task posterior", "heads concatenated", "task given")
     for way in ways:
-        assert {f"Mean score on the tasks seen · {way}", f"Stability and plasticity · {way}"} <= set(captions)
+        assert {
+            f"Mean score on the tasks seen · {way}",
+            f"Stability and plasticity · {way}",
+        } <= set(captions)
         for title in ("<script>alert(2)</script>", "مقارنة 🦊", "a plain name"):
             assert f"{title} · ties · {way}" in captions
         assert f"Each task · {way}" in captions
-    assert {"Forgetting, points", "Search of λ", "Training loss", "Time, parameters and bytes"} <= set(captions)
+    assert {
+        "Forgetting, points",
+        "Search of λ",
+        "Training loss",
+        "Time, parameters and bytes",
+    } <= set(captions)
     for figure in page.locator("figure").all():
         box = figure.locator("svg").bounding_box()
         assert box and box["width"] > 100 and box["height"] > 60
@@ -106,7 +131,9 @@ def test_tables_are_sorted_by_a_click(compared, opened):
     assert column(4) == sorted(before, key=float) != before
     head.get_by_role("button").focus()
     page.keyboard.press("Enter")
-    assert head.get_attribute("aria-sort") == "descending" and column(4) == sorted(before, key=float, reverse=True)
+    assert head.get_attribute("aria-sort") == "descending" and column(4) == sorted(
+        before, key=float, reverse=True
+    )
     head.get_by_role("button").click()
     assert head.get_attribute("aria-sort") is None and column(4) == before  # as it was
     table.locator("thead th").nth(2).get_by_role("button").click()
@@ -138,7 +165,11 @@ def test_anybody_can_use_it(compared, opened, scheme, width):
     page = opened(compared[0], scheme=scheme, width=width)
     page.locator("details").evaluate_all("all => all.forEach(one => one.open = true)")
     found = Axe().run(page).response["violations"]
-    assert {one["id"]: one["nodes"][0]["html"] for one in found if one["impact"] in ("serious", "critical")} == {}
+    assert {
+        one["id"]: one["nodes"][0]["html"]
+        for one in found
+        if one["impact"] in ("serious", "critical")
+    } == {}
 
 
 def test_nothing_overflows_on_a_telephone(compared, opened):
@@ -156,7 +187,10 @@ def test_the_scores_are_seen_at_once_on_a_telephone(compared, opened):
     assert table.evaluate("one => one.scrollWidth <= one.clientWidth")
     row = table.locator("tbody tr").first
     assert row.locator("td:visible").count() == 4  # the metrics
-    assert row.locator("th").inner_text().split("\n") == ["<script>alert(2)</script>", "ties · task given"]
+    assert row.locator("th").inner_text().split("\n") == [
+        "<script>alert(2)</script>",
+        "ties · task given",
+    ]
     assert table.locator("thead th:visible").all_inner_texts()[1:] == ["AA", "AIA", "BWT", "F"]
 
 
@@ -179,11 +213,15 @@ def test_downloads(compared, opened):
     with page.expect_download() as download:
         figure.get_by_role("button", name="CSV").click()
     assert download.value.suggested_filename == "a-plain-name-ties-task-given.csv"
-    header, *lines = csv.reader(io.StringIO(Path(download.value.path()).read_text(encoding="utf-8")))
+    header, *lines = csv.reader(
+        io.StringIO(Path(download.value.path()).read_text(encoding="utf-8"))
+    )
     assert header == ["after learning", *NAMES] and [line[0] for line in lines] == NAMES
     found = [[float(cell) if cell else None for cell in line[1:]] for line in lines]
     (result,) = (one for one in summary["runs"][2]["results"] if one["task_id"] == "given")
-    assert np.allclose(np.array(found, float), np.array(result["matrix"], float), atol=1e-6, equal_nan=True)
+    assert np.allclose(
+        np.array(found, float), np.array(result["matrix"], float), atol=1e-6, equal_nan=True
+    )
     with page.expect_download() as download:
         figure.get_by_role("button", name="SVG").click()
     image = Path(download.value.path()).read_text(encoding="utf-8")
@@ -204,10 +242,18 @@ def test_diagnostics_on_a_telephone(tmp_path, opened):
     report([DEMO / "pic"], tmp_path / "report.html")
     page = opened(tmp_path / "report.html", width=390, scheme="dark")
     titles = page.locator("h2").all_inner_texts()
-    assert {"Interference of task vectors", "How far the features moved (CKA)", "The task posterior"} <= set(titles)
+    assert {
+        "Interference of task vectors",
+        "How far the features moved (CKA)",
+        "The task posterior",
+    } <= set(titles)
     assert page.evaluate("document.documentElement.scrollWidth") == 390
     found = Axe().run(page).response["violations"]
-    assert {one["id"]: one["nodes"][0]["html"] for one in found if one["impact"] in ("serious", "critical")} == {}
+    assert {
+        one["id"]: one["nodes"][0]["html"]
+        for one in found
+        if one["impact"] in ("serious", "critical")
+    } == {}
 
 
 def test_the_picture_of_the_readme(opened, tmp_path):

@@ -58,7 +58,10 @@ def make_run(folder, scores, tasks=("a", "b"), *, recipe=None, combined=None, ev
     for number, task in enumerate(tasks):
         place = folder / "tasks" / f"{number:02d}-{task}"
         place.mkdir(parents=True)
-        manifest = {"task.json": {"size": 40, "sha256": ""}, "x.safetensors": {"size": 2, "sha256": ""}}
+        manifest = {
+            "task.json": {"size": 40, "sha256": ""},
+            "x.safetensors": {"size": 2, "sha256": ""},
+        }
         (place / "manifest.json").write_text(json.dumps(manifest))
         (place / "task.json").write_text(
             json.dumps({"name": task, "classes": ["no", "yes"], "digests": {}, "state": {}})
@@ -91,10 +94,14 @@ def test_numbers_worked_by_hand(tmp_path):
 
 def test_numbers_agree_with_metrics(tmp_path):
     values = np.tril(np.random.default_rng(0).uniform(size=(4, 4)))
-    matrix = [[v if j <= i else None for j, v in enumerate(row)] for i, row in enumerate(values.tolist())]
+    matrix = [
+        [v if j <= i else None for j, v in enumerate(row)] for i, row in enumerate(values.tolist())
+    ]
     result = result_of(make_run(tmp_path / "run", rows(matrix, "abcd"), tasks="abcd"))
     assert result["metrics"] == pytest.approx(metrics.summary(values))
-    assert np.mean(result["seen"]) == pytest.approx(result["metrics"]["average_incremental_accuracy"])
+    assert np.mean(result["seen"]) == pytest.approx(
+        result["metrics"]["average_incremental_accuracy"]
+    )
     assert np.mean(result["forgetting"]) == pytest.approx(result["metrics"]["forgetting"])
 
 
@@ -104,11 +111,15 @@ def test_forward_transfer_where_it_was_measured(tmp_path):
     summary = summarise([run])
     assert summary["runs"][0]["results"][0]["metrics"]["forward_transfer"] == pytest.approx(0.1)
     assert "Forward transfer" in to_html(summary)
-    assert "Forward transfer" not in to_html(summarise([make_run(tmp_path / "other", rows(R, "ab"))]))
+    assert "Forward transfer" not in to_html(
+        summarise([make_run(tmp_path / "other", rows(R, "ab"))])
+    )
 
 
 def test_only_the_last_row(tmp_path):
-    run = make_run(tmp_path / "run", rows([[None, None], [0.5, 0.7]], "ab", task_id="given", rule="oracle"))
+    run = make_run(
+        tmp_path / "run", rows([[None, None], [0.5, 0.7]], "ab", task_id="given", rule="oracle")
+    )
     result = result_of(run)
     assert result["metrics"]["average_accuracy"] == pytest.approx(0.6)
     assert result["metrics"]["forgetting"] is None and result["seen"] == [None, pytest.approx(0.6)]
@@ -134,13 +145,19 @@ def test_no_task_was_finished(tmp_path):
 def test_what_was_not_learned_is_left_out(tmp_path):
     """Scores of tasks to come."""
     recipe = {"evaluation": {"future": True}}
-    summary = summarise([make_run(tmp_path / "run", rows([[0.9, 0.1], [0.5, 0.7]], "ab"), tasks="a", recipe=recipe)])
+    summary = summarise(
+        [make_run(tmp_path / "run", rows([[0.9, 0.1], [0.5, 0.7]], "ab"), tasks="a", recipe=recipe)]
+    )
     assert summary["runs"][0]["problems"] == []
     assert summary["runs"][0]["results"][0]["matrix"] == [[0.9]]
 
 
 def test_the_sentence(tmp_path):
-    found = {"name": "task_arithmetic", "options": {"scale": 0.25}, "candidates": {"0.5": 0.6, "0.25": 0.7}}
+    found = {
+        "name": "task_arithmetic",
+        "options": {"scale": 0.25},
+        "candidates": {"0.5": 0.6, "0.25": 0.7},
+    }
     run = summarise([make_run(tmp_path / "run", rows(R, "ab"), combined=found)])["runs"][0]
     assert run["sentence"] == (
         "2 class-incremental tasks of toy (a, b), learned in this order on pico by method isolated, "
@@ -156,22 +173,34 @@ def test_candidates_of_a_search(tmp_path):
     run = summarise([make_run(tmp_path / "list", rows(R, "ab"), combined=combined)])["runs"][0]
     assert run["search"] == {"scales": [0.25, 0.5], "scores": [0.7, 0.6], "chosen": 0.25}
     options = {"scale": {"a": 0.5, "b": [0.25, 1.0]}}
-    found = [{"scale": {"a": 0.5, "b": 0.5}, "score": 0.6}, {"scale": options["scale"], "score": 0.7}]
+    found = [
+        {"scale": {"a": 0.5, "b": 0.5}, "score": 0.6},
+        {"scale": options["scale"], "score": 0.7},
+    ]
     combined = {"name": "task_arithmetic", "options": options, "candidates": found}
     run = summarise([make_run(tmp_path / "tasks", rows(R, "ab"), combined=combined)])["runs"][0]
-    assert run["search"] is None and "(λ = a 0.5, b 0.25/1, found by search on validation data)" in run["sentence"]
+    assert (
+        run["search"] is None
+        and "(λ = a 0.5, b 0.25/1, found by search on validation data)" in run["sentence"]
+    )
 
 
 def test_own_data(tmp_path):
     recipe = {"stream": [{"data": "x.csv"}], "scenario": "domain", "name": "mine"}
     run = summarise([make_run(tmp_path / "run", rows(R, "ab"), recipe=recipe)])["runs"][0]
-    assert run["title"] == "mine" and run["sentence"].startswith("2 domain-incremental tasks of own data (a, b)")
+    assert run["title"] == "mine" and run["sentence"].startswith(
+        "2 domain-incremental tasks of own data (a, b)"
+    )
 
 
 def test_events(tmp_path):
-    steps = [{"event": "step", "task": "a", "step": step, "loss": 2.0 * step} for step in range(1, 201)]
+    steps = [
+        {"event": "step", "task": "a", "step": step, "loss": 2.0 * step} for step in range(1, 201)
+    ]
     task = {"event": "task", "task": "a", "seconds": 1.5, "examples": 20, "trained": 7}
-    run = make_run(tmp_path / "run", rows(R, "ab"), events=[*steps, {"event": "step", "task": "a"}, task])
+    run = make_run(
+        tmp_path / "run", rows(R, "ab"), events=[*steps, {"event": "step", "task": "a"}, task]
+    )
     with (run / "events.jsonl").open("a") as file:
         file.write('{"event": "st')  # the run was killed while it wrote
     found = summarise([run])["runs"][0]
@@ -200,9 +229,16 @@ def test_several_runs(tmp_path):
     summary = summarise([one, two, same])
     assert [run["title"] for run in summary["runs"]] == ["one", f"two ({two})", f"two ({same})"]
     assert to_markdown(summary).count("| 60.0 | 75.0 | −40.0 | 40.0 |") == 4
-    assert [group["runs"] for group in summary["groups"]] == [[0], [1], [2]]  # of the same seed: no spread
+    assert [group["runs"] for group in summary["groups"]] == [
+        [0],
+        [1],
+        [2],
+    ]  # of the same seed: no spread
     captions = re.findall("<figcaption>(.*?)</figcaption>", to_html(summary))
-    assert len(captions) == len(set(captions)) and sum("sum · task posterior" in text for text in captions) >= 3
+    assert (
+        len(captions) == len(set(captions))
+        and sum("sum · task posterior" in text for text in captions) >= 3
+    )
 
 
 def test_the_dict_is_json(tmp_path):
@@ -221,7 +257,9 @@ def test_the_page_needs_nothing_else(tmp_path):
     page = output.read_text(encoding="utf-8")
     assert summary["runs"][0]["title"] == "run"
     assert [path.name for path in output.parent.iterdir()] == ["report.html"]
-    assert not re.findall(r"""(?:src|href)\s*=\s*["'](?!#)""", page)  # `#…` is a part of the page itself
+    assert not re.findall(
+        r"""(?:src|href)\s*=\s*["'](?!#)""", page
+    )  # `#…` is a part of the page itself
     assert not re.search(r"<script[^>]|<link|@import|url\((?!#)", page)
     assert 'name="viewport"' in page and "prefers-color-scheme: dark" in page
     for definition in ("AA = (1/T)", "BWT = (1/(T-1))"):
@@ -243,7 +281,12 @@ def test_names_are_escaped(tmp_path):
     summary = report(runs, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "<script>alert" not in page and "<i>" not in page and "<b>" not in page
-    assert "&lt;script&gt;" in page and "a_b-c" in page and "&lt;i&gt;rule" in page and "_hidden 日本" in page
+    assert (
+        "&lt;script&gt;" in page
+        and "a_b-c" in page
+        and "&lt;i&gt;rule" in page
+        and "_hidden 日本" in page
+    )
     assert "\\|" in to_markdown(summary)
     terminal.show(summary)
 
@@ -264,7 +307,12 @@ def test_terminal_names_what_is_missing(tmp_path, capsys):
 
 
 def test_percent():
-    assert [percent(value) for value in (0.12345, -0.5, -0.0001, None)] == ["12.3", "−50.0", "0.0", "–"]
+    assert [percent(value) for value in (0.12345, -0.5, -0.0001, None)] == [
+        "12.3",
+        "−50.0",
+        "0.0",
+        "–",
+    ]
     assert percent(0.1, signed=True) == "+10.0"
 
 
@@ -295,12 +343,16 @@ def test_text_in_cells_is_legible():
     """The contrast of black or white with any colour of the map is at least 4.5 (WCAG 2, AA)."""
 
     def luminance(colour):
-        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
+        linear = [
+            c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)
+        ]
         return np.dot([0.2126, 0.7152, 0.0722], linear)
 
     for value in np.linspace(0, 1, 101):
         colour = matplotlib.colormaps["viridis"](value)
-        light, dark = sorted([luminance(colour), luminance(heat_map.ink(*colour[:3]))], reverse=True)
+        light, dark = sorted(
+            [luminance(colour), luminance(heat_map.ink(*colour[:3]))], reverse=True
+        )
         assert (light + 0.05) / (dark + 0.05) > 4.5
 
 
@@ -314,7 +366,9 @@ def test_many_tasks_and_other_orders(tmp_path):
     summary = summarise(runs)
     ways = figures.ways(summary)
     assert ">12.3<" in heat_map.matrix(summary["runs"][0]["results"][0], (0, 1)).svg
-    assert [row[0] for row in figures.seen(summary, ways).rows] == [f"task {i}" for i in range(1, 13)]
+    assert [row[0] for row in figures.seen(summary, ways).rows] == [
+        f"task {i}" for i in range(1, 13)
+    ]
     assert [row[0] for row in figures.seen(summarise(runs[:1]), ways).rows] == names
 
 
@@ -335,11 +389,17 @@ def with_answers(run, answers=ANSWERS):
 
 
 def test_how_each_class_was_answered(tmp_path):
-    summary = summarise([with_answers(make_run(tmp_path / "run", rows([[0.9, None], [0.9, 0.5]], "ab")))])
+    summary = summarise(
+        [with_answers(make_run(tmp_path / "run", rows([[0.9, None], [0.9, 0.5]], "ab")))]
+    )
     (run,) = summary["runs"]
     picture = classes.picture(run, "posterior", "task posterior")
     assert picture.header == ["class", "test examples", "recall", "most often taken for", "times"]
-    assert picture.rows == [["yes", 8, 0.5, "no", 3], ["no", 6, 1.0, None, 0], ["maybe", 2, 1.0, None, 0]]
+    assert picture.rows == [
+        ["yes", 8, 0.5, "no", 3],
+        ["no", 6, 1.0, None, 0],
+        ["maybe", 2, 1.0, None, 0],
+    ]
     assert ">38<" in picture.svg and ">12<" in picture.svg  # 3 of 8, 1 of 8
     (result,) = run["results"]
     assert result["examples"] == 16
@@ -355,7 +415,9 @@ def test_of_many_classes_the_worst_are_shown(tmp_path):
     answers = {f"class {i}": {f"class {i}": 50 + i, "class 0": 50 - i} for i in range(51 - 1)}
     answers["class 0"] = {"class 0": 100}
     answers["last"] = {"class 1": 100}
-    run = with_answers(make_run(tmp_path / "run", rows([[0.9]], "a"), "a"), {"given": {"a": answers}})
+    run = with_answers(
+        make_run(tmp_path / "run", rows([[0.9]], "a"), "a"), {"given": {"a": answers}}
+    )
     picture = classes.picture(summarise([run])["runs"][0], "given", "task given")
     assert [row[0] for row in picture.rows] == ["last", *(f"class {i}" for i in range(1, 10))]
     assert "the 10 of 51 classes with the lowest recall" in picture.caption
@@ -363,15 +425,24 @@ def test_of_many_classes_the_worst_are_shown(tmp_path):
 
 
 def test_a_colour_means_one_run_on_the_whole_page(tmp_path):
-    runs = [make_run(tmp_path / name, rows(R3, "abc") + rows(R3, "abc", task_id="given"), "abc") for name in "xyz"]
+    runs = [
+        make_run(tmp_path / name, rows(R3, "abc") + rows(R3, "abc", task_id="given"), "abc")
+        for name in "xyz"
+    ]
     summary = summarise(runs)
     looks = Looks(summary)
     colours = [looks.of_run(number, "sum").colour for number in range(3)]
     assert len(set(colours)) == 3 and set(colours) < set(COLOURS)
     for number in range(3):
-        assert {looks.of_run(number, "sum", way).colour for way in ("posterior", "given", None)} == {colours[number]}
+        assert {
+            looks.of_run(number, "sum", way).colour for way in ("posterior", "given", None)
+        } == {colours[number]}
     for way in figures.ways(summary):
-        for picture in (figures.seen(summary, [way]), figures.tasks(summary, [way]), figures.plane(summary, [way])):
+        for picture in (
+            figures.seen(summary, [way]),
+            figures.tasks(summary, [way]),
+            figures.plane(summary, [way]),
+        ):
             used = {colour for colour in COLOURS if colour in picture.svg}
             assert used == set(colours), picture.caption
 
@@ -380,12 +451,17 @@ def test_one_bar_or_point_is_no_chart(tmp_path):
     events = [{"event": "task", "task": "a", "seconds": 3}]
     summary = summarise([make_run(tmp_path / "run", rows(R, "ab"), events=events)])
     ways = figures.ways(summary)
-    assert figures.forgetting(summary) is costs.cost(summary) is figures.plane(summary, ways) is None
+    assert (
+        figures.forgetting(summary) is costs.cost(summary) is figures.plane(summary, ways) is None
+    )
     assert figures.seen(summary, ways) and figures.tasks(summary, ways)
 
 
 def test_curves_stand_before_matrices_which_are_folded_where_there_are_several_runs(tmp_path):
-    runs = [make_run(tmp_path / name, rows(R3, "abc") + rows(R3, "abc", task_id="given"), "abc") for name in "xy"]
+    runs = [
+        make_run(tmp_path / name, rows(R3, "abc") + rows(R3, "abc", task_id="given"), "abc")
+        for name in "xy"
+    ]
     for count in (1, 2):
         page = to_html(summarise(runs[:count]))
         titles = re.findall("<h2 id=.section-.*?>(.*?)</h2>", page)
@@ -403,9 +479,17 @@ def forty(tmp_path_factory):
     for i in range(40):
         matrix = np.where(np.tril(np.ones((5, 5))), rng.uniform(0.4, 0.9, (5, 5)), None).tolist()
         recipe = {"name": "many", "method": {"name": f"method_{i % 10}"}, "seed": i // 10}
-        events = [{"event": "step", "task": "a", "step": step, "loss": 1 / step} for step in range(1, 20)]
-        events += [{"event": "task", "task": task, "seconds": 3.0, "trained": 70} for task in "abcde"]
-        scores = [row for way in ("given", "posterior", "concatenated") for row in rows(matrix, "abcde", task_id=way)]
+        events = [
+            {"event": "step", "task": "a", "step": step, "loss": 1 / step} for step in range(1, 20)
+        ]
+        events += [
+            {"event": "task", "task": task, "seconds": 3.0, "trained": 70} for task in "abcde"
+        ]
+        scores = [
+            row
+            for way in ("given", "posterior", "concatenated")
+            for row in rows(matrix, "abcde", task_id=way)
+        ]
         runs.append(make_run(place / str(i), scores, tasks="abcde", recipe=recipe, events=events))
     return runs
 
@@ -416,18 +500,26 @@ def test_runs_that_differ_in_their_seed_are_one_row(forty):
     assert titles == [f"many: method method_{i}" for i in range(10)]
     assert [len(group["runs"]) for group in summary["groups"]] == [4] * 10
     wanted = [
-        result["metrics"]["average_accuracy"] for i in (3, 13, 23, 33) for result in summary["runs"][i]["results"][1:2]
+        result["metrics"]["average_accuracy"]
+        for i in (3, 13, 23, 33)
+        for result in summary["runs"][i]["results"][1:2]
     ]
     found = summary["groups"][3]["results"][1]["metrics"]["average_accuracy"]
     spread = {"mean": pytest.approx(np.mean(wanted)), "sd": pytest.approx(np.std(wanted, ddof=1))}
     assert found == spread | {"n": 4, "of": 4}
     cell = f"{percent(found['mean'])} ± {percent(found['sd'])}"
     assert (
-        cell in to_markdown(summary) and cell in to_html(summary) and cell.replace("±", r"$\pm$") in to_latex(summary)
+        cell in to_markdown(summary)
+        and cell in to_html(summary)
+        and cell.replace("±", r"$\pm$") in to_latex(summary)
     )
-    (learned,) = [row for row in figures.plane(summary, [("posterior", "")]).rows if "method_3" in row[0]]
+    (learned,) = [
+        row for row in figures.plane(summary, [("posterior", "")]).rows if "method_3" in row[0]
+    ]
     assert learned[-1] == 4 and learned[3] == pytest.approx(
-        np.mean([summary["runs"][i]["results"][1]["metrics"]["forgetting"] for i in (3, 13, 23, 33)])
+        np.mean(
+            [summary["runs"][i]["results"][1]["metrics"]["forgetting"] for i in (3, 13, 23, 33)]
+        )
     )
 
 
@@ -444,7 +536,9 @@ def test_a_report_takes_seconds(forty, tmp_path, count):
 def test_three_hundred_tasks(tmp_path):
     names = [f"task-{i}" for i in range(300)]
     matrix = np.where(np.tril(np.ones((300, 300))), 0.5, None).tolist()
-    summary = report([make_run(tmp_path / "run", rows(matrix, names), tasks=names)], tmp_path / "report.html")
+    summary = report(
+        [make_run(tmp_path / "run", rows(matrix, names), tasks=names)], tmp_path / "report.html"
+    )
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert len(page) < 3e6 and "task-299" in page and "data:image/png;base64," in page
     (result,) = summary["runs"][0]["results"]
@@ -454,8 +548,15 @@ def test_three_hundred_tasks(tmp_path):
 def test_latex(tmp_path):
     run = make_run(tmp_path / "run", rows(R, "ab"), recipe={"name": "50 % of a_b & {c} \\d ~^#$"})
     text = to_latex(summarise([run]))
-    assert r"50 \% of a\_b \& \{c\} \textbackslash{}d \textasciitilde{}\textasciicircum{}\#\$ & sum" in text
-    assert text.count(r"\\") == 2 and "60.0 & 75.0 & $-$40.0 & 40.0" in text and r"\begin{tabular}{lllrrrr}" in text
+    assert (
+        r"50 \% of a\_b \& \{c\} \textbackslash{}d \textasciitilde{}\textasciicircum{}\#\$ & sum"
+        in text
+    )
+    assert (
+        text.count(r"\\") == 2
+        and "60.0 & 75.0 & $-$40.0 & 40.0" in text
+        and r"\begin{tabular}{lllrrrr}" in text
+    )
 
 
 # -- what can be wrong
@@ -515,15 +616,21 @@ from perdure.report.summary import summarise
 print(summarise([{str(run)!r}])["runs"][0]["status"])
 """
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout.strip() == "Running now: 1 task is finished, and task b is at step 2.", done.stderr
+    assert done.stdout.strip() == "Running now: 1 task is finished, and task b is at step 2.", (
+        done.stderr
+    )
 
 
 def test_a_task_whose_folder_is_gone_is_named(tmp_path):
     run = make_run(tmp_path / "run", rows(R, "ab"))
     (run / "tasks" / "01-b" / "manifest.json").unlink()
     (found,) = summarise([run])["runs"]
-    assert found["problems"] == [f"`{run / 'tasks'}` has no whole folder of task `b`, which was learned."]
-    assert found["results"][0]["matrix"] == R and found["tasks"][1]["bytes"] is None  # its scores are there
+    assert found["problems"] == [
+        f"`{run / 'tasks'}` has no whole folder of task `b`, which was learned."
+    ]
+    assert (
+        found["results"][0]["matrix"] == R and found["tasks"][1]["bytes"] is None
+    )  # its scores are there
 
 
 def test_values_that_nobody_should_write(tmp_path):
@@ -532,7 +639,10 @@ def test_values_that_nobody_should_write(tmp_path):
     recipe = {"name": "a\x1b[31mred\u202eback", "odd": float("inf")}
     run = make_run(tmp_path / "run", rows(R, "ab"), recipe=recipe, events=events)
     summary = summarise([run])
-    assert json.loads(FORMATS["json"](summary)) == summary and summary["runs"][0]["title"] == r"a\x1b[31mred\u202eback"
+    assert (
+        json.loads(FORMATS["json"](summary)) == summary
+        and summary["runs"][0]["title"] == r"a\x1b[31mred\u202eback"
+    )
     for text in (to_html(summary), to_markdown(summary), to_latex(summary)):
         assert "\x1b" not in text and "\u202e" not in text
 

@@ -8,7 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perdure import LowRank, TaskVector, names, registry
-from perdure.checks.rule import CHECKS, Case, RuleUnderTest, covariances, factors_and_full_tensors_give_the_same
+from perdure.checks.rule import (
+    CHECKS,
+    Case,
+    RuleUnderTest,
+    covariances,
+    factors_and_full_tensors_give_the_same,
+)
 from perdure.errors import InputError
 from perdure.merging.rule import nature_of
 from perdure.vectors.task_vector import Deferred
@@ -31,8 +37,20 @@ WHOLE = {
 # At its usual settings slerp does not show that the order matters.
 ORDERED = {"slerp": {"t": 0.25}}
 NEUTRAL = {"sum", "ties", "della", "magmax", "breadcrumbs", "knots", "tsv", "iso"}
-NEUTRAL_WITH = {"dare": {"then": "sum"}, "task_arithmetic": {"scale": 0.3}, "della": {"then": "sum"}}
-LAZY = {"dare": {}, "della": {}, "magmax": {}, "breadcrumbs": {}, "ties": {"per": "layer"}, "tsv": {}, "iso": {}}
+NEUTRAL_WITH = {
+    "dare": {"then": "sum"},
+    "task_arithmetic": {"scale": 0.3},
+    "della": {"then": "sum"},
+}
+LAZY = {
+    "dare": {},
+    "della": {},
+    "magmax": {},
+    "breadcrumbs": {},
+    "ties": {"per": "layer"},
+    "tsv": {},
+    "iso": {},
+}
 OTHERS = [  # settings whose result must not depend on the kind of the entries either
     ("ties", {"how": "sum", "per": "layer"}),
     ("dare", {"then": "ties"}),
@@ -46,7 +64,9 @@ OTHERS = [  # settings whose result must not depend on the kind of the entries e
     ("slerp", {"per": "model", "t": 0.3}),
 ]
 few = settings(max_examples=4, deadline=None, derandomize=True)
-sizes = st.fixed_dictionaries({"out": st.integers(2, 6), "width": st.integers(2, 6), "rank": st.integers(1, 3)})
+sizes = st.fixed_dictionaries(
+    {"out": st.integers(2, 6), "width": st.integers(2, 6), "rank": st.integers(1, 3)}
+)
 
 
 def subject(name: str, **options) -> RuleUnderTest:
@@ -64,7 +84,11 @@ def made(name: str, *, dtype=torch.float32, **sizes) -> dict[str, TaskVector]:
 
 
 def cast(entry, dtype):
-    return LowRank(entry.B.to(dtype), entry.A.to(dtype)) if isinstance(entry, LowRank) else entry.to(dtype)
+    return (
+        LowRank(entry.B.to(dtype), entry.A.to(dtype))
+        if isinstance(entry, LowRank)
+        else entry.to(dtype)
+    )
 
 
 def assert_same(one: list[TaskVector], two: list[TaskVector], **tolerance):
@@ -94,7 +118,11 @@ def test_which_rules_take_factors_alone():
             subject(name).combine(full)
         except InputError:
             refusing.add(name)
-    assert refusing == {name for name, nature in NATURES.items() if nature.low_rank} == FACTORS | MIXTURES
+    assert (
+        refusing
+        == {name for name, nature in NATURES.items() if nature.low_rank}
+        == FACTORS | MIXTURES
+    )
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -106,7 +134,9 @@ def test_the_result_of_lora_is_kept_in_factors_where_that_is_exact(name):
 
 def test_every_rule_declares_what_it_is():
     assert all(nature and nature.state for nature in NATURES.values())
-    assert {name for name, nature in NATURES.items() if nature.order == "routed"} == MIXTURES | {"oracle"}
+    assert {name for name, nature in NATURES.items() if nature.order == "routed"} == MIXTURES | {
+        "oracle"
+    }
 
 
 @pytest.mark.parametrize("name", sorted(set(RULES) - {"iso"}))
@@ -130,8 +160,13 @@ def test_what_a_rule_says_of_itself_is_so(name):
     declared = nature_of(registry.find("rule", name))
     assert declared and declared.state
     vectors, options = made(name, dtype=torch.float64), ORDERED.get(name, {})
-    one, two = apply(name, vectors, **options), apply(name, dict(reversed(vectors.items())), **options)
-    same = len(one) == len(two) == 1 and torch.allclose(one[0].dense("w"), two[0].dense("w"), atol=1e-6)
+    one, two = (
+        apply(name, vectors, **options),
+        apply(name, dict(reversed(vectors.items())), **options),
+    )
+    same = len(one) == len(two) == 1 and torch.allclose(
+        one[0].dense("w"), two[0].dense("w"), atol=1e-6
+    )
     assert (declared.order == "order-free") == same
 
 
@@ -139,8 +174,13 @@ def test_what_a_rule_says_of_itself_is_so(name):
 @given(size=sizes, seed=st.integers(0, 9))
 @few
 def test_zeros_are_neutral(name, size, seed):
-    vectors = {t: TaskVector({"w": v["w"]}) for t, v in made(name, **size, seed=seed, dtype=torch.float64).items()}
-    options = NEUTRAL_WITH.get(name, {}) | ({"rank": 1} if name == "tsv" else {})  # the usual rank is that of n tasks
+    vectors = {
+        t: TaskVector({"w": v["w"]})
+        for t, v in made(name, **size, seed=seed, dtype=torch.float64).items()
+    }
+    options = NEUTRAL_WITH.get(name, {}) | (
+        {"rank": 1} if name == "tsv" else {}
+    )  # the usual rank is that of n tasks
     zero = TaskVector({"w": 0.0 * vectors["a"]["w"]})
     assert_same(apply(name, vectors | {"zero": zero}, **options), apply(name, vectors, **options))
 
@@ -241,7 +281,9 @@ def test_adding_and_taking_away_again_leaves_the_same(size, seed):
     for a, b in [("a", "b"), ("b", "c"), ("c", "a")]:
         there_and_back = vectors[a] + vectors[b] - vectors[b]
         for name in vectors[a].entries:
-            torch.testing.assert_close(there_and_back.dense(name), vectors[a].dense(name), atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(
+                there_and_back.dense(name), vectors[a].dense(name), atol=1e-5, rtol=1e-5
+            )
 
 
 def test_each_by_hand():
@@ -255,11 +297,19 @@ def test_each_by_hand():
     assert registry.find("rule", "oracle")(both)["a"] is a
 
 
-@given(common=st.floats(0.01, 1.0), tasks=st.integers(1, 4), size=st.integers(2, 6), seed=st.integers(0, 9))
+@given(
+    common=st.floats(0.01, 1.0),
+    tasks=st.integers(1, 4),
+    size=st.integers(2, 6),
+    seed=st.integers(0, 9),
+)
 @settings(max_examples=20, deadline=None, derandomize=True)
 def test_all_singular_values_of_iso_are_equal_whatever_is_common(common, tasks, size, seed):
     torch.manual_seed(seed)
-    vectors = {str(t): TaskVector({"w": torch.randn(size, size, dtype=torch.float64)}) for t in range(tasks)}
+    vectors = {
+        str(t): TaskVector({"w": torch.randn(size, size, dtype=torch.float64)})
+        for t in range(tasks)
+    }
     (merged,) = apply("iso", vectors, mode="cts", common=common)
     S = torch.linalg.svdvals(merged.dense("w"))
     torch.testing.assert_close(S, S.mean().expand(size), rtol=1e-6, atol=0)

@@ -23,7 +23,9 @@ def random(shape, n=3, seed=0, rank=None):
     g = np.random.default_rng(seed)
     if rank is None:
         return [g.standard_normal(shape) for _ in range(n)]
-    return [g.standard_normal((shape[0], rank)) @ g.standard_normal((rank, shape[1])) for _ in range(n)]
+    return [
+        g.standard_normal((shape[0], rank)) @ g.standard_normal((rank, shape[1])) for _ in range(n)
+    ]
 
 
 def vectors(*layers, names=("w", "u", "b")):
@@ -41,11 +43,18 @@ def close(merged, name, expected, tolerance=1e-9):
 # --- sparse.py -------------------------------------------------------------------------------------------------------
 
 
-@given(seed=st.integers(0, 99), n=st.integers(1, 300), dtype=st.sampled_from([np.float32, np.float64]), data=st.data())
+@given(
+    seed=st.integers(0, 99),
+    n=st.integers(1, 300),
+    dtype=st.sampled_from([np.float32, np.float64]),
+    data=st.data(),
+)
 @settings(max_examples=40, deadline=None, derandomize=True)
 def test_the_threshold_is_the_kth_greatest_magnitude(seed, n, dtype, data):
     g = np.random.default_rng(seed)
-    x = (g.standard_normal(n) * 10.0 ** g.integers(-42, 30, n)).astype(dtype)  # single precision: denormals too
+    x = (g.standard_normal(n) * 10.0 ** g.integers(-42, 30, n)).astype(
+        dtype
+    )  # single precision: denormals too
     x[g.random(n) < 0.2] = 0
     x[g.random(n) < 0.2] = x[0]
     k = data.draw(st.integers(1, n))
@@ -59,7 +68,15 @@ def test_random_numbers_depend_on_what_they_are_for_alone():
         return torch.rand(4, generator=sparse.generator(*about)).tolist()
 
     assert draw(0, "a", "w") == draw(0, "a", "w")
-    assert len({tuple(draw(*about)) for about in [(0, "a", "w"), (1, "a", "w"), (0, "b", "w"), (0, "aw", "")]}) == 4
+    assert (
+        len(
+            {
+                tuple(draw(*about))
+                for about in [(0, "a", "w"), (1, "a", "w"), (0, "b", "w"), (0, "aw", "")]
+            }
+        )
+        == 4
+    )
 
 
 # --- averages, MagMax, Breadcrumbs -----------------------------------------------------------------------------------
@@ -80,7 +97,9 @@ def test_magmax():
 
 
 def test_magmax_takes_the_later_of_equals():
-    merged = rule("magmax")(vectors([np.array([2.0, -1.0]), np.array([-2.0, 1.0]), np.array([1.0, 1.0])]), scale=1.0)
+    merged = rule("magmax")(
+        vectors([np.array([2.0, -1.0]), np.array([-2.0, 1.0]), np.array([1.0, 1.0])]), scale=1.0
+    )
     assert merged.dense("w").tolist() == [-2.0, 1.0]
 
 
@@ -90,7 +109,9 @@ def test_breadcrumbs_are_between_two_quantiles_of_each_layer():
     for name, layer in (("w", w), ("u", u)):
         expected = 0
         for change in layer:
-            low, high = np.sort(np.abs(change).ravel())[[round(0.5 * change.size), round(0.9 * change.size) - 1]]
+            low, high = np.sort(np.abs(change).ravel())[
+                [round(0.5 * change.size), round(0.9 * change.size) - 1]
+            ]
             expected = expected + change * ((np.abs(change) >= low) & (np.abs(change) <= high))
         close(merged, name, 0.7 * expected)
 
@@ -111,11 +132,18 @@ def ties(taus, density, how):
     return total if how == "sum" else total / np.maximum(np.sum(agree, 0), 1)
 
 
-@given(seed=st.integers(0, 999), density=st.sampled_from([0.05, 0.2, 0.5, 1.0]), how=st.sampled_from(["mean", "sum"]))
+@given(
+    seed=st.integers(0, 999),
+    density=st.sampled_from([0.05, 0.2, 0.5, 1.0]),
+    how=st.sampled_from(["mean", "sum"]),
+)
 @settings(max_examples=30, deadline=None, derandomize=True)
 def test_ties_over_the_model_and_per_layer(seed, density, how):
     g = np.random.default_rng(seed)
-    w, u, b = ([g.integers(-3, 4, shape).astype(float) for _ in range(3)] for shape in [(4, 5), (3, 4), (7,)])
+    w, u, b = (
+        [g.integers(-3, 4, shape).astype(float) for _ in range(3)]
+        for shape in [(4, 5), (3, 4), (7,)]
+    )
     flat = [np.concatenate([x.ravel() for x in one]) for one in zip(w, u, b, strict=True)]
     merged = rule("ties")(vectors(w, u, b), density=density, how=how, scale=0.5)
     parts = np.split(0.5 * ties(flat, density, how), [20, 32])
@@ -130,7 +158,9 @@ def test_where_signs_cancel_the_majority_of_the_whole_model_decides():
     w = [np.array([[1.0, -1.0]]), np.array([[-1.0, -1.0]])]
     u = [np.array([5.0, 5.0, 5.0]), np.array([5.0, 5.0, 5.0])]
     assert rule("ties")(vectors(w, u), density=1.0).dense("w").tolist() == [[1.0, -1.0]]
-    assert rule("ties")(vectors(w, u), density=1.0, per="layer").dense("w").tolist() == [[-1.0, -1.0]]
+    assert rule("ties")(vectors(w, u), density=1.0, per="layer").dense("w").tolist() == [
+        [-1.0, -1.0]
+    ]
     assert rule("ties")(vectors(w), density=1.0).dense("w").tolist() == [[-1.0, -1.0]]
     neither = rule("ties")(vectors([np.array([1.0]), np.array([-1.0])]), density=1.0)
     assert neither.dense("w").tolist() == [0.0]
@@ -158,8 +188,16 @@ def test_continual_ties(mode):
 
 def test_the_reference_of_continual_ties_counts_twice():
     same = vectors([np.array([1.0])] * 4)
-    grown = rule("continual_ties")(same, mode="reference", how="mean", density=1.0, scale=0.5).dense("w").item()
-    folded = rule("continual_ties")(same, mode="fold", how="mean", density=1.0, scale=0.5).dense("w").item()
+    grown = (
+        rule("continual_ties")(same, mode="reference", how="mean", density=1.0, scale=0.5)
+        .dense("w")
+        .item()
+    )
+    folded = (
+        rule("continual_ties")(same, mode="fold", how="mean", density=1.0, scale=0.5)
+        .dense("w")
+        .item()
+    )
     assert folded == 0.5 and grown > 2 * folded
 
 
@@ -185,7 +223,9 @@ def test_dare_is_pefts_with_the_same_entries_dropped(then, theirs, monkeypatch):
         "random_pruning",
         lambda tensor, density, rescale: tensor * _mask(next(tasks), tensor, density) / density,
     )
-    expected = getattr(merge_utils, theirs)([v.dense("w") for v in given.values()], torch.ones(3), 0.4)
+    expected = getattr(merge_utils, theirs)(
+        [v.dense("w") for v in given.values()], torch.ones(3), 0.4
+    )
     close(rule("dare")(given, p=0.6, then=then, seed=3), "w", expected.numpy())
 
 
@@ -196,7 +236,9 @@ def _mask(task, tensor, density):
 
 
 def test_dare_drops_the_share_and_rescales():
-    merged = rule("dare")({"a": TaskVector({"w": torch.full((200, 200), 3.0)})}, p=0.9, scale=2.0).dense("w")
+    merged = rule("dare")(
+        {"a": TaskVector({"w": torch.full((200, 200), 3.0)})}, p=0.9, scale=2.0
+    ).dense("w")
     torch.testing.assert_close(merged.unique(), torch.tensor([0.0, 60.0]))
     assert abs((merged != 0).float().mean() - 0.1) < 0.005
 
@@ -208,7 +250,10 @@ def test_what_is_dropped_depends_on_seed_task_and_layer_alone(name):
     rest = {t: v for t, v in given.items() if t != "b"}
     whole, without, alone = (rule(name)(v, then="sum", seed=5) for v in (given, rest, one))
     close(whole - without, "w", alone.dense("w").numpy(), 1e-6)
-    kept = [rule(name)(one, then="sum", seed=seed, p=0.5).dense(k) != 0 for seed, k in [(5, "w"), (5, "u"), (6, "w")]]
+    kept = [
+        rule(name)(one, then="sum", seed=seed, p=0.5).dense(k) != 0
+        for seed, k in [(5, "w"), (5, "u"), (6, "w")]
+    ]
     assert not torch.equal(kept[0], kept[1]) and not torch.equal(kept[0], kept[2])
     # and is the same in single precision
     single = {"b": TaskVector({"w": given["b"]["w"].float()})}
@@ -233,7 +278,9 @@ def test_della_keeps_by_rank_in_the_row():
         torch.testing.assert_close((rows != 0).double().mean(0), probability, atol=0.05, rtol=0)
         rescaled = (factor * row / probability).expand_as(rows)
         torch.testing.assert_close(torch.where(rows != 0, rows, rescaled), rescaled)
-    single = rule("della")({"a": TaskVector({"w": torch.ones(2000, 1)})}, p=0.4, epsilon=0.2, then="sum").dense("w")
+    single = rule("della")(
+        {"a": TaskVector({"w": torch.ones(2000, 1)})}, p=0.4, epsilon=0.2, then="sum"
+    ).dense("w")
     assert abs((single != 0).float().mean() - 0.6) < 0.05  # a row of one entry has no ranks
     assert len(rule("della")({"a": TaskVector({"w": row})}).dense("w")) == 5
 
@@ -241,7 +288,11 @@ def test_della_keeps_by_rank_in_the_row():
 def test_della_elects_and_fuses():
     w = random((5, 4))
     left = [rule("della")({t: v}, then="sum").dense("w").numpy() for t, v in vectors(w).items()]
-    close(rule("della")(vectors(w), scale=1.1), "w", 1.1 * ties([x.ravel() for x in left], 1.0, "mean").reshape(5, 4))
+    close(
+        rule("della")(vectors(w), scale=1.1),
+        "w",
+        1.1 * ties([x.ravel() for x in left], 1.0, "mean").reshape(5, 4),
+    )
 
 
 # --- slerp -----------------------------------------------------------------------------------------------------------
@@ -277,7 +328,11 @@ def test_slerp_of_nearly_parallel_layers_is_linear(angle):
 def test_slerp_of_parallel_or_missing_layers_is_linear():
     one = np.array([[1.0, 2.0]])
     close(rule("slerp")(vectors([one, 3 * one]), t=0.25), "w", 1.5 * one)
-    close(rule("slerp")({"a": TaskVector({"w": torch.tensor(one)}), "b": TaskVector({})}, t=0.25), "w", 0.75 * one)
+    close(
+        rule("slerp")({"a": TaskVector({"w": torch.tensor(one)}), "b": TaskVector({})}, t=0.25),
+        "w",
+        0.75 * one,
+    )
 
 
 # --- KnOTS, TSV, Iso, RegMean ----------------------------------------------------------------------------------------
@@ -319,8 +374,12 @@ def polar(columns):
 def test_tsv(shape, rank):
     w, b = random(shape, 3, 0, rank), random((4,), 3, 1)
     k = min(shape) // 3
-    Us, Ss, Vhs = zip(*((U[:, :k], S[:k], Vh[:k]) for U, S, Vh in map(np.linalg.svd, w)), strict=True)
-    expected = polar(np.concatenate(Us, 1)) @ np.diag(np.concatenate(Ss)) @ polar(np.concatenate(Vhs).T).T
+    Us, Ss, Vhs = zip(
+        *((U[:, :k], S[:k], Vh[:k]) for U, S, Vh in map(np.linalg.svd, w)), strict=True
+    )
+    expected = (
+        polar(np.concatenate(Us, 1)) @ np.diag(np.concatenate(Ss)) @ polar(np.concatenate(Vhs).T).T
+    )
     merged = rule("tsv")(vectors(w, b), scale=1.3)
     close(merged, "w", 1.3 * expected)
     close(merged, "u", np.mean(b, 0))
@@ -328,8 +387,12 @@ def test_tsv(shape, rank):
 
 def test_tsv_takes_no_singular_vectors_of_zero_and_as_many_as_asked():
     w = random((8, 8), 2, 0, 1)
-    Us, Ss, Vhs = zip(*((U[:, :1], S[:1], Vh[:1]) for U, S, Vh in map(np.linalg.svd, w)), strict=True)
-    expected = polar(np.concatenate(Us, 1)) @ np.diag(np.concatenate(Ss)) @ polar(np.concatenate(Vhs).T).T
+    Us, Ss, Vhs = zip(
+        *((U[:, :1], S[:1], Vh[:1]) for U, S, Vh in map(np.linalg.svd, w)), strict=True
+    )
+    expected = (
+        polar(np.concatenate(Us, 1)) @ np.diag(np.concatenate(Ss)) @ polar(np.concatenate(Vhs).T).T
+    )
     for rank in (0, 1, 4):
         close(rule("tsv")(vectors(w), rank=rank), "w", expected)
     twice = rule("tsv")(vectors([w[0], w[0]]))  # vectors that depend on each other
@@ -346,7 +409,9 @@ def test_iso_c(rank):
     close(merged, "u", np.mean(b, 0))
 
 
-@pytest.mark.parametrize(("shape", "common"), [((10, 12), 0.5), ((12, 10), 0.8), ((9, 9), 0.4), ((10, 10), 1.0)])
+@pytest.mark.parametrize(
+    ("shape", "common"), [((10, 12), 0.5), ((12, 10), 0.8), ((9, 9), 0.4), ((10, 10), 1.0)]
+)
 def test_iso_cts(shape, common):
     w = random(shape, 3)
     U, S, Vh = np.linalg.svd(np.sum(w, 0), full_matrices=False)
@@ -365,7 +430,9 @@ def test_iso_cts_of_lora_has_equal_singular_values_and_no_directions_of_rounding
     torch.manual_seed(0)
     one = LowRank(torch.randn(20, 4), torch.randn(4, 30))  # in single precision
     given = {"a": one, "b": 3.0 * one.truncate(1)}  # outside of the common directions b is rounding
-    merged = rule("iso")({t: TaskVector({"w": w}) for t, w in given.items()}, mode="cts", common=0.5)
+    merged = rule("iso")(
+        {t: TaskVector({"w": w}) for t, w in given.items()}, mode="cts", common=0.5
+    )
     values = torch.linalg.svdvals(merged.dense("w"))
     torch.testing.assert_close(values[:3], values[:1].expand(3), rtol=1e-4, atol=1e-4)
     assert values[3] < 1e-4 * values[0]
@@ -376,7 +443,10 @@ def test_iso_cts_of_lora_has_equal_singular_values_and_no_directions_of_rounding
 
 def covariances(n=3, width=4, seed=5):
     g = np.random.default_rng(seed)
-    return [x.T @ x / len(x) for x in (g.standard_normal((9, width)) @ np.diag([3, 1, 1, 0.1]) for _ in range(n))]
+    return [
+        x.T @ x / len(x)
+        for x in (g.standard_normal((9, width)) @ np.diag([3, 1, 1, 0.1]) for _ in range(n))
+    ]
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.7, 1.0])
@@ -398,7 +468,9 @@ def test_regmean_is_the_least_squares_solution_for_models_and_for_task_vectors()
     solution = np.linalg.lstsq(np.concatenate(x), outputs, rcond=None)[0].T
     close(rule("regmean")(vectors(w), inputs, alpha=1.0), "w", solution)
     base = random((5, 4), 1, 9)[0]
-    whole = rule("regmean")(vectors([base + tau for tau in w]), inputs, alpha=1.0).dense("w").numpy()
+    whole = (
+        rule("regmean")(vectors([base + tau for tau in w]), inputs, alpha=1.0).dense("w").numpy()
+    )
     np.testing.assert_allclose(whole - base, solution, rtol=1e-9, atol=1e-9)
 
 
@@ -455,7 +527,9 @@ def test_opcm_adds_to_lora_only_what_is_orthogonal(alpha, block):
     given = {
         t: TaskVector(
             {
-                "w": LowRank(torch.randn(9, 2, dtype=torch.float64), torch.randn(2, 8, dtype=torch.float64)),
+                "w": LowRank(
+                    torch.randn(9, 2, dtype=torch.float64), torch.randn(2, 8, dtype=torch.float64)
+                ),
                 "b": torch.randn(3, dtype=torch.float64),
             }
         )
@@ -474,7 +548,10 @@ def test_opcm_adds_to_lora_only_what_is_orthogonal(alpha, block):
         assert added.norm() > 0.1 * new.dense("w").norm()
         assert after.norm() == pytest.approx(sum(v.norm() for v in some.values()) / n)
         assert after["w"].rank <= 2 * n
-        U, S, Vh = (x[..., : 2 * (n - 1)] if i < 2 else x[: 2 * (n - 1)] for i, x in enumerate(torch.linalg.svd(A)))
+        U, S, Vh = (
+            x[..., : 2 * (n - 1)] if i < 2 else x[: 2 * (n - 1)]
+            for i, x in enumerate(torch.linalg.svd(A))
+        )
         P = U.T @ new.dense("w") @ Vh.T
         expected = new.dense("w") - U @ P.diag().diag() @ Vh
         if alpha == 0.0:  # then nothing but the diagonal is removed, along the numerical rank alone
@@ -492,7 +569,9 @@ def test_opcm_of_nothing_and_of_what_cancels():
     assert rule("opcm")({"a": zero, "b": zero}).norm() == 0.0
     one = TaskVector({"b": torch.ones(2)})
     assert rule("opcm")({"a": one, "b": one * -1.0}).norm() == 0.0
-    close(rule("opcm")({"a": zero, "b": TaskVector({"w": torch.eye(2)})}), "w", np.eye(2) / 2)  # the mean norm
+    close(
+        rule("opcm")({"a": zero, "b": TaskVector({"w": torch.eye(2)})}), "w", np.eye(2) / 2
+    )  # the mean norm
 
 
 def test_opcm_makes_deferred_entries_once():
@@ -530,7 +609,11 @@ def mergekit(*, consensus=None, sparsification=None, **parameters):
     def merge(changes):
         n = range(1, len(changes) + 1)
         tensors = [torch.zeros(changes[0].shape, dtype=torch.float64), *map(torch.tensor, changes)]
-        given = {k: dict.fromkeys(n, v) for k, v in parameters.items() if k in ("density", "gamma", "epsilon")}
+        given = {
+            k: dict.fromkeys(n, v)
+            for k, v in parameters.items()
+            if k in ("density", "gamma", "epsilon")
+        }
         return gta.GeneralizedTaskArithmeticMerge(
             consensus_method=consensus and gta.ConsensusMethod(consensus),
             sparsification_method=sparsification and gta.SparsificationMethod(sparsification),
@@ -555,8 +638,12 @@ def mergekit(*, consensus=None, sparsification=None, **parameters):
 @pytest.mark.parametrize(("how", "normalize"), [("mean", True), ("sum", False)])
 def test_ties_per_layer_is_mergekits(how, normalize):
     w = random((6, 5))
-    theirs = mergekit(consensus="sum", sparsification="magnitude", density=0.3, normalize=normalize, scale=0.7)(w)
-    close(rule("ties")(vectors(w), density=0.3, how=how, scale=0.7, per="layer"), "w", theirs.numpy())
+    theirs = mergekit(
+        consensus="sum", sparsification="magnitude", density=0.3, normalize=normalize, scale=0.7
+    )(w)
+    close(
+        rule("ties")(vectors(w), density=0.3, how=how, scale=0.7, per="layer"), "w", theirs.numpy()
+    )
 
 
 def test_breadcrumbs_are_mergekits():
@@ -576,7 +663,9 @@ def test_della_keeps_with_the_probabilities_of_mergekit(monkeypatch):
     monkeypatch.setattr(torch, "bernoulli", bernoulli)
     w = random((5, 6), 1)[0]
     theirs([w])
-    torch.testing.assert_close(1 - 0.4 + 0.2 * sparse.standing(torch.tensor(w)), seen[0].double(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        1 - 0.4 + 0.2 * sparse.standing(torch.tensor(w)), seen[0].double(), rtol=0, atol=1e-6
+    )
 
 
 def test_slerp_is_mergekits():

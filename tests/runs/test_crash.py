@@ -133,7 +133,9 @@ MOMENTUM = str(Path(__file__).parents[1] / "momentum.py")
 """A method with an optimizer of its own."""
 
 
-@pytest.mark.parametrize("name", ["isolated", "sequential", "inflora", "ewc", "si", "replay", MOMENTUM], ids=short)
+@pytest.mark.parametrize(
+    "name", ["isolated", "sequential", "inflora", "ewc", "si", "replay", MOMENTUM], ids=short
+)
 def test_kill_9_at_many_moments(name, tmp_path):
     kills = (
         KILLS // 4 if name in ("si", "replay", MOMENTUM) else KILLS

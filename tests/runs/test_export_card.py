@@ -20,13 +20,17 @@ from perdure.runs.export_card import Exported, card
 @pytest.fixture(scope="module")
 def run(pico, tmp_path_factory) -> Run:
     folder = tmp_path_factory.mktemp("export")
-    return make(folder, "run", recipe(folder, ["fruit", "colour"], pico("bert"), training={"epochs": 4}))
+    return make(
+        folder, "run", recipe(folder, ["fruit", "colour"], pico("bert"), training={"epochs": 4})
+    )
 
 
 def average(run: Run, task_id: str, rule: str) -> str:
     """The average after the last task, from the file itself."""
     with (run.folder / "scores.csv").open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if (row["task_id"], row["rule"]) == (task_id, rule)]
+        rows = [
+            row for row in csv.DictReader(file) if (row["task_id"], row["rule"]) == (task_id, rule)
+        ]
     values = [float(row["value"]) for row in rows if row["step"] == "2"]
     assert len(values) == 2
     return f"{50 * sum(values):.1f} %"
@@ -36,8 +40,13 @@ def test_export_says_what_it_loses(run, tmp_path, perdure):  # noqa: F811
     status, out, err = perdure("export", run.folder, "-o", tmp_path / "out")
     text = " ".join(out.split())
     assert (status, err) == (0, "") and out.endswith(f"{tmp_path / 'out'}\n")
-    with_posterior, without = (average(run, way, "task_arithmetic") for way in ("posterior", "concatenated"))
-    assert f"2 tasks: {with_posterior} as `perdure predict` answers, {without} as this folder does." in text
+    with_posterior, without = (
+        average(run, way, "task_arithmetic") for way in ("posterior", "concatenated")
+    )
+    assert (
+        f"2 tasks: {with_posterior} as `perdure predict` answers, {without} as this folder does."
+        in text
+    )
     assert "no task posterior" in text
     page = (tmp_path / "out" / "README.md").read_text()
     assert with_posterior in page and without in page and "no task posterior" in page
@@ -45,11 +54,26 @@ def test_export_says_what_it_loses(run, tmp_path, perdure):  # noqa: F811
 
 def test_another_rule_has_its_own_numbers_or_none(run, tmp_path, perdure):  # noqa: F811
     out = perdure("export", run.folder, "--rule", "sum", "-o", tmp_path / "a")[1]
-    assert "was not measured with the rule `sum`; `perdure evaluate` measures" in out and "%" not in out
+    assert (
+        "was not measured with the rule `sum`; `perdure evaluate` measures" in out
+        and "%" not in out
+    )
     assert perdure("merge", run.folder, "--rule", "sum", "--quiet", "-o", tmp_path / "b")[0] == 0
     assert average(run, "concatenated", "sum") in (tmp_path / "b" / "README.md").read_text()
     scale = ("--set", "scale=search")
-    assert perdure("merge", run.folder, "--rule", "task_arithmetic", *scale, "--quiet", "-o", tmp_path / "c")[0] == 0
+    assert (
+        perdure(
+            "merge",
+            run.folder,
+            "--rule",
+            "task_arithmetic",
+            *scale,
+            "--quiet",
+            "-o",
+            tmp_path / "c",
+        )[0]
+        == 0
+    )
     searched = (tmp_path / "c" / "README.md").read_text()
     assert average(run, "posterior", "task_arithmetic(scale=search)") in searched
 
@@ -57,7 +81,11 @@ def test_another_rule_has_its_own_numbers_or_none(run, tmp_path, perdure):  # no
 def test_no_average_over_fewer_tasks(run):
     label = run.combined()["label"]
     assert set(run.accuracies(label)) == {"given", "posterior", "concatenated"}
-    rows = [row for row in run.scores() if not (row["task"] == "fruit" and row["task_id"] == "posterior")]
+    rows = [
+        row
+        for row in run.scores()
+        if not (row["task"] == "fruit" and row["task_id"] == "posterior")
+    ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(layout, "scores", lambda folder: rows)
         assert set(run.accuracies(label)) == {"given", "concatenated"}
@@ -67,7 +95,9 @@ def test_no_average_over_fewer_tasks(run):
 @pytest.mark.parametrize("pooling", ["stock", "mean"])
 def test_the_card_shows_code_that_answers(pooling, pico, tmp_path, monkeypatch):
     backbone = {"model": str(pico("bert")), "pooling": pooling, "max_length": 8}
-    values = recipe(tmp_path, ["fruit", "colour"], pico("bert"), method="ncm") | {"backbone": backbone}
+    values = recipe(tmp_path, ["fruit", "colour"], pico("bert"), method="ncm") | {
+        "backbone": backbone
+    }
     run = make(tmp_path, "run", values)
     Model(run).export(tmp_path / "checkpoint")
     page = (tmp_path / "checkpoint" / "README.md").read_text()
@@ -78,7 +108,9 @@ def test_the_card_shows_code_that_answers(pooling, pico, tmp_path, monkeypatch):
     logits = expected(run)
     assert logits in out.getvalue()
     front = yaml.safe_load(page.split("---")[1])
-    assert front["library_name"] == ("transformers" if pooling == "stock" else "sentence-transformers")
+    assert front["library_name"] == (
+        "transformers" if pooling == "stock" else "sentence-transformers"
+    )
     assert str(pico("bert").parent) not in page
 
 
@@ -109,14 +141,25 @@ def test_names_are_no_markup(tmp_path):
 
 def test_one_task_loses_nothing():
     one = Exported(
-        name="a", base="b", kind="text", stock=True, method="ncm", rule="last", tasks={"t": ("x", "y")}, accuracy={}
+        name="a",
+        base="b",
+        kind="text",
+        stock=True,
+        method="ncm",
+        rule="last",
+        tasks={"t": ("x", "y")},
+        accuracy={},
     )
     assert one.sentences() == [] and "posterior" not in card(one)
 
 
 def test_an_export_is_readable_as_the_umask_says(run, tmp_path):
     Model(run).export(tmp_path / "out")
-    modes = {path.name: path.stat().st_mode & 0o777 for path in Path(tmp_path / "out").rglob("*") if path.is_file()}
+    modes = {
+        path.name: path.stat().st_mode & 0o777
+        for path in Path(tmp_path / "out").rglob("*")
+        if path.is_file()
+    }
     assert set(modes.values()) == {0o666 & ~umask()}, modes
 
 

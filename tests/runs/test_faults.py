@@ -19,7 +19,19 @@ import pytest
 import torch
 from faults import Faults, watching
 
-from perdure import Backbone, Evaluation, Model, PerdureError, Recipe, Rule, Run, Training, forget, run, verify
+from perdure import (
+    Backbone,
+    Evaluation,
+    Model,
+    PerdureError,
+    Recipe,
+    Rule,
+    Run,
+    Training,
+    forget,
+    run,
+    verify,
+)
 from perdure.evaluation.measure import measure
 from perdure.learning.snapshot import Snapshot
 from perdure.methods.isolated import Isolated
@@ -35,15 +47,28 @@ from perdure.storage.tensors import TensorFile
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 SOAK = bool(os.environ.get("PERDURE_SOAK"))
 FEW = Training(epochs=1, batch_size=16, learning_rate=0.01, checkpoint_steps=1)
-ROWS = [{"step": 2, "task": "fruit", "scenario": "task", "task_id": "given", "rule": "x", "metric": "m", "value": 0.5}]
+ROWS = [
+    {
+        "step": 2,
+        "task": "fruit",
+        "scenario": "task",
+        "task_id": "given",
+        "rule": "x",
+        "metric": "m",
+        "value": 0.5,
+    }
+]
 SNAPSHOT = Snapshot(
-    {"step": 1, "seconds": 0.5, "belongs_to": {"tasks": {"shape": {"train": ""}}}}, {"parameter/0": torch.ones(500)}
+    {"step": 1, "seconds": 0.5, "belongs_to": {"tasks": {"shape": {"train": ""}}}},
+    {"parameter/0": torch.ones(500)},
 )
 
 
 def whole(folder: Path) -> dict[str, bytes]:
     """All files of a run, but for who holds it."""
-    files = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    files = {
+        str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()
+    }
     found = {name: path.read_bytes() for name, path in files.items() if name != "lock.json"}
     if UNFINISHED in found:  # in the library's own order, which is not always the same
         found[UNFINISHED] = TensorFile(folder / UNFINISHED).metadata["sha256"].encode()
@@ -52,10 +77,20 @@ def whole(folder: Path) -> dict[str, bytes]:
 
 def counting(found: dict[str, bytes]) -> dict[str, bytes]:
     """What of them counts: nothing that was not finished, and no times."""
-    left_out = ("perdure-partial", "report.html")  # a report names what could not be read, instead of failing
-    found = {name: content for name, content in found.items() if not any(part in name for part in left_out)}
+    left_out = (
+        "perdure-partial",
+        "report.html",
+    )  # a report names what could not be read, instead of failing
+    found = {
+        name: content
+        for name, content in found.items()
+        if not any(part in name for part in left_out)
+    }
     text = found.get("events.jsonl", b"").decode()
-    lines = [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in text.splitlines()]
+    lines = [
+        {key: value for key, value in json.loads(line).items() if key != "seconds"}
+        for line in text.splitlines()
+    ]
     return found | {"events.jsonl": json.dumps(lines).encode()}
 
 
@@ -63,7 +98,9 @@ def check_readable(folder: Path, before: dict[str, bytes], after: dict[str, byte
     """Each file is the old one or the new one, and what reads a run can read it."""
     for name, content in whole(folder).items():
         if "perdure-partial" not in name and name not in ("events.jsonl", "report.html"):
-            assert content in (before.get(name), after.get(name)), f"`{name}` is neither the old file nor the new one"
+            assert content in (before.get(name), after.get(name)), (
+                f"`{name}` is neither the old file nor the new one"
+            )
     if not (folder / "recipe.yaml").exists():
         assert not before
         return
@@ -72,7 +109,9 @@ def check_readable(folder: Path, before: dict[str, bytes], after: dict[str, byte
         assert found.load_task(name).name == name
     found.scores(), found.events(), found.load_unfinished()
     assert page(folder).endswith(b"</html>") or not page(folder)
-    assert before.keys() & after.keys() <= whole(folder).keys()  # what was there, and was to stay, is there
+    assert (
+        before.keys() & after.keys() <= whole(folder).keys()
+    )  # what was there, and was to stay, is there
 
 
 def page(folder: Path) -> bytes:
@@ -83,20 +122,30 @@ def page(folder: Path) -> bytes:
 def made(pico, toy, tmp_path_factory) -> dict[str, Any]:
     """A run of two tasks, inside its third; and the pieces of one that can be written."""
     place = tmp_path_factory.mktemp("made")
-    two = run(toy.until(2), Backbone.load(pico(), pooling="mean"), Isolated(rank=2), training=FEW, output=place / "two")
+    two = run(
+        toy.until(2),
+        Backbone.load(pico(), pooling="mean"),
+        Isolated(rank=2),
+        training=FEW,
+        output=place / "two",
+    )
     Writer(two.folder).unfinished(SNAPSHOT)
     one = Path(shutil.copytree(place / "two", place / "one"))
     with writing(one):
         remove_last(one, "colour")
     recipe = {"backbone": two.recipe["backbone"] | {"model": str(pico())}}
     stream = toy.until(2)
-    system = restored(two.state, Backbone.load(pico(), pooling="mean"), Rule.of(two.recipe["rule"]), stream)
+    system = restored(
+        two.state, Backbone.load(pico(), pooling="mean"), Rule.of(two.recipe["rule"]), stream
+    )
     measurement = measure(system.with_rule(Rule("sum")), stream, Evaluation())
     made = {"two": two.folder, "one": one, "recipe": two.recipe | recipe}
     return made | {"system": system, "measurement": measurement}
 
 
-def _writing(action: Callable[[Writer, dict[str, Any]], Any]) -> Callable[[Path, dict[str, Any]], Any]:
+def _writing(
+    action: Callable[[Writer, dict[str, Any]], Any],
+) -> Callable[[Path, dict[str, Any]], Any]:
     def act(folder: Path, made: dict[str, Any]) -> None:
         with writing(folder) as writer:
             action(writer, made)
@@ -145,7 +194,13 @@ def _verify(folder: Path, made: dict[str, Any]) -> None:
 
 def _read(folder: Path, made: dict[str, Any]) -> None:
     results = Run(folder)
-    results.scores(), results.events(), results.combined(), results.load_unfinished(), lock.holder(folder)
+    (
+        results.scores(),
+        results.events(),
+        results.combined(),
+        results.load_unfinished(),
+        lock.holder(folder),
+    )
     Model(folder).predict(["w1 w2"])
 
 
@@ -161,7 +216,10 @@ ACTIONS: dict[str, tuple[str, Callable[[Path, dict[str, Any]], Any]]] = {
     "add_scores": ("two", _writing(lambda writer, made: put.scores(writer.folder, ROWS))),
     "save_combined": ("two", _writing(_combined)),
     "measurement": ("two", _writing(_measurement)),
-    "event": ("two", _writing(lambda writer, made: writer.event({"event": "evaluation", "step": 2}))),
+    "event": (
+        "two",
+        _writing(lambda writer, made: writer.event({"event": "evaluation", "step": 2})),
+    ),
     "trim_events": ("two", _writing(lambda writer, made: writer.trim_events("colour", 0))),
     "remove_task": ("two", _writing(_remove)),
     "forget": ("two", _forget),
@@ -183,7 +241,9 @@ def attempt(act: Callable[[], Any], faults: Faults) -> str:
 
 @pytest.mark.parametrize("name", ACTIONS)
 def test_every_operation_fails_in_every_way(name, made, tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "fsync", operator.index)  # counted, and made to fail, but not waited for
+    monkeypatch.setattr(
+        os, "fsync", operator.index
+    )  # counted, and made to fail, but not waited for
     start, action = ACTIONS[name]
     folder = tmp_path / "run"
 
@@ -203,22 +263,31 @@ def test_every_operation_fails_in_every_way(name, made, tmp_path, monkeypatch):
     assert len(counted.done) > 5
     cases = [(number, kind) for number, (_, kinds) in enumerate(counted.done) for kind in kinds]
     if not SOAK:
-        cases = random.Random(name).sample(cases, min(len(cases), FEW_CASES // 2 if name == "report" else FEW_CASES))
+        cases = random.Random(name).sample(
+            cases, min(len(cases), FEW_CASES // 2 if name == "report" else FEW_CASES)
+        )
     for number, kind in cases:
         if name not in READING:
             fresh()
         try:
             said = attempt(act, Faults(folder, number, kind))
             refused += bool(said) or b"What is missing" in page(folder)
-            assert not said or re.search(rf"`{re.escape(str(folder))}(/[^`]*)?`", said), f"no place in: {said}"
+            assert not said or re.search(rf"`{re.escape(str(folder))}(/[^`]*)?`", said), (
+                f"no place in: {said}"
+            )
             check_readable(folder, before, after)
             if name not in READING and (said or name != "event"):
                 act()
             assert counting(whole(folder)) == counting(after), "done again, it is something else"
         except Exception as error:
-            trace = [f"{Path(one.filename).name}:{one.lineno}" for one in traceback.extract_tb(error.__traceback__)]
+            trace = [
+                f"{Path(one.filename).name}:{one.lineno}"
+                for one in traceback.extract_tb(error.__traceback__)
+            ]
             operation = counted.done[number][0]
-            wrong.append(f"{kind} at {number}, {operation}: {type(error).__name__}: {error} ({trace[-6:]})")
+            wrong.append(
+                f"{kind} at {number}, {operation}: {type(error).__name__}: {error} ({trace[-6:]})"
+            )
     assert not wrong, f"{len(wrong)} wrong:\n" + "\n".join(wrong[:20])
     assert refused > 5
 
@@ -282,7 +351,10 @@ def test_a_limit_of_the_system(made, tmp_path):
     folder = Path(shutil.copytree(made["two"], tmp_path / "run"))
     before = whole(folder)
     done = forked.python(LIMITED, folder)
-    assert done.returncode == 1 and f"refused: `{folder / UNFINISHED}` cannot be written" in done.stderr, done.stderr
+    assert (
+        done.returncode == 1
+        and f"refused: `{folder / UNFINISHED}` cannot be written" in done.stderr
+    ), done.stderr
     assert whole(folder) == before
 
 
@@ -293,7 +365,9 @@ def test_a_folder_that_may_not_be_written(made, tmp_path):
     for place in (folder / "tasks", folder):
         place.chmod(0o555)
     try:
-        assert len(Model(folder).predict(["w1 w2"])) == 1 and not verify(folder, backbone=False).faults
+        assert (
+            len(Model(folder).predict(["w1 w2"])) == 1 and not verify(folder, backbone=False).faults
+        )
         for name, (start, action) in ACTIONS.items():
             if start == "two" and name not in READING:
                 with pytest.raises(PerdureError, match=re.escape(str(folder))):

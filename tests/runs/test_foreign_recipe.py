@@ -59,7 +59,13 @@ def changed(values, random):
 
 
 def _places(values):
-    entries = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
+    entries = (
+        values.items()
+        if isinstance(values, dict)
+        else enumerate(values)
+        if isinstance(values, list)
+        else ()
+    )
     for key, value in list(entries):
         yield values, key
         yield from _places(value)
@@ -72,7 +78,11 @@ def test_a_recipe_changed_anywhere(folder):
     for number in range(MUTATIONS):
         random = Random(f"{seed} {number}")
         (folder / "recipe.yaml").write_text(yaml.safe_dump(changed(sound, random)))
-        acts = [lambda: verify(folder, backbone=False), lambda: summarise([folder]), lambda: Recipe.read(folder).plan()]
+        acts = [
+            lambda: verify(folder, backbone=False),
+            lambda: summarise([folder]),
+            lambda: Recipe.read(folder).plan(),
+        ]
         acts += [lambda: Model(folder)] * (random.random() < 0.3)
         for act in acts:
             try:
@@ -89,12 +99,16 @@ def test_an_entry_of_a_stream_that_is_no_mapping(entry, folder):
     values["stream"].append(entry)
     (folder / "recipe.yaml").write_text(yaml.safe_dump(values))
     for act in (lambda: forget(folder, "fruit"), lambda: learn_more(folder, {"data": "fruit.csv"})):
-        with pytest.raises(RunError, match="`.*recipe.yaml`: `stream.2` is .*, but must be a mapping"):
+        with pytest.raises(
+            RunError, match="`.*recipe.yaml`: `stream.2` is .*, but must be a mapping"
+        ):
             act()
     assert any("recipe.yaml" in fault for fault in verify(folder, backbone=False).faults)
 
 
-@pytest.mark.parametrize("traces", [["a"], "x", {"a": "b"}, {"a": -1}, {"a": True}, {"a.b": 0}, {"..": 0}, {"a": [0]}])
+@pytest.mark.parametrize(
+    "traces", [["a"], "x", {"a": "b"}, {"a": -1}, {"a": True}, {"a.b": 0}, {"..": 0}, {"a": [0]}]
+)
 def test_traces_of_a_wrong_type(traces, folder):
     values = read_yaml(folder / "recipe.yaml") | {"traces": traces}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(values))
@@ -136,7 +150,10 @@ def unchecked(kind, **values):
         ({"seed": 2**32}, "`seed` must be a whole number from 0 to 4294967295"),
         ({"seed": -1}, "`seed` must be a whole number"),
         ({"training": {"epochs": 1}}, "`training` must be a `perdure.Training`"),
-        ({"training": Training(epochs=0)}, "training: `epochs` is 0, but must be a whole number of at least 1"),
+        (
+            {"training": Training(epochs=0)},
+            "training: `epochs` is 0, but must be a whole number of at least 1",
+        ),
         (
             {"evaluation": unchecked(Evaluation, steps="never")},
             "`steps` is 'never', but must be `all`, `last` or `none`",
@@ -144,7 +161,12 @@ def unchecked(kind, **values):
     ],
 )
 def test_python_is_told_the_same(given, message, toy, pico):
-    usual = {"stream": toy, "backbone": Backbone.load(pico("bert")), "method": Isolated(rank=2), "rule": Rule("sum")}
+    usual = {
+        "stream": toy,
+        "backbone": Backbone.load(pico("bert")),
+        "method": Isolated(rank=2),
+        "rule": Rule("sum"),
+    }
     values = usual | {"training": Training(), "evaluation": Evaluation(), "seed": 0}
     check(unchecked(Plan, **values))
     with pytest.raises(InputError, match=message):

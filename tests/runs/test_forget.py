@@ -10,7 +10,18 @@ import yaml
 from small_runs import TABLES, TEXTS, answers, contents, differing, make, recipe, table
 from tables import read_table, write
 
-from perdure import InputError, Model, Recipe, Rule, Run, RunError, Stopped, Training, UnknownName, run
+from perdure import (
+    InputError,
+    Model,
+    Recipe,
+    Rule,
+    Run,
+    RunError,
+    Stopped,
+    Training,
+    UnknownName,
+    run,
+)
 from perdure.methods.isolated import Isolated
 from perdure.methods.sequential import Sequential
 from perdure.report import report
@@ -52,19 +63,30 @@ def test_the_last_task_leaves_nothing_whatever_the_method(method, home, pico, tm
 
 @pytest.mark.parametrize("task", NAMES)
 def test_isolated_tasks_leave_nothing_wherever_they_were(task, three, home, pico, tmp_path):
-    never = make(tmp_path, "never", recipe(home, [name for name in NAMES if name != task], pico("bert")))
+    never = make(
+        tmp_path, "never", recipe(home, [name for name in NAMES if name != task], pico("bert"))
+    )
     found = forget(three.folder, task)
     assert not found.traces and three.tasks == never.tasks
     assert not [path for path in three.folder.rglob("*") if task in path.name]
-    assert set(differing(three, never)) <= {"scores.csv", "events.jsonl"}  # what has to be measured again
+    assert set(differing(three, never)) <= {
+        "scores.csv",
+        "events.jsonl",
+    }  # what has to be measured again
     assert answers(three) == answers(never)
     evaluate_run(three.folder)
     assert set(differing(three, never)) <= {"events.jsonl"}
     assert {row["task"] for row in three.scores()} == set(never.tasks)
-    by_step = [{json.dumps(event) for event in contents(one)["events.jsonl"]} for one in (three, never)]
+    by_step = [
+        {json.dumps(event) for event in contents(one)["events.jsonl"]} for one in (three, never)
+    ]
     assert by_step[0] == by_step[1]
-    assert {label for label, _, _ in answers(three)} <= {label for name in never.tasks for label in TABLES[name]}
-    for path in three.folder.rglob("*"):  # nor is it named anywhere but in the list of what was forgotten
+    assert {label for label, _, _ in answers(three)} <= {
+        label for name in never.tasks for label in TABLES[name]
+    }
+    for path in three.folder.rglob(
+        "*"
+    ):  # nor is it named anywhere but in the list of what was forgotten
         if path.is_file() and path.name != "recipe.yaml":
             assert task.encode() not in path.read_bytes(), path
     assert verify(three.folder).faults == []
@@ -78,8 +100,12 @@ def test_a_stream_made_in_python(toy, bert, tmp_path):
     forget(whole.folder, "colour")
     evaluate_run(whole.folder, stream=without)
     assert set(differing(whole, never)) <= {"events.jsonl"}
-    run(without, bert, method, training=training, output=whole.folder)  # the same call goes on, and finds nothing to do
-    assert set(differing(whole, never)) <= {"events.jsonl"} and whole.recipe["forgotten"] == ["colour"]
+    run(
+        without, bert, method, training=training, output=whole.folder
+    )  # the same call goes on, and finds nothing to do
+    assert set(differing(whole, never)) <= {"events.jsonl"} and whole.recipe["forgotten"] == [
+        "colour"
+    ]
     before = contents(whole)
     with pytest.raises(RunError, match=r"`forgotten`: \['colour'\] before, nothing now"):
         run(toy, bert, method, training=training, output=whole.folder)
@@ -94,8 +120,14 @@ def test_a_benchmark(toy, pico, tmp_path, monkeypatch):
     def benchmark(*, seed: int = 0):
         return toy
 
-    monkeypatch.setattr(registry, "find", lambda kind, name: benchmark if kind == "benchmark" else find(kind, name))
-    values = {"backbone": {"model": str(pico("bert")), "pooling": "mean"}, "training": {"epochs": 1}, "stream": "toy"}
+    monkeypatch.setattr(
+        registry, "find", lambda kind, name: benchmark if kind == "benchmark" else find(kind, name)
+    )
+    values = {
+        "backbone": {"model": str(pico("bert")), "pooling": "mean"},
+        "training": {"epochs": 1},
+        "stream": "toy",
+    }
     whole = make(tmp_path, "whole", values)
     never = make(tmp_path, "never", values | {"forgotten": ["fruit"]})
     forget(whole.folder, "fruit")
@@ -108,7 +140,9 @@ def test_a_benchmark(toy, pico, tmp_path, monkeypatch):
     assert whole.tasks == ["colour", "shape", "fruit"] and "forgotten" not in whole.recipe
 
 
-@pytest.mark.parametrize(("name", "least"), [("sequential", "colour"), ("joint", "fruit"), ("inflora", "fruit")])
+@pytest.mark.parametrize(
+    ("name", "least"), [("sequential", "colour"), ("joint", "fruit"), ("inflora", "fruit")]
+)
 def test_what_depends_on_it_is_said_and_learned_again_on_demand(name, least, home, pico, tmp_path):
     settings = {"method": {"name": name, "rank": 2}, "training": {"epochs": 1}}
     if name == "inflora":
@@ -118,11 +152,19 @@ def test_what_depends_on_it_is_said_and_learned_again_on_demand(name, least, hom
     never = make(tmp_path, "never", recipe(home, left, pico("bert"), **settings))
     found = forget(whole.folder, least)
     after = tuple(NAMES[NAMES.index(least) + 1 :])
-    assert found.traces == after and "`--retrain-later`" in str(found) and ", ".join(after) in str(found)
+    assert (
+        found.traces == after
+        and "`--retrain-later`" in str(found)
+        and ", ".join(after) in str(found)
+    )
     classes = {label for one in left for label in TABLES[one]}
-    assert {label for label, _, _ in answers(whole)} <= classes  # though later folders may still hold its head
+    assert {
+        label for label, _, _ in answers(whole)
+    } <= classes  # though later folders may still hold its head
     checked = verify(whole.folder)
-    assert not checked.faults and any(f"`{least}`, which was forgotten, remains in" in note for note in checked.notes)
+    assert not checked.faults and any(
+        f"`{least}`, which was forgotten, remains in" in note for note in checked.notes
+    )
     assert forget(whole.folder, least).traces == after  # asked again, it says it again
     assert forget(whole.folder, least, retrain_later=True).relearned == after
     assert differing(whole, never) == [] and answers(whole) == answers(never)
@@ -130,11 +172,16 @@ def test_what_depends_on_it_is_said_and_learned_again_on_demand(name, least, hom
 
 
 def test_learning_again_at_once(home, pico, tmp_path):
-    settings = {"method": {"name": "isolated", "rank": 2, "start": "previous"}, "training": {"epochs": 1}}
+    settings = {
+        "method": {"name": "isolated", "rank": 2, "start": "previous"},
+        "training": {"epochs": 1},
+    }
     whole = make(tmp_path, "whole", recipe(home, NAMES, pico("bert"), **settings))
     never = make(tmp_path, "never", recipe(home, NAMES[1:], pico("bert"), **settings))
     found = forget(whole.folder, "fruit", retrain_later=True)
-    assert found.relearned == NAMES[1:] and "Learned again without it: colour, texture." in str(found)
+    assert found.relearned == NAMES[1:] and "Learned again without it: colour, texture." in str(
+        found
+    )
     assert differing(whole, never) == []
     found = forget(whole.folder, "texture", retrain_later=True)
     assert not found.relearned and not found.traces
@@ -145,7 +192,11 @@ def test_aligned_heads_depend_on_each_other(home, pico, tmp_path):
     whole = make(tmp_path, "whole", values)
     found = forget(whole.folder, "fruit")
     assert found.traces == ("colour", "texture") and "their aligned heads" in str(found)
-    never = make(tmp_path, "never", recipe(home, NAMES[1:], pico("bert"), training={"epochs": 1, "alignment": {}}))
+    never = make(
+        tmp_path,
+        "never",
+        recipe(home, NAMES[1:], pico("bert"), training={"epochs": 1, "alignment": {}}),
+    )
     forget(whole.folder, "fruit", retrain_later=True)
     assert differing(whole, never) == []
 
@@ -153,7 +204,9 @@ def test_aligned_heads_depend_on_each_other(home, pico, tmp_path):
 def test_without_the_data_nothing_is_removed(home, pico, tmp_path):
     own = tmp_path / "tables"
     own.mkdir()
-    values = recipe(own, NAMES, pico("bert"), method={"name": "sequential", "rank": 2}, training={"epochs": 1})
+    values = recipe(
+        own, NAMES, pico("bert"), method={"name": "sequential", "rank": 2}, training={"epochs": 1}
+    )
     whole = make(tmp_path, "whole", values)
     (own / "texture.csv").unlink()
     before = contents(whole)
@@ -163,12 +216,20 @@ def test_without_the_data_nothing_is_removed(home, pico, tmp_path):
     assert forget(whole.folder, "colour").traces == ("texture",)
     assert forget(whole.folder, "fruit").traces == ("texture",)
     assert whole.recipe["traces"] == {"colour": 0, "fruit": 0}
-    assert not forget(whole.folder, "texture").traces and "traces" not in whole.recipe  # it held all of them
+    assert (
+        not forget(whole.folder, "texture").traces and "traces" not in whole.recipe
+    )  # it held all of them
     assert whole.tasks == []
 
 
 def test_traces_do_not_vanish_when_a_task_is_learned_again(home, pico, tmp_path):
-    values = recipe(home, NAMES[:2], pico("bert"), method={"name": "sequential", "rank": 2}, training={"epochs": 1})
+    values = recipe(
+        home,
+        NAMES[:2],
+        pico("bert"),
+        method={"name": "sequential", "rank": 2},
+        training={"epochs": 1},
+    )
     whole = make(tmp_path, "whole", values)
     forget(whole.folder, "fruit")
     learn_more(whole.folder, {"data": table(home, "fruit")})
@@ -177,7 +238,9 @@ def test_traces_do_not_vanish_when_a_task_is_learned_again(home, pico, tmp_path)
 
 
 def test_retraining_that_is_stopped_goes_on(home, pico, tmp_path, monkeypatch):
-    values = recipe(home, NAMES, pico("bert"), method={"name": "sequential", "rank": 2}, training={"epochs": 1})
+    values = recipe(
+        home, NAMES, pico("bert"), method={"name": "sequential", "rank": 2}, training={"epochs": 1}
+    )
     whole = make(tmp_path, "whole", values)
     never = make(tmp_path, "never", values | {"stream": values["stream"][1:]})
 
@@ -195,7 +258,9 @@ def test_retraining_that_is_stopped_goes_on(home, pico, tmp_path, monkeypatch):
 # -- killed on the way
 
 
-@pytest.mark.parametrize("where", ["scores.csv", "events.jsonl", "combined.json", "rmtree", "rename"])
+@pytest.mark.parametrize(
+    "where", ["scores.csv", "events.jsonl", "combined.json", "rmtree", "rename"]
+)
 def test_a_kill_on_the_way_is_made_up_for(where, three, learned, tmp_path, monkeypatch):
     """Once the recipe says that a task is forgotten, it is; the next one to write finishes what is left to do."""
     whole = Run(shutil.copytree(learned.folder, tmp_path / "whole"))
@@ -269,7 +334,10 @@ def test_a_scale_for_each_task(home, pico, tmp_path):
         rule = {"name": "task_arithmetic", "scale": {name: scale[name] for name in names}}
         return recipe(home, names, pico("bert"), rule=rule, training={"epochs": 1})
 
-    whole, never = make(tmp_path, "whole", scaled(NAMES)), make(tmp_path, "never", scaled(["fruit", "texture"]))
+    whole, never = (
+        make(tmp_path, "whole", scaled(NAMES)),
+        make(tmp_path, "never", scaled(["fruit", "texture"])),
+    )
     forget(whole.folder, "colour")
     assert "colour" not in (whole.folder / "combined.json").read_text()
     assert answers(whole) == answers(never)
@@ -298,9 +366,14 @@ def test_tasks_to_come_were_measured_too(home, pico, tmp_path):
     """Forward transfer: before the first task all heads of the stream are asked, so these values go too."""
 
     def values(names):
-        return recipe(home, names, pico("bert"), evaluation={"future": True}, training={"epochs": 1})
+        return recipe(
+            home, names, pico("bert"), evaluation={"future": True}, training={"epochs": 1}
+        )
 
-    whole, never = make(tmp_path, "whole", values(NAMES)), make(tmp_path, "never", values(["fruit", "texture"]))
+    whole, never = (
+        make(tmp_path, "whole", values(NAMES)),
+        make(tmp_path, "never", values(["fruit", "texture"])),
+    )
     forget(whole.folder, "colour")
     assert {row["step"] for row in whole.scores()} == {1}
     evaluate_run(whole.folder)
@@ -333,7 +406,9 @@ def test_one_table_with_several_tasks(home, pico, tmp_path):
     rows = [(text, label, task) for task in ("mail", "chart") for i, text in enumerate(TEXTS)
             for label in [f"{task}{i % 2}"]]  # fmt: skip
     both = {"data": write(tmp_path / "both.csv", rows, ("text", "label", "topic")), "task": "topic"}
-    whole = make(tmp_path, "whole", recipe(home, [both, "fruit"], pico("bert"), training={"epochs": 1}))
+    whole = make(
+        tmp_path, "whole", recipe(home, [both, "fruit"], pico("bert"), training={"epochs": 1})
+    )
     forget(whole.folder, "chart")
     assert whole.tasks == ["mail", "fruit"] and whole.recipe["stream"][0] == both
     evaluate_run(whole.folder)
@@ -384,7 +459,9 @@ def test_the_only_task(home, pico, tmp_path, perdure):  # noqa: F811
         status, out, err = perdure(command[0], whole.folder, *command[1:])
         assert status == 1 and err.startswith("Error: ") and err.count("\n") == 1, command
     learn_more(whole.folder, {"data": table(home, "fruit")})
-    assert answers(whole) == answers(make(tmp_path, "again", values))  # on the backbone and seed that it had
+    assert answers(whole) == answers(
+        make(tmp_path, "again", values)
+    )  # on the backbone and seed that it had
 
 
 # -- the command line
@@ -398,7 +475,9 @@ def test_commands_after_forgetting(three, home, tmp_path, perdure):  # noqa: F81
     for command in ("show", "report", "verify", "evaluate", "run"):
         status, out, err = perdure(command, three.folder)
         assert (status, err) == (0, "") and "colour" not in out, (command, err)
-    assert (three.folder / "report.html").read_text().count("colour") == 1  # in the recipe, as forgotten
+    assert (three.folder / "report.html").read_text().count(
+        "colour"
+    ) == 1  # in the recipe, as forgotten
     table_of_it, out = table(home, "colour"), tmp_path / "out.csv"
     assert perdure("predict", three.folder, table_of_it, "-o", out)[0] == 0
     assert not {row["predicted_label"] for row in read_table(out)} & set(TABLES["colour"])
@@ -424,7 +503,11 @@ def test_a_method_that_is_not_here_is_taken_to_depend(home, pico, tmp_path):
         "@dataclass(kw_only=True)\nclass Mine(PeftMethod):\n    '''As usual.'''\n"
     )
     method = {"name": str(tmp_path / "mine.py"), "rank": 2}
-    whole = make(tmp_path, "whole", recipe(home, NAMES[:2], pico("bert"), method=method, training={"epochs": 1}))
+    whole = make(
+        tmp_path,
+        "whole",
+        recipe(home, NAMES[:2], pico("bert"), method=method, training={"epochs": 1}),
+    )
     (tmp_path / "mine.py").unlink()
     assert forget(whole.folder, "fruit").traces == ("colour",)
 
@@ -432,8 +515,16 @@ def test_a_method_that_is_not_here_is_taken_to_depend(home, pico, tmp_path):
 def test_the_last_state_of_a_sequence_needs_its_stream_again(toy, bert, tmp_path):
     training = Training(epochs=1, batch_size=8)
     whole = run(toy, bert, Sequential(rank=2), training=training, output=tmp_path / "whole")
-    never = run(replace(toy, tasks=toy.tasks[1:]), bert, Sequential(rank=2), training=training, output=tmp_path / "n")
+    never = run(
+        replace(toy, tasks=toy.tasks[1:]),
+        bert,
+        Sequential(rank=2),
+        training=training,
+        output=tmp_path / "n",
+    )
     with pytest.raises(InputError, match="was made in Python"):
         forget(whole.folder, "fruit", retrain_later=True)
-    forget(whole.folder, "fruit", retrain_later=True, stream=toy)  # what is forgotten is left out of it
+    forget(
+        whole.folder, "fruit", retrain_later=True, stream=toy
+    )  # what is forgotten is left out of it
     assert differing(whole, never) == []

@@ -11,9 +11,13 @@ from perdure.runs import layout
 from perdure.runs.extend import evaluate_run, forget, learn_more
 from perdure.runs.verify import verify
 
-FORMATS = sorted((Path(__file__).parents[1] / "formats").glob("[0-9]*"), key=lambda path: int(path.name))
+FORMATS = sorted(
+    (Path(__file__).parents[1] / "formats").glob("[0-9]*"), key=lambda path: int(path.name)
+)
 RUNS = [
-    (folder, name) for folder in FORMATS for name in json.loads((folder / "expected.json").read_text())["predictions"]
+    (folder, name)
+    for folder in FORMATS
+    for name in json.loads((folder / "expected.json").read_text())["predictions"]
 ]
 
 
@@ -28,8 +32,12 @@ def kept(request, tmp_path, monkeypatch):
 
 
 def agree(results, texts, expected):
-    for found, (label, probability, task) in zip(Model(results).predict(texts), expected, strict=True):
-        assert (found.label, found.task) == (label, task) and found.probability == pytest.approx(probability, abs=1e-5)
+    for found, (label, probability, task) in zip(
+        Model(results).predict(texts), expected, strict=True
+    ):
+        assert (found.label, found.task) == (label, task) and found.probability == pytest.approx(
+            probability, abs=1e-5
+        )
 
 
 def test_every_format_is_kept():
@@ -37,7 +45,9 @@ def test_every_format_is_kept():
     for folder in FORMATS:
         for run in folder.glob("*/environment.json"):
             assert json.loads(run.read_text()).get("format", 1) == int(folder.name)
-    assert sum(path.stat().st_size for folder in FORMATS for path in folder.rglob("*")) < 400_000 * len(FORMATS)
+    assert sum(
+        path.stat().st_size for folder in FORMATS for path in folder.rglob("*")
+    ) < 400_000 * len(FORMATS)
 
 
 def test_it_says_what_it_said(kept):
@@ -48,7 +58,11 @@ def test_its_files_are_sound(kept, perdure):  # noqa: F811
     results, *_ = kept
     found = verify(results.folder)
     assert found.faults == [] and found.notes == []
-    for command in (("show", results.folder), ("report", results.folder), ("export", results.folder, "-o", "out")):
+    for command in (
+        ("show", results.folder),
+        ("report", results.folder),
+        ("export", results.folder, "-o", "out"),
+    ):
         status, _, err = perdure(*command)
         assert (status, err) == (0, ""), command
 
@@ -64,7 +78,8 @@ def test_there_is_nothing_left_to_do(kept, perdure):  # noqa: F811
     evaluate_run(results.folder)
     rows = zip(results.scores(), before, strict=True)
     assert all(
-        new | {"value": old["value"]} == old and new["value"] == pytest.approx(old["value"]) for new, old in rows
+        new | {"value": old["value"]} == old and new["value"] == pytest.approx(old["value"])
+        for new, old in rows
     )
     agree(results, *expected)
 
@@ -81,8 +96,14 @@ def test_it_learns_and_forgets(kept):
         forget(results.folder, name)
     agree(results, texts, expected)
     found = forget(results.folder, "fruit")
-    assert bool(found.traces) == (bool(found.left) and results.recipe["method"]["name"] != "isolated")
-    assert not found.left or {found.label for found in Model(results).predict(texts)} <= {"red", "green", "blue"}
+    assert bool(found.traces) == (
+        bool(found.left) and results.recipe["method"]["name"] != "isolated"
+    )
+    assert not found.left or {found.label for found in Model(results).predict(texts)} <= {
+        "red",
+        "green",
+        "blue",
+    }
     assert verify(results.folder).faults == []
 
 

@@ -19,8 +19,22 @@ INPUTS = int(os.environ.get("PERDURE_FUZZ") or (10_000 if os.environ.get("PERDUR
 SEED = int(os.environ.get("PERDURE_SEED") or 0)
 HERE = Path(__file__).parents[1]
 KINDS = {
-    *("recipe.yaml", "environment.json", "lock.json", "scores.csv", "events.jsonl", "combined.json", "manifest.json"),
-    *("unfinished.safetensors", "task.json", "adapter_config.json", "adapter_model.safetensors", "start.safetensors"),
+    *(
+        "recipe.yaml",
+        "environment.json",
+        "lock.json",
+        "scores.csv",
+        "events.jsonl",
+        "combined.json",
+        "manifest.json",
+    ),
+    *(
+        "unfinished.safetensors",
+        "task.json",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "start.safetensors",
+    ),
     *("head.safetensors", "statistics.safetensors", "method.safetensors", "inputs.safetensors"),
     *("gaussians.safetensors", "backbone.json", "answers.json"),
 }
@@ -76,7 +90,10 @@ print(len(lost))
 def test_nothing_is_asked_of_the_network(tmp_path, monkeypatch):
     """Neither for a sound run nor for one that lacks a file, `adapter_config.json` among them."""
     monkeypatch.delenv("HF_HUB_OFFLINE")  # which is read when things are imported
-    environment = os.environ | {"PYTHONPATH": str(Path(perdure.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {
+        "PYTHONPATH": str(Path(perdure.__file__).parents[1]),
+        "OMP_NUM_THREADS": "1",
+    }
     command = [sys.executable, "-c", OFFLINE]
     options = {"capture_output": True, "text": True, "env": environment, "timeout": 300}
     done = subprocess.run(command, cwd=beside(tmp_path), **options)

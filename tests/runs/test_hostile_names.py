@@ -82,7 +82,9 @@ def test_names_are_text(name, harmless, tmp_path):
     assert markdown.count("<") == plain.count("<") and "](" not in markdown.replace("\\](", "")
     pipes = [line.replace("\\|", "").count("|") for line in markdown.splitlines()]
     assert pipes == [line.count("|") for line in plain.splitlines()]
-    assert name != "&lt;b&gt; &#60;b&#62;" or "&amp;lt;b&amp;gt; &amp;#60;b" in markdown  # and no entity is read
+    assert (
+        name != "&lt;b&gt; &#60;b&#62;" or "&amp;lt;b&amp;gt; &amp;#60;b" in markdown
+    )  # and no entity is read
     latex = to_latex(summary)
     assert latex.count("\n") == to_latex(harmless).count("\n")
     assert "\\input" not in latex and "\\write" not in latex

@@ -91,7 +91,9 @@ def home(fruit, tmp_path, monkeypatch) -> Path:
 
 @pytest.mark.parametrize("name", names("method"))
 def test_every_method_that_keeps_no_data_learns_the_same_without_it(name, pico, tmp_path):
-    run = learned(tmp_path, pico("bert"), "fruit", method=method(name), evaluation={"steps": "last"})
+    run = learned(
+        tmp_path, pico("bert"), "fruit", method=method(name), evaluation={"steps": "last"}
+    )
     colour = {"data": table(tmp_path, "colour")}
     shutil.copytree(tmp_path / "run", tmp_path / "other")
     if name != "joint":
@@ -99,7 +101,9 @@ def test_every_method_that_keeps_no_data_learns_the_same_without_it(name, pico, 
     (tmp_path / "fruit.csv").unlink()
     if name == "joint":
         before = contents(run)
-        with pytest.raises(InputError, match="`joint` trains on the examples of all tasks, but those of `fruit`"):
+        with pytest.raises(
+            InputError, match="`joint` trains on the examples of all tasks, but those of `fruit`"
+        ):
             learn_more(run.folder, colour)
         assert contents(run) == before
         return
@@ -107,7 +111,9 @@ def test_every_method_that_keeps_no_data_learns_the_same_without_it(name, pico, 
         learn_more(run.folder, colour)
     assert run.tasks == ["fruit", "colour"] and measured(run) == {(1, "fruit"), (2, "colour")}
     assert differing(run, with_data) == ["answers.json", "scores.csv"]
-    assert [row for row in with_data.scores() if (row["step"], row["task"]) != (2, "fruit")] == run.scores()
+    assert [
+        row for row in with_data.scores() if (row["step"], row["task"]) != (2, "fruit")
+    ] == run.scores()
     assert verify(run.folder).faults == []
 
 
@@ -131,7 +137,9 @@ def test_what_is_new_has_to_be_there(home):
 
 def test_a_table_that_has_changed(home):
     write(home / "fruit.csv", [("w1 w2", "apple"), ("w3 w4", "pear")] * 6)
-    with pytest.warns(PerdureWarning, match="examples of task `fruit` are not those that the run learned"):
+    with pytest.warns(
+        PerdureWarning, match="examples of task `fruit` are not those that the run learned"
+    ):
         run = learn_more(Path("run"), {"data": table(home, "colour")})
     assert measured(run) == {(1, "fruit"), (2, "colour")}
     with pytest.warns(PerdureWarning, match="what is test now may have been trained on"):
@@ -141,7 +149,9 @@ def test_a_table_that_has_changed(home):
 
 def test_another_table_of_that_name_in_a_recipe_is_refused(home, pico, tmp_path):
     write(tmp_path / "fruit.csv", [("w1 w2", "apple"), ("w3 w4", "pear")] * 6)
-    values = recipe(tmp_path, ["fruit"], pico("bert"), method=method("isolated")) | {"training": QUICK}
+    values = recipe(tmp_path, ["fruit"], pico("bert"), method=method("isolated")) | {
+        "training": QUICK
+    }
     with pytest.raises(RunError, match="Put the old data back, or start a new run"):
         Recipe.parse(values).run("run")
 
@@ -165,8 +175,14 @@ def test_a_folder_of_pictures(pico, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (DataError("`somebody/fruit` could not be read: the network is down."), "the network is down"),
-        (PermissionError(13, "Permission denied", "fruit.csv"), "`fruit.csv` cannot be read: Permission denied"),
+        (
+            DataError("`somebody/fruit` could not be read: the network is down."),
+            "the network is down",
+        ),
+        (
+            PermissionError(13, "Permission denied", "fruit.csv"),
+            "`fruit.csv` cannot be read: Permission denied",
+        ),
     ],
 )
 def test_what_keeps_a_table_from_being_read(error, said, home, monkeypatch):
@@ -213,8 +229,12 @@ def test_a_benchmark(digits, pico, tmp_path, monkeypatch):
     for place in ("red", "blue"):
         (tmp_path / "colours" / place).mkdir(parents=True)
         for number in range(6):
-            Image.new("RGB", (16, 16), (40 * number, 0, 0)).save(tmp_path / "colours" / place / f"{number}.png")
-    with pytest.warns(PerdureWarning, match="cannot be measured now.*The package is not in the cache"):
+            Image.new("RGB", (16, 16), (40 * number, 0, 0)).save(
+                tmp_path / "colours" / place / f"{number}.png"
+            )
+    with pytest.warns(
+        PerdureWarning, match="cannot be measured now.*The package is not in the cache"
+    ):
         learn_more(run.folder, {"data": str(tmp_path / "colours")})
     assert run.tasks == [*tasks, "colours"] and run.recipe["scenario"] == "task"
 
@@ -225,7 +245,9 @@ def test_a_stream_made_in_python(bert, toy, tmp_path):
     shape = toy_task("shape", ["round", "square"], 3)
     stream = TaskStream("toy", (*past_tasks(tmp_path / "run"), shape))
     with pytest.warns(PerdureWarning, match="They were not given"):
-        run = perdure.run(stream, bert, Isolated(rank=2), training=training, output=tmp_path / "run")
+        run = perdure.run(
+            stream, bert, Isolated(rank=2), training=training, output=tmp_path / "run"
+        )
     assert measured(run) == {(1, "fruit"), (2, "shape")}
 
 
@@ -250,7 +272,9 @@ def test_a_search_needs_them(pico, tmp_path):
     with pytest.warns(PerdureWarning, match=GONE):
         learn_more(other.folder, {"data": table(tmp_path, "colour")})
     assert measured(other) == {(1, "fruit"), (2, "colour")}
-    later = learn_more(run.folder, {"data": table(tmp_path, "colour")}, settings=["evaluation.steps=none"])
+    later = learn_more(
+        run.folder, {"data": table(tmp_path, "colour")}, settings=["evaluation.steps=none"]
+    )
     assert later.tasks == ["fruit", "colour"]
     with pytest.raises(InputError, match=wanted):
         evaluate_run(run.folder)
@@ -283,7 +307,10 @@ def test_evaluate_measures_what_is_there(two, home):
 
 def test_nothing_of_it_can_be_measured(home):
     before = contents(Run("run"))
-    with pytest.raises(RunError, match="Nothing of `run` can be measured, because no examples are here. There is no"):
+    with pytest.raises(
+        RunError,
+        match="Nothing of `run` can be measured, because no examples are here. There is no",
+    ):
         evaluate_run("run")
     assert contents(Run("run")) == before
 
@@ -297,7 +324,10 @@ def test_how_classes_were_answered_is_kept_of_what_is_not_measured_again(pico, t
     assert layout.answers(run.folder) == before and set(before["posterior"]) == {"fruit", "colour"}
     with pytest.warns(PerdureWarning, match=GONE):
         learn_more(run.folder, {"data": table(tmp_path, "size")})
-    assert set(layout.answers(run.folder)["posterior"]) == {"colour", "size"}  # of another model those of before
+    assert set(layout.answers(run.folder)["posterior"]) == {
+        "colour",
+        "size",
+    }  # of another model those of before
 
 
 def test_run_has_nothing_left_to_do(two):
@@ -318,7 +348,11 @@ def test_learn_goes_on_after_a_kill_before_it_had_measured(home, monkeypatch):
         raise KeyboardInterrupt
 
     entry = {"data": table(home, "colour")}
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt), pytest.warns(PerdureWarning, match=GONE):
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(KeyboardInterrupt),
+        pytest.warns(PerdureWarning, match=GONE),
+    ):
         patch.setattr(sys.modules["perdure.runs.story"], "measure", killed)
         learn_more(Path("run"), entry)
     run = Run("run")
@@ -334,11 +368,15 @@ def test_learn_goes_on_after_a_kill_before_it_had_measured(home, monkeypatch):
 def test_new_examples_under_an_old_name_are_a_task_of_another_name(home):
     before = contents(Run("run"))
     shutil.copy(table(home, "colour"), home / "fruit.csv")
-    with pytest.raises(InputError, match="has learned these tasks already: fruit. If there are new .*--task"):
+    with pytest.raises(
+        InputError, match="has learned these tasks already: fruit. If there are new .*--task"
+    ):
         learn_more(Path("run"), {"data": str(home / "fruit.csv")})
     (home / "february").mkdir()
     (home / "fruit.csv").rename(home / "february" / "fruit.csv")
-    with pytest.raises(InputError, match="has a task `fruit` already, .* from another table .*--task"):
+    with pytest.raises(
+        InputError, match="has a task `fruit` already, .* from another table .*--task"
+    ):
         learn_more(Path("run"), {"data": "february/fruit.csv"})
     assert contents(Run("run")) == before
     with pytest.warns(PerdureWarning, match=GONE):
@@ -355,14 +393,19 @@ def test_forget_needs_none(two, home):
 
 
 def test_learning_again_needs_those_that_are_learned_again(pico, tmp_path):
-    run = learned(tmp_path, pico("bert"), "size", "fruit", "colour", "texture", method=method("sequential"))
+    run = learned(
+        tmp_path, pico("bert"), "size", "fruit", "colour", "texture", method=method("sequential")
+    )
     shutil.copytree(tmp_path / "run", tmp_path / "other")
     (tmp_path / "size.csv").unlink()
     with pytest.warns(PerdureWarning, match="Task `size` cannot be measured now"):
         assert forget(run.folder, "fruit", retrain_later=True).relearned == ("colour", "texture")
     (tmp_path / "texture.csv").unlink()
     before = contents(tmp_path / "other")
-    with pytest.raises(InputError, match="Task `texture` is to be learned, but its examples are not here: There is no"):
+    with pytest.raises(
+        InputError,
+        match="Task `texture` is to be learned, but its examples are not here: There is no",
+    ):
         forget(tmp_path / "other", "fruit", retrain_later=True)
     assert contents(tmp_path / "other") == before
 
@@ -378,7 +421,9 @@ def test_predict_and_export_read_no_table(two, home):
 def test_diagnose_uses_what_is_there(two, home):
     found = diagnose("run", examples=8)["parts"]
     assert found["interference"]["cosine"][0][1] is not None
-    assert found["posterior"]["confusion"][0] == [0, 0] and sum(found["posterior"]["confusion"][1]) > 0
+    assert (
+        found["posterior"]["confusion"][0] == [0, 0] and sum(found["posterior"]["confusion"][1]) > 0
+    )
     subset = np.array(found["probe"]["subset"], dtype=float)
     assert np.isnan(subset[:, 0]).all() and np.isfinite(subset[:, 1]).all()
     assert found["probe"]["accuracy"] == pytest.approx(subset[:, 1])
@@ -406,11 +451,18 @@ def test_no_average_over_fewer_tasks(two, capsys):
     found = summary.summarise(["run"])
     run = found["runs"][0]
     for result in run["results"]:
-        assert result["metrics"]["average_accuracy"] is None and result["metrics"]["forgetting"] is None
+        assert (
+            result["metrics"]["average_accuracy"] is None
+            and result["metrics"]["forgetting"] is None
+        )
         assert result["seen"][0] is not None and result["seen"][1] is None
         assert result["matrix"][1][0] is None and result["matrix"][1][1] is not None
-        assert result["learned"] == pytest.approx((result["matrix"][0][0] + result["matrix"][1][1]) / 2)
-    said = "After the last task `fruit` was not measured, so averages over all 2 tasks are not given"
+        assert result["learned"] == pytest.approx(
+            (result["matrix"][0][0] + result["matrix"][1][1]) / 2
+        )
+    said = (
+        "After the last task `fruit` was not measured, so averages over all 2 tasks are not given"
+    )
     assert said in run["problems"][0]
     for form in ("html", "json"):
         assert said in FORMATS[form](found).replace("&#39;", "'"), form
@@ -420,7 +472,11 @@ def test_no_average_over_fewer_tasks(two, capsys):
     terminal.show(found)
     out = " ".join(capsys.readouterr().out.split())
     last = 100 * run["results"][0]["matrix"][1][1]
-    assert said in out and "scores after the last task (%)" in out and f"fruit – – – colour {last:.1f}" in out
+    assert (
+        said in out
+        and "scores after the last task (%)" in out
+        and f"fruit – – – colour {last:.1f}" in out
+    )
     terminal.matrices(found)
     assert any(line.split()[:2] == ["colour", "–"] for line in capsys.readouterr().out.splitlines())
     assert json.loads(FORMATS["json"](found))["runs"][0]["problems"] == run["problems"]
@@ -437,7 +493,9 @@ def test_after_forget_nothing_is_measured_yet_until_it_is(pico, tmp_path, capsys
         (problems,) = (shown["problems"] for shown in found["runs"])
         for sentence in problems:
             assert sentence in out and out.count("evaluate") == 1
-            assert sentence in FORMATS["html"](found) and json.dumps(sentence) in FORMATS["json"](found)
+            assert sentence in FORMATS["html"](found) and json.dumps(sentence) in FORMATS["json"](
+                found
+            )
         return problems
 
     assert said() == []
@@ -456,7 +514,9 @@ def test_seeds_of_which_one_was_not_measured(fruit, two, tmp_path):
         text = (folders[seed] / "recipe.yaml").read_text()
         (folders[seed] / "recipe.yaml").write_text(text.replace("seed: 0", f"seed: {seed}"))
     scores = (folders[1] / "scores.csv").read_text().splitlines(keepends=True)
-    (folders[1] / "scores.csv").write_text("".join(line for line in scores if ",posterior," not in line))
+    (folders[1] / "scores.csv").write_text(
+        "".join(line for line in scores if ",posterior," not in line)
+    )
     found = summary.summarise(folders)
     (group,) = found["groups"]
     counts = {result["known"]: result["metrics"]["average_accuracy"] for result in group["results"]}

@@ -29,7 +29,10 @@ CLASSES = ("-1", "=1+1", "+plus", "plain")
 def run(pico, tmp_path_factory) -> Path:
     """A run that has learned one task, whose classes look like numbers and formulas."""
     folder = tmp_path_factory.mktemp("predictions")
-    rows = [[f"{WORDS[13 * (i % 4)]} {WORDS[13 * (i % 4) + i % 3]} {WORDS[i % 7]}", CLASSES[i % 4]] for i in range(40)]
+    rows = [
+        [f"{WORDS[13 * (i % 4)]} {WORDS[13 * (i % 4) + i % 3]} {WORDS[i % 7]}", CLASSES[i % 4]]
+        for i in range(40)
+    ]
     with (folder / "signs.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("body", "label"), *rows])
     recipe = {
@@ -102,7 +105,12 @@ def test_values_keep_their_types(model, tmp_path):
     written = (tmp_path / "out.jsonl").read_text().splitlines()
     assert [line.split(', "label"')[0] + "}" for line in written] == lines
     row = predicted(model, source, tmp_path / "out.csv")[0]
-    assert (row["n"], row["tags"], row["gone"], row["more"]) == ("1.10", '["a", {"b": 1e5}]', "", "")
+    assert (row["n"], row["tags"], row["gone"], row["more"]) == (
+        "1.10",
+        '["a", {"b": 1e5}]',
+        "",
+        "",
+    )
     source.write_text(lines[0])
     (row,) = predicted(model, source, tmp_path / "out.parquet")
     assert row["n"] == 1.1 and row["big"] == "12345678901234567890" and row["gone"] is None
@@ -120,7 +128,9 @@ def test_parquet_keeps_its_schema(model, tmp_path):
     table = Table.open(tmp_path / "new.parquet")
     predict_table(model, table, tmp_path / "out.parquet")
     schema = pq.read_schema(tmp_path / "out.parquet")
-    assert {name: schema.field(name).type for name in columns} == {name: value.type for name, value in columns.items()}
+    assert {name: schema.field(name).type for name in columns} == {
+        name: value.type for name, value in columns.items()
+    }
     assert schema.field("probability").type == pa.float64()
     with pytest.raises(DataError, match="can only be written as Parquet"):
         predict_table(model, table, tmp_path / "out.csv")
@@ -160,10 +170,14 @@ def test_formulas(text):
         ('{"body": "w1 \\ud83d"}', "row 3 .*half of a surrogate pair"),
     ],
 )
-def test_a_row_that_cannot_be_read_is_named_before_anything_is_predicted(row, reason, model, tmp_path, monkeypatch):
+def test_a_row_that_cannot_be_read_is_named_before_anything_is_predicted(
+    row, reason, model, tmp_path, monkeypatch
+):
     source = tmp_path / "new.jsonl"
     source.write_text(f'{{"body": "w1"}}\n{{"body": ""}}\n{row}\n')
-    monkeypatch.setattr(Model, "predict", lambda *given, **options: pytest.fail("something was predicted"))
+    monkeypatch.setattr(
+        Model, "predict", lambda *given, **options: pytest.fail("something was predicted")
+    )
     with pytest.raises(DataError, match=reason):
         predict_table(model, Table.open(source), tmp_path / "out.jsonl")
     assert os.listdir(tmp_path) == ["new.jsonl"]
@@ -172,7 +186,9 @@ def test_a_row_that_cannot_be_read_is_named_before_anything_is_predicted(row, re
 def test_an_empty_text_is_answered_by_what_is_usual(model, tmp_path):
     source = write(tmp_path / "new.jsonl", [{"body": "w1"}, {"body": ""}])
     rows = predicted(model, source, tmp_path / "out.jsonl")
-    assert 0 < float(rows[1]["probability"]) <= 1 and "NaN" not in (tmp_path / "out.jsonl").read_text()
+    assert (
+        0 < float(rows[1]["probability"]) <= 1 and "NaN" not in (tmp_path / "out.jsonl").read_text()
+    )
 
 
 def rows_of(count: int) -> list[dict]:
@@ -185,16 +201,22 @@ def test_batches_do_not_matter(batch_size, model, tmp_path, monkeypatch):
     sizes = []
     predict = Model.predict
     monkeypatch.setattr(
-        Model, "predict", lambda self, rows, **given: sizes.append(len(rows)) or predict(self, rows, **given)
+        Model,
+        "predict",
+        lambda self, rows, **given: sizes.append(len(rows)) or predict(self, rows, **given),
     )
     rows = predicted(model, source, tmp_path / "out.csv", batch_size=batch_size)
     whole = predict(model, [row["body"] for row in rows_of(70)])
     assert [row["label"].lstrip("'") for row in rows] == [answer.label for answer in whole]
-    assert [float(row["probability"]) for row in rows] == pytest.approx([a.probability for a in whole], abs=1e-5)
+    assert [float(row["probability"]) for row in rows] == pytest.approx(
+        [a.probability for a in whole], abs=1e-5
+    )
     assert max(sizes) <= 8 * batch_size and sum(sizes) == 70
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), DataError("`x.png` is damaged.")])
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), DataError("`x.png` is damaged.")]
+)
 def test_what_fails_half_way_leaves_nothing(error, model, tmp_path, monkeypatch):
     source = write(tmp_path / "new.csv", rows_of(20))
     for ending in ENDINGS:
@@ -271,7 +293,9 @@ def test_places_that_are_not_written(output, message, model, tmp_path):
 def test_a_task_that_is_forgotten_meanwhile_is_not_written_down(model, tmp_path, monkeypatch):
     source = write(tmp_path / "new.csv", rows_of(1))
     monkeypatch.setattr("perdure.runs.sources.Sources.gone", lambda self, now: ["signs"])
-    with pytest.raises(RunError, match="The task `signs` .* was forgotten or learned again meanwhile"):
+    with pytest.raises(
+        RunError, match="The task `signs` .* was forgotten or learned again meanwhile"
+    ):
         predict_table(model, Table.open(source), tmp_path / "out.csv")
     assert os.listdir(tmp_path) == ["new.csv"]
 
@@ -280,17 +304,23 @@ def test_which_column_is_read(model, tmp_path):
     rows = [{"text": "w0 w0", "body": "w13 w13", "third": "w26 w26"}]
     source = write(tmp_path / "new.jsonl", rows)
     answers = [model.predict([text])[0].label for text in rows[0].values()]
-    assert predicted(model, source, tmp_path / "a.jsonl")[0]["label"] == answers[1]  # as it was learned
+    assert (
+        predicted(model, source, tmp_path / "a.jsonl")[0]["label"] == answers[1]
+    )  # as it was learned
     assert predicted(model, source, tmp_path / "b.jsonl", text=["third"])[0]["label"] == answers[2]
     other = write(tmp_path / "other.jsonl", [{"text": "w0 w0"}])
     assert predicted(model, other, tmp_path / "c.jsonl")[0]["label"] == answers[0]
-    with pytest.raises(InputError, match=r"no column `missing`. Its columns: \['text', 'body', 'third'\]"):
+    with pytest.raises(
+        InputError, match=r"no column `missing`. Its columns: \['text', 'body', 'third'\]"
+    ):
         predict_table(model, Table.open(source), tmp_path / "d.jsonl", text=["missing"])
 
 
 def test_pairs(model, tmp_path):
     model.backbone.processor.backend_tokenizer.post_processor = TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B [SEP]",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
     )
     source = write(tmp_path / "new.jsonl", [{"premise": "w0 w0", "hypothesis": "w13"}])
     (row,) = predicted(model, source, tmp_path / "out.jsonl", text=["premise", "hypothesis"])
@@ -299,14 +329,18 @@ def test_pairs(model, tmp_path):
 
 
 def test_columns_that_are_there_already_stay(model, tmp_path):
-    source = write(tmp_path / "new.jsonl", [{"body": "w0", "label": "x"}, {"body": "w1", "task": "y"}])
+    source = write(
+        tmp_path / "new.jsonl", [{"body": "w0", "label": "x"}, {"body": "w1", "task": "y"}]
+    )
     rows = predicted(model, source, tmp_path / "out.jsonl")
     assert list(rows[0]) == ["body", "label", "predicted_label", "probability", "predicted_task"]
     assert rows[1]["task"] == "y"
 
 
 def test_a_device_that_is_not_here(run):
-    with pytest.raises(InputError, match="There is no device `cuda:99` here. Give one of: auto, cpu"):
+    with pytest.raises(
+        InputError, match="There is no device `cuda:99` here. Give one of: auto, cpu"
+    ):
         Model(run, device="cuda:99")
     with pytest.raises(InputError, match="There is no device `tpu` here"):
         Model(run, device="tpu")
@@ -315,8 +349,13 @@ def test_a_device_that_is_not_here(run):
 
 def test_a_model_goes_to_the_accelerator_that_is_here(run, monkeypatch):
     asked = []
-    monkeypatch.setattr("perdure.models.backbone.Backbone.to", lambda self, device: asked.append(str(device)) or self)
-    monkeypatch.setattr("perdure.learning.engine.state", lambda: SimpleNamespace(device=torch.device("cuda:3")))
+    monkeypatch.setattr(
+        "perdure.models.backbone.Backbone.to",
+        lambda self, device: asked.append(str(device)) or self,
+    )
+    monkeypatch.setattr(
+        "perdure.learning.engine.state", lambda: SimpleNamespace(device=torch.device("cuda:3"))
+    )
     Model(run)
     Recipe.parse({"backbone": str(Model(run).backbone.source), "stream": "demo"}).make_backbone()
     assert asked == ["cuda:3"] * 3
@@ -326,9 +365,27 @@ def test_the_command(run, tmp_path, monkeypatch, perdure):  # noqa: F811
     monkeypatch.chdir(tmp_path)
     (tmp_path / "latin.csv").write_bytes("body;n\ncaf\u00e9 w1;1\nw2;2\n".encode("latin-1"))
     assert "is not written in utf-8" in perdure("predict", run, "latin.csv")[2]
-    options = ("--encoding", "latin-1", "--delimiter", ";", "--batch-size", "1", "--device", "cpu", "--quiet")
-    assert perdure("predict", run, "latin.csv", *options) == (0, "2 rows: latin.predicted.csv\n", "")
-    assert (tmp_path / "latin.predicted.csv").read_text().startswith("body;n;label;probability;task\ncaf\u00e9 w1;1;")
+    options = (
+        "--encoding",
+        "latin-1",
+        "--delimiter",
+        ";",
+        "--batch-size",
+        "1",
+        "--device",
+        "cpu",
+        "--quiet",
+    )
+    assert perdure("predict", run, "latin.csv", *options) == (
+        0,
+        "2 rows: latin.predicted.csv\n",
+        "",
+    )
+    assert (
+        (tmp_path / "latin.predicted.csv")
+        .read_text()
+        .startswith("body;n;label;probability;task\ncaf\u00e9 w1;1;")
+    )
     status, out, err = perdure("predict", run, "latin.csv", *options[:-1], "-o", "x.parquet")
     assert (status, err) == (0, "") and "Predicting: 2 done, took" in out
     assert pq.read_table(tmp_path / "x.parquet").num_rows == 2

@@ -19,16 +19,24 @@ def parse(settings=(), **values) -> Recipe:
 
 
 def test_defaults_and_settings():
-    recipe = parse(["method.rank=4", "rule.scale=0.3", "backbone.max_length=32", "training.epochs=1", "seed=7"])
+    recipe = parse(
+        ["method.rank=4", "rule.scale=0.3", "backbone.max_length=32", "training.epochs=1", "seed=7"]
+    )
     assert recipe.make_method().rank == 4 and recipe.seed == 7
-    assert recipe.make_rule().options == {"scale": 0.3} and recipe.make_training() == Training(epochs=1)
+    assert recipe.make_rule().options == {"scale": 0.3} and recipe.make_training() == Training(
+        epochs=1
+    )
     assert recipe.backbone == {"model": "minilm", "max_length": 32}
 
 
 @pytest.mark.parametrize(
     ("values", "make", "message"),
     [
-        ({"metod": "isolated"}, None, "No setting of the recipe named `metod`. Did you mean `method`?"),
+        (
+            {"metod": "isolated"},
+            None,
+            "No setting of the recipe named `metod`. Did you mean `method`?",
+        ),
         ({"method": "izolated"}, "method", "No method named `izolated`. Did you mean `isolated`?"),
         (
             {"method": {"name": "isolated", "rang": 4}},
@@ -72,7 +80,9 @@ def test_files(tmp_path):
     with pytest.raises(InputError, match="There is no file"):
         Recipe.read(tmp_path / "nothing.yaml")
     (tmp_path / "bad.yaml").write_text("a: [")
-    with pytest.raises(InputError, match="`.*bad.yaml` is not YAML that can be read: .*in line 2, column 1"):
+    with pytest.raises(
+        InputError, match="`.*bad.yaml` is not YAML that can be read: .*in line 2, column 1"
+    ):
         Recipe.read(tmp_path / "bad.yaml")
     (tmp_path / "list.yaml").write_text("- a")
     with pytest.raises(InputError, match="is not a mapping of names and values, but list"):
@@ -96,7 +106,10 @@ BOMB = "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}' if i else 'x'] * 9)}]\n" 
         (BOMB, "has aliases"),
         ("rule: &r {name: sum}\nmethod: {<<: *r}", "has aliases"),
         ("seed: 1\nbackbone: minilm\nseed: 2", "`seed` is there twice, in line 3 again"),
-        ("method:\n  name: isolated\n  rank: 2\n  rank: 4", "`rank` is there twice, in line 4 again"),
+        (
+            "method:\n  name: isolated\n  rank: 2\n  rank: 4",
+            "`rank` is there twice, in line 4 again",
+        ),
         ("a: " + "[" * 60 + "]" * 60, "more than 50 lists or mappings"),
         ("[" * 200_000, "not YAML that can be read|more than 50 lists"),
         ("seed: " + "1" * 5000, "is not YAML that can be read"),
@@ -128,8 +141,14 @@ def test_settings_are_read_with_the_same_care(value):
     ("values", "message"),
     [
         ({"method": {"name": "isolated", "peft": "bottleneck"}}, "give the rule `space: factor`"),
-        ({"rule": {"name": "task_arithmetic", "search": {"over": "tasks"}}}, "give it with `scale: search`"),
-        ({"rule": {"name": "task_arithmetic", "scale": "abc"}}, "must be a number, a mapping by task, or one"),
+        (
+            {"rule": {"name": "task_arithmetic", "search": {"over": "tasks"}}},
+            "give it with `scale: search`",
+        ),
+        (
+            {"rule": {"name": "task_arithmetic", "scale": "abc"}},
+            "must be a number, a mapping by task, or one",
+        ),
         (
             {"rule": {"name": "task_arithmetic", "scale": float("nan")}},
             "`scale` must be a finite number",
@@ -169,21 +188,33 @@ def test_a_resolved_recipe_gives_the_same_run_again(pico, tmp_path):
 
 
 def test_a_method_has_its_usual_rule():
-    assert [parse(method=name).make_rule().name for name in ("isolated", "inflora", "sequential")] == [
+    assert [
+        parse(method=name).make_rule().name for name in ("isolated", "inflora", "sequential")
+    ] == [
         "task_arithmetic",
         "sum",
         "last",
     ]
     assert parse(["method=inflora", "rule.space=delta"]).make_rule().name == "sum"
-    assert parse(["rule.scale=0.3", "rule=task_arithmetic"], method="inflora").make_rule().options == {}
+    assert (
+        parse(["rule.scale=0.3", "rule=task_arithmetic"], method="inflora").make_rule().options
+        == {}
+    )
 
 
 @pytest.mark.parametrize(
-    "path", sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml")), ids=lambda path: path.stem
+    "path",
+    sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml")),
+    ids=lambda path: path.stem,
 )
 def test_the_recipes_that_are_published_can_be_made(path):
     recipe = Recipe.read(path)
-    assert recipe.make_method() and recipe.make_rule() and recipe.make_training() and recipe.make_evaluation()
+    assert (
+        recipe.make_method()
+        and recipe.make_rule()
+        and recipe.make_training()
+        and recipe.make_evaluation()
+    )
     name, options = named(recipe.stream, "stream")
     assert set(options) <= set(registry.options(registry.find("benchmark", name)))
     backbone = {} if isinstance(recipe.backbone, str) else dict(recipe.backbone)

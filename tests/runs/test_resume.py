@@ -64,16 +64,24 @@ def part(half, tmp_path):
 # -- going on
 
 
-def test_a_run_that_was_stopped_goes_on_by_its_folder_or_by_its_recipe(part, whole, values, tmp_path, perdure):  # noqa: F811
+def test_a_run_that_was_stopped_goes_on_by_its_folder_or_by_its_recipe(
+    part, whole, values, tmp_path, perdure
+):  # noqa: F811
     other = shutil.copytree(part.folder, tmp_path / "other")
     assert part.tasks == ["fruit"] and part.begun() == "colour"
-    steps = [event["step"] for event in part.events() if event["event"] == "step" and event["task"] == "colour"]
+    steps = [
+        event["step"]
+        for event in part.events()
+        if event["event"] == "step" and event["task"] == "colour"
+    ]
     assert steps[-1] in (4, 5)  # the signal came when the fourth was done, or while the next was
     assert perdure("run", part.folder, "-q")[0] == 0
     (tmp_path / "it.yaml").write_text(yaml.safe_dump(values))
     status, out, err = perdure("run", tmp_path / "it.yaml", "-o", other, "-q")
     assert (status, err) == (0, "") and "Nothing was left" not in out
-    assert differing(part, whole) == differing(other, whole) == [] and answers(part) == answers(whole)
+    assert differing(part, whole) == differing(other, whole) == [] and answers(part) == answers(
+        whole
+    )
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +99,10 @@ def test_a_method_with_an_optimizer_of_its_own_goes_on(by_momentum, half_by_mome
     whole = make(tmp_path, "whole", by_momentum)
     part = Run(shutil.copytree(half_by_momentum.folder, tmp_path / "part"))
     snapshot = part.load_unfinished()
-    assert "optimizer/0/momentum_buffer" in snapshot.tensors and "optimizer/group/0/scales" in snapshot.tensors
+    assert (
+        "optimizer/0/momentum_buffer" in snapshot.tensors
+        and "optimizer/group/0/scales" in snapshot.tensors
+    )
     assert not any("exp_avg" in name for name in snapshot.tensors)
     assert differing(make(tmp_path, "part", by_momentum), whole) == []
     assert whole.load_task("colour").state["scales"].min() > 0
@@ -113,7 +124,9 @@ def test_a_method_with_an_optimizer_of_its_own_goes_on(by_momentum, half_by_mome
         ("scales", [1.0]),
     ],
 )
-def test_what_such_an_optimizer_does_not_keep_is_refused(name, value, by_momentum, half_by_momentum, tmp_path):
+def test_what_such_an_optimizer_does_not_keep_is_refused(
+    name, value, by_momentum, half_by_momentum, tmp_path
+):
     part = Run(shutil.copytree(half_by_momentum.folder, tmp_path / "part"))
     snapshot = part.load_unfinished()
     if not name.startswith("optimizer/"):
@@ -124,7 +137,9 @@ def test_what_such_an_optimizer_does_not_keep_is_refused(name, value, by_momentu
     else:
         snapshot.tensors[name] = value
     snapshot.save(part.folder / "unfinished.safetensors")
-    with pytest.raises(RunError, match="The saved state of task `colour` belongs to other settings"):
+    with pytest.raises(
+        RunError, match="The saved state of task `colour` belongs to other settings"
+    ):
         make(tmp_path, "part", by_momentum)
 
 
@@ -140,7 +155,10 @@ def test_a_finished_run_says_so(by, finished, values, tmp_path, perdure):  # noq
 
 def test_a_run_in_python_goes_on_by_the_same_call(toy, bert, tmp_path):
     def begin(folder, name):
-        options = {"training": Training(epochs=2, batch_size=8, checkpoint_steps=3), "output": folder / name}
+        options = {
+            "training": Training(epochs=2, batch_size=8, checkpoint_steps=3),
+            "output": folder / name,
+        }
         return run(toy.until(2), bert, Isolated(rank=2), **options)
 
     one = begin(tmp_path, "one")
@@ -151,7 +169,10 @@ def test_a_run_in_python_goes_on_by_the_same_call(toy, bert, tmp_path):
         if values.get("task") == "colour" and values.get("step") == 5:
             os.kill(os.getpid(), signal.SIGINT)
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped, match="Call it again with the same `output`"):
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        pytest.raises(Stopped, match="Call it again with the same `output`"),
+    ):
         patch.setattr(Writer, "event", noted)
         begin(tmp_path, "other")
     assert differing(begin(tmp_path, "other"), one) == []
@@ -178,7 +199,9 @@ def test_a_search_that_was_stopped(home, pico, tmp_path, monkeypatch, perdure): 
     values = recipe(home, NAMES, pico("bert"), rule=rule, training={"epochs": 1})
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(
-            sys.modules["perdure.runs.story"], "measure", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt)
+            sys.modules["perdure.runs.story"],
+            "measure",
+            lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt),
         )
         make(tmp_path, "r", values)
     assert verify(tmp_path / "r").faults == []
@@ -195,7 +218,9 @@ def acting(run: Run) -> dict:
 
 def test_measuring_an_earlier_step_later_changes_no_model(home, pico, tmp_path):
     rule = {"name": "task_arithmetic", "scale": "search"}
-    last = recipe(home, NAMES, pico("bert"), rule=rule, training={"epochs": 1}, evaluation={"steps": "last"})
+    last = recipe(
+        home, NAMES, pico("bert"), rule=rule, training={"epochs": 1}, evaluation={"steps": "last"}
+    )
     results = make(tmp_path, "r", last)
     before = acting(results)
     make(tmp_path, "r", last | {"evaluation": {"steps": "all"}})
@@ -205,7 +230,9 @@ def test_measuring_an_earlier_step_later_changes_no_model(home, pico, tmp_path):
 
 def test_tasks_to_come_can_be_measured_afterwards(home, pico, tmp_path):
     def future(wanted):
-        return recipe(home, NAMES, pico("bert"), training={"epochs": 1}, evaluation={"future": wanted})
+        return recipe(
+            home, NAMES, pico("bert"), training={"epochs": 1}, evaluation={"future": wanted}
+        )
 
     at_once, later = make(tmp_path, "at-once", future(True)), make(tmp_path, "later", future(False))
     make(tmp_path, "later", future(True))
@@ -223,7 +250,10 @@ def test_tasks_to_come_can_be_measured_afterwards(home, pico, tmp_path):
     [
         ({"seed": 1}, "`seed`: 0 before, 1 now"),
         ({"method": {"name": "isolated", "rank": 4}}, "`method.rank`: 2 before, 4 now"),
-        ({"method": "sequential", "rule": "last"}, "`method.name`: isolated before, sequential now"),
+        (
+            {"method": "sequential", "rule": "last"},
+            "`method.name`: isolated before, sequential now",
+        ),
         ({"training": {"epochs": 3}}, "`training.epochs`: 2 before, 3 now"),
         ({"training": {"alignment": {}}}, "`training.alignment.temperature`: nothing before, "),
         ({"training": {"keep_inputs": True}}, "`training.keep_inputs`: False before, True now"),
@@ -257,13 +287,22 @@ def test_what_does_not_is_not(change, part, whole, values):
 
 
 def test_another_rule_is_measured_and_used_from_then_on(finished, values):
-    changed = make(finished.folder.parent, "finished", values | {"rule": {"name": "task_arithmetic", "scale": 0.25}})
-    assert {row["rule"] for row in changed.scores()} == {"task_arithmetic", "task_arithmetic(scale=0.25)"}
+    changed = make(
+        finished.folder.parent,
+        "finished",
+        values | {"rule": {"name": "task_arithmetic", "scale": 0.25}},
+    )
+    assert {row["rule"] for row in changed.scores()} == {
+        "task_arithmetic",
+        "task_arithmetic(scale=0.25)",
+    }
     assert changed.combined()["options"] == {"scale": 0.25}
 
 
 def test_another_rule_touches_aligned_heads():
-    plain, aligned = ({"rule": {"name": "sum"}, "training": {"alignment": one}} for one in (None, {"epochs": 1}))
+    plain, aligned = (
+        {"rule": {"name": "sum"}, "training": {"alignment": one}} for one in (None, {"epochs": 1})
+    )
     check_changes(Path("r"), plain, plain | {"rule": {"name": "ties"}})
     with pytest.raises(RunError, match=r"`rule\.name`: sum before, ties now"):
         check_changes(Path("r"), aligned, aligned | {"rule": {"name": "ties"}})
@@ -284,8 +323,14 @@ def test_a_table_that_has_changed_leaves_the_recipe_as_it_was(part, values, home
     other = tmp_path / "fruit.csv"
     shutil.copy(table(home, "texture"), other)
     before = contents(part)
-    with pytest.raises(RunError, match="The examples of task `fruit` are not those that the run learned"):
-        make(part.folder.parent, "part", values | {"stream": [{"data": str(other)}, values["stream"][1]]})
+    with pytest.raises(
+        RunError, match="The examples of task `fruit` are not those that the run learned"
+    ):
+        make(
+            part.folder.parent,
+            "part",
+            values | {"stream": [{"data": str(other)}, values["stream"][1]]},
+        )
     assert contents(part) == before
 
 
@@ -293,20 +338,29 @@ def test_examples_of_the_task_that_was_begun_have_changed(part, values, home, tm
     other = tmp_path / "colour.csv"
     shutil.copy(table(home, "size"), other)
     with pytest.warns(PerdureWarning, match="it is begun again"):
-        make(part.folder.parent, "part", values | {"stream": [values["stream"][0], {"data": str(other)}]})
+        make(
+            part.folder.parent,
+            "part",
+            values | {"stream": [values["stream"][0], {"data": str(other)}]},
+        )
     assert part.tasks == ["fruit", "colour"] and verify(part.folder).faults == []
 
 
 def test_a_shorter_stream(finished, values):
     before = contents(finished)
-    with pytest.raises(RunError, match=r"has learned the tasks .* Keep their order, and put new ones behind them"):
+    with pytest.raises(
+        RunError, match=r"has learned the tasks .* Keep their order, and put new ones behind them"
+    ):
         make(finished.folder.parent, "finished", values | {"stream": values["stream"][:1]})
     assert contents(finished) == before
 
 
 def merged(values, change):
     """Of sections the settings named, of others all."""
-    change = {key: values[key] | value if key in ("training", "backbone") else value for key, value in change.items()}
+    change = {
+        key: values[key] | value if key in ("training", "backbone") else value
+        for key, value in change.items()
+    }
     return values | change
 
 
@@ -315,10 +369,14 @@ def merged(values, change):
 
 def test_a_part_of_a_line_and_events_beyond_what_was_saved(part, whole, values, perdure):  # noqa: F811
     path = part.folder / "events.jsonl"
-    beyond = [{"event": "step", "task": "colour", "epoch": 1, "step": n, "loss": 9.0} for n in (1, 2)]
+    beyond = [
+        {"event": "step", "task": "colour", "epoch": 1, "step": n, "loss": 9.0} for n in (1, 2)
+    ]
     for one in beyond:
         one["step"] += part.load_unfinished().about["step"]
-    path.write_text(path.read_text() + "".join(json.dumps(one) + "\n" for one in beyond) + '{"event": "st')
+    path.write_text(
+        path.read_text() + "".join(json.dumps(one) + "\n" for one in beyond) + '{"event": "st'
+    )
     status, out, _ = perdure("verify", part.folder)
     assert status == 0 and "and a part of one" in out and "inside a task, after step" in out
     assert perdure("show", part.folder)[0] == 0
@@ -329,13 +387,19 @@ def test_values_beyond_what_was_saved(finished, whole, values):
     """A task's folder that never got its manifest counts for nothing, nor do events of it."""
     (finished.folder / "tasks" / "01-colour" / "manifest.json").unlink()
     rows = (finished.folder / "scores.csv").read_text().splitlines()
-    (finished.folder / "scores.csv").write_text("\n".join(row for row in rows if not row.startswith("2")) + "\n")
+    (finished.folder / "scores.csv").write_text(
+        "\n".join(row for row in rows if not row.startswith("2")) + "\n"
+    )
     assert differing(make(finished.folder.parent, "finished", values), whole) == []
     tasks = [event for event in finished.events() if event["event"] in ("task", "step")]
-    assert len(tasks) == len([event for event in whole.events() if event["event"] in ("task", "step")])
+    assert len(tasks) == len(
+        [event for event in whole.events() if event["event"] in ("task", "step")]
+    )
 
 
-@pytest.mark.parametrize("left", [[], ["environment.json"], ["lock.json", partial.new_path(Path()).name]])
+@pytest.mark.parametrize(
+    "left", [[], ["environment.json"], ["lock.json", partial.new_path(Path()).name]]
+)
 def test_a_folder_that_was_being_made(left, whole, tmp_path):
     folder = tmp_path / "r"
     folder.mkdir()
@@ -360,14 +424,22 @@ def test_learning_more_that_fails_leaves_the_recipe_as_it_was(finished, home, pe
     status, _, err = perdure("learn", finished.folder, "--data", table(home, "size"), *hot, "-q")
     assert status == 1 and "Lower `learning_rate`" in err
     after = contents(finished)
-    assert {name for name in {*after, *before} if after.get(name) != before.get(name)} == {"events.jsonl"}
+    assert {name for name in {*after, *before} if after.get(name) != before.get(name)} == {
+        "events.jsonl"
+    }
 
 
 def test_learning_more_that_is_stopped_goes_on(finished, home, tmp_path, perdure):  # noqa: F811
     entry = {"data": table(home, "size")}
     more = shutil.copytree(finished.folder, tmp_path / "more")
     learn_more(more, entry)
-    stopped(lambda folder, name: learn_more(folder / name, entry), tmp_path, "finished", task="size", step=2)
+    stopped(
+        lambda folder, name: learn_more(folder / name, entry),
+        tmp_path,
+        "finished",
+        task="size",
+        step=2,
+    )
     assert finished.recipe["stream"][-1] == entry and finished.begun() == "size"
     assert perdure("run", finished.folder, "-q")[0] == 0
     assert differing(finished, more) == []
@@ -392,20 +464,31 @@ def test_two_tables_at_once_do_not_lose_one_of_each_other(finished, home, monkey
     before = finished.recipe
     with writing(finished.folder) as writer:
         writer.recipe(before | {"about": "by another"})
-        with monkeypatch.context() as patch, pytest.raises(RunError, match="is being written by process"):
+        with (
+            monkeypatch.context() as patch,
+            pytest.raises(RunError, match="is being written by process"),
+        ):
             # as another process sees it
-            patch.setattr(lock, "FileLock", lambda path, **more: FileLock(path, **more | {"is_singleton": False}))
+            patch.setattr(
+                lock,
+                "FileLock",
+                lambda path, **more: FileLock(path, **more | {"is_singleton": False}),
+            )
             learn_more(finished.folder, {"data": table(home, "size")})
         assert finished.recipe["about"] == "by another"
 
 
 def test_a_list_of_tasks_to_leave_out(home):
     entry = {"data": table(home, "fruit")}
-    assert own_stream([entry, {"data": table(home, "size"), "without": ["size"]}]).names == ["fruit"]
+    assert own_stream([entry, {"data": table(home, "size"), "without": ["size"]}]).names == [
+        "fruit"
+    ]
     with pytest.raises(ValueError, match="`without` is 'fruit', but should be a list"):
         own_stream([entry | {"without": "fruit"}])
     with pytest.raises(ValueError, match=r"All tasks were forgotten: fruit\. Teach the run others"):
-        Recipe.parse({"stream": [entry], "backbone": "minilm", "forgotten": ["fruit"]}).make_stream()
+        Recipe.parse(
+            {"stream": [entry], "backbone": "minilm", "forgotten": ["fruit"]}
+        ).make_stream()
 
 
 # -- signals, to a real process
@@ -413,7 +496,9 @@ def test_a_list_of_tasks_to_leave_out(home):
 
 def begin(values, folder, *, epochs=30):
     path = folder / "it.yaml"
-    path.write_text(yaml.safe_dump(merged(values, {"training": {"epochs": epochs, "checkpoint_steps": 1000}})))
+    path.write_text(
+        yaml.safe_dump(merged(values, {"training": {"epochs": epochs, "checkpoint_steps": 1000}}))
+    )
     return forked.Process(forked.PERDURE, "run", path, "-o", folder / "r", "-q")
 
 
@@ -441,7 +526,9 @@ def test_a_signal_finishes_the_step_and_says_how_to_go_on(number, status, values
     assert err == f"Stopped. What was learned is kept. Go on with `perdure run {tmp_path / 'r'}`.\n"
     results = Run(tmp_path / "r")
     assert results.begun() == "fruit" and not (results.folder / "lock.json").exists()
-    assert results.load_unfinished().about["step"] == max(event["step"] for event in results.events())
+    assert results.load_unfinished().about["step"] == max(
+        event["step"] for event in results.events()
+    )
     if number == signal.SIGTERM:
         Recipe.read(results.folder / "recipe.yaml").run(results.folder)
         whole = Recipe.read(results.folder / "recipe.yaml").run(tmp_path / "whole")
@@ -489,11 +576,17 @@ def test_a_signal_that_would_not_end_the_process_is_left_alone(name, monkeypatch
         pass
 
 
-def test_learning_more_that_failed_inside_the_task_is_done_by_the_same_command(pico, tmp_path, monkeypatch):
+def test_learning_more_that_failed_inside_the_task_is_done_by_the_same_command(
+    pico, tmp_path, monkeypatch
+):
     """A full disk, say: the recipe is as it was before, but the state inside the task is still there."""
     home = tmp_path / "tables"
     home.mkdir()
-    one = make(tmp_path, "one", recipe(home, ["fruit"], pico("bert"), training={"epochs": 1, "checkpoint_steps": 1}))
+    one = make(
+        tmp_path,
+        "one",
+        recipe(home, ["fruit"], pico("bert"), training={"epochs": 1, "checkpoint_steps": 1}),
+    )
     entry = {"data": table(home, "colour")}
     whole = shutil.copytree(one.folder, tmp_path / "whole")
     learn_more(whole, entry)

@@ -36,7 +36,13 @@ FEW = Training(epochs=3, batch_size=8, learning_rate=0.01)
 @pytest.fixture(scope="module")
 def finished(pico, toy, tmp_path_factory) -> Run:
     folder = tmp_path_factory.mktemp("runs") / "toy"
-    return run(toy, Backbone.load(pico("bert"), pooling="mean"), Isolated(rank=2), training=FEW, output=folder)
+    return run(
+        toy,
+        Backbone.load(pico("bert"), pooling="mean"),
+        Isolated(rank=2),
+        training=FEW,
+        output=folder,
+    )
 
 
 def test_what_is_in_the_folder(finished):
@@ -65,7 +71,9 @@ def test_what_is_in_the_folder(finished):
     assert np.isnan(R[np.triu_indices(3, 1)]).all() and (R[np.tril_indices(3)] <= 1).all()
     assert R.diagonal().mean() > 0.6
     kinds = [event["event"] for event in finished.events()]
-    assert kinds.count("task") == kinds.count("evaluation") == 3 and kinds.count("step") == 3 * 3 * 4
+    assert (
+        kinds.count("task") == kinds.count("evaluation") == 3 and kinds.count("step") == 3 * 3 * 4
+    )
 
 
 def test_scenarios_in_the_scores(finished):
@@ -74,7 +82,9 @@ def test_scenarios_in_the_scores(finished):
 
 
 def test_a_folder_is_never_overwritten(finished, toy, bert):
-    with pytest.raises(RunError, match="(?s)a run with other settings.*`method.rank`: 2 before, 8 now"):
+    with pytest.raises(
+        RunError, match="(?s)a run with other settings.*`method.rank`: 2 before, 8 now"
+    ):
         run(toy, bert, Isolated(), training=FEW, output=finished.folder)
     with pytest.raises(OutputError, match="already exists and is not empty"):
         run(toy, bert, Isolated(), output=finished.folder / "tasks")
@@ -115,13 +125,17 @@ def test_search_takes_the_best_on_validation_data(pico, toy, tmp_path):
 def test_the_answers_are_those_that_the_scores_were_computed_from(finished, toy):
     answers = layout.answers(finished.folder)
     last = [row for row in finished.scores() if row["step"] == len(toy)]
-    assert {(row["task_id"], row["task"]) for row in last} == {(way, task) for way in answers for task in answers[way]}
+    assert {(row["task_id"], row["task"]) for row in last} == {
+        (way, task) for way in answers for task in answers[way]
+    }
     for row in last:
         counts = answers[row["task_id"]][row["task"]]
         true = {name: sum(answered.values()) for name, answered in counts.items()}
         labels = toy.task(row["task"]).test["label"]
         classes = toy.task(row["task"]).classes
-        assert true == {name: list(labels).count(i) for i, name in enumerate(classes) if i in labels}
+        assert true == {
+            name: list(labels).count(i) for i, name in enumerate(classes) if i in labels
+        }
         right = sum(answered.get(name, 0) for name, answered in counts.items())
         assert row["value"] == pytest.approx(right / len(labels))
 
@@ -158,7 +172,9 @@ def test_tasks_to_come_are_measured_for_forward_transfer(pico, toy, tmp_path):
     )
     R = results.matrix(task_id="given")
     assert not np.isnan(R).any()
-    zero = [row["value"] for row in results.scores() if row["step"] == 0 and row["task_id"] == "given"]
+    zero = [
+        row["value"] for row in results.scores() if row["step"] == 0 and row["task_id"] == "given"
+    ]
     assert len(zero) == 3 and "forward_transfer" in metrics.summary(R, np.array(zero))
 
 
@@ -170,11 +186,17 @@ def test_images(kind, pico, pictures, tmp_path):
     assert results.matrix().shape == (2, 2) and (results.matrix()[1] > 0.6).all()
     model = Model(results)
     images = pictures[0].test["image"][:4]
-    auto = transformers.AutoModelForImageClassification.from_pretrained(model.export(tmp_path / "out")).eval()
+    auto = transformers.AutoModelForImageClassification.from_pretrained(
+        model.export(tmp_path / "out")
+    ).eval()
     model = Model(results)
-    inputs = transformers.AutoImageProcessor.from_pretrained(tmp_path / "out")(images=images, return_tensors="pt")
+    inputs = transformers.AutoImageProcessor.from_pretrained(tmp_path / "out")(
+        images=images, return_tensors="pt"
+    )
     with torch.no_grad(), model.combined.applied(model.backbone):
-        ours = torch.cat([model.backbone.eval().own(t)(model.backbone(Batch(dict(inputs)))) for t in "ab"], dim=1)
+        ours = torch.cat(
+            [model.backbone.eval().own(t)(model.backbone(Batch(dict(inputs)))) for t in "ab"], dim=1
+        )
         torch.testing.assert_close(auto(**inputs).logits, ours, rtol=0, atol=1e-5)
     assert auto.config.id2label == {0: "a/dark", 1: "a/light", 2: "b/dark", 3: "b/light"}
 
@@ -199,7 +221,11 @@ def test_export_is_a_stock_classifier(kind, pico, toy, tmp_path):
     )
     with torch.no_grad(), model.combined.applied(model.backbone):
         ours = torch.cat(
-            [model.backbone.eval().own(t)(model.backbone(Batch(inputs))) for t in ("fruit", "colour")], dim=1
+            [
+                model.backbone.eval().own(t)(model.backbone(Batch(inputs)))
+                for t in ("fruit", "colour")
+            ],
+            dim=1,
         )
         torch.testing.assert_close(stock(**inputs).logits, ours, rtol=0, atol=1e-5)
 
@@ -214,7 +240,10 @@ def test_export_is_a_stock_sentence_transformer(finished, toy, tmp_path):
     texts = toy[1].test["text"][:]
     inputs = dict(model.backbone.processor(texts, padding=True, return_tensors="pt"))
     with torch.no_grad(), model.combined.applied(model.backbone):
-        ours = torch.cat([model.backbone.eval().own(t)(model.backbone(Batch(inputs))) for t in finished.tasks], dim=1)
+        ours = torch.cat(
+            [model.backbone.eval().own(t)(model.backbone(Batch(inputs))) for t in finished.tasks],
+            dim=1,
+        )
     torch.testing.assert_close(torch.tensor(stock.encode(texts)), ours, rtol=0, atol=1e-5)
 
 
@@ -222,7 +251,12 @@ def test_predict(finished, toy):
     model = Model(finished)
     texts = toy[1].test["text"][:]
     found = model.predict(texts)
-    right = np.mean([p.label == toy[1].classes[label] for p, label in zip(found, toy[1].test["label"], strict=True)])
+    right = np.mean(
+        [
+            p.label == toy[1].classes[label]
+            for p, label in zip(found, toy[1].test["label"], strict=True)
+        ]
+    )
     assert right == pytest.approx(finished.matrix()[2, 1])
     assert all(0 < p.probability <= 1 and p.task in finished.tasks for p in found)
     assert {p.task for p in model.predict(texts, task="fruit")} == {"fruit"}
@@ -242,7 +276,11 @@ def test_routed_rules_and_bottlenecks_have_no_one_checkpoint(finished, tmp_path)
 def test_rows_that_lack_something(finished):
     model = Model(finished)
     rows = [{"text": "w1 w2", "label": "x", "predicted_label": "y"}]
-    assert list(model.add_predictions(rows)[0])[3:] == ["predicted_predicted_label", "probability", "task"]
+    assert list(model.add_predictions(rows)[0])[3:] == [
+        "predicted_predicted_label",
+        "probability",
+        "task",
+    ]
     for bad in ({"text": None}, {"text": 5}, {}):
         with pytest.raises(ValueError, match="Row 2, has .* in column `text`"):
             model.add_predictions([rows[0], bad])
@@ -275,10 +313,16 @@ def test_data_that_has_changed_is_refused(pico, tmp_path):
     from tables import ROWS, write
 
     path = tmp_path / "mail.csv"
-    recipe = {"stream": [{"data": write(path, ROWS)}], "backbone": str(pico("bert")), "training": {"epochs": 1}}
+    recipe = {
+        "stream": [{"data": write(path, ROWS)}],
+        "backbone": str(pico("bert")),
+        "training": {"epochs": 1},
+    }
     Recipe.parse(recipe).run(tmp_path / "r")
     write(path, [*ROWS, ("w1 w2", "yes")])
-    with pytest.raises(RunError, match="The examples of task `mail` are not those that the run learned"):
+    with pytest.raises(
+        RunError, match="The examples of task `mail` are not those that the run learned"
+    ):
         evaluate_run(tmp_path / "r")
 
 
@@ -293,13 +337,31 @@ def test_a_stop_before_measuring_is_made_up_for(pico, toy, tmp_path, monkeypatch
     def stop(*arguments, **options):
         raise KeyboardInterrupt
 
-    whole = run(toy.until(2), Backbone.load(pico("bert")), Isolated(), training=FEW, output=tmp_path / "whole")
+    whole = run(
+        toy.until(2),
+        Backbone.load(pico("bert")),
+        Isolated(),
+        training=FEW,
+        output=tmp_path / "whole",
+    )
     module = sys.modules["perdure.runs.story"]
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(module, "measure", stop)
-        run(toy.until(2), Backbone.load(pico("bert")), Isolated(), training=FEW, output=tmp_path / "part")
+        run(
+            toy.until(2),
+            Backbone.load(pico("bert")),
+            Isolated(),
+            training=FEW,
+            output=tmp_path / "part",
+        )
     assert len(Model(tmp_path / "part").predict(["w1"])) == 1  # what was learned can be used
-    part = run(toy.until(2), Backbone.load(pico("bert")), Isolated(), training=FEW, output=tmp_path / "part")
+    part = run(
+        toy.until(2),
+        Backbone.load(pico("bert")),
+        Isolated(),
+        training=FEW,
+        output=tmp_path / "part",
+    )
     assert part.scores() == whole.scores()
 
 
@@ -329,7 +391,9 @@ def test_bottleneck_run(pico, toy, tmp_path):
 
 
 def test_evaluate_again_needs_a_stream_that_can_be_made(finished):
-    with pytest.raises(ValueError, match="The stream `toy` was made in Python, not by a recipe: give it as"):
+    with pytest.raises(
+        ValueError, match="The stream `toy` was made in Python, not by a recipe: give it as"
+    ):
         evaluate_run(finished.folder)
 
 
@@ -356,15 +420,35 @@ def test_a_scale_for_each_task_is_searched_and_kept(over, numbers, finished, toy
 
 def test_a_search_over_tasks_is_a_recipe(pico, toy, tmp_path):
     recipe = Recipe.parse(
-        {"stream": "toy", "backbone": str(pico("bert")), "method": "isolated", "rule": "task_arithmetic"},
-        ["rule.scale=search", "rule.search.over=tasks", "rule.search.budget=8", "training.epochs=1"],
+        {
+            "stream": "toy",
+            "backbone": str(pico("bert")),
+            "method": "isolated",
+            "rule": "task_arithmetic",
+        },
+        [
+            "rule.scale=search",
+            "rule.search.over=tasks",
+            "rule.search.budget=8",
+            "training.epochs=1",
+        ],
     )
     rule = recipe.make_rule()
     assert rule.search == Search(over="tasks", budget=8)
-    results = run(toy.until(2), recipe.make_backbone(), recipe.make_method(), rule, training=FEW, output=tmp_path / "r")
+    results = run(
+        toy.until(2),
+        recipe.make_backbone(),
+        recipe.make_method(),
+        rule,
+        training=FEW,
+        output=tmp_path / "r",
+    )
     combined = results.combined()
     assert combined["label"] == "task_arithmetic(scale=search over tasks by coordinate)"
-    assert len(combined["candidates"]) <= 8 and combined["options"]["scale"].keys() == {"fruit", "colour"}
+    assert len(combined["candidates"]) <= 8 and combined["options"]["scale"].keys() == {
+        "fruit",
+        "colour",
+    }
     assert results.recipe["rule"]["search"]["over"] == "tasks"
     assert Model(results).rule.options == combined["options"]
     assert Rule.of(results.recipe["rule"]) == rule
@@ -374,7 +458,11 @@ def test_inputs_are_kept_by_layer_and_shared(pico, toy, tmp_path):
     """Query and value read the same tensor: one matrix on the disk, the same under both names."""
     training = Training(epochs=1, keep_inputs=True)
     results = run(
-        toy.until(1), Backbone.load(pico("bert"), pooling="mean"), Isolated(rank=2), training=training, output=tmp_path
+        toy.until(1),
+        Backbone.load(pico("bert"), pooling="mean"),
+        Isolated(rank=2),
+        training=training,
+        output=tmp_path,
     )
     inputs = results.load_task("fruit").adapter.kept["inputs"]
     assert set(inputs) == set(task_vectors([results.load_task("fruit").adapter])["fruit"].entries)
@@ -397,5 +485,11 @@ def test_an_export_that_fails_leaves_nothing(finished, tmp_path, monkeypatch):
 
 def test_a_rule_of_two_tasks_is_refused_for_a_longer_stream(pico, toy, tmp_path):
     with pytest.raises(InputError, match="`slerp` combines at most 2 tasks; the stream has 3"):
-        run(toy, Backbone.load(pico("bert"), pooling="mean"), Isolated(rank=2), "slerp", output=tmp_path / "r")
+        run(
+            toy,
+            Backbone.load(pico("bert"), pooling="mean"),
+            Isolated(rank=2),
+            "slerp",
+            output=tmp_path / "r",
+        )
     assert not (tmp_path / "r").exists()

@@ -30,20 +30,45 @@ def in_json(folder, name, change):
 @pytest.mark.parametrize(
     ("read", "name", "change", "message"),
     [
-        (layout.environment, "environment.json", {"cpus": "2"}, "`cpus` is '2', but must be a whole number"),
-        (layout.environment, "environment.json", {"versions": {"a": 1}}, "`versions.a` is 1, but must be a text"),
+        (
+            layout.environment,
+            "environment.json",
+            {"cpus": "2"},
+            "`cpus` is '2', but must be a whole number",
+        ),
+        (
+            layout.environment,
+            "environment.json",
+            {"versions": {"a": 1}},
+            "`versions.a` is 1, but must be a text",
+        ),
         (layout.backbone, "backbone.json", {}, "has no `files`"),
-        (layout.backbone, "backbone.json", {"files": {"a": 3}}, "`files.a` is 3, but must be a text"),
+        (
+            layout.backbone,
+            "backbone.json",
+            {"files": {"a": 3}},
+            "`files.a` is 3, but must be a text",
+        ),
         (layout.combined, "combined.json", {"options": 1}, "`options` is 1, but must be a mapping"),
         (layout.combined, "combined.json", {"name": None}, "`name` is None, but must be a text"),
-        (layout.combined, "combined.json", {"candidates": {"x": 1}}, "`candidates`: could not convert string to float"),
+        (
+            layout.combined,
+            "combined.json",
+            {"candidates": {"x": 1}},
+            "`candidates`: could not convert string to float",
+        ),
         (
             layout.combined,
             "combined.json",
             {"candidates": [{"scale": True, "score": 1}]},
             "`candidates.0.scale` is True",
         ),
-        (layout.combined, "combined.json", {"candidates": [{"scale": 1}]}, "has no `candidates.0.score`"),
+        (
+            layout.combined,
+            "combined.json",
+            {"candidates": [{"scale": 1}]},
+            "has no `candidates.0.score`",
+        ),
         (layout.combined, "combined.json", {"\ud800": 1}, "as a name, which is no text"),
         (
             layout.answers,
@@ -51,7 +76,12 @@ def in_json(folder, name, change):
             {"answers": {"a": {"b": {"c": {"d": 0}}}}},
             "`answers.a.b.c.d` is 0, but must",
         ),
-        (layout.answers, "answers.json", {"answers": {"a": {"b": {"c": {"d": True}}}}}, "`answers.a.b.c.d` is True"),
+        (
+            layout.answers,
+            "answers.json",
+            {"answers": {"a": {"b": {"c": {"d": True}}}}},
+            "`answers.a.b.c.d` is True",
+        ),
         (
             layout.answers,
             "answers.json",
@@ -67,7 +97,10 @@ def test_a_file_of_a_run(read, name, change, message, folder):
 
 def test_a_class_that_was_never_asked_for(folder):
     in_json(folder, "answers.json", {"answers": {"given": {"fruit": {"apple": {}}}}})
-    one_sentence(lambda: layout.answers(folder), "`.*answers.json`: `answers.given.fruit.apple` is {}, but must be")
+    one_sentence(
+        lambda: layout.answers(folder),
+        "`.*answers.json`: `answers.given.fruit.apple` is {}, but must be",
+    )
 
 
 @pytest.mark.parametrize(
@@ -75,8 +108,18 @@ def test_a_class_that_was_never_asked_for(folder):
     [
         (layout.task, "task.json", {"classes": ["a", 1]}, "`classes.1` is 1, but must be a text"),
         (layout.task, "task.json", {"digests": []}, "`digests` is \\[\\], but must be a mapping"),
-        (layout.task, "task.json", {"name": "colour"}, "belongs to the task `colour`, not to its folder"),
-        (layout.manifest, "manifest.json", {"x.json": {"size": 1.0, "sha256": HASH}}, "`x.json.size` is 1.0, but must"),
+        (
+            layout.task,
+            "task.json",
+            {"name": "colour"},
+            "belongs to the task `colour`, not to its folder",
+        ),
+        (
+            layout.manifest,
+            "manifest.json",
+            {"x.json": {"size": 1.0, "sha256": HASH}},
+            "`x.json.size` is 1.0, but must",
+        ),
         (layout.manifest, "manifest.json", {"x.json": {"size": 1}}, "has no `x.json.sha256`"),
         (layout.manifest, "manifest.json", {"x.json": 1}, "`x.json` is 1, but must be a mapping"),
         (
@@ -128,7 +171,10 @@ def test_a_row_of_scores(row, message, folder):
         ({"seconds": "1"}, "`seconds` is '1', but must be a number"),
         ({"belongs_to": {}}, "has no `belongs_to.tasks`"),
         ({"belongs_to": {"tasks": {}}}, "`belongs_to.tasks` is {}, but must be a mapping"),
-        ({"belongs_to": {"tasks": {"fruit": {"train": 1}}}}, "`belongs_to.tasks.fruit.train` is 1, but must be a text"),
+        (
+            {"belongs_to": {"tasks": {"fruit": {"train": 1}}}},
+            "`belongs_to.tasks.fruit.train` is 1, but must be a text",
+        ),
     ],
 )
 def test_the_state_inside_a_task(change, message):
@@ -151,7 +197,10 @@ def test_what_is_not_described_is_kept(folder):
         file.write('{"step": 3, "loss": 1, "event": "step", "more": [1]}\n')
     assert layout.environment(folder)["more"] == layout.task(folder / TASK)["more"] == [1]
     assert layout.combined(folder)["more"] == [1]
-    assert layout.line(layout.events(folder)[-1]) == '{"step": 3, "loss": 1, "event": "step", "more": [1]}\n'
+    assert (
+        layout.line(layout.events(folder)[-1])
+        == '{"step": 3, "loss": 1, "event": "step", "more": [1]}\n'
+    )
 
 
 def test_a_rule_as_older_versions_wrote_it(folder):
@@ -172,7 +221,10 @@ def test_a_million_faults_are_one(folder):
     counts = dict.fromkeys(map(str, range(900_000)), "x")
     content = {"answers": {"given": {"fruit": {"apple": counts}}}}
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(RunError, match="`answers.given.fruit.apple.0` is 'x'"), layout.reading(folder):
+    with (
+        pytest.raises(RunError, match="`answers.given.fruit.apple.0` is 'x'"),
+        layout.reading(folder),
+    ):
         layout.check(folder, schema.Answers, content)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kilobytes
 

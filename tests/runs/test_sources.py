@@ -10,7 +10,9 @@ from perdure.storage import files
 
 @pytest.fixture
 def run(pico, tmp_path) -> Run:
-    return make(tmp_path, "run", recipe(tmp_path, ["fruit", "colour"], pico("bert"), training={"epochs": 1}))
+    return make(
+        tmp_path, "run", recipe(tmp_path, ["fruit", "colour"], pico("bert"), training={"epochs": 1})
+    )
 
 
 @pytest.mark.parametrize("name", ["recipe.yaml", "tasks/01-colour/manifest.json"])

@@ -74,7 +74,10 @@ def test_what_a_search_found_is_not_looked_up_in_the_log(copied):
     """Each step's scale is in combined.json: the log can be gone, and the examples too."""
     state = read(copied.folder)
     label = state.combined["label"]
-    assert [(search["rule"], search["step"]) for search in state.searches] == [(label, 1), (label, 2)]
+    assert [(search["rule"], search["step"]) for search in state.searches] == [
+        (label, 1),
+        (label, 2),
+    ]
     assert state.found(label, 2)["options"] == state.combined["options"]
     assert state.found(label, 2)["candidates"] == state.combined["candidates"]
     assert state.found(label, 3) is None and state.found("sum", 2) is None
@@ -100,7 +103,9 @@ def test_an_older_folder_says_it_in_its_log(copied, monkeypatch):
         diagnose(copied.folder, only=["cka"], examples=8)
 
 
-@pytest.mark.parametrize("searches", ["all", [3], [{"rule": "sum", "step": "1", "options": {}, "candidates": []}]])
+@pytest.mark.parametrize(
+    "searches", ["all", [3], [{"rule": "sum", "step": "1", "options": {}, "candidates": []}]]
+)
 def test_searches_that_are_damaged(searches, copied):
     path = copied.folder / "combined.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"searches": searches}))

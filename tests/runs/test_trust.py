@@ -8,7 +8,18 @@ import pytest
 import yaml
 from small_runs import make, recipe
 
-from perdure import InputError, Model, Recipe, Run, RunError, evaluate_run, find, forget, registry, verify
+from perdure import (
+    InputError,
+    Model,
+    Recipe,
+    Run,
+    RunError,
+    evaluate_run,
+    find,
+    forget,
+    registry,
+    verify,
+)
 
 MARK = "from pathlib import Path\nwith Path({mark!r}).open('a') as file:\n    file.write('ran ')\n"
 CODE = {
@@ -53,7 +64,16 @@ COMMANDS = {
 NEEDS = {  # the files that a command needs; where it needs one, it is refused
     "method": {"forget", "run", "run its recipe", "learn", "tune"},
     "rule": {"predict", "evaluate", "export", "diagnose", "run", "run its recipe", "learn", "tune"},
-    "stream": {"evaluate", "diagnose", "forget a planned one", "run", "run its recipe", "learn", "merge", "tune"},
+    "stream": {
+        "evaluate",
+        "diagnose",
+        "forget a planned one",
+        "run",
+        "run its recipe",
+        "learn",
+        "merge",
+        "tune",
+    },
 }
 
 
@@ -77,13 +97,17 @@ def stranger(made, tmp_path, monkeypatch):
 
     def name_code(kind, name="r/mine.py"):
         tables = [str(made / "fruit.csv"), str(made / "colour.csv")]
-        code = MARK.format(mark=str(tmp_path / "mark")) + CODE[kind].replace("{tables}", str(tables))
+        code = MARK.format(mark=str(tmp_path / "mark")) + CODE[kind].replace(
+            "{tables}", str(tables)
+        )
         Path(name).write_text(code)
         values = yaml.safe_load(Path("r/recipe.yaml").read_text())
         values[kind] = {"name": name} | (values[kind] if kind == "method" else {}) | {"name": name}
         Path("r/recipe.yaml").write_text(yaml.safe_dump(values))
         if kind == "rule":
-            Path("r/combined.json").write_text(f'{{"name": "{name}", "label": "{name}", "options": {{}}}}')
+            Path("r/combined.json").write_text(
+                f'{{"name": "{name}", "label": "{name}", "options": {{}}}}'
+            )
         return name
 
     return name_code
@@ -108,7 +132,13 @@ def test_no_command_runs_it_unasked(kind, command, stranger, perdure):  # noqa: 
 
 @pytest.mark.parametrize(
     ("kind", "command"),
-    [("rule", "predict"), ("stream", "evaluate"), ("method", "forget"), ("method", "run"), ("stream", "merge")],
+    [
+        ("rule", "predict"),
+        ("stream", "evaluate"),
+        ("method", "forget"),
+        ("method", "run"),
+        ("stream", "merge"),
+    ],
 )
 def test_with_trust_it_is_run(kind, command, stranger, perdure):  # noqa: F811
     stranger(kind)
@@ -136,7 +166,9 @@ def test_wherever_it_stands(stranger, monkeypatch):
     Path("r/recipe.yaml").write_text(yaml.safe_dump(values | {"stream": [{"benchmark": name}]}))
     with pytest.raises(RunError, match="--trust"):
         evaluate_run("r")
-    Path("r/recipe.yaml").write_text(yaml.safe_dump(values | {"method": {"name": "isolated", "rank": 2}}))
+    Path("r/recipe.yaml").write_text(
+        yaml.safe_dump(values | {"method": {"name": "isolated", "rank": 2}})
+    )
     Path("r/combined.json").write_text(f'{{"name": "{name}", "options": {{}}}}')
     with pytest.raises(RunError, match="but the recipe"):
         Model("r", trust=True)
@@ -164,7 +196,9 @@ def test_ones_own_file_needs_no_trust(stranger, perdure, made, pico):  # noqa: F
     registry._trusted.clear()
     assert perdure("export", "r", "-o", "out", "--set", "name=mine.py")[0] == 0
     registry._trusted.clear()
-    values = recipe(made, ["fruit", "colour"], pico("bert"), training={"epochs": 1}) | {"rule": name}
+    values = recipe(made, ["fruit", "colour"], pico("bert"), training={"epochs": 1}) | {
+        "rule": name
+    }
     Path("own.yaml").write_text(yaml.safe_dump(values))
     assert Run("r").recipe["rule"] == {"name": name}
     assert perdure("run", "own.yaml", "-o", "own", "--quiet")[0] == 0
@@ -183,7 +217,10 @@ def test_verify_says_that_it_is_there(stranger):
 @pytest.mark.parametrize(
     ("code", "message"),
     [
-        ("import nothing_of_that_name\n", "line 1: ModuleNotFoundError: No module named 'nothing_of_that_name'"),
+        (
+            "import nothing_of_that_name\n",
+            "line 1: ModuleNotFoundError: No module named 'nothing_of_that_name'",
+        ),
         ("\n\nx = 1 / 0\n", "line 3: ZeroDivisionError: division by zero"),
         ("raise SystemExit(0)\n", "line 1: SystemExit: 0"),
         ("def f():\n    raise KeyError\nf()\n", "line 2: KeyError"),
@@ -202,13 +239,18 @@ def test_a_file_that_cannot_be_run_is_one_sentence(kind, code, message, tmp_path
 def test_a_hook_that_fails_names_its_line(stranger, perdure):  # noqa: F811
     name = stranger("rule")
     Path(name).write_text("def mine(vectors):\n    some = {}\n    return some['scale']\n")
-    assert perdure("predict", "r", "texts.csv", "--trust")[::2] == (1, f"Error: `{name}`, line 3: KeyError: 'scale'.\n")
+    assert perdure("predict", "r", "texts.csv", "--trust")[::2] == (
+        1,
+        f"Error: `{name}`, line 3: KeyError: 'scale'.\n",
+    )
 
 
 @pytest.mark.parametrize("name", ["torch", "json", "perdure", "yaml"])
 def test_it_shadows_no_module(name, tmp_path):
     before = sys.modules[name]
-    (path := tmp_path / f"{name}.py").write_text(f"import {name} as other\n\ndef {name}(vectors):\n    return other\n")
+    (path := tmp_path / f"{name}.py").write_text(
+        f"import {name} as other\n\ndef {name}(vectors):\n    return other\n"
+    )
     assert find("rule", str(path))({}) is before
     assert sys.modules[name] is before and str(tmp_path) not in sys.path
 

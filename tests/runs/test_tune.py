@@ -24,7 +24,9 @@ def test_what_is_searched(values):
     found = searched(Recipe.parse(values), Protocol(lowest=0.1, highest=10))
     assert (found[RATE].low, found[RATE].high) == (pytest.approx(0.001), pytest.approx(0.1))
     assert found["method.strength"] == EWC.tuned
-    inner = searched(Recipe.parse(values | {"method": {"name": "replay", "method": values["method"]}}), FEW)
+    inner = searched(
+        Recipe.parse(values | {"method": {"name": "replay", "method": values["method"]}}), FEW
+    )
     assert list(inner) == [RATE, "method.method.strength"]
     assert list(searched(Recipe.parse(values | {"method": "lda"}), FEW)) == ["method.shrinkage"]
     with pytest.raises(InputError, match="`ncm` trains nothing: there is nothing to tune"):
@@ -34,13 +36,18 @@ def test_what_is_searched(values):
 def test_trials_and_the_tuned_recipe(values, tmp_path):
     found = tune(Recipe.parse(values), tmp_path / "out", protocol=FEW)
     assert [sorted(trial["settings"]) for trial in found.trials] == [["method.strength", RATE]] * 3
-    assert found.trials[0]["settings"] == {RATE: 0.01, "method.strength": 100}  # the recipe's own comes first
+    assert found.trials[0]["settings"] == {
+        RATE: 0.01,
+        "method.strength": 100,
+    }  # the recipe's own comes first
     for trial in found.trials:
         assert 0.01 / 30 <= trial["settings"][RATE] <= 0.1 and 0 <= trial["score"] <= 1
     written = Recipe.read(tmp_path / "out/tuned.yaml")
     assert written.make_training().learning_rate == found.best["settings"][RATE]
     assert written.make_method() == EWC(rank=2, strength=found.best["settings"]["method.strength"])
-    assert written.stream == values["stream"]  # all of the tasks: only the search has looked at the first alone
+    assert (
+        written.stream == values["stream"]
+    )  # all of the tasks: only the search has looked at the first alone
     assert not list((tmp_path / "out").glob("*/"))
 
 
@@ -80,7 +87,9 @@ def test_what_is_asked_learns_from_the_trials(values):
         settings = _asked(recipe, protocol, ranges, trials, number)
         trials.append({"settings": settings, "score": 1 - abs(settings[RATE] - 0.002)})
     late = [trial["settings"][RATE] for trial in trials[20:]]
-    assert sum(rate < 0.006 for rate in late) > 10  # half of them: of uniform ones (in the logarithm) 1 in 2
+    assert (
+        sum(rate < 0.006 for rate in late) > 10
+    )  # half of them: of uniform ones (in the logarithm) 1 in 2
 
 
 def test_a_trial_that_fails_is_one_that_is_not_taken(values, tmp_path, monkeypatch):
@@ -101,10 +110,20 @@ def test_a_trial_that_fails_is_one_that_is_not_taken(values, tmp_path, monkeypat
 
 def test_the_command(values, tmp_path, perdure):  # noqa: F811
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(values))
-    status, out, err = perdure("tune", tmp_path / "mine.yaml", "-o", tmp_path / "out", "--trials", "1", "--json")
+    status, out, err = perdure(
+        "tune", tmp_path / "mine.yaml", "-o", tmp_path / "out", "--trials", "1", "--json"
+    )
     assert (status, err) == (0, "") and json.loads(out)["trials"][0]["settings"][RATE] == 0.01
-    status, out, err = perdure("tune", tmp_path / "mine.yaml", "-o", tmp_path / "out", "--trials", "2")
-    assert (status, err) == (0, "") and "2 trials on 2 tasks" in out and out.splitlines()[-1].endswith("tuned.yaml")
+    status, out, err = perdure(
+        "tune", tmp_path / "mine.yaml", "-o", tmp_path / "out", "--trials", "2"
+    )
+    assert (
+        (status, err) == (0, "")
+        and "2 trials on 2 tasks" in out
+        and out.splitlines()[-1].endswith("tuned.yaml")
+    )
     assert max(map(len, out.splitlines()[:-1])) <= 80
-    status, out, err = perdure("tune", tmp_path / "mine.yaml", "-o", tmp_path / "other", "--tasks", "9")
+    status, out, err = perdure(
+        "tune", tmp_path / "mine.yaml", "-o", tmp_path / "other", "--tasks", "9"
+    )
     assert status == 1 and "`tasks` is 9, but the stream has 3" in err

@@ -21,7 +21,9 @@ PLACE = "tasks/01-colour"
 def made(pico, tmp_path_factory):
     folder = tmp_path_factory.mktemp("verify")
     training = {"epochs": 1, "keep_inputs": True}
-    return make(folder, "r", recipe(folder, ["fruit", "colour"], pico("bert"), training=training)).folder
+    return make(
+        folder, "r", recipe(folder, ["fruit", "colour"], pico("bert"), training=training)
+    ).folder
 
 
 @pytest.fixture
@@ -33,7 +35,10 @@ def sealed(folder, name, place=PLACE):
     """Give a changed file its hash, so that only its content is wrong."""
     path, manifest = folder / place / name, folder / place / "manifest.json"
     found = json.loads(manifest.read_text())
-    found[name] = {"size": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    found[name] = {
+        "size": path.stat().st_size,
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+    }
     manifest.write_text(json.dumps(found))
 
 
@@ -86,7 +91,9 @@ def test_a_file_that_is_not_what_was_written(kind, name, folder, tmp_path):
     assert f"`{path}` is not what was written" in only_fault(folder)
 
 
-@pytest.mark.parametrize("name", ["../../../x.json", "/etc/passwd", "adapter/../task.json", "a.pkl", ".hidden.json"])
+@pytest.mark.parametrize(
+    "name", ["../../../x.json", "/etc/passwd", "adapter/../task.json", "a.pkl", ".hidden.json"]
+)
 def test_a_manifest_that_names_other_files(name, folder):
     path = folder / PLACE / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {name: {"size": 1, "sha256": "0"}}))
@@ -130,7 +137,9 @@ def test_parts_that_do_not_fit_each_other(folder, pico, tmp_path):
     values = yaml.safe_load(recipe_file.read_text())
     recipe_file.write_text(yaml.safe_dump(values | {"method": values["method"] | {"rank": 3}}))
     assert "has rank 2, but the recipe says 3" in verify(folder).faults[0]
-    recipe_file.write_text(yaml.safe_dump(values | {"backbone": {"model": str(pico("distilbert"))}}))
+    recipe_file.write_text(
+        yaml.safe_dump(values | {"backbone": {"model": str(pico("distilbert"))}})
+    )
     assert only_fault(folder) and verify(folder, backbone=False).faults == []
     recipe_file.write_text(yaml.safe_dump(values | {"backbone": {"model": str(tmp_path / "gone")}}))
     assert "gone" in only_fault(folder)
@@ -151,7 +160,12 @@ def test_parts_that_do_not_fit_each_other(folder, pico, tmp_path):
         ("events.jsonl", '{{"event"', "{{event", "Line 1 of `{path}` is not JSON"),
         ("combined.json", "{{", "", "`{path}` is not JSON"),
         ("combined.json", '"task_arithmetic"', "5", "`{path}`: `label` is 5"),
-        ("combined.json", '"name": "task_arithmetic"', '"name": "task_arithmetics"', "Did you mean `task_arithmetic`?"),
+        (
+            "combined.json",
+            '"name": "task_arithmetic"',
+            '"name": "task_arithmetics"',
+            "Did you mean `task_arithmetic`?",
+        ),
         ("combined.json", '"options": {{}}', '"options": {{"scal": 1}}', "has no setting `scal`"),
         (
             "combined.json",
@@ -174,7 +188,11 @@ def test_other_files(name, old, new, message, folder):
 
 def test_a_value_that_is_not_finite(folder):
     path = folder / "scores.csv"
-    path.write_text(path.read_text().replace("accuracy,0.", "accuracy,nan", 1).replace("accuracy,1.0", "accuracy,nan"))
+    path.write_text(
+        path.read_text()
+        .replace("accuracy,0.", "accuracy,nan", 1)
+        .replace("accuracy,1.0", "accuracy,nan")
+    )
     lines = [line.split(",") for line in path.read_text().splitlines()]
     path.write_text("\n".join(",".join([*line[:-1], "nan" if line[-1].startswith("nan") else line[-1]])
                               for line in lines) + "\n")  # fmt: skip
@@ -223,10 +241,19 @@ def test_the_command(folder, perdure, tmp_path):  # noqa: F811
     assert json.loads(perdure("verify", folder, "--json")[1])["faults"] == []
     (folder / PLACE / "head.safetensors").unlink()
     status, out, err = perdure("verify", folder)
-    assert status == 1 and out.endswith("\n1 fault.\n") and "head.safetensors` is not what was written" in err
+    assert (
+        status == 1
+        and out.endswith("\n1 fault.\n")
+        and "head.safetensors` is not what was written" in err
+    )
     status, out, err = perdure("verify", folder, "--json")
     found = json.loads(out)
-    assert status == 1 and len(found["faults"]) == 1 and "tasks/00-fruit" in found["sound"] and found["notes"] == []
+    assert (
+        status == 1
+        and len(found["faults"]) == 1
+        and "tasks/00-fruit" in found["sound"]
+        and found["notes"] == []
+    )
     status, _, err = perdure("verify", tmp_path)
     assert status == 1 and "is not a run: it has no `recipe.yaml`" in err
 
@@ -236,7 +263,9 @@ def test_no_code_of_the_folder_is_run(folder, tmp_path):
     (tmp_path / "mine.py").write_text(f"open({str(tmp_path / 'was-here')!r}, 'w')")
     path, rule = folder / "recipe.yaml", folder / "combined.json"
     values, hostile = yaml.safe_load(path.read_text()), str(tmp_path / "mine.py")
-    path.write_text(yaml.safe_dump(values | {"method": {"name": hostile}, "rule": {"name": hostile}}))
+    path.write_text(
+        yaml.safe_dump(values | {"method": {"name": hostile}, "rule": {"name": hostile}})
+    )
     rule.write_text(json.dumps(json.loads(rule.read_text()) | {"name": hostile}))
     verify(folder)
     del values["rule"]

@@ -33,7 +33,9 @@ with lock.held(Path(sys.argv[1])):
 @pytest.fixture(scope="module")
 def made(pico, tmp_path_factory):
     folder = tmp_path_factory.mktemp("lock")
-    return make(folder, "r", recipe(folder, ["fruit", "colour"], pico("bert"), training={"epochs": 1}))
+    return make(
+        folder, "r", recipe(folder, ["fruit", "colour"], pico("bert"), training={"epochs": 1})
+    )
 
 
 @pytest.fixture
@@ -44,7 +46,9 @@ def results(made, tmp_path):
 @pytest.fixture
 def other(results):
     """Another process that holds the run."""
-    process = subprocess.Popen([sys.executable, "-c", HOLD, str(results.folder)], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(results.folder)], stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout.readline() == "held\n"
     yield process
     process.kill()
@@ -58,7 +62,9 @@ def test_the_second_process_says_who_holds_it(results, other, made, perdure):  #
                 ("learn", results.folder, "--data", data)]  # fmt: skip
     for command in commands:
         status, out, err = perdure(*command)
-        assert status == 1 and said in err and err.count("\n") == 1 and "Traceback" not in err, command
+        assert status == 1 and said in err and err.count("\n") == 1 and "Traceback" not in err, (
+            command
+        )
     for call in (lambda: evaluate_run(results.folder), lambda: forget(results.folder, "fruit"),
                  lambda: learn_more(results.folder, {"data": data})):  # fmt: skip
         with pytest.raises(RunError, match=f"process {other.pid}"):
@@ -74,7 +80,11 @@ def test_reading_needs_no_lock(results, other, made, tmp_path, perdure):  # noqa
         status, _, err = perdure(*command)
         assert (status, err) == (0, ""), command
     status, out, _ = perdure("verify", results.folder)
-    assert status == 0 and f"Process {other.pid} on `{socket.gethostname()}` is writing it" in " ".join(out.split())
+    assert (
+        status == 0
+        and f"Process {other.pid} on `{socket.gethostname()}` is writing it"
+        in " ".join(out.split())
+    )
 
 
 def test_what_a_killed_process_left_is_taken_over(results, other):
@@ -107,13 +117,18 @@ for _ in range(150):
 print(got)
 """
     command = [sys.executable, "-c", script, str(results.folder)]
-    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in "ab"]
+    processes = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in "ab"
+    ]
     ends = [process.communicate(timeout=120) for process in processes]
     assert all(not err and int(out) > 0 for out, err in ends), ends
     assert not (results.folder / "lock.json").exists()
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"pid": "1"}', '{"pid": true}', "\0" * 99, "x" * 20_000])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", '{"pid": "1"}', '{"pid": true}', "\0" * 99, "x" * 20_000]
+)
 def test_a_file_that_says_nothing(text, results):
     (results.folder / "lock.json").write_text(text)
     assert not lock.holder(results.folder)
@@ -123,14 +138,19 @@ def test_a_file_that_says_nothing(text, results):
 
 def test_a_place_where_no_file_can_be(results):
     (results.folder / "lock.json").mkdir()
-    with pytest.raises(Exception, match=r"lock\.json` cannot be written: Is a directory"), writing(results.folder):
+    with (
+        pytest.raises(Exception, match=r"lock\.json` cannot be written: Is a directory"),
+        writing(results.folder),
+    ):
         pass
     (results.folder / "lock.json").rmdir()
     (results.folder / "lock.json").symlink_to(results.folder / "recipe.yaml")
     before = (results.folder / "recipe.yaml").read_text()
     with pytest.raises(Exception, match=r"lock\.json` cannot be written"), writing(results.folder):
         pass
-    assert (results.folder / "recipe.yaml").read_text() == before and lock.holder(results.folder) is None
+    assert (results.folder / "recipe.yaml").read_text() == before and lock.holder(
+        results.folder
+    ) is None
     (results.folder / "lock.json").unlink()
     os.mkfifo(results.folder / "lock.json")
     assert not lock.holder(results.folder)  # and it does not wait
@@ -167,7 +187,12 @@ def no_locks(monkeypatch):
 
 
 def stated(results, **values):
-    about = {"pid": os.getppid(), "host": socket.gethostname(), "since": "2026-01-01", "began": None}
+    about = {
+        "pid": os.getppid(),
+        "host": socket.gethostname(),
+        "since": "2026-01-01",
+        "began": None,
+    }
     (results.folder / "lock.json").write_text(json.dumps(about | values))
 
 
@@ -192,7 +217,9 @@ def test_without_locks_the_process_decides(results, no_locks):
     assert lock.holder(results.folder) is None and taken(results)
     stated(results, pid=alive, began=1)  # another process has its number now
     assert (lock._began(alive) == 1) != taken(results)
-    stated(results, pid=os.getpid(), began=1)  # as in a container, where every first process is number 1
+    stated(
+        results, pid=os.getpid(), began=1
+    )  # as in a container, where every first process is number 1
     assert taken(results)
     stated(results, pid=10**30)
     assert not taken(results)  # no process that could be, but who knows
@@ -200,7 +227,10 @@ def test_without_locks_the_process_decides(results, no_locks):
 
 def test_without_locks_another_machine_holds_it_until_a_person_says_otherwise(results, no_locks):
     stated(results, host="elsewhere", pid=2)
-    with pytest.raises(RunError, match=r"process 2 on `elsewhere`.* remove `.*lock\.json`"), writing(results.folder):
+    with (
+        pytest.raises(RunError, match=r"process 2 on `elsewhere`.* remove `.*lock\.json`"),
+        writing(results.folder),
+    ):
         pass
     (results.folder / "lock.json").unlink()
     assert taken(results)
@@ -213,7 +243,9 @@ def test_other_errors_of_the_file_system_are_said(results, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", flock)
     before = len(os.listdir("/proc/self/fd"))
     with (
-        pytest.raises(Exception, match="cannot be written: Input/output error. The run is as it was"),
+        pytest.raises(
+            Exception, match="cannot be written: Input/output error. The run is as it was"
+        ),
         writing(results.folder),
     ):
         pass

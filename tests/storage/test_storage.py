@@ -31,7 +31,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:Futu
 @pytest.fixture(scope="module")
 def finished(pico, tmp_path_factory) -> Run:
     folder = tmp_path_factory.mktemp("storage")
-    return make(folder, "r", recipe(folder, ["fruit", "colour"], pico("bert"), training={"epochs": 1}))
+    return make(
+        folder, "r", recipe(folder, ["fruit", "colour"], pico("bert"), training={"epochs": 1})
+    )
 
 
 @pytest.fixture
@@ -103,7 +105,9 @@ def test_an_error_names_the_file_it_is_about(tmp_path):
         raise OSError(errno.ENOSPC, "No space left on device")  # which says no name
     with pytest.raises(FileNotFoundError), files.writing(tmp_path / "x"):
         (tmp_path / "source").read_bytes()  # not about what is written
-    with pytest.raises(OutputError, match=f"`{tmp_path / 'no' / 'x'}` cannot be written: No such file"):
+    with pytest.raises(
+        OutputError, match=f"`{tmp_path / 'no' / 'x'}` cannot be written: No such file"
+    ):
         files.write(tmp_path / "no" / "x", "")
     assert not os.listdir(tmp_path)
 
@@ -202,13 +206,17 @@ def test_permissions_are_those_of_the_umask(tmp_path):
 @pytest.mark.parametrize(
     "error",
     [
-        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        SafetensorError(
+            "Error while serializing: I/O error: No space left on device (os error 28)"
+        ),
         Exception("No space left on device (os error 28)"),  # as tokenizers say it
         OSError(errno.ENOSPC, "No space left on device"),
     ],
 )
 def test_errors_of_libraries_are_sentences(error, tmp_path):
-    refused = pytest.raises(OutputError, match=rf"no room for `{tmp_path}/out`.*No space left on device")
+    refused = pytest.raises(
+        OutputError, match=rf"no room for `{tmp_path}/out`.*No space left on device"
+    )
     with refused, staging.new_folder(tmp_path / "out", size=1):
         raise error
     with pytest.raises(ZeroDivisionError), staging.new_folder(tmp_path / "out", size=1):
@@ -259,7 +267,9 @@ def test_a_folder_that_can_be_no_task(name, run):
     report([run.folder], run.folder / "report.html")
 
 
-@pytest.mark.parametrize(("name", "deep", "said"), [("x" * 253, 0, "shorter name"), ("x", 20, "`--output`")])
+@pytest.mark.parametrize(
+    ("name", "deep", "said"), [("x" * 253, 0, "shorter name"), ("x", 20, "`--output`")]
+)
 def test_names_that_are_too_long_are_refused_before_training(name, deep, said, pico, tmp_path):
     entry = {"data": table(tmp_path, "fruit"), "name": name}
     output = tmp_path.joinpath(*["d" * 200] * deep, "r")
@@ -335,7 +345,9 @@ def test_what_began_before_a_task_was_forgotten(kind, run, monkeypatch):
     meanwhile(monkeypatch, *inside[kind], lambda: forget(run.folder, "fruit"))
     with pytest.raises(RunError, match="`fruit` .* was forgotten or learned again meanwhile"):
         MADE[kind](run)
-    assert run.tasks == ["colour"] and not [name for name in DERIVED if (run.folder / name).exists()]
+    assert run.tasks == ["colour"] and not [
+        name for name in DERIVED if (run.folder / name).exists()
+    ]
     assert os.listdir(run.folder.parent) == ["r"] and not hidden(run.folder)
     assert MADE[kind](run).exists() and not verify(run.folder, backbone=False).faults
 
@@ -347,7 +359,9 @@ def test_a_task_that_is_forgotten_in_the_last_instant(kind, run, monkeypatch):
     meanwhile(monkeypatch, *place, lambda: forget(run.folder, "fruit"))
     with pytest.raises(RunError, match="was forgotten or learned again meanwhile"):
         MADE[kind](run)
-    assert run.tasks == ["colour"] and not [name for name in DERIVED if (run.folder / name).exists()]
+    assert run.tasks == ["colour"] and not [
+        name for name in DERIVED if (run.folder / name).exists()
+    ]
     assert os.listdir(run.folder.parent) == ["r"] and not hidden(run.folder)
 
 
@@ -372,5 +386,7 @@ def test_a_report_of_several_runs_is_taken_back_as_well(run, finished, tmp_path,
     with pytest.raises(RunError, match="`colour` .* was forgotten"):
         report([run.folder, other], tmp_path / "page.html")
     assert not (tmp_path / "page.html").exists()
-    report([run.folder, other], run.folder / "report.html")  # names tasks of several runs: nobody's own
+    report(
+        [run.folder, other], run.folder / "report.html"
+    )  # names tasks of several runs: nobody's own
     assert not verify(run.folder, backbone=False).faults

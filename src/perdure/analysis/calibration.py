@@ -22,7 +22,9 @@ class Bin:
     accuracy: float | None
 
 
-def confusion(true: Int[Tensor, " examples"], found: Int[Tensor, " examples"], count: int) -> Int[Tensor, "true found"]:
+def confusion(
+    true: Int[Tensor, " examples"], found: Int[Tensor, " examples"], count: int
+) -> Int[Tensor, "true found"]:
     """How often each of `count` kinds (a row) was found to be each (a column).
 
     Examples
@@ -49,7 +51,11 @@ def reliability(
     for i in range(bins):
         inside, low, high = place == i, i / bins, (i + 1) / bins
         count = int(inside.sum())
-        means = (confidence[inside].mean().item(), right[inside].double().mean().item()) if count else (None, None)
+        means = (
+            (confidence[inside].mean().item(), right[inside].double().mean().item())
+            if count
+            else (None, None)
+        )
         found.append(Bin(low, high, count, *means))
     return found
 

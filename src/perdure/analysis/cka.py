@@ -46,7 +46,9 @@ class UnbiasedCKA:
         self._left: Tensor | float = 0.0
         self._right: Tensor | float = 0.0
 
-    def add(self, left: Sequence[Float[Tensor, "_ _"]], right: Sequence[Float[Tensor, "_ _"]]) -> None:
+    def add(
+        self, left: Sequence[Float[Tensor, "_ _"]], right: Sequence[Float[Tensor, "_ _"]]
+    ) -> None:
         """Count a batch: the features of its examples at each layer of the two models.
 
         Raises
@@ -56,7 +58,9 @@ class UnbiasedCKA:
         """
         sizes = {len(x) for x in (*left, *right)}
         if len(sizes) != 1 or min(sizes) < 4:
-            raise InputError(f"CKA needs batches of the same four examples or more, got {sorted(sizes)}.")
+            raise InputError(
+                f"CKA needs batches of the same four examples or more, got {sorted(sizes)}."
+            )
         n = sizes.pop()
         K, L = (torch.stack([_centred(x).flatten() for x in part]) for part in (left, right))
         scale = n * (n - 3)
@@ -68,10 +72,15 @@ class UnbiasedCKA:
         """CKA of each layer of the one with each layer of the other; nan where features do not vary."""
         if isinstance(self._both, float):
             raise InputError("CKA needs at least one batch: call `add` first.")
-        return self._both / torch.outer(torch.as_tensor(self._left), torch.as_tensor(self._right)).sqrt()
+        return (
+            self._both
+            / torch.outer(torch.as_tensor(self._left), torch.as_tensor(self._right)).sqrt()
+        )
 
 
-def cka(left: Float[Tensor, "n a"], right: Float[Tensor, "m b"], *, batch: int = BATCH, seed: int = 0) -> float:
+def cka(
+    left: Float[Tensor, "n a"], right: Float[Tensor, "m b"], *, batch: int = BATCH, seed: int = 0
+) -> float:
     """CKA of two sets of features of the same examples, over mini-batches that are drawn with `seed`.
 
     Raises
@@ -86,7 +95,9 @@ def cka(left: Float[Tensor, "n a"], right: Float[Tensor, "m b"], *, batch: int =
     1.0
     """
     if len(left) != len(right):
-        raise InputError(f"CKA compares features of the same examples, got {len(left)} and {len(right)} rows.")
+        raise InputError(
+            f"CKA compares features of the same examples, got {len(left)} and {len(right)} rows."
+        )
     found = UnbiasedCKA()
     for rows in batches(len(left), batch=batch, seed=seed):
         found.add([left[rows]], [right[rows]])
@@ -111,7 +122,9 @@ def _centred(features: Float[Tensor, "batch _"]) -> Float[Tensor, "batch batch"]
 def compute(subject: Subject) -> dict[str, Any]:
     """Return the numbers of this diagnostic for a run."""
     if subject.frozen:
-        raise LeftOut("The method trains nothing in the backbone, so its features are those of before.")
+        raise LeftOut(
+            "The method trains nothing in the backbone, so its features are those of before."
+        )
     examples = subject.encoded("test")
     rows = batches(sum(map(len, examples)), seed=subject.seed)
     if min(map(len, rows)) < 4:

@@ -74,7 +74,9 @@ def diagnose(
         The file cannot be written.
     """
     if engine.count() > 1:
-        raise InputError("`diagnose` is for one process: start it without `accelerate launch` or `torchrun`.")
+        raise InputError(
+            "`diagnose` is for one process: start it without `accelerate launch` or `torchrun`."
+        )
     declared = registry.diagnostics()
     if unknown := [name for name in only if name not in declared]:
         raise UnknownName("part of the diagnostics", unknown[0], declared)
@@ -127,9 +129,17 @@ def _with_earlier(folder: Path, found: dict[str, Any]) -> dict[str, Any]:
         earlier = layout.diagnostics(folder)
     except RunError:  # it is replaced
         return found
-    if {**earlier, **{name: {} for name in sections}} != {**found, **{name: {} for name in sections}}:
+    if {**earlier, **{name: {} for name in sections}} != {
+        **found,
+        **{name: {} for name in sections},
+    }:
         return found
     new = [*found["parts"], *found["left_out"]]
-    kept = {name: {k: v for k, v in earlier[name].items() if k not in new} | found[name] for name in sections}
+    kept = {
+        name: {k: v for k, v in earlier[name].items() if k not in new} | found[name]
+        for name in sections
+    }
     order = list(registry.diagnostics())
-    return found | {name: {part: kept[name][part] for part in order if part in kept[name]} for name in sections}
+    return found | {
+        name: {part: kept[name][part] for part in order if part in kept[name]} for name in sections
+    }

@@ -25,7 +25,9 @@ def hidden_states(backbone: Backbone, examples: Examples) -> list[Float[Tensor, 
         for rows, batch in examples.batches(device=backbone.device):
             states = backbone.model(**batch.inputs, output_hidden_states=True).hidden_states
             if states is None:
-                raise BackboneError(f"`{type(backbone.model).__name__}` does not give the hidden states of its layers.")
+                raise BackboneError(
+                    f"`{type(backbone.model).__name__}` does not give the hidden states of its layers."
+                )
             mask = batch.inputs.get("attention_mask") if backbone.kind == "text" else None
             parts.append((rows, [_mean(state, mask).cpu() for state in states]))
     return [in_order((rows, states[i]) for rows, states in parts) for i in range(len(parts[0][1]))]

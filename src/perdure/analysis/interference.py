@@ -36,7 +36,9 @@ def norms(vectors: Vectors) -> dict[str, Float[Tensor, " tasks"]]:
     >>> norms({"a": TaskVector({"w": torch.tensor([3.0, 4.0])}), "b": TaskVector({})})["w"].tolist()
     [5.0, 0.0]
     """
-    return {name: _gram(entries).diagonal().clamp_min(0).sqrt() for name, entries in _by_layer(vectors)}
+    return {
+        name: _gram(entries).diagonal().clamp_min(0).sqrt() for name, entries in _by_layer(vectors)
+    }
 
 
 def cosines(vectors: Vectors) -> Pairwise:
@@ -54,7 +56,9 @@ def cosines(vectors: Vectors) -> Pairwise:
     [[1.0, 0.0], [0.0, 1.0]]
     """
     grams = {name: _gram(entries) for name, entries in _by_layer(vectors)}
-    return Pairwise(_normed(_total(grams, len(vectors))), {name: _normed(gram) for name, gram in grams.items()})
+    return Pairwise(
+        _normed(_total(grams, len(vectors))), {name: _normed(gram) for name, gram in grams.items()}
+    )
 
 
 def sign_conflicts(vectors: Vectors, *, weighted: bool = False) -> Pairwise:
@@ -131,7 +135,11 @@ def _common(bases: Sequence[Float[Tensor, "d _"]]) -> Float[Tensor, "tasks tasks
 def _by_layer(vectors: Vectors) -> Iterator[tuple[str, list[Entry]]]:
     """The entries of all tasks, layer by layer."""
     for name, shape in shapes(vectors).items():
-        zero = LowRank(torch.zeros(shape[0], 0), torch.zeros(0, shape[1])) if len(shape) == 2 else torch.zeros(shape)
+        zero = (
+            LowRank(torch.zeros(shape[0], 0), torch.zeros(0, shape[1]))
+            if len(shape) == 2
+            else torch.zeros(shape)
+        )
         yield name, [vector.entries.get(name, zero) for vector in vectors.values()]
 
 
@@ -139,7 +147,9 @@ def _gram(entries: Sequence[Entry]) -> Float[Tensor, "tasks tasks"]:
     """The inner products of all pairs, in double precision; of low-rank entries without any full matrix."""
     low = [entry for entry in entries if isinstance(entry, LowRank)]
     if len(low) < len(entries):
-        return sum((block @ block.T for block in _blocks(entries)), torch.zeros(len(entries), len(entries)))
+        return sum(
+            (block @ block.T for block in _blocks(entries)), torch.zeros(len(entries), len(entries))
+        )
     B = torch.cat([entry.B.double() for entry in low], dim=1)
     A = torch.cat([entry.A.double() for entry in low])
     owner = torch.repeat_interleave(torch.tensor([entry.rank for entry in low]))
@@ -154,7 +164,9 @@ def _blocks(entries: Sequence[Entry]) -> Iterator[Float[Tensor, "tasks block"]]:
     rows = max(1, BLOCK * shape[0] // max(1, len(entries) * shape.numel()))
     for start in range(0, shape[0], rows):
         part = slice(start, start + rows)
-        values = [(e.B[part] @ e.A if isinstance(e, LowRank) else e[part]).reshape(-1) for e in whole]
+        values = [
+            (e.B[part] @ e.A if isinstance(e, LowRank) else e[part]).reshape(-1) for e in whole
+        ]
         yield torch.stack(values).double()
 
 
@@ -189,5 +201,8 @@ def compute(subject: Subject) -> dict[str, Any]:
         "norms": plain(sum(norm.square() for norm in by_layer.values()) ** 0.5),
         "layer_norms": [plain(by_layer[name]) for name in layers],
         **{name: plain(value.overall) for name, value in pairs.items()},
-        **{f"layer_{name}": [plain(v.layers[n][*upper]) for n in layers] for name, v in pairs.items()},
+        **{
+            f"layer_{name}": [plain(v.layers[n][*upper]) for n in layers]
+            for name, v in pairs.items()
+        },
     }

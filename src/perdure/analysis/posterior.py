@@ -30,7 +30,9 @@ def compute(subject: Subject) -> dict[str, Any]:
         "task": (torch.cat(weights), torch.cat(true)),
         "class": (torch.cat(classes), torch.cat(subject.labels(examples))),
     }
-    found: dict[str, Any] = {"confusion": confusion(torch.cat(true), torch.cat(weights).argmax(1), len(tasks)).tolist()}
+    found: dict[str, Any] = {
+        "confusion": confusion(torch.cat(true), torch.cat(weights).argmax(1), len(tasks)).tolist()
+    }
     for name, (probability, answer) in tables.items():
         best = probability.max(1)
         table = reliability(best.values, best.indices == answer)

@@ -41,7 +41,12 @@ class Probe:
     bias: Float[Tensor, " classes"]
 
     @classmethod
-    def fitted(cls, features: Float[Tensor, "examples width"], labels: Int[Tensor, " examples"], classes: int) -> Probe:
+    def fitted(
+        cls,
+        features: Float[Tensor, "examples width"],
+        labels: Int[Tensor, " examples"],
+        classes: int,
+    ) -> Probe:
         """The classifier of examples with labels from 0 to `classes` - 1."""
         x = features.detach().double().cpu()
         mean, scale = x.mean(0), x.std(0, correction=0)
@@ -50,7 +55,11 @@ class Probe:
         weight = torch.zeros(classes, x.shape[1], dtype=torch.double, requires_grad=True)
         bias = torch.zeros(classes, dtype=torch.double, requires_grad=True)
         search = torch.optim.LBFGS(
-            [weight, bias], max_iter=STEPS, tolerance_grad=1e-5, tolerance_change=1e-9, line_search_fn="strong_wolfe"
+            [weight, bias],
+            max_iter=STEPS,
+            tolerance_grad=1e-5,
+            tolerance_change=1e-9,
+            line_search_fn="strong_wolfe",
         )
 
         def loss() -> Tensor:

@@ -27,7 +27,9 @@ def vectors_of(subject: Subject) -> tuple[dict[str, TaskVector], list[str]]:
     if any(isinstance(adapter.config, BottleneckConfig) for adapter in learned):
         raise LeftOut("Bottleneck adapters are no change of weights, so there is no ΔW.")
     vectors = task_vectors(learned, since=subject.rule.since)
-    names = dict.fromkeys(name for vector in vectors.values() for name in vector.entries if name[-5:] != ".bias")
+    names = dict.fromkeys(
+        name for vector in vectors.values() for name in vector.entries if name[-5:] != ".bias"
+    )
     model = subject.backbone.model
     return vectors, [name for name in names if is_matrix(adapters.base_layer(model, name))]
 

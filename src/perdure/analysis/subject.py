@@ -89,9 +89,14 @@ class Subject:
     def labels(self, examples: Sequence[Examples]) -> list[Int[Tensor, " examples"]]:
         """Of each task's examples, among the classes of all."""
         index = [self.stream.class_index(name) for name in self.present]
-        return [torch.tensor(of)[torch.tensor(rows.labels)] for of, rows in zip(index, examples, strict=True)]
+        return [
+            torch.tensor(of)[torch.tensor(rows.labels)]
+            for of, rows in zip(index, examples, strict=True)
+        ]
 
-    def features(self, combined: Combined, examples: Sequence[Examples]) -> list[Float[Tensor, "examples width"]]:
+    def features(
+        self, combined: Combined, examples: Sequence[Examples]
+    ) -> list[Float[Tensor, "examples width"]]:
         """Of each task's examples; a routed model reads those of a task as that task's."""
         pairs = zip(self.present, examples, strict=True)
         return [features(self.backbone, combined, rows, task=name).cpu() for name, rows in pairs]
@@ -100,10 +105,14 @@ class Subject:
         """Of each task's test examples, by the model after so many tasks; computed once, for it is what takes time."""
         if step not in self._tested:
             same = self.frozen and step  # nothing of the backbone was ever changed
-            self._tested[step] = self.tested(0) if same else self.features(self.combined(step), self.encoded("test"))
+            self._tested[step] = (
+                self.tested(0) if same else self.features(self.combined(step), self.encoded("test"))
+            )
         return self._tested[step]
 
-    def hidden(self, combined: Combined, examples: Sequence[Examples]) -> list[Float[Tensor, "examples _"]]:
+    def hidden(
+        self, combined: Combined, examples: Sequence[Examples]
+    ) -> list[Float[Tensor, "examples _"]]:
         """The hidden states of each layer, of all tasks' examples one after the other."""
         found = []
         for name, rows in zip(self.present, examples, strict=True):
@@ -112,7 +121,9 @@ class Subject:
         return [torch.cat(layer) for layer in zip(*found, strict=True)]
 
 
-def subject_of(run: RunState, rule: Rule | None, stream: TaskStream | None, examples: int) -> Subject:
+def subject_of(
+    run: RunState, rule: Rule | None, stream: TaskStream | None, examples: int
+) -> Subject:
     """A run with its backbone and tasks, which have to be those that it learned; by default with its own rule.
 
     `examples` are at most so many of each task and split.

@@ -61,7 +61,9 @@ class Zones:
         k, energy = self.leading, max(0.0, inner(change, change))
         first = self._within(change, slice(0, k), slice(0, k))
         inside = self._within(change, slice(None), slice(None))
-        return torch.tensor([first, inside - first, energy - inside], dtype=torch.double).clamp_min(0)
+        return torch.tensor([first, inside - first, energy - inside], dtype=torch.double).clamp_min(
+            0
+        )
 
     def mixed(self, change: Entry) -> float:
         """The part of ‖ΔW‖² that is in zone II with only one of its two sides among the first k*."""
@@ -87,7 +89,10 @@ def compute(subject: Subject) -> dict[str, Any]:
     """Return the numbers of this diagnostic for a run."""
     vectors, linear = vectors_of(subject)
     energies = torch.zeros(len(linear), len(vectors), 3, dtype=torch.double)
-    mixed, chance = torch.zeros(len(vectors), dtype=torch.double), torch.zeros(3, dtype=torch.double)
+    mixed, chance = (
+        torch.zeros(len(vectors), dtype=torch.double),
+        torch.zeros(3, dtype=torch.double),
+    )
     for i, name in enumerate(linear):
         weight = matrix(adapters.base_layer(subject.backbone.model, name))
         zones = Zones.of(weight)

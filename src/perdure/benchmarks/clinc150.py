@@ -108,12 +108,16 @@ def clinc150(
     labels, data = _from_folder(Path(folder)) if folder else _from_hub()
     absent = sorted({intent for intents in groups.values() for intent in intents} - set(labels))
     if absent:
-        raise DataError(f"The labels of CLINC150 lack {len(absent)} of its 150 intents, such as `{absent[0]}`.")
+        raise DataError(
+            f"The labels of CLINC150 lack {len(absent)} of its 150 intents, such as `{absent[0]}`."
+        )
     sizes: dict[Split, int | None] = {"train": train, "validation": validation, "test": test}
     found = []
     for name, intents in groups.items():
         numbers = [labels.index(intent) for intent in intents]
-        parts = bounded({split: of_classes(part, numbers) for split, part in data.items()}, sizes, seed)
+        parts = bounded(
+            {split: of_classes(part, numbers) for split, part in data.items()}, sizes, seed
+        )
         found.append(Task(name, tuple(intents), **parts))
     return TaskStream("clinc150", tuple(found), scenario)
 
@@ -135,7 +139,9 @@ def _groups(tasks: int, order_seed: int | None) -> dict[str, list[str]]:
 def _from_folder(folder: Path) -> tuple[list[str], dict[Split, Dataset]]:
     path = folder / "clinc150.parquet"
     try:
-        labels = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["clinc150"]["labels"]
+        labels = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["clinc150"][
+            "labels"
+        ]
         table = pq.read_table(path)
     except (OSError, KeyError, ValueError) as error:
         raise DataError(
@@ -147,4 +153,6 @@ def _from_folder(folder: Path) -> tuple[list[str], dict[Split, Dataset]]:
 def _from_hub() -> tuple[list[str], dict[Split, Dataset]]:
     found = from_hub("clinc/clinc_oos", "plus")
     splits: tuple[Split, ...] = ("train", "validation", "test")
-    return found["train"].features["intent"].names, {s: found[s].rename_column("intent", "label") for s in splits}
+    return found["train"].features["intent"].names, {
+        s: found[s].rename_column("intent", "label") for s in splits
+    }

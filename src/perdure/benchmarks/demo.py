@@ -93,16 +93,28 @@ def _table(archive: zipfile.ZipFile, name: str) -> Rows:
 def _films() -> Rows:
     """Sentences with a mean rating from -4 to 4; those that are clearly negative or positive."""
     with tarfile.open(packages.fetch(packages.VADER)) as outer:
-        inner = outer.extractfile("vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz")
+        inner = outer.extractfile(
+            "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
+        )
         with tarfile.open(fileobj=inner) as archive:
             file = archive.extractfile("hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt")
             assert file
             lines = file.read().decode("latin-1").splitlines()
     rated = [(float(rating), text) for _, rating, text in (line.split("\t", 2) for line in lines)]
-    return [("positive" if rating > 0 else "negative", text) for rating, text in rated if abs(rating) >= 0.5]
+    return [
+        ("positive" if rating > 0 else "negative", text)
+        for rating, text in rated
+        if abs(rating) >= 0.5
+    ]
 
 
-def _task(name: str, classes: dict[str, str], parts: tuple[Rows, Rows], sizes: tuple[int, int, int], seed: int) -> Task:
+def _task(
+    name: str,
+    classes: dict[str, str],
+    parts: tuple[Rows, Rows],
+    sizes: tuple[int, int, int],
+    seed: int,
+) -> Task:
     train, validation, test = sizes
     learning, testing = (_dataset(classes, rows) for rows in parts)
     held, rest = divided(learning, validation, seed)
@@ -113,4 +125,6 @@ def _task(name: str, classes: dict[str, str], parts: tuple[Rows, Rows], sizes: t
 def _dataset(classes: dict[str, str], rows: Rows) -> Dataset:
     number = {label: i for i, label in enumerate(classes)}
     own = [(text, number[label]) for label, text in rows if label in number]
-    return Dataset.from_dict({"text": [text for text, _ in own], "label": [label for _, label in own]})
+    return Dataset.from_dict(
+        {"text": [text for text, _ in own], "label": [label for _, label in own]}
+    )

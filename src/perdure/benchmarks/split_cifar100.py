@@ -68,12 +68,16 @@ def split_cifar100(
 def _from_folder(folder: Path) -> tuple[list[str], dict[Split, Dataset]]:
     paths = sorted(folder.glob("cifar100*.parquet"))
     if len(paths) != 1:
-        raise DataError(f"`{folder}` must hold one file `cifar100*.parquet`, it holds {len(paths)}.")
+        raise DataError(
+            f"`{folder}` must hold one file `cifar100*.parquet`, it holds {len(paths)}."
+        )
     try:
         classes = json.loads((folder / "cifar100_classes.json").read_text(encoding="utf-8"))
         table = pq.read_table(paths[0])
     except (OSError, ValueError) as error:
-        raise DataError(f"`{folder}` must hold `{paths[0].name}` and `cifar100_classes.json`: {error}.") from error
+        raise DataError(
+            f"`{folder}` must hold `{paths[0].name}` and `cifar100_classes.json`: {error}."
+        ) from error
     parts = by_split(Dataset(table), ["image", "label"], str(paths[0]))
     return classes, {split: part.cast_column("image", Image()) for split, part in parts.items()}
 

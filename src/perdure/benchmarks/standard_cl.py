@@ -49,9 +49,15 @@ ONTOLOGY = (
 )
 CHOICE = 'Which sentence is the {question} of "{premise}"? Choose one between A and B.\nA: {choice1}\nB: {choice2}'
 PAIR = "sentence 1: {premise}\nsentence 2: {hypothesis}"
-GLUE, SUPER_GLUE, HELD = "nyu-mll/glue", "aps/super_glue", "validation"  # their test labels are secret
+GLUE, SUPER_GLUE, HELD = (
+    "nyu-mll/glue",
+    "aps/super_glue",
+    "validation",
+)  # their test labels are secret
 CARDS = {
-    "agnews": Card("fancyzhx/ag_news", None, "Text: {text}", "World|Sports|Business|Science or Technology"),
+    "agnews": Card(
+        "fancyzhx/ag_news", None, "Text: {text}", "World|Sports|Business|Science or Technology"
+    ),
     "amazon": Card("SetFit/amazon_reviews_multi_en", None, "Text: {text}", STARS),
     "yelp": Card("Yelp/yelp_review_full", None, "Text: {text}", STARS),
     "dbpedia": Card("fancyzhx/dbpedia_14", None, "Title: {title}\nText: {content}", ONTOLOGY),
@@ -65,12 +71,22 @@ CARDS = {
     "imdb": Card("stanfordnlp/imdb", None, "{text}", "Bad|Good"),
     "sst2": Card("stanfordnlp/sst2", None, "Text: {sentence}", "Bad|Good", test=HELD),
     "mnli": Card(GLUE, "mnli", PAIR, "entailment|neutral|contradiction", test="validation_matched"),
-    "qqp": Card(GLUE, "qqp", "first sentence: {question1}\nsecond sentence: {question2}", "False|True", test=HELD),
+    "qqp": Card(
+        GLUE,
+        "qqp",
+        "first sentence: {question1}\nsecond sentence: {question2}",
+        "False|True",
+        test=HELD,
+    ),
     "rte": Card(SUPER_GLUE, "rte", PAIR, "entailment|contradiction", test=HELD),
     "cb": Card(SUPER_GLUE, "cb", PAIR, "entailment|contradiction|neutral", test=HELD),
     "copa": Card(SUPER_GLUE, "copa", CHOICE, "A|B", test=HELD),
-    "wic": Card(SUPER_GLUE, "wic", "word: {word}\n{sentence1}\n{sentence2}", "False|True", test=HELD),
-    "boolq": Card(SUPER_GLUE, "boolq", "question: {question}\npassage: {passage}", "False|True", test=HELD),
+    "wic": Card(
+        SUPER_GLUE, "wic", "word: {word}\n{sentence1}\n{sentence2}", "False|True", test=HELD
+    ),
+    "boolq": Card(
+        SUPER_GLUE, "boolq", "question: {question}\npassage: {passage}", "False|True", test=HELD
+    ),
     "multirc": Card(
         SUPER_GLUE,
         "multirc",
@@ -144,11 +160,15 @@ def standard_cl(
     for name in names:
         classes, text, data = _from_folder(Path(folder), name) if folder else _from_hub(name)
         parts = bounded(data, sizes, seed)
-        tasks.append(Task(name, classes, **{split: _written(part, text) for split, part in parts.items()}))
+        tasks.append(
+            Task(name, classes, **{split: _written(part, text) for split, part in parts.items()})
+        )
     return TaskStream("standard_cl", tuple(tasks), scenario)
 
 
-Found = tuple[tuple[str, ...], str | None, dict[Split, Dataset]]  # classes, form of the text, examples
+Found = tuple[
+    tuple[str, ...], str | None, dict[Split, Dataset]
+]  # classes, form of the text, examples
 
 
 def _from_folder(folder: Path, name: str) -> Found:

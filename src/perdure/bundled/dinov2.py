@@ -40,7 +40,10 @@ CONFIG: dict[str, Any] = {
 PREPROCESSOR: dict[str, Any] = {
     "image_processor_type": "ViTImageProcessor",
     "do_resize": True,
-    "size": {"height": 98, "width": 98},  # 49 patches: 518 x 518 pixels would take thirty times as long
+    "size": {
+        "height": 98,
+        "width": 98,
+    },  # 49 patches: 518 x 518 pixels would take thirty times as long
     "resample": 3,
     "do_rescale": True,
     "rescale_factor": 1 / 255,
@@ -48,7 +51,10 @@ PREPROCESSOR: dict[str, Any] = {
     "image_mean": [0.485, 0.456, 0.406],
     "image_std": [0.229, 0.224, 0.225],
 }
-POSITIONS = ("/backbone/embeddings/Concat_6", "/backbone/embeddings/Reshape_1")  # the class token's, the patches'
+POSITIONS = (
+    "/backbone/embeddings/Concat_6",
+    "/backbone/embeddings/Reshape_1",
+)  # the class token's, the patches'
 
 
 def dinov2() -> PackagedModel:
@@ -95,8 +101,14 @@ def read(file: Path) -> dict[str, np.ndarray]:
         ) from error
     graph = onnx.load(str(file)).graph
     tensors = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    found = {name.removeprefix("backbone."): x for name, x in tensors.items() if name.startswith("backbone.")}
-    places = {node.name: tensors[name] for node in graph.node for name in node.input if name in tensors}
+    found = {
+        name.removeprefix("backbone."): x
+        for name, x in tensors.items()
+        if name.startswith("backbone.")
+    }
+    places = {
+        node.name: tensors[name] for node in graph.node for name in node.input if name in tensors
+    }
     for node, weight in places.items():
         if node.startswith("/backbone/encoder/") and node.endswith("/MatMul"):
             name = node.removeprefix("/backbone/").removesuffix("/MatMul").replace("/", ".")

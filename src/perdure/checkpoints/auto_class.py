@@ -17,15 +17,52 @@ AUTO = {
 }
 # Types whose classes are named like these, but load from no such table: they classify sounds, or answer about images.
 NOT_IN_TABLES = (
-    *("data2vec-audio", "hubert", "sew", "sew-d", "unispeech", "unispeech-sat", "wav2vec2", "wav2vec2-bert"),
+    *(
+        "data2vec-audio",
+        "hubert",
+        "sew",
+        "sew-d",
+        "unispeech",
+        "unispeech-sat",
+        "wav2vec2",
+        "wav2vec2-bert",
+    ),
     *("wav2vec2-conformer", "wavlm", "blip", "layoutlm", "tapas", "vilt", "mistral4"),
 )
-PARTS = ("EncoderModel", "DecoderModel", "TextModel", "VisionModel", "MTModel", "HeadModel", "HeadsModel")
+PARTS = (
+    "EncoderModel",
+    "DecoderModel",
+    "TextModel",
+    "VisionModel",
+    "MTModel",
+    "HeadModel",
+    "HeadsModel",
+)
 """Ends of names of models that are part of another, or have a head: `AutoModel` loads something else."""
 # Types whose `…ForConditionalGeneration` turns a text into a text.
 SEQ2SEQ = (
-    *("bart", "bigbird_pegasus", "blenderbot", "blenderbot-small", "fsmt", "led", "longt5", "m2m_100", "marian"),
-    *("mbart", "mt5", "mvp", "nllb-moe", "pegasus", "pegasus_x", "plbart", "prophetnet", "switch_transformers"),
+    *(
+        "bart",
+        "bigbird_pegasus",
+        "blenderbot",
+        "blenderbot-small",
+        "fsmt",
+        "led",
+        "longt5",
+        "m2m_100",
+        "marian",
+    ),
+    *(
+        "mbart",
+        "mt5",
+        "mvp",
+        "nllb-moe",
+        "pegasus",
+        "pegasus_x",
+        "plbart",
+        "prophetnet",
+        "switch_transformers",
+    ),
     *("t5", "umt5"),
 )
 TASKS = {
@@ -56,6 +93,10 @@ def of_config(config: Mapping[str, Any]) -> str:
     if name.endswith("Model") and not name.endswith(PARTS):
         return "AutoModel"
     for end, auto in AUTO.items():
-        if name.endswith(end) and not name.endswith("WithLMHeadModel") and kind not in NOT_IN_TABLES:
+        if (
+            name.endswith(end)
+            and not name.endswith("WithLMHeadModel")
+            and kind not in NOT_IN_TABLES
+        ):
             return auto
     return name

@@ -17,8 +17,24 @@ PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", "
 BESIDE = {".json", ".txt", ".model", ".jinja", ".tiktoken", ".spm", ".bpe", ".vocab"}
 CODE = {".py", ".pyc", ".so"}  # Python: of a stranger's model it is left where it is
 LEGAL = ("LICENSE", "LICENCE", "NOTICE", "COPYING", "USE_POLICY")
-LEFT_OUT = {INDEX, "adapter_config.json", "pytorch_model.bin.index.json", "trainer_state.json", "README.md"}
-PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.spm", "LICENSE*", "NOTICE*"]
+LEFT_OUT = {
+    INDEX,
+    "adapter_config.json",
+    "pytorch_model.bin.index.json",
+    "trainer_state.json",
+    "README.md",
+}
+PATTERNS = [
+    "*.json",
+    "*.safetensors",
+    "*.txt",
+    "*.model",
+    "*.jinja",
+    "*.tiktoken",
+    "*.spm",
+    "LICENSE*",
+    "NOTICE*",
+]
 
 
 @dataclass(frozen=True)
@@ -54,10 +70,15 @@ class Checkpoint:
             The hub has no such model, or cannot be reached.
         """
         folder = find(source)
-        others = {"recipe.yaml": "a run: give it alone", "adapter_config.json": "an adapter, no model"}
+        others = {
+            "recipe.yaml": "a run: give it alone",
+            "adapter_config.json": "an adapter, no model",
+        }
         for file, what in others.items():
             if (folder / file).is_file() and not (folder / "config.json").exists():
-                raise CheckpointError(f"`{folder}` is {what}. First comes the base model, then the adapters.")
+                raise CheckpointError(
+                    f"`{folder}` is {what}. First comes the base model, then the adapters."
+                )
         config = read_json(inside(folder, "config.json"))
         if (folder / SINGLE).exists() or (folder / SINGLE).is_symlink():
             index, found = None, [SINGLE]
@@ -71,7 +92,9 @@ class Checkpoint:
         if index is not None:
             missing = sorted(set(index["weight_map"]) - set(where))
             if missing:
-                raise CheckpointError(f"`{folder / INDEX}` names `{missing[0]}`, which is in none of its files.")
+                raise CheckpointError(
+                    f"`{folder / INDEX}` names `{missing[0]}`, which is in none of its files."
+                )
         return cls(str(source), folder, files, where, config, index)
 
     def stored(self, tensor: str) -> Stored:
@@ -82,7 +105,9 @@ class Checkpoint:
     def names(self) -> set[str]:
         """What others may call it. (`_name_or_path` in its configuration may name what it was itself made from.)"""
         cached = re.search(r"models--(?:[^/]+--)?([^/]+?)/snapshots/", f"{self.folder.resolve()}/")
-        return {last_part(self.source), self.folder.resolve().name} | ({cached[1]} if cached else set())
+        return {last_part(self.source), self.folder.resolve().name} | (
+            {cached[1]} if cached else set()
+        )
 
     @property
     def published(self) -> str:
@@ -114,7 +139,9 @@ class Checkpoint:
         files: list[Path] = []
         for path in sorted(self.folder.iterdir()):
             # the further modules of sentence-transformers, such as `1_Pooling`
-            if path.is_dir() and (re.match(r"\d+_\w+$", path.name) or path.name == "additional_chat_templates"):
+            if path.is_dir() and (
+                re.match(r"\d+_\w+$", path.name) or path.name == "additional_chat_templates"
+            ):
                 files += [below for below in sorted(path.rglob("*")) if below.is_file()]
             elif path.is_file():
                 files.append(path)
@@ -144,7 +171,9 @@ def find(source: str | Path) -> Path:
         return Path(huggingface_hub.snapshot_download(str(source), allow_patterns=PATTERNS))
     except (OSError, ValueError) as error:
         why = (str(error).splitlines() or [""])[0].removeprefix("Got: ")
-        raise FetchError(f"`{source}` is no folder, and the hub has none or is out of reach. ({why})") from error
+        raise FetchError(
+            f"`{source}` is no folder, and the hub has none or is out of reach. ({why})"
+        ) from error
 
 
 def inside(folder: Path, name: str) -> Path:
@@ -158,7 +187,9 @@ def inside(folder: Path, name: str) -> Path:
     try:
         home, path = folder.resolve(strict=True), (folder / name).resolve(strict=True)
     except (OSError, RuntimeError, ValueError) as error:
-        raise CheckpointError(f"`{folder / name}` is missing, or is a link that leads nowhere.") from error
+        raise CheckpointError(
+            f"`{folder / name}` is missing, or is a link that leads nowhere."
+        ) from error
     blobs = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
     if not path.is_relative_to(home) and not path.is_relative_to(blobs):
         raise CheckpointError(
@@ -173,7 +204,11 @@ def last_part(path: str) -> str:
 
 
 def _belongs(path: Path) -> bool:
-    if path.name in LEFT_OUT or path.name.startswith(".") or path.name.endswith(".safetensors.index.json"):
+    if (
+        path.name in LEFT_OUT
+        or path.name.startswith(".")
+        or path.name.endswith(".safetensors.index.json")
+    ):
         return False
     return path.suffix in BESIDE or path.name.upper().startswith(LEGAL)
 
@@ -181,8 +216,14 @@ def _belongs(path: Path) -> bool:
 def _shards(folder: Path, index: Mapping[str, Any]) -> list[str]:
     """The files that an index names: plain names only."""
     table = index.get("weight_map")
-    if not isinstance(table, dict) or not table or not all(isinstance(name, str) for name in table.values()):
-        raise CheckpointError(f"`{folder / INDEX}` is damaged: its `weight_map` is no table of tensors and files.")
+    if (
+        not isinstance(table, dict)
+        or not table
+        or not all(isinstance(name, str) for name in table.values())
+    ):
+        raise CheckpointError(
+            f"`{folder / INDEX}` is damaged: its `weight_map` is no table of tensors and files."
+        )
     for name in table.values():
         if not re.fullmatch(r"[\w.-]+\.safetensors", name, flags=re.ASCII):
             raise CheckpointError(
@@ -196,7 +237,9 @@ def _where(folder: Path, files: Mapping[str, TensorFile]) -> dict[str, str]:
     for name, file in files.items():
         for tensor in file.tensors:
             if tensor in where:
-                raise CheckpointError(f"`{tensor}` is in two files of `{folder}`: `{where[tensor]}` and `{name}`.")
+                raise CheckpointError(
+                    f"`{tensor}` is in two files of `{folder}`: `{where[tensor]}` and `{name}`."
+                )
             where[tensor] = name
     return where
 
@@ -208,4 +251,6 @@ def _without_weights(folder: Path) -> CheckpointError:
             f"`{folder}` has its weights in `{pickles[0]}` only, which is not read: unpickling can run any code. "
             "Load the model where you trust it, and save it with `save_pretrained` (safetensors)."
         )
-    return CheckpointError(f"`{folder}` has no `{SINGLE}` and no `{INDEX}`. Give the folder of a transformers model.")
+    return CheckpointError(
+        f"`{folder}` has no `{SINGLE}` and no `{INDEX}`. Give the folder of a transformers model."
+    )

@@ -84,7 +84,9 @@ class Merged:
         if self.written:
             lines.append(f"Written ({_mb(self.size)}): {self.output}")
         else:
-            lines.append(f"Would write {_mb(self.size)} as {self.form}; {_mb(self.free)} are free on the disk.")
+            lines.append(
+                f"Would write {_mb(self.size)} as {self.form}; {_mb(self.free)} are free on the disk."
+            )
             lines.append(f"Would need about {_mb(self.memory)} of memory.")
         return "\n".join(map(printable, lines))
 
@@ -97,10 +99,16 @@ def card(merged: Merged) -> str:
         f"base_model: {json.dumps(merged.base)}",
         f"base_model_relation: {'merge' if merged.form == 'model' else 'adapter'}",
         "tags:",
-        *(f"- {tag}" for tag in ("merge", "perdure", *(["lora"] if merged.form == "adapter" else []))),
+        *(
+            f"- {tag}"
+            for tag in ("merge", "perdure", *(["lora"] if merged.form == "adapter" else []))
+        ),
     ]
     rows = [f"| {code(part.name)} | {part.settings} | {part.layers} |" for part in merged.adapters]
-    settings = ", ".join(code(f"{name}={value}") for name, value in merged.settings.items()) or "its defaults"
+    settings = (
+        ", ".join(code(f"{name}={value}") for name, value in merged.settings.items())
+        or "its defaults"
+    )
     lines = [
         f"# {code(merged.output.name)}",
         "",

@@ -38,7 +38,11 @@ def _missing(base: Checkpoint, folder: PeftFolder, names: LayerNames) -> list[st
     """The layers that are targeted, and of which the file has no factors."""
     lost: list[str] = []
     for stem, tensor in names.tensors.items():
-        if not stem.startswith(names.stored) or tensor not in base.where or len(base.stored(tensor).shape) < 2:
+        if (
+            not stem.startswith(names.stored)
+            or tensor not in base.where
+            or len(base.stored(tensor).shape) < 2
+        ):
             continue
         layer = names.used + stem.removeprefix(names.stored)
         if layer not in folder.factors and folder.targets.named(layer):

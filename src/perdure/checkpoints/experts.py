@@ -21,7 +21,10 @@ from perdure.vectors.task_vector import LowRank
 
 WRAPPER = ".base_layer"
 ONE_EACH = ["MergeModulelist(0)"]  # the steps of transformers that stack a tensor of each expert,
-SIDE_BY_SIDE = ["MergeModulelist(0)", "Concatenate(1)"]  # and set the rows of two such stacks side by side
+SIDE_BY_SIDE = [
+    "MergeModulelist(0)",
+    "Concatenate(1)",
+]  # and set the rows of two such stacks side by side
 
 
 @functools.lru_cache(maxsize=8)
@@ -155,7 +158,9 @@ def _parameter(name: str, stored: str, module: Any, part: str) -> Parameter:
     if len(shape) == 2:
         return Parameter(name, stored, (1, *shape), turned=False)
     if len(shape) != 3:
-        raise CheckpointError(f"`{name}` has {len(shape)} dimensions. peft changes parameters of 2 or 3.")
+        raise CheckpointError(
+            f"`{name}` has {len(shape)} dimensions. peft changes parameters of 2 or 3."
+        )
     turned = bool(getattr(module, "is_transposed", False))
     experts, first, second = shape
     rows, columns = (second, first) if turned else (first, second)
@@ -180,12 +185,16 @@ def _weights(
         shape = (last - first, columns)
         yield (
             layer,
-            ExpertFactors(folder.file, keys, scale, shape, rank, alpha, False, expert, experts, (first, last)),
+            ExpertFactors(
+                folder.file, keys, scale, shape, rank, alpha, False, expert, experts, (first, last)
+            ),
             Weight(tensor, parameter.turned, index),
         )
 
 
-def _places(skeleton: Skeleton, parameter: Parameter) -> Iterator[tuple[str, int | None, int, tuple[int, int]]]:
+def _places(
+    skeleton: Skeleton, parameter: Parameter
+) -> Iterator[tuple[str, int | None, int, tuple[int, int]]]:
     """Tensor, index in it (None: all of it), expert, and rows of the parameter."""
     experts, rows, _ = parameter.shape
     if parameter.stored in skeleton.tensors:

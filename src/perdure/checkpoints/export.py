@@ -37,12 +37,22 @@ def truncated(entry: Entry, rank: int | None) -> tuple[LowRank, float, float]:
         The change is not finite.
     """
     if rank is None and not isinstance(entry, LowRank):
-        raise InputError("The rule gives a full matrix, which an adapter holds to some rank only: give `--rank`.")
+        raise InputError(
+            "The rule gives a full matrix, which an adapter holds to some rank only: give `--rank`."
+        )
     entry = entry if isinstance(entry, LowRank) else dense(entry).float()
-    if not all(is_finite(part) for part in ((entry.B, entry.A) if isinstance(entry, LowRank) else (entry,))):
-        raise CheckpointError("The merged change would not be finite (NaN or Inf): a scale is too great, or no number.")
+    if not all(
+        is_finite(part) for part in ((entry.B, entry.A) if isinstance(entry, LowRank) else (entry,))
+    ):
+        raise CheckpointError(
+            "The merged change would not be finite (NaN or Inf): a scale is too great, or no number."
+        )
     if isinstance(entry, LowRank) and not entry.rank:  # peft has no adapters of rank 0
-        return LowRank(entry.B.new_zeros(entry.shape[0], 1), entry.A.new_zeros(1, entry.shape[1])), 0.0, 0.0
+        return (
+            LowRank(entry.B.new_zeros(entry.shape[0], 1), entry.A.new_zeros(1, entry.shape[1])),
+            0.0,
+            0.0,
+        )
     least = min(entry.shape)
     if isinstance(entry, LowRank) and entry.rank <= min(least, rank or least):
         return entry, 0.0, entry.svd()[1].double().square().sum().item()
@@ -61,7 +71,9 @@ def tensors(layers: Mapping[Layer, LowRank]) -> dict[str, Tensor]:
     found = {}
     for layer, change in layers.items():
         B, A = change.B, change.A
-        if layer.embedding:  # its table is B A with the rows of a vocabulary; peft keeps it the other way round
+        if (
+            layer.embedding
+        ):  # its table is B A with the rows of a vocabulary; peft keeps it the other way round
             found[f"{PREFIX}{layer.name}.lora_embedding_A"] = B.T.contiguous()
             found[f"{PREFIX}{layer.name}.lora_embedding_B"] = A.T.contiguous()
         else:

@@ -59,7 +59,9 @@ class Fitted:
     @property
     def vector(self) -> TaskVector:
         """The task vector, whose factors stay on the disk until they are wanted."""
-        return TaskVector(OnDemand({name: lambda one=one: one.change for name, one in self.factors.items()}))
+        return TaskVector(
+            OnDemand({name: lambda one=one: one.change for name, one in self.factors.items()})
+        )
 
     @property
     def shapes(self) -> dict[str, tuple[int, int]]:
@@ -72,7 +74,9 @@ class Fitted:
         return peft_folder.described(self.factors.values())
 
 
-def fit(base: Checkpoint, sources: Sequence[str | Path], skeleton: Skeleton, *, any_base: bool = False) -> list[Fitted]:
+def fit(
+    base: Checkpoint, sources: Sequence[str | Path], skeleton: Skeleton, *, any_base: bool = False
+) -> list[Fitted]:
     """Read adapters, and find the weights of the base that they change.
 
     Raises
@@ -83,7 +87,9 @@ def fit(base: Checkpoint, sources: Sequence[str | Path], skeleton: Skeleton, *, 
         One is damaged, acts in another way than B A, or belongs to another model.
     """
     if not sources:
-        raise InputError("There is nothing to merge: give at least one PEFT folder after the base model.")
+        raise InputError(
+            "There is nothing to merge: give at least one PEFT folder after the base model."
+        )
     folders = [peft_folder.read(source) for source in sources]
     places = [folder.folder.resolve() for folder in folders]
     twice = next((place for i, place in enumerate(places) if place in places[:i]), None)
@@ -92,7 +98,10 @@ def fit(base: Checkpoint, sources: Sequence[str | Path], skeleton: Skeleton, *, 
     if not any_base:
         for folder in folders:
             _check_base(base, folder)
-    return [_fit(base, folder, name, skeleton) for folder, name in zip(folders, _names(folders), strict=True)]
+    return [
+        _fit(base, folder, name, skeleton)
+        for folder, name in zip(folders, _names(folders), strict=True)
+    ]
 
 
 def _names(folders: Sequence[PeftFolder]) -> list[str]:
@@ -101,7 +110,10 @@ def _names(folders: Sequence[PeftFolder]) -> list[str]:
     paths = [str(folder.folder.resolve()) for folder in folders]
     ends = [f"{Path(path).parent.name}/{name}" for path, name in zip(paths, names, strict=True)]
     for longer in (ends, paths):
-        names = [name if names.count(name) == 1 else other for name, other in zip(names, longer, strict=True)]
+        names = [
+            name if names.count(name) == 1 else other
+            for name, other in zip(names, longer, strict=True)
+        ]
     return names
 
 
@@ -116,7 +128,12 @@ def _check_base(base: Checkpoint, folder: PeftFolder) -> None:
 def _fit(base: Checkpoint, folder: PeftFolder, name: str, skeleton: Skeleton) -> Fitted:
     names = layer_names.match(folder.factors, base, folder.folder, skeleton)
     spelled = {_tensor(base, names, key): key for key in folder.saved}
-    saved = OnDemand({tensor: functools.partial(folder.saved.__getitem__, key) for tensor, key in spelled.items()})
+    saved = OnDemand(
+        {
+            tensor: functools.partial(folder.saved.__getitem__, key)
+            for tensor, key in spelled.items()
+        }
+    )
     grown = _grown(base, folder, names, skeleton)
     pairs = experts.fit(folder, skeleton)
     for layer, factors in folder.factors.items():
@@ -124,13 +141,20 @@ def _fit(base: Checkpoint, folder: PeftFolder, name: str, skeleton: Skeleton) ->
         assert tensor is not None
         stem = tensor.removesuffix(".weight")
         if stem in pairs:
-            raise CheckpointError(f"`{folder.folder}`: two of its layers are the one weight `{tensor}` of the base.")
+            raise CheckpointError(
+                f"`{folder.folder}`: two of its layers are the one weight `{tensor}` of the base."
+            )
         _check_float(base, tensor, skeleton)
         stored = grown[tensor].shape if tensor in grown else _stored(base, tensor, skeleton).shape
-        pairs[stem] = factors, Weight(tensor, _is_transposed(folder, layer, tensor, tuple(stored), skeleton))
+        pairs[stem] = (
+            factors,
+            Weight(tensor, _is_transposed(folder, layer, tensor, tuple(stored), skeleton)),
+        )
     for factors, weight in pairs.values():
         _check_float(base, weight.tensor, skeleton)
-        _ = factors.change  # what is damaged shows now, but not before its size is known to be that of the base
+        _ = (
+            factors.change
+        )  # what is damaged shows now, but not before its size is known to be that of the base
     factors = {stem: pair[0] for stem, pair in pairs.items()}
     weights = {stem: pair[1] for stem, pair in pairs.items()}
     notes = coverage.notes(folder, name, names, skeleton)
@@ -151,7 +175,9 @@ def _check_float(base: Checkpoint, tensor: str, skeleton: Skeleton) -> None:
         )
 
 
-def _is_transposed(folder: PeftFolder, layer: str, tensor: str, stored: tuple[int, ...], skeleton: Skeleton) -> bool:
+def _is_transposed(
+    folder: PeftFolder, layer: str, tensor: str, stored: tuple[int, ...], skeleton: Skeleton
+) -> bool:
     """Whether W is stored as in × out: by the kind of the layer, whatever `fan_in_fan_out` says, as in peft."""
     factors, base = folder.factors[layer], skeleton.base
     flat = (*stored[:1], math.prod(stored[1:]))
@@ -160,7 +186,9 @@ def _is_transposed(folder: PeftFolder, layer: str, tensor: str, stored: tuple[in
     stated = bool(folder.config.get("fan_in_fan_out"))
     transposed = False
     named = layer.split(".")[-1] in CONV1D_LAYERS
-    if fits_turned and named and base.config.get("model_type") in CONV1D:  # without asking transformers
+    if (
+        fits_turned and named and base.config.get("model_type") in CONV1D
+    ):  # without asking transformers
         transposed = True
     elif fits_turned and (not fits or stated or skeleton.may_have_conv1d()):
         known = skeleton.is_conv1d(tensor)
@@ -178,17 +206,27 @@ def _tensor(base: Checkpoint, names: LayerNames, key: str) -> str:
     """The name in the base of a tensor that an adapter holds whole; its own if the base has none."""
     module, _, part = key.rpartition(".")
     weight = names.tensor(module)
-    found = f"{weight.removesuffix('.weight')}.{part}" if weight else names.stored + key.removeprefix(names.used)
+    found = (
+        f"{weight.removesuffix('.weight')}.{part}"
+        if weight
+        else names.stored + key.removeprefix(names.used)
+    )
     return found if found in base.where else key
 
 
-def _grown(base: Checkpoint, folder: PeftFolder, names: LayerNames, skeleton: Skeleton) -> dict[str, Tensor]:
+def _grown(
+    base: Checkpoint, folder: PeftFolder, names: LayerNames, skeleton: Skeleton
+) -> dict[str, Tensor]:
     """The tables that were resized before training. Other whole tensors that are not declared must be the base's."""
     grown: dict[str, Tensor] = {}
     for key, value in folder.copies.items():
         tensor = _tensor(base, names, key)
         source = tensor if tensor in base.where else skeleton.ties.get(tensor)
-        if source and _has_other_rows(base, source, value) and tensor in {*skeleton.tables, *skeleton.ties}:
+        if (
+            source
+            and _has_other_rows(base, source, value)
+            and tensor in {*skeleton.tables, *skeleton.ties}
+        ):
             grown[tensor] = value
         elif source != tensor and source and folder.config.get("ensure_weight_tying"):
             continue  # peft writes the table that was trained under its other name, too
@@ -284,7 +322,10 @@ def inputs(adapters: Sequence[Fitted], rule: str) -> dict[str, dict[str, Tensor]
     """
     found = {}
     for adapter in adapters:
-        places = [adapter.folder.folder / STATISTICS, adapter.folder.folder.resolve().parent / STATISTICS]
+        places = [
+            adapter.folder.folder / STATISTICS,
+            adapter.folder.folder.resolve().parent / STATISTICS,
+        ]
         path = next((place for place in places if place.is_file()), None)
         if path is None:
             raise CheckpointError(
@@ -307,6 +348,12 @@ def _statistics(adapter: Fitted, file: TensorFile, path: Path) -> dict[str, Tens
         wanted = (shape[1],) * 2
         value = found.get(layer)
         if value is None or tuple(value.shape) != wanted or not torch.isfinite(value).all():
-            has = "nothing" if value is None else f"a matrix of the shape {tuple(value.shape)}, or one not finite"
-            raise CheckpointError(f"`{path}` must have a finite matrix {wanted} for `{layer}`; it has {has}.")
+            has = (
+                "nothing"
+                if value is None
+                else f"a matrix of the shape {tuple(value.shape)}, or one not finite"
+            )
+            raise CheckpointError(
+                f"`{path}` must have a finite matrix {wanted} for `{layer}`; it has {has}."
+            )
     return found

@@ -115,35 +115,57 @@ def fold(
     try:
         with open(target, "wb", buffering=0) as file:
             _write(file, start)
-            for same, names in _runs(list(places), lambda name: name not in {*changes, *replaced, *copies}):
+            for same, names in _runs(
+                list(places), lambda name: name not in {*changes, *replaced, *copies}
+            ):
                 if same:
                     first, last = source.tensors[names[0]].start, source.tensors[names[-1]].stop
                     _copy(source.path, file, first, last - first, progress)
                     continue
                 for name in names:
                     if name in changes:
-                        rows = replaced[name].__getitem__ if name in replaced else _reader(source, copies, name, work)
+                        rows = (
+                            replaced[name].__getitem__
+                            if name in replaced
+                            else _reader(source, copies, name, work)
+                        )
                         for block in _fold(name, places[name], rows, changes[name], work):
                             _write(file, as_bytes(block))
                     elif name in replaced:
                         _write(file, as_bytes(replaced[name].contiguous()))
                     else:
                         origin = source.tensors[copies[name]]
-                        _copy(source.path, file, origin.start, origin.stop - origin.start, lambda count: None)
+                        _copy(
+                            source.path,
+                            file,
+                            origin.start,
+                            origin.stop - origin.start,
+                            lambda count: None,
+                        )
                     progress(places[name].stop - places[name].start)
     except OSError as error:  # a failed write does not say of which file
         raise OSError(error.errno, error.strerror, str(error.filename or target)) from error
 
 
-def _tensors(source: TensorFile, replaced: Mapping[str, Tensor], copies: Mapping[str, str]) -> dict[str, Stored]:
+def _tensors(
+    source: TensorFile, replaced: Mapping[str, Tensor], copies: Mapping[str, str]
+) -> dict[str, Stored]:
     """Type, shape and size of all tensors of the file that is written, in their order."""
     whole = {name: new(value) for name, value in replaced.items()}
-    return {**source.tensors, **whole, **{name: source.tensors[other] for name, other in copies.items()}}
+    return {
+        **source.tensors,
+        **whole,
+        **{name: source.tensors[other] for name, other in copies.items()},
+    }
 
 
-def size_of(source: TensorFile, replaced: Mapping[str, Tensor], copies: Mapping[str, str] | None = None) -> int:
+def size_of(
+    source: TensorFile, replaced: Mapping[str, Tensor], copies: Mapping[str, str] | None = None
+) -> int:
     """The bytes of the file that `fold` will write."""
-    start, places = header(_tensors(source, replaced, copies or {}), source.metadata or {"format": "pt"})
+    start, places = header(
+        _tensors(source, replaced, copies or {}), source.metadata or {"format": "pt"}
+    )
     return max([place.stop for place in places.values()], default=len(start))
 
 
@@ -159,7 +181,9 @@ def _runs(names: list[str], same: Callable[[str], bool]) -> Iterator[tuple[bool,
         yield same(run[0]), run
 
 
-def _reader(source: TensorFile, copies: Mapping[str, str], name: str, work: Places) -> Callable[[slice], Tensor]:
+def _reader(
+    source: TensorFile, copies: Mapping[str, str], name: str, work: Places
+) -> Callable[[slice], Tensor]:
     """A function that reads rows of a tensor, or of the one that it is a copy of, into memory that is used again."""
     name = copies.get(name, name)
     stored = source.tensors[name]
@@ -191,8 +215,12 @@ def _fold(
         torch.add(total, block, out=total)  # (of mixed types it would make copies)
         result = work.get("result", count, dtype).view(W.shape).copy_(total)  # rounded once
         if not is_finite(result):
-            own = "the change is too great" if is_finite(W) else "the base model's own values are not"
-            raise CheckpointError(f"`{name}` of the merged model would not be finite (NaN or Inf): {own}.")
+            own = (
+                "the change is too great" if is_finite(W) else "the base model's own values are not"
+            )
+            raise CheckpointError(
+                f"`{name}` of the merged model would not be finite (NaN or Inf): {own}."
+            )
         yield result
 
 
@@ -210,15 +238,25 @@ def _copy(source: Path, file: IO[bytes], start: int, count: int, progress: Progr
             done = 0
             if by_system:
                 try:
-                    done = os.copy_file_range(origin.fileno(), file.fileno(), min(count, CHUNK), start)
+                    done = os.copy_file_range(
+                        origin.fileno(), file.fileno(), min(count, CHUNK), start
+                    )
                 except OSError as error:
-                    if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF):
+                    if error.errno not in (
+                        errno.EXDEV,
+                        errno.EINVAL,
+                        errno.ENOSYS,
+                        errno.EOPNOTSUPP,
+                        errno.EBADF,
+                    ):
                         raise
                     by_system = False
             if not done:  # some file systems copy nothing and do not say so
                 part = os.pread(origin.fileno(), min(count, 1 << 22), start)
                 if not part:
-                    raise CheckpointError(f"`{source}` has become shorter while it was read. Begin again.")
+                    raise CheckpointError(
+                        f"`{source}` has become shorter while it was read. Begin again."
+                    )
                 _write(file, part)
                 done = len(part)
             start, count = start + done, count - done

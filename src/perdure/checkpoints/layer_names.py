@@ -36,7 +36,9 @@ class LayerNames:
 
     def tensor(self, layer: str) -> str | None:
         """The name of the layer's weight in the checkpoint."""
-        return self.tensors.get(layer) or self.tensors.get(self.stored + layer.removeprefix(self.used))
+        return self.tensors.get(layer) or self.tensors.get(
+            self.stored + layer.removeprefix(self.used)
+        )
 
     def layer(self, tensor: str) -> str:
         """What the adapter calls the layer of a weight."""
@@ -44,7 +46,9 @@ class LayerNames:
         return self.used + stem.removeprefix(self.stored)
 
 
-def match(layers: Iterable[str], base: Checkpoint, folder: object, skeleton: Skeleton) -> LayerNames:
+def match(
+    layers: Iterable[str], base: Checkpoint, folder: object, skeleton: Skeleton
+) -> LayerNames:
     """Find the weights of an adapter's layers; that of a tied output layer is one which the base does not store.
 
     Raises
@@ -57,7 +61,9 @@ def match(layers: Iterable[str], base: Checkpoint, folder: object, skeleton: Ske
     names = _with_prefix(layers, stems)
     if names is None:
         tied = _stems({name: name for name in skeleton.ties})
-        names = _with_prefix(layers, tied | stems) or _with_prefix(layers, tied | _stems(skeleton.tensors))
+        names = _with_prefix(layers, tied | stems) or _with_prefix(
+            layers, tied | _stems(skeleton.tensors)
+        )
     if names is None:
         lost = next((layer for layer in layers if layer not in stems), layers[0])
         near = _nearest(f"{lost}.weight", base.where)
@@ -80,7 +86,11 @@ def _nearest(name: str, names: Iterable[str]) -> str:
 
 def _stems(tensors: Mapping[str, str]) -> dict[str, str]:
     """The tensors that are a layer's weight, by the name of the layer."""
-    return {name.removesuffix(".weight"): tensor for name, tensor in tensors.items() if name.endswith(".weight")}
+    return {
+        name.removesuffix(".weight"): tensor
+        for name, tensor in tensors.items()
+        if name.endswith(".weight")
+    }
 
 
 def _with_prefix(layers: list[str], stems: Mapping[str, str]) -> LayerNames | None:

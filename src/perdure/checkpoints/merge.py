@@ -65,9 +65,13 @@ def merge_checkpoint(
     if form not in ("model", "adapter"):
         raise InputError(f"`--as {form}`: a merger is written as `model` or as `adapter`.")
     if rank is not None and (form != "adapter" or rank < 1):
-        raise InputError(f"`--rank {rank}`: a rank, at least 1, is for `--as adapter`; a model holds the whole merger.")
+        raise InputError(
+            f"`--rank {rank}`: a rank, at least 1, is for `--as adapter`; a model holds the whole merger."
+        )
     if output is None and not dry_run:
-        raise InputError("Give `--output`, the folder to write; or `--dry-run` to see what would be written.")
+        raise InputError(
+            "Give `--output`, the folder to write; or `--dry-run` to see what would be written."
+        )
     place = Path(output) if output else Path.cwd() / "merged"
     if output:
         staging.check_free(place)
@@ -89,7 +93,10 @@ def _summary(merger: Merger, output: Path, form: str, rank: int | None) -> Merge
     if form == "model":
         size = merged_folder.size_of(merger)
     else:
-        size = sum(4 * sum(shape) * _most(merger, layer, shape, rank) for layer, shape in merger.shapes.items())
+        size = sum(
+            4 * sum(shape) * _most(merger, layer, shape, rank)
+            for layer, shape in merger.shapes.items()
+        )
         size += sum(value.numel() * value.element_size() for value in merger.saved.values())
     return Merged(
         output=output,
@@ -112,7 +119,9 @@ def _summary(merger: Merger, output: Path, form: str, rank: int | None) -> Merge
 
 def _most(merger: Merger, layer: str, shape: tuple[int, int], rank: int | None) -> int:
     """The highest rank that a layer of an adapter can have, without applying the rule to it."""
-    ranks = sum(adapter.factors[layer].rank for adapter in merger.adapters if layer in adapter.factors)
+    ranks = sum(
+        adapter.factors[layer].rank for adapter in merger.adapters if layer in adapter.factors
+    )
     return min(ranks, *shape, rank or ranks)
 
 
@@ -143,9 +152,20 @@ def _progress(total: int, quiet: bool):
         yield lambda count: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
-    columns = (TextColumn("Merging"), BarColumn(bar_width=40), TaskProgressColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("Merging"),
+        BarColumn(bar_width=40),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=total)
         yield lambda count: bar.advance(task, count)

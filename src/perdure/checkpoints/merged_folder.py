@@ -20,8 +20,21 @@ from perdure.vectors.task_vector import LowRank
 
 CODE = ("auto_map", "custom_pipelines")  # settings that name code
 TOKENIZER = (
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"),
-    *("merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "chat_template.jinja"),
+    *(
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "vocab.json",
+    ),
+    *(
+        "merges.txt",
+        "vocab.txt",
+        "tokenizer.model",
+        "spiece.model",
+        "sentencepiece.bpe.model",
+        "chat_template.jinja",
+    ),
 )
 Progress = Callable[[int], None]
 
@@ -32,10 +45,19 @@ def write_model(merger: Merger, summary: Merged, progress: Progress) -> Merged:
     with staging.new_folder(summary.output, size=summary.size) as folder:
         for name, path in _beside(merger).items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, folder / name)  # without its mode: who may read it is for the umask to say
+            shutil.copyfile(
+                path, folder / name
+            )  # without its mode: who may read it is for the umask to say
         for name, file in base.files.items():
             copies = merger.copies(name)
-            fold.fold(file, folder / name, merger.changes(name), merger.replaced(name), progress, copies=copies)
+            fold.fold(
+                file,
+                folder / name,
+                merger.changes(name),
+                merger.replaced(name),
+                progress,
+                copies=copies,
+            )
         if base.index is not None:
             _write_index(merger, folder)
         _write_configurations(merger, folder)
@@ -46,7 +68,9 @@ def write_model(merger: Merger, summary: Merged, progress: Progress) -> Merged:
 def size_of(merger: Merger) -> int:
     """Return the bytes of the model that `write_model` will write."""
     files = merger.base.files.items()
-    weights = sum(fold.size_of(file, merger.replaced(name), merger.copies(name)) for name, file in files)
+    weights = sum(
+        fold.size_of(file, merger.replaced(name), merger.copies(name)) for name, file in files
+    )
     return weights + sum(path.stat().st_size for path in _beside(merger).values())
 
 
@@ -96,10 +120,15 @@ def notes(merger: Merger, form: str) -> tuple[str, ...]:
 
 def loads_with(merger: Merger, form: str) -> str:
     """Return the class of transformers that loads the model, or with `adapter` the base for the adapter."""
-    classes = {auto_class.of_task(adapter.folder.config.get("task_type")) for adapter in merger.adapters}
+    classes = {
+        auto_class.of_task(adapter.folder.config.get("task_type")) for adapter in merger.adapters
+    }
     stated = classes.pop() if len(classes) == 1 else None
     # the base says what it is, unless a head of another kind was taken from the adapters
-    new_head = any(tensor not in merger.base.where and tensor not in merger.tables.copies for tensor in merger.saved)
+    new_head = any(
+        tensor not in merger.base.where and tensor not in merger.tables.copies
+        for tensor in merger.saved
+    )
     if stated and (form == "adapter" or new_head):
         return stated
     return auto_class.of_config(merger.base.config)
@@ -111,7 +140,10 @@ def _write_index(merger: Merger, folder: Path) -> None:
     table = {tensor: name for name, file in files.items() for tensor in file.tensors}
     size = sum(total_bytes(file.tensors.values()) for file in files.values())
     about = merger.base.index.get("metadata")
-    index = {"metadata": (about if isinstance(about, dict) else {}) | {"total_size": size}, "weight_map": table}
+    index = {
+        "metadata": (about if isinstance(about, dict) else {}) | {"total_size": size},
+        "weight_map": table,
+    }
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
@@ -138,7 +170,11 @@ def _object(path: Path) -> Mapping[str, Any]:
 
 def _labels(merger: Merger) -> dict[str, Any]:
     """The labels, where a head was taken that has another number of them."""
-    heads = [value for tensor, value in merger.saved.items() if tensor.endswith(HEADS) and value.ndim == 2]
+    heads = [
+        value
+        for tensor, value in merger.saved.items()
+        if tensor.endswith(HEADS) and value.ndim == 2
+    ]
     labels = merger.base.config.get("id2label")
     if not heads or len(heads[-1]) == (len(labels) if isinstance(labels, dict) else 2):
         return {}
@@ -171,12 +207,16 @@ def write_adapter(merger: Merger, summary: Merged, rank: int | None, progress: P
     for name, entry in merger.vector.items():
         change, missed, square = export.truncated(entry, rank)
         tensor = merger.weights[name].tensor
-        layer = export.Layer(_called(merger, tensor), merger.stored(tensor).shape, name in embeddings)
+        layer = export.Layer(
+            _called(merger, tensor), merger.stored(tensor).shape, name in embeddings
+        )
         layers[layer] = change
         left_out, whole = left_out + missed, whole + square
         progress(1)
     if not layers:
-        raise InputError(f"The rule `{merger.rule}` changes no layer: there is no adapter to write.")
+        raise InputError(
+            f"The rule `{merger.rule}` changes no layer: there is no adapter to write."
+        )
     tensors = export.tensors(layers)
     saved = {_spelled(merger.adapters, name): value for name, value in merger.saved.items()}
     tensors |= {f"{export.PREFIX}{name}": value for name, value in saved.items()}

@@ -24,7 +24,11 @@ from perdure.settings import checked, named
 from perdure.storage.tensors import FLOATS, Stored, new, total_bytes
 from perdure.vectors.task_vector import Entry, OnDemand, TaskVector
 
-HEADS = ("classifier.weight", "score.weight", "classifier.out_proj.weight")  # whose rows are the labels
+HEADS = (
+    "classifier.weight",
+    "score.weight",
+    "classifier.out_proj.weight",
+)  # whose rows are the labels
 
 
 @dataclass(frozen=True)
@@ -55,12 +59,16 @@ class Merger:
     @property
     def shapes(self) -> dict[str, tuple[int, int]]:
         """The shape of each layer's change."""
-        return {layer: shape for adapter in self.adapters for layer, shape in adapter.shapes.items()}
+        return {
+            layer: shape for adapter in self.adapters for layer, shape in adapter.shapes.items()
+        }
 
     @cached_property
     def weights(self) -> dict[str, Weight]:
         """Where the weight of each layer lies in the base."""
-        return {layer: weight for adapter in self.adapters for layer, weight in adapter.weights.items()}
+        return {
+            layer: weight for adapter in self.adapters for layer, weight in adapter.weights.items()
+        }
 
     def stored(self, tensor: str) -> Stored:
         """Type and shape of a tensor of the merged model before it is changed."""
@@ -84,7 +92,9 @@ class Merger:
 
     def copies(self, name: str) -> dict[str, str]:
         """The new tensors of a file that begin as a copy of one that is there."""
-        return {copy: source for copy, source in self.tables.copies.items() if self._file(copy) == name}
+        return {
+            copy: source for copy, source in self.tables.copies.items() if self._file(copy) == name
+        }
 
     def _file(self, tensor: str) -> str:
         """Where a tensor goes: a copy beside the tensor that it is of, a new one into the last file."""
@@ -93,7 +103,9 @@ class Merger:
 
     def _change(self, parts: Mapping[int | None, str]) -> fold.Change | fold.Stack:
         made = {
-            index: fold.Change(functools.partial(self.vector.__getitem__, layer), self.weights[layer].transposed)
+            index: fold.Change(
+                functools.partial(self.vector.__getitem__, layer), self.weights[layer].transposed
+            )
             for index, layer in parts.items()
         }
         if None in made:
@@ -115,11 +127,15 @@ def combine(
     if nature_of(function).order == "routed":
         raise _routed(name)
     for key in {"space", "since"} & set(options):
-        raise InputError(f"`{key}` is for the rules of a run. PEFT folders are merged by what they add to the weights.")
+        raise InputError(
+            f"`{key}` is for the rules of a run. PEFT folders are merged by what they add to the weights."
+        )
     settings = checked(function, options, f"rule `{name}`")
     scales = settings.get("scale")
     if scales == "search":
-        raise InputError("`scale: search` needs the tasks' validation data: give a run folder, or a number here.")
+        raise InputError(
+            "`scale: search` needs the tasks' validation data: give a run folder, or a number here."
+        )
     checkpoint = Checkpoint.open(base)
     skeleton = Skeleton(checkpoint)
     found = fit.fit(checkpoint, adapters, skeleton, any_base=any_base)
@@ -176,11 +192,17 @@ def _apply(
         return vector
 
     def of(layer: str) -> Entry:
-        return applied({name: TaskVector({layer: v[layer]} if layer in v else {}) for name, v in whole.items()})[layer]
+        return applied(
+            {name: TaskVector({layer: v[layer]} if layer in v else {}) for name, v in whole.items()}
+        )[layer]
 
-    if not nature_of(function).layerwise or isinstance(settings.get("scale"), dict):  # which may speak of depth
+    if not nature_of(function).layerwise or isinstance(
+        settings.get("scale"), dict
+    ):  # which may speak of depth
         return applied(whole)
-    of(min(shapes, key=lambda layer: math.prod(shapes[layer])))  # wrong settings show before anything is written
+    of(
+        min(shapes, key=lambda layer: math.prod(shapes[layer]))
+    )  # wrong settings show before anything is written
     return TaskVector(OnDemand({layer: functools.partial(of, layer) for layer in shapes}))
 
 
@@ -202,7 +224,9 @@ def _typed(base: Checkpoint, tables: Tables, saved: Mapping[str, Tensor]) -> dic
             )
         typed[tensor] = value.to(FLOATS.get(stored.dtype if stored else usual, value.dtype))
         if not typed[tensor].isfinite().all():
-            raise CheckpointError(f"`{tensor}` of an adapter is too great for the base's type, {typed[tensor].dtype}.")
+            raise CheckpointError(
+                f"`{tensor}` of an adapter is too great for the base's type, {typed[tensor].dtype}."
+            )
     return typed
 
 

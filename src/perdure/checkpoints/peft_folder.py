@@ -39,11 +39,47 @@ REFUSED = {
     "kasa_config": "KaSA scales the singular values of W",
 }
 HARMLESS = {
-    *("alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "corda_config", "ensure_weight_tying"),
-    *("eva_config", "exclude_modules", "fan_in_fan_out", "inference_mode", "init_lora_weights", "layers_pattern"),
-    *("layers_to_transform", "loftq_config", "lora_alpha", "lora_dropout", "lora_ga_config", "megatron_config"),
-    *("megatron_core", "modules_to_save", "peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern"),
-    *("revision", "runtime_config", "target_modules", "target_parameters", "task_type", "use_rslora"),
+    *(
+        "alpha_pattern",
+        "auto_mapping",
+        "base_model_name_or_path",
+        "bias",
+        "corda_config",
+        "ensure_weight_tying",
+    ),
+    *(
+        "eva_config",
+        "exclude_modules",
+        "fan_in_fan_out",
+        "inference_mode",
+        "init_lora_weights",
+        "layers_pattern",
+    ),
+    *(
+        "layers_to_transform",
+        "loftq_config",
+        "lora_alpha",
+        "lora_dropout",
+        "lora_ga_config",
+        "megatron_config",
+    ),
+    *(
+        "megatron_core",
+        "modules_to_save",
+        "peft_type",
+        "peft_version",
+        "qalora_group_size",
+        "r",
+        "rank_pattern",
+    ),
+    *(
+        "revision",
+        "runtime_config",
+        "target_modules",
+        "target_parameters",
+        "task_type",
+        "use_rslora",
+    ),
     "velora_config",
 }
 FACTOR = re.compile(r"(.+)\.lora_(embedding_)?([AB])(?:\.([^.]+))??(?:\.(weight|bias))?")
@@ -97,7 +133,9 @@ class Factors:
         """
         B = B * self.scale
         if not is_finite(B):
-            raise CheckpointError(f"`{self.keys[1]}` in `{self.file.path}` is not finite times alpha {self.alpha:g}.")
+            raise CheckpointError(
+                f"`{self.keys[1]}` in `{self.file.path}` is not finite times alpha {self.alpha:g}."
+            )
         return B
 
 
@@ -177,12 +215,18 @@ def read(source: str | Path) -> PeftFolder:
         unnamed = []
     else:
         wrapped = {}
-    factors = {layer: _factors(file, layer, parts[layer], targets) for layer in parts if layer not in unnamed}
+    factors = {
+        layer: _factors(file, layer, parts[layer], targets)
+        for layer in parts
+        if layer not in unnamed
+    }
     if not factors and not wrapped:
         raise CheckpointError(
             f"`{file.path}` has factors of other layers (`{unnamed[0]}`, …) than `target_modules` in `{CONFIG}` names."
         )
-    return PeftFolder(folder, _name(folder), config, file, factors, wrapped, saved, copies, targets, unnamed)
+    return PeftFolder(
+        folder, _name(folder), config, file, factors, wrapped, saved, copies, targets, unnamed
+    )
 
 
 def _look_below(folder: Path) -> None:
@@ -206,10 +250,14 @@ def _sorted(
         layer, part = _place(file, key.removeprefix(PREFIX))
         if part in ("A", "B", "embedding_A", "embedding_B"):
             if part in parts.setdefault(layer, {}):
-                raise CheckpointError(f"`{file.path}` holds two adapters for `{layer}`. Save them into a folder each.")
+                raise CheckpointError(
+                    f"`{file.path}` holds two adapters for `{layer}`. Save them into a folder each."
+                )
             parts[layer][part] = key
         elif part != "original":
-            (saved if _is_saved(layer, config) else copies)[layer] = functools.partial(whole, file, key)
+            (saved if _is_saved(layer, config) else copies)[layer] = functools.partial(
+                whole, file, key
+            )
     return parts, OnDemand(saved), OnDemand(copies)
 
 
@@ -220,24 +268,38 @@ def _name(folder: Path) -> str:
 
 
 def _check_config(folder: Path, config: Mapping[str, Any]) -> None:
-    kind, start, path = config.get("peft_type"), config.get("init_lora_weights", True), folder / CONFIG
+    kind, start, path = (
+        config.get("peft_type"),
+        config.get("init_lora_weights", True),
+        folder / CONFIG,
+    )
     if kind != "LORA":
-        raise CheckpointError(f"`{path}`: `peft_type` is {kind!r}. Only LoRA (`LORA`) is a change of weights B A.")
+        raise CheckpointError(
+            f"`{path}`: `peft_type` is {kind!r}. Only LoRA (`LORA`) is a change of weights B A."
+        )
     for key, why in REFUSED.items():
         if config.get(key):
-            raise CheckpointError(f"`{path}`: `{key}` is {str(config[key])[:80]}, and {why}. It cannot be merged.")
+            raise CheckpointError(
+                f"`{path}`: `{key}` is {str(config[key])[:80]}, and {why}. It cannot be merged."
+            )
     if config.get("bias", "none") != "none":
         raise CheckpointError(
             f"`{path}`: `bias` is {config['bias']!r}: biases were trained too. Only `none` is merged."
         )
-    if not any(start is allowed or (isinstance(start, str) and start == allowed) for allowed in KEEPS_BASE):
+    if not any(
+        start is allowed or (isinstance(start, str) and start == allowed) for allowed in KEEPS_BASE
+    ):
         raise CheckpointError(
             f"`{path}`: `init_lora_weights` is {start!r}, which changed the base model before training. Convert the "
             "adapter: peft's `save_pretrained(…, path_initial_model_for_weight_conversion=…)`."
         )
     new = sorted(key for key, value in config.items() if value and key not in HARMLESS)
     if new:
-        warnings.warn(f"`{path}`: `{new[0]}` is not known here, and is passed over.", PerdureWarning, stacklevel=3)
+        warnings.warn(
+            f"`{path}`: `{new[0]}` is not known here, and is passed over.",
+            PerdureWarning,
+            stacklevel=3,
+        )
 
 
 def _place(file: TensorFile, key: str) -> tuple[str, str]:
@@ -246,7 +308,9 @@ def _place(file: TensorFile, key: str) -> tuple[str, str]:
     if found and found[5] != "bias":
         return found[1], (found[2] or "") + found[3]
     if found or ".lora_" in key or ".trainable_tokens_" in key:
-        raise CheckpointError(f"`{file.path}`: `{key}` is no factor of a LoRA: it acts in another way than B A.")
+        raise CheckpointError(
+            f"`{file.path}`: `{key}` is no factor of a LoRA: it acts in another way than B A."
+        )
     if ".original_module." in key:  # what a module was that was trained whole
         return key, "original"
     saved = SAVED.fullmatch(key)
@@ -270,8 +334,12 @@ def whole(file: TensorFile, key: str) -> Tensor:
             f"`{key}` in `{file.path}` has the type {file.tensors[key].dtype}; allowed: {', '.join(FLOATS)}."
         )
     value = file.read(key)
-    if not is_finite(value.float()):  # a double may be too great for the single precision that follows
-        raise CheckpointError(f"`{key}` in `{file.path}` holds values that are not finite (NaN or Inf).")
+    if not is_finite(
+        value.float()
+    ):  # a double may be too great for the single precision that follows
+        raise CheckpointError(
+            f"`{key}` in `{file.path}` holds values that are not finite (NaN or Inf)."
+        )
     return value
 
 
@@ -280,7 +348,9 @@ def _keys(file: TensorFile, layer: str, parts: Mapping[str, str]) -> tuple[str, 
     embedding = any(part.startswith("embedding_") for part in parts)
     letters = ("embedding_A", "embedding_B") if embedding else ("A", "B")
     if set(parts) != set(letters):
-        raise CheckpointError(f"`{file.path}`: `{layer}` has the factors {sorted(parts)}, but needs {list(letters)}.")
+        raise CheckpointError(
+            f"`{file.path}`: `{layer}` has the factors {sorted(parts)}, but needs {list(letters)}."
+        )
     return parts[letters[0]], parts[letters[1]]
 
 
@@ -320,5 +390,7 @@ def _number(targets: Targets, key: str, layer: str, pattern: str) -> float:
         value = targets.config.get(key, 8)
     whole, fraction = type(value) is int, type(value) is float and math.isfinite(value)
     if not (whole and value > 0 if key == "r" else whole or fraction) or abs(value) > 1e9:
-        raise CheckpointError(f"`{targets.where}`: `{key}` of `{layer}` is {value!r}, no such number.")
+        raise CheckpointError(
+            f"`{targets.where}`: `{key}` of `{layer}` is {value!r}, no such number."
+        )
     return value

@@ -78,7 +78,10 @@ class Skeleton:
         """Return how tensors of a pattern are joined: the patterns in their order, and the steps."""
         for converter in self._table[1]:
             if pattern in converter.source_patterns:
-                steps = [f"{type(step).__name__}({getattr(step, 'dim', '')})" for step in converter.operations]
+                steps = [
+                    f"{type(step).__name__}({getattr(step, 'dim', '')})"
+                    for step in converter.operations
+                ]
                 return list(converter.source_patterns), steps
         return [], []
 
@@ -97,7 +100,10 @@ class Skeleton:
         modules = [self.model.get_input_embeddings(), self.model.get_output_embeddings()]
         for name, module in self.model.named_modules():
             if any(module is table for table in modules):
-                tables |= {self.stored(f"{name}.{part}") for part, _ in module.named_parameters(recurse=False)}
+                tables |= {
+                    self.stored(f"{name}.{part}")
+                    for part, _ in module.named_parameters(recurse=False)
+                }
         return tables
 
     def stored(self, name: str) -> str:
@@ -128,7 +134,10 @@ class Skeleton:
 
             state = self.model.state_dict()
             prefix = self.model.base_model_prefix
-            return {name: rename_source_key(name, *self._table, prefix, state) for name in self.base.where}
+            return {
+                name: rename_source_key(name, *self._table, prefix, state)
+                for name in self.base.where
+            }
         except Exception:  # a table of another form than is known here
             return {}
 
@@ -143,13 +152,18 @@ def _build(base: Checkpoint, name: Any) -> Any:
     name = name or (config.architectures or ["AutoModel"])[0]
     kind: Any = getattr(transformers, name, None) or transformers.AutoModel
     with torch.device("meta"):
-        return kind._from_config(config) if hasattr(kind, "_from_config") else kind.from_config(config)
+        return (
+            kind._from_config(config) if hasattr(kind, "_from_config") else kind.from_config(config)
+        )
 
 
 def _without_reach(config: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration without what names code or weights elsewhere, or makes a list of as many labels as it says."""
     values = {key: value for key, value in config.items() if key not in LEFT_OUT}
-    return {key: _without_reach(value) if isinstance(value, dict) else value for key, value in values.items()}
+    return {
+        key: _without_reach(value) if isinstance(value, dict) else value
+        for key, value in values.items()
+    }
 
 
 def _is_plausible(base: Checkpoint) -> bool:

@@ -7,7 +7,13 @@ from perdure.errors import CheckpointError
 from perdure.models.patterns import Patterns
 
 ALL_LINEAR = "all-linear"
-LISTS = ("target_modules", "exclude_modules", "layers_pattern", "target_parameters", "modules_to_save")
+LISTS = (
+    "target_modules",
+    "exclude_modules",
+    "layers_pattern",
+    "target_parameters",
+    "modules_to_save",
+)
 MAPPINGS = ("rank_pattern", "alpha_pattern")
 
 
@@ -32,13 +38,19 @@ class Targets:
         for key in LISTS:
             may_be_text = key not in ("target_parameters", "modules_to_save")
             if not _are_texts(config.get(key), may_be_text):
-                raise CheckpointError(f"`{where}`: `{key}` is {str(config[key])[:80]!r}, not a list of names.")
+                raise CheckpointError(
+                    f"`{where}`: `{key}` is {str(config[key])[:80]!r}, not a list of names."
+                )
         for key in MAPPINGS:
             if not isinstance(config.get(key) or {}, dict):
-                raise CheckpointError(f"`{where}`: `{key}` is {str(config[key])[:80]!r}, not a dict.")
+                raise CheckpointError(
+                    f"`{where}`: `{key}` is {str(config[key])[:80]!r}, not a dict."
+                )
         blocks = config.get("layers_to_transform")
         if not _are_numbers(blocks):
-            raise CheckpointError(f"`{where}`: `layers_to_transform` is {str(blocks)[:80]!r}, not a list of numbers.")
+            raise CheckpointError(
+                f"`{where}`: `layers_to_transform` is {str(blocks)[:80]!r}, not a list of numbers."
+            )
 
     def named(self, layer: str) -> bool | None:
         """Return whether the configuration names a layer; None if it leaves that to the model's type.
@@ -85,7 +97,9 @@ class Targets:
         elif _ends_with(layer, excluded):
             return True
         saved = self.config.get("modules_to_save") or []
-        return any(self._match("modules_to_save", rf"(^|.*\.){name}($|\..*)", layer) for name in saved)
+        return any(
+            self._match("modules_to_save", rf"(^|.*\.){name}($|\..*)", layer) for name in saved
+        )
 
     def _is_in_blocks(self, layer: str) -> bool:
         """Return whether a layer's block is among `layers_to_transform`."""

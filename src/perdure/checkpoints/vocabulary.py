@@ -17,7 +17,14 @@ from perdure.checkpoints.skeleton import Skeleton
 from perdure.errors import CheckpointError, InputError
 
 LANGUAGE_MODELS = (
-    *("ForCausalLM", "LMHeadModel", "LMHead", "ForMaskedLM", "ForConditionalGeneration", "ForPreTraining"),
+    *(
+        "ForCausalLM",
+        "LMHeadModel",
+        "LMHead",
+        "ForMaskedLM",
+        "ForConditionalGeneration",
+        "ForPreTraining",
+    ),
     "EncoderDecoderModel",
 )
 
@@ -53,7 +60,9 @@ class Tables:
     owner: Fitted | None = None
 
 
-def arrange(skeleton: Skeleton, adapters: Sequence[Fitted], saved: Mapping[str, Tensor], choice: str | None) -> Tables:
+def arrange(
+    skeleton: Skeleton, adapters: Sequence[Fitted], saved: Mapping[str, Tensor], choice: str | None
+) -> Tables:
     """Decide what becomes of the tables.
 
     Parameters
@@ -68,7 +77,9 @@ def arrange(skeleton: Skeleton, adapters: Sequence[Fitted], saved: Mapping[str, 
     InputError
         Several adapters have different tables, and there was no choice.
     """
-    refusal = "The adapters have resized `{}` in different ways, and one model can hold one vocabulary."
+    refusal = (
+        "The adapters have resized `{}` in different ways, and one model can hold one vocabulary."
+    )
     grown = agreed({adapter.name: adapter.grown for adapter in adapters}, refusal, choice)
     tables = Tables(adapters, dict(saved), grown)
     touched = {weight.tensor for adapter in adapters for weight in adapter.weights.values()}
@@ -86,7 +97,9 @@ def _may_be_tied(base: Checkpoint, tensor: str) -> bool:
     config = _text_config(base)
     architectures = base.config.get("architectures")
     named = architectures[0] if isinstance(architectures, list) and architectures else ""
-    if any(part.isdigit() for part in tensor.split(".")) or not str(named).endswith(LANGUAGE_MODELS):
+    if any(part.isdigit() for part in tensor.split(".")) or not str(named).endswith(
+        LANGUAGE_MODELS
+    ):
         return False
     if config.get("tie_word_embeddings") is False:
         return False
@@ -102,7 +115,9 @@ def _part(skeleton: Skeleton, tables: Tables, touched: set[str]) -> Tables:
         _refuse_unknown(skeleton.base, touched)
         return tables
     pairs = {name: other for name, other in skeleton.ties.items() if name.endswith(".weight")}
-    touched_pairs = {name: other for name, other in pairs.items() if name in touched or other in touched}
+    touched_pairs = {
+        name: other for name, other in pairs.items() if name in touched or other in touched
+    }
     if not touched_pairs:
         return tables
     if len(pairs) > 1 or skeleton.base.config.get("is_encoder_decoder"):
@@ -113,7 +128,9 @@ def _part(skeleton: Skeleton, tables: Tables, touched: set[str]) -> Tables:
     if output in grown:  # the same table, under its other name
         grown.setdefault(table, grown[output])
         del grown[output]
-    if table in saved and any(_ties(adapter) and table in adapter.saved for adapter in tables.adapters):
+    if table in saved and any(
+        _ties(adapter) and table in adapter.saved for adapter in tables.adapters
+    ):
         saved.setdefault(output, saved[table])  # peft keeps it under one of its names
     lora = [adapter for adapter in tables.adapters if _changes(adapter, {output, table})]
     if not lora and not {output, table} & {*saved}:
@@ -155,7 +172,11 @@ def _are_alike(one: Tensor | None, other: Tensor | None) -> bool:
 
 
 def _without(adapter: Fitted, tensor: str) -> Fitted:
-    kept = {layer: factors for layer, factors in adapter.factors.items() if adapter.weights[layer].tensor != tensor}
+    kept = {
+        layer: factors
+        for layer, factors in adapter.factors.items()
+        if adapter.weights[layer].tensor != tensor
+    }
     return replace(adapter, factors=kept)
 
 
@@ -166,7 +187,9 @@ def _refuse_unknown(base: Checkpoint, touched: set[str]) -> None:
         if not _may_be_tied(base, tensor) or tensor not in base.where:
             continue
         shape = base.stored(tensor).shape
-        alone = not any(base.stored(other).shape == shape for other in base.where if other != tensor)
+        alone = not any(
+            base.stored(other).shape == shape for other in base.where if other != tensor
+        )
         if stated or alone:
             raise _cannot_part(base, tensor)
 
@@ -185,17 +208,23 @@ def _cannot_part(base: Checkpoint, tensor: str) -> CheckpointError:
 def _resize(skeleton: Skeleton, tables: Tables) -> Tables:
     """Check that all tables have the same number of rows, and say which, if it is not the base's."""
     base = skeleton.base
-    resized = [tensor for tensor, value in tables.saved.items() if _has_other_rows(base, tensor, value)]
+    resized = [
+        tensor for tensor, value in tables.saved.items() if _has_other_rows(base, tensor, value)
+    ]
     _check_rows(base, tables)
     if not tables.grown and not resized:
         return tables
     names = {*tables.grown, *resized}
     owner = next(adapter for adapter in tables.adapters if names & {*adapter.grown, *adapter.saved})
     known = skeleton.tables | {*tables.grown}
-    rows = {tensor: _rows(base, tables, skeleton.ties.get(tensor, tensor)) for tensor in sorted(known)}
+    rows = {
+        tensor: _rows(base, tables, skeleton.ties.get(tensor, tensor)) for tensor in sorted(known)
+    }
     sizes = {count for count in rows.values() if count is not None}
     if len(sizes) != 1 or not skeleton.tables:
-        listed = ", ".join(f"`{tensor}` {count}" for tensor, count in rows.items() if count is not None)
+        listed = ", ".join(
+            f"`{tensor}` {count}" for tensor, count in rows.items() if count is not None
+        )
         raise CheckpointError(
             f"`{owner.folder.folder}` has resized the vocabulary of `{base.folder}`, and the tables of the merged "
             f"model would have different numbers of rows: {listed or 'transformers does not know which they are'}. It "

@@ -90,7 +90,14 @@ class MethodUnderTest:
         """Load the pre-trained model."""
         return Backbone.load(self.model, pooling="mean")
 
-    def run(self, name: str, *, tasks: int = 3, method: Method | None = None, backbone: Backbone | None = None) -> Path:
+    def run(
+        self,
+        name: str,
+        *,
+        tasks: int = 3,
+        method: Method | None = None,
+        backbone: Backbone | None = None,
+    ) -> Path:
         """Learn the first tasks, or go on with a run of them; return its folder."""
         folder = self.folder / name
         stream = self.stream.until(tasks)
@@ -122,10 +129,14 @@ def hooks_take_what_the_loop_gives(method: MethodUnderTest) -> None:
             continue
         own = getattr(instance, name)
         if not callable(own):
-            raise method.failed(f"has `{name}` as a {type(own).__name__}, but it is a hook: make it a method.")
+            raise method.failed(
+                f"has `{name}` as a {type(own).__name__}, but it is a hook: make it a method."
+            )
         if not _takes_the_same(own, hook):
             given = ", ".join(list(inspect.signature(hook).parameters)[1:])
-            raise method.failed(f"has a hook `{name}{inspect.signature(own)}`, which is called with ({given}).")
+            raise method.failed(
+                f"has a hook `{name}{inspect.signature(own)}`, which is called with ({given})."
+            )
 
 
 def _takes_the_same(own: Callable, hook: Callable) -> bool:
@@ -155,13 +166,17 @@ def loss_is_one_number(method: MethodUnderTest) -> None:
             given = "without a gradient"
         else:
             return
-        raise method.failed(f"has a loss {given}: return one number that is computed from its `parameters`.")
+        raise method.failed(
+            f"has a loss {given}: return one number that is computed from its `parameters`."
+        )
 
     instance = method.make()
     losses = _Losses(instance, look)
     _learn(method.backbone(), method.stream.tasks[:1], instance)
     if not losses.of_tasks[0]:
-        raise method.failed("was never asked for a loss: let `examples` return rows, or let `trains` be False.")
+        raise method.failed(
+            "was never asked for a loss: let `examples` return rows, or let `trains` be False."
+        )
 
 
 class _Losses:
@@ -213,7 +228,9 @@ def only_its_parameters_change(method: MethodUnderTest) -> None:
         earlier.append(_learn(backbone, seen, instance, earlier))
         own = {id(parameter) for parameter in instance.parameters(backbone)}
         names = [name for name, parameter in backbone.named_parameters() if id(parameter) in own]
-        allowed = {name.replace(".base_layer", "") for name in names} | _heads_of(backbone, instance, seen)
+        allowed = {name.replace(".base_layer", "") for name in names} | _heads_of(
+            backbone, instance, seen
+        )
         after = _tensors(backbone)
         for name, value in before.items():
             new = ".default" in name  # a module that was put in for this task
@@ -232,7 +249,10 @@ def only_its_parameters_change(method: MethodUnderTest) -> None:
 
 def _tensors(backbone: Backbone) -> dict[str, Tensor]:
     """Return a copy of all tensors, by the names that they have without a module in the model."""
-    return {name.replace(".base_layer", ""): value.clone() for name, value in backbone.state_dict().items()}
+    return {
+        name.replace(".base_layer", ""): value.clone()
+        for name, value in backbone.state_dict().items()
+    }
 
 
 def _heads_of(backbone: Backbone, method: Method, seen: Sequence[Task]) -> set[str]:
@@ -255,7 +275,9 @@ def training_lowers_the_loss(method: MethodUnderTest) -> None:
         raise method.failed("left its module as it was: let `parameters` return what is trained.")
     first, last = sum(losses[:4]) / 4, sum(losses[-4:]) / 4
     if not last < LOWER * first:
-        raise method.failed(f"has a loss of {first:.3g} at first and of {last:.3g} after {len(losses)} steps.")
+        raise method.failed(
+            f"has a loss of {first:.3g} at first and of {last:.3g} after {len(losses)} steps."
+        )
 
 
 def computed_heads_know_the_classes(method: MethodUnderTest) -> None:
@@ -266,9 +288,13 @@ def computed_heads_know_the_classes(method: MethodUnderTest) -> None:
         seen = method.stream.until(step).tasks
         adapter = _learn(backbone, seen, instance, log=steps.append)
         if steps or instance.parameters(backbone) or instance.examples(seen):
-            raise method.failed("says by `trains` that it trains nothing, but it has parameters or examples.")
+            raise method.failed(
+                "says by `trains` that it trains nothing, but it has parameters or examples."
+            )
         if adapter.config is not None or adapter.parameters or adapters.attached(backbone.model):
-            raise method.failed("says by `trains` that it trains nothing, but it put a module into the model.")
+            raise method.failed(
+                "says by `trains` that it trains nothing, but it put a module into the model."
+            )
         for task in seen:
             rows = backbone.encode(task.rows("train"))
             guesses = backbone.own(task.name)(pooled(backbone, rows)).argmax(1)
@@ -294,7 +320,9 @@ def what_it_isolates_is_learned_alone(method: MethodUnderTest) -> None:
     behind = _learn(after, [first, second], instance, [before])
     same = adapters.same(by_itself.parameters, behind.parameters)
     if not same or not adapters.same(alone.own_state(second.name), after.own_state(second.name)):
-        raise method.failed("says that it `isolates`, but an earlier task changed what it learned of the next.")
+        raise method.failed(
+            "says that it `isolates`, but an earlier task changed what it learned of the next."
+        )
 
 
 def it_does_without_old_examples(method: MethodUnderTest) -> None:
@@ -304,7 +332,9 @@ def it_does_without_old_examples(method: MethodUnderTest) -> None:
         return
     first, second, *_ = method.stream
     before = _learn(backbone, [first], instance)
-    gone = TaskWithoutData(first.name, first.classes, digests=first.digests(), missing="They were deleted.")
+    gone = TaskWithoutData(
+        first.name, first.classes, digests=first.digests(), missing="They were deleted."
+    )
     try:
         _learn(backbone, [gone, second], instance, [before])
     except DataError as error:
@@ -347,7 +377,9 @@ def a_run_goes_on_between_tasks(method: MethodUnderTest) -> None:
 def a_run_goes_on_inside_a_task(method: MethodUnderTest) -> None:
     """A run that was stopped inside a task goes on to the same bytes."""
     if threading.current_thread() is not threading.main_thread():
-        raise method.failed("cannot be stopped here: check it in the main thread, which alone gets signals.")
+        raise method.failed(
+            "cannot be stopped here: check it in the main thread, which alone gets signals."
+        )
 
     def stop_in_time(loss: Any) -> None:
         if until_stopped.of_tasks[1:] == [STOP_AT]:
@@ -360,10 +392,14 @@ def a_run_goes_on_inside_a_task(method: MethodUnderTest) -> None:
     except Stopped:
         pass
     else:
-        raise method.failed("was asked to stop inside a task, and did not: let no hook catch every exception.")
+        raise method.failed(
+            "was asked to stop inside a task, and did not: let no hook catch every exception."
+        )
     instance = method.make()
     rest = _Losses(instance)
-    _same(method, method.whole, method.run("inside", method=instance), _FORGOT.format("inside a task"))
+    _same(
+        method, method.whole, method.run("inside", method=instance), _FORGOT.format("inside a task")
+    )
     if until_stopped.of_tasks[1] + rest.of_tasks[0] != method.losses[1]:
         raise method.failed("was stopped inside a task, and began it again.")
 
@@ -374,8 +410,16 @@ _FORGOT = "was stopped {} and did not go on to the same bytes: keep in `state` w
 def what_was_used_is_as_good_as_new(method: MethodUnderTest) -> None:
     """A method and a backbone that served one run serve another as if they were new."""
     instance, backbone = method.make(), method.backbone()
-    first, second = (method.run(name, tasks=2, method=instance, backbone=backbone) for name in ("first", "second"))
-    _same(method, first, second, "gave another run when it was used again: keep in `state` whatever it remembers.")
+    first, second = (
+        method.run(name, tasks=2, method=instance, backbone=backbone)
+        for name in ("first", "second")
+    )
+    _same(
+        method,
+        first,
+        second,
+        "gave another run when it was used again: keep in `state` whatever it remembers.",
+    )
 
 
 def _same(method: MethodUnderTest, one: Path, other: Path, otherwise: str) -> None:
@@ -404,5 +448,9 @@ OF_ALL: tuple[Check, ...] = (
     a_run_goes_on_between_tasks,
     what_was_used_is_as_good_as_new,
 )
-OF_TRAINED: tuple[Check, ...] = (loss_is_one_number, training_lowers_the_loss, a_run_goes_on_inside_a_task)
+OF_TRAINED: tuple[Check, ...] = (
+    loss_is_one_number,
+    training_lowers_the_loss,
+    a_run_goes_on_inside_a_task,
+)
 OF_FROZEN: tuple[Check, ...] = (computed_heads_know_the_classes,)

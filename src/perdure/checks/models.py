@@ -16,7 +16,12 @@ WORDS = [f"w{i}" for i in range(60)]
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 TELLING = 3
 """The number of words that tell a class."""
-SIZES: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+SIZES: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+}
 IN_COMMON: dict[str, Any] = {
     "vocab_size": len(SPECIAL) + len(WORDS),
     "max_position_embeddings": 40,
@@ -33,7 +38,9 @@ def tokenizer() -> transformers.PreTrainedTokenizerFast:
     vocabulary = {token: i for i, token in enumerate([*SPECIAL, *WORDS])}
     inner = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
-    inner.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    inner.post_processor = processors.TemplateProcessing(
+        "[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=inner,
         unk_token="[UNK]",

@@ -103,13 +103,17 @@ class RuleUnderTest:
         if isinstance(merged, TaskVector):
             return [merged]
         merged = merged.experts if isinstance(merged, Mixture) else merged
-        if not isinstance(merged, Mapping) or not all(isinstance(value, TaskVector) for value in merged.values()):
+        if not isinstance(merged, Mapping) or not all(
+            isinstance(value, TaskVector) for value in merged.values()
+        ):
             raise self.failed(
                 f"returned a {type(merged).__name__}: return a `TaskVector`, or if it is routed one for each task or a "
                 "`Mixture`."
             )
         if set(merged) != set(vectors):
-            raise self.failed(f"returned task vectors of {sorted(merged)} for the tasks {sorted(vectors)}.")
+            raise self.failed(
+                f"returned task vectors of {sorted(merged)} for the tasks {sorted(vectors)}."
+            )
         return list(merged.values())
 
     def failed(self, what: str) -> CheckFailed:
@@ -166,23 +170,33 @@ def it_takes_vectors_and_settings(rule: RuleUnderTest) -> None:
         raise rule.failed("takes no task vectors: its first parameter is `vectors`.")
     for parameter in parameters[1:]:
         if parameter.name not in KEPT and parameter.kind is not parameter.KEYWORD_ONLY:
-            raise rule.failed(f"has a setting `{parameter.name}` that is not by keyword only: put `*` before it.")
+            raise rule.failed(
+                f"has a setting `{parameter.name}` that is not by keyword only: put `*` before it."
+            )
 
 
 def it_declares_what_it_is(rule: RuleUnderTest) -> None:
     """It declares with `@nature` whether the order matters, and what has to be kept for the next task."""
     if rule.nature.order not in get_args(Order):
-        raise rule.failed(f"says that it is `{rule.nature.order}`: {', '.join(get_args(Order))} are known.")
+        raise rule.failed(
+            f"says that it is `{rule.nature.order}`: {', '.join(get_args(Order))} are known."
+        )
     if not rule.nature.state:
-        raise rule.failed("does not say what has to be kept for the next task: give `@nature` a `state`.")
+        raise rule.failed(
+            "does not say what has to be kept for the next task: give `@nature` a `state`."
+        )
     for case in rule.cases:
         vectors = rule.vectors(case)
         for count, merged in _of_each_number(rule, vectors):
             if count > 1 and len(merged) > 1 and rule.nature.order != "routed":
-                raise rule.failed(f"returned {len(merged)} task vectors, but says that it is `{rule.nature.order}`.")
+                raise rule.failed(
+                    f"returned {len(merged)} task vectors, but says that it is `{rule.nature.order}`."
+                )
 
 
-def _of_each_number(rule: RuleUnderTest, vectors: Vectors) -> Iterator[tuple[int, list[TaskVector]]]:
+def _of_each_number(
+    rule: RuleUnderTest, vectors: Vectors
+) -> Iterator[tuple[int, list[TaskVector]]]:
     """Combine the first task, the first two and so on, as a run does after each task."""
     for count in range(1, len(vectors) + 1):
         yield count, rule.combine(dict(list(vectors.items())[:count]))
@@ -196,20 +210,26 @@ def shapes_and_dtypes_are_kept(rule: RuleUnderTest) -> None:
     for case in rule.cases:
         given = rule.vectors(case)
         for vectors in (given,) if rule.nature.low_rank else (given, full(given)):
-            shapes = {name: entry.shape for vector in vectors.values() for name, entry in vector.items()}
+            shapes = {
+                name: entry.shape for vector in vectors.values() for name, entry in vector.items()
+            }
             for _, merged in _of_each_number(rule, vectors):
                 for vector in merged:
                     _check_entries(rule, vector, shapes, case.dtype)
 
 
-def _check_entries(rule: RuleUnderTest, vector: TaskVector, shapes: Mapping[str, Any], dtype: torch.dtype) -> None:
+def _check_entries(
+    rule: RuleUnderTest, vector: TaskVector, shapes: Mapping[str, Any], dtype: torch.dtype
+) -> None:
     for name, entry in vector.items():
         if name not in shapes:
             raise rule.failed(f"returned a layer `{name}` that no task changes.")
         value = vector.dense(name)
         for shape in (entry.shape, value.shape):
             if tuple(shape) != tuple(shapes[name]):
-                raise rule.failed(f"returned `{name}` with the shape {tuple(shape)}, not {tuple(shapes[name])}.")
+                raise rule.failed(
+                    f"returned `{name}` with the shape {tuple(shape)}, not {tuple(shapes[name])}."
+                )
         if value.dtype != dtype:
             raise rule.failed(f"returned `{name}` as {value.dtype} for task vectors of {dtype}.")
         if not value.isfinite().all():
@@ -221,14 +241,21 @@ def task_vectors_are_left_alone(rule: RuleUnderTest) -> None:
     for case in rule.cases:
         given = rule.vectors(case)
         for vectors in (given,) if rule.nature.low_rank else (given, full(given)):
-            before = {task: {name: v.dense(name).clone() for name in v.entries} for task, v in vectors.items()}
+            before = {
+                task: {name: v.dense(name).clone() for name in v.entries}
+                for task, v in vectors.items()
+            }
             for merged in rule.combine(vectors):
                 for name in merged.entries:
                     merged.dense(name)
             for task, entries in before.items():
                 for name, value in entries.items():
-                    if name not in vectors[task] or not torch.equal(vectors[task].dense(name), value):
-                        raise rule.failed(f"changed `{name}` of the task vector of `{task}`: make a new tensor.")
+                    if name not in vectors[task] or not torch.equal(
+                        vectors[task].dense(name), value
+                    ):
+                        raise rule.failed(
+                            f"changed `{name}` of the task vector of `{task}`: make a new tensor."
+                        )
 
 
 def the_same_again(rule: RuleUnderTest) -> None:
@@ -238,7 +265,9 @@ def the_same_again(rule: RuleUnderTest) -> None:
         for one, other in zip(rule.combine(vectors), rule.combine(vectors), strict=True):
             for name in one.entries:
                 if not torch.equal(one.dense(name), other.dense(name)):
-                    raise rule.failed(f"made another `{name}` when it was called again: seed its random numbers.")
+                    raise rule.failed(
+                        f"made another `{name}` when it was called again: seed its random numbers."
+                    )
 
 
 def factors_and_full_tensors_give_the_same(rule: RuleUnderTest) -> None:
@@ -250,7 +279,11 @@ def factors_and_full_tensors_give_the_same(rule: RuleUnderTest) -> None:
         dense, expected = full(vectors), rule.combine(vectors)
         mixed = {**vectors, TASKS[0]: dense[TASKS[0]]}
         deferred = full(vectors, lambda value: Deferred(value.shape, lambda: value))
-        for kind, others in {"in full": dense, "made when asked for": deferred, "of both kinds": mixed}.items():
+        for kind, others in {
+            "in full": dense,
+            "made when asked for": deferred,
+            "of both kinds": mixed,
+        }.items():
             if name := _different(rule.combine(others), expected, case.dtype):
                 raise rule.failed(f"made another `{name}` of layers {kind} than of factors.")
 
@@ -265,12 +298,16 @@ def different_shapes_are_refused(rule: RuleUnderTest) -> None:
         merged = [vector.dense("w") for vector in rule.combine(vectors)]
     except InputError as error:
         if "`w`" not in str(error):
-            raise rule.failed(f"refused a layer of different shapes, but did not name it: {error}") from error
+            raise rule.failed(
+                f"refused a layer of different shapes, but did not name it: {error}"
+            ) from error
         return
     given = [vector.dense("w") for vector in vectors.values()]
     for value in merged:
         if not any(value.shape == each.shape and torch.equal(value, each) for each in given):
-            raise rule.failed("combined layers of different shapes: refuse them with an `InputError` (`shapes` does).")
+            raise rule.failed(
+                "combined layers of different shapes: refuse them with an `InputError` (`shapes` does)."
+            )
 
 
 # -- what a rule says of itself
@@ -284,7 +321,9 @@ def order_does_not_matter_if_it_says_so(rule: RuleUnderTest) -> None:
         vectors = rule.vectors(case)
         backwards = dict(reversed(vectors.items()))
         if name := _different(rule.combine(vectors), rule.combine(backwards), case.dtype):
-            raise rule.failed(f"says that it is order-free, but made another `{name}` of the tasks in another order.")
+            raise rule.failed(
+                f"says that it is order-free, but made another `{name}` of the tasks in another order."
+            )
 
 
 def a_layer_depends_on_itself_if_it_says_so(rule: RuleUnderTest) -> None:
@@ -295,11 +334,16 @@ def a_layer_depends_on_itself_if_it_says_so(rule: RuleUnderTest) -> None:
         vectors = rule.vectors(case)
         (whole,) = rule.combine(vectors)
         for layer in whole.entries:
-            alone = {task: TaskVector({layer: v[layer]} if layer in v else {}) for task, v in vectors.items()}
+            alone = {
+                task: TaskVector({layer: v[layer]} if layer in v else {})
+                for task, v in vectors.items()
+            }
             (merged,) = rule.combine(alone)
             expected = TaskVector({layer: whole[layer]})
             if _different([merged], [expected], case.dtype):
-                raise rule.failed(f"says that it is layerwise, but made another `{layer}` without the other layers.")
+                raise rule.failed(
+                    f"says that it is layerwise, but made another `{layer}` without the other layers."
+                )
 
 
 CHECKS: tuple[Check, ...] = (

@@ -86,7 +86,9 @@ def outcomes(name: str, settings: Sequence[str] = ()) -> Iterator[Outcome]:
         checks: list[Bound] = []
         yield _outcome(LOADED, lambda: checks.extend(_checks(name, settings, Path(folder))))
         for check, subject in checks:
-            yield _outcome(inspect.getdoc(check) or check.__name__, functools.partial(check, subject))
+            yield _outcome(
+                inspect.getdoc(check) or check.__name__, functools.partial(check, subject)
+            )
 
 
 def require(name: str, outcomes: Sequence[Outcome]) -> None:
@@ -119,7 +121,9 @@ def _checks(name: str, settings: Sequence[str], folder: Path) -> list[Bound]:
     found = registry.find(kind, name)
     if kind == "method":
         if not (inspect.isclass(found) and issubclass(found, Method)):
-            raise InputError(f"`{name}` holds `{found.__name__}`, which is not derived from `perdure.Method`.")
+            raise InputError(
+                f"`{name}` holds `{found.__name__}`, which is not derived from `perdure.Method`."
+            )
         subject = MethodUnderTest(name, lambda: make_method(copy.deepcopy(given)), folder)
         return [(check, subject) for check in method.checks_of(subject)]
     options = checked(found, named(given, "rule")[1], f"rule `{name}`")

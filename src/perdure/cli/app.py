@@ -24,7 +24,9 @@ COMMANDS = (
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="markdown" if shell.is_wide() else None,  # its panels cut names where there is little room
+    rich_markup_mode="markdown"
+    if shell.is_wide()
+    else None,  # its panels cut names where there is little room
     help="Teach one pre-trained transformer new tasks, one after another, without forgetting the old ones.",
 )
 app.callback()(shell.take_options)

@@ -25,7 +25,13 @@ SEQUENTIAL: dict[str, Any] = {
 INFLORA: dict[str, Any] = {
     "name": "InfLoRA",
     "about": "A branch per task on top of the earlier ones, kept from disturbing them.",
-    "method": {"name": "inflora", "tasks": 5, "energy": "features", "epsilon": 0.9, "last_epsilon": 0.98},
+    "method": {
+        "name": "inflora",
+        "tasks": 5,
+        "energy": "features",
+        "epsilon": 0.9,
+        "last_epsilon": 0.98,
+    },
     "rule": "sum",
 }
 TRAINING: dict[str, Any] = {
@@ -60,7 +66,9 @@ def download(*, vision: bool = False) -> None:
         packages.fetch(package)
 
 
-def demo(output: Path, *, vision: bool = False, seed: int = 0, quiet: bool = True) -> dict[str, Any]:
+def demo(
+    output: Path, *, vision: bool = False, seed: int = 0, quiet: bool = True
+) -> dict[str, Any]:
     """Run it, and write the run folders and a report into `output`; return the report's summary.
 
     One that was stopped goes on.
@@ -86,7 +94,9 @@ def demo(output: Path, *, vision: bool = False, seed: int = 0, quiet: bool = Tru
         for settings, folder in zip(runs, folders, strict=True):
             Recipe.parse(common | settings | {"seed": seed}).run(folder, quiet=quiet)
     except Stopped as stop:  # a run by itself is not all of it
-        raise Stopped("Stopped. What was learned is kept. Go on with the same command.", signal=stop.signal) from None
+        raise Stopped(
+            "Stopped. What was learned is kept. Go on with the same command.", signal=stop.signal
+        ) from None
     if not vision:  # heads that are aligned on the combined model do not fit each task's own
         evaluate_run(output / "pic", "oracle", steps="last", quiet=quiet)
     return report(folders, output / "report.html")

@@ -34,11 +34,19 @@ def verify(run: RunFolder, as_json: AsJson = False) -> None:
 
     found = verify(run)
     if as_json:
-        typer.echo(json.dumps({"sound": found.sound, "faults": found.faults, "notes": found.notes}, indent=2))
+        typer.echo(
+            json.dumps(
+                {"sound": found.sound, "faults": found.faults, "notes": found.notes}, indent=2
+            )
+        )
     else:
         terminal.listing(f"\n{run}", found.sound.items())
         count = len(found.faults)
-        said = f"{count} fault{'s' if count > 1 else ''}." if count else "Everything is as it was written."
+        said = (
+            f"{count} fault{'s' if count > 1 else ''}."
+            if count
+            else "Everything is as it was written."
+        )
         say(*found.notes, said)
     for fault in found.faults:
         typer.secho(fault, fg="red", err=True)
@@ -70,10 +78,15 @@ def diagnose(
     rule: RuleName = None,
     settings: Settings = [],
     trust: Trust = False,
-    examples: Annotated[int, typer.Option(min=4, help="The most examples of each task and split that are read.")] = 100,
+    examples: Annotated[
+        int, typer.Option(min=4, help="The most examples of each task and split that are read.")
+    ] = 100,
     only: Annotated[
         list[str],
-        typer.Option(help="A part, such as interference or zones; by default all. Repeatable.", autocompletion=parts),
+        typer.Option(
+            help="A part, such as interference or zones; by default all. Repeatable.",
+            autocompletion=parts,
+        ),
     ] = [],
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -82,7 +95,9 @@ def diagnose(
     from perdure.analysis.diagnose import diagnose
     from perdure.report import diagnostics_terminal
 
-    found = diagnose(run, rule, settings, examples=examples, only=only, trust=trust, quiet=quiet or as_json)
+    found = diagnose(
+        run, rule, settings, examples=examples, only=only, trust=trust, quiet=quiet or as_json
+    )
     if as_json:
         return typer.echo(json.dumps(found, indent=2))
     diagnostics_terminal.show(found)
@@ -93,14 +108,17 @@ def predict(
     run: RunFolder,
     file: Annotated[Path, typer.Argument(help="A CSV, TSV, JSON(-lines) or Parquet file.")],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="A .csv, .tsv, .jsonl, .json or .parquet file.")
+        Path | None,
+        typer.Option("--output", "-o", help="A .csv, .tsv, .jsonl, .json or .parquet file."),
     ] = None,
     text: Texts = [],
     image: Image = None,
     task: KnownTask = None,
     encoding: Encoding = "utf-8",
     delimiter: Delimiter = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="The number of rows that the model reads at a time.")] = 64,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="The number of rows that the model reads at a time.")
+    ] = 64,
     device: Annotated[
         str, typer.Option(help="cpu, cuda, cuda:1, mps; or auto, the accelerator if one is here.")
     ] = "auto",
@@ -118,14 +136,18 @@ def predict(
     check_output(output)  # before the model is loaded
     columns: Any = {"text": text, "image": image}
     model = Model(run, trust=trust, device=device)
-    count = predict_table(model, table, output, **columns, task=task, batch_size=batch_size, quiet=quiet)
+    count = predict_table(
+        model, table, output, **columns, task=task, batch_size=batch_size, quiet=quiet
+    )
     say(f"{count} rows: {output}")
 
 
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN…")],
     output: Output = None,
-    format: Annotated[Format, typer.Option(help="All but html are printed, unless --output is given.")] = "html",
+    format: Annotated[
+        Format, typer.Option(help="All but html are printed, unless --output is given.")
+    ] = "html",
     as_json: AsJson = False,
 ) -> None:
     """Report one run, or compare several; one that is still running as far as it is."""

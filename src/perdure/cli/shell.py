@@ -18,7 +18,17 @@ from perdure.errors import PerdureError, Stopped, printable
 DEBUG = "--debug"
 VARIABLE = "PERDURE_DEBUG"
 PANELS = 60  # characters on a line
-IN_ASCII = {"−": "-", "–": "-", "—": "-", "…": "...", "×": "x", "·": "*", "±": "+-", "‖": "|", "Δ": "d"}
+IN_ASCII = {
+    "−": "-",
+    "–": "-",
+    "—": "-",
+    "…": "...",
+    "×": "x",
+    "·": "*",
+    "±": "+-",
+    "‖": "|",
+    "Δ": "d",
+}
 """What our own signs become where the output cannot write them: without its minus a number is another one."""
 INTERRUPTED = 130  # the exit status that click gives Ctrl-C
 
@@ -37,10 +47,14 @@ def _print_version(asked: bool) -> bool:
 
 def take_options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
     ] = False,
     debug: Annotated[
-        bool, typer.Option(DEBUG, help="Show the traceback of an error, too; it may stand anywhere.")
+        bool,
+        typer.Option(DEBUG, help="Show the traceback of an error, too; it may stand anywhere."),
     ] = False,
 ) -> None:
     """Take the options that stand before a command; `run` has read `--debug` already, wherever it stands."""
@@ -109,7 +123,11 @@ def _of_the_system(error: OSError) -> str:
 
 
 def _sentence(
-    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    line: str | None = None,
 ) -> str:
     """A warning of ours as one sentence; of others with the place that gave it."""
     ours = category.__module__.startswith("perdure.")

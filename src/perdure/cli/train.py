@@ -24,13 +24,18 @@ from perdure.cli.outcome import say
 
 
 def demo(
-    vision: Annotated[bool, typer.Option("--vision", help="Handwritten digits on DINOv2, with InfLoRA.")] = False,
+    vision: Annotated[
+        bool, typer.Option("--vision", help="Handwritten digits on DINOv2, with InfLoRA.")
+    ] = False,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="By default runs/demo, or runs/demo-vision.")
+        Path | None,
+        typer.Option("--output", "-o", help="By default runs/demo, or runs/demo-vision."),
     ] = None,
     seed: Seed = 0,
     quiet: Quiet = False,
-    download: Annotated[bool, typer.Option("--download", help="Only fetch the model and the data.")] = False,
+    download: Annotated[
+        bool, typer.Option("--download", help="Only fetch the model and the data.")
+    ] = False,
 ) -> None:
     """Learn five real tasks on a real transformer, and see what is forgotten (minutes on a laptop)."""
     from perdure.cli import demo
@@ -46,7 +51,10 @@ def demo(
 
 
 def run(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.yaml|RUN", help="A recipe; or a run, to go on with it.")],
+    recipe: Annotated[
+        Path,
+        typer.Argument(metavar="RECIPE.yaml|RUN", help="A recipe; or a run, to go on with it."),
+    ],
     output: Output = None,
     seed: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
     settings: Settings = [],
@@ -69,7 +77,9 @@ def tune(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE.yaml")],
     output: Output = None,
     trials: Annotated[int, typer.Option(min=1, help="The number of settings that are tried.")] = 10,
-    tasks: Annotated[int, typer.Option(min=1, help="The number of tasks, from the first on, that are looked at.")] = 2,
+    tasks: Annotated[
+        int, typer.Option(min=1, help="The number of tasks, from the first on, that are looked at.")
+    ] = 2,
     settings: Settings = [],
     trust: Trust = False,
     quiet: Quiet = False,
@@ -87,27 +97,39 @@ def tune(
     if as_json:
         return typer.echo(json.dumps({"recipe": found.recipe, "trials": found.trials}, indent=2))
     if not quiet:
-        terminal.listing(f"\n{len(found.trials)} trials on {tasks} tasks (validation accuracy, %)", found.lines())
+        terminal.listing(
+            f"\n{len(found.trials)} trials on {tasks} tasks (validation accuracy, %)", found.lines()
+        )
     say(output / "tuned.yaml")
 
 
 def learn(
     run: RunFolder,
     data: Annotated[
-        str, typer.Option(help="A CSV, TSV, JSON(-lines) or Parquet file, a folder of images, or a hub id.")
+        str,
+        typer.Option(
+            help="A CSV, TSV, JSON(-lines) or Parquet file, a folder of images, or a hub id."
+        ),
     ],
     validation: Annotated[str | None, typer.Option(help="A file of validation examples.")] = None,
-    test: Annotated[str | None, typer.Option(help="A file of test examples; by default a fifth of the data.")] = None,
-    task: Annotated[str | None, typer.Option("--task", help="The task's name; by default that of the file.")] = None,
+    test: Annotated[
+        str | None, typer.Option(help="A file of test examples; by default a fifth of the data.")
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option("--task", help="The task's name; by default that of the file.")
+    ] = None,
     text: Texts = [],
     image: Image = None,
     label: Annotated[str, typer.Option(help="The column with the class.")] = "label",
     encoding: Encoding = "utf-8",
     delimiter: Delimiter = None,
     config: Annotated[str | None, typer.Option(help="The configuration of a hub data set.")] = None,
-    task_column: Annotated[str | None, typer.Option(help="The column that names each row's task.")] = None,
+    task_column: Annotated[
+        str | None, typer.Option(help="The column that names each row's task.")
+    ] = None,
     backbone: Annotated[
-        str | None, typer.Option(help="For a new run: a model's folder or hub id; by default minilm.")
+        str | None,
+        typer.Option(help="For a new run: a model's folder or hub id; by default minilm."),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="For a new run.")] = None,
     settings: Settings = [],
@@ -117,18 +139,32 @@ def learn(
     """Learn a task from your own data: one more for a run, or the first of a new one."""
     from perdure.runs.extend import entry_of, learn_more
 
-    names = {"name": task, "text": text, "image": image, "label": label, "task": task_column, "config": config}
+    names = {
+        "name": task,
+        "text": text,
+        "image": image,
+        "label": label,
+        "task": task_column,
+        "config": config,
+    }
     splits = {"train": data, "validation": validation, "test": test}
     entry = entry_of(splits, names | {"encoding": encoding, "delimiter": delimiter})
     with outcome.reported(run):
-        learn_more(run, entry, backbone=backbone, seed=seed, settings=settings, trust=trust, quiet=quiet)
+        learn_more(
+            run, entry, backbone=backbone, seed=seed, settings=settings, trust=trust, quiet=quiet
+        )
 
 
 def forget(
     run: RunFolder,
-    task: Annotated[str, typer.Argument(metavar="TASK", help="The name of a task that the run has learned.")],
+    task: Annotated[
+        str, typer.Argument(metavar="TASK", help="The name of a task that the run has learned.")
+    ],
     retrain_later: Annotated[
-        bool, typer.Option("--retrain-later", help="Learn the tasks again in which something of it remains.")
+        bool,
+        typer.Option(
+            "--retrain-later", help="Learn the tasks again in which something of it remains."
+        ),
     ] = False,
     trust: Trust = False,
     quiet: Quiet = False,

@@ -138,5 +138,7 @@ def _class_names(data: Dataset, source: str, column: str) -> list[str]:
 def _image(row: Row, column: str) -> Any:
     value = row.cells.get(column)
     if value is None or value == "":
-        raise DataError(f"{row.where}, has nothing in column `{column}`. Complete it or leave it out.")
+        raise DataError(
+            f"{row.where}, has nothing in column `{column}`. Complete it or leave it out."
+        )
     return value

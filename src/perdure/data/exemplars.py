@@ -97,7 +97,9 @@ class Exemplars:
                     isinstance(tasks, Mapping)
                     and not 0 <= min(self.labels[task]) <= max(self.labels[task]) < tasks[task]
                 ):
-                    raise RunError(f"An example of `{task}` that the run keeps is of no class that the task has.")
+                    raise RunError(
+                        f"An example of `{task}` that the run keeps is of no class that the task has."
+                    )
                 values = self.inputs[task]
                 labels = {"label": self.labels[task]}
                 if self.kind == "text":
@@ -105,7 +107,9 @@ class Exemplars:
                     data = Dataset.from_dict(_columns(texts, task in self.pairs) | labels)
                 else:
                     encoded = [{"bytes": value, "path": None} for value in values]
-                    data = Dataset.from_dict({"image": encoded, **labels}).cast_column("image", Image())
+                    data = Dataset.from_dict({"image": encoded, **labels}).cast_column(
+                        "image", Image()
+                    )
                 found.append((task, data))
         return found
 
@@ -117,8 +121,13 @@ class Exemplars:
         return {
             "examples": torch.from_numpy(np.frombuffer(b"".join(values), dtype=np.uint8).copy()),
             "lengths": torch.tensor([len(value) for value in values], dtype=torch.int64),
-            "labels": torch.tensor([label for of_task in self.labels.values() for label in of_task], dtype=torch.int64),
-            "kept": {"kind": self.kind, "tasks": {t: [len(self.labels[t]), self.seen[t]] for t in self.labels}}
+            "labels": torch.tensor(
+                [label for of_task in self.labels.values() for label in of_task], dtype=torch.int64
+            ),
+            "kept": {
+                "kind": self.kind,
+                "tasks": {t: [len(self.labels[t]), self.seen[t]] for t in self.labels},
+            }
             | ({"pairs": self.pairs} if self.pairs else {}),
         }
 
@@ -134,12 +143,21 @@ class Exemplars:
         if "kept" not in state:
             return cls()
         try:
-            content, lengths, labels = state["examples"].numpy().tobytes(), state["lengths"].tolist(), state["labels"]
+            content, lengths, labels = (
+                state["examples"].numpy().tobytes(),
+                state["lengths"].tolist(),
+                state["labels"],
+            )
             tasks: dict[str, list[int]] = state["kept"]["tasks"]
             kept, ends, place = cls(state["kept"]["kind"]), state["lengths"].cumsum(0).tolist(), 0
             counts = [count for count, _ in tasks.values()]
-            if min([0, *lengths, *counts]) < 0 or [sum(lengths), len(lengths)] != [len(content), sum(counts)]:
-                raise ValueError(f"{sum(counts)} examples, {len(lengths)} lengths, {len(content)} bytes")
+            if min([0, *lengths, *counts]) < 0 or [sum(lengths), len(lengths)] != [
+                len(content),
+                sum(counts),
+            ]:
+                raise ValueError(
+                    f"{sum(counts)} examples, {len(lengths)} lengths, {len(content)} bytes"
+                )
             for task, (count, seen) in tasks.items():
                 own = range(place, place + count)
                 kept.inputs[task] = [content[ends[i] - lengths[i] : ends[i]] for i in own]
@@ -155,7 +173,10 @@ def _texts(data: Dataset) -> list[str]:
     """Return the texts, of pairs both in one."""
     if "text_pair" not in data.column_names:
         return data["text"][:]
-    return [json.dumps(pair, ensure_ascii=False) for pair in zip(data["text"], data["text_pair"], strict=True)]
+    return [
+        json.dumps(pair, ensure_ascii=False)
+        for pair in zip(data["text"], data["text_pair"], strict=True)
+    ]
 
 
 def _columns(texts: Sequence[str], are_pairs: bool) -> dict[str, list[Any]]:
@@ -184,7 +205,9 @@ def balanced(labels: Sequence[int], per_class: int, random: np.random.Generator)
     return sorted(i for c in set(labels) for i in [j for j in order if labels[j] == c][:per_class])
 
 
-def herded(features: Float[Tensor, "examples d"], labels: Sequence[int], per_class: int) -> list[int]:
+def herded(
+    features: Float[Tensor, "examples d"], labels: Sequence[int], per_class: int
+) -> list[int]:
     """At most so many of each class, one after the other, each such that their mean is nearest to the class's mean.
 
     Of features of length one.
@@ -220,7 +243,9 @@ def shares(
     """
     *old, new = seen
     size, before = min(capacity, sum(seen.values())), [kept[task] for task in old]
-    wanted = size * (1 - seen[new] / sum(seen.values())) + random.random()  # rounded up as often as its fraction says
+    wanted = (
+        size * (1 - seen[new] / sum(seen.values())) + random.random()
+    )  # rounded up as often as its fraction says
     count = min(int(wanted), sum(before))
     found = random.multivariate_hypergeometric(before, count).tolist() if old else []
     return dict(zip(old, found, strict=True)) | {new: min(size - count, kept[new])}

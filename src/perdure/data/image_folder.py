@@ -146,9 +146,13 @@ def _walk(folder: Path, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]
     """The files in a folder and those inside it, each as the parts of its path, in order; links are followed."""
     real = os.path.realpath(folder)  # unlike `resolve`, it does not fail for a link to itself
     if real in above:
-        raise DataError(f"`{folder}` is a link to a folder that it lies in, without end. Remove it.")
+        raise DataError(
+            f"`{folder}` is a link to a folder that it lies in, without end. Remove it."
+        )
     if len(above) > DEEPEST:
-        raise DataError(f"`{folder}` lies too deep: at most {DEEPEST} folders inside each other are read.")
+        raise DataError(
+            f"`{folder}` lies too deep: at most {DEEPEST} folders inside each other are read."
+        )
     try:
         names = sorted(os.listdir(folder))
     except OSError as error:
@@ -157,7 +161,9 @@ def _walk(folder: Path, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]
         if name.startswith(".") or name == "__MACOSX":
             continue
         if not _is_text(name):
-            raise DataError(f"`{folder}` holds a name that is not UTF-8: {os.fsencode(name)!r}. Rename it.")
+            raise DataError(
+                f"`{folder}` holds a name that is not UTF-8: {os.fsencode(name)!r}. Rename it."
+            )
         if os.path.isdir(folder / name):
             for parts in _walk(folder / name, (*above, real)):
                 yield (name, *parts)

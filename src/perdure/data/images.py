@@ -121,7 +121,9 @@ def _read(source: Any) -> Image.Image:
     if isinstance(source, str | Path):
         with _open_file(Path(source)) as file:
             return _normalised(_open(file))
-    raise _Refused(f"is not an image, a path or an array, but of the type `{type(source).__name__}`.")
+    raise _Refused(
+        f"is not an image, a path or an array, but of the type `{type(source).__name__}`."
+    )
 
 
 def _open(file: Any) -> Image.Image:
@@ -165,7 +167,9 @@ def _open_file(path: Path) -> BinaryIO:
     except FileNotFoundError as error:
         reason = "is a broken link." if path.is_symlink() else "does not exist."
         raise _Refused(reason) from error
-    except OSError as error:  # a loop of links, a file that may not be read, a name that is too long
+    except (
+        OSError
+    ) as error:  # a loop of links, a file that may not be read, a name that is too long
         raise _Refused(f"cannot be opened ({error.strerror}).") from error
     except ValueError as error:  # a character that no path has
         raise _Refused("is no path.") from error
@@ -213,14 +217,20 @@ def _orientation(image: Image.Image) -> int | None:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode in SIXTEEN_BITS or (image.mode == "I" and image.format in SIXTEEN_BITS_AS_INTEGERS):
+    if image.mode in SIXTEEN_BITS or (
+        image.mode == "I" and image.format in SIXTEEN_BITS_AS_INTEGERS
+    ):
         return _grey(np.asarray(image, dtype=np.float32) / 65535)
     if image.mode == "I":
-        raise _Refused("holds 32-bit integers, whose range is not known. Save it with 8 or 16 bits.")
+        raise _Refused(
+            "holds 32-bit integers, whose range is not known. Save it with 8 or 16 bits."
+        )
     if image.mode == "F":
         values = np.asarray(image)
         if not (values.min() >= 0 and values.max() <= 1):  # true of NaN, too
-            raise _Refused("holds floats that are not all in [0, 1]. Scale them, or save it with 8 or 16 bits.")
+            raise _Refused(
+                "holds floats that are not all in [0, 1]. Scale them, or save it with 8 or 16 bits."
+            )
         return _grey(values)
     if image.mode == "La":  # Pillow converts it to no other mode
         image = image.convert("LA")
@@ -230,7 +240,9 @@ def _rgb(image: Image.Image) -> Image.Image:
     try:
         return image.convert("RGB")
     except (ValueError, ImportError) as error:
-        raise _Refused(f"has the mode `{image.mode}`, which Pillow cannot convert. Save it as RGB.") from error
+        raise _Refused(
+            f"has the mode `{image.mode}`, which Pillow cannot convert. Save it as RGB."
+        ) from error
 
 
 def _grey(values: np.ndarray) -> Image.Image:

@@ -70,7 +70,9 @@ class Table:
             raise DataError(f"`{path}` has several columns {name}. Rename or remove all but one.")
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], *, encoding: str = "utf-8", delimiter: str | None = None) -> "Table":
+    def open(
+        cls, path: str | os.PathLike[str], *, encoding: str = "utf-8", delimiter: str | None = None
+    ) -> "Table":
         """Open a table, whose format its ending says.
 
         Parameters
@@ -139,14 +141,18 @@ def text(row: Row, column: str, *, empty: bool = False) -> str:
     """
     value = row.cells.get(column)
     if value is None or (value == "" and not empty):
-        raise DataError(f"{row.where}, has nothing in column `{column}`. Complete it or leave it out.")
+        raise DataError(
+            f"{row.where}, has nothing in column `{column}`. Complete it or leave it out."
+        )
     if not isinstance(value, str):
         raise DataError(
             f"{row.where}, has {_described(value)} in column `{column}`, where a text is wanted. "
             "Write it as a text, or name another column."
         )
     if not empty and not value.strip():
-        raise DataError(f"{row.where}, has nothing but white space in column `{column}`. Leave it out.")
+        raise DataError(
+            f"{row.where}, has nothing but white space in column `{column}`. Leave it out."
+        )
     _check_characters(value, row, column)
     return value
 

@@ -54,7 +54,9 @@ def divided(data: Dataset, size: int, seed: int) -> tuple[Dataset, Dataset]:
     return data.select(apart), data.select(rest)
 
 
-def bounded(data: Mapping[Split, Dataset], sizes: Mapping[Split, int | None], seed: int) -> dict[Split, Dataset]:
+def bounded(
+    data: Mapping[Split, Dataset], sizes: Mapping[Split, int | None], seed: int
+) -> dict[Split, Dataset]:
     """About `sizes[split]` examples a split, with the shares of the classes kept; `None` takes all.
 
     Where `data` has no validation split, `sizes["validation"]` training examples become one, at most a fifth
@@ -76,7 +78,9 @@ def bounded(data: Mapping[Split, Dataset], sizes: Mapping[Split, int | None], se
         size = min(sizes["validation"] or min(500, len(everything) // 10), len(everything) // 5)
         parts["validation"], parts["train"] = divided(everything, max(1, size), seed)
         if len(set(parts["train"]["label"][:])) < len(set(everything["label"][:])):
-            raise DataError("A class has a single training example, none for validation. Give two at least.")
+            raise DataError(
+                "A class has a single training example, none for validation. Give two at least."
+            )
     for split, size in sizes.items():
         if size and split in data:
             parts[split] = divided(parts[split], size, seed)[0]
@@ -95,7 +99,9 @@ def by_split(data: Dataset, columns: Sequence[str], source: str) -> dict[Split, 
     """
     missing = [column for column in ("split", *columns) if column not in data.column_names]
     if missing:
-        raise DataError(f"`{source}` has no column `{missing[0]}`. Its columns: {data.column_names}.")
+        raise DataError(
+            f"`{source}` has no column `{missing[0]}`. Its columns: {data.column_names}."
+        )
     names = np.array(data["split"][:])
     inputs = data.select_columns(list(columns))
     found: dict[Split, Dataset] = {
@@ -121,7 +127,9 @@ def of_classes(data: Dataset, numbers: Sequence[int]) -> Dataset:
     {'text': ['b', 'c', 'd'], 'label': [1, 0, 1]}
     """
     labels = np.array(data["label"][:])
-    place = np.full(max(labels.max(initial=0), *numbers) + 2, -1)  # the last is for label -1, no class
+    place = np.full(
+        max(labels.max(initial=0), *numbers) + 2, -1
+    )  # the last is for label -1, no class
     place[list(numbers)] = np.arange(len(numbers))
     mine = place[labels]
     return data.remove_columns("label").add_column("label", mine).select(np.flatnonzero(mine >= 0))
@@ -147,13 +155,17 @@ def class_tasks(
         `tasks` does not divide the number of classes, or a class has a single training example.
     """
     if tasks < 1 or len(classes) % tasks or tasks == len(classes):
-        raise DataError(f"`tasks` must divide the {len(classes)} classes into tasks of at least two, got {tasks}.")
+        raise DataError(
+            f"`tasks` must divide the {len(classes)} classes into tasks of at least two, got {tasks}."
+        )
     order = np.arange(len(classes))
     if order_seed is not None:
         order = np.random.RandomState(order_seed).permutation(len(classes))
     found = []
     for i, group in enumerate(np.split(order, tasks)):
         numbers: list[int] = group.tolist()
-        parts = bounded({split: of_classes(part, numbers) for split, part in data.items()}, sizes, seed)
+        parts = bounded(
+            {split: of_classes(part, numbers) for split, part in data.items()}, sizes, seed
+        )
         found.append(Task(f"part{i + 1:02}", tuple(classes[number] for number in numbers), **parts))
     return tuple(found)

@@ -75,7 +75,9 @@ def read_tasks(
         raise DataError("Give the task a `name`: `data` names several files.")
     files = {"train": data} if isinstance(data, str) else dict(data)
     if "train" not in files or not set(files) <= set(SPLITS):
-        raise DataError(f"`data` names the splits {list(files)}; it needs `train`, and can have {list(SPLITS)}.")
+        raise DataError(
+            f"`data` names the splits {list(files)}; it needs `train`, and can have {list(SPLITS)}."
+        )
     if "" in files.values():
         raise DataError("`data` is empty. Give a file, a folder of images, or a hub id.")
     asked = _Asked(text, image, label, task)
@@ -106,7 +108,9 @@ class _Asked:
             raise DataError("Give either `text` or `image`: a task has one kind of input.")
         texts = [self.text] if isinstance(self.text, str) else list(self.text or [])
         if len(texts) > 2 or len(set(texts)) < len(texts):
-            raise DataError(f"`text` names the columns {texts}. Give one column, or two different ones for pairs.")
+            raise DataError(
+                f"`text` names the columns {texts}. Give one column, or two different ones for pairs."
+            )
         if not texts and not self.image:
             if "text" in names:
                 texts = ["text"]
@@ -122,9 +126,13 @@ class _Asked:
 # -- tables in files
 
 
-def _tables(files: Mapping[str, str], encoding: str, delimiter: str | None) -> dict[Split, list[Table]] | None:
+def _tables(
+    files: Mapping[str, str], encoding: str, delimiter: str | None
+) -> dict[Split, list[Table]] | None:
     """Open the tables of each split; nothing if the data is no table in a file."""
-    parts: dict[Split, list[Path]] = {split: [Path(files[split])] for split in SPLITS if split in files}
+    parts: dict[Split, list[Path]] = {
+        split: [Path(files[split])] for split in SPLITS if split in files
+    }
     first = parts["train"][0]
     if os.path.isdir(first):  # unlike `Path.is_dir` it takes any name
         if len(files) > 1 or not _has_tables(first):
@@ -167,7 +175,9 @@ def _parts(folder: Path) -> dict[Split, list[Path]]:
                 parts.setdefault(split, []).append(path)
     if "train" not in parts:
         names = [path.name for path in tables]
-        raise DataError(f"`{folder}` holds the tables {names}. Name one of them, or call them `train…` and `test…`.")
+        raise DataError(
+            f"`{folder}` holds the tables {names}. Name one of them, or call them `train…` and `test…`."
+        )
     return parts
 
 
@@ -177,7 +187,9 @@ def _read_tables(
     """Read the examples of each split, and the classes that the first table declares."""
     first = tables["train"][0]
     columns = asked.among(first.columns, f"`{first.path}`")
-    splits: dict[Split, Dataset] = {split: from_tables(parts, columns) for split, parts in tables.items()}
+    splits: dict[Split, Dataset] = {
+        split: from_tables(parts, columns) for split, parts in tables.items()
+    }
     return splits, first.class_names.get(columns.label)
 
 
@@ -220,11 +232,15 @@ def _read_datasets(
     return examples, declared_classes(splits["train"], columns.label)
 
 
-def _load_dataset(files: Mapping[str, str], arguments: Sequence[str], options: Mapping[str, Any]) -> Any:
+def _load_dataset(
+    files: Mapping[str, str], arguments: Sequence[str], options: Mapping[str, Any]
+) -> Any:
     """`datasets.load_dataset`, quietly, with one sentence for whatever goes wrong."""
     verbosity, bars = datasets.logging.get_verbosity(), datasets.is_progress_bar_enabled()
     counts = datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
-    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # else the hub is told of each table, of one's own too
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = (
+        False  # else the hub is told of each table, of one's own too
+    )
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     datasets.disable_progress_bars()
     try:
@@ -270,12 +286,21 @@ def _by_task(splits: Mapping[Split, Dataset]) -> dict[str, dict[Split, Dataset]]
     names = {split: np.array(data["task"][:]) for split, data in splits.items()}
     titles = dict.fromkeys(names["train"].tolist())
     return {
-        title: {split: data.select(np.flatnonzero(names[split] == title)) for split, data in splits.items()}
+        title: {
+            split: data.select(np.flatnonzero(names[split] == title))
+            for split, data in splits.items()
+        }
         for title in titles
     }
 
 
-def _task(title: str, splits: Mapping[Split, Dataset], declared: Sequence[str] | None, column: str, seed: int) -> Task:
+def _task(
+    title: str,
+    splits: Mapping[Split, Dataset],
+    declared: Sequence[str] | None,
+    column: str,
+    seed: int,
+) -> Task:
     present = set(splits["train"]["label"][:])
     if not declared and (reason := complaint(splits["train"]["label"][:], column)):
         raise DataError(f"Task `{title}`: {reason[0].lower()}{reason[1:]}")

@@ -87,11 +87,15 @@ def lines(path: Path, encoding: str) -> Iterator[str]:
                         "Save the table as UTF-8, or give its `encoding`."
                     )
                 if len(line) > MAX_LINE:
-                    raise DataError(f"`{path}`, line {number}, has more than {MAX_LINE:,} characters.")
+                    raise DataError(
+                        f"`{path}`, line {number}, has more than {MAX_LINE:,} characters."
+                    )
                 yield line
     except UnicodeError as error:
         if isinstance(error, UnicodeDecodeError):
-            number += 1 + error.object[: error.start].count(b"\n")  # of the block that was being decoded
+            number += 1 + error.object[: error.start].count(
+                b"\n"
+            )  # of the block that was being decoded
         raise DataError(
             f"`{path}`, line {number}, is not written in {encoding}. Save the table as UTF-8, or give its `encoding`."
         ) from error
@@ -123,7 +127,9 @@ class Delimited:
         if delimiter == "\\t":  # as a shell passes it on
             delimiter = "\t"
         if delimiter and (len(delimiter) > 1 or delimiter in '"\r\n'):
-            raise DataError(f"`delimiter` is {delimiter!r}, but should be one character, such as `;`.")
+            raise DataError(
+                f"`delimiter` is {delimiter!r}, but should be one character, such as `;`."
+            )
         headers = self._headers([delimiter] if delimiter else DELIMITERS)
         self.delimiter = max(headers, key=lambda candidate: len(headers[candidate]))
         self.columns = headers[self.delimiter]
@@ -201,7 +207,9 @@ class Json:
         self.is_list = self._first_character() == "["
         first = next(self.rows(None), None)
         if first is None:
-            raise DataError(f"`{path}` holds an empty list. It must hold objects, one for each row.")
+            raise DataError(
+                f"`{path}` holds an empty list. It must hold objects, one for each row."
+            )
         self.columns = list(first[1])
 
     def _first_character(self) -> str:
@@ -242,11 +250,15 @@ class Json:
             try:
                 yield None, text.decoded(self.decoder)
             except (ValueError, RecursionError) as error:
-                raise DataError(f"`{self.path}`, row {number}, is not JSON: {_reason(error)}.") from error
+                raise DataError(
+                    f"`{self.path}`, row {number}, is not JSON: {_reason(error)}."
+                ) from error
             if text.next_character() == ",":
                 text.skip(",")
             elif text.next_character() != "]":
-                raise DataError(f"`{self.path}`, behind row {number}: the list of objects breaks off.")
+                raise DataError(
+                    f"`{self.path}`, behind row {number}: the list of objects breaks off."
+                )
         text.skip("]")
         if text.next_character():
             raise DataError(f"`{self.path}` goes on behind its list of {number} objects.")
@@ -254,7 +266,11 @@ class Json:
 
 def _reason(error: Exception) -> str:
     """Say what is wrong with a line of JSON; the line number that `json` gives is that of a part."""
-    return f"{error.msg} at character {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+    return (
+        f"{error.msg} at character {error.colno}"
+        if isinstance(error, json.JSONDecodeError)
+        else str(error)
+    )
 
 
 class _Buffer:

@@ -43,7 +43,9 @@ def check_output(path: Path) -> None:
     """
     if path.suffix.lower() not in ENDINGS:
         listed = ", ".join(f"`{ending}`" for ending in ENDINGS)
-        raise DataError(f"`{path}` cannot be written as a table: its name must end in one of {listed}.")
+        raise DataError(
+            f"`{path}` cannot be written as a table: its name must end in one of {listed}."
+        )
     if not path.parent.is_dir():
         raise DataError(f"There is no folder `{path.parent}` to write into.")
     check_place(path, replace=False)
@@ -137,7 +139,10 @@ class ParquetOutput:
         for field in self._schema:
             values = [row.get(field.name) for row in rows]
             if pa.types.is_string(field.type):
-                values = [value if value is None or isinstance(value, str) else to_json(value) for value in values]
+                values = [
+                    value if value is None or isinstance(value, str) else to_json(value)
+                    for value in values
+                ]
             columns.append(pa.array(values, field.type))
         self._writer.write_table(pa.Table.from_arrays(columns, schema=self._schema))
 
@@ -175,7 +180,9 @@ def table_output(
     output.close()
 
 
-def _opened(file: BinaryIO, path: Path, table: Table, types: "Types", made: Mapping[str, pa.DataType]) -> TableOutput:
+def _opened(
+    file: BinaryIO, path: Path, table: Table, types: "Types", made: Mapping[str, pa.DataType]
+) -> TableOutput:
     ending = path.suffix.lower()
     columns = list(dict.fromkeys([*table.columns, *types.columns, *made]))
     if ending in (".json", ".jsonl"):
@@ -183,7 +190,11 @@ def _opened(file: BinaryIO, path: Path, table: Table, types: "Types", made: Mapp
     if ending == ".parquet":
         return ParquetOutput(file, _schema(table, types, made))
     delimiter = "\t" if ending == ".tsv" else ","
-    if ending == ".csv" and isinstance(table.reader, Delimited) and table.path.suffix.lower() == ".csv":
+    if (
+        ending == ".csv"
+        and isinstance(table.reader, Delimited)
+        and table.path.suffix.lower() == ".csv"
+    ):
         delimiter = table.reader.delimiter
     return DelimitedOutput(file, columns, delimiter, list(made))
 
@@ -207,7 +218,11 @@ def to_json(value: Any) -> str:
     if isinstance(value, Number):  # `json` would write the float that it is
         return value.written
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_quoted(str(key))}: {to_json(inner)}" for key, inner in value.items()) + "}"
+        return (
+            "{"
+            + ", ".join(f"{_quoted(str(key))}: {to_json(inner)}" for key, inner in value.items())
+            + "}"
+        )
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(to_json, value)) + "]"
     if isinstance(value, str):

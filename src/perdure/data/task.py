@@ -64,13 +64,19 @@ class Task:
         data: Dataset = getattr(self, split)
         where = f"Task `{self.name}`, split `{split}`,"
         if len(data) == 0:
-            raise DataError(f"{where} is empty. Give it examples, or leave the split out to have one made.")
+            raise DataError(
+                f"{where} is empty. Give it examples, or leave the split out to have one made."
+            )
         missing = [name for name in (self.kind, "label") if name not in data.column_names]
         if missing:
-            raise DataError(f"{where} has no column `{missing[0]}`. Its columns: {data.column_names}.")
+            raise DataError(
+                f"{where} has no column `{missing[0]}`. Its columns: {data.column_names}."
+            )
         labels = np.asarray(data["label"][:])
         if not np.issubdtype(labels.dtype, np.integer):
-            raise DataError(f"{where} needs whole numbers as labels, indices into the classes; got `{labels[0]!r}`.")
+            raise DataError(
+                f"{where} needs whole numbers as labels, indices into the classes; got `{labels[0]!r}`."
+            )
         if labels.min() < 0 or labels.max() >= len(self.classes):
             bad = int(labels[(labels < 0) | (labels >= len(self.classes))][0])
             raise DataError(
@@ -108,7 +114,9 @@ class Task:
             return True
         if self.kind == "text":
             return False
-        by_path = {split: _digest(getattr(self, split), "image", _content_or_path) for split in SPLITS}
+        by_path = {
+            split: _digest(getattr(self, split), "image", _content_or_path) for split in SPLITS
+        }
         return digests == by_path
 
     @cached_property
@@ -118,7 +126,9 @@ class Task:
             return ()
         reasons = []
         for split in SPLITS:
-            reasons += images.unreadable(getattr(self, split), f"Task `{self.name}`, split `{split}`")
+            reasons += images.unreadable(
+                getattr(self, split), f"Task `{self.name}`, split `{split}`"
+            )
         return tuple(reasons)
 
     @cached_property
@@ -146,7 +156,9 @@ def check_images(tasks: Iterable[Task]) -> None:
     if len(reasons) > len(sentences):
         sentences.append(f"And {len(reasons) - len(sentences)} more.")
     count = "One image" if len(reasons) == 1 else f"{len(reasons)} images"
-    raise DataError(f"{count} cannot be read; replace or remove what is named. {' '.join(sentences)}")
+    raise DataError(
+        f"{count} cannot be read; replace or remove what is named. {' '.join(sentences)}"
+    )
 
 
 class TaskWithoutData(Task):
@@ -204,7 +216,9 @@ class TaskWithoutData(Task):
         return self
 
 
-def _digest(data: Dataset, kind: str, content: Callable[[Mapping[str, Any]], bytes] = images.content) -> str:
+def _digest(
+    data: Dataset, kind: str, content: Callable[[Mapping[str, Any]], bytes] = images.content
+) -> str:
     digest = hashlib.sha256()
     if kind == "image":
         inputs = (content(value) for value in images.undecoded(data))
@@ -255,11 +269,17 @@ class TaskStream:
                 + (f"has two tasks named `{twice[0]}`; rename one." if twice else "has no task.")
             )
         if self.scenario not in get_args(Scenario):
-            raise InputError(f"`scenario` must be one of {list(get_args(Scenario))}, got `{self.scenario}`.")
+            raise InputError(
+                f"`scenario` must be one of {list(get_args(Scenario))}, got `{self.scenario}`."
+            )
         if self.scenario == "domain" and len({frozenset(task.classes) for task in self.tasks}) > 1:
-            raise InputError("With `scenario: domain` all tasks must have the same classes. Use `class` or `task`.")
+            raise InputError(
+                "With `scenario: domain` all tasks must have the same classes. Use `class` or `task`."
+            )
         if len({task.kind for task in self.tasks if not task.missing}) > 1:
-            raise InputError(f"Stream `{self.name}` mixes text and images; one backbone reads only one of them.")
+            raise InputError(
+                f"Stream `{self.name}` mixes text and images; one backbone reads only one of them."
+            )
 
     def __len__(self) -> int:
         return len(self.tasks)

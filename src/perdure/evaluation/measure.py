@@ -167,7 +167,9 @@ def _averages(answers: Mapping[str, Answers]) -> str:
     for of_task in answers.values():
         for task_id, accuracy in of_task.accuracy().items():
             totals[task_id] = totals.get(task_id, 0.0) + accuracy
-    return ", ".join(f"{task_id} {100 * total / len(answers):.1f} %" for task_id, total in totals.items())
+    return ", ".join(
+        f"{task_id} {100 * total / len(answers):.1f} %" for task_id, total in totals.items()
+    )
 
 
 def _give_fresh_heads(system: System, tasks: Iterable[Task], seed: int) -> None:

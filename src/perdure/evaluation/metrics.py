@@ -45,7 +45,9 @@ def backward_transfer(R: Float[ndarray, "steps tasks"]) -> float:
     return float((R[-1] - learned)[:-1].mean()) if len(R) > 1 else float("nan")
 
 
-def forward_transfer(R: Float[ndarray, "steps tasks"], zero_shot: Float[ndarray, " tasks"]) -> float:
+def forward_transfer(
+    R: Float[ndarray, "steps tasks"], zero_shot: Float[ndarray, " tasks"]
+) -> float:
     """FWT = (1/(T-1)) sum over j >= 1 of (R[j-1, j] - b_j), b the scores before anything was learned.
 
     It is nan for one task.
@@ -94,7 +96,9 @@ def standard_error(scores: Float[ndarray, " tasks"], examples: Int[ndarray, " ta
     return float(np.sqrt((scores * (1 - scores) / examples).sum()) / len(scores))
 
 
-def summary(R: Float[ndarray, "steps tasks"], zero_shot: Float[ndarray, " tasks"] | None = None) -> dict[str, float]:
+def summary(
+    R: Float[ndarray, "steps tasks"], zero_shot: Float[ndarray, " tasks"] | None = None
+) -> dict[str, float]:
     """All metrics of a matrix by name; `forward_transfer` where the scores before learning are known."""
     values = {
         "average_accuracy": average_accuracy(R),

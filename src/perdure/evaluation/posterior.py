@@ -51,14 +51,20 @@ class TaskPosterior:
     def __init__(self, statistics: Mapping[str, Statistics], *, shrinkage: float = 0.1):
         self.tasks = list(statistics)
         present = {task: s.counts > 0 for task, s in statistics.items()}
-        self.means = torch.cat([s.sums[present[t]] / s.counts[present[t], None] for t, s in statistics.items()])
-        self.log_prior = torch.cat([(s.counts[present[t]] / s.counts.sum()).log() for t, s in statistics.items()])
+        self.means = torch.cat(
+            [s.sums[present[t]] / s.counts[present[t], None] for t, s in statistics.items()]
+        )
+        self.log_prior = torch.cat(
+            [(s.counts[present[t]] / s.counts.sum()).log() for t, s in statistics.items()]
+        )
         self.sizes = [int(present[t].sum()) for t in statistics]
         counts = torch.cat([s.counts[present[t]] for t, s in statistics.items()])
         products = torch.stack([s.products for s in statistics.values()]).sum(0)
         self.precision = torch.linalg.inv(within(counts, self.means, products, shrinkage))
 
-    def log_prob(self, features: Float[Tensor, "examples features"]) -> Float[Tensor, "examples tasks"]:
+    def log_prob(
+        self, features: Float[Tensor, "examples features"]
+    ) -> Float[Tensor, "examples tasks"]:
         """Return log p(t | x) for each example and task.
 
         Raises

@@ -41,7 +41,9 @@ class Progress:
     ...     progress.to(1, "accuracy 71.2 %", reached=True)
     """
 
-    def __init__(self, title: str, total: int | None, *, quiet: bool, done: int = 0, bar: bool = True):
+    def __init__(
+        self, title: str, total: int | None, *, quiet: bool, done: int = 0, bar: bool = True
+    ):
         self.title, self.total, self.first = printable(title), total, done
         console = Console()
         live = console.is_jupyter or (console.is_terminal and not console.is_dumb_terminal)
@@ -56,7 +58,10 @@ class Progress:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if self._bar:
             self._bar.stop()

@@ -34,17 +34,24 @@ def task_logits(
     if combined.picks and log_weights is not None:
         numbers: list[int] = log_weights.argmax(1).tolist()
         picked = [tasks[i] for i in numbers]
-        return _heads(backbone, combined, features(backbone, combined, examples, picked=picked), tasks)
+        return _heads(
+            backbone, combined, features(backbone, combined, examples, picked=picked), tasks
+        )
     if combined.routed:
         return {
-            task: _heads(backbone, combined, features(backbone, combined, examples, task=task), [task])[task]
+            task: _heads(
+                backbone, combined, features(backbone, combined, examples, task=task), [task]
+            )[task]
             for task in tasks
         }
     return _heads(backbone, combined, features(backbone, combined, examples), tasks)
 
 
 def _heads(
-    backbone: Backbone, combined: Combined, found: Float[Tensor, "examples width"], tasks: Sequence[str]
+    backbone: Backbone,
+    combined: Combined,
+    found: Float[Tensor, "examples width"],
+    tasks: Sequence[str],
 ) -> dict[str, Tensor]:
     """The logits of heads.
 
@@ -96,7 +103,11 @@ def settled(log_weights: Float[Tensor, "examples tasks"]) -> Float[Tensor, "exam
     >>> settled(torch.tensor([[0.3, 0.7]]).log()).tolist()
     [[-inf, 0.0]]
     """
-    return torch.nn.functional.one_hot(log_weights.argmax(1), log_weights.shape[1]).to(log_weights).log()
+    return (
+        torch.nn.functional.one_hot(log_weights.argmax(1), log_weights.shape[1])
+        .to(log_weights)
+        .log()
+    )
 
 
 def probabilities(
@@ -124,7 +135,8 @@ def probabilities(
 
 
 def by_task(
-    logits: Mapping[str, Float[Tensor, "examples _"]], log_weights: Float[Tensor, "examples tasks"] | None = None
+    logits: Mapping[str, Float[Tensor, "examples _"]],
+    log_weights: Float[Tensor, "examples tasks"] | None = None,
 ) -> list[Float[Tensor, "examples _"]]:
     """p(task, class | x) for each task and its own classes; what `probabilities` adds up."""
     if log_weights is None:

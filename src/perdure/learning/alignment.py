@@ -80,12 +80,18 @@ def align(
     means, roots = _prepared(gaussians, settings)
     heads = [backbone.own(task).requires_grad_(True) for task in gaussians]
     parameters = [parameter for head in heads for parameter in head.parameters()]
-    optimizer = torch.optim.SGD(parameters, lr=settings.learning_rate, momentum=0.9, weight_decay=settings.weight_decay)
+    optimizer = torch.optim.SGD(
+        parameters, lr=settings.learning_rate, momentum=0.9, weight_decay=settings.weight_decay
+    )
     for epoch in range(settings.epochs):
         for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * 0.5 * (1 + math.cos(math.pi * epoch / settings.epochs))
+            group["lr"] = (
+                settings.learning_rate * 0.5 * (1 + math.cos(math.pi * epoch / settings.epochs))
+            )
         noise = torch.randn(settings.samples, *means.shape, generator=random)
-        features = (means + torch.einsum("cij,ncj->nci", roots, noise)).flatten(0, 1).to(backbone.device)
+        features = (
+            (means + torch.einsum("cij,ncj->nci", roots, noise)).flatten(0, 1).to(backbone.device)
+        )
         answers = torch.arange(len(means)).repeat(settings.samples).to(backbone.device)
         for rows in torch.randperm(len(answers), generator=random).split(settings.batch_size):
             logits = _balanced([head(features[rows]) for head in heads], settings.temperature)

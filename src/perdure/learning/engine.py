@@ -64,10 +64,16 @@ def device(name: str = "auto") -> torch.device:
     try:
         chosen = torch.device(name)
         torch.empty(1, device=chosen)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # one for each way of having no such device
+    except (
+        RuntimeError,
+        AssertionError,
+        NotImplementedError,
+    ) as error:  # one for each way of having no such device
         accelerator = torch.accelerator.current_accelerator()
         names = ["auto", "cpu", *([accelerator.type] if accelerator else [])]
-        raise InputError(f"There is no device `{name}` here. Give one of: {', '.join(names)}.") from error
+        raise InputError(
+            f"There is no device `{name}` here. Give one of: {', '.join(names)}."
+        ) from error
     return chosen
 
 

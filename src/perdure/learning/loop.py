@@ -118,12 +118,18 @@ def learn(
         with session.stop.later():
             _train(accelerator, course, session)
         backbone.eval()
-        plant(derived(seed, task.name, "end"))  # the same whether the last step was made now or before a stop
+        plant(
+            derived(seed, task.name, "end")
+        )  # the same whether the last step was made now or before a stop
         method.end(backbone, task, course.optimizer)
         kept = {"inputs": _inputs(backbone, task)} if training.keep_inputs else {}
-    for tracker in accelerator.trackers:  # `end_training` would also part the processes, which have more tasks to learn
+    for tracker in (
+        accelerator.trackers
+    ):  # `end_training` would also part the processes, which have more tasks to learn
         tracker.finish()
-    return Adapter(task.name, adapters.config_of(backbone.model), start, adapters.read(backbone.model), kept)
+    return Adapter(
+        task.name, adapters.config_of(backbone.model), start, adapters.read(backbone.model), kept
+    )
 
 
 def _inputs(backbone: Backbone, task: Task) -> dict[str, Tensor]:
@@ -140,16 +146,29 @@ def _train(accelerator: Accelerator, course: Course, session: Session) -> None:
     log, stop, quiet = session.log, session.stop, session.quiet
     keep = session.keep or (lambda snapshot: None)
     steps = len(course.plan(0))
-    with Progress(f"Learning {task.name}", steps * training.epochs, done=course.step, quiet=quiet) as progress:
+    with Progress(
+        f"Learning {task.name}", steps * training.epochs, done=course.step, quiet=quiet
+    ) as progress:
         while course.epoch < training.epochs:
             _set_dropout(course.backbone, training)
             for batches in course.plan(course.epoch)[course.batch :]:
                 loss, rate, stopped = _step(accelerator, course, batches, stop)
                 course.step, course.batch = course.step + 1, course.batch + 1
                 values = {"loss": loss, "learning_rate": rate}
-                accelerator.log({f"{task.name}/{name}": value for name, value in values.items()}, step=course.step)
+                accelerator.log(
+                    {f"{task.name}/{name}": value for name, value in values.items()},
+                    step=course.step,
+                )
                 if log:
-                    log({"event": "step", "task": task.name, "epoch": course.epoch, "step": course.step, **values})
+                    log(
+                        {
+                            "event": "step",
+                            "task": task.name,
+                            "epoch": course.epoch,
+                            "step": course.step,
+                            **values,
+                        }
+                    )
                 said = f"epoch {course.epoch + 1} of {training.epochs}, loss {loss:.3f}"
                 progress.to(course.step, said, reached=course.batch == steps)
                 if stopped or course.step % training.checkpoint_steps == 0:
@@ -174,7 +193,9 @@ def _step(
         if own := batch[engine.number() :: engine.count()]:
             with course.method.around(course.optimizer):
                 with accelerator.autocast():
-                    share = course.method.loss(course.backbone, course.batch_of(own)) * (len(own) / examples)
+                    share = course.method.loss(course.backbone, course.batch_of(own)) * (
+                        len(own) / examples
+                    )
                 share.backward()
             loss += share.detach()
     asked = torch.tensor(float(bool(stop.asked)))
@@ -197,7 +218,9 @@ def _add_up_gradients(parameters: Sequence[nn.Parameter], beside: Sequence[Tenso
         parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
     device = parameters[0].device
     moved = [value.to(device) for value in (has, *beside)]
-    engine.add_up([*(parameter.grad for parameter in parameters if parameter.grad is not None), *moved])
+    engine.add_up(
+        [*(parameter.grad for parameter in parameters if parameter.grad is not None), *moved]
+    )
     for value, new in zip((has, *beside), moved, strict=True):
         value.copy_(new)
     for parameter, number in zip(parameters, has.tolist(), strict=True):
@@ -208,7 +231,9 @@ def _accelerator(training: Training, folder: Path | None) -> Accelerator:
     known = [str(getattr(tracker, "value", tracker)) for tracker in get_available_trackers()]
     for name in training.trackers:
         if name not in known:
-            raise InputError(f"No tracker `{name}` is installed: accelerate finds {known or 'none'} here.")
+            raise InputError(
+                f"No tracker `{name}` is installed: accelerate finds {known or 'none'} here."
+            )
     precision = "bf16" if training.bf16 else "no"
     engine.state()  # with our patience, before accelerate makes its own
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:

@@ -102,7 +102,9 @@ class Method:
         """How many numbers of `parameters` are really trained, where that is not all of them."""
         return sum(parameter.numel() for parameter in self.parameters(backbone))
 
-    def optimizer(self, groups: list[dict[str, Any]], training: Training, *, examples: int) -> Optimizer:
+    def optimizer(
+        self, groups: list[dict[str, Any]], training: Training, *, examples: int
+    ) -> Optimizer:
         """Return the optimizer of one task, by default AdamW. The learning rate's schedule is not its affair.
 
         A run that goes on inside a task puts back all that is in its `state_dict`.
@@ -114,7 +116,9 @@ class Method:
         examples
             The number of examples that are trained on, which Bayesian optimizers ask for; 0 if nothing is trained.
         """
-        return torch.optim.AdamW(groups, lr=training.learning_rate, weight_decay=training.weight_decay)
+        return torch.optim.AdamW(
+            groups, lr=training.learning_rate, weight_decay=training.weight_decay
+        )
 
     def around(self, optimizer: Optimizer) -> AbstractContextManager[Any]:
         """Return a context around each loss and its gradient, in which parameters may be moved; they are put back."""

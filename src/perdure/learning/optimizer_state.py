@@ -19,14 +19,21 @@ def read(optimizer: Optimizer) -> dict[str, Any]:
     saved = optimizer.state_dict()
     named = _flat(saved["state"])
     for number, group in enumerate(saved["param_groups"]):
-        named |= {f"group/{number}/{key}": value for key, value in group.items() if isinstance(value, Tensor)}
+        named |= {
+            f"group/{number}/{key}": value
+            for key, value in group.items()
+            if isinstance(value, Tensor)
+        }
     return named
 
 
 def groups(optimizer: Optimizer) -> list[dict[str, Any]]:
     """Return the settings of each group of parameters, but for tensors, which `read` returns."""
     saved = optimizer.state_dict()["param_groups"]
-    return [{key: value for key, value in group.items() if not isinstance(value, Tensor)} for group in saved]
+    return [
+        {key: value for key, value in group.items() if not isinstance(value, Tensor)}
+        for group in saved
+    ]
 
 
 def write(optimizer: Optimizer, values: Mapping[str, Any], settings: list[dict[str, Any]]) -> None:
@@ -43,14 +50,19 @@ def write(optimizer: Optimizer, values: Mapping[str, Any], settings: list[dict[s
         The values are not such as this optimizer keeps.
     """
     own = read(optimizer)
-    begun = {"group", *map(_owner, values)}  # a parameter that never had a gradient has no state yet
+    begun = {
+        "group",
+        *map(_owner, values),
+    }  # a parameter that never had a gradient has no state yet
     expected = {name: value for name, value in own.items() if _owner(name) in begun}
     if not alike(dict(values), expected):
         raise ValueError("what the optimizer kept does not fit the parameters")
     restored = []
     for number, group in enumerate(settings):
         tensors = part(values, f"group/{number}")
-        moved = {key: value.to(own[f"group/{number}/{key}"].device) for key, value in tensors.items()}
+        moved = {
+            key: value.to(own[f"group/{number}/{key}"].device) for key, value in tensors.items()
+        }
         restored.append({**group, **moved})
     state = _filled(optimizer.state_dict()["state"], values)
     optimizer.load_state_dict({"state": state, "param_groups": restored})

@@ -32,13 +32,29 @@ class Course:
         How many steps have been done since the task began.
     """
 
-    def __init__(self, backbone: Backbone, seen: Sequence[Task], method: Method, training: Training, *, seed: int):
-        self.backbone, self.seen, self.method, self.training, self.seed = backbone, seen, method, training, seed
+    def __init__(
+        self,
+        backbone: Backbone,
+        seen: Sequence[Task],
+        method: Method,
+        training: Training,
+        *,
+        seed: int,
+    ):
+        self.backbone, self.seen, self.method, self.training, self.seed = (
+            backbone,
+            seen,
+            method,
+            training,
+            seed,
+        )
         self.task = seen[-1]
         examples = method.examples(seen)
         self.rows = backbone.encode(examples) if examples else None
         groups = _trainable(backbone, method, training, self.rows)
-        self.parameters: list[nn.Parameter] = [parameter for group in groups for parameter in group["params"]]
+        self.parameters: list[nn.Parameter] = [
+            parameter for group in groups for parameter in group["params"]
+        ]
         if self.parameters:
             engine.as_the_first(self.parameters)
         self.optimizer = _optimizer(method, groups, training, len(self.rows or ()))
@@ -52,7 +68,10 @@ class Course:
         """The steps of an epoch: the batches of each, as numbers of rows."""
         if self.rows is None:
             return []
-        seed, size = derived(self.seed, self.task.name, "epoch", epoch), self.training.gradient_accumulation
+        seed, size = (
+            derived(self.seed, self.task.name, "epoch", epoch),
+            self.training.gradient_accumulation,
+        )
         batches = length_grouped(self.rows.lengths, self.training.batch_size, seed=seed)
         return [batches[i : i + size] for i in range(0, len(batches), size)]
 
@@ -71,15 +90,25 @@ class Course:
         method, optimizer = self.method.state, optimizer_state.read(self.optimizer)
         tensors = {f"parameter/{i}": value for i, value in enumerate(self.parameters)}
         tensors |= {f"best/{i}": value for i, value in enumerate(self.best.kept)}
-        tensors |= {f"optimizer/{key}": value for key, value in optimizer.items() if isinstance(value, Tensor)}
-        tensors |= {f"method/{key}": value for key, value in method.items() if isinstance(value, Tensor)}
+        tensors |= {
+            f"optimizer/{key}": value
+            for key, value in optimizer.items()
+            if isinstance(value, Tensor)
+        }
+        tensors |= {
+            f"method/{key}": value for key, value in method.items() if isinstance(value, Tensor)
+        }
         about = {
             "epoch": self.epoch,
             "batch": self.batch,
             "step": self.step,
             **self._numbers(),
-            "optimizer": {key: value for key, value in optimizer.items() if not isinstance(value, Tensor)},
-            "method": {key: value for key, value in method.items() if not isinstance(value, Tensor)},
+            "optimizer": {
+                key: value for key, value in optimizer.items() if not isinstance(value, Tensor)
+            },
+            "method": {
+                key: value for key, value in method.items() if not isinstance(value, Tensor)
+            },
         }
         return Snapshot(about, tensors)
 
@@ -103,7 +132,9 @@ class Course:
         about, kept = snapshot.about, part(snapshot.tensors, "best")
         try:
             own = plain(self._numbers())
-            if not alike({name: about[name] for name in own}, own) or _fixed(about["groups"]) != _fixed(own["groups"]):
+            if not alike({name: about[name] for name in own}, own) or _fixed(
+                about["groups"]
+            ) != _fixed(own["groups"]):
                 raise ValueError("an optimizer with other settings")
             self._take_empty_step()
             values = about["optimizer"] | part(snapshot.tensors, "optimizer")
@@ -116,7 +147,9 @@ class Course:
             self.method.state = about["method"] | part(snapshot.tensors, "method")
             self.epoch, self.batch, self.step = (about[name] for name in ("epoch", "batch", "step"))
             steps = len(self.plan(0))
-            inside = self.epoch in range(self.training.epochs + 1) and self.batch in range(steps + 1)
+            inside = self.epoch in range(self.training.epochs + 1) and self.batch in range(
+                steps + 1
+            )
             if not inside or self.step not in range(self.training.epochs * steps + 1):
                 raise ValueError(f"step {self.batch} of epoch {self.epoch}")
         except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
@@ -152,19 +185,30 @@ def _fixed(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{name: value for name, value in group.items() if name != "lr"} for group in groups]
 
 
-def _trainable(backbone: Backbone, method: Method, training: Training, rows: Examples | None) -> list[dict[str, Any]]:
+def _trainable(
+    backbone: Backbone, method: Method, training: Training, rows: Examples | None
+) -> list[dict[str, Any]]:
     """What is trained, and nothing else: the method's parameters, and the heads of the tasks that have examples."""
-    every = [p for task in (rows.task_names() if rows else ()) for p in backbone.own(task).parameters()]
+    every = [
+        p for task in (rows.task_names() if rows else ()) for p in backbone.own(task).parameters()
+    ]
     of_heads = {id(p): p for p in every}  # tasks may share one
     heads = list(of_heads.values())
-    own = [p for p in method.parameters(backbone) if id(p) not in of_heads]  # it may train other heads besides
+    own = [
+        p for p in method.parameters(backbone) if id(p) not in of_heads
+    ]  # it may train other heads besides
     backbone.requires_grad_(False)
     for parameter in [*own, *heads]:
         parameter.requires_grad_(True)
-    return [{"params": own, "lr": training.learning_rate}, {"params": heads, "lr": training.head_learning_rate}]
+    return [
+        {"params": own, "lr": training.learning_rate},
+        {"params": heads, "lr": training.head_learning_rate},
+    ]
 
 
-def _optimizer(method: Method, groups: list[dict[str, Any]], training: Training, examples: int) -> Optimizer:
+def _optimizer(
+    method: Method, groups: list[dict[str, Any]], training: Training, examples: int
+) -> Optimizer:
     """Return the method's optimizer, which may be a user's own."""
     optimizer = method.optimizer(groups, training, examples=examples)
     if not isinstance(optimizer, Optimizer):
@@ -187,7 +231,9 @@ def _decay(step: int, steps: int, training: Training) -> float:
     if step < warm:
         return (step + 1) / (warm + 1)
     left = max(0.0, (steps - step) / max(1, steps - warm))
-    return {"linear": left, "cosine": 0.5 * (1 - math.cos(math.pi * left)), "constant": 1.0}[training.schedule]
+    return {"linear": left, "cosine": 0.5 * (1 - math.cos(math.pi * left)), "constant": 1.0}[
+        training.schedule
+    ]
 
 
 @torch.no_grad()
@@ -195,7 +241,9 @@ def validation_accuracy(course: Course) -> float:
     """Accuracy, with the task given, on the new task's validation examples; of all where all examples are kept."""
     backbone = course.backbone
     names = [task.name for task in course.seen] if course.method.keeps_all else [course.task.name]
-    examples = backbone.encode([part for task in course.seen if task.name in names for part in task.rows("validation")])
+    examples = backbone.encode(
+        [part for task in course.seen if task.name in names for part in task.rows("validation")]
+    )
     backbone.eval()
     parts = []
     for index, batch in examples.batches(device=backbone.device):
@@ -236,6 +284,10 @@ def length_grouped(lengths: Sequence[int], batch_size: int, *, seed: int) -> lis
     """
     random, size = torch.Generator().manual_seed(seed), 20 * batch_size
     order = torch.randperm(len(lengths), generator=random).tolist()
-    groups = [sorted(order[i : i + size], key=lengths.__getitem__) for i in range(0, len(order), size)]
-    batches = [group[i : i + batch_size] for group in groups for i in range(0, len(group), batch_size)]
+    groups = [
+        sorted(order[i : i + size], key=lengths.__getitem__) for i in range(0, len(order), size)
+    ]
+    batches = [
+        group[i : i + batch_size] for group in groups for i in range(0, len(group), batch_size)
+    ]
     return [batches[i] for i in torch.randperm(len(batches), generator=random).tolist()]

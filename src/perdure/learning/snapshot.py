@@ -36,9 +36,13 @@ class Snapshot:
         OutputError
             The disk is full, or writing is not allowed. The older one is as it was.
         """
-        tensors = {name: value.detach().cpu().contiguous().clone() for name, value in self.tensors.items()}
+        tensors = {
+            name: value.detach().cpu().contiguous().clone() for name, value in self.tensors.items()
+        }
         about = json.dumps(self.about)
-        files.write(path, save(tensors, metadata={"about": about, "sha256": _digest(about, tensors)}))
+        files.write(
+            path, save(tensors, metadata={"about": about, "sha256": _digest(about, tensors)})
+        )
 
     @classmethod
     def load(cls, path: Path) -> "Snapshot":
@@ -70,16 +74,26 @@ def _digest(about: str, tensors: Mapping[str, Tensor]) -> str:
 def part(values: Mapping[str, T], name: str) -> dict[str, T]:
     """The values whose names begin with `name/`, without that."""
     start = f"{name}/"
-    return {key.removeprefix(start): value for key, value in values.items() if key.startswith(start)}
+    return {
+        key.removeprefix(start): value for key, value in values.items() if key.startswith(start)
+    }
 
 
 def alike(value: Any, own: Any) -> bool:
     """Say whether two values have the same form: of JSON whatever the numbers are, of tensors shape and type."""
     if isinstance(own, dict):
-        return isinstance(value, dict) and value.keys() == own.keys() and all(alike(value[k], own[k]) for k in own)
+        return (
+            isinstance(value, dict)
+            and value.keys() == own.keys()
+            and all(alike(value[k], own[k]) for k in own)
+        )
     if isinstance(own, list):
         return isinstance(value, list) and len(value) == len(own) and all(map(alike, value, own))
     if isinstance(own, Tensor):
         return isinstance(value, Tensor) and value.shape == own.shape and value.dtype == own.dtype
     kinds = (bool, str, type(None))
-    return type(value) is type(own) if isinstance(own, kinds) else type(value) in (int, float) and abs(value) < 2**53
+    return (
+        type(value) is type(own)
+        if isinstance(own, kinds)
+        else type(value) in (int, float) and abs(value) < 2**53
+    )

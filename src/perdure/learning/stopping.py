@@ -31,7 +31,10 @@ class Stopping:
         self._waits = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        again, self.asked = self.asked == number, number  # a launcher sends SIGTERM after the terminal's SIGINT
+        again, self.asked = (
+            self.asked == number,
+            number,
+        )  # a launcher sends SIGTERM after the terminal's SIGINT
         if again or not self._waits:
             self.now()
 
@@ -43,7 +46,9 @@ class Stopping:
         Stopped
             Always.
         """
-        raise Stopped(f"Stopped. What was learned is kept. {self.hint}", signal=self.asked or signal.SIGINT)
+        raise Stopped(
+            f"Stopped. What was learned is kept. {self.hint}", signal=self.asked or signal.SIGINT
+        )
 
     @contextlib.contextmanager
     def later(self) -> Iterator[None]:

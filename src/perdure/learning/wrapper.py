@@ -55,7 +55,9 @@ class Wrapper(Method):
     @property
     def state(self) -> dict[str, Any]:
         """What the wrapper remembers, and under `method/` what the inner method does."""
-        return self.remembered | {f"{INNER}{name}": value for name, value in self.method.state.items()}
+        return self.remembered | {
+            f"{INNER}{name}": value for name, value in self.method.state.items()
+        }
 
     @state.setter
     def state(self, value: dict[str, Any]) -> None:

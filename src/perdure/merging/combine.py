@@ -29,7 +29,11 @@ def check_fits(rule: Rule, module: adapters.Kind | None) -> None:
     if module == "bottleneck" and rule.space == "delta":
         raise InputError("`peft: bottleneck` has no ΔW: give the rule `space: factor`.")
     if rule.nature.low_rank and (module == "full" or rule.space == "factor"):
-        given = f"`space: {rule.space}` of `peft: {module}`" if rule.space == "factor" else f"`peft: {module}`"
+        given = (
+            f"`space: {rule.space}` of `peft: {module}`"
+            if rule.space == "factor"
+            else f"`peft: {module}`"
+        )
         raise InputError(
             f"The rule `{rule.name}` combines low-rank changes, and what {given} gives is not low-rank: use LoRA in "
             "`space: delta`."
@@ -41,7 +45,11 @@ def _return_type(function: Callable[..., Any]) -> type:
     """Return the type that a rule says it returns; `TaskVector` where it says nothing that excludes it."""
     annotation = inspect.signature(function, eval_str=True).return_annotation
     kind = type(None) if annotation is None else get_origin(annotation) or annotation
-    if kind in (Any, inspect.Signature.empty) or not isinstance(kind, type) or issubclass(TaskVector, kind):
+    if (
+        kind in (Any, inspect.Signature.empty)
+        or not isinstance(kind, type)
+        or issubclass(TaskVector, kind)
+    ):
         return TaskVector
     return kind
 
@@ -85,7 +93,12 @@ def task_vectors(
 
 def _delta(adapter: Adapter, parameters: adapters.Parameters) -> TaskVector:
     found = adapters.deltas(adapter.config, parameters)
-    return TaskVector({name: LowRank(*value) if isinstance(value, tuple) else value for name, value in found.items()})
+    return TaskVector(
+        {
+            name: LowRank(*value) if isinstance(value, tuple) else value
+            for name, value in found.items()
+        }
+    )
 
 
 def _changes(parameters: adapters.Parameters) -> bool:
@@ -99,9 +112,15 @@ def _factor_vectors(learned: Sequence[Adapter], since: Since) -> dict[str, TaskV
     for adapter in learned:
         before = adapter.start if since == "start" else origin
         shapes = {k: v.shape for k, v in adapter.parameters.items()}
-        if shapes != {k: v.shape for k, v in origin.items()} or adapters.scale(adapter) != adapters.scale(learned[0]):
-            raise InputError(f"The adapter of `{adapter.name}` has another shape or scale; use `space: delta`.")
-        vectors[adapter.name] = TaskVector({k: v - before[k] for k, v in adapter.parameters.items()})
+        if shapes != {k: v.shape for k, v in origin.items()} or adapters.scale(
+            adapter
+        ) != adapters.scale(learned[0]):
+            raise InputError(
+                f"The adapter of `{adapter.name}` has another shape or scale; use `space: delta`."
+            )
+        vectors[adapter.name] = TaskVector(
+            {k: v - before[k] for k, v in adapter.parameters.items()}
+        )
     return vectors
 
 
@@ -142,7 +161,10 @@ class Combined:
             with _adapted(backbone.model, self.origin, vector):
                 yield Choice()
         else:  # no vector is a task to come: nothing has been learned for it
-            with adapters.disabled(backbone.model), folded(backbone.model, vector or TaskVector({})):
+            with (
+                adapters.disabled(backbone.model),
+                folded(backbone.model, vector or TaskVector({})),
+            ):
                 yield Choice()
 
 
@@ -160,7 +182,9 @@ def _adapted(model: nn.Module, origin: Adapter, vector: TaskVector) -> Iterator[
     if before is None:
         adapters.attach(model, origin.config)
     try:
-        adapters.write(model, {name: origin.start[name] + vector.dense(name) for name in origin.start})
+        adapters.write(
+            model, {name: origin.start[name] + vector.dense(name) for name in origin.start}
+        )
         yield
     finally:
         if before is None:
@@ -186,12 +210,16 @@ def combine(learned: Sequence[Adapter], rule: RuleLike) -> Combined:
     """
     rule = Rule.of(rule)
     if rule.searches:
-        raise InputError("`scale: search` needs validation data; give a number, `1/n` or `1/sqrt(n)` here.")
+        raise InputError(
+            "`scale: search` needs validation data; give a number, `1/n` or `1/sqrt(n)` here."
+        )
     kept: dict[str, dict[str, Mapping[str, Tensor]]] = {}
     for adapter in learned:
         for name, by_layer in adapter.kept.items():
             kept.setdefault(name, {})[adapter.name] = by_layer
     merged = rule(task_vectors(learned, space=rule.space, since=rule.since), kept)
     _check_returned(rule, type(merged))
-    merged = merged.made() if isinstance(merged, TaskVector) else merged  # it will be applied many times
+    merged = (
+        merged.made() if isinstance(merged, TaskVector) else merged
+    )  # it will be applied many times
     return Combined(merged, learned[0] if rule.space == "factor" else None, rule.label)

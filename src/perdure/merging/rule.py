@@ -81,7 +81,13 @@ def nature(
     perdure.errors.InputError: `share` must be a number in (0, 1], got `1.5`.
     """
     declared = Nature(
-        order=order, state=state, needs=needs, low_rank=low_rank, layerwise=layerwise, most=most, check=check
+        order=order,
+        state=state,
+        needs=needs,
+        low_rank=low_rank,
+        layerwise=layerwise,
+        most=most,
+        check=check,
     )
 
     def declare(rule: F) -> F:
@@ -106,7 +112,9 @@ def nature_of(rule: Callable[..., Any]) -> Nature:
     """
     declared = getattr(rule, "nature", None) or Nature()
     parameters = inspect.signature(rule).parameters.values()
-    taken = [each.name for each in parameters if each.kind is not inspect.Parameter.KEYWORD_ONLY][1:]
+    taken = [each.name for each in parameters if each.kind is not inspect.Parameter.KEYWORD_ONLY][
+        1:
+    ]
     if taken != list(declared.needs) or not KEPT.keys() >= set(taken):
         raise InputError(
             f"The rule `{rule.__name__}` takes {taken} besides task vectors, but declares that it needs "
@@ -196,4 +204,6 @@ def chosen(name: str, value: str, choices: Any) -> None:
         It is not.
     """
     if value not in get_args(choices):
-        raise InputError(f"`{name}` must be one of {', '.join(map(repr, get_args(choices)))}, got `{value}`.")
+        raise InputError(
+            f"`{name}` must be one of {', '.join(map(repr, get_args(choices)))}, got `{value}`."
+        )

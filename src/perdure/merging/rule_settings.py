@@ -18,7 +18,11 @@ Space = Literal["delta", "factor"]
 Since = Literal["pretrained", "start"]
 KeptByTask = Mapping[str, Mapping[str, Mapping[str, Tensor]]]
 """What adapters keep for rules: by its name, the task and the layer."""
-WHERE: dict[str, Any] = {"space": (Space, "delta"), "since": (Since, "pretrained"), "search": (Search, Search())}
+WHERE: dict[str, Any] = {
+    "space": (Space, "delta"),
+    "since": (Since, "pretrained"),
+    "search": (Search, Search()),
+}
 
 
 @dataclass(frozen=True, init=False)
@@ -72,7 +76,11 @@ class Rule:
         search: Search | Mapping[str, Any] | None = None,
         **settings: Any,
     ):
-        self._set(name, settings | {"space": space, "since": since} | ({"search": search} if search else {}), "")
+        self._set(
+            name,
+            settings | {"space": space, "since": since} | ({"search": search} if search else {}),
+            "",
+        )
 
     @classmethod
     def of(cls, rule: RuleLike, where: str = "") -> Rule:
@@ -99,7 +107,10 @@ class Rule:
         """Check all settings and keep them."""
         if not isinstance(name, str):
             raise InputError(f"A rule's name is a text such as `ties`, got {name!r}.")
-        function, where = registry.find("rule", name), f"{where}{': ' if where else ''}rule `{name}`"
+        function, where = (
+            registry.find("rule", name),
+            f"{where}{': ' if where else ''}rule `{name}`",
+        )
         given = {key: settings[key] for key in WHERE if key in settings}
         options = {key: value for key, value in settings.items() if key not in WHERE}
         applied = validated(WHERE, given, where)
@@ -107,7 +118,9 @@ class Rule:
         if over != "all" and name != "task_arithmetic":
             raise InputError(f"`search.over: {over}` is for `task_arithmetic`, not for `{name}`.")
         if "search" in given and "scale" not in options:
-            raise InputError(f"`search` of {where} says how a scale is found: give it with `scale: search`.")
+            raise InputError(
+                f"`search` of {where} says how a scale is found: give it with `scale: search`."
+            )
         searched = {}
         if options.get("scale") == "search" and "scale" in registry.options(function):
             searched = {"scale": options.pop("scale")}  # a run finds the number
@@ -122,7 +135,13 @@ class Rule:
     def section(self) -> dict[str, Any]:
         """The rule as a recipe names it: a mapping of `name` and settings."""
         search = {"search": vars(self.search)} if self.searches else {}
-        return {"name": self.name, "space": self.space, "since": self.since, **search, **self.options}
+        return {
+            "name": self.name,
+            "space": self.space,
+            "since": self.since,
+            **search,
+            **self.options,
+        }
 
     @property
     def own(self) -> dict[str, Any]:

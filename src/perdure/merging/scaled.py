@@ -60,7 +60,10 @@ class Scaled:
                 weight.data = self.sums[name].to(weight.dtype)
 
     def _update(self, name: str, wanted: tuple[float, ...]) -> None:
-        steps = [(t, to - now) for t, (to, now) in enumerate(zip(wanted, self.now.get(name, wanted), strict=True))]
+        steps = [
+            (t, to - now)
+            for t, (to, now) in enumerate(zip(wanted, self.now.get(name, wanted), strict=True))
+        ]
         steps = [(t, step) for t, step in steps if step]
         if name not in self.sums or 2 * len(steps) > len(wanted) or self.updates[name] == REFRESH:
             self.sums[name], steps = self.before[name].float().clone(), list(enumerate(wanted))
@@ -68,5 +71,7 @@ class Scaled:
         held = [(step, *self.factors[t][name]) for t, step in steps if name in self.factors[t]]
         if held:
             B = torch.cat([step * B for step, B, _ in held], dim=1)
-            oriented(self.layers[name], self.sums[name]).addmm_(B, torch.cat([A for _, _, A in held]))
+            oriented(self.layers[name], self.sums[name]).addmm_(
+                B, torch.cat([A for _, _, A in held])
+            )
             self.updates[name] += 1

@@ -50,7 +50,9 @@ class Search:
     seed: int = 0
 
 
-def candidates(score: Callable[[Scales], float], start: Scales, settings: Search) -> dict[Scales, float]:
+def candidates(
+    score: Callable[[Scales], float], start: Scales, settings: Search
+) -> dict[Scales, float]:
     """Score scales, from `start` on, as the settings say; return all that were tried, in this order.
 
     Examples
@@ -85,7 +87,9 @@ def best(tried: dict[Scales, float]) -> Scales:
     return max(tried, key=lambda scales: (tried[scales], -scales[0] if len(scales) == 1 else 0.0))
 
 
-def _coordinate(tell: Callable[[Scales], float], start: Scales, settings: Search, tried: dict[Scales, float]) -> None:
+def _coordinate(
+    tell: Callable[[Scales], float], start: Scales, settings: Search, tried: dict[Scales, float]
+) -> None:
     """Pattern search: each scale in turn up or down by the step, kept when the score is higher."""
     now, step = start, max(start)
     tell(start)
@@ -120,7 +124,9 @@ def _cma_es(tell: Callable[[Scales], float], start: Scales, settings: Search) ->
     usual = 4 + int(3 * math.log(len(start)))
     size = max(2, min(usual, settings.budget - 1))
     sigma = max(start) / 2
-    strategy = cmaes.CMA(mean=np.array(start), sigma=sigma, bounds=bounds, seed=settings.seed, population_size=size)
+    strategy = cmaes.CMA(
+        mean=np.array(start), sigma=sigma, bounds=bounds, seed=settings.seed, population_size=size
+    )
     tell(start)
     for _ in range((settings.budget - 1) // size):
         asked = [strategy.ask() for _ in range(size)]
@@ -131,7 +137,9 @@ def _package(name: str, settings: Search) -> Any:
     return needed(name, f"`search.by: {settings.by}`", ", or search by `coordinate`")
 
 
-def named(scales: Scales, tasks: Sequence[str], settings: Search) -> float | dict[str, float] | dict[str, list[float]]:
+def named(
+    scales: Scales, tasks: Sequence[str], settings: Search
+) -> float | dict[str, float] | dict[str, list[float]]:
     """Scales as `task_arithmetic` takes them: a number, one by task, or one by task and part of the layers.
 
     Examples

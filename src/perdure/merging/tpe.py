@@ -34,11 +34,17 @@ class TPE:
     ):
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of `multivariate`
-            sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup, multivariate=True)
+            warnings.simplefilter(
+                "ignore", optuna.exceptions.ExperimentalWarning
+            )  # of `multivariate`
+            sampler = optuna.samplers.TPESampler(
+                seed=seed, n_startup_trials=startup, multivariate=True
+            )
         self._study = optuna.create_study(direction="maximize", sampler=sampler)
         distribution = optuna.distributions.FloatDistribution
-        self._space = {name: distribution(low, high, log=logarithmic) for name, (low, high) in ranges.items()}
+        self._space = {
+            name: distribution(low, high, log=logarithmic) for name, (low, high) in ranges.items()
+        }
         self._create_trial = optuna.trial.create_trial
         self._asked: Any = None
 

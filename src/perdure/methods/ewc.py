@@ -70,7 +70,9 @@ class EWC(PeftMethod):
         """Add the task's F and θ* to what is remembered."""
         new = fisher(backbone, backbone.encode(task.rows("train")), self.labels)
         offline = self.memory == "offline"
-        hold(self.state, adapters.trainable(backbone.model), new, decay=self._decay, weighted=offline)
+        hold(
+            self.state, adapters.trainable(backbone.model), new, decay=self._decay, weighted=offline
+        )
 
     @property
     def _decay(self) -> float:

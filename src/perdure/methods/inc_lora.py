@@ -23,7 +23,9 @@ class IncLoRA(PeftMethod):
 
     def __post_init__(self):
         if self.peft == "bottleneck":
-            raise InputError("`inc_lora` adds changes of weights up, and a bottleneck has none: take `peft: lora`.")
+            raise InputError(
+                "`inc_lora` adds changes of weights up, and a bottleneck has none: take `peft: lora`."
+            )
 
     def beneath(self, earlier: Sequence[Adapter]) -> Sequence[Adapter]:
         return earlier

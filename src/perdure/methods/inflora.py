@@ -88,8 +88,12 @@ class InfLoRA(PeftMethod):
         self.alpha = float(self.rank) if self.alpha is None else self.alpha
 
     def beneath(self, earlier: Sequence[Adapter]) -> Sequence[Adapter]:
-        if len(earlier) > self._learned or bool(earlier) != bool(self._learned):  # fewer: some were forgotten
-            raise InputError(f"`inflora` has seen {self._learned} tasks, but got {len(earlier)} adapters as `earlier`.")
+        if len(earlier) > self._learned or bool(earlier) != bool(
+            self._learned
+        ):  # fewer: some were forgotten
+            raise InputError(
+                f"`inflora` has seen {self._learned} tasks, but got {len(earlier)} adapters as `earlier`."
+            )
         return earlier if self.upon == "earlier" else ()
 
     def begin(self, backbone: Backbone, task: Task) -> None:
@@ -121,10 +125,15 @@ class InfLoRA(PeftMethod):
 
     def end(self, backbone: Backbone, task: Task, optimizer: Optimizer) -> None:
         """Let M_t take up the leading directions of the task's inputs, as they are after training."""
-        epsilon = self.epsilon + (self.last_epsilon - self.epsilon) * min(self._learned, self.tasks - 1) / self.tasks
+        epsilon = (
+            self.epsilon
+            + (self.last_epsilon - self.epsilon) * min(self._learned, self.tasks - 1) / self.tasks
+        )
         if self._outside_old_tasks:
             for layers, C in self._covariances(backbone, task).items():
-                space = self._space(layers[0], len(C)).grown(C, epsilon, energy=self.energy, balance=self.balance)
+                space = self._space(layers[0], len(C)).grown(
+                    C, epsilon, energy=self.energy, balance=self.balance
+                )
                 self.state[f"basis/{layers[0]}"] = space.basis
                 self.state[f"complement/{layers[0]}"] = space.complement
         self.state["learned"] = self._learned + 1
@@ -144,10 +153,18 @@ class InfLoRA(PeftMethod):
     def _space(self, layer: str, d: int) -> Subspace:
         """M_t of the inputs of a layer; empty where the design does not look at it."""
         basis = self.state.get(f"basis/{layer}")
-        return Subspace.empty(d) if basis is None else Subspace(basis, self.state[f"complement/{layer}"])
+        return (
+            Subspace.empty(d)
+            if basis is None
+            else Subspace(basis, self.state[f"complement/{layer}"])
+        )
 
-    def _covariances(self, backbone: Backbone, task: Task, *, whole: bool = True) -> dict[tuple[str, ...], Tensor]:
+    def _covariances(
+        self, backbone: Backbone, task: Task, *, whole: bool = True
+    ) -> dict[tuple[str, ...], Tensor]:
         """One pass over the task's examples; not `whole`: over one, to find which layers have the same input."""
         examples = backbone.encode(task.rows("train"))
         limit = self.statistics_examples if whole else 1
-        return input_covariances(backbone, examples, list(adapters.factors(backbone.model)), limit=limit)
+        return input_covariances(
+            backbone, examples, list(adapters.factors(backbone.model)), limit=limit
+        )

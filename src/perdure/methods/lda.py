@@ -42,7 +42,9 @@ class LDA(FrozenMethod):
         check_present(new, task)
         total = all_tasks.with_task(task.name, new)
         means = total.sums / total.counts[:, None]
-        weight = torch.linalg.solve(within(total.counts, means, total.products, self.shrinkage), means.T).T
+        weight = torch.linalg.solve(
+            within(total.counts, means, total.products, self.shrinkage), means.T
+        ).T
         bias = (total.counts / total.counts.sum()).log() - 0.5 * (weight * means).sum(1)
         all_tasks.put_heads(backbone, weight, bias)
         self.state = all_tasks.state()

@@ -70,7 +70,9 @@ class LwF(PeftMethod):
         students = [backbone.read(hidden, batch, head) for head in self._old]
         with torch.no_grad(), evaluating(backbone):
             # not by all names: a head that tasks share would be put back as what stood in its place
-            teachers = functional_call(_Answers(backbone), self._teacher, (batch, self._old), tie_weights=False)
+            teachers = functional_call(
+                _Answers(backbone), self._teacher, (batch, self._old), tie_weights=False
+            )
         pairs = zip(students, teachers, strict=True)
         distances = [student.distance(teacher, self.temperature) for student, teacher in pairs]
         return loss + self.strength * self.temperature**2 * torch.stack(distances).mean()

@@ -45,7 +45,11 @@ class MAS(PeftMethod):
 
     def loss(self, backbone: Backbone, batch: Batch) -> Tensor:
         loss = backbone.losses(batch).mean()
-        return loss + self.strength * penalty(adapters.trainable(backbone.model), self.state) if self.state else loss
+        return (
+            loss + self.strength * penalty(adapters.trainable(backbone.model), self.state)
+            if self.state
+            else loss
+        )
 
     def end(self, backbone: Backbone, task: Task, optimizer: Optimizer) -> None:
         """Add what the task's outputs depend on."""

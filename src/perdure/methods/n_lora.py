@@ -47,5 +47,7 @@ class NLoRA(PeftMethod):
     def loss(self, backbone: Backbone, batch: Batch) -> Tensor:
         pairs = adapters.factors(backbone.model).values()
         with torch.autocast(backbone.device.type, enabled=False):
-            size = torch.stack([(B @ A).abs().sum() for A, B in pairs]).sum() * self.alpha / self.rank
+            size = (
+                torch.stack([(B @ A).abs().sum() for A, B in pairs]).sum() * self.alpha / self.rank
+            )
         return backbone.losses(batch).mean() + self.sparsity * size

@@ -57,7 +57,9 @@ class OLoRA(PeftMethod):
         for name, (A, _) in adapters.factors(backbone.model).items():
             by_width.setdefault(A.shape[1], []).append(name)
         for names in by_width.values() if self._earlier else ():
-            stacked = torch.stack([torch.cat([_A(adapter, name) for adapter in self._earlier]) for name in names])
+            stacked = torch.stack(
+                [torch.cat([_A(adapter, name) for adapter in self._earlier]) for name in names]
+            )
             self._stacks.append((names, stacked.to(backbone.device)))
 
     def loss(self, backbone: Backbone, batch: Batch) -> Tensor:
@@ -67,13 +69,18 @@ class OLoRA(PeftMethod):
                 loss = loss + self.orthogonality * self.overlap(backbone)
         if self.decay:
             new = adapters.factors(backbone.model).values()
-            loss = loss + self.decay * torch.stack([part.norm() for pair in new for part in pair]).sum()
+            loss = (
+                loss
+                + self.decay * torch.stack([part.norm() for pair in new for part in pair]).sum()
+            )
         return loss
 
     def overlap(self, backbone: Backbone) -> Tensor:
         """Σ over layers and earlier tasks of ‖A_j A_tᵀ‖₁, a scalar."""
         new = adapters.factors(backbone.model)
-        products = [old @ torch.stack([new[name][0] for name in names]).mT for names, old in self._stacks]
+        products = [
+            old @ torch.stack([new[name][0] for name in names]).mT for names, old in self._stacks
+        ]
         return torch.stack([product.abs().sum() for product in products]).sum()
 
 

@@ -48,9 +48,15 @@ class RanPAC(FrozenMethod):
         seed, all_tasks = self.state["seed"], Accumulated(self.state)
         total = all_tasks.with_task(task.name, self._statistics(backbone, task, "train", seed))
         held_out = self._features(backbone, task, "validation", seed)
-        labels = torch.tensor(backbone.encode(task.rows("validation")).labels) + len(total.counts) - len(task.classes)
+        labels = (
+            torch.tensor(backbone.encode(task.rows("validation")).labels)
+            + len(total.counts)
+            - len(task.classes)
+        )
         values, vectors = torch.linalg.eigh(total.products)  # once, for every λ
-        values = values.clamp_min(0)  # of fewer examples than features some are zero, but for rounding
+        values = values.clamp_min(
+            0
+        )  # of fewer examples than features some are zero, but for rounding
         Q, rotated = total.sums @ vectors, held_out @ vectors
         wanted = torch.nn.functional.one_hot(labels, len(total.counts)).double()
 

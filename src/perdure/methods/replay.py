@@ -48,7 +48,9 @@ class Replay(Wrapper):
 
     def __post_init__(self):
         if not self.method.trains or self.method.keeps_all:
-            raise InputError(f"`{type(self.method).__name__}` has no use for old examples: there is nothing to replay.")
+            raise InputError(
+                f"`{type(self.method).__name__}` has no use for old examples: there is nothing to replay."
+            )
 
     @property
     def isolates(self) -> bool:
@@ -74,7 +76,10 @@ class Replay(Wrapper):
     def end(self, backbone: Backbone, task: Task, optimizer: Optimizer) -> None:
         """Choose which of the task's examples are kept."""
         super().end(backbone, task, optimizer)
-        rows, old = backbone.encode(task.rows("train")), [name for name in backbone.heads if name != task.name]
+        rows, old = (
+            backbone.encode(task.rows("train")),
+            [name for name in backbone.heads if name != task.name],
+        )
         kept = Exemplars.of(self.remembered).of_tasks(old)
         random = np.random.default_rng(torch.initial_seed())
         if self.strategy == "balanced":
@@ -82,7 +87,10 @@ class Replay(Wrapper):
         elif self.strategy == "herding":
             kept.add(task, exemplars.herded(pooled(backbone, rows), rows.labels, self.per_class))
         else:
-            classes = sum(len(backbone.own(name).get_parameter("weight")) for name in {*kept.labels, task.name})
+            classes = sum(
+                len(backbone.own(name).get_parameter("weight"))
+                for name in {*kept.labels, task.name}
+            )
             seen, left = kept.seen | {task.name: len(rows)}, kept.counts | {task.name: len(rows)}
             counts = exemplars.shares(self.per_class * classes, seen, left, random)
             kept.add(task, sorted(random.permutation(len(rows))[: counts.pop(task.name)].tolist()))

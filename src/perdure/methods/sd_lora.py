@@ -37,7 +37,9 @@ class SDLoRA(PeftMethod):
 
     def begin(self, backbone: Backbone, task: Task) -> None:
         """Make a module of `rank` more, the earlier branches in its first rows, with magnitudes between A and B."""
-        earlier = {name: (A.data, B.data) for name, (A, B) in adapters.factors(backbone.model).items()}
+        earlier = {
+            name: (A.data, B.data) for name, (A, B) in adapters.factors(backbone.model).items()
+        }
         held = next((len(A) for A, _ in earlier.values()), 0)
         self.attach(backbone, times=held // self.rank + 1)
         self._branches = [_Branches(layer, self.rank) for layer in adapters.layers(backbone.model)]
@@ -83,7 +85,9 @@ class _Branches:
         parts = [slice(i, i + self.rank) for i in range(0, self.held, self.rank)]
         self.norms = torch.stack([(B[:, part] @ A[part]).norm() for part in parts]).clamp_min(1e-12)
         self.magnitudes = nn.Parameter(self.norms.clone())
-        self.hook = self.inner.register_forward_pre_hook(lambda module, inputs: (inputs[0] * self._scales(),))
+        self.hook = self.inner.register_forward_pre_hook(
+            lambda module, inputs: (inputs[0] * self._scales(),)
+        )
 
     def _scales(self) -> Tensor:
         """What acts on each row of A x: m_j / ‖B_j A_j‖, and 1 for the new branch."""
@@ -92,7 +96,9 @@ class _Branches:
 
     def keep_still(self) -> None:
         """No gradient for the earlier directions: it would count in the norm to which all are clipped."""
-        if self.held and self.A.grad is not None and self.inner.weight.grad is not None:  # it may be a layer of no use
+        if (
+            self.held and self.A.grad is not None and self.inner.weight.grad is not None
+        ):  # it may be a layer of no use
             self.A.grad[: self.held] = 0
             self.inner.weight.grad[:, : self.held] = 0
 

@@ -53,7 +53,11 @@ class SI(PeftMethod):
 
     def loss(self, backbone: Backbone, batch: Batch) -> Tensor:
         loss = backbone.losses(batch).mean()
-        return loss + self.strength * penalty(adapters.trainable(backbone.model), self.state) if self._held else loss
+        return (
+            loss + self.strength * penalty(adapters.trainable(backbone.model), self.state)
+            if self._held
+            else loss
+        )
 
     def update(self, backbone: Backbone, step: Callable[[], None]) -> None:
         """Note what the step contributes to lowering the task's loss."""
@@ -76,7 +80,9 @@ class SI(PeftMethod):
         new = {}
         for name, value in parameters.items():
             moved = value.detach() - self.state.pop(f"start/{name}").to(value)
-            new[name] = self.state.pop(f"path/{name}").to(value).clamp_min(0) / (moved.square() + self.damping)
+            new[name] = self.state.pop(f"path/{name}").to(value).clamp_min(0) / (
+                moved.square() + self.damping
+            )
         hold(self.state, parameters, new)
 
     @property

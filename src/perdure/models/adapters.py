@@ -30,8 +30,30 @@ from perdure.storage import files
 Kind = Literal["lora", "bottleneck", "full"]
 Parameters = dict[str, Tensor]
 
-QUERY_VALUE = ("query", "value", "query_proj", "value_proj", "q_proj", "v_proj", "q_lin", "v_lin", "q", "v")
-KEY_VALUE = ("key", "value", "key_proj", "value_proj", "k_proj", "v_proj", "k_lin", "v_lin", "q", "v")  # q, v: T5
+QUERY_VALUE = (
+    "query",
+    "value",
+    "query_proj",
+    "value_proj",
+    "q_proj",
+    "v_proj",
+    "q_lin",
+    "v_lin",
+    "q",
+    "v",
+)
+KEY_VALUE = (
+    "key",
+    "value",
+    "key_proj",
+    "value_proj",
+    "k_proj",
+    "v_proj",
+    "k_lin",
+    "v_lin",
+    "q",
+    "v",
+)  # q, v: T5
 FUSED_ATTENTION = ("Wqkv", "qkv", "query_key_value", "in_proj", "c_attn", "qkv_proj")
 ATTENTION_OUTPUT = (
     r"attention\.output\.dense|out_lin|attn\.Wo|attention\.o_proj|self_attn\.out_proj|attn\.proj"
@@ -96,10 +118,16 @@ def configure(
     usual = {"lora": _present(names, QUERY_VALUE), "bottleneck": "houlsby", "full": names}
     targets = target_modules or usual[kind]
     if targets in ("houlsby", "pfeiffer"):
-        where = FEED_FORWARD_OUTPUT if targets == "pfeiffer" else f"{ATTENTION_OUTPUT}|{FEED_FORWARD_OUTPUT}"
+        where = (
+            FEED_FORWARD_OUTPUT
+            if targets == "pfeiffer"
+            else f"{ATTENTION_OUTPUT}|{FEED_FORWARD_OUTPUT}"
+        )
         targets = rf".*({where})"
     if kind == "lora":
-        config = peft.LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets)  # pyright: ignore
+        config = peft.LoraConfig(
+            r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets
+        )  # pyright: ignore
     elif kind == "bottleneck":
         config = BottleneckConfig(width=rank, dropout=dropout, target_modules=targets)
     else:
@@ -110,7 +138,9 @@ def configure(
         found = [name for name in names if targets and check_target_module_exists(config, name)]
     if blocks is not None:
         found = [name for name in found if _block(name) < blocks]
-    if blocks is not None or isinstance(targets, str):  # a file names layers: no pattern in it is ever matched
+    if blocks is not None or isinstance(
+        targets, str
+    ):  # a file names layers: no pattern in it is ever matched
         config.target_modules = set(found)  # pyright: ignore
     if not found:
         raise BackboneError(
@@ -118,14 +148,18 @@ def configure(
             + (f" with `target_modules={target_modules}`" if target_modules else "")
             + f". Give `target_modules`, for example from: {sorted({name.split('.')[-1] for name in names})}."
         )
-    if isinstance(config, peft.LoraConfig):  # so that stock peft, which decides layer by layer, has nothing to warn of
+    if isinstance(
+        config, peft.LoraConfig
+    ):  # so that stock peft, which decides layer by layer, has nothing to warn of
         config.fan_in_fan_out = all(is_transposed(base_layer(model, name)) for name in found)
     return config
 
 
 def _names(model: nn.Module, wanted: Callable[[nn.Module], bool] = is_matrix) -> list[str]:
     """The names of the pre-trained layers of a kind, whether or not the model holds an adapter."""
-    held = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, BaseTunerLayer))
+    held = tuple(
+        f"{name}." for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)
+    )
     return [
         name.removesuffix(".base_layer")
         for name, module in model.named_modules()
@@ -145,7 +179,9 @@ def key_value(model: nn.Module) -> list[str]:
 
 def _present(names: list[str], wanted: Sequence[str]) -> list[str]:
     last = {name.split(".")[-1] for name in names}
-    return [name for name in wanted if name in last] or [name for name in FUSED_ATTENTION if name in last]
+    return [name for name in wanted if name in last] or [
+        name for name in FUSED_ATTENTION if name in last
+    ]
 
 
 def layers(model: nn.Module) -> list[BaseTunerLayer]:
@@ -164,7 +200,9 @@ def base_layer(model: nn.Module, name: str) -> Any:
     try:
         module = model.get_submodule(name)
     except AttributeError as error:
-        raise BackboneError(f"`{type(model).__name__}` has no layer `{name}`, which the adapter changes.") from error
+        raise BackboneError(
+            f"`{type(model).__name__}` has no layer `{name}`, which the adapter changes."
+        ) from error
     return module.get_base_layer() if isinstance(module, BaseTunerLayer) else module  # pyright: ignore
 
 
@@ -210,7 +248,9 @@ def disabled(model: nn.Module) -> Iterator[None]:
     """The pre-trained model itself, while the block runs."""
     held = layers(model)
     for layer in held:
-        layer._disable_adapters = True  # `enable_adapters(False)` would also change what may be trained
+        layer._disable_adapters = (
+            True  # `enable_adapters(False)` would also change what may be trained
+        )
     try:
         yield
     finally:
@@ -223,7 +263,9 @@ def read(model: nn.Module) -> Parameters:
     if not attached(model):
         return {}
     # by default peft asks the hub whether the vocabulary was changed; an adapter here never holds a larger vocabulary
-    state = peft.get_peft_model_state_dict(model, adapter_name="default", save_embedding_layers=False)
+    state = peft.get_peft_model_state_dict(
+        model, adapter_name="default", save_embedding_layers=False
+    )
     return {name: value.detach().cpu().clone() for name, value in state.items()}
 
 
@@ -297,17 +339,27 @@ def deltas(
         The module is a bottleneck: it has no ΔW.
     """
     if isinstance(config, FullConfig):
-        return {name.removesuffix(".full_weight").replace(".full_bias", ".bias"): v for name, v in parameters.items()}
+        return {
+            name.removesuffix(".full_weight").replace(".full_bias", ".bias"): v
+            for name, v in parameters.items()
+        }
     if config is None:
         return {}
     if not isinstance(config, peft.LoraConfig):
-        raise BackboneError("A bottleneck adapter is not a change of weights: combine it with `space: factor`.")
+        raise BackboneError(
+            "A bottleneck adapter is not a change of weights: combine it with `space: factor`."
+        )
     other = [name for name in parameters if not name.endswith((".lora_A.weight", ".lora_B.weight"))]
     if other:
-        raise BackboneError(f"`{other[0]}` is no factor of a linear layer's ΔW. Target linear layers only.")
+        raise BackboneError(
+            f"`{other[0]}` is no factor of a linear layer's ΔW. Target linear layers only."
+        )
     ends = ".lora_A.weight"
     return {
-        name.removesuffix(ends): (_scale(config) * parameters[name.replace("lora_A", "lora_B")], value)
+        name.removesuffix(ends): (
+            _scale(config) * parameters[name.replace("lora_A", "lora_B")],
+            value,
+        )
         for name, value in parameters.items()
         if name.endswith(ends)
     }
@@ -389,12 +441,27 @@ def config_from(path: Path, layers: set[str]) -> peft.PeftConfig:
         raise foreign
     known = type(written).model_fields.keys() - {"peft_type", "target_modules"}
     taken = {name: values[name] for name in known & values.keys()}
-    config = written.make(target_modules=set(targets) if isinstance(targets, list) else layers, **taken)
+    config = written.make(
+        target_modules=set(targets) if isinstance(targets, list) else layers, **taken
+    )
     usual = config.to_dict()
-    free = {*taken, "target_modules", "base_model_name_or_path", "inference_mode", "modules_to_save", "peft_version"}
-    other = [key for key, value in values.items() if key not in free and value and value != usual.get(key)]
+    free = {
+        *taken,
+        "target_modules",
+        "base_model_name_or_path",
+        "inference_mode",
+        "modules_to_save",
+        "peft_version",
+    }
+    other = [
+        key
+        for key, value in values.items()
+        if key not in free and value and value != usual.get(key)
+    ]
     if other:
-        raise CheckpointError(f"`{path}`: `{other[0]}` is {str(values[other[0]])[:100]}, which no run writes.")
+        raise CheckpointError(
+            f"`{path}`: `{other[0]}` is {str(values[other[0]])[:100]}, which no run writes."
+        )
     return config
 
 
@@ -440,4 +507,6 @@ def check_fits(model: nn.Module, adapter: Adapter) -> None:
 
 def same(left: Parameters, right: Parameters) -> bool:
     """Whether all parameters are equal, bit for bit."""
-    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+    return left.keys() == right.keys() and all(
+        torch.equal(left[name], right[name]) for name in left
+    )

@@ -101,7 +101,9 @@ class Backbone(nn.Module, ABC):
         from perdure.models.load import load_files  # which knows the leaves of this class
 
         files = model_files.find(str(source), revision)
-        return load_files(files, pooling=pooling, max_length=max_length, image_size=image_size, head=head)
+        return load_files(
+            files, pooling=pooling, max_length=max_length, image_size=image_size, head=head
+        )
 
     # -- where it is from, and where it is
 
@@ -162,7 +164,10 @@ class Backbone(nn.Module, ABC):
 
     def own_state(self, task: str) -> dict[str, Tensor]:
         """Return a copy of the parameters that belong to a task alone, on the CPU."""
-        return {name: value.detach().cpu().clone() for name, value in self.own(task).state_dict().items()}
+        return {
+            name: value.detach().cpu().clone()
+            for name, value in self.own(task).state_dict().items()
+        }
 
     # -- rows → examples
 
@@ -174,7 +179,9 @@ class Backbone(nn.Module, ABC):
         return self._encoded[key]
 
     @abstractmethod
-    def prepare(self, rows: Rows, *, batch_size: int = BATCH_SIZE, allow_empty: bool = False) -> Examples:
+    def prepare(
+        self, rows: Rows, *, batch_size: int = BATCH_SIZE, allow_empty: bool = False
+    ) -> Examples:
         """As `encode`, but not kept. With `allow_empty` a text may have no token.
 
         Raises
@@ -214,7 +221,9 @@ class Backbone(nn.Module, ABC):
     # -- a batch → answers: what evaluation uses
 
     @abstractmethod
-    def rank(self, batch: Batch, choices: Mapping[str, Sequence[str]]) -> dict[str, Float[Tensor, "batch _"]]:
+    def rank(
+        self, batch: Batch, choices: Mapping[str, Sequence[str]]
+    ) -> dict[str, Float[Tensor, "batch _"]]:
         """Return log p(choice | x, task) for the choices of each task, by task."""
 
     @abstractmethod

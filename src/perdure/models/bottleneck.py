@@ -67,7 +67,9 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
         self.bottleneck_dropout[adapter_name] = nn.Dropout(config.dropout)
         self.set_adapter([adapter_name], inference_mode=config.inference_mode)
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # as the layer that it stands for
+    def forward(
+        self, x: Tensor, *args: Any, **kwargs: Any
+    ) -> Tensor:  # as the layer that it stands for
         y = self.base_layer(x, *args, **kwargs)
         if self.disable_adapters:
             return y
@@ -77,7 +79,9 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
         return y
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        raise NotImplementedError("A bottleneck adapter is not linear: it cannot be merged into the weights.")
+        raise NotImplementedError(
+            "A bottleneck adapter is not linear: it cannot be merged into the weights."
+        )
 
     def unmerge(self) -> None:
         raise NotImplementedError("A bottleneck adapter cannot have been merged.")
@@ -101,7 +105,9 @@ class BottleneckModel(BaseTuner):
         if isinstance(target, BottleneckLayer):
             target.update_layer(adapter_name, peft_config)
         elif is_matrix(target):
-            self._replace_module(parent, target_name, BottleneckLayer(target, adapter_name, peft_config), target)
+            self._replace_module(
+                parent, target_name, BottleneckLayer(target, adapter_name, peft_config), target
+            )
         else:
             raise ValueError(
                 f"`{current_key}` is a `{type(target).__name__}`; a bottleneck adapter needs a linear layer."

@@ -114,9 +114,13 @@ class Encoder(Backbone):
 
     # -- rows → examples
 
-    def prepare(self, rows: Rows, *, batch_size: int = BATCH_SIZE, allow_empty: bool = False) -> Examples:
+    def prepare(
+        self, rows: Rows, *, batch_size: int = BATCH_SIZE, allow_empty: bool = False
+    ) -> Examples:
         """Texts are tokenized here, images are prepared batch by batch."""
-        wrong = next((data.column_names for _, data in rows if self.kind not in data.column_names), None)
+        wrong = next(
+            (data.column_names for _, data in rows if self.kind not in data.column_names), None
+        )
         if wrong:
             raise InputError(self._other_inputs(wrong))
         tasks = [task for task, data in rows for _ in range(len(data))]
@@ -138,7 +142,10 @@ class Encoder(Backbone):
     def _texts(self, data: Dataset) -> list[dict[str, list[int]]]:
         """What the tokenizer makes of each text."""
         columns = self.tokens(data)
-        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        return [
+            dict(zip(columns, values, strict=True))
+            for values in zip(*columns.values(), strict=True)
+        ]
 
     def tokens(self, data: Dataset) -> dict[str, list]:
         """Return what the tokenizer makes of the texts, or pairs of texts, cut to `max_length`.
@@ -174,15 +181,21 @@ class Encoder(Backbone):
         """Return the pooled feature of each example."""
         if self.pooling == "stock":
             return self.model(**batch.inputs).logits
-        return _masked_mean(self.model(**batch.inputs).last_hidden_state, batch.inputs["attention_mask"])
+        return _masked_mean(
+            self.model(**batch.inputs).last_hidden_state, batch.inputs["attention_mask"]
+        )
 
-    def read(self, hidden: Float[Tensor, "batch width"], batch: Batch, head: str | None = None) -> Logits:
+    def read(
+        self, hidden: Float[Tensor, "batch width"], batch: Batch, head: str | None = None
+    ) -> Logits:
         rows_of: dict[str, list[int]] = {}
         for row, task in enumerate(batch.tasks):
             rows_of.setdefault(head or task, []).append(row)
         # the examples of one head are together: the places of the answers are not in the batch's order
         values = _stacked([self.own(name)(hidden[rows]) for name, rows in rows_of.items()])
-        places = torch.tensor([row for rows in rows_of.values() for row in rows], device=hidden.device)
+        places = torch.tensor(
+            [row for rows in rows_of.values() for row in rows], device=hidden.device
+        )
         targets = batch.targets[places]
         if head:
             unknown = torch.tensor([task != head for task in batch.tasks], device=hidden.device)
@@ -201,13 +214,17 @@ class Encoder(Backbone):
 
     # -- a batch → answers
 
-    def rank(self, batch: Batch, choices: Mapping[str, Sequence[str]]) -> dict[str, Float[Tensor, "batch _"]]:
+    def rank(
+        self, batch: Batch, choices: Mapping[str, Sequence[str]]
+    ) -> dict[str, Float[Tensor, "batch _"]]:
         """Return log p(class | x, task) for the classes of each task, in the order of its head."""
         hidden = self(batch)
         return {task: self.own(task)(hidden).log_softmax(1) for task in choices}
 
     def generate(self, batch: Batch) -> list[str]:
-        raise BackboneError(f"`{self.source}` answers with classes: it is an encoder, and writes no text.")
+        raise BackboneError(
+            f"`{self.source}` answers with classes: it is an encoder, and writes no text."
+        )
 
     # -- a model that others load
 
@@ -239,7 +256,9 @@ class Encoder(Backbone):
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: i for i, label in enumerate(labels)}
         if self.kind == "text":
-            self.processor.model_max_length = self.max_length  # texts are cut there as they are here
+            self.processor.model_max_length = (
+                self.max_length
+            )  # texts are cut there as they are here
         if self.head_name is not None:
             owner, _, name = self.head_name.rpartition(".")
             setattr(self.model.get_submodule(owner), name, head)
@@ -261,14 +280,18 @@ class Encoder(Backbone):
             )
         weight = torch.cat([head.weight for head in parts]).detach()
         joined = nn.Linear(weight.shape[1], weight.shape[0], device=weight.device)
-        joined.load_state_dict({"weight": weight, "bias": torch.cat([head.bias for head in parts]).detach()})
+        joined.load_state_dict(
+            {"weight": weight, "bias": torch.cat([head.bias for head in parts]).detach()}
+        )
         return joined
 
 
 def _stacked(parts: Sequence[Float[Tensor, "_ _"]]) -> Float[Tensor, "places outputs"]:
     """Put the answers of several heads into one tensor, narrower ones filled up with -inf."""
     outputs = max(part.shape[1] for part in parts)
-    wide = [nn.functional.pad(part, (0, outputs - part.shape[1]), value=-torch.inf) for part in parts]
+    wide = [
+        nn.functional.pad(part, (0, outputs - part.shape[1]), value=-torch.inf) for part in parts
+    ]
     return torch.cat(wide)
 
 

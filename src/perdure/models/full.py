@@ -53,7 +53,9 @@ class FullLayer(nn.Module, BaseTunerLayer):
     def update_layer(self, adapter_name: str, config: FullConfig) -> None:
         for name, value in self.get_base_layer().named_parameters():
             like = oriented(self.get_base_layer(), value) if name == "weight" else value
-            getattr(self, f"full_{name}")[adapter_name] = nn.Parameter(torch.zeros(like.shape).to(value))
+            getattr(self, f"full_{name}")[adapter_name] = nn.Parameter(
+                torch.zeros(like.shape).to(value)
+            )
         self.set_adapter([adapter_name], inference_mode=config.inference_mode)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:  # as the layer that it stands for
@@ -61,11 +63,15 @@ class FullLayer(nn.Module, BaseTunerLayer):
         for name in () if self.disable_adapters else self.active_adapters:
             for part in changed:
                 change = getattr(self, f"full_{part}")[name]
-                changed[part] = changed[part] + (oriented(self.base_layer, change) if part == "weight" else change)
+                changed[part] = changed[part] + (
+                    oriented(self.base_layer, change) if part == "weight" else change
+                )
         return torch.func.functional_call(self.base_layer, changed, args, kwargs)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        raise NotImplementedError("Combine with `perdure.combine`, which merges into a copy of the weights.")
+        raise NotImplementedError(
+            "Combine with `perdure.combine`, which merges into a copy of the weights."
+        )
 
     def unmerge(self) -> None:
         raise NotImplementedError("It cannot have been merged.")
@@ -89,7 +95,9 @@ class FullModel(BaseTuner):
         if isinstance(target, FullLayer):
             target.update_layer(adapter_name, peft_config)
         elif trains(target):
-            self._replace_module(parent, target_name, FullLayer(target, adapter_name, peft_config), target)
+            self._replace_module(
+                parent, target_name, FullLayer(target, adapter_name, peft_config), target
+            )
         else:
             raise ValueError(
                 f"`{current_key}` is a `{type(target).__name__}`, which has more than a weight and a bias."

@@ -35,7 +35,9 @@ def input_covariances(
         By the names of the layers with the same input; in double precision, on the CPU.
     """
     backbone.eval()
-    drawn = torch.randperm(len(examples), generator=torch.Generator().manual_seed(0))[:limit].tolist()
+    drawn = torch.randperm(len(examples), generator=torch.Generator().manual_seed(0))[
+        :limit
+    ].tolist()
     groups: list[tuple[str, ...]] = []
     sums: dict[str, Tensor] = {}
     tokens: dict[str, int] = {}
@@ -45,8 +47,12 @@ def input_covariances(
         def add(name: str, x: Tensor, batch: Batch = batch) -> None:
             rows = _tokens(x, batch)
             device = "cpu" if x.device.type == "mps" else x.device  # which has no double precision
-            before = sums.setdefault(name, torch.zeros(x.shape[-1], x.shape[-1], dtype=torch.double, device=device))
-            for part in rows.split(CHUNK):  # one matrix is the only temporary: there is none for each example
+            before = sums.setdefault(
+                name, torch.zeros(x.shape[-1], x.shape[-1], dtype=torch.double, device=device)
+            )
+            for part in rows.split(
+                CHUNK
+            ):  # one matrix is the only temporary: there is none for each example
                 before += (part.T @ part).to(device)
             tokens[name] = tokens.get(name, 0) + len(rows)
 
@@ -57,7 +63,9 @@ def input_covariances(
 
 def _same_inputs(backbone: Backbone, batch: Batch, layers: Sequence[str]) -> list[tuple[str, ...]]:
     """The layers in groups that read the very same tensors."""
-    seen: dict[str, list[Tensor]] = {name: [] for name in layers}  # held, so that no address is used twice
+    seen: dict[str, list[Tensor]] = {
+        name: [] for name in layers
+    }  # held, so that no address is used twice
     with _watched(backbone.model, layers, lambda name, x: seen[name].append(x)):
         backbone(Batch({name: value[:1] for name, value in batch.inputs.items()}))
     groups: dict[tuple[int, ...], tuple[str, ...]] = {}
@@ -68,7 +76,9 @@ def _same_inputs(backbone: Backbone, batch: Batch, layers: Sequence[str]) -> lis
 
 
 @contextmanager
-def _watched(model: nn.Module, layers: Sequence[str], receive: Callable[[str, Tensor], None]) -> Iterator[None]:
+def _watched(
+    model: nn.Module, layers: Sequence[str], receive: Callable[[str, Tensor], None]
+) -> Iterator[None]:
     """Call `receive(name, input)` whenever one of the layers runs."""
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:

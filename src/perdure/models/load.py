@@ -28,7 +28,9 @@ def load_files(
         model, head_name = opened.model, opened.head_name
         has_bias = head_name is None or pretrained.take_head(model, head_name).bias is not None
         if image_size and opened.kind == "text":
-            raise BackboneError(f"`image_size` is for images, and `{source}` reads texts. Leave it out.")
+            raise BackboneError(
+                f"`image_size` is for images, and `{source}` reads texts. Leave it out."
+            )
         if image_size:
             resolution.change(model, opened.processor, image_size)
         backbone = Encoder(
@@ -62,7 +64,9 @@ def _width(backbone: Encoder) -> int:
         pooled, features = backbone(batch), backbone.features(batch)
     finite = pooled.isfinite().all() and features.isfinite().all()
     if pooled.dim() != 2 or features.dim() != 2 or not finite:
-        raise BackboneError(f"`{backbone.source}` gives no finite feature of an example, and so no answer.")
+        raise BackboneError(
+            f"`{backbone.source}` gives no finite feature of an example, and so no answer."
+        )
     return pooled.shape[1]
 
 
@@ -73,9 +77,13 @@ def _first_look(backbone: Encoder) -> Batch:
         images = [Image.new("RGB", (64, 64), color) for color in ("black", "gray")]
         inputs = processor(images=images, return_tensors="pt")
     else:
-        encoded = processor(["one", "one and two and three"], truncation=True, max_length=backbone.max_length)
+        encoded = processor(
+            ["one", "one and two and three"], truncation=True, max_length=backbone.max_length
+        )
         texts = [{name: column[i] for name, column in encoded.items()} for i in range(2)]
-        if not all(text["input_ids"] for text in texts):  # words that a small vocabulary does not know
+        if not all(
+            text["input_ids"] for text in texts
+        ):  # words that a small vocabulary does not know
             texts = _tokens_alone(processor)
         inputs = processor.pad(texts, return_tensors="pt")
     return Batch(dict(inputs))

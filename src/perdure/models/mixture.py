@@ -88,18 +88,26 @@ class ExpertLinear(nn.Module):
         inside = (x @ self.A.flatten(0, 1).T).unflatten(-1, (experts, -1))
         p = self._gate(inside) if self.gate_rank else self._chosen(inside)
         # all experts at once: their ranks together are small beside the layer's
-        return self.base(x) + (inside * p[..., None]).flatten(-2) @ self.B.permute(0, 2, 1).flatten(0, 1)
+        return self.base(x) + (inside * p[..., None]).flatten(-2) @ self.B.permute(0, 2, 1).flatten(
+            0, 1
+        )
 
-    def _gate(self, inside: Float[Tensor, "*tokens experts rank"]) -> Float[Tensor, "*tokens experts"]:
+    def _gate(
+        self, inside: Float[Tensor, "*tokens experts rank"]
+    ) -> Float[Tensor, "*tokens experts"]:
         p = inside[..., : self.gate_rank].norm(dim=-1).where(self.acts, -torch.inf).softmax(-1)
         if self.top_k < p.shape[-1]:
             best = p.topk(self.top_k, dim=-1)
             p = torch.zeros_like(p).scatter(-1, best.indices, best.values)
         return p / p.sum(-1, keepdim=True)
 
-    def _chosen(self, inside: Float[Tensor, "samples *tokens experts rank"]) -> Float[Tensor, "samples *ones experts"]:
+    def _chosen(
+        self, inside: Float[Tensor, "samples *tokens experts rank"]
+    ) -> Float[Tensor, "samples *ones experts"]:
         rows = self.choice.rows.to(inside.device)
-        rows = rows.repeat_interleave(len(inside) // len(rows))  # one for all; or samples are cut into windows
+        rows = rows.repeat_interleave(
+            len(inside) // len(rows)
+        )  # one for all; or samples are cut into windows
         p = (rows[:, None] == torch.arange(inside.shape[-2], device=inside.device)).to(inside.dtype)
         return p.reshape(len(p), *[1] * (inside.ndim - 3), -1)
 
@@ -134,17 +142,25 @@ class Mixture:
     gate_rank: int = 0
     top_k: int = 1
     expert_rank: int | None = None
-    _layers: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False, compare=False)
+    _layers: dict[str, tuple[Tensor, Tensor]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         for setting, least in {"gate_rank": 0, "top_k": 1, "expert_rank": 1}.items():
             value = getattr(self, setting)
-            if not (type(value) is int and value >= least) and (setting != "expert_rank" or value is not None):
-                raise InputError(f"`{setting}` of a mixture must be a whole number, at least {least}, got {value!r}.")
+            if not (type(value) is int and value >= least) and (
+                setting != "expert_rank" or value is not None
+            ):
+                raise InputError(
+                    f"`{setting}` of a mixture must be a whole number, at least {least}, got {value!r}."
+                )
         for task, vector in self.experts.items():
             for name, value in vector.items():
                 if not isinstance(value, LowRank):
-                    raise InputError(f"The change of `{name}` by `{task}` is not low-rank: use LoRA in `space: delta`.")
+                    raise InputError(
+                        f"The change of `{name}` by `{task}` is not low-rank: use LoRA in `space: delta`."
+                    )
 
     # -- experts
 
@@ -172,12 +188,16 @@ class Mixture:
     def insert(self, model: nn.Module) -> Choice:
         """Replace the linear layers, until `remove`. What is returned chooses the experts where there is no gate."""
         choice = Choice(list(self.experts))
-        for name in dict.fromkeys(name for vector in self.experts.values() for name in vector.entries):
+        for name in dict.fromkeys(
+            name for vector in self.experts.values() for name in vector.entries
+        ):
             A, B = self._stacked(name)
             if not B.any():  # no expert changes this layer
                 continue
             base = adapters.base_layer(model, name)
-            layer = ExpertLinear(base, A, B, gate_rank=self.gate_rank, top_k=self.top_k, choice=choice)
+            layer = ExpertLinear(
+                base, A, B, gate_rank=self.gate_rank, top_k=self.top_k, choice=choice
+            )
             adapters.put_base_layer(model, name, layer)
         return choice
 
@@ -189,13 +209,18 @@ class Mixture:
         finally:
             remove(model)
 
-    def _stacked(self, name: str) -> tuple[Float[Tensor, "experts rank in"], Float[Tensor, "experts out rank"]]:
+    def _stacked(
+        self, name: str
+    ) -> tuple[Float[Tensor, "experts rank in"], Float[Tensor, "experts out rank"]]:
         """The factors of all experts of a layer, filled up to one rank; kept, for they do not change."""
         if name not in self._layers:
             held = {task: self._factors(v[name]) for task, v in self.experts.items() if name in v}
             rank = max(part.rank for part in held.values())
             out, width = next(iter(held.values())).shape
-            A, B = torch.zeros(len(self.experts), rank, width), torch.zeros(len(self.experts), out, rank)
+            A, B = (
+                torch.zeros(len(self.experts), rank, width),
+                torch.zeros(len(self.experts), out, rank),
+            )
             for i, task in enumerate(self.experts):
                 if part := held.get(task):
                     A[i, : part.rank], B[i, :, : part.rank] = part.A, part.B
@@ -206,9 +231,13 @@ class Mixture:
         assert isinstance(value, LowRank)
         if not self.gate_rank:
             return value
-        U, S, Vh = svd(value)  # of the numerical rank: other directions are arbitrary, and the gate must not read them
+        U, S, Vh = svd(
+            value
+        )  # of the numerical rank: other directions are arbitrary, and the gate must not read them
         rank = self.expert_rank or len(S)
-        kept = max(rank, self.gate_rank)  # the gate may read directions in which the expert does not act
+        kept = max(
+            rank, self.gate_rank
+        )  # the gate may read directions in which the expert does not act
         S = torch.where(torch.arange(len(S)) < rank, S, 0)
         return LowRank((U * S)[:, :kept], Vh[:kept])
 
@@ -220,8 +249,15 @@ class Mixture:
         for number, vector in enumerate(self.experts.values()):
             for name, value in vector.items():
                 assert isinstance(value, LowRank)
-                tensors |= {f"{number}.{name}.A": value.A.clone(), f"{number}.{name}.B": value.B.clone()}
-        settings = {"gate_rank": self.gate_rank, "top_k": self.top_k, "expert_rank": self.expert_rank}
+                tensors |= {
+                    f"{number}.{name}.A": value.A.clone(),
+                    f"{number}.{name}.B": value.B.clone(),
+                }
+        settings = {
+            "gate_rank": self.gate_rank,
+            "top_k": self.top_k,
+            "expert_rank": self.expert_rank,
+        }
         about = {"experts": list(self.experts), **settings}
         size = sum(value.numel() * value.element_size() for value in tensors.values())
         with staging.new_folder(Path(folder), size=size) as place:
@@ -246,18 +282,30 @@ class Mixture:
         for key in file.tensors:
             number, _, layer = key.removesuffix(".A").partition(".")
             if key.endswith(".A"):
-                if not (number.isdigit() and int(number) < len(names)) or f"{number}.{layer}.B" not in file:
-                    raise CheckpointError(f"`{key}` in `{file.path}` belongs to no expert, or lacks its B.")
+                if (
+                    not (number.isdigit() and int(number) < len(names))
+                    or f"{number}.{layer}.B" not in file
+                ):
+                    raise CheckpointError(
+                        f"`{key}` in `{file.path}` belongs to no expert, or lacks its B."
+                    )
                 experts[names[int(number)]][layer] = _read(file, f"{number}.{layer}")
         try:
             return cls({name: TaskVector(held) for name, held in experts.items()}, **about)
         except TypeError as error:
-            raise CheckpointError(f"`{Path(folder) / ABOUT}` has a setting that is not known: {error}.") from error
+            raise CheckpointError(
+                f"`{Path(folder) / ABOUT}` has a setting that is not known: {error}."
+            ) from error
 
 
 def _read(file: TensorFile, key: str) -> LowRank:
     A, B = file.read(f"{key}.A"), file.read(f"{key}.B")
-    if A.ndim != 2 or B.ndim != 2 or len(A) != B.shape[1] or not (A.isfinite().all() and B.isfinite().all()):
+    if (
+        A.ndim != 2
+        or B.ndim != 2
+        or len(A) != B.shape[1]
+        or not (A.isfinite().all() and B.isfinite().all())
+    ):
         raise CheckpointError(f"`{key}` in `{file.path}` is no product of two finite matrices.")
     return LowRank(B, A)
 

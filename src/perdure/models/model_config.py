@@ -12,7 +12,13 @@ from perdure.models.model_files import CONFIG, MAX_CONFIG, ModelFiles
 LABELS = ("num_labels", "_num_labels", "id2label", "label2id", "problem_type")
 """What a stored head has learned: every task gets a head of its own, so it is left out, right or wrong."""
 REACHES_OUT = (
-    *("auto_map", "custom_pipelines", "transformers_weights", "configuration_files", "use_pretrained_backbone"),
+    *(
+        "auto_map",
+        "custom_pipelines",
+        "transformers_weights",
+        "configuration_files",
+        "use_pretrained_backbone",
+    ),
     *("attn_implementation", "_attn_implementation", "_attn_implementation_internal"),
     "experts_implementation",
 )
@@ -37,7 +43,9 @@ def read(files: ModelFiles) -> PreTrainedConfig:
     _check_kind(files, values, where)
     for name, number in _counts(values):
         if not -1 <= number <= MOST:
-            raise BackboneError(f"{where}: `{name}` is {number:.0f}, but no model has more than {MOST}.")
+            raise BackboneError(
+                f"{where}: `{name}` is {number:.0f}, but no model has more than {MOST}."
+            )
     left_out = (*LABELS, *REACHES_OUT, *TRADES_SPEED)
     kept = {name: value for name, value in values.items() if name not in left_out}
     config = CONFIG_MAPPING[values["model_type"]].from_dict(kept)
@@ -48,15 +56,23 @@ def read(files: ModelFiles) -> PreTrainedConfig:
 def _check_kind(files: ModelFiles, values: Mapping[str, Any], where: str) -> None:
     kind = values.get("model_type")
     if not isinstance(kind, str):
-        raise BackboneError(f"{where} has no `model_type`, by which transformers knows what the model is.")
+        raise BackboneError(
+            f"{where} has no `model_type`, by which transformers knows what the model is."
+        )
     if (files.folder / "adapter_config.json").exists():
         raise BackboneError(
             f"`{files.source}` holds an adapter beside the model. Merge it first, with `perdure merge`, or take "
             "`adapter_config.json` out."
         )
     if kind not in CONFIG_MAPPING:
-        own_code = "it names Python code of its own, which is never run" if "auto_map" in values else "it has no such"
-        raise BackboneError(f"`{files.source}` is a `{kind[:100]}`, which transformers does not know: {own_code}.")
+        own_code = (
+            "it names Python code of its own, which is never run"
+            if "auto_map" in values
+            else "it has no such"
+        )
+        raise BackboneError(
+            f"`{files.source}` is a `{kind[:100]}`, which transformers does not know: {own_code}."
+        )
     quantised = values.get("quantization_config")
     if quantised:
         method = quantised.get("quant_method") if isinstance(quantised, Mapping) else None
@@ -66,7 +82,9 @@ def _check_kind(files: ModelFiles, values: Mapping[str, Any], where: str) -> Non
         )
 
 
-def _counts(values: Mapping[str, Any], above: str = "", depth: int = 0) -> Iterator[tuple[str, float]]:
+def _counts(
+    values: Mapping[str, Any], above: str = "", depth: int = 0
+) -> Iterator[tuple[str, float]]:
     """The numbers of layers, heads and the like, those of inner configurations too; each with its name."""
     for key, value in values.items():
         name = f"{above}{key}"

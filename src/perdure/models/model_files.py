@@ -21,20 +21,45 @@ from perdure.errors import BackboneError, CheckpointError, InputError
 from perdure.storage.files import read_json
 
 CONFIG = "config.json"
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 """A single file or the index of several: the first that is there is read, in transformers' order."""
 OF_THE_PROCESSOR = (
-    *("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab*.json", "vocab*.txt", "merges.txt"),
-    *("*.model", "*.spm", "*.tiktoken", "*.bpe", "*.vocab", "bpe.codes", "dict.txt", "entity_vocab.json"),
+    *(
+        "tokenizer*.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "vocab*.json",
+        "vocab*.txt",
+        "merges.txt",
+    ),
+    *(
+        "*.model",
+        "*.spm",
+        "*.tiktoken",
+        "*.bpe",
+        "*.vocab",
+        "bpe.codes",
+        "dict.txt",
+        "entity_vocab.json",
+    ),
     *("preprocessor_config.json", "processor_config.json", "image_processor_config.json"),
 )
-MODULES = "modules.json"  # with it sentence-transformers marks its models, which decides how `auto` pools
+MODULES = (
+    "modules.json"  # with it sentence-transformers marks its models, which decides how `auto` pools
+)
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 SHARD = re.compile(r"[\w.-]+\.(safetensors|bin)", re.ASCII)
 
 MAX_CONFIG = 10_000_000  # bytes; with the names of 21,000 classes one has 2 MB
 MAX_PROCESSOR = 100_000_000  # the largest vocabulary in use, of 260,000 tokens, takes 35 MB
-MAX_BRACKETS = 5_000_000  # a list takes 60 bytes when it is read; the largest vocabulary has 500,000 merges
+MAX_BRACKETS = (
+    5_000_000  # a list takes 60 bytes when it is read; the largest vocabulary has 500,000 merges
+)
 LFS = b"version https://git-lfs"
 
 
@@ -74,12 +99,18 @@ class ModelFiles:
 
     def _shards(self, index: str) -> list[str]:
         table = self.read_json(index, MAX_CONFIG).get("weight_map")
-        names = set(table.values()) if isinstance(table, dict) and _are_texts(table.values()) else set()
+        names = (
+            set(table.values()) if isinstance(table, dict) and _are_texts(table.values()) else set()
+        )
         if not names:
-            raise BackboneError(f"`{self.folder / index}` is damaged: its `weight_map` names no files.")
+            raise BackboneError(
+                f"`{self.folder / index}` is damaged: its `weight_map` names no files."
+            )
         outside = sorted(name for name in names if not SHARD.fullmatch(name))
         if outside:
-            raise BackboneError(f"`{self.folder / index}` names the file {outside[0]!r}, which is no plain file name.")
+            raise BackboneError(
+                f"`{self.folder / index}` names the file {outside[0]!r}, which is no plain file name."
+            )
         return sorted(names)
 
     @functools.cached_property
@@ -87,7 +118,9 @@ class ModelFiles:
         """The files beside the weights that decide what the model answers, in the order of their names."""
         names = [path.name for path in _listed(self.folder)]
         patterns = (CONFIG, MODULES, *OF_THE_PROCESSOR)
-        wanted = sorted(name for name in names if any(fnmatch.fnmatchcase(name, one) for one in patterns))
+        wanted = sorted(
+            name for name in names if any(fnmatch.fnmatchcase(name, one) for one in patterns)
+        )
         return tuple(self.folder / name for name in wanted)
 
     def check(self) -> None:
@@ -100,7 +133,9 @@ class ModelFiles:
         """
         for path in _listed(self.folder):
             if not path.is_file() and not path.is_dir() and path.exists():
-                raise BackboneError(f"`{path}` is a pipe or a device, which no model has. Remove it.")
+                raise BackboneError(
+                    f"`{path}` is a pipe or a device, which no model has. Remove it."
+                )
         if not os.path.lexists(self.folder / CONFIG):
             raise BackboneError(
                 f"No model could be loaded from `{self.source}`: it has no `{CONFIG}`. Give a folder with "
@@ -144,16 +179,22 @@ def _check_file(path: Path, limit: int | None) -> None:
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
-            raise BackboneError(f"`{path}` is not a file, as it is in a folder that `save_pretrained` wrote.")
+            raise BackboneError(
+                f"`{path}` is not a file, as it is in a folder that `save_pretrained` wrote."
+            )
         if limit is not None and status.st_size > limit:
-            raise BackboneError(f"`{path}` has {status.st_size} bytes, but no such file needs more than {limit}.")
+            raise BackboneError(
+                f"`{path}` has {status.st_size} bytes, but no such file needs more than {limit}."
+            )
         with path.open("rb") as file:
             pointer = file.read(len(LFS)) == LFS
             empty = _in_holes(file.fileno(), status.st_size)
     except OSError as error:
         raise BackboneError(f"`{path}` cannot be read: {error.strerror}.") from error
     if pointer:
-        raise BackboneError(f"`{path}` is a pointer of Git LFS, not the file itself. Fetch it with `git lfs pull`.")
+        raise BackboneError(
+            f"`{path}` is a pointer of Git LFS, not the file itself. Fetch it with `git lfs pull`."
+        )
     if empty > status.st_size / 2:
         raise BackboneError(
             f"`{path}` was never written as a whole: {empty} of its {status.st_size} bytes are holes. "
@@ -164,11 +205,15 @@ def _check_file(path: Path, limit: int | None) -> None:
 def _check_json(path: Path) -> None:
     content = path.read_bytes()
     if content.count(b"[") + content.count(b"{") > MAX_BRACKETS:
-        raise BackboneError(f"`{path}` has more than {MAX_BRACKETS} lists and mappings, which no such file needs.")
+        raise BackboneError(
+            f"`{path}` has more than {MAX_BRACKETS} lists and mappings, which no such file needs."
+        )
     try:
         json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise BackboneError(f"`{path}` is not JSON: {str(error)[:200]}. It is damaged or was changed.") from error
+        raise BackboneError(
+            f"`{path}` is not JSON: {str(error)[:200]}. It is damaged or was changed."
+        ) from error
 
 
 def folder_of(source: str, *, fetch: bool = True) -> Path:
@@ -211,11 +256,15 @@ def find(source: str, revision: str | None = None, *, fetch: bool = True) -> Mod
         The name is empty, or a `revision` is given for something that is no hub id.
     """
     if not source.strip():  # a path that is empty is the folder in which the command is given
-        raise InputError("The name of the backbone is empty. Give a model's folder, a hub id, `minilm` or `dinov2`.")
+        raise InputError(
+            "The name of the backbone is empty. Give a model's folder, a hub id, `minilm` or `dinov2`."
+        )
     folder = folder_of(source, fetch=fetch)
     local = folder.is_dir() or str(folder) != source or not HUB_ID.fullmatch(source)
     if local and revision is not None:
-        raise InputError(f"`revision: {revision}` is for models of the hub, but `{source}` is none. Leave it out.")
+        raise InputError(
+            f"`revision: {revision}` is for models of the hub, but `{source}` is none. Leave it out."
+        )
     if folder.is_dir():
         return ModelFiles(source, folder)
     if local or folder.exists():
@@ -240,7 +289,9 @@ def _from_hub(source: str, revision: str | None, fetch: bool) -> ModelFiles:
         return fetched([path.name for path in found.weights]) if fetch else found
     except (OSError, ValueError) as error:
         here = f"there is no folder `{Path.cwd() / source}`"
-        why = (str(error).splitlines() or [type(error).__name__])[0].removeprefix("Got: ").rstrip(".")
+        why = (
+            (str(error).splitlines() or [type(error).__name__])[0].removeprefix("Got: ").rstrip(".")
+        )
         what = f"`{source}` at the revision `{revision}`" if revision else f"`{source}`"
         raise BackboneError(
             _not_found(source, f"{here}, and {what} could not be fetched from the hub: {why}")

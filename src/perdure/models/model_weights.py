@@ -89,7 +89,9 @@ def _in_pickle(path: Path) -> dict[str, Stored]:
     size = path.stat().st_size
     vast = [name for name, tensor in tensors.items() if tensor.numbers > size]
     if vast:
-        raise BackboneError(f"`{vast[0]}` in `{path}` has more values than the whole file has bytes.")
+        raise BackboneError(
+            f"`{vast[0]}` in `{path}` has more values than the whole file has bytes."
+        )
     return tensors
 
 
@@ -147,4 +149,6 @@ def check_finite(source: str, model: nn.Module) -> None:
     """Raise `BackboneError` if a parameter has values that are not finite: no answer of the model would be one."""
     for name, value in model.named_parameters():
         if not is_finite(value):
-            raise BackboneError(f"`{name}` of `{source}` holds values that are not finite (NaN or infinite).")
+            raise BackboneError(
+                f"`{name}` of `{source}` holds values that are not finite (NaN or infinite)."
+            )

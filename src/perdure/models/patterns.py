@@ -81,11 +81,17 @@ class Patterns:
             )
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # `[[` may mean something else one day
-                re.compile(pattern)  # `regex` has recursion, which needs memory without bound, and `re` refuses it
+                warnings.simplefilter(
+                    "ignore", FutureWarning
+                )  # `[[` may mean something else one day
+                re.compile(
+                    pattern
+                )  # `regex` has recursion, which needs memory without bound, and `re` refuses it
                 compiled = regex.compile(pattern)
         except (re.error, regex.error, RecursionError, OverflowError) as error:
-            raise self._error(f"{where}: `{pattern[:200]}` is not a regular expression ({error}).") from error
+            raise self._error(
+                f"{where}: `{pattern[:200]}` is not a regular expression ({error})."
+            ) from error
         self._compiled[pattern] = compiled
         return compiled
 

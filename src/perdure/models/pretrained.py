@@ -52,7 +52,10 @@ class Opened:
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
     """Without transformers' progress bars and its advice to train a head: we make our own."""
-    verbosity, bars = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
+    verbosity, bars = (
+        transformers.logging.get_verbosity(),
+        transformers.logging.is_progress_bar_enabled(),
+    )
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     try:
@@ -119,13 +122,17 @@ def _kind(source: str, config: Any) -> Kind:
         return "image"
     if config.model_type in modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
         return "text"
-    raise BackboneError(f"`{source}` is a `{config.model_type}`, for which transformers has no classification model.")
+    raise BackboneError(
+        f"`{source}` is a `{config.model_type}`, for which transformers has no classification model."
+    )
 
 
 def _pooling(files: ModelFiles, config: Any, kind: Kind, pooling: str) -> str:
     if kind == "image":
         if pooling == "mean":
-            raise BackboneError("`pooling='mean'` is for texts. Use `stock` or `auto` with an image model.")
+            raise BackboneError(
+                "`pooling='mean'` is for texts. Use `stock` or `auto` with an image model."
+            )
         return "stock"
     if _has_own_encoder(config):
         if pooling == "stock":
@@ -140,7 +147,10 @@ def _pooling(files: ModelFiles, config: Any, kind: Kind, pooling: str) -> str:
 
 def _has_own_encoder(config: Any) -> bool:
     """Whether a model has encoder and decoder, the encoder of which is a model by itself: T5's family."""
-    return bool(config.is_encoder_decoder) and config.model_type in modeling_auto.MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES
+    return (
+        bool(config.is_encoder_decoder)
+        and config.model_type in modeling_auto.MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES
+    )
 
 
 def _check_pixels(source: str, processor: Any) -> None:
@@ -169,7 +179,9 @@ class _Weights:
     def read_by(self, auto: Any) -> tuple[Any, list[str]]:
         """Make a model, and list the parameters that are not in the files, or there in another shape."""
         source = self.files.source
-        model_weights.skeleton(source, lambda: auto.from_config(self.config, trust_remote_code=False), self.tensors)
+        model_weights.skeleton(
+            source, lambda: auto.from_config(self.config, trust_remote_code=False), self.tensors
+        )
         model, info = auto.from_pretrained(
             self.files.folder,
             config=self.config,
@@ -181,11 +193,15 @@ class _Weights:
         )
         failed = [*info.get("error_msgs", ()), *dict(info.get("conversion_errors") or {}).values()]
         if failed:
-            raise BackboneError(f"The weights of `{source}` do not fit its `config.json`: {str(failed[0])[:300]}.")
+            raise BackboneError(
+                f"The weights of `{source}` do not fit its `config.json`: {str(failed[0])[:300]}."
+            )
         return model, sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
 
 
-def _classifier(weights: _Weights, kind: Kind, pooling: str, head: str | None) -> tuple[Any, str] | None:
+def _classifier(
+    weights: _Weights, kind: Kind, pooling: str, head: str | None
+) -> tuple[Any, str] | None:
     """The model with a head, and the head's name; by `auto` none if a layer between encoder and head is untrained."""
     auto = transformers.AutoModelForImageClassification
     if kind == "text":
@@ -195,7 +211,11 @@ def _classifier(weights: _Weights, kind: Kind, pooling: str, head: str | None) -
     name = head or _find_head(model)
     untrained = [key for key in missing if not key.startswith(f"{name}.")]
     encoder = f"{model.base_model_prefix}."
-    may_be_untrained = [key for key in untrained if kind == "text" and (_is_pooler(key) or not key.startswith(encoder))]
+    may_be_untrained = [
+        key
+        for key in untrained
+        if kind == "text" and (_is_pooler(key) or not key.startswith(encoder))
+    ]
     _refuse(source, [key for key in untrained if key not in may_be_untrained])
     if not untrained:
         return model, name
@@ -234,7 +254,9 @@ def _refuse(source: str, missing: list[str]) -> None:
 
 def _find_head(model: Any) -> str:
     """The last linear layer outside the encoder that gives as many outputs as there are labels."""
-    linear = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    linear = [
+        (name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)
+    ]
     inside = f"{model.base_model_prefix}."
     found = [
         name
@@ -267,7 +289,9 @@ def take_head(model: Any, name: str) -> nn.Linear:
 @contextlib.contextmanager
 def stored_as(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     """The model with its values in another type while the block runs; afterwards they are as they were, bit for bit."""
-    values = [value for value in (*model.parameters(), *model.buffers()) if value.is_floating_point()]
+    values = [
+        value for value in (*model.parameters(), *model.buffers()) if value.is_floating_point()
+    ]
     before = [value.data for value in values]
     try:
         for value in values:

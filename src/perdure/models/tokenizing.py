@@ -24,7 +24,9 @@ def load(files: ModelFiles, config: PreTrainedConfig) -> Any:
         files.folder, config=config, trust_remote_code=False, local_files_only=True
     )
     if len(tokenizer) <= len(tokenizer.all_special_ids):
-        raise BackboneError(f"The tokenizer of `{files.source}` has no vocabulary: its files are missing or damaged.")
+        raise BackboneError(
+            f"The tokenizer of `{files.source}` has no vocabulary: its files are missing or damaged."
+        )
     # collating pads what was tokenized before; transformers advises against it because it is slower in one go
     tokenizer.deprecation_warnings["Asking-to-pad-a-fast-tokenizer"] = True
     return tokenizer
@@ -44,7 +46,9 @@ def give_padding(source: str, config: Any, tokenizer: Any) -> None:
         in_config = None  # some folders say -1 for none
     if tokenizer.pad_token_id is None:
         known = in_config is not None and in_config < len(tokenizer)
-        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(in_config) if known else tokenizer.eos_token
+        tokenizer.pad_token = (
+            tokenizer.convert_ids_to_tokens(in_config) if known else tokenizer.eos_token
+        )
     if tokenizer.pad_token_id is None:
         raise BackboneError(
             f"The tokenizer of `{source}` has no padding token and no end-of-text token, so texts of different lengths "
@@ -84,8 +88,12 @@ def agree(source: str, model: Any, tokenizer: Any) -> None:
 
 def _check_vocabulary(source: str, model: Any, tokenizer: Any) -> None:
     rows = model.get_input_embeddings().num_embeddings
-    special = set(tokenizer.all_special_tokens)  # a few models have one for images, which no text leads to
-    without = {token: i for token, i in tokenizer.get_vocab().items() if i >= rows and token not in special}
+    special = set(
+        tokenizer.all_special_tokens
+    )  # a few models have one for images, which no text leads to
+    without = {
+        token: i for token, i in tokenizer.get_vocab().items() if i >= rows and token not in special
+    }
     if without or tokenizer.pad_token_id >= rows:
         token = min(without, key=without.__getitem__, default=tokenizer.pad_token)
         raise BackboneError(
@@ -114,7 +122,9 @@ def length_limit(source: str, model: Any, tokenizer: Any) -> int:
     positions = getattr(model.config, "max_position_embeddings", None)
     limit = min(_limit(positions) - reserved_positions(model), _limit(tokenizer.model_max_length))
     if limit < 3:
-        raise BackboneError(f"`{source}` reads texts of at most {limit} tokens, which is too few for any text.")
+        raise BackboneError(
+            f"`{source}` reads texts of at most {limit} tokens, which is too few for any text."
+        )
     return limit
 
 

@@ -25,6 +25,8 @@ FORMATS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "html": to_html,
     "markdown": to_markdown,
     "latex": to_latex,
-    "json": lambda summary: json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
+    "json": lambda summary: (
+        json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    ),
 }
 """How a report's dict becomes text."""

@@ -66,7 +66,9 @@ def picture(run: Mapping[str, Any], task_id: str, known: str) -> Picture | None:
         return None
     classes = found["classes"]
     names = [one["name"] for one in classes]
-    columns = list(dict.fromkeys([*names, *(one["taken_for"] for one in classes if one["taken_for"])]))
+    columns = list(
+        dict.fromkeys([*names, *(one["taken_for"] for one in classes if one["taken_for"])])
+    )
     shares = np.zeros((len(names), len(columns)))
     rows: list[list[Cell]] = []
     for row, one in enumerate(classes):
@@ -75,6 +77,10 @@ def picture(run: Mapping[str, Any], task_id: str, known: str) -> Picture | None:
         rows.append([one["name"], one["examples"], one["recall"], one["taken_for"], one["times"]])
     image = heat(shares, names, columns, limits=(0.0, 1.0), digits=0)
     few = len(classes) < found["count"]
-    which = f"the {len(classes)} of {found['count']} classes with the lowest recall" if few else "all classes"
+    which = (
+        f"the {len(classes)} of {found['count']} classes with the lowest recall"
+        if few
+        else "all classes"
+    )
     header = ["class", "test examples", "recall", "most often taken for", "times"]
     return Picture(f"True class (row) × answer, %: {which} · {known}", image, header, rows)

@@ -37,7 +37,9 @@ def _draw_search(searched: Sequence[tuple[str, Look, Mapping[str, Any]]]) -> Fig
     figure, axes = empty(len(searched))
     for title, look, search in searched:
         scales, scores = search["scales"], gaps(search["scores"])
-        axes.plot(scales, scores, look.line, marker="o", color=look.colour, mfc="none", label=shown(title))
+        axes.plot(
+            scales, scores, look.line, marker="o", color=look.colour, mfc="none", label=shown(title)
+        )
         if search["chosen"] in scales:
             taken = scales.index(search["chosen"])
             axes.plot(scales[taken], scores[taken], "o", color=look.colour, ms=9)

@@ -33,5 +33,9 @@ def _about(diagnostics: Mapping[str, Any], diagnostic: Diagnostic) -> str:
     count = len(diagnostics["tasks"])
     most = f", at most {diagnostics['examples']} examples of each task and split"
     examples = most if diagnostic.reads_examples else ""
-    capped = f" Drawn are the first {TASKS} of {count} tasks; all are in diagnostics.json." if count > TASKS else ""
+    capped = (
+        f" Drawn are the first {TASKS} of {count} tasks; all are in diagnostics.json."
+        if count > TASKS
+        else ""
+    )
     return f"(Rule {diagnostics['rule']}{examples}.){capped}"

@@ -19,7 +19,11 @@ def show(found: Mapping[str, Any], console: Console | None = None) -> None:
     console = console or Console()
     found = plain(found)
     count = len(found["tasks"])
-    say(console, f"{count} task{'s' if count > 1 else ''}, combined by {found['rule']}", style="bold")
+    say(
+        console,
+        f"{count} task{'s' if count > 1 else ''}, combined by {found['rule']}",
+        style="bold",
+    )
     for name, diagnostic in registry.diagnostics().items():
         if name in found["parts"]:
             part = found["parts"][name]

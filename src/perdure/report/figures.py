@@ -8,7 +8,16 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from perdure.report.axes import PERCENT, WIDTH, empty, gaps, left_out, name_tasks, shown, with_legend
+from perdure.report.axes import (
+    PERCENT,
+    WIDTH,
+    empty,
+    gaps,
+    left_out,
+    name_tasks,
+    shown,
+    with_legend,
+)
 from perdure.report.picture import Cell, Picture
 from perdure.report.series import DRAWN, Look, Looks, Summary, Way, compared, ways
 from perdure.report.svg import INK, LINE, SOFT, svg
@@ -46,7 +55,9 @@ def seen(summary: Summary, known: Sequence[Way]) -> Picture | None:
     names = _steps(summary)
     image = _draw_lines(lines[:DRAWN], names, "after learning", "mean score on tasks seen, %")
     header, rows = _columns(lines, names)
-    return Picture(f"Mean score on the tasks seen{_in(known)}{left_out(lines)}", image, header, rows)
+    return Picture(
+        f"Mean score on the tasks seen{_in(known)}{left_out(lines)}", image, header, rows
+    )
 
 
 def tasks(summary: Summary, known: Sequence[Way]) -> Picture | None:
@@ -138,7 +149,9 @@ def _draw_losses(curves: Sequence[tuple[str, Look, Sequence[Mapping[str, Any]]]]
             share = np.array(curve["steps"]) / max(curve["steps"])
             x = names.index(curve["task"]) - 0.46 + 0.92 * share
             marker = "o" if len(x) == 1 else ""
-            axes.plot(x, curve["loss"], look.line, marker=marker, color=look.colour, lw=1.2, label=label)
+            axes.plot(
+                x, curve["loss"], look.line, marker=marker, color=look.colour, lw=1.2, label=label
+            )
             label = "_"  # matplotlib hides labels that begin so: one entry in the legend is enough
     name_tasks(axes, names)
     axes.set(xlabel="while learning", ylabel="training loss", ylim=(0, None))
@@ -161,7 +174,9 @@ def plane(summary: Summary, known: Sequence[Way]) -> Picture | None:
             continue
         points.append((series, learned, forgotten))
         spreads = (learned["sd"], forgotten["sd"])
-        rows.append([series.title, learned["mean"], spreads[0], forgotten["mean"], spreads[1], learned["n"]])
+        rows.append(
+            [series.title, learned["mean"], spreads[0], forgotten["mean"], spreads[1], learned["n"]]
+        )
     if len(points) < 2:  # one point compares nothing, and its numbers are in the table of results
         return None
     title = f"Stability and plasticity{_in(known)}"
@@ -180,7 +195,14 @@ def _draw_plane(points: Sequence[Any]) -> Figure:
         x, y = learned["mean"], forgotten["mean"]
         look = series.look
         axes.errorbar(
-            x, y, xerr=learned["sd"] or 0, yerr=forgotten["sd"] or 0, color=look.colour, lw=1, capsize=2, zorder=1
+            x,
+            y,
+            xerr=learned["sd"] or 0,
+            yerr=forgotten["sd"] or 0,
+            color=look.colour,
+            lw=1,
+            capsize=2,
+            zorder=1,
         )
         if numbered:
             axes.plot(x, y, ".", ms=8, color=look.colour)
@@ -201,10 +223,16 @@ def forgetting(summary: Summary) -> Picture | None:
 
     With more than three runs there is a bar for each group of them: the mean over its tasks.
     """
-    bars = _forgetting_of_tasks(summary) if len(summary["runs"]) <= 3 else _forgetting_of_groups(summary)
+    bars = (
+        _forgetting_of_tasks(summary)
+        if len(summary["runs"]) <= 3
+        else _forgetting_of_groups(summary)
+    )
     bars = [(label, look, values) for label, look, values in bars if _any(list(values.values()))]
     names = list(dict.fromkeys(name for _, _, values in bars for name in values))
-    drawn = [Line(label, look, [values.get(name) for name in names]) for label, look, values in bars]
+    drawn = [
+        Line(label, look, [values.get(name) for name in names]) for label, look, values in bars
+    ]
     if sum(len(_known(line.values)) for line in drawn) < 2:  # one bar compares nothing
         return None
     rows = [[name, *(line.values[place] for line in drawn)] for place, name in enumerate(names)]
@@ -224,7 +252,9 @@ def _forgetting_of_tasks(summary: Summary) -> Bars:
                 continue
             label = f"{run['title']} · {result['known']}" if looks.several else result["known"]
             look = looks.of_run(number, run["rule"], result["task_id"])
-            bars.append((label, look, dict(zip(result["tasks"], result["forgetting"], strict=False))))
+            bars.append(
+                (label, look, dict(zip(result["tasks"], result["forgetting"], strict=False)))
+            )
     return bars
 
 
@@ -254,7 +284,9 @@ def _draw_lines(lines: Sequence[Line], names: Sequence[str], below: str, beside:
             middle = np.array(gaps(line.values))
             half = np.nan_to_num(np.array(gaps(line.spreads)))
             colour = line.look.colour
-            axes.fill_between(range(len(middle)), middle - half, middle + half, color=colour, alpha=0.15, lw=0)
+            axes.fill_between(
+                range(len(middle)), middle - half, middle + half, color=colour, alpha=0.15, lw=0
+            )
     name_tasks(axes, names)
     axes.set(xlabel=below, ylabel=beside)
     axes.yaxis.set_major_formatter(PERCENT)
@@ -267,11 +299,19 @@ def _draw_line(axes: Axes, line: Line, *, first: int = 0) -> None:
     marker = look.marker if len(line.values) <= 40 else ""
     steps = range(first, first + len(line.values))
     (drawn,) = axes.plot(
-        steps, gaps(line.values), look.line, marker=marker, ms=4.5, color=look.colour, label=shown(line.title)
+        steps,
+        gaps(line.values),
+        look.line,
+        marker=marker,
+        ms=4.5,
+        color=look.colour,
+        label=shown(line.title),
     )
     if len(_known(line.values)) == 1:
         # A single point has no line that leads to it: large, hollow and above the others it can still be seen.
-        drawn.set(marker=look.marker, markersize=10, markerfacecolor="none", markeredgewidth=2, zorder=3)
+        drawn.set(
+            marker=look.marker, markersize=10, markerfacecolor="none", markeredgewidth=2, zorder=3
+        )
 
 
 @svg
@@ -315,7 +355,9 @@ def _in(known: Sequence[Way]) -> str:
 
 def _steps(summary: Summary) -> list[str]:
     """Name the steps by their tasks, if all runs have the same order; else number them."""
-    orders = sorted({tuple(task["name"] for task in run["tasks"]) for run in summary["runs"]}, key=len)
+    orders = sorted(
+        {tuple(task["name"] for task in run["tasks"]) for run in summary["runs"]}, key=len
+    )
     longest = orders[-1]
     if all(order == longest[: len(order)] for order in orders):
         return list(longest)

@@ -73,7 +73,11 @@ def read(folder: str | Path) -> Files:
     recipe = tried(layout.recipe, {}, folder)
     forgotten = layout.forgotten(recipe)
     places = tried(layout.task_folders, {}, folder, forgotten)
-    names = ("environment.json", "events.jsonl", "combined.json")  # without scores.csv nothing is measured yet
+    names = (
+        "environment.json",
+        "events.jsonl",
+        "combined.json",
+    )  # without scores.csv nothing is measured yet
     there = {name: tried(layout.is_there, True, folder / name) for name in names}
     for name in names:
         if not there[name] and (places or name != "combined.json"):
@@ -82,7 +86,9 @@ def read(folder: str | Path) -> Files:
     tasks = {name: tried(_task, _unknown(name), name, place) for name, place in places.items()}
     for name in _learned(recipe, scores, events):
         if name not in tasks and name not in forgotten:
-            problems.append(f"`{folder / 'tasks'}` has no whole folder of task `{name}`, which was learned.")
+            problems.append(
+                f"`{folder / 'tasks'}` has no whole folder of task `{name}`, which was learned."
+            )
             tasks[name] = _unknown(name)
     return Files(
         folder=folder,
@@ -108,12 +114,20 @@ def _missing(folder: Path, name: str) -> str:
     return f"`{folder / name}` is missing: {why[name].replace('RUN', str(folder))}."
 
 
-def _learned(recipe: dict[str, Any], scores: list[dict[str, Any]], events: list[dict[str, Any]]) -> list[str]:
+def _learned(
+    recipe: dict[str, Any], scores: list[dict[str, Any]], events: list[dict[str, Any]]
+) -> list[str]:
     """The tasks of which a run says that they were learned: of tasks to come there may be scores, too."""
     evaluation = recipe.get("evaluation")
     future = isinstance(evaluation, dict) and evaluation.get("future")
-    rows = [] if future else sorted((row for row in scores if row["step"] > 0), key=lambda row: row["step"])
-    names = [event.get("task") for event in events if event.get("event") == "task"] + [row["task"] for row in rows]
+    rows = (
+        []
+        if future
+        else sorted((row for row in scores if row["step"] > 0), key=lambda row: row["step"])
+    )
+    names = [event.get("task") for event in events if event.get("event") == "task"] + [
+        row["task"] for row in rows
+    ]
     return [name for name in dict.fromkeys(names) if name]
 
 

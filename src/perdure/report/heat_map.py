@@ -17,13 +17,19 @@ from perdure.report.markdown import number
 from perdure.report.picture import Picture
 from perdure.report.svg import FONT, SMALLEST, short
 
-NUMBERS, CELLS, ROWS = 12, 40, 60  # up to so many columns hold numbers; up to so many (and rows) are drawn one by one
+NUMBERS, CELLS, ROWS = (
+    12,
+    40,
+    60,
+)  # up to so many columns hold numbers; up to so many (and rows) are drawn one by one
 LETTER = 7.2  # pixels of a letter, nearly always at most
 
 
 def matrix(result: Mapping[str, Any], limits: tuple[float, float]) -> Picture:
     """The accuracy matrix: after learning the row's task, the score on the column's. Empty rows are left out."""
-    measured = [i for i, row in enumerate(result["matrix"]) if any(value is not None for value in row)] or [0]
+    measured = [
+        i for i, row in enumerate(result["matrix"]) if any(value is not None for value in row)
+    ] or [0]
     names = result["tasks"]
     values = np.array([result["matrix"][i] for i in measured], dtype=float)
     image = heat(values, [names[i] for i in measured], names, limits=limits)
@@ -33,8 +39,16 @@ def matrix(result: Mapping[str, Any], limits: tuple[float, float]) -> Picture:
 
 def limits(results: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
     """Where the colours of several matrices begin and end: the tenths around their values."""
-    values = [value for result in results for row in result["matrix"] for value in row if value is not None]
-    low, high = (np.floor(10 * min(values)) / 10, np.ceil(10 * max(values)) / 10) if values else (0.0, 1.0)
+    values = [
+        value
+        for result in results
+        for row in result["matrix"]
+        for value in row
+        if value is not None
+    ]
+    low, high = (
+        (np.floor(10 * min(values)) / 10, np.ceil(10 * max(values)) / 10) if values else (0.0, 1.0)
+    )
     return float(low), float(max(high, low + 0.1))
 
 
@@ -62,19 +76,36 @@ def heat(
     numbered = len(columns) <= NUMBERS and len(rows) <= ROWS
     single = len(columns) <= CELLS and len(rows) <= ROWS
     side = max(2, 960 // max(len(rows), len(columns), 1))
-    width, height = (46, 30 if len(rows) <= NUMBERS else 22) if numbered else (24, 20) if single else (side, side)
-    painted = matplotlib.colormaps[colours](np.clip((values - limits[0]) / (limits[1] - limits[0] or 1), 0, 1))
-    painted = np.round(255 * np.where(np.isnan(values)[..., None], (1, 1, 1, 0), painted)).astype(np.uint8)
-    places = [(column * width, row * height) for row in range(len(rows)) for column in range(len(columns))]
+    width, height = (
+        (46, 30 if len(rows) <= NUMBERS else 22)
+        if numbered
+        else (24, 20)
+        if single
+        else (side, side)
+    )
+    painted = matplotlib.colormaps[colours](
+        np.clip((values - limits[0]) / (limits[1] - limits[0] or 1), 0, 1)
+    )
+    painted = np.round(255 * np.where(np.isnan(values)[..., None], (1, 1, 1, 0), painted)).astype(
+        np.uint8
+    )
+    places = [
+        (column * width, row * height) for row in range(len(rows)) for column in range(len(columns))
+    ]
     if single:
         cells = [
-            _cell(*place, width, height, colour) for place, colour in zip(places, painted.reshape(-1, 4), strict=True)
+            _cell(*place, width, height, colour)
+            for place, colour in zip(places, painted.reshape(-1, 4), strict=True)
         ]
     else:
         cells = [_raster(painted, width * len(columns), height * len(rows))]
     if numbered:
         flat = zip(places, values.flat, painted.reshape(-1, 4), strict=True)
-        cells += [_number(x + width / 2, y + height / 2 + 3, scale * v, digits, c) for (x, y), v, c in flat if v == v]
+        cells += [
+            _number(x + width / 2, y + height / 2 + 3, scale * v, digits, c)
+            for (x, y), v, c in flat
+            if v == v
+        ]
     left, top, over = _labels(rows), 0.65 * _labels(columns) + 14, 0.77 * _labels(columns)
     cells += [_left(-7, (i + 0.5) * height + 4, rows[i]) for i in _shown(len(rows), height)]
     cells += [_above((i + 0.5) * width, -7, columns[i]) for i in _shown(len(columns), width)]

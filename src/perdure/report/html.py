@@ -84,9 +84,15 @@ def to_html(summary: Mapping[str, Any]) -> str:
     """The page as text."""
     loader = FileSystemLoader(Path(__file__).parent / "templates")
     environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=loader,
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    environment.filters["yaml"] = lambda value: yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
+    environment.filters["yaml"] = lambda value: yaml.safe_dump(
+        value, sort_keys=False, allow_unicode=True
+    )
     environment.filters["svg"] = Markup  # names in it are escaped by those who drew it
     environment.filters["cell"] = _cell
     titles = [group["title"] for group in summary["groups"]]
@@ -121,7 +127,10 @@ def _sections(summary: Mapping[str, Any]) -> list[Section]:
         Section(
             "Over the stream",
             "A colour stands for one run and rule on the whole page." if several else "",
-            _there(*(figures.seen(summary, part) for part in parts), *(figures.tasks(summary, part) for part in parts)),
+            _there(
+                *(figures.seen(summary, part) for part in parts),
+                *(figures.tasks(summary, part) for part in parts),
+            ),
         ),
         Section(
             "Stability and plasticity",
@@ -136,7 +145,9 @@ def _sections(summary: Mapping[str, Any]) -> list[Section]:
             _there(costs.search(summary)),
         ),
         Section("Training", "", _there(figures.losses(summary))),
-        Section("Cost", "Trained: the most parameters for any one task.", _there(costs.cost(summary))),
+        Section(
+            "Cost", "Trained: the most parameters for any one task.", _there(costs.cost(summary))
+        ),
     ]
     return [section for section in sections if section.pictures] + _diagnostics(summary)
 
@@ -144,7 +155,9 @@ def _sections(summary: Mapping[str, Any]) -> list[Section]:
 def _diagnostics(summary: Mapping[str, Any]) -> list[Section]:
     diagnosed = [run for run in summary["runs"] if run["diagnostics"]]
     if len(diagnosed) > FEW:
-        return [Section("Diagnostics", f"{len(diagnosed)} runs were diagnosed: see the report of each.")]
+        return [
+            Section("Diagnostics", f"{len(diagnosed)} runs were diagnosed: see the report of each.")
+        ]
     several = len(summary["runs"]) > 1
     sections = []
     for run in diagnosed:
@@ -164,14 +177,20 @@ def _shown(summary: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], Mapping[
     if len(summary["runs"]) <= FEW:
         return pairs
     first = [key for key, _ in ways(summary)][:1]
-    return [(run, result) for run, result in pairs if result["rule"] == run["rule"] and [result["task_id"]] == first]
+    return [
+        (run, result)
+        for run, result in pairs
+        if result["rule"] == run["rule"] and [result["task_id"]] == first
+    ]
 
 
 def _matrices(summary: Mapping[str, Any]) -> Section:
     shown = _shown(summary)
     low, high = limits = heat_map.limits([result for _, result in shown])
     colours = f"Dark is {percent(low)} %, light {percent(high)} %."
-    gaps = any(None in row[: step + 1] for _, result in shown for step, row in enumerate(result["matrix"]))
+    gaps = any(
+        None in row[: step + 1] for _, result in shown for step, row in enumerate(result["matrix"])
+    )
     blank = " Below the diagonal a blank was not measured." if gaps else ""
     note = f"Row: after learning this task. Column: the score on this task. {colours}{blank}"
     several = len(summary["runs"]) > 1
@@ -200,12 +219,17 @@ def _classes(summary: Mapping[str, Any]) -> Section:
 
 def _fitting(sections: Sequence[Section]) -> list[Section]:
     """The sections without the largest tables, where all together are too much for a page."""
-    size = {id(picture): len(picture.header) * len(picture.rows) for one in sections for picture in one.pictures}
+    size = {
+        id(picture): len(picture.header) * len(picture.rows)
+        for one in sections
+        for picture in one.pictures
+    }
     left, kept = CELLS, set()
     for key in sorted(size, key=size.__getitem__):
         left -= size[key]
         if left >= 0:
             kept.add(key)
     return [
-        replace(one, pictures=[p if id(p) in kept else replace(p, rows=[]) for p in one.pictures]) for one in sections
+        replace(one, pictures=[p if id(p) in kept else replace(p, rows=[]) for p in one.pictures])
+        for one in sections
     ]

@@ -18,7 +18,10 @@ def to_latex(summary: Mapping[str, Any]) -> str:
     """The table, to be pasted: metrics are right-aligned, and what is in common stands in the caption."""
     results = table(summary)
     numbers = len(results.header) - results.texts
-    lines = [" & ".join(escaped(cell) for cell in row) + r" \\" for row in [results.header, *results.rows]]
+    lines = [
+        " & ".join(escaped(cell) for cell in row) + r" \\"
+        for row in [results.header, *results.rows]
+    ]
     return "\n".join([
         *(f"% {' '.join(said.split())}" for said in unfinished(summary)),
         r"\begin{table}", r"\centering", rf"\caption{{{escaped(note(summary))}}}",

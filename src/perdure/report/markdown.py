@@ -76,7 +76,11 @@ def table(summary: Mapping[str, Any]) -> ResultsTable:
     numbers += ["Standard error", "Test examples"] if counted else []
     rows = []
     for group, result in results:
-        rule = result["rule"] if result["metric"] == "accuracy" else f"{result['rule']} ({result['metric']})"
+        rule = (
+            result["rule"]
+            if result["metric"] == "accuracy"
+            else f"{result['rule']} ({result['metric']})"
+        )
         row = [group["title"], *([str(len(group["runs"]))] if seeds else []), rule, result["known"]]
         for name in summary["metrics"]:
             row.append(spread(result["metrics"].get(name), signed=name.endswith("transfer")))
@@ -93,7 +97,9 @@ def note(summary: Mapping[str, Any]) -> str:
     if any(len(group["runs"]) > 1 for group in summary["groups"]):
         sentences.append("Mean ± standard deviation over seeds.")
     if any(result["examples"] for group in summary["groups"] for result in group["results"]):
-        sentences.append("The standard error is that of the average accuracy, from the number of test examples.")
+        sentences.append(
+            "The standard error is that of the average accuracy, from the number of test examples."
+        )
     return " ".join(sentences)
 
 
@@ -108,11 +114,25 @@ def to_markdown(summary: Mapping[str, Any]) -> str:
     """What was run, the table, and the definitions of its metrics."""
     results = table(summary)
     rule = ["---"] * results.texts + ["---:"] * (len(results.header) - results.texts)
-    lines = ["| " + " | ".join(_cell(cell) for cell in row) + " |" for row in [results.header, rule, *results.rows]]
+    lines = [
+        "| " + " | ".join(_cell(cell) for cell in row) + " |"
+        for row in [results.header, rule, *results.rows]
+    ]
     runs = [f"- **{_cell(run['title'])}**: {_cell(run['sentence'])}" for run in summary["runs"]]
     missing = [f"- {_cell(said)}" for said in unfinished(summary)]
-    notes = [f"- {metric['title']}: {metric['definition']}" for metric in summary["metrics"].values()]
-    parts = [*runs, "", *(["Incomplete:", "", *missing, ""] if missing else []), *lines, "", note(summary), "", *notes]
+    notes = [
+        f"- {metric['title']}: {metric['definition']}" for metric in summary["metrics"].values()
+    ]
+    parts = [
+        *runs,
+        "",
+        *(["Incomplete:", "", *missing, ""] if missing else []),
+        *lines,
+        "",
+        note(summary),
+        "",
+        *notes,
+    ]
     return "\n".join([*parts, ""])
 
 

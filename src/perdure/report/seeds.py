@@ -22,7 +22,9 @@ def groups(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         recipe = {name: value for name, value in run["recipe"].items() if name not in TOLD}
         key = json.dumps(_settings(recipe) or place, sort_keys=True)
         seeds.append(json.dumps(recipe, sort_keys=True))
-        copies = sum(seed == seeds[-1] for seed in seeds[:-1])  # the same seed again is no other sample
+        copies = sum(
+            seed == seeds[-1] for seed in seeds[:-1]
+        )  # the same seed again is no other sample
         found.setdefault((key, copies), []).append(place)
     titles = _titles(runs, list(found.values()))
     return [
@@ -42,7 +44,11 @@ def _titles(runs: Sequence[Mapping[str, Any]], places: Sequence[Sequence[int]]) 
         # a method's settings differ with its name, which is enough
         differ = [name for name in differ if name.endswith(("name", "method", "rule"))] or differ
         for i in same:
-            said = ", ".join(f"{name.removesuffix('.name')} {flat[i][name]}" for name in differ[:3] if name in flat[i])
+            said = ", ".join(
+                f"{name.removesuffix('.name')} {flat[i][name]}"
+                for name in differ[:3]
+                if name in flat[i]
+            )
             titles[i] = f"{title}: {said}" if said else f"{title} ({runs[places[i][0]]['folder']})"
     return titles
 
@@ -51,9 +57,13 @@ def _title(runs: Sequence[Mapping[str, Any]], group: Sequence[int]) -> str:
     run = runs[group[0]]
     if len(group) == 1:
         return run["title"]
-    same = os.path.commonprefix([str(runs[place]["recipe"].get("name") or "") for place in group]).rstrip(" ,:-_")
+    same = os.path.commonprefix(
+        [str(runs[place]["recipe"].get("name") or "") for place in group]
+    ).rstrip(" ,:-_")
     method = run["recipe"].get("method")
-    return same or str((method.get("name") if isinstance(method, Mapping) else method) or run["title"])
+    return same or str(
+        (method.get("name") if isinstance(method, Mapping) else method) or run["title"]
+    )
 
 
 def _settings(value: Any) -> Any:
@@ -66,7 +76,11 @@ def _settings(value: Any) -> Any:
 def _flat(value: Mapping[str, Any], before: str = "") -> dict[str, Any]:
     found = {}
     for key, inner in value.items():
-        found |= _flat(inner, f"{before}{key}.") if isinstance(inner, Mapping) else {f"{before}{key}": inner}
+        found |= (
+            _flat(inner, f"{before}{key}.")
+            if isinstance(inner, Mapping)
+            else {f"{before}{key}": inner}
+        )
     return found
 
 
@@ -75,22 +89,32 @@ def _results(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     found: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
     for run in runs:
         for result in run["results"]:
-            found.setdefault((result["rule"], result["task_id"], result["metric"]), []).append(result)
+            found.setdefault((result["rule"], result["task_id"], result["metric"]), []).append(
+                result
+            )
     own = {run["rule"] for run in runs}
     return [_result(results, own, len(runs)) for results in found.values()]
 
 
-def _result(results: Sequence[Mapping[str, Any]], own: set[str | None], runs: int) -> dict[str, Any]:
+def _result(
+    results: Sequence[Mapping[str, Any]], own: set[str | None], runs: int
+) -> dict[str, Any]:
     names = dict.fromkeys(name for result in results for name in result["metrics"])
     length = max(len(result["seen"]) for result in results)
     return {
         **{key: results[0][key] for key in ("name", "rule", "task_id", "known", "metric")},
         "own": results[0]["rule"] in own or own == {None},
-        "metrics": {name: _spread([result["metrics"].get(name) for result in results], runs) for name in names},
+        "metrics": {
+            name: _spread([result["metrics"].get(name) for result in results], runs)
+            for name in names
+        },
         "examples": results[0]["examples"],
         "standard_error": _spread([result["standard_error"] for result in results], runs)["mean"],
         "learned": _spread([result["learned"] for result in results], runs),
-        "seen": [_spread([r["seen"][i] if i < len(r["seen"]) else None for r in results], runs) for i in range(length)],
+        "seen": [
+            _spread([r["seen"][i] if i < len(r["seen"]) else None for r in results], runs)
+            for i in range(length)
+        ],
     }
 
 

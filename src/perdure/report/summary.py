@@ -22,7 +22,11 @@ METRICS = {
     "forgetting": "Forgetting",
     "forward_transfer": "Forward transfer",
 }
-TASK_IDS = {"given": "task given", "posterior": "task posterior", "concatenated": "heads concatenated"}
+TASK_IDS = {
+    "given": "task given",
+    "posterior": "task posterior",
+    "concatenated": "heads concatenated",
+}
 NOTHING = "Nothing is measured yet of the tasks as they are now. `perdure evaluate` does it."
 POINTS = 100  # of a loss curve, at most
 ALL_POINTS = 8000  # of all of them, about
@@ -42,7 +46,9 @@ def summarise(folders: Sequence[str | Path]) -> dict[str, Any]:
         raise RunError("There is nothing to report. Give at least one run folder.")
     files = [read(folder) for folder in folders]
     points = max(8, min(POINTS, ALL_POINTS // max(1, sum(len(one.tasks) for one in files))))
-    runs = [plain(_run(one, title, points)) for one, title in zip(files, _titles(files), strict=True)]
+    runs = [
+        plain(_run(one, title, points)) for one, title in zip(files, _titles(files), strict=True)
+    ]
     measured = {name for run in runs for result in run["results"] for name in result["metrics"]}
     shown = {name: _metric(name) for name in METRICS if name in measured}
     return {"metrics": shown, "runs": runs, "groups": groups(runs)}
@@ -52,7 +58,9 @@ def _titles(files: Sequence[Files]) -> list[str]:
     """The recipe's name, else the folder's; the folder is added where two are the same."""
     titles = [str(one.recipe.get("name") or one.folder.resolve().name) for one in files]
     same = [titles.count(title) > 1 for title in titles]
-    return [f"{t} ({one.folder})" if s else t for t, s, one in zip(titles, same, files, strict=True)]
+    return [
+        f"{t} ({one.folder})" if s else t for t, s, one in zip(titles, same, files, strict=True)
+    ]
 
 
 def _metric(name: str) -> dict[str, str]:
@@ -65,7 +73,9 @@ def _run(files: Files, title: str, points: int) -> dict[str, Any]:
     learned = {event.get("task"): event for event in files.events if event.get("event") == "task"}
     for task in (tasks := [dict(task) for task in files.tasks]):
         event = learned.get(task["name"], {})
-        task |= {name: event.get(name) for name in ("seconds", "examples", "trained", "state_bytes")}
+        task |= {
+            name: event.get(name) for name in ("seconds", "examples", "trained", "state_bytes")
+        }
     results = _results(files)
     return {
         "title": title,
@@ -131,7 +141,9 @@ def _result(files: Files, rule: str, task_id: str, metric: str) -> dict[str, Any
         "matrix": [_numbers(row) for row in R],
         "metrics": dict(zip(values, _numbers(values.values()), strict=True)),
         "examples": None if examples is None else int(examples.sum()),
-        "standard_error": None if examples is None else _number(metrics.standard_error(R[-1], examples)),
+        "standard_error": None
+        if examples is None
+        else _number(metrics.standard_error(R[-1], examples)),
         "learned": _number(np.diag(R).mean()),
         "seen": _numbers(R[i, : i + 1].mean() for i in range(len(R))),
         "forgetting": _numbers(R[j:last, j].max() - R[last, j] for j in range(last)),
@@ -141,7 +153,9 @@ def _result(files: Files, rule: str, task_id: str, metric: str) -> dict[str, Any
 def _not_measured(files: Files, results: Sequence[Mapping[str, Any]]) -> list[str]:
     """Say what was not measured after the last task: an average over the tasks needs all of them."""
     rule = files.combined.get("label")
-    if files.running or (results and rule is None):  # it is not known yet, or no longer, what would be due
+    if files.running or (
+        results and rule is None
+    ):  # it is not known yet, or no longer, what would be due
         return []
     if not files.tasks:
         return ["No task is learned yet, so nothing is measured."]
@@ -193,11 +207,17 @@ def _status(files: Files) -> str:
 def _search(combined: Mapping[str, Any]) -> dict[str, Any] | None:
     """The candidates of the last search, their scores, and the one that was taken."""
     found = combined.get("candidates", [])
-    if not found or any(isinstance(one["scale"], dict) for one in found):  # one for each task is no curve
+    if not found or any(
+        isinstance(one["scale"], dict) for one in found
+    ):  # one for each task is no curve
         return None
     found = sorted(found, key=lambda one: one["scale"])
     scores = _numbers(one["score"] for one in found)
-    return {"scales": [one["scale"] for one in found], "scores": scores, "chosen": combined["options"].get("scale")}
+    return {
+        "scales": [one["scale"] for one in found],
+        "scores": scores,
+        "chosen": combined["options"].get("scale"),
+    }
 
 
 def _losses(files: Files, points: int) -> list[dict[str, Any]]:
@@ -205,7 +225,12 @@ def _losses(files: Files, points: int) -> list[dict[str, Any]]:
     curves: dict[str, dict[int, float]] = {task["name"]: {} for task in files.tasks}
     for event in files.events:
         step, loss = event.get("step"), event.get("loss")
-        if event.get("event") == "step" and isinstance(step, int) and isinstance(loss, float) and math.isfinite(loss):
+        if (
+            event.get("event") == "step"
+            and isinstance(step, int)
+            and isinstance(loss, float)
+            and math.isfinite(loss)
+        ):
             # a task that was begun twice: the last time counts
             curves.setdefault(str(event.get("task")), {})[step] = loss
     return [{"task": name, **_thinned(curve, points)} for name, curve in curves.items() if curve]

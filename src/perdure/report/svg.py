@@ -48,7 +48,9 @@ def svg(draw: Callable[P, Figure]) -> Callable[P, str]:
             warnings.filterwarnings("ignore", "Glyph .* missing from font")
             figure, file = draw(*args, **kwargs), io.StringIO()
             figure.savefig(file, format="svg", metadata=NONE, transparent=True)
-        text = file.getvalue()[file.getvalue().index("<svg") :]  # the lines before it have no place in HTML
+        text = file.getvalue()[
+            file.getvalue().index("<svg") :
+        ]  # the lines before it have no place in HTML
         points = float(re.search(r'width="([\d.]+)pt"', text)[1])  # pyright: ignore
         text = text.replace("<svg", f'<svg style="min-width: {SMALLEST * points * 4 / 3:.0f}px"', 1)
         for colour, themed in THEME.items():

@@ -33,7 +33,12 @@ def show(summary: Mapping[str, Any], console: Console | None = None) -> None:
     first = 0 if len(summary["runs"]) > 1 else 1  # which run is clear if there is one
     shown = results.texts + len(symbols)  # a line of 80 characters has no room for more
     header = [symbols.get(title, title) for title in results.header[first:shown]]
-    print_table(console, header, [row[first:shown] for row in results.rows], texts=range(results.texts - first))
+    print_table(
+        console,
+        header,
+        [row[first:shown] for row in results.rows],
+        texts=range(results.texts - first),
+    )
     for run in summary["runs"]:
         _last(run, console)
     names = ", ".join(f"{symbol}: {title.lower()}" for title, symbol in symbols.items())
@@ -42,7 +47,9 @@ def show(summary: Mapping[str, Any], console: Console | None = None) -> None:
 
 def _last(run: Mapping[str, Any], console: Console) -> None:
     """Print the score of each task after the last one, where not all of them have one: averages say nothing then."""
-    results = [result for result in run["results"] if result["rule"] == run["rule"] and result["matrix"]]
+    results = [
+        result for result in run["results"] if result["rule"] == run["rule"] and result["matrix"]
+    ]
     scores = [result["matrix"][-1] for result in results]
     if not any(None in row and any(value is not None for value in row) for row in scores):
         return
@@ -98,7 +105,9 @@ def _print_paragraph(console: Console, lines: Sequence[str]) -> None:
 def listing(title: str, rows: Iterable[tuple[str, str]], console: Console | None = None) -> None:
     """Print names and what is said of each."""
     console = console or Console()
-    console.print(Text(clean(title), style="italic"))  # a table's own title is as narrow as the table
+    console.print(
+        Text(clean(title), style="italic")
+    )  # a table's own title is as narrow as the table
     drawn = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for name, text in rows:
         drawn.add_row(Text(printable(name)), Text(clean(text)))  # brackets are text here
@@ -108,13 +117,25 @@ def listing(title: str, rows: Iterable[tuple[str, str]], console: Console | None
 def overview(summary: Mapping[str, Any], console: Console | None = None) -> None:
     """Print the average accuracy after the last task: a row per run and rule, a column per way to know the task."""
     console = console or Console()
-    ways = list(dict.fromkeys(result["known"] for run in summary["runs"] for result in run["results"]))
+    ways = list(
+        dict.fromkeys(result["known"] for run in summary["runs"] for result in run["results"])
+    )
     rows = []
     for run in summary["runs"]:
         for rule in dict.fromkeys(result["rule"] for result in run["results"]):
-            found = {r["known"]: r["metrics"]["average_accuracy"] for r in run["results"] if r["rule"] == rule}
+            found = {
+                r["known"]: r["metrics"]["average_accuracy"]
+                for r in run["results"]
+                if r["rule"] == rule
+            }
             rows.append([run["title"], rule, *(percent(found.get(way)) for way in ways)])
-    print_table(console, ["", "rule", *ways], rows, texts=(0, 1), title="Average accuracy after the last task (%)")
+    print_table(
+        console,
+        ["", "rule", *ways],
+        rows,
+        texts=(0, 1),
+        title="Average accuracy after the last task (%)",
+    )
 
 
 def matrices(summary: Mapping[str, Any], console: Console | None = None) -> None:
@@ -125,10 +146,20 @@ def matrices(summary: Mapping[str, Any], console: Console | None = None) -> None
             if result["rule"] != run["rule"] or result["task_id"] == "given":
                 continue
             if len(result["tasks"]) > MANY:
-                return console.print(f"The matrices of {len(result['tasks'])} tasks are in the report.")
+                return console.print(
+                    f"The matrices of {len(result['tasks'])} tasks are in the report."
+                )
             rows = []
             for step, (task, row) in enumerate(zip(result["tasks"], result["matrix"], strict=True)):
-                cells = ["" if value is None and later > step else percent(value) for later, value in enumerate(row)]
+                cells = [
+                    "" if value is None and later > step else percent(value)
+                    for later, value in enumerate(row)
+                ]
                 rows.append([task, *cells])
-            print_table(console, ["after", *result["tasks"]], rows, title=f"{run['title']}, {result['known']}")
+            print_table(
+                console,
+                ["after", *result["tasks"]],
+                rows,
+                title=f"{run['title']}, {result['known']}",
+            )
             console.print()

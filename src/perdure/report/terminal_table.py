@@ -41,13 +41,17 @@ def print_table(
         justify = "left" if number in texts else "right"
         drawn.add_column(Text(name), justify=justify, width=width, overflow="fold")
     for row in cells:
-        drawn.add_row(*(Text(_broken(cell, width)) for cell, width in zip(row, widths, strict=True)))
+        drawn.add_row(
+            *(Text(_broken(cell, width)) for cell, width in zip(row, widths, strict=True))
+        )
     console.print(drawn)
 
 
 def _broken(cell: str, width: int) -> str:
     """Put the settings of a rule, in brackets, on a line of their own where the cell is folded anyway."""
-    return cell.replace("(", "\n(", 1) if cell_len(cell) > width and not cell.startswith("(") else cell
+    return (
+        cell.replace("(", "\n(", 1) if cell_len(cell) > width and not cell.startswith("(") else cell
+    )
 
 
 def _widths(
@@ -102,7 +106,9 @@ def _print_pairs(console: Console, pairs: Sequence[str]) -> None:
         if line:
             _print_folded(console, line, indent=GAP)
         line = pair
-        if cell_len(pair) > width:  # the name fills lines of its own, and the number stands below it
+        if (
+            cell_len(pair) > width
+        ):  # the name fills lines of its own, and the number stands below it
             name, _, line = pair.rpartition(" ")
             _print_folded(console, name, indent=GAP)
     if line:
@@ -112,5 +118,7 @@ def _print_pairs(console: Console, pairs: Sequence[str]) -> None:
 def _print_folded(console: Console, text: str, *, indent: int) -> None:
     """Print a text, folded between its words."""
     space = " " * indent
-    for line in textwrap.wrap(text, max(console.width, 2 * GAP), initial_indent=space, subsequent_indent=space):
+    for line in textwrap.wrap(
+        text, max(console.width, 2 * GAP), initial_indent=space, subsequent_indent=space
+    ):
         console.print(Text(line))

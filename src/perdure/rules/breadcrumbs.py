@@ -50,8 +50,16 @@ def breadcrumbs(
     def masked(change: torch.Tensor) -> torch.Tensor:
         order = change.abs().flatten().argsort(stable=True)
         middle = order[round(beta * len(order)) : round(gamma * len(order))]
-        return torch.zeros_like(change).flatten().index_copy(0, middle, change.flatten()[middle]).view_as(change)
+        return (
+            torch.zeros_like(change)
+            .flatten()
+            .index_copy(0, middle, change.flatten()[middle])
+            .view_as(change)
+        )
 
     return sparse.each_layer(
-        vectors, lambda name, layer: scale * torch.stack([masked(change) for change in layer.values()]).sum(0)
+        vectors,
+        lambda name, layer: (
+            scale * torch.stack([masked(change) for change in layer.values()]).sum(0)
+        ),
     )

@@ -50,6 +50,8 @@ def continual_ties(
     first, *rest = vectors.values()
     merged = first * scale if mode == "reference" else first
     for vector in rest:
-        step = sparse.ties({"merged": merged, "new": vector}, density=density, how=how, per=per).made()
+        step = sparse.ties(
+            {"merged": merged, "new": vector}, density=density, how=how, per=per
+        ).made()
         merged = (merged + step * scale).made() if mode == "reference" else step
     return merged if mode == "reference" else merged * scale

@@ -48,7 +48,10 @@ def dare(
     """
 
     def merge(name: str, layer: sparse.Layer) -> torch.Tensor:
-        left = [sparse.dropped(change, 1 - p, seed=seed, task=task, name=name) for task, change in layer.items()]
+        left = [
+            sparse.dropped(change, 1 - p, seed=seed, task=task, name=name)
+            for task, change in layer.items()
+        ]
         return scale * sparse.together(torch.stack(left), then)
 
     return sparse.each_layer(vectors, merge)

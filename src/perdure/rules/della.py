@@ -13,7 +13,9 @@ from perdure.vectors.task_vector import TaskVector
 
 def _check(p: float, epsilon: float) -> None:
     if not 0 <= p - epsilon <= p + epsilon < 1:
-        raise InputError(f"`p` - `epsilon` and `p` + `epsilon` must be in [0, 1), got `{p}` and `{epsilon}`.")
+        raise InputError(
+            f"`p` - `epsilon` and `p` + `epsilon` must be in [0, 1), got `{p}` and `{epsilon}`."
+        )
 
 
 @nature("order-free", state="n task vectors", layerwise=True, check=_check)
@@ -56,7 +58,10 @@ def della(
 
     def merge(name: str, layer: sparse.Layer) -> torch.Tensor:
         keep = {task: 1 - p + epsilon * sparse.standing(change) for task, change in layer.items()}
-        left = [sparse.dropped(change, keep[t], seed=seed, task=t, name=name) for t, change in layer.items()]
+        left = [
+            sparse.dropped(change, keep[t], seed=seed, task=t, name=name)
+            for t, change in layer.items()
+        ]
         return scale * sparse.together(torch.stack(left), then)
 
     return sparse.each_layer(vectors, merge)

@@ -48,5 +48,11 @@ def knots(
     Stoica et al., Model Merging with SVD to Tie the KnOTS, arXiv 2410.19735.
     """
     bases, parts = aligned(vectors)
-    merged = total(list(parts.values())) if then == "sum" else sparse.ties(parts, density=density, how=how, per=per)
-    return scale * TaskVector({k: LowRank(bases[k], dense(v)) if k in bases else v for k, v in merged.items()})
+    merged = (
+        total(list(parts.values()))
+        if then == "sum"
+        else sparse.ties(parts, density=density, how=how, per=per)
+    )
+    return scale * TaskVector(
+        {k: LowRank(bases[k], dense(v)) if k in bases else v for k, v in merged.items()}
+    )

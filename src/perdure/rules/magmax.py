@@ -36,4 +36,6 @@ def magmax(vectors: dict[str, TaskVector], *, scale: float = 0.5) -> TaskVector:
     def greater(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
         return torch.where(new.abs() >= old.abs(), new, old)
 
-    return sparse.each_layer(vectors, lambda name, layer: scale * functools.reduce(greater, layer.values()))
+    return sparse.each_layer(
+        vectors, lambda name, layer: scale * functools.reduce(greater, layer.values())
+    )

@@ -9,9 +9,15 @@ from perdure.rules.parts.spectral import Block, added
 from perdure.vectors.task_vector import TaskVector
 
 
-@nature("sequential", state="one task vector, of a rank that grows by each task's; the last lambda; the mean norm")
+@nature(
+    "sequential",
+    state="one task vector, of a rank that grows by each task's; the last lambda; the mean norm",
+)
 def opcm(
-    vectors: dict[str, TaskVector], *, alpha: Annotated[float, Ge(0), Lt(1)] = 0.5, block: Block = "topleft"
+    vectors: dict[str, TaskVector],
+    *,
+    alpha: Annotated[float, Ge(0), Lt(1)] = 0.5,
+    block: Block = "topleft",
 ) -> TaskVector:
     """M_t = (lambda_(t-1) M_(t-1) + P(tau_t)) / lambda_t, with lambda_t such that |M_t| = mean of |tau_1|, …, |tau_t|.
 
@@ -50,10 +56,16 @@ def opcm(
     for vector in (given.made() for given in vectors.values()):
         norms.append(vector.norm())
         entries = dict((merged * factor + vector).entries)
-        for name in {name for name in entries if name in merged and name in vector and len(entries[name].shape) == 2}:
+        for name in {
+            name
+            for name in entries
+            if name in merged and name in vector and len(entries[name].shape) == 2
+        }:
             entries[name] = added(merged[name], factor, vector[name], alpha=alpha, block=block)
         merged, mean = TaskVector(entries), sum(norms) / len(norms)
         size = merged.norm()
-        factor = size / mean if len(norms) > 1 and size > 1e-6 * mean else 1.0  # what is less is rounding
+        factor = (
+            size / mean if len(norms) > 1 and size > 1e-6 * mean else 1.0
+        )  # what is less is rounding
         merged = merged * (1 / factor)
     return merged

@@ -12,7 +12,9 @@ from perdure.rules.parts.spectral import Changes, each_matrix, summed, times
 from perdure.vectors.task_vector import Entry, TaskVector
 
 
-@nature("order-free", state="sums over tasks of tau_t C_t and of C_t", needs=["inputs"], layerwise=True)
+@nature(
+    "order-free", state="sums over tasks of tau_t C_t and of C_t", needs=["inputs"], layerwise=True
+)
 def regmean(
     vectors: dict[str, TaskVector],
     inputs: Mapping[str, Mapping[str, torch.Tensor]],
@@ -47,16 +49,22 @@ def regmean(
     def covariance(task: str, name: str, width: int) -> torch.Tensor:
         given = inputs.get(task, {}).get(name)
         if given is None:
-            raise InputError(f"`regmean` has no statistics of the inputs of `{name}` for task `{task}`.")
+            raise InputError(
+                f"`regmean` has no statistics of the inputs of `{name}` for task `{task}`."
+            )
         if given.shape != (width, width):
-            raise InputError(f"The inputs of `{name}` for `{task}` need {(width, width)}, got {tuple(given.shape)}.")
+            raise InputError(
+                f"The inputs of `{name}` for `{task}` need {(width, width)}, got {tuple(given.shape)}."
+            )
         return alpha * given.double() + (1 - alpha) * given.double().diag().diag()
 
     def merge(name: str, changes: Changes) -> Entry:
         width = next(iter(changes.values())).shape[1]
         C = {task: covariance(task, name, width) for task in vectors}
         tolerance = width * max(torch.finfo(inputs[task][name].dtype).eps for task in vectors)
-        inverse = torch.linalg.pinv(torch.stack(list(C.values())).sum(0), rtol=tolerance, hermitian=True)
+        inverse = torch.linalg.pinv(
+            torch.stack(list(C.values())).sum(0), rtol=tolerance, hermitian=True
+        )
         return summed([times(change, C[task] @ inverse) for task, change in changes.items()])
 
     return each_matrix(vectors, merge)

@@ -35,10 +35,14 @@ def slao(vectors: dict[str, TaskVector]) -> TaskVector:
     for t, (task, vector) in enumerate(vectors.items(), start=1):
         for name, entry in vector.items():
             if not isinstance(entry, LowRank):
-                raise InputError(f"`slao` merges the factors of LoRA, but `{name}` of `{task}` is a full tensor.")
+                raise InputError(
+                    f"`slao` merges the factors of LoRA, but `{name}` of `{task}` is a full tensor."
+                )
             if name in merged and merged[name].rank != entry.rank:
                 ranks = f"{entry.rank} for `{task}` and {merged[name].rank} before"
-                raise InputError(f"`slao` needs one rank for all tasks, but `{name}` has the rank {ranks}.")
+                raise InputError(
+                    f"`slao` needs one rank for all tasks, but `{name}` has the rank {ranks}."
+                )
         for name in {**merged, **vector.entries}:
             old, new = merged.get(name), vector.entries.get(name)
             latest = new if isinstance(new, LowRank) else merged[name]

@@ -13,7 +13,9 @@ Per = Literal["layer", "model"]
 
 
 @nature("sequential", state="two task vectors, and no more tasks than two", most=2)
-def slerp(vectors: dict[str, TaskVector], *, t: Annotated[float, Ge(0), Le(1)] = 0.5, per: Per = "layer") -> TaskVector:
+def slerp(
+    vectors: dict[str, TaskVector], *, t: Annotated[float, Ge(0), Le(1)] = 0.5, per: Per = "layer"
+) -> TaskVector:
     """Theta = Theta_pre + (sin((1 - t) phi) tau_1 + sin(t phi) tau_2) / sin(phi), with phi the angle of the two.
 
     Where they are nearly parallel (|cos phi| > 0.9995), or one is zero, (1 - t) tau_1 + t tau_2. At t = 1/2 the order
@@ -39,7 +41,9 @@ def slerp(vectors: dict[str, TaskVector], *, t: Annotated[float, Ge(0), Le(1)] =
     tensor with its angle; we the task vectors.
     """
     if len(vectors) > 2:
-        raise InputError(f"`slerp` interpolates two task vectors, got {len(vectors)}: {', '.join(vectors)}.")
+        raise InputError(
+            f"`slerp` interpolates two task vectors, got {len(vectors)}: {', '.join(vectors)}."
+        )
     if len(vectors) == 1:
         return next(iter(vectors.values()))
     one, two = vectors.values()
@@ -55,4 +59,6 @@ def _between(one: TaskVector, two: TaskVector, t: float) -> TaskVector:
     if abs(cosine) > 0.9995 or not one.norm() * two.norm():
         return one * (1 - t) + two * t
     phi = math.acos(cosine)
-    return one * (math.sin((1 - t) * phi) / math.sin(phi)) + two * (math.sin(t * phi) / math.sin(phi))
+    return one * (math.sin((1 - t) * phi) / math.sin(phi)) + two * (
+        math.sin(t * phi) / math.sin(phi)
+    )

@@ -13,7 +13,10 @@ def _check(top_k: int, gate_rank: int, expert_rank: int | None) -> None:
 
 
 @nature(
-    "routed", state="n task vectors, and for each layer n gates of `gate_rank` directions", low_rank=True, check=_check
+    "routed",
+    state="n task vectors, and for each layer n gates of `gate_rank` directions",
+    low_rank=True,
+    check=_check,
 )
 def smile(
     vectors: dict[str, TaskVector],

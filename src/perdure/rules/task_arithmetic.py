@@ -45,15 +45,21 @@ def task_arithmetic(vectors: dict[str, TaskVector], *, scale: Scale = "1/n") -> 
         for task in vectors:
             given = scale.get(task)
             numbers = given if isinstance(given, list) else [given]
-            if not numbers or not all(isinstance(one, int | float) and math.isfinite(one) for one in numbers):
-                raise InputError(f"`scale` of `task_arithmetic` has no number for the task `{task}`, but {given!r}.")
+            if not numbers or not all(
+                isinstance(one, int | float) and math.isfinite(one) for one in numbers
+            ):
+                raise InputError(
+                    f"`scale` of `task_arithmetic` has no number for the task `{task}`, but {given!r}."
+                )
         return total([_scaled(vector, scale[task], vectors) for task, vector in vectors.items()])
     n = len(vectors)
     named = {"1/n": 1 / n, "1/sqrt(n)": n**-0.5}
     return total(list(vectors.values())) * (named[scale] if isinstance(scale, str) else scale)
 
 
-def _scaled(vector: TaskVector, scale: float | list[float], vectors: dict[str, TaskVector]) -> TaskVector:
+def _scaled(
+    vector: TaskVector, scale: float | list[float], vectors: dict[str, TaskVector]
+) -> TaskVector:
     """Times a number, or times one for each part of equal depth of the layers that any task changes."""
     if not isinstance(scale, list):
         return vector * scale

@@ -10,7 +10,9 @@ from perdure.vectors.task_vector import LowRank, TaskVector
 
 
 @nature("order-free", state="n task vectors", layerwise=True)
-def tsv(vectors: dict[str, TaskVector], *, rank: Annotated[int, Ge(0)] = 0, scale: float = 1.0) -> TaskVector:
+def tsv(
+    vectors: dict[str, TaskVector], *, rank: Annotated[int, Ge(0)] = 0, scale: float = 1.0
+) -> TaskVector:
     """Theta = Theta_pre + scale · U diag(S_1, …, S_n) Vᵀ, with U the nearest orthonormal matrix to [U_1 … U_n].
 
     Of each task's matrix the `rank` greatest singular triples U_t, S_t, V_t are taken; V is made of [V_1 … V_n] as U

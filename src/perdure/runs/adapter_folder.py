@@ -32,7 +32,9 @@ MAY_LACK = "full_bias"
 """Not every layer has a bias."""
 
 
-def contents(adapter: Adapter, *, base: str, head: tuple[str, nn.Linear] | None) -> dict[str, bytes]:
+def contents(
+    adapter: Adapter, *, base: str, head: tuple[str, nn.Linear] | None
+) -> dict[str, bytes]:
     """The files of an adapter: a PEFT folder `adapter/` that `peft.PeftModel.from_pretrained` loads, and the start.
 
     No files where there is no module.
@@ -47,8 +49,13 @@ def contents(adapter: Adapter, *, base: str, head: tuple[str, nn.Linear] | None)
     if head:
         name, layer = head
         config["modules_to_save"] = [name]
-        tensors |= {f"{PREFIX}{name}.{key}": value.detach().cpu() for key, value in layer.state_dict().items()}
-    plain: Any = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
+        tensors |= {
+            f"{PREFIX}{name}.{key}": value.detach().cpu()
+            for key, value in layer.state_dict().items()
+        }
+    plain: Any = {
+        key: sorted(value) if isinstance(value, set) else value for key, value in config.items()
+    }
     found = {
         f"adapter/{CONFIG}": json.dumps(plain, indent=2, sort_keys=True, default=str).encode(),
         f"adapter/{WEIGHTS}": to_bytes(tensors, metadata={"format": "pt"}),
@@ -84,24 +91,39 @@ def load(folder: Path, name: str, wanted: int | None = None) -> Adapter:
         raise CheckpointError(f"`{folder / CONFIG}` has rank {rank}, but the recipe says {wanted}.")
     for key, stored in start.tensors.items():
         other = weights.tensors.get(PREFIX + key)
-        shape, middle = stored.shape, next((place for part, place in MIDDLE.items() if key.endswith(part)), None)
+        shape, middle = (
+            stored.shape,
+            next((place for part, place in MIDDLE.items() if key.endswith(part)), None),
+        )
         inner = shape[middle : middle + 1] if middle is not None and middle >= 0 else (rank,)
         kinds = {stored.dtype, other.dtype if other else ""}
-        if middle is None or other is None or other.shape != shape or inner != (rank,) or kinds != {"F32"}:
+        if (
+            middle is None
+            or other is None
+            or other.shape != shape
+            or inner != (rank,)
+            or kinds != {"F32"}
+        ):
             raise CheckpointError(
                 f"`{key}` in `{start.path}` ({stored.dtype}, shape {shape}) does not fit "
                 f"`{folder / CONFIG}` (rank {rank}) or `{weights.path}`."
             )
-    parts = [part for part in MIDDLE if part.startswith(adapters.prefix_of(config)) and part != MAY_LACK]
+    parts = [
+        part for part in MIDDLE if part.startswith(adapters.prefix_of(config)) and part != MAY_LACK
+    ]
     if missing := {f"{layer}.{part}" for layer in layers for part in parts} - set(start.tensors):
         raise CheckpointError(f"`{start.path}` has no `{min(missing)}`.")
-    parameters = {key: weights.read(PREFIX + key) for key in start.tensors}  # a head may lie beside them
+    parameters = {
+        key: weights.read(PREFIX + key) for key in start.tensors
+    }  # a head may lie beside them
     kept = _load_kept(folder.parent)
     for layer, value in kept.get("inputs", {}).items():
         down = start.tensors.get(f"{layer}.lora_A.weight")
         if down is None or value.shape != (down.shape[1], down.shape[1]):
             path = folder.parent / KEPT["inputs"]
-            raise CheckpointError(f"`{path}`: `{layer}` ({list(value.shape)}) does not fit the adapter.")
+            raise CheckpointError(
+                f"`{path}`: `{layer}` ({list(value.shape)}) does not fit the adapter."
+            )
     return Adapter(name, config, start.read_all(), parameters, kept)
 
 
@@ -116,5 +138,7 @@ def _load_kept(folder: Path) -> dict[str, dict[str, Tensor]]:
     for name, file in KEPT.items():
         if (folder / file).exists():
             groups = TensorFile(folder / file).read_all()
-            kept[name] = {layer: value for group, value in groups.items() for layer in group.split(",")}
+            kept[name] = {
+                layer: value for group, value in groups.items() for layer in group.split(",")
+            }
     return kept

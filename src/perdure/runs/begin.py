@@ -57,9 +57,15 @@ def run(
         The run was asked to stop.
     """
     rule = Rule.of(getattr(method, "usual_rule", "last") if rule is None else rule)
-    plan = Plan(stream, backbone, method, rule, training or Training(), evaluation or Evaluation(), seed)
+    plan = Plan(
+        stream, backbone, method, rule, training or Training(), evaluation or Evaluation(), seed
+    )
     check(plan)
-    made_of = {"name": stream.name, "scenario": stream.scenario, "tasks_made_in_python": stream.names}
+    made_of = {
+        "name": stream.name,
+        "scenario": stream.scenario,
+        "tasks_made_in_python": stream.names,
+    }
     recipe = files.plain({"stream": made_of, **settings_of(plan)})
     story.run(replace(plan, recipe=recipe), Path(output), quiet=quiet)
     return Run(output)

@@ -20,7 +20,9 @@ def check_changes(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any
         What differs would touch what was learned; the message shows it.
     """
     found = [line for name, line in differences(before, now) if not is_harmless(name, now)]
-    if not (before.get("backbone") or {}).get("revision"):  # older runs keep none: their model's shapes are compared
+    if not (before.get("backbone") or {}).get(
+        "revision"
+    ):  # older runs keep none: their model's shapes are compared
         found = [line for line in found if not line.startswith("`backbone.revision`")]
     if found:
         raise RunError(

@@ -29,7 +29,9 @@ def environment() -> dict[str, Any]:
 def _versions() -> dict[str, str]:
     packages = ("perdure", "transformers", "peft", "accelerate", "datasets", "tokenizers", "numpy")
     # torch itself says for which accelerator it was built
-    return {"torch": torch.__version__} | {name: importlib.metadata.version(name) for name in packages}
+    return {"torch": torch.__version__} | {
+        name: importlib.metadata.version(name) for name in packages
+    }
 
 
 @functools.cache
@@ -38,7 +40,9 @@ def _revision() -> str | None:
     here = Path(__file__).parent
     command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--exclude", "*"]
     try:
-        tracked = subprocess.run(["git", "-C", str(here), "ls-files", "--error-unmatch", __file__], capture_output=True)
+        tracked = subprocess.run(
+            ["git", "-C", str(here), "ls-files", "--error-unmatch", __file__], capture_output=True
+        )
         found = subprocess.run(command, capture_output=True, text=True)
     except OSError:
         return None

@@ -62,12 +62,22 @@ class Exported:
 def card(exported: Exported) -> str:
     """Return a model card: README.md with its YAML front matter (JSON texts are YAML texts)."""
     is_local = Path(exported.base).exists()
-    base = Path(exported.base).name if is_local else exported.base  # where it lies is nobody else's business
+    base = (
+        Path(exported.base).name if is_local else exported.base
+    )  # where it lies is nobody else's business
     front = [f"library_name: {'transformers' if exported.stock else 'sentence-transformers'}"]
     if not is_local:
         front.append(f"base_model: {json.dumps(base)}")
-    front += [f"pipeline_tag: {exported.kind}-classification", "tags:", "- perdure", "- continual-learning"]
-    rows = [f"| {code(task)} | {', '.join(map(code, classes))} |" for task, classes in exported.tasks.items()]
+    front += [
+        f"pipeline_tag: {exported.kind}-classification",
+        "tags:",
+        "- perdure",
+        "- continual-learning",
+    ]
+    rows = [
+        f"| {code(task)} | {', '.join(map(code, classes))} |"
+        for task, classes in exported.tasks.items()
+    ]
     lines = [
         f"# {code(exported.name)}",
         "",

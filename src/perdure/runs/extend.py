@@ -81,7 +81,9 @@ def _measured_again(
 ) -> Measurement:
     """Do what `evaluate_run` does, and return what was measured after the last task."""
     if engine.count() > 1:
-        raise InputError("To measure is for one process: start it without `accelerate launch` or `torchrun`.")
+        raise InputError(
+            "To measure is for one process: start it without `accelerate launch` or `torchrun`."
+        )
     read(folder, trust=trust)
     with writing(folder) as writer:
         state = writer.state
@@ -93,7 +95,9 @@ def _measured_again(
         if not learned:
             raise RunError(f"`{folder}` has learned no task yet, so there is nothing to measure.")
         _check_measurable(folder, stream.until(learned), system.rule)
-        first = 0 if evaluation.future and not other else 1  # before the first task every rule is the same
+        first = (
+            0 if evaluation.future and not other else 1
+        )  # before the first task every rule is the same
         due = range(first if steps == "all" else learned, learned + 1)
         whole = Progress("The evaluation", len(due), quiet=quiet, bar=False)
         for number, step in enumerate(due, start=1):
@@ -108,7 +112,9 @@ def _check_measurable(folder: str | Path, learned: TaskStream, rule: Rule) -> No
     missing = learned.missing
     if len(missing) == len(learned):
         reason = next(iter(missing.values()))
-        raise RunError(f"Nothing of `{folder}` can be measured, because no examples are here. {reason}")
+        raise RunError(
+            f"Nothing of `{folder}` can be measured, because no examples are here. {reason}"
+        )
     check_search(learned, len(learned), rule)
     if missing:
         warnings.warn(not_measured(missing), PerdureWarning, stacklevel=3)
@@ -228,11 +234,15 @@ def learn_more(
                 "examples in the same place, name them as a task of their own, with `--task`."
             )
         try:
-            story.run(replace(plan, recipe=recipe.resolved(plan)), Path(folder), change=True, quiet=quiet)
+            story.run(
+                replace(plan, recipe=recipe.resolved(plan)), Path(folder), change=True, quiet=quiet
+            )
         except Stopped:
             raise
         except BaseException:
-            if read(folder).tasks == state.tasks:  # nothing came of it: the next attempt may name others
+            if (
+                read(folder).tasks == state.tasks
+            ):  # nothing came of it: the next attempt may name others
                 writer.recipe(state.recipe)
             raise
     return Run(folder)
@@ -273,7 +283,9 @@ def forget(
         The run was asked to stop. The task is forgotten, and the run can go on.
     """
     if engine.count() > 1:
-        raise InputError("`forget` is for one process: start it without `accelerate launch` or `torchrun`.")
+        raise InputError(
+            "`forget` is for one process: start it without `accelerate launch` or `torchrun`."
+        )
     read(folder, trust=trust)
     with writing(folder) as writer:
         state = writer.state
@@ -286,7 +298,9 @@ def forget(
         traces = tuple(left[places[task] :]) if task in places else ()
         plan = None
         if traces and retrain_later:
-            stream = stream and replace(stream, tasks=tuple(other for other in stream if other.name != task))
+            stream = stream and replace(
+                stream, tasks=tuple(other for other in stream if other.name != task)
+            )
             plan = _relearning(state, recipe, stream, left, kept=places[task])
         if task not in names and state.begun == task:
             writer.trim_events(None, 0)
@@ -302,13 +316,20 @@ def forget(
 
 
 def _relearning(
-    state: RunState, recipe: dict[str, Any], stream: TaskStream | None, left: Sequence[str], *, kept: int
+    state: RunState,
+    recipe: dict[str, Any],
+    stream: TaskStream | None,
+    left: Sequence[str],
+    *,
+    kept: int,
 ) -> Plan:
     """Return what is needed to learn all tasks that are `left` again but for the first `kept`, checked beforehand."""
     plan = Recipe.parse(recipe).plan(stream, run=state)
     check_same([state.load_task(name) for name in left], plan.stream)
     steps = range(1, len(plan.stream) + 1)
-    check_examples(plan, kept, [step for step in steps if plan.evaluation.due(step, len(plan.stream))])
+    check_examples(
+        plan, kept, [step for step in steps if plan.evaluation.due(step, len(plan.stream))]
+    )
     return plan
 
 
@@ -338,7 +359,9 @@ def _with(
     """A run's recipe with one more table."""
     before = state.recipe
     gone, stream = forgotten(before), before["stream"]
-    if not begun and isinstance(stream, list) and len(stream) <= 1 and not gone:  # an attempt that came to nothing
+    if (
+        not begun and isinstance(stream, list) and len(stream) <= 1 and not gone
+    ):  # an attempt that came to nothing
         return {**before, "stream": [dict(entry)], "backbone": _chosen(backbone), "seed": seed or 0}
     values = {**before, "stream": _entries(stream, entry, gone, state.tasks)}
     if not isinstance(stream, list):
@@ -354,19 +377,31 @@ def _with(
 def _check_unchanged(
     before: Mapping[str, Any], backbone: str | None, seed: int | None, settings: Sequence[str]
 ) -> None:
-    fixed = {"--backbone": (backbone, before["backbone"]["model"]), "--seed": (seed, before["seed"])}
+    fixed = {
+        "--backbone": (backbone, before["backbone"]["model"]),
+        "--seed": (seed, before["seed"]),
+    }
     for option, (given, used) in fixed.items():
         if given not in (None, used):
-            raise InputError(f"The run began with `{option} {used}`; it cannot go on with `{given}`.")
+            raise InputError(
+                f"The run began with `{option} {used}`; it cannot go on with `{given}`."
+            )
     for setting in settings:
         if setting.startswith("training.heads"):
-            raise InputError(f"`--set {setting}`: the heads of a run that has begun stay as they are.")
+            raise InputError(
+                f"`--set {setting}`: the heads of a run that has begun stay as they are."
+            )
         if not setting.startswith(("training.", "evaluation.")):
-            raise InputError(f"`--set {setting}`: of a run that has begun only `training` and `evaluation` can change.")
+            raise InputError(
+                f"`--set {setting}`: of a run that has begun only `training` and `evaluation` can change."
+            )
 
 
 def _entries(
-    stream: Section | list[dict[str, Any]], entry: Mapping[str, Any], gone: Sequence[str], taken: Sequence[str]
+    stream: Section | list[dict[str, Any]],
+    entry: Mapping[str, Any],
+    gone: Sequence[str],
+    taken: Sequence[str],
 ) -> list[dict[str, Any]]:
     """A run's stream with one more entry, of which tasks that were forgotten are learned again, behind the others."""
     if not isinstance(stream, list):
@@ -382,7 +417,9 @@ def _entries(
         _check_names(new, taken)
         return [*stream, dict(entry)]
     kept = [name for name in new if name not in gone] if dict(entry) in plain else []
-    before = [_without(old, again) if "benchmark" in old or old.get("task") else old for old in stream]
+    before = [
+        _without(old, again) if "benchmark" in old or old.get("task") else old for old in stream
+    ]
     return [*before, dict(entry) | ({"without": kept} if kept else {})]
 
 

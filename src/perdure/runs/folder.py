@@ -89,7 +89,9 @@ class Run:
         """The rows of scores.csv: `step` tasks had been learned when `value` was measured on `task`."""
         return layout.scores(self.folder)
 
-    def matrix(self, rule: str | None = None, task_id: str = "posterior") -> Float[ndarray, "steps tasks"]:
+    def matrix(
+        self, rule: str | None = None, task_id: str = "posterior"
+    ) -> Float[ndarray, "steps tasks"]:
         """The accuracy matrix R of a rule (by default the run's own): nan where nothing was measured."""
         return self.state.matrix(rule, task_id)
 

@@ -74,7 +74,9 @@ def dependence(recipe: dict[str, Any]) -> str:
     return "their aligned heads" if recipe["training"].get("alignment") else ""
 
 
-def without(recipe: dict[str, Any], task: str, learned: Sequence[str], *, leaves_traces: bool) -> dict[str, Any]:
+def without(
+    recipe: dict[str, Any], task: str, learned: Sequence[str], *, leaves_traces: bool
+) -> dict[str, Any]:
     """A recipe that has forgotten a task; `learned` are those before that."""
     stream, rule = recipe["stream"], dict(recipe["rule"])
     if isinstance(rule.get("scale"), dict):
@@ -117,7 +119,9 @@ def finish(folder: Path) -> None:
     if left:
         _drop_derived(folder)
         put.removed(folder / layout.UNFINISHED)
-    for name in reversed(left):  # before anything was learned, all heads of the stream were asked: no step 0
+    for name in reversed(
+        left
+    ):  # before anything was learned, all heads of the stream were asked: no step 0
         steps = range(1, list(present).index(name) + 1)
         _drop_values(folder, name, steps)
         _combine_without(folder, name, steps)
@@ -149,7 +153,9 @@ def _drop_derived(folder: Path) -> None:
 
 def _drop_values(folder: Path, name: str, steps: range) -> None:
     """Drop every value and event of a task, and what was measured after other numbers of tasks than `steps`."""
-    rows = [row for row in layout.scores(folder) if row["task"] != name and _counts(row, name, steps)]
+    rows = [
+        row for row in layout.scores(folder) if row["task"] != name and _counts(row, name, steps)
+    ]
     put.scores(folder, rows)
     events = []
     for event in layout.events(folder):
@@ -175,7 +181,11 @@ def _combine_without(folder: Path, name: str, steps: range) -> None:
     searches = [search for search in state.searches if _counts(search, name, steps)]
     rule["searches"] = searches
     if rule["candidates"]:
-        last = [search for search in searches if (search["rule"], search["step"]) == (rule["label"], len(state.tasks))]
+        last = [
+            search
+            for search in searches
+            if (search["rule"], search["step"]) == (rule["label"], len(state.tasks))
+        ]
         options.pop("scale", None)
         found = last[0] if last else {"options": options, "candidates": []}
         rule["options"], rule["candidates"] = found["options"], found["candidates"]

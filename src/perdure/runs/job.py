@@ -53,7 +53,9 @@ def check(plan: Plan) -> None:
     }
     for name, (given, kind) in kinds.items():
         if not isinstance(given, kind):
-            raise InputError(f"`{name}` must be a `perdure.{kind.__name__}`, got {str(given)[:100]!r}.")
+            raise InputError(
+                f"`{name}` must be a `perdure.{kind.__name__}`, got {str(given)[:100]!r}."
+            )
     check_seed(plan.seed)
     checked(Training, vars(plan.training), "training")
     checked(Evaluation, vars(plan.evaluation), "evaluation")
@@ -74,14 +76,20 @@ def check_needs(method: Method, backbone: Backbone, stream: TaskStream) -> None:
     without_classes = [task.name for task in stream if not task.classes]
     missing: dict[Need, str] = {}
     if not backbone.has_heads:
-        missing["heads"] = f"a head for each task, which `{backbone.source}` has not: it answers in its own words"
+        missing["heads"] = (
+            f"a head for each task, which `{backbone.source}` has not: it answers in its own words"
+        )
     if method.module != "lora":
-        missing["lora"] = f"`peft: lora`, but has {f'`peft: {method.module}`' if method.module else 'no module'}"
+        missing["lora"] = (
+            f"`peft: lora`, but has {f'`peft: {method.module}`' if method.module else 'no module'}"
+        )
     if without_classes:
         missing["classes"] = f"tasks with classes, but `{without_classes[0]}` has none"
     for need in missing:
         if need in method.needs:
-            raise InputError(f"The method `{method_name(method)}` needs {missing[need]}. Choose another method.")
+            raise InputError(
+                f"The method `{method_name(method)}` needs {missing[need]}. Choose another method."
+            )
 
 
 def check_alignment(training: Training, rule: Rule) -> None:
@@ -93,7 +101,9 @@ def check_alignment(training: Training, rule: Rule) -> None:
         The rule gives no single model, or its scale is found only afterwards.
     """
     if training.alignment and (rule.searches or rule.routed):
-        raise InputError(f"`alignment` needs one model with a fixed scale, but the rule is `{rule.label}`.")
+        raise InputError(
+            f"`alignment` needs one model with a fixed scale, but the rule is `{rule.label}`."
+        )
 
 
 def check_heads(plan: Plan) -> None:
@@ -113,9 +123,13 @@ def check_heads(plan: Plan) -> None:
                 f"{list(first.classes)}, `{task.name}` {list(task.classes)}."
             )
     if not plan.method.trains:
-        raise InputError(f"`training.heads: shared`: the method `{method_name(plan.method)}` computes a head per task.")
+        raise InputError(
+            f"`training.heads: shared`: the method `{method_name(plan.method)}` computes a head per task."
+        )
     if plan.training.alignment:
-        raise InputError("`alignment` aligns the heads of tasks with each other: with `heads: shared` there is one.")
+        raise InputError(
+            "`alignment` aligns the heads of tasks with each other: with `heads: shared` there is one."
+        )
 
 
 def check_length(stream: TaskStream, rule: Rule) -> None:
@@ -128,7 +142,9 @@ def check_length(stream: TaskStream, rule: Rule) -> None:
     """
     most = rule.nature.most
     if most and len(stream) > most:
-        raise InputError(f"The rule `{rule.name}` combines at most {most} tasks; the stream has {len(stream)}.")
+        raise InputError(
+            f"The rule `{rule.name}` combines at most {most} tasks; the stream has {len(stream)}."
+        )
 
 
 def check_examples(plan: Plan, learned: int, due: Sequence[int]) -> None:
@@ -144,7 +160,9 @@ def check_examples(plan: Plan, learned: int, due: Sequence[int]) -> None:
     missing, new = plan.stream.missing, plan.stream.names[learned:]
     for name in new:
         if name in missing:
-            raise InputError(f"Task `{name}` is to be learned, but its examples are not here: {missing[name]}")
+            raise InputError(
+                f"Task `{name}` is to be learned, but its examples are not here: {missing[name]}"
+            )
     if new and missing and plan.method.keeps_all:
         name, reason = next(iter(missing.items()))
         raise InputError(
@@ -178,7 +196,13 @@ def settings_of(plan: Plan) -> dict[str, Any]:
     return {
         "backbone": backbone.settings,
         "method": _of_method(method),
-        "rule": {"name": rule.name, "space": rule.space, "since": rule.since, **searched, **rule.options},
+        "rule": {
+            "name": rule.name,
+            "space": rule.space,
+            "since": rule.since,
+            **searched,
+            **rule.options,
+        },
         "training": training,
         "evaluation": _plain(plan.evaluation),
         "seed": plan.seed,
@@ -187,12 +211,21 @@ def settings_of(plan: Plan) -> dict[str, Any]:
 
 def _of_method(method: Method) -> dict[str, Any]:
     """A method's name and settings; those of one that it wraps inside."""
-    options = {field.name: getattr(method, field.name) for field in dataclasses.fields(method) if field.init}
-    options = {name: _of_method(value) if isinstance(value, Method) else value for name, value in options.items()}
+    options = {
+        field.name: getattr(method, field.name)
+        for field in dataclasses.fields(method)
+        if field.init
+    }
+    options = {
+        name: _of_method(value) if isinstance(value, Method) else value
+        for name, value in options.items()
+    }
     return {"name": method_name(method), **options}
 
 
 def _plain(settings: Any) -> dict[str, Any]:
     """A dataclass as YAML can hold it."""
     values = dataclasses.asdict(settings)
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    return {
+        name: list(value) if isinstance(value, tuple) else value for name, value in values.items()
+    }

@@ -62,12 +62,24 @@ def reading(path: Path) -> Iterator[None]:
     except RunError:
         raise
     except PerdureError as error:
-        refused = isinstance(error.__cause__, OSError)  # by the system: that says nothing of what is in the file
+        refused = isinstance(
+            error.__cause__, OSError
+        )  # by the system: that says nothing of what is in the file
         said = refused or "damaged" in str(error)
         raise RunError(str(error) if said else f"{error} It is damaged or was changed.") from error
     except OSError as error:
-        raise RunError(f"`{error.filename or path}` cannot be read: {error.strerror or error}.") from error
-    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, csv.Error, RecursionError) as error:
+        raise RunError(
+            f"`{error.filename or path}` cannot be read: {error.strerror or error}."
+        ) from error
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        csv.Error,
+        RecursionError,
+    ) as error:
         why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise RunError(f"`{path}` cannot be read: {why}. It is damaged or was changed.") from error
 
@@ -96,7 +108,9 @@ def check(path: Path, kind: type[M], values: dict[str, Any]) -> M:
 def check_run(folder: Path) -> None:
     """Raise `RunError` if a folder is no run, or one of a format that is not known here."""
     if not is_run(folder):
-        raise RunError(f"`{folder}` is not a run: it has no `recipe.yaml`. Give the folder that `perdure run` wrote.")
+        raise RunError(
+            f"`{folder}` is not a run: it has no `recipe.yaml`. Give the folder that `perdure run` wrote."
+        )
     with reading(path := folder / "environment.json"):
         found = read_json(path).get("format", 1) if path.exists() else 1
     if type(found) is not int or not 1 <= found <= FORMAT:
@@ -194,8 +208,14 @@ def task_folders(folder: Path, forgotten: list[str]) -> dict[str, Path]:
     with reading(home := folder / "tasks"):
         if home.is_symlink():
             raise RunError(f"`{home}` is a link. Put the folder itself there.")
-        places = sorted(home.iterdir()) if home.is_dir() else []  # `glob` would pass over what may not be read
-        found = [place for place in places if PLACE.fullmatch(place.name) and (place / "manifest.json").exists()]
+        places = (
+            sorted(home.iterdir()) if home.is_dir() else []
+        )  # `glob` would pass over what may not be read
+        found = [
+            place
+            for place in places
+            if PLACE.fullmatch(place.name) and (place / "manifest.json").exists()
+        ]
         for place in found:
             _check_task_folder(place)
     found.sort(key=lambda place: int(place.name.split("-", 1)[0]))
@@ -234,7 +254,9 @@ def scores(folder: Path) -> list[dict[str, Any]]:
             return []
         rows = csv.DictReader(read_text(path).splitlines(), strict=True)
         if missing := set(COLUMNS) - set(rows.fieldnames or ()):
-            raise RunError(f"`{path}` has no column `{min(missing)}`. It is damaged or was changed.")
+            raise RunError(
+                f"`{path}` has no column `{min(missing)}`. It is damaged or was changed."
+            )
         return [_score(path, row) for row in rows]
 
 
@@ -271,7 +293,9 @@ def combined(folder: Path) -> dict[str, Any]:
     """
     with reading(path := folder / "combined.json"):
         if not path.exists():
-            raise RunError(f"`{folder}` holds no combined model: no task is learned and measured yet.")
+            raise RunError(
+                f"`{folder}` holds no combined model: no task is learned and measured yet."
+            )
         values = read_json(path)
         registry.named_by_run(values, folder)
         return values | check(path, schema.Combined, values).model_dump()
@@ -305,7 +329,9 @@ def _logged_searches(folder: Path) -> list[dict[str, Any]]:
         search = {key: event.get(key) for key in schema.Search.model_fields}
         if isinstance(search["candidates"], dict):  # as version 0.1 wrote them
             tried = search["candidates"].items()
-            search["candidates"] = [{"scale": float(scale), "score": score} for scale, score in tried]
+            search["candidates"] = [
+                {"scale": float(scale), "score": score} for scale, score in tried
+            ]
         logged[search["rule"], search["step"]] = search
     return list(logged.values())
 
@@ -350,7 +376,9 @@ def diagnostics(folder: Path) -> dict[str, Any]:
         values = read_json(path)
         if values.get("format") != 1:
             number = str(values.get("format"))[:100]
-            raise RunError(f"`{path}` has the format {number}, but 1 is read. Make it again with `perdure diagnose`.")
+            raise RunError(
+                f"`{path}` has the format {number}, but 1 is read. Make it again with `perdure diagnose`."
+            )
         check(path, schema.Diagnostics, values)
         return values
 
@@ -381,7 +409,9 @@ def task(place: Path) -> dict[str, Any]:
         values = read_json(path)
         about = check(path, schema.Task, values)
         if about.name != place.name.split("-", 1)[1]:
-            raise CheckpointError(f"`{path}` belongs to the task `{about.name[:100]}`, not to its folder.")
+            raise CheckpointError(
+                f"`{path}` belongs to the task `{about.name[:100]}`, not to its folder."
+            )
         return values
 
 

@@ -88,10 +88,14 @@ class Model:
         usual = self.state.combined["label"] if rule is None else self.rule.label
         self.label = label or usual
         if not self.state.tasks:
-            raise RunError(f"`{self.state.folder}` holds no combined model yet: no task was finished.")
+            raise RunError(
+                f"`{self.state.folder}` holds no combined model yet: no task was finished."
+            )
         with reading(self.state.folder / "recipe.yaml"):
             source, settings = named(self.state.recipe["backbone"], "backbone", key="model")
-            settings = checked(Backbone.load, settings, f"`{self.state.folder / 'recipe.yaml'}`: backbone")
+            settings = checked(
+                Backbone.load, settings, f"`{self.state.folder / 'recipe.yaml'}`: backbone"
+            )
         self.backbone = Backbone.load(source, **settings).to(engine.device(device))
         self.system = restored(self.state, self.backbone, self.rule)
         self.classes = self.system.classes
@@ -130,10 +134,14 @@ class Model:
         if not len(inputs):
             raise InputError("There is nothing to predict: the input has no rows.")
         rows = as_rows(inputs) if self.backbone.kind == "image" else _texts(inputs)
-        examples = self.backbone.prepare([(task or "", rows)], batch_size=batch_size, allow_empty=True)
+        examples = self.backbone.prepare(
+            [(task or "", rows)], batch_size=batch_size, allow_empty=True
+        )
         names = [task] if task else list(self.classes)
         log_weights = (
-            torch.zeros(len(examples), 1) if task else self.system.posterior.log_prob(describe(self.backbone, examples))
+            torch.zeros(len(examples), 1)
+            if task
+            else self.system.posterior.log_prob(describe(self.backbone, examples))
         )
         if self.combined.picks:
             log_weights = settled(log_weights)
@@ -148,10 +156,14 @@ class Model:
         tasks = _likeliest_task(by_task(logits, log_weights), places, best.indices)
         return [
             Prediction(labels[label], probability, names[number])
-            for label, probability, number in zip(best.indices.tolist(), best.values.tolist(), tasks, strict=True)
+            for label, probability, number in zip(
+                best.indices.tolist(), best.values.tolist(), tasks, strict=True
+            )
         ]
 
-    def input_columns(self, columns: Sequence[str], asked: Sequence[str], source: str) -> tuple[str, ...]:
+    def input_columns(
+        self, columns: Sequence[str], asked: Sequence[str], source: str
+    ) -> tuple[str, ...]:
         """Return the columns of a table that hold the input.
 
         Parameters
@@ -170,7 +182,9 @@ class Model:
             The table has no such columns.
         """
         kind = self.backbone.kind
-        candidates = [tuple(asked)] if asked else [*_read_before(self.state.recipe["stream"], kind), (kind,)]
+        candidates = (
+            [tuple(asked)] if asked else [*_read_before(self.state.recipe["stream"], kind), (kind,)]
+        )
         for candidate in candidates:
             if set(candidate) <= set(columns):
                 return candidate
@@ -182,7 +196,9 @@ class Model:
 
     def _log_prior(self, task: str) -> Float[Tensor, " classes"]:
         """Return the logarithm of each class's share of a task's training examples."""
-        counts = next(learned.statistics.counts for learned in self.system.learned if learned.name == task)
+        counts = next(
+            learned.statistics.counts for learned in self.system.learned if learned.name == task
+        )
         return (counts / counts.sum()).log().float()
 
     def add_predictions(
@@ -192,7 +208,9 @@ class Model:
 
         `column` holds the text, or the image; by default the one that the run was trained on, or `text`.
         """
-        columns = self.input_columns(list(rows[0]) if rows else [], [column] if column else [], "The table")
+        columns = self.input_columns(
+            list(rows[0]) if rows else [], [column] if column else [], "The table"
+        )
         read = [Row(number, row, f"Row {number}") for number, row in enumerate(rows, start=1)]
         inputs = [self.input_of(row, columns) for row in read]
         names = names_of_answers(list(rows[0]))
@@ -211,7 +229,9 @@ class Model:
             return texts(row, columns, empty=True)
         value = row.cells.get(columns[0])
         if value is None or value == "":
-            raise DataError(f"{row.where}, has nothing in column `{columns[0]}`. Complete it or leave it out.")
+            raise DataError(
+                f"{row.where}, has nothing in column `{columns[0]}`. Complete it or leave it out."
+            )
         return value
 
     def export(self, output: str | Path) -> Path:
@@ -230,7 +250,9 @@ class Model:
         staging.check_free(output := Path(output))
         check_exportable(self.rule)
         adapters.detach(self.backbone.model)
-        size = sum(value.numel() * value.element_size() for value in self.backbone.model.parameters())
+        size = sum(
+            value.numel() * value.element_size() for value in self.backbone.model.parameters()
+        )
         tasks = list(self.classes)[:1] if self.system.shares_head else list(self.classes)
         with (
             staging.new_folder(output, size=size, check=self.sources.check) as folder,
@@ -308,14 +330,18 @@ def _rule(state: RunState) -> Rule:
     """How a run combined its adapters last."""
     combined, path = state.combined, state.folder / "combined.json"
     recipes = state.recipe["rule"]["name"]
-    if combined["name"].endswith(".py") and combined["name"] != recipes:  # only the recipe says which code is run
+    if (
+        combined["name"].endswith(".py") and combined["name"] != recipes
+    ):  # only the recipe says which code is run
         raise RunError(f"`{path}` names the rule `{combined['name']}`, but the recipe `{recipes}`.")
     registry.find("rule", combined["name"])
     with reading(path):
         applied = {key: combined[key] for key in ("name", "space", "since")}
         rule = Rule.of(combined["options"] | applied, f"`{path}`")
         scales = rule.options.get("scale")
-        if missing := [name for name in state.tasks if isinstance(scales, dict) and name not in scales]:
+        if missing := [
+            name for name in state.tasks if isinstance(scales, dict) and name not in scales
+        ]:
             raise RunError(
                 f"`{path}` has no scale for the task `{missing[0]}`: it is not searched yet. Go on with "
                 f"`perdure run {state.folder}`, or measure with `perdure evaluate {state.folder}`."
@@ -340,12 +366,16 @@ def check_exportable(rule: Rule) -> None:
 
 
 def _likeliest_task(
-    parts: Sequence[Float[Tensor, "examples _"]], places: Sequence[Sequence[int]], chosen: Int[Tensor, " examples"]
+    parts: Sequence[Float[Tensor, "examples _"]],
+    places: Sequence[Sequence[int]],
+    chosen: Int[Tensor, " examples"],
 ) -> list[int]:
     """For each example the task from which most of the probability of the chosen class comes."""
     shares = []
     for part, place in zip(parts, places, strict=True):
-        own = torch.tensor(place) == chosen[:, None]  # where the chosen class is among the task's own
+        own = (
+            torch.tensor(place) == chosen[:, None]
+        )  # where the chosen class is among the task's own
         shares.append((part * own).sum(1))
     return torch.stack(shares).argmax(0).tolist()
 
@@ -363,9 +393,15 @@ def _texts(inputs: Sequence[Any]) -> Dataset:
     size = len(texts[0])
     for number, parts in enumerate(texts, start=1):
         if not all(isinstance(part, str) for part in parts):
-            raise InputError(f"Input {number} is {inputs[number - 1]!r}, but should be a text or a pair of texts.")
+            raise InputError(
+                f"Input {number} is {inputs[number - 1]!r}, but should be a text or a pair of texts."
+            )
         if half := half_of_a_pair("".join(parts)):
             raise InputError(f"Input {number} has `{half}`: {HALF}")
         if len(parts) != size:
-            raise InputError(f"Input {number} is a {'pair' if size == 1 else 'single text'}, unlike the first one.")
-    return Dataset.from_dict({name: [parts[i] for parts in texts] for i, name in enumerate(TEXTS[:size])})
+            raise InputError(
+                f"Input {number} is a {'pair' if size == 1 else 'single text'}, unlike the first one."
+            )
+    return Dataset.from_dict(
+        {name: [parts[i] for parts in texts] for i, name in enumerate(TEXTS[:size])}
+    )

@@ -41,7 +41,9 @@ def learn_next(system: System, plan: Plan, session: Session) -> Learned:
         classes=task.classes,
         adapter=adapter,
         heads={},
-        statistics=Statistics.of(describe(backbone, rows), torch.tensor(task.groups("train")), len(task.classes)),
+        statistics=Statistics.of(
+            describe(backbone, rows), torch.tensor(task.groups("train")), len(task.classes)
+        ),
         state=dict(method.state),
         digests=task.digests(),
     )
@@ -56,7 +58,9 @@ def learn_next(system: System, plan: Plan, session: Session) -> Learned:
             "examples": len(rows),
             "trained": _trained(plan, seen),
             "store_bytes": method.store_bytes,
-            "state_bytes": sum(value.nbytes for value in learned.state.values() if isinstance(value, torch.Tensor)),
+            "state_bytes": sum(
+                value.nbytes for value in learned.state.values() if isinstance(value, torch.Tensor)
+            ),
         }
         session.log({"event": "task", "task": learned.name, **about})
     return learned
@@ -80,7 +84,9 @@ def _heads(backbone: Backbone) -> dict[str, Parameters]:
     return {name: backbone.own_state(name) for name in backbone.heads}
 
 
-def _changed(after: Mapping[str, Parameters], before: Mapping[str, Parameters], owners: list[str]) -> dict[str, Any]:
+def _changed(
+    after: Mapping[str, Parameters], before: Mapping[str, Parameters], owners: list[str]
+) -> dict[str, Any]:
     """Return the heads that training has made or changed."""
     changed = {}
     for name in owners:
@@ -95,7 +101,9 @@ def _align(system: System, task: Task, settings: Alignment, *, seed: int) -> Gau
     rows = backbone.encode(task.rows("train"))
     values = features(backbone, system.combined, rows).cpu()
     newest = Gaussians.of(values, torch.tensor(rows.labels), len(task.classes))
-    gaussians = {old.name: old.gaussians for old in system.learned if old.gaussians} | {task.name: newest}
+    gaussians = {old.name: old.gaussians for old in system.learned if old.gaussians} | {
+        task.name: newest
+    }
     align(backbone, gaussians, system.classes, settings, seed=seed + 1000 * len(gaussians))
     return newest
 
@@ -104,5 +112,7 @@ def _trained(plan: Plan, seen: TaskStream) -> int:
     """Return how many parameters were trained: no module's frozen half, and no head that is computed."""
     own = set(map(id, plan.method.parameters(plan.backbone)))  # heads may be among them
     names = {name for name, _ in plan.method.examples(seen.tasks)}
-    heads = {id(p): p for name in names for p in plan.backbone.own(name).parameters() if id(p) not in own}
+    heads = {
+        id(p): p for name in names for p in plan.backbone.own(name).parameters() if id(p) not in own
+    }
     return plan.method.trained(plan.backbone) + sum(p.numel() for p in heads.values())

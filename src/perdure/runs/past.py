@@ -126,7 +126,9 @@ def _without_data(task: TaskWithoutData, missing: str) -> TaskWithoutData:
 def past_of(run: RunState) -> Past:
     """Return what a run's folder knows of its stream."""
     stream = run.recipe["stream"]
-    entries = [_plain(entry) for entry in stream] if isinstance(stream, list) else [as_entry(stream)]
+    entries = (
+        [_plain(entry) for entry in stream] if isinstance(stream, list) else [as_entry(stream)]
+    )
     return Past({task.name: task for task in _tasks_of(run)}, entries)
 
 
@@ -172,7 +174,11 @@ def only_task(entry: Mapping[str, Any]) -> str | None:
 
 def _plain(entry: Any) -> Any:
     """Leave out which tasks of an entry are not read: that changes nothing in the others."""
-    return {key: value for key, value in entry.items() if key != "without"} if isinstance(entry, dict) else entry
+    return (
+        {key: value for key, value in entry.items() if key != "without"}
+        if isinstance(entry, dict)
+        else entry
+    )
 
 
 def is_same(learned: TaskWithoutData, task: Task) -> bool:

@@ -54,7 +54,9 @@ def predict_table(
         There is something at `output`, the disk is full, or writing is not allowed.
     """
     check_output(output)
-    columns = model.input_columns(table.columns, [image] if image else list(text), f"`{table.path}`")
+    columns = model.input_columns(
+        table.columns, [image] if image else list(text), f"`{table.path}`"
+    )
     types, count = _seen(model, table, columns)
     names = names_of_answers(types.columns)
     made = {names[key]: kind for key, kind in MADE.items()}
@@ -68,7 +70,12 @@ def predict_table(
         while chunk := list(islice(rows, BATCHES * batch_size)):
             inputs = [model.input_of(row, columns) for row in chunk]
             answers = model.predict(inputs, task=task, batch_size=batch_size)
-            written.write([row.cells | answer.named(names) for row, answer in zip(chunk, answers, strict=True)])
+            written.write(
+                [
+                    row.cells | answer.named(names)
+                    for row, answer in zip(chunk, answers, strict=True)
+                ]
+            )
             done += len(chunk)
             progress.to(done, reached=done == count)
     return count

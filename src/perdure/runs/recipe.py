@@ -68,10 +68,14 @@ class Recipe(BaseModel):
     # -- reading
 
     @classmethod
-    def parse(cls, values: Any, settings: Sequence[str] = (), where: str = "the recipe") -> "Recipe":
+    def parse(
+        cls, values: Any, settings: Sequence[str] = (), where: str = "the recipe"
+    ) -> "Recipe":
         """Check a mapping, after `settings` (`key.key=value`) have been put into it."""
         if not isinstance(values, dict):
-            raise InputError(f"{where} must be a mapping of settings such as `stream` and `backbone`.")
+            raise InputError(
+                f"{where} must be a mapping of settings such as `stream` and `backbone`."
+            )
         values = {"method": "isolated"} | copy.deepcopy(values)
         of_rule = [setting for setting in settings if setting.startswith("rule")]
         for setting in settings:
@@ -90,7 +94,9 @@ class Recipe(BaseModel):
         return recipe
 
     @classmethod
-    def read(cls, path: str | Path, settings: Sequence[str] = (), *, trust: bool = False) -> "Recipe":
+    def read(
+        cls, path: str | Path, settings: Sequence[str] = (), *, trust: bool = False
+    ) -> "Recipe":
         """Read a YAML file, or the recipe of a run.
 
         Python files that a recipe names may be run; those that a run folder names only with `trust`.
@@ -101,7 +107,9 @@ class Recipe(BaseModel):
         if (path / "recipe.yaml").is_file():
             return cls.parse(read(path, trust=trust).recipe, settings, f"`{path / 'recipe.yaml'}`")
         if path.is_dir():
-            raise InputError(f"`{path}` is a folder, but no run: it has no `recipe.yaml`. Give a recipe, or a run.")
+            raise InputError(
+                f"`{path}` is a folder, but no run: it has no `recipe.yaml`. Give a recipe, or a run."
+            )
         if not path.exists():
             raise InputError(f"There is no file `{path}`.")
         try:
@@ -131,7 +139,9 @@ class Recipe(BaseModel):
             raise _nothing_left(self.forgotten)
         past = past_of(run) if run else Past()
         if isinstance(self.stream, list):
-            stream = own_stream(self.stream, scenario=self.scenario or "class", seed=self.seed, past=past)
+            stream = own_stream(
+                self.stream, scenario=self.scenario or "class", seed=self.seed, past=past
+            )
         else:
             stream = _past_benchmark(self.stream, self.seed, past)
             stream = replace(stream, scenario=self.scenario) if self.scenario else stream
@@ -163,7 +173,11 @@ class Recipe(BaseModel):
     # -- doing
 
     def plan(
-        self, stream: TaskStream | None = None, backbone: Backbone | None = None, *, run: RunState | None = None
+        self,
+        stream: TaskStream | None = None,
+        backbone: Backbone | None = None,
+        *,
+        run: RunState | None = None,
     ) -> Plan:
         """All that the run needs, checked before anything is trained; `stream` and `backbone` may be made already.
 
@@ -207,7 +221,9 @@ class Recipe(BaseModel):
 
 
 def _nothing_left(forgotten: Sequence[str]) -> InputError:
-    return InputError(f"All tasks were forgotten: {', '.join(forgotten)}. Teach the run others, with `perdure learn`.")
+    return InputError(
+        f"All tasks were forgotten: {', '.join(forgotten)}. Teach the run others, with `perdure learn`."
+    )
 
 
 def _usual_rule(method: Any) -> str:
@@ -222,7 +238,11 @@ def _usual_rule(method: Any) -> str:
 def _with_names(resolved: dict[str, Any], section: Section) -> dict[str, Any]:
     """A method's settings under the names that the recipe gives: a path stays a path."""
     name, options = named(section, "method")
-    inner = {"method": _with_names(resolved["method"], options["method"])} if "method" in resolved else {}
+    inner = (
+        {"method": _with_names(resolved["method"], options["method"])}
+        if "method" in resolved
+        else {}
+    )
     return {**resolved, **inner, "name": name}
 
 
@@ -244,7 +264,9 @@ def _check_together(method: Method, rule: Rule, training: Training) -> None:
         if name not in training.kept:
             raise InputError(f"The rule `{rule.name}` needs `training: {{keep_{name}: true}}`.")
     if training.keep_inputs and method.module != "lora":
-        raise InputError("`keep_inputs` is of the layers with LoRA: it needs a method with `peft: lora`.")
+        raise InputError(
+            "`keep_inputs` is of the layers with LoRA: it needs a method with `peft: lora`."
+        )
     check_fits(rule, method.module)
 
 
@@ -276,14 +298,18 @@ def _tasks_of(entry: Mapping[str, Any], seed: int) -> list[Task]:
     _check_sources(options.get("data"))
     left_out = options.pop("without", [])
     if not isinstance(left_out, list):
-        raise InputError(f"`stream`: `without` is {left_out!r}, but should be a list of names of tasks.")
+        raise InputError(
+            f"`stream`: `without` is {left_out!r}, but should be a list of names of tasks."
+        )
     if "benchmark" in options:
         tasks = _benchmark(options.pop("benchmark"), options, seed).tasks
     elif isinstance(options.get("data"), (str, dict)):
         source = options.pop("data")
         tasks = read_tasks(source, **checked(read_tasks, {"seed": seed} | options, "stream"))
     else:
-        raise InputError(f"`stream`: the entry {options} has no `data` (a file, a folder, or a hub id).")
+        raise InputError(
+            f"`stream`: the entry {options} has no `data` (a file, a folder, or a hub id)."
+        )
     return [task for task in tasks if task.name not in left_out]
 
 
@@ -310,13 +336,17 @@ def _check_sources(data: Any) -> None:
     """Check that the names of files are some: an empty one would be the folder that the process is in."""
     for source in data.values() if isinstance(data, Mapping) else [data]:
         if isinstance(source, str) and (not source.strip() or "\0" in source):
-            raise InputError(f"`stream`: `data` is {source!r}, but must be a file, a folder, or a hub id.")
+            raise InputError(
+                f"`stream`: `data` is {source!r}, but must be a file, a folder, or a hub id."
+            )
 
 
 def _benchmark(name: str, options: dict[str, Any], seed: int) -> TaskStream:
     """A benchmark's stream; the run's seed is also that of its choices, if it makes any and states none of its own."""
     if "tasks_made_in_python" in options:
-        raise InputError(f"The stream `{name}` was made in Python, not by a recipe: give it as `stream=…`.")
+        raise InputError(
+            f"The stream `{name}` was made in Python, not by a recipe: give it as `stream=…`."
+        )
     function = registry.find("benchmark", name)
     if "seed" in registry.options(function):
         options = {"seed": seed} | options

@@ -75,8 +75,12 @@ def resumed(state: RunState, plan: Plan) -> tuple[System, Snapshot | None, list[
     system = restored(state, plan.backbone, plan.rule, plan.stream)
     learned = system.learned
     if plan.training.alignment and any(task.gaussians is None for task in learned):
-        raise InputError("`alignment` must be on from the first task on, but the run has learned tasks without it.")
-    plan.method.state = dict(learned[-1].state) if learned else {}  # it may have served another run before
+        raise InputError(
+            "`alignment` must be on from the first task on, but the run has learned tasks without it."
+        )
+    plan.method.state = (
+        dict(learned[-1].state) if learned else {}
+    )  # it may have served another run before
     inside = _unfinished(state, plan)
     due = due_steps(state, plan)
     check_examples(plan, len(learned), due)
@@ -87,7 +91,9 @@ def resumed(state: RunState, plan: Plan) -> tuple[System, Snapshot | None, list[
     return system, inside, due
 
 
-def restored(state: RunState, backbone: Backbone, rule: Rule, stream: TaskStream | None = None) -> System:
+def restored(
+    state: RunState, backbone: Backbone, rule: Rule, stream: TaskStream | None = None
+) -> System:
     """Give the backbone the heads of a run's tasks and the last task's adapter, as they were left.
 
     Raises
@@ -168,8 +174,15 @@ def _unfinished(state: RunState, plan: Plan) -> Snapshot | None:
 def belonging(plan: Plan, seen: TaskStream) -> dict[str, Any]:
     """Return what has to be the same for the training of the last task `seen` to go on inside it."""
     settings = settings_of(plan)
-    training = {key: value for key, value in settings["training"].items() if key not in HARMLESS_IN_TRAINING}
-    same = {"method": settings["method"], "backbone": settings["backbone"], "seed": plan.seed, "training": training}
+    training = {
+        key: value for key, value in settings["training"].items() if key not in HARMLESS_IN_TRAINING
+    }
+    same = {
+        "method": settings["method"],
+        "backbone": settings["backbone"],
+        "seed": plan.seed,
+        "training": training,
+    }
     return files.plain({"tasks": {task.name: task.digests() for task in seen}, **same})
 
 

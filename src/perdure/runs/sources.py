@@ -39,7 +39,9 @@ class Sources:
             The folder is no run, or a file that names a task cannot be read.
         """
         layout.check_run(Path(folder))
-        return cls(Path(folder), {name: _digest(path) for name, path in _manifests(Path(folder)).items()})
+        return cls(
+            Path(folder), {name: _digest(path) for name, path in _manifests(Path(folder)).items()}
+        )
 
     @classmethod
     def readable(cls, folder: str | Path) -> "Sources":

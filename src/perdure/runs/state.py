@@ -97,7 +97,9 @@ class RunState:
     def begun(self) -> str | None:
         """The name of the task that was being learned when the run was stopped, if its state was saved."""
         with reading(self.folder / UNFINISHED):
-            return list(self.unfinished.about["belongs_to"]["tasks"])[-1] if self.unfinished else None
+            return (
+                list(self.unfinished.about["belongs_to"]["tasks"])[-1] if self.unfinished else None
+            )
 
     @cached_property
     def stands_on_a_model(self) -> bool:
@@ -132,7 +134,9 @@ class RunState:
                 return search
         return None
 
-    def matrix(self, rule: str | None = None, task_id: str = "posterior") -> Float[ndarray, "steps tasks"]:
+    def matrix(
+        self, rule: str | None = None, task_id: str = "posterior"
+    ) -> Float[ndarray, "steps tasks"]:
         """Return the accuracy matrix R of a rule, by default the run's own: nan where nothing was measured."""
         rule = rule or self.combined["label"]
         R = np.full((len(self.tasks), len(self.tasks)), np.nan)
@@ -149,10 +153,16 @@ class RunState:
         tasks = self.tasks
         values: dict[str, dict[str, float]] = {}
         for row in self.scores:
-            asked = row["rule"] == rule and row["metric"] == "accuracy" and row["step"] == len(tasks)
+            asked = (
+                row["rule"] == rule and row["metric"] == "accuracy" and row["step"] == len(tasks)
+            )
             if asked and row["task"] in tasks:
                 values.setdefault(row["task_id"], {})[row["task"]] = row["value"]
-        return {way: sum(of.values()) / len(tasks) for way, of in values.items() if len(of) == len(tasks)}
+        return {
+            way: sum(of.values()) / len(tasks)
+            for way, of in values.items()
+            if len(of) == len(tasks)
+        }
 
 
 def read(folder: str | Path, *, trust: bool = False) -> RunState:

@@ -25,7 +25,9 @@ def run(plan: Plan, output: Path, *, change: bool = False, quiet: bool = True) -
         writer.begin(plan, inside)
         quiet = quiet or not writer.writes
         session = Session(plan.seed, writer.event, writer.unfinished, inside, stop, output, quiet)
-        whole = Progress("The run", len(plan.stream), done=len(system.learned), quiet=quiet, bar=False)
+        whole = Progress(
+            "The run", len(plan.stream), done=len(system.learned), quiet=quiet, bar=False
+        )
         for step in range(len(plan.stream) + 1):
             if step > len(system.learned):
                 system = system.with_task(learn_next(system, plan, session))
@@ -33,6 +35,10 @@ def run(plan: Plan, output: Path, *, change: bool = False, quiet: bool = True) -
                 with stop.later():
                     writer.task(system)
             if step in due:
-                writer.measurement(measure(system.until(step), plan.stream, plan.evaluation, plan.seed, quiet=quiet))
+                writer.measurement(
+                    measure(
+                        system.until(step), plan.stream, plan.evaluation, plan.seed, quiet=quiet
+                    )
+                )
             whole.to(step, f"{step} of {len(plan.stream)} tasks", reached=step > whole.first)
     return system

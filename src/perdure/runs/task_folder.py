@@ -27,7 +27,10 @@ HEAD, STATISTICS, METHOD, GAUSSIANS = (
     "gaussians.safetensors",
 )
 ALWAYS = {HEAD, STATISTICS, METHOD, "task.json"}
-ADAPTER = {adapter_folder.START, *(f"adapter/{name}" for name in (adapter_folder.CONFIG, adapter_folder.WEIGHTS))}
+ADAPTER = {
+    adapter_folder.START,
+    *(f"adapter/{name}" for name in (adapter_folder.CONFIG, adapter_folder.WEIGHTS)),
+}
 
 
 def save(place: Path, learned: Learned, *, base: str, head: tuple[str, nn.Linear] | None) -> None:
@@ -41,8 +44,17 @@ def save(place: Path, learned: Learned, *, base: str, head: tuple[str, nn.Linear
     found = {key: value for key, value in learned.state.items() if isinstance(value, Tensor)}
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in found.items()}
     plain = {key: value for key, value in learned.state.items() if key not in tensors}
-    heads = {f"{task}/{key}": value for task, head in learned.heads.items() for key, value in head.items()}
-    about = {"name": learned.name, "classes": list(learned.classes), "digests": learned.digests, "state": plain}
+    heads = {
+        f"{task}/{key}": value
+        for task, head in learned.heads.items()
+        for key, value in head.items()
+    }
+    about = {
+        "name": learned.name,
+        "classes": list(learned.classes),
+        "digests": learned.digests,
+        "state": plain,
+    }
     contents = adapter_folder.contents(learned.adapter, base=base, head=head) | {
         HEAD: to_bytes(heads),
         STATISTICS: to_bytes(learned.statistics.tensors()),
@@ -72,7 +84,10 @@ def check_names(run: Path, names: Sequence[str]) -> None:
     """
     # unlike `Path.is_dir`, this bears paths that are too long themselves
     above = next(parent for parent in run.absolute().parents if os.path.isdir(parent))
-    longest_name, longest_path = _limit(above, "PC_NAME_MAX", 255), _limit(above, "PC_PATH_MAX", 4096)
+    longest_name, longest_path = (
+        _limit(above, "PC_NAME_MAX", 255),
+        _limit(above, "PC_PATH_MAX", 4096),
+    )
     for number, name in enumerate(names):
         folder = f"{number:02d}-{name}"
         if len(os.fsencode(folder)) > longest_name:
@@ -111,10 +126,14 @@ def load(place: Path, *, rank: int | None = None) -> Learned:
         A file is missing or is not what was written.
     """
     manifest = layout.manifest(place)
-    present = {name for name in (GAUSSIANS, *adapter_folder.KEPT.values()) if layout.is_there(place / name)}
+    present = {
+        name for name in (GAUSSIANS, *adapter_folder.KEPT.values()) if layout.is_there(place / name)
+    }
     needed = ADAPTER if rank or layout.is_there(place / "adapter") else set[str]()
     if unlisted := {*ALWAYS, *needed, *present} - manifest.keys():
-        raise RunError(f"`{place / 'manifest.json'}` does not list `{min(unlisted)}`. It is damaged or was changed.")
+        raise RunError(
+            f"`{place / 'manifest.json'}` does not list `{min(unlisted)}`. It is damaged or was changed."
+        )
     check(place, manifest)
     about = layout.task(place)
     with reading(place):
@@ -122,7 +141,9 @@ def load(place: Path, *, rank: int | None = None) -> Learned:
         _check_shapes(place, len(about["classes"]), head, statistics)
         gaussians = TensorFile(place / GAUSSIANS) if GAUSSIANS in manifest else None
         if gaussians:
-            of_feature = f"{about['name']}/{SEED}" not in head.tensors  # random features are more, or fewer
+            of_feature = (
+                f"{about['name']}/{SEED}" not in head.tensors
+            )  # random features are more, or fewer
             width = head.tensors[f"{about['name']}/weight"].shape[1] if of_feature else None
             _check_gaussians(gaussians, len(about["classes"]), width)
         found = gaussians.read_all() if gaussians else None
@@ -149,9 +170,15 @@ def check(place: Path, manifest: Mapping[str, Mapping[str, Any]]) -> None:
     for name, expected in manifest.items():
         path = place / name
         with reading(path):
-            whole = path.is_file() and path.resolve().is_relative_to(home) and path.stat().st_size == expected["size"]
+            whole = (
+                path.is_file()
+                and path.resolve().is_relative_to(home)
+                and path.stat().st_size == expected["size"]
+            )
             if not whole or _fingerprint(path) != expected:
-                raise RunError(f"`{path}` is not what was written: it is missing, damaged, or was changed.")
+                raise RunError(
+                    f"`{path}` is not what was written: it is missing, damaged, or was changed."
+                )
 
 
 def _check_shapes(place: Path, classes: int, head: TensorFile, statistics: TensorFile) -> None:
@@ -159,7 +186,9 @@ def _check_shapes(place: Path, classes: int, head: TensorFile, statistics: Tenso
     shapes = {key: stored.shape for key, stored in statistics.tensors.items()}
     width = shapes.get("products", (0,))[:1]
     if shapes != {"counts": (classes,), "sums": (classes, *width), "products": (*width, *width)}:
-        raise RunError(f"`{statistics.path}` is damaged: {shapes} are no statistics of {classes} classes.")
+        raise RunError(
+            f"`{statistics.path}` is damaged: {shapes} are no statistics of {classes} classes."
+        )
     own = place.name.split("-", 1)[1]
     for key, stored in head.tensors.items():
         task, _, name = key.partition("/")
@@ -170,7 +199,9 @@ def _check_shapes(place: Path, classes: int, head: TensorFile, statistics: Tenso
         if stored.shape != shape or len(outputs) != 1 or len(columns) != 1 or not whole:
             raise RunError(f"`{head.path}` is damaged: `{key}` has the shape {stored.shape}.")
     if f"{own}/bias" not in head.tensors or head.tensors[f"{own}/bias"].shape != (classes,):
-        raise RunError(f"`{head.path}` is damaged: it has no head of {classes} classes for the task `{own}`.")
+        raise RunError(
+            f"`{head.path}` is damaged: it has no head of {classes} classes for the task `{own}`."
+        )
 
 
 def _check_gaussians(file: TensorFile, classes: int, width: int | None) -> None:

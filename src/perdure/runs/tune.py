@@ -80,13 +80,20 @@ class Tuning:
     @property
     def best(self) -> dict[str, Any]:
         """The best trial."""
-        return max(self.trials, key=lambda trial: -1.0 if trial["score"] is None else trial["score"])
+        return max(
+            self.trials, key=lambda trial: -1.0 if trial["score"] is None else trial["score"]
+        )
 
     def lines(self) -> list[tuple[str, str]]:
         """Score and settings of each trial, the best first."""
         order = sorted(self.trials, key=lambda trial: -(trial["score"] or 0.0))
-        shown = [", ".join(f"{name}={value:g}" for name, value in trial["settings"].items()) for trial in order]
-        scores = ["failed" if trial["score"] is None else f"{100 * trial['score']:.1f}" for trial in order]
+        shown = [
+            ", ".join(f"{name}={value:g}" for name, value in trial["settings"].items())
+            for trial in order
+        ]
+        scores = [
+            "failed" if trial["score"] is None else f"{100 * trial['score']:.1f}" for trial in order
+        ]
         return list(zip(scores, shown, strict=True))
 
 
@@ -118,7 +125,9 @@ def tune(
         `output` holds the trials of another recipe or protocol, or all trials failed.
     """
     if engine.count() > 1:
-        raise InputError("`tune` is for one process: start it without `accelerate launch` or `torchrun`.")
+        raise InputError(
+            "`tune` is for one process: start it without `accelerate launch` or `torchrun`."
+        )
     protocol, output = protocol or Protocol(), Path(output)
     ranges = searched(recipe, protocol)
     needed("optuna", "`tune`")  # not after the first trial
@@ -138,11 +147,19 @@ def tune(
             settings = _asked(recipe, protocol, ranges, trials, number)
             started = time.perf_counter()
             score = _score(_changed(recipe, settings), plan, output, protocol.task_id, quiet=quiet)
-            trials.append({"settings": settings, "score": score, "seconds": round(time.perf_counter() - started, 3)})
+            trials.append(
+                {
+                    "settings": settings,
+                    "score": score,
+                    "seconds": round(time.perf_counter() - started, 3),
+                }
+            )
             with files.refusing(output / TRIALS):
                 files.append(output / TRIALS, json.dumps(trials[-1]) + "\n")
             said = "failed" if score is None else f"validation accuracy {100 * score:.1f} %"
-            progress.to(number + 1, f"trial {number + 1} of {protocol.trials}, {said}", reached=True)
+            progress.to(
+                number + 1, f"trial {number + 1} of {protocol.trials}, {said}", reached=True
+            )
         return _finished(recipe, output, trials)
 
 
@@ -150,7 +167,9 @@ def _finished(recipe: Recipe, output: Path, trials: list[dict[str, Any]]) -> Tun
     """Write the recipe with the best settings."""
     best = Tuning({}, trials).best
     if best["score"] is None:
-        raise RunError(f"All {len(trials)} trials failed: see `{output / TRIALS}`. Lower `{RATE}` in the recipe.")
+        raise RunError(
+            f"All {len(trials)} trials failed: see `{output / TRIALS}`. Lower `{RATE}` in the recipe."
+        )
     tuned = _changed(recipe, best["settings"]).model_dump(exclude_none=True, exclude_defaults=True)
     files.write(output / TUNED, files.to_yaml(files.plain(tuned)))
     return Tuning(tuned, trials)
@@ -177,9 +196,13 @@ def searched(recipe: Recipe, protocol: Protocol) -> dict[str, Tuned]:
             raise InputError(
                 f"`{name}` is 0 in the recipe, and is searched on a logarithmic scale. Give another value."
             )
-        found[name] = Tuned(method.tuned.name, min(own, method.tuned.low), max(own, method.tuned.high))
+        found[name] = Tuned(
+            method.tuned.name, min(own, method.tuned.low), max(own, method.tuned.high)
+        )
     if not found:
-        raise InputError(f"The method `{named(recipe.method, 'method')[0]}` trains nothing: there is nothing to tune.")
+        raise InputError(
+            f"The method `{named(recipe.method, 'method')[0]}` trains nothing: there is nothing to tune."
+        )
     return found
 
 
@@ -189,18 +212,26 @@ def _begun(output: Path, about: dict[str, Any]) -> list[dict[str, Any]]:
     if not path.exists():
         files.write(path, json.dumps(about) + "\n")
         return []
-    whole = [line for line in files.read_lines(path) if line.endswith(b"\n")]  # a kill may cut the last one off
+    whole = [
+        line for line in files.read_lines(path) if line.endswith(b"\n")
+    ]  # a kill may cut the last one off
     lines = [files.parse_json(line, f"`{path}`") for line in whole]
     if not lines or {**lines[0], "protocol": {**lines[0].get("protocol", {}), "trials": 0}} != {
         **about, "protocol": {**about["protocol"], "trials": 0}
     }:  # fmt: skip
-        raise RunError(f"`{output}` holds trials of another recipe or protocol. Give another `--output`.")
+        raise RunError(
+            f"`{output}` holds trials of another recipe or protocol. Give another `--output`."
+        )
     files.write(path, b"".join(whole))
     return lines[1:]
 
 
 def _asked(
-    recipe: Recipe, protocol: Protocol, ranges: dict[str, Tuned], trials: Sequence[dict[str, Any]], number: int
+    recipe: Recipe,
+    protocol: Protocol,
+    ranges: dict[str, Tuned],
+    trials: Sequence[dict[str, Any]],
+    number: int,
 ) -> dict[str, float]:
     """The settings of a trial: the recipe's own first, then three that are random, then those that Optuna's TPE asks.
 
@@ -218,7 +249,9 @@ def _asked(
     for trial in trials:
         searcher.add(trial["settings"], trial["score"] or 0.0)
     asked = searcher.ask()
-    return {name: min(max(float(f"{asked[name]:.3g}"), t.low), t.high) for name, t in ranges.items()}
+    return {
+        name: min(max(float(f"{asked[name]:.3g}"), t.low), t.high) for name, t in ranges.items()
+    }
 
 
 def _own(recipe: Recipe, name: str) -> float:
@@ -232,20 +265,28 @@ def _own(recipe: Recipe, name: str) -> float:
 
 
 def _changed(recipe: Recipe, settings: dict[str, float]) -> Recipe:
-    return Recipe.parse(recipe.model_dump(exclude_none=True), [f"{name}={value!r}" for name, value in settings.items()])
+    return Recipe.parse(
+        recipe.model_dump(exclude_none=True),
+        [f"{name}={value!r}" for name, value in settings.items()],
+    )
 
 
-def _score(changed: Recipe, plan: Plan, output: Path, task_id: TaskId, *, quiet: bool) -> float | None:
+def _score(
+    changed: Recipe, plan: Plan, output: Path, task_id: TaskId, *, quiet: bool
+) -> float | None:
     """The average validation accuracy of the first tasks; nothing if training failed."""
     plan = replace(plan, method=changed.make_method(), training=changed.make_training())
     with staging.hidden_folder(output) as folder:
         try:
-            system = story.run(replace(plan, recipe=changed.resolved(plan)), folder / "trial", quiet=quiet)
+            system = story.run(
+                replace(plan, recipe=changed.resolved(plan)), folder / "trial", quiet=quiet
+            )
         except TrainingError:
             return None
         except Stopped as stop:  # the trial's own hint names a folder that is gone then
             raise Stopped(
-                "Stopped. Finished trials are kept. Go on with the same command.", signal=stop.signal
+                "Stopped. Finished trials are kept. Go on with the same command.",
+                signal=stop.signal,
             ) from None
         return validation_accuracy(system, plan.stream, task_id)
 

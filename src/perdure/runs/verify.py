@@ -79,7 +79,9 @@ def verify(folder: str | Path, *, backbone: bool = True) -> Verification:
     found.attempt("scores.csv", lambda: _scores(run))
     found.attempt("events.jsonl", lambda: _events(run))
     measured = any(row["step"] == len(run.tasks) > 0 for row in _rows(run))
-    if measured or (is_there(run.folder / "combined.json") and not run.recipe["rule"].get("search")):
+    if measured or (
+        is_there(run.folder / "combined.json") and not run.recipe["rule"].get("search")
+    ):
         found.attempt("combined.json", lambda: _combined(run))
     elif tasks:
         found.notes.append("The scale is not searched yet: `perdure run` goes on with that.")
@@ -95,7 +97,9 @@ def verify(folder: str | Path, *, backbone: bool = True) -> Verification:
 def _check_derived(run: RunState, found: Verification) -> None:
     """Check what can be made again, and that it tells of no task which is gone."""
     if is_there(run.folder / "diagnostics.json"):
-        found.attempt("diagnostics.json", lambda: ", ".join(layout.diagnostics(run.folder).get("parts", [])))
+        found.attempt(
+            "diagnostics.json", lambda: ", ".join(layout.diagnostics(run.folder).get("parts", []))
+        )
     if is_there(run.folder / "answers.json"):
         found.attempt("answers.json", lambda: ", ".join(layout.answers(run.folder)))
     for name, gone in sources.stale(run.folder).items():
@@ -110,7 +114,9 @@ def _notes(run: RunState) -> list[str]:
     """What is left of tasks that were never finished, or were forgotten; and the code that the recipe names."""
     recipe, tasks, home, notes = run.recipe, run.tasks, run.folder / "tasks", []
     for name in dict.fromkeys(registry.python_files(recipe)):
-        notes.append(f"The recipe names the Python file `{name}`, which only `--trust` runs. It was not run.")
+        notes.append(
+            f"The recipe names the Python file `{name}`, which only `--trust` runs. It was not run."
+        )
     gone = layout.task_folders(run.folder, []).values()
     with layout.reading(home):
         places = set(home.iterdir()) if home.exists() else set[Path]()
@@ -122,7 +128,9 @@ def _notes(run: RunState) -> list[str]:
     notes += [
         f"`{path}` is not there: what was learned of it is whole, but cannot be measured again."
         for path in _tables(recipe["stream"])
-        if not os.path.exists(path)  # unlike pathlib's it raises nothing, whatever a damaged recipe names
+        if not os.path.exists(
+            path
+        )  # unlike pathlib's it raises nothing, whatever a damaged recipe names
     ]
     for name, place in (recipe.get("traces") or {}).items():
         if name not in tasks and tasks[place:]:
@@ -140,7 +148,9 @@ def _tables(stream: Any) -> list[str]:
         source = entry.get("data") if isinstance(entry, dict) else None
         paths += source.values() if isinstance(source, dict) else [source]
     texts = [path for path in paths if isinstance(path, str)]
-    return [path for path in texts if Path(path).suffix.lower() in ENDINGS or Path(path).is_absolute()]
+    return [
+        path for path in texts if Path(path).suffix.lower() in ENDINGS or Path(path).is_absolute()
+    ]
 
 
 def _recipe(folder: Path) -> str:
@@ -199,9 +209,13 @@ def _combined(run: RunState) -> str:
     rule, path = run.combined, run.folder / "combined.json"
     layout.searches(run.folder)
     if not rule["name"].endswith(".py"):
-        unknown = rule["options"].keys() - registry.options(registry.find("rule", rule["name"])).keys()
+        unknown = (
+            rule["options"].keys() - registry.options(registry.find("rule", rule["name"])).keys()
+        )
         if unknown:
-            raise PerdureError(f"`{path}`: the rule `{rule['name']}` has no setting `{min(unknown)}`.")
+            raise PerdureError(
+                f"`{path}`: the rule `{rule['name']}` has no setting `{min(unknown)}`."
+            )
     scales = rule["options"].get("scale")
     if isinstance(scales, dict) and (missing := [name for name in run.tasks if name not in scales]):
         raise PerdureError(f"`{path}` has no scale for the task `{missing[0]}`.")
@@ -212,9 +226,15 @@ def _unfinished(run: RunState) -> str:
     snapshot = run.unfinished
     if snapshot is None:
         return "gone meanwhile: the task is finished"
-    wrong = [name for name, value in snapshot.tensors.items() if value.is_floating_point() and not is_finite(value)]
+    wrong = [
+        name
+        for name, value in snapshot.tensors.items()
+        if value.is_floating_point() and not is_finite(value)
+    ]
     if wrong:
-        raise PerdureError(f"`{run.folder / UNFINISHED}` holds values that are not finite: {', '.join(wrong[:5])}.")
+        raise PerdureError(
+            f"`{run.folder / UNFINISHED}` holds values that are not finite: {', '.join(wrong[:5])}."
+        )
     return f"inside a task, after step {snapshot.about.get('step')}"
 
 
@@ -232,7 +252,9 @@ def _check_backbone(run: RunState, tasks: list[Learned], found: Verification) ->
             "was not compared with it."
         )
         return
-    found.attempt("the pre-trained model", lambda: _backbone(run, tasks, load_files(files, **settings)))
+    found.attempt(
+        "the pre-trained model", lambda: _backbone(run, tasks, load_files(files, **settings))
+    )
 
 
 def _backbone(run: RunState, tasks: list[Learned], model: Backbone) -> str:

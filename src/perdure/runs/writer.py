@@ -59,7 +59,9 @@ class Writer:
             put.combined(self.folder, put.described(system.rule, state.searches))
         place = self.folder / "tasks" / f"{len(state.tasks):02d}-{learned.name}"
         put.removed(place)  # what may be there has no manifest: it counts for nothing
-        task_folder.save(place, learned, base=backbone.published, head=backbone.stock_head(learned.name))
+        task_folder.save(
+            place, learned, base=backbone.published, head=backbone.stock_head(learned.name)
+        )
         self.unfinished(None)
 
     def unfinished(self, snapshot: Snapshot | None) -> None:
@@ -101,7 +103,9 @@ class Writer:
     def _combined(self, state: RunState, measurement: Measurement, *, own: bool) -> None:
         """Write how the adapters are combined now, what the search found, and how examples were answered."""
         searches = _with_search(state.searches, measurement)
-        newest = own and measurement.step == len(state.tasks) > 0  # not an earlier step, measured later
+        newest = (
+            own and measurement.step == len(state.tasks) > 0
+        )  # not an earlier step, measured later
         there = layout.is_there(self.folder / "combined.json")
         if newest or (own and not there and measurement.candidates):
             described = put.described(measurement.applied, searches)
@@ -110,7 +114,9 @@ class Writer:
         elif there and measurement.candidates:
             put.combined(self.folder, state.combined | {"searches": searches})
         if newest and measurement.scores:
-            files.write(self.folder / "answers.json", files.to_json(_answers(self.folder, measurement)))
+            files.write(
+                self.folder / "answers.json", files.to_json(_answers(self.folder, measurement))
+            )
 
     def event(self, values: Mapping[str, Any]) -> None:
         """Add one line to events.jsonl."""
@@ -120,7 +126,9 @@ class Writer:
         try:
             files.append(path, layout.line(dict(values)))
         except OSError as error:
-            raise OutputError(f"`{path}` cannot be written: {error.strerror}. Finished tasks are kept.") from error
+            raise OutputError(
+                f"`{path}` cannot be written: {error.strerror}. Finished tasks are kept."
+            ) from error
 
     def forget(self, recipe: Mapping[str, Any]) -> None:
         """Take out the tasks that a recipe lists as forgotten. It counts from the moment in which that is written."""
@@ -152,14 +160,20 @@ class Writer:
             self.unfinished(None)
         backbone = plan.backbone
         if backbone.files and not read(self.folder).stands_on_a_model:
-            content = {"source": backbone.source, "revision": backbone.revision, "files": backbone.hashes}
+            content = {
+                "source": backbone.source,
+                "revision": backbone.revision,
+                "files": backbone.hashes,
+            }
             files.write(self.folder / layout.BACKBONE, files.to_json(content))
         self.recipe(plan.recipe)
 
     def _note_environment(self) -> None:
         """Log versions and hardware where they are not those of before."""
         now = files.plain(environment())
-        logged = [event for event in layout.events(self.folder) if event.get("event") == "environment"]
+        logged = [
+            event for event in layout.events(self.folder) if event.get("event") == "environment"
+        ]
         before = [layout.environment(self.folder), *logged][-1]
         if now != {key: value for key, value in before.items() if key not in ("format", "event")}:
             self.event({"event": "environment", **now})
@@ -236,7 +250,9 @@ def _check_free(folder: Path) -> None:
     """Raise `OutputError` if there is more than what a process leaves that dies while it makes a run."""
     with reading(folder):
         names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    if not all(name in (lock.NAME, "environment.json") or name.endswith(partial.ENDING) for name in names):
+    if not all(
+        name in (lock.NAME, "environment.json") or name.endswith(partial.ENDING) for name in names
+    ):
         staging.check_free(folder)
 
 

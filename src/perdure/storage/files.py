@@ -21,7 +21,9 @@ import yaml
 from perdure.errors import CheckpointError, OutputError, PerdureError
 from perdure.storage import partial
 
-POINTER = b"version https://git-lfs.github.com/spec/"  # how a file begins that Git LFS has not fetched
+POINTER = (
+    b"version https://git-lfs.github.com/spec/"  # how a file begins that Git LFS has not fetched
+)
 TASK_NAME = re.compile(r"[A-Za-z0-9][\w-]*")
 """What a task may be called: its name is that of a folder, and of a layer of the model."""
 MAX_JSON = 100_000_000  # bytes
@@ -31,7 +33,9 @@ MAX_LINE = 10_000_000
 MAX_LINES = 300_000_000  # bytes of a file of lines: a million steps of training are a third of that
 MAX_DEPTH = 50  # of lists and mappings within each other in YAML, whose reader takes the square of it in time
 
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same in C, where PyYAML was built with it
+_Loader: Any = getattr(
+    yaml, "CSafeLoader", yaml.SafeLoader
+)  # the same in C, where PyYAML was built with it
 
 
 def open_regular(path: Path) -> Any:
@@ -73,7 +77,9 @@ def read_bytes(path: Path, limit: int) -> bytes:
     """
     with _reading(path) as file:
         if os.fstat(file.fileno()).st_size > limit:
-            raise CheckpointError(f"`{path}` has more than {limit} bytes, which no such file needs.")
+            raise CheckpointError(
+                f"`{path}` has more than {limit} bytes, which no such file needs."
+            )
         content = file.read()
     check_fetched(path, content)
     return content
@@ -117,7 +123,9 @@ def read_text(path: Path, limit: int = MAX_JSON) -> str:
     try:
         return read_bytes(path, limit).decode("utf-8")
     except UnicodeDecodeError as error:
-        raise CheckpointError(f"`{path}` is not written in UTF-8 ({error.reason} at byte {error.start}).") from error
+        raise CheckpointError(
+            f"`{path}` is not written in UTF-8 ({error.reason} at byte {error.start})."
+        ) from error
 
 
 def read_lines(path: Path) -> Iterator[bytes]:
@@ -130,10 +138,14 @@ def read_lines(path: Path) -> Iterator[bytes]:
     """
     with _reading(path) as plain_file, io.BufferedReader(plain_file) as file:
         if os.fstat(plain_file.fileno()).st_size > MAX_LINES:
-            raise CheckpointError(f"`{path}` has more than {MAX_LINES} bytes, which no such file needs.")
+            raise CheckpointError(
+                f"`{path}` has more than {MAX_LINES} bytes, which no such file needs."
+            )
         while line := file.readline(MAX_LINE + 1):
             if len(line) > MAX_LINE:
-                raise CheckpointError(f"`{path}` has a line of more than {MAX_LINE} bytes, which it never needs.")
+                raise CheckpointError(
+                    f"`{path}` has a line of more than {MAX_LINE} bytes, which it never needs."
+                )
             yield line
 
 
@@ -166,7 +178,9 @@ def parse_json(text: bytes | str, what: str) -> dict[str, Any]:
             f"{what[0].upper()}{what[1:]} is not JSON that can be read: {str(error)[:200]}."
         ) from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"{what[0].upper()}{what[1:]} is not a JSON object, but {type(value).__name__}.")
+        raise CheckpointError(
+            f"{what[0].upper()}{what[1:]} is not a JSON object, but {type(value).__name__}."
+        )
     return value
 
 
@@ -187,7 +201,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     value = parse_yaml(read_text(path, MAX_YAML), f"`{path}`")
     if not isinstance(value, dict):
-        raise CheckpointError(f"`{path}` is not a mapping of names and values, but {type(value).__name__}.")
+        raise CheckpointError(
+            f"`{path}` is not a mapping of names and values, but {type(value).__name__}."
+        )
     return value
 
 
@@ -212,10 +228,16 @@ def _check_yaml(what: str, text: str) -> None:
     depth = 0
     for event in yaml.parse(text, Loader=_Loader):
         if isinstance(event, yaml.AliasEvent):
-            raise CheckpointError(f"{what} has aliases (`*name`), which are not read. Write their values out.")
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            raise CheckpointError(
+                f"{what} has aliases (`*name`), which are not read. Write their values out."
+            )
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(
+            event, yaml.CollectionEndEvent
+        )
         if depth > MAX_DEPTH:
-            raise CheckpointError(f"{what} has more than {MAX_DEPTH} lists or mappings within each other.")
+            raise CheckpointError(
+                f"{what} has more than {MAX_DEPTH} lists or mappings within each other."
+            )
 
 
 class _Reader(_Loader):
@@ -226,7 +248,9 @@ class _Reader(_Loader):
         for key, _ in node.value:
             name = (key.tag, str(key.value))
             if name in names:
-                raise ValueError(f"`{key.value}` is there twice, in line {key.start_mark.line + 1} again")
+                raise ValueError(
+                    f"`{key.value}` is there twice, in line {key.start_mark.line + 1} again"
+                )
             names.add(name)
         return super().construct_mapping(node, deep)
 
@@ -305,7 +329,9 @@ def check_place(path: Path, *, replace: bool = True) -> None:
     except FileNotFoundError:
         return
     if stat.S_ISLNK(kind):
-        raise OutputError(f"`{path}` is a link, which is not followed. Remove it, or write to where it points.")
+        raise OutputError(
+            f"`{path}` is a link, which is not followed. Remove it, or write to where it points."
+        )
     if not stat.S_ISREG(kind):
         raise OutputError(f"`{path}` cannot be written: it is no regular file. Give another name.")
     if not replace:
@@ -313,7 +339,9 @@ def check_place(path: Path, *, replace: bool = True) -> None:
 
 
 def _put_in_place(temporary: Path, path: Path, *, replace: bool) -> None:
-    if not replace:  # a hard link would also refuse in this very instant, but a kill would leave both names
+    if (
+        not replace
+    ):  # a hard link would also refuse in this very instant, but a kill would leave both names
         check_place(path, replace=False)
     os.replace(temporary, path)
 
@@ -376,7 +404,9 @@ def append(path: Path, line: str) -> None:
         if not stat.S_ISREG(os.fstat(number).st_mode):
             raise OSError(errno.EINVAL, "it is no regular file", str(path))
         size, content = os.fstat(number).st_size, line.encode()
-        if size and os.pread(number, 1, size - 1) != b"\n":  # a process was killed inside its last line
+        if (
+            size and os.pread(number, 1, size - 1) != b"\n"
+        ):  # a process was killed inside its last line
             content = b"\n" + content
         try:
             if os.write(number, content) != len(content):

@@ -51,18 +51,24 @@ def held(folder: Path) -> Iterator[None]:
         if not nested:
             with contextlib.suppress(OSError):
                 path.unlink()
-        with contextlib.suppress(OSError):  # what was written is written; the lock ends with its object at the latest
+        with contextlib.suppress(
+            OSError
+        ):  # what was written is written; the lock ends with its object at the latest
             lock.release()
 
 
 def holder(folder: Path) -> dict[str, Any] | None:
     """Who is writing the run now: `pid`, `host`, `since`; nothing if nobody is."""
     try:
-        number = os.open(folder / NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)  # a pipe would wait for a writer
+        number = os.open(
+            folder / NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+        )  # a pipe would wait for a writer
     except OSError:
         return None
     try:
-        fcntl.flock(number, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: who only looks is in nobody's way
+        fcntl.flock(
+            number, fcntl.LOCK_SH | fcntl.LOCK_NB
+        )  # shared: who only looks is in nobody's way
         return None
     except BlockingIOError:
         return _read(folder)
@@ -86,7 +92,9 @@ def _take(folder: Path, lock: FileLock) -> bool:
     except OSError as error:
         lock.release()
         path = folder / NAME
-        raise OutputError(f"`{path}` cannot be written: {error.strerror}. The run is as it was.") from error
+        raise OutputError(
+            f"`{path}` cannot be written: {error.strerror}. The run is as it was."
+        ) from error
     return nested
 
 
@@ -169,7 +177,11 @@ def _read(folder: Path) -> dict[str, Any]:
 
 
 def _sentence(folder: Path, who: dict[str, Any]) -> str:
-    name = f"process {who['pid']} on `{who['host']}`, since {who['since']}" if who else "another process"
+    name = (
+        f"process {who['pid']} on `{who['host']}`, since {who['since']}"
+        if who
+        else "another process"
+    )
     return (
         f"`{folder}` is being written by {name}. Wait until it has ended, or stop it (Ctrl-C saves where it is). Should"
         f" that process be gone and its machine out of reach, remove `{folder / NAME}`."

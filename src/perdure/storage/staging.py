@@ -24,7 +24,9 @@ SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 @contextlib.contextmanager
-def new_folder(output: Path, *, size: int, check: Callable[[], None] | None = None) -> Iterator[Path]:
+def new_folder(
+    output: Path, *, size: int, check: Callable[[], None] | None = None
+) -> Iterator[Path]:
     """A folder to write into, which becomes `output` when the block ends; if it fails, nothing is left.
 
     Its files get the permissions that the umask leaves, whatever wrote them.
@@ -53,7 +55,9 @@ def new_folder(output: Path, *, size: int, check: Callable[[], None] | None = No
                 _settle(folder)
                 if check:
                     check()
-                os.rename(folder, output)  # fails if another process has put something there meanwhile
+                os.rename(
+                    folder, output
+                )  # fails if another process has put something there meanwhile
             sync_names(output.parent)
             if check:
                 _check_or_remove(output, check)
@@ -89,7 +93,9 @@ def check_free(output: Path) -> None:
     if output.name in ("", ".."):
         raise OutputError(f"`--output {output}` names no new folder. Give the name of one.")
     if output.is_symlink() or (output.exists() and (not output.is_dir() or any(output.iterdir()))):
-        raise OutputError(f"`{output}` already exists and is not empty. Give another `--output`, or remove it.")
+        raise OutputError(
+            f"`{output}` already exists and is not empty. Give another `--output`, or remove it."
+        )
 
 
 def room(output: Path) -> int:
@@ -125,7 +131,9 @@ def _explained(output: Path, size: int) -> Iterator[None]:
             number = int(system[1])
             raise _sentence(OSError(number, os.strerror(number)), output, size) from error
         if isinstance(error, SafetensorError):
-            raise OutputError(f"`{output}` cannot be written: {error}. Nothing was kept.") from error
+            raise OutputError(
+                f"`{output}` cannot be written: {error}. Nothing was kept."
+            ) from error
         raise
 
 
@@ -137,7 +145,9 @@ def _sentence(error: OSError, output: Path, size: int) -> OutputError:
             f"{room(output) / 1e6:.1f} MB are free). Nothing was kept. Make room, or give another `--output`."
         )
     if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-        return OutputError(f"`{output}` has meanwhile been written by another process. Nothing was kept.")
+        return OutputError(
+            f"`{output}` has meanwhile been written by another process. Nothing was kept."
+        )
     return OutputError(f"`{place}` cannot be written: {error.strerror or error}. Nothing was kept.")
 
 

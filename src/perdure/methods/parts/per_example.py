@@ -23,7 +23,9 @@ Terms = Callable[[Logits], Iterable[Float[Tensor, " batch"]]]
 Function = Callable[[Tensor], Tensor]
 
 
-def mean_over_examples(backbone: Backbone, examples: Examples, terms: Terms, function: Function) -> dict[str, Tensor]:
+def mean_over_examples(
+    backbone: Backbone, examples: Examples, terms: Terms, function: Function
+) -> dict[str, Tensor]:
     """The mean over examples of the sum over terms of f(∂ term / ∂θ), for each parameter θ of the module; on the CPU.
 
     Parameters
@@ -38,13 +40,23 @@ def mean_over_examples(backbone: Backbone, examples: Examples, terms: Terms, fun
     for parameter in parameters.values():
         parameter.requires_grad_()
     total = {name: torch.zeros_like(value) for name, value in parameters.items()}
-    linear = parameters.keys() == {f"{name}.{key}" for name, layer in layers.items() for key, _ in _own(layer)}
-    by_batch = linear and _used_once(backbone, list(layers.values()), examples.batch([0], backbone.device))
+    linear = parameters.keys() == {
+        f"{name}.{key}" for name, layer in layers.items() for key, _ in _own(layer)
+    }
+    by_batch = linear and _used_once(
+        backbone, list(layers.values()), examples.batch([0], backbone.device)
+    )
     for _, batch in examples.batches(size=64 if by_batch else 1, device=backbone.device):
         with caught(layers, total, function, len(batch)) if by_batch else contextlib.nullcontext():
             for term in terms(backbone.read(backbone(batch), batch)):
-                wanted = [layer.weight for layer in layers.values()] if by_batch else list(parameters.values())
-                found = torch.autograd.grad(term.sum(), wanted, retain_graph=True, allow_unused=True)
+                wanted = (
+                    [layer.weight for layer in layers.values()]
+                    if by_batch
+                    else list(parameters.values())
+                )
+                found = torch.autograd.grad(
+                    term.sum(), wanted, retain_graph=True, allow_unused=True
+                )
                 if not by_batch:
                     for value, gradient in zip(total.values(), found, strict=True):
                         value += 0.0 if gradient is None else function(gradient)
@@ -59,7 +71,10 @@ def _own(layer: nn.Module) -> list[tuple[str, nn.Parameter]]:
 def _used_once(backbone: Backbone, layers: list[nn.Linear], batch: Batch) -> bool:
     """Whether a pass uses no layer twice, as models do that share layers: f is of the sum of what each use gives."""
     uses: list[nn.Module] = []
-    hooks = [layer.register_forward_hook(lambda layer, inputs, output: uses.append(layer)) for layer in layers]
+    hooks = [
+        layer.register_forward_hook(lambda layer, inputs, output: uses.append(layer))
+        for layer in layers
+    ]
     backbone(batch)
     for hook in hooks:
         hook.remove()
@@ -67,7 +82,9 @@ def _used_once(backbone: Backbone, layers: list[nn.Linear], batch: Batch) -> boo
 
 
 @contextlib.contextmanager
-def caught(layers: dict[str, nn.Linear], total: dict[str, Tensor], function: Function, examples: int) -> Iterator[None]:
+def caught(
+    layers: dict[str, nn.Linear], total: dict[str, Tensor], function: Function, examples: int
+) -> Iterator[None]:
     """Add to `total` f of the gradients of each of so many examples, of the layers' parameters, while the block runs.
 
     What is differentiated has to be a sum over the examples of a batch, and each layer used once in a pass.
@@ -75,7 +92,9 @@ def caught(layers: dict[str, nn.Linear], total: dict[str, Tensor], function: Fun
 
     def catch(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
         x = inputs[0].detach()
-        x = x.reshape(examples, -1, x.shape[-1])  # an image may be cut into windows, one after the other
+        x = x.reshape(
+            examples, -1, x.shape[-1]
+        )  # an image may be cut into windows, one after the other
 
         def add(gradient: Tensor) -> None:
             d = gradient.reshape(*x.shape[:2], -1)
@@ -85,7 +104,10 @@ def caught(layers: dict[str, nn.Linear], total: dict[str, Tensor], function: Fun
 
         output.register_hook(add)
 
-    hooks = [layer.register_forward_hook(functools.partial(catch, name)) for name, layer in layers.items()]
+    hooks = [
+        layer.register_forward_hook(functools.partial(catch, name))
+        for name, layer in layers.items()
+    ]
     try:
         yield
     finally:

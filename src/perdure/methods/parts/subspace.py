@@ -67,15 +67,24 @@ class Subspace:
         (I - M Mᵀ) H, H being the inputs themselves, as the paper has it.
         """
         outside, floor, room = self._outside(C, energy), _noise(C, energy), min(count, self.free)
-        return self._leading(outside, energy, lambda energies: min(room, int((energies > floor).sum())))
+        return self._leading(
+            outside, energy, lambda energies: min(room, int((energies > floor).sum()))
+        )
 
     def random_directions(self, count: int, random: torch.Generator) -> Float[Tensor, "d found"]:
         """Random orthonormal directions outside M: at most `count`."""
         d = len(self.basis)
-        return self._clean(torch.randn(d, min(count, self.free), dtype=torch.double, generator=random))
+        return self._clean(
+            torch.randn(d, min(count, self.free), dtype=torch.double, generator=random)
+        )
 
     def grown(
-        self, C: Float[Tensor, "d d"], epsilon: float, *, energy: Energy = "covariance", balance: float | None = None
+        self,
+        C: Float[Tensor, "d d"],
+        epsilon: float,
+        *,
+        energy: Energy = "covariance",
+        balance: float | None = None,
     ) -> Subspace:
         """M with so many leading directions of inputs with covariance C that it holds the share `epsilon` of energy.
 
@@ -108,7 +117,9 @@ class Subspace:
             return half
         return half @ self.basis if self.complement else self.outside(half.T)
 
-    def _leading(self, outside: Tensor, energy: Energy, wanted: Wanted, *, whole: bool = False) -> Tensor:
+    def _leading(
+        self, outside: Tensor, energy: Energy, wanted: Wanted, *, whole: bool = False
+    ) -> Tensor:
         """The leading directions of what `_outside` has found."""
         vectors = leading(outside, wanted, square=energy == "covariance", whole=whole)
         return self._clean(self.basis @ vectors if self.complement else vectors)

@@ -20,9 +20,15 @@ READING = (
 def table(part: Part, tasks: Sequence[str]) -> Table:
     rows = [
         [task, number(first), number(before)]
-        for task, first, before in zip(tasks, part["to_pretrained"], part["to_previous"], strict=True)
+        for task, first, before in zip(
+            tasks, part["to_pretrained"], part["to_previous"], strict=True
+        )
     ]
-    return Table("CKA of the features after each task", ["after", "with pre-trained", "with the step before"], rows)
+    return Table(
+        "CKA of the features after each task",
+        ["after", "with pre-trained", "with the step before"],
+        rows,
+    )
 
 
 def pictures(part: Part, tasks: Sequence[str]) -> list[Picture]:

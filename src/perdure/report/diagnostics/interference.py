@@ -35,7 +35,9 @@ def table(part: Part, tasks: Sequence[str]) -> Table:
     conflict, rows = array(part["sign_conflict"]), []
     for i, task in enumerate(tasks):
         others = [j for j in range(len(tasks)) if j != i]
-        close = max(others, key=lambda j, i=i: -2.0 if np.isnan(cosine[i, j]) else abs(cosine[i, j]))
+        close = max(
+            others, key=lambda j, i=i: -2.0 if np.isnan(cosine[i, j]) else abs(cosine[i, j])
+        )
         means = [mean(value[i, others]) for value in (cosine, overlap, conflict)]
         rows.append([task, number(part["norms"][i], 3), number(means[0]), f"{number(cosine[i, close])} {tasks[close]}",
                      number(means[1]), percent(means[2])])  # fmt: skip
@@ -47,26 +49,46 @@ def pictures(part: Part, tasks: Sequence[str]) -> list[Picture]:
     kinds = {
         "cosine": ("Cosine", (-1.0, 1.0), False),
         "overlap_left": ("Overlap of what layers write (left singular vectors)", (0.0, 1.0), False),
-        "overlap_right": ("Overlap of what layers read (right singular vectors)", (0.0, 1.0), False),
+        "overlap_right": (
+            "Overlap of what layers read (right singular vectors)",
+            (0.0, 1.0),
+            False,
+        ),
         "sign_conflict": ("Sign conflict, %", (0.0, 1.0), True),
         "weighted_sign_conflict": ("Sign conflict, weighted by size, %", (0.0, 1.0), True),
     }
-    look = {key: {"limits": limits, "percent": percent} for key, (_, limits, percent) in kinds.items()}
-    shown = [square(f"{caption}: task × task", part[key], tasks, **look[key]) for key, (caption, *_) in kinds.items()]
+    look = {
+        key: {"limits": limits, "percent": percent} for key, (_, limits, percent) in kinds.items()
+    }
+    shown = [
+        square(f"{caption}: task × task", part[key], tasks, **look[key])
+        for key, (caption, *_) in kinds.items()
+    ]
     names, norms = tasks[:TASKS], {"‖ΔW‖": array(part["norms"])[:TASKS]}
-    shown.append(series(figures.bars(norms, names, "‖ΔW‖"), "Norm of each task vector", names, norms))
+    shown.append(
+        series(figures.bars(norms, names, "‖ΔW‖"), "Norm of each task vector", names, norms)
+    )
     if layers := part["layers"]:
         norms = array(part["layer_norms"])[:, :TASKS]
         shown.append(by_layer("Norm: layer × task", norms, layers, names, limits=up_to(norms)))
         chosen, pairs = _pairs(array(part["cosine"]), tasks)
-        strongest = "" if len(chosen) == len(tasks) * (len(tasks) - 1) // 2 else f" ({len(chosen)} strongest)"
+        strongest = (
+            ""
+            if len(chosen) == len(tasks) * (len(tasks) - 1) // 2
+            else f" ({len(chosen)} strongest)"
+        )
         for key, (caption, *_) in kinds.items():
-            values, about = array(part[f"layer_{key}"])[:, chosen], f"{caption}: layer × pair of tasks{strongest}"
+            values, about = (
+                array(part[f"layer_{key}"])[:, chosen],
+                f"{caption}: layer × pair of tasks{strongest}",
+            )
             shown.append(by_layer(about, values, layers, pairs, **look[key]))
     return drawn(shown)
 
 
-def _pairs(cosine: Float[ndarray, "tasks tasks"], tasks: Sequence[str]) -> tuple[list[int], list[str]]:
+def _pairs(
+    cosine: Float[ndarray, "tasks tasks"], tasks: Sequence[str]
+) -> tuple[list[int], list[str]]:
     """Which pairs are drawn, of which there may be too many: those with the greatest cosines; and their names."""
     every = list(itertools.combinations(range(len(tasks)), 2))
     order = sorted(range(len(every)), key=lambda i: -np.nan_to_num(abs(cosine[every[i]])))

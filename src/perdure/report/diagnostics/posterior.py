@@ -20,7 +20,13 @@ def table(part: Part, tasks: Sequence[str]) -> Table:
     for i, row in enumerate(shares(part["confusion"])):
         others = [j for j in range(len(tasks)) if j != i and row[j] > 0]
         taken = max(others, key=lambda j, row=row: row[j], default=None)
-        rows.append([tasks[i], percent(none(row[i])), "" if taken is None else f"{percent(row[taken])} {tasks[taken]}"])
+        rows.append(
+            [
+                tasks[i],
+                percent(none(row[i])),
+                "" if taken is None else f"{percent(row[taken])} {tasks[taken]}",
+            ]
+        )
     errors = f"task {percent(part['task_ece'])}, class {percent(part['class_ece'])}"
     return Table(
         f"Task found (%); calibration error: {errors}",
@@ -32,10 +38,20 @@ def table(part: Part, tasks: Sequence[str]) -> Table:
 
 def pictures(part: Part, tasks: Sequence[str]) -> list[Picture]:
     confusion = shares(part["confusion"])
-    shown = [square("True task (row) × task found, % of the row", confusion, tasks, limits=(0.0, 1.0), percent=True)]
+    shown = [
+        square(
+            "True task (row) × task found, % of the row",
+            confusion,
+            tasks,
+            limits=(0.0, 1.0),
+            percent=True,
+        )
+    ]
     for kind, label in {"task": "p(task | x)", "class": "p(class | x)"}.items():
         bins, error = array(part[f"{kind}_bins"]), part[f"{kind}_ece"]
-        caption = f"Reliability of {label}" + ("" if error is None else f": calibration error {100 * error:.1f} %")
+        caption = f"Reliability of {label}" + (
+            "" if error is None else f": calibration error {100 * error:.1f} %"
+        )
         header = ["from", "to", "examples", "confidence", "right"]
         svg = figures.reliability(bins, f"confidence, {label}, %")
         shown.append(Picture(caption, svg, header, cells(bins)))

@@ -21,7 +21,11 @@ def table(part: Part, tasks: Sequence[str]) -> Table:
     for i, task in enumerate(tasks):
         changes = [percent(part[key][i], signed=True) for key in ("plasticity", "stability")]
         rows.append([task, percent(part["accuracy"][i + 1]), *changes])
-    return Table("Probe accuracy on all tasks after each (%)", ["after", "accuracy", "plasticity", "stability"], rows)
+    return Table(
+        "Probe accuracy on all tasks after each (%)",
+        ["after", "accuracy", "plasticity", "stability"],
+        rows,
+    )
 
 
 def pictures(part: Part, tasks: Sequence[str]) -> list[Picture]:
@@ -36,7 +40,12 @@ def pictures(part: Part, tasks: Sequence[str]) -> list[Picture]:
         [
             series(over_steps, "Probe accuracy on all tasks", steps, accuracy),
             heat_map(caption, subset, steps, names, limits=(0.0, 1.0), percent=True),
-            series(of_tasks, "Plasticity (while a task is learned) and stability (after it)", names, changes),
+            series(
+                of_tasks,
+                "Plasticity (while a task is learned) and stability (after it)",
+                names,
+                changes,
+            ),
         ]
     )
 

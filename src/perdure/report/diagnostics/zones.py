@@ -20,7 +20,9 @@ READING = (
 
 def table(part: Part, tasks: Sequence[str]) -> Table:
     chance, width = ["by chance", *map(percent, part["by_chance"])], ["task", "zone I", "II", "III"]
-    rows = [[task, *map(percent, shares)] for task, shares in zip(tasks, part["shares"], strict=True)]
+    rows = [
+        [task, *map(percent, shares)] for task, shares in zip(tasks, part["shares"], strict=True)
+    ]
     return Table("Where ΔW lies in the pre-trained weights (% of ‖ΔW‖²)", width, [chance, *rows])
 
 

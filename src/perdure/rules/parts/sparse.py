@@ -26,7 +26,9 @@ def layer_of(vectors: Mapping[str, TaskVector], name: str) -> Layer:
     return {task: changes.get(task, nothing) for task in vectors}
 
 
-def each_layer(vectors: Mapping[str, TaskVector], merge: Callable[[str, Layer], Tensor]) -> TaskVector:
+def each_layer(
+    vectors: Mapping[str, TaskVector], merge: Callable[[str, Layer], Tensor]
+) -> TaskVector:
     """`merge(name, changes by task)` of each layer, made when it is wanted: one full matrix per task at a time."""
 
     def deferred(name: str, shape: torch.Size) -> Deferred:
@@ -42,7 +44,12 @@ def generator(seed: int, *about: str) -> torch.Generator:
 
 
 def dropped(
-    change: Float[Tensor, "*shape"], keep: float | Float[Tensor, "*shape"], *, seed: int, task: str, name: str
+    change: Float[Tensor, "*shape"],
+    keep: float | Float[Tensor, "*shape"],
+    *,
+    seed: int,
+    task: str,
+    name: str,
 ) -> Float[Tensor, "*shape"]:
     """Each entry kept with probability `keep` and divided by it, else zero: the expectation is the change itself."""
     draws = torch.rand(change.shape, generator=generator(seed, task, name)).to(change.device)
@@ -59,7 +66,12 @@ def standing(change: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 
 def patterns(values: Float[Tensor, "*shape"], width: torch.dtype) -> Tensor:
     """The magnitudes' bit patterns, which are in the order of the magnitudes."""
-    return values.abs().to(width).flatten().view(torch.int64 if width == torch.float64 else torch.int32)
+    return (
+        values.abs()
+        .to(width)
+        .flatten()
+        .view(torch.int64 if width == torch.float64 else torch.int32)
+    )
 
 
 def threshold(layers: Callable[[], Iterable[Tensor]], keep: int) -> float:
@@ -80,7 +92,9 @@ def threshold(layers: Callable[[], Iterable[Tensor]], keep: int) -> float:
         counts = torch.zeros(2**16, dtype=torch.int64)
         for layer in layers():
             bits = patterns(layer, width)
-            bits = bits[bits >> 16 >> shift == found]  # two steps: one by the full width is not defined
+            bits = bits[
+                bits >> 16 >> shift == found
+            ]  # two steps: one by the full width is not defined
             counts += torch.bincount((bits >> shift) & 0xFFFF, minlength=2**16).cpu()
         at_least = counts.flip(0).cumsum(0)
         if keep > at_least[-1]:
@@ -88,7 +102,11 @@ def threshold(layers: Callable[[], Iterable[Tensor]], keep: int) -> float:
         digit = int(torch.searchsorted(at_least, keep))
         keep -= int(at_least[digit - 1]) if digit else 0
         found = found << 16 | 2**16 - 1 - digit
-    return torch.tensor(found, dtype=torch.int64 if width == torch.float64 else torch.int32).view(width).item()
+    return (
+        torch.tensor(found, dtype=torch.int64 if width == torch.float64 else torch.int32)
+        .view(width)
+        .item()
+    )
 
 
 def elected(
@@ -138,12 +156,20 @@ def ties(vectors: Mapping[str, TaskVector], *, density: float, how: How, per: Pe
             least[task] = threshold(layers, kept(density, entries))
 
     def trimmed(layer: Layer) -> Tensor:
-        cut = least or {t: threshold(lambda c=c: [c], kept(density, c.numel())) for t, c in layer.items()}
-        return torch.stack([torch.where(change.abs() >= cut[task], change, 0.0) for task, change in layer.items()])
+        cut = least or {
+            t: threshold(lambda c=c: [c], kept(density, c.numel())) for t, c in layer.items()
+        }
+        return torch.stack(
+            [torch.where(change.abs() >= cut[task], change, 0.0) for task, change in layer.items()]
+        )
 
     @functools.cache  # needed only where signs cancel exactly: then one more pass over the model
     def majority() -> Tensor:
-        return torch.stack([most(trimmed(layer_of(vectors, name))) for name in shapes(vectors)]).sum().sign()
+        return (
+            torch.stack([most(trimmed(layer_of(vectors, name))) for name in shapes(vectors)])
+            .sum()
+            .sign()
+        )
 
     def merge(name: str, layer: Layer) -> Tensor:
         changes = trimmed(layer)

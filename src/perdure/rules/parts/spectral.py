@@ -7,14 +7,26 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from perdure.vectors.task_vector import Deferred, Entry, LowRank, TaskVector, dense, inner, shapes, svd, total
+from perdure.vectors.task_vector import (
+    Deferred,
+    Entry,
+    LowRank,
+    TaskVector,
+    dense,
+    inner,
+    shapes,
+    svd,
+    total,
+)
 
 Block = Literal["topleft", "both"]
 Changes = dict[str, Entry]
 """The change of one layer by the tasks that change it."""
 
 
-def each_matrix(vectors: Mapping[str, TaskVector], merge: Callable[[str, Changes], Entry]) -> TaskVector:
+def each_matrix(
+    vectors: Mapping[str, TaskVector], merge: Callable[[str, Changes], Entry]
+) -> TaskVector:
     """`merge(name, changes by task)` of each layer that is a matrix; of what is none the average, as in all papers.
 
     From factors the result is made at once, as factors; else when it is wanted, a layer at a time.
@@ -62,7 +74,9 @@ def orthonormal(columns: Float[Tensor, "size k"]) -> Float[Tensor, "size k"]:
     return U @ Vh
 
 
-def strongest(change: Entry, most: int, *, outside: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def strongest(
+    change: Entry, most: int, *, outside: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """The `most` greatest singular triples of a change, or of what is left of it outside of the span of some columns.
 
     As always at most the numerical rank. What is left is measured against the change: all of it may be rounding.
@@ -81,7 +95,9 @@ def joined(triples: Sequence[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Te
     return orthonormal(torch.cat(Us, 1)), torch.cat(Ss), orthonormal(torch.cat(Vhs).T).T
 
 
-def coordinates(changes: Sequence[Entry]) -> tuple[Float[Tensor, "out k"], list[Float[Tensor, "k in"]]]:
+def coordinates(
+    changes: Sequence[Entry],
+) -> tuple[Float[Tensor, "out k"], list[Float[Tensor, "k in"]]]:
     """U and the S Vᵀ of each task of the decomposition of [ΔW_1 … ΔW_n], side by side: ΔW_t = U (S Vᵀ)_t.
 
     In factors, [ΔW_1 … ΔW_n] = [B_1 … B_n] diag(L_1, …, L_n) diag(Q_1, …, Q_n) with A_t = L_t Q_t.

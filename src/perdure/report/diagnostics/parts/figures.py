@@ -19,7 +19,9 @@ Values = Float[ndarray, " n"]
 
 
 @svg
-def lines(series: Mapping[str, Values], names: Sequence[str], beside: str, *, percent: bool = False) -> Figure:
+def lines(
+    series: Mapping[str, Values], names: Sequence[str], beside: str, *, percent: bool = False
+) -> Figure:
     """A line for each series of shares, over named steps; a tenth of height at least, so that noise stays small."""
     figure, axes = _axes(names, beside, percent, len(series))
     for i, (name, values) in enumerate(series.items()):
@@ -33,7 +35,12 @@ def lines(series: Mapping[str, Values], names: Sequence[str], beside: str, *, pe
 
 @svg
 def bars(
-    series: Mapping[str, Values], names: Sequence[str], beside: str, *, percent: bool = False, stacked: bool = False
+    series: Mapping[str, Values],
+    names: Sequence[str],
+    beside: str,
+    *,
+    percent: bool = False,
+    stacked: bool = False,
 ) -> Figure:
     """Bars for each name: one for each series, beside or on each other."""
     figure, axes = _axes(names, beside, percent, len(series))
@@ -41,7 +48,14 @@ def bars(
     for i, (name, values) in enumerate(series.items()):
         x = np.arange(len(names)) + (0 if stacked else -0.4 + (i + 0.5) * width)
         below = bottom if stacked else None
-        axes.bar(x, values, 0.92 * width, bottom=below, color=to_rgba(SOFT, GREYS[i % len(GREYS)]), label=shown(name))
+        axes.bar(
+            x,
+            values,
+            0.92 * width,
+            bottom=below,
+            color=to_rgba(SOFT, GREYS[i % len(GREYS)]),
+            label=shown(name),
+        )
         bottom += np.nan_to_num(values)
     axes.axhline(0, color=SOFT, lw=0.8)
     return with_legend(figure)
@@ -57,7 +71,9 @@ def reliability(bins: Float[ndarray, "bins 5"], label: str) -> Figure:
     colours = [to_rgba(SOFT, alpha) for alpha in strength]
     axes.bar(low, np.nan_to_num(accuracy), high - low, align="edge", color=colours, lw=0)
     axes.plot([0, 1], [0, 1], "--", color=SOFT, lw=1)
-    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel=label, ylabel="share that is right, %", aspect="equal")
+    axes.set(
+        xlim=(0, 1), ylim=(0, 1), xlabel=label, ylabel="share that is right, %", aspect="equal"
+    )
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(lambda value, _: f"{100 * value:.0f}")
     axes.tick_params(length=0)

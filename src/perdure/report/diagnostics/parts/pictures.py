@@ -35,11 +35,18 @@ def heat_map(
 
 
 def square(
-    caption: str, values: Any, tasks: Sequence[str], *, limits: tuple[float, float], percent: bool = False
+    caption: str,
+    values: Any,
+    tasks: Sequence[str],
+    *,
+    limits: tuple[float, float],
+    percent: bool = False,
 ) -> Picture:
     """A heat map of the first tasks by themselves."""
     names = tasks[:TASKS]
-    return heat_map(caption, array(values)[:TASKS, :TASKS], names, names, limits=limits, percent=percent)
+    return heat_map(
+        caption, array(values)[:TASKS, :TASKS], names, names, limits=limits, percent=percent
+    )
 
 
 def by_layer(
@@ -53,7 +60,10 @@ def by_layer(
 ) -> Picture:
     """A heat map whose rows are layers, of many some evenly over the depth."""
     kept, names = spread(len(layers), LAYERS), _ends(layers)
-    rows, some = [names[i] for i in kept], f" ({LAYERS} of {len(layers)} layers)" if len(layers) > LAYERS else ""
+    rows, some = (
+        [names[i] for i in kept],
+        f" ({LAYERS} of {len(layers)} layers)" if len(layers) > LAYERS else "",
+    )
     return heat_map(caption + some, values[kept], rows, columns, limits=limits, percent=percent)
 
 
@@ -72,9 +82,14 @@ def up_to(values: Float[ndarray, "..."]) -> tuple[float, float]:
     return 0.0, float(np.nanmax(values, initial=1e-12))
 
 
-def series(svg: str, caption: str, names: Sequence[str], values: Mapping[str, figures.Values]) -> Picture:
+def series(
+    svg: str, caption: str, names: Sequence[str], values: Mapping[str, figures.Values]
+) -> Picture:
     """A figure of series over names, which are its table's columns and rows."""
-    rows = [[name, *row] for name, row in zip(names, cells(np.stack(list(values.values())).T), strict=True)]
+    rows = [
+        [name, *row]
+        for name, row in zip(names, cells(np.stack(list(values.values())).T), strict=True)
+    ]
     return Picture(caption, svg, ["", *values], rows)
 
 
