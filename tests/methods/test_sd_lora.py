@@ -17,7 +17,9 @@ class Spy(SDLoRA):
     def end(self, backbone, task, optimizer):
         rows = backbone.encode(task.rows("train"))
         self.scales = [
-            (branch.magnitudes / branch.norms).detach() for branch in self._branches if branch.held
+            (branch.magnitudes / branch.norms).detach()
+            for branch in self._branches
+            if branch.earlier_rows
         ]
         before = pooled(backbone, rows)
         super().end(backbone, task, optimizer)
@@ -75,7 +77,7 @@ def test_a_task_begins_with_the_model_that_the_last_one_left(bert, toy):
     magnitudes = method.parameters(bert)[-4:]
     assert [len(m) for m in magnitudes] == [2] * 4  # one for each earlier task and layer
     for m, branch in zip(magnitudes, method._branches, strict=True):
-        A, B = branch.before
+        A, B = branch.earlier
         for i, value in enumerate(m.tolist()):
             norm = torch.linalg.matrix_norm(B[:, 2 * i : 2 * i + 2] @ A[2 * i : 2 * i + 2])
             assert value == pytest.approx(norm.item(), rel=1e-5)

@@ -1,7 +1,7 @@
-"""Classifier alignment: train the heads of all tasks together, on samples of what is remembered of each class.
+"""Classifier alignment: train the heads of all tasks together, on samples of remembered classes.
 
-Each head was trained with its own classes only; nothing has made its logits comparable with those of other heads. A
-class is remembered as a Gaussian of its features, so that no example is kept.
+Each head was trained with its own classes only, so its logits are not comparable with those of
+other heads. A class is remembered as a Gaussian of its features: no example is kept.
 """
 
 from __future__ import annotations
@@ -14,36 +14,38 @@ from typing import Annotated
 import numpy as np
 import torch
 from annotated_types import Ge, Gt, Le
-from jaxtyping import Float
-from torch import Tensor
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
 
 from perdure.models.backbone import Backbone
 from perdure.vectors.gaussians import Gaussians
 
 RIDGE = 1e-4
+"""The addition to the diagonal of a covariance, relative to its mean variance (at least 1)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Alignment:
-    """How heads are aligned after each task: SGD with momentum, cosine decay.
+    """The settings of alignment after each task: SGD with momentum and cosine decay.
 
     Parameters
     ----------
     epochs
-        In each of them `samples` features of each class are drawn anew.
+        The number of times that new features are drawn: `samples` of each class.
     batch_size
         Samples in a step.
     shrinkage
-        Means of older classes are drawn towards zero, because their features have drifted since: they are multiplied
-        by 1 - s + s · (t + 1) / T, for a class of task t of T.
+        The means of older classes are drawn towards zero, because their features have drifted: for
+        a class of task t of T they are multiplied by 1 - s + s · (t + 1) / T.
     temperature
-        Logits are divided by their norm (per head, averaged over heads) and by this, so that no head wins by its
-        scale alone; `null`: they are taken as they are.
+        Logits are divided by their norm (per head, averaged over heads) and by this, so that no
+        head wins by its scale alone. With `null` they are not divided.
 
     References
     ----------
-    Zhang et al., SLCA: Slow Learner with Classifier Alignment, arXiv 2303.05118; with InfLoRA: arXiv 2404.00228. As
-    there, 1e-4 is added to the diagonal of each covariance; here 1e-4 times the mean variance, where that is above 1.
+    Zhang et al., SLCA: Slow Learner with Classifier Alignment, arXiv 2303.05118; with InfLoRA:
+    arXiv 2404.00228. They add 1e-4 to the diagonal of each covariance; perdure adds 1e-4 times the
+    mean variance where that is above 1.
     """
 
     epochs: Annotated[int, Ge(1)] = 5
@@ -63,38 +65,39 @@ def align(
     *,
     seed: int,
 ) -> None:
-    """Train the heads of these tasks together, in place. With one task there is nothing to align.
+    """Train the heads of these tasks together, in place. A single task is left as it is.
 
     Parameters
     ----------
     gaussians
-        By task name, in the order in which they were learned: features as the heads get them.
+        The features of each task as the heads get them, by task name, in the order of learning.
     classes
-        The names of each task's classes; of the same name in several tasks they are one class.
+        The names of each task's classes. Classes of the same name in several tasks count as one.
     """
     if len(gaussians) < 2:
         return
     random = torch.Generator().manual_seed(seed)
-    names = np.array([name for task in gaussians for name in classes[task]])
-    same = torch.tensor(names[:, None] == names).to(backbone.device)
+    same = _same_names(gaussians, classes).to(backbone.device)
     means, roots = _prepared(gaussians, settings)
     heads = [backbone.own(task).requires_grad_(True) for task in gaussians]
-    parameters = [parameter for head in heads for parameter in head.parameters()]
-    optimizer = torch.optim.SGD(
-        parameters, lr=settings.learning_rate, momentum=0.9, weight_decay=settings.weight_decay
-    )
+    optimizer = _optimizer(heads, settings)
+
     for epoch in range(settings.epochs):
+        decay = 0.5 * (1 + math.cos(math.pi * epoch / settings.epochs))
         for group in optimizer.param_groups:
-            group["lr"] = (
-                settings.learning_rate * 0.5 * (1 + math.cos(math.pi * epoch / settings.epochs))
-            )
+            group["lr"] = settings.learning_rate * decay
+
+        # L z + μ with z ~ N(0, I) has the covariance L Lᵀ. n: sample, c: class, i and j: features.
+        # Drawn on the CPU, so that a seed gives the same samples on every device.
         noise = torch.randn(settings.samples, *means.shape, generator=random)
-        features = (
-            (means + torch.einsum("cij,ncj->nci", roots, noise)).flatten(0, 1).to(backbone.device)
-        )
+        drawn = means + torch.einsum("cij,ncj->nci", roots, noise)
+        features = drawn.flatten(0, 1).to(backbone.device)
         answers = torch.arange(len(means)).repeat(settings.samples).to(backbone.device)
-        for rows in torch.randperm(len(answers), generator=random).split(settings.batch_size):
+
+        order = torch.randperm(len(answers), generator=random)
+        for rows in order.split(settings.batch_size):
             logits = _balanced([head(features[rows]) for head in heads], settings.temperature)
+            # An answer is right if it names the class, whichever task's: its probabilities add up.
             right = logits.log_softmax(1).masked_fill(~same[answers[rows]], -torch.inf)
             loss = -right.logsumexp(1).mean()
             optimizer.zero_grad()
@@ -102,23 +105,55 @@ def align(
             optimizer.step()
 
 
+def _same_names(
+    gaussians: Mapping[str, Gaussians], classes: Mapping[str, Sequence[str]]
+) -> Bool[Tensor, "classes classes"]:
+    """Say which pairs of classes, over all tasks, have the same name."""
+    names: list[str] = []
+    for task in gaussians:
+        names += classes[task]
+    column = np.array(names)
+    return torch.tensor(column[:, None] == column)
+
+
+def _optimizer(heads: Sequence[nn.Module], settings: Alignment) -> torch.optim.Optimizer:
+    parameters: list[nn.Parameter] = []
+    for head in heads:
+        parameters += head.parameters()
+    return torch.optim.SGD(
+        parameters,
+        lr=settings.learning_rate,
+        momentum=0.9,
+        weight_decay=settings.weight_decay,
+    )
+
+
 def _prepared(
     gaussians: Mapping[str, Gaussians], settings: Alignment
 ) -> tuple[Float[Tensor, "classes features"], Float[Tensor, "classes features features"]]:
-    """Means, shrunk by age, and the roots L of the covariances L Lᵀ."""
-    T, s = len(gaussians), settings.shrinkage
-    means = [(1 - s + s * (t + 1) / T) * of.means for t, of in enumerate(gaussians.values())]
-    covariances = torch.cat([of.covariances for of in gaussians.values()]).double()
-    d = covariances.shape[-1]
-    # relative to features of large scale, whose covariances single precision leaves with larger errors
-    ridges = RIDGE * (covariances.diagonal(dim1=1, dim2=2).sum(1) / d).clamp_min(1)
-    covariances = covariances + ridges[:, None, None] * torch.eye(d, dtype=torch.double)
-    return torch.cat(means).float(), torch.linalg.cholesky(covariances).float()
+    """Return the means, shrunk by age, and the roots L of the covariances L Lᵀ."""
+    T = len(gaussians)  # tasks
+    s = settings.shrinkage
+    means: list[Tensor] = []
+    covariances: list[Tensor] = []
+    for t, task in enumerate(gaussians.values()):
+        means.append((1 - s + s * (t + 1) / T) * task.means)
+        covariances.append(task.covariances)
+    C = torch.cat(covariances).double()
+    d = C.shape[-1]
+    variances = C.diagonal(dim1=1, dim2=2)
+    # The ridge makes C positive definite for Cholesky's sake. It follows the scale of the features:
+    # covariances come in single precision, whose errors grow with that scale.
+    ridges = RIDGE * (variances.sum(1) / d).clamp_min(1)
+    C = C + ridges[:, None, None] * torch.eye(d, dtype=torch.double)
+    return torch.cat(means).float(), torch.linalg.cholesky(C).float()
 
 
 def _balanced(logits: list[Tensor], temperature: float | None) -> Float[Tensor, "batch classes"]:
+    """Join the heads' logits, divided by their mean norm and the temperature."""
     joined = torch.cat(logits, dim=1)
     if temperature is None:
         return joined
-    norms = torch.stack([part.norm(dim=1) for part in logits]).mean(0) + 1e-7
+    norms = torch.stack([of_head.norm(dim=1) for of_head in logits]).mean(0)
+    norms = norms + 1e-7  # all logits may be zero
     return joined / norms[:, None] / temperature

@@ -1,10 +1,10 @@
-"""Several processes that train one model: how many they are, which this one is, and what they say to each other.
+"""Several processes that train one model: their number, their roles, and their messages.
 
-All run the same program on the same values (`accelerate launch`); the first alone writes.
+All run the same program on the same values (`accelerate launch`); only the first one writes.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 
 import torch
@@ -14,35 +14,41 @@ from torch import Tensor
 
 from perdure.errors import InputError
 
-PATIENCE = timedelta(days=7)  # the others wait while the first process makes or opens the run
+PATIENCE = timedelta(days=7)
+"""How long a message may take.
+
+While the first process alone makes or opens the run, the others wait for it, and torch's usual ten
+to thirty minutes might end them.
+"""
 
 
 def state() -> PartialState:
-    """accelerate's view of the processes; made when it is first asked for."""
+    """Return accelerate's view of the processes, which is made at the first call."""
     if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
         return PartialState()
-    # accelerate by itself sees one process where there is no accelerator, unless it is told that it is to use the CPU
+    # Without an accelerator, accelerate takes each process for the only one, unless it is told to
+    # use the CPU.
     alone = not torch.accelerator.is_available()
     return PartialState(cpu=alone, timeout=PATIENCE)
 
 
 def count() -> int:
-    """How many processes there are."""
+    """Return the number of processes."""
     return state().num_processes
 
 
 def number() -> int:
-    """Which of them this one is."""
+    """Return the number of this process, from 0."""
     return state().process_index
 
 
 def first() -> bool:
-    """Whether this is the process that writes."""
+    """Say whether this is the first process, the one that writes."""
     return state().is_main_process
 
 
 def wait() -> None:
-    """Go on when all processes have come here."""
+    """Wait until all processes have come here."""
     state().wait_for_everyone()
 
 
@@ -52,25 +58,26 @@ def device(name: str = "auto") -> torch.device:
     Parameters
     ----------
     name
-        As torch has it (`cpu`, `cuda`, `cuda:1`, `mps`); `auto` is the accelerator that is here, else the CPU.
+        A device as torch names it (`cpu`, `cuda`, `cuda:1`, `mps`); `auto` is the accelerator of
+        this machine, or the CPU if it has none.
 
     Raises
     ------
     InputError
-        There is no such device here.
+        This machine has no such device.
     """
     if name == "auto":
         return state().device or torch.device("cpu")
     try:
         chosen = torch.device(name)
         torch.empty(1, device=chosen)
-    except (
-        RuntimeError,
-        AssertionError,
-        NotImplementedError,
-    ) as error:  # one for each way of having no such device
+    # Torch raises one of these for each way of lacking a device: no such name or number, a build
+    # without its backend, a backend that is not implemented.
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        names = ["auto", "cpu"]
         accelerator = torch.accelerator.current_accelerator()
-        names = ["auto", "cpu", *([accelerator.type] if accelerator else [])]
+        if accelerator:
+            names.append(accelerator.type)
         raise InputError(
             f"There is no device `{name}` here. Give one of: {', '.join(names)}."
         ) from error
@@ -79,20 +86,25 @@ def device(name: str = "auto") -> torch.device:
 
 @torch.no_grad()
 def add_up(values: Sequence[Tensor]) -> None:
-    """Put into each tensor the sum of it over all processes."""
+    """Replace each tensor by its sum over all processes."""
     if count() > 1:
         _through(values, lambda flat: reduce(flat, "sum"))
 
 
 @torch.no_grad()
 def as_the_first(values: Sequence[Tensor]) -> None:
-    """Put into each tensor what it is in the first process."""
+    """Replace each tensor by its value in the first process."""
     if count() > 1:
         _through(values, broadcast)
 
 
-def _through(values: Sequence[Tensor], exchange) -> None:
-    """Exchange many tensors as one: what costs is the number of messages."""
-    flat = exchange(torch.cat([value.detach().reshape(-1).double() for value in values]))
-    for value, part in zip(values, flat.split([value.numel() for value in values]), strict=True):
-        value.copy_(part.view_as(value))
+def _through(values: Sequence[Tensor], exchange: Callable[[Tensor], Tensor]) -> None:
+    """Exchange many tensors as one, because the number of messages is what costs time.
+
+    All travel in double precision, which holds each of them exactly.
+    """
+    columns = [value.detach().reshape(-1).double() for value in values]
+    sizes = [value.numel() for value in values]
+    flat = exchange(torch.cat(columns))
+    for value, column in zip(values, flat.split(sizes), strict=True):
+        value.copy_(column.view_as(value))

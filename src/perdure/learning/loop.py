@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -29,30 +28,32 @@ from perdure.models.inputs import input_covariances
 from perdure.seeds import derived, plant
 from perdure.vectors.task_vector import TaskVector, total
 
-Log = Callable[[dict[str, Any]], None]
+Log = Callable[[dict[str, object]], None]
 
 
 @dataclass(frozen=True)
 class Session:
-    """The surroundings of a task's training: where it begins, what is told of it, and what may end it.
+    """The surroundings of a task's training: where it begins, who is told, and what may end it.
 
     Parameters
     ----------
     seed
-        Seed of the run. Each task begins with the same random state (so that fresh modules are equal); its head, the
-        order of its examples and its dropout follow `seed` and the task's name, not its place in the stream.
+        Seed of the run. Each task begins with the same random state (so that fresh modules are
+        equal); its head, the order of its examples and its dropout follow `seed` and the task's
+        name, not its place in the stream.
     log
         Called with a dictionary for each step.
     keep
-        Called every `checkpoint_steps` steps, before a stop, and after the last step, with what `resume` needs.
+        Called with a snapshot every `checkpoint_steps` steps, before a stop, and after the last
+        step.
     resume
-        Go on from here, in place of the beginning.
+        The snapshot to go on from, instead of beginning.
     stop
-        Whether to stop, which is done after a step.
+        The request to stop, which is granted after a step.
     folder
         Where trackers write.
     quiet
-        Do not tell how far it is.
+        Show no progress.
     """
 
     seed: int = 0
@@ -73,14 +74,14 @@ def learn(
     earlier: Sequence[Adapter] = (),
     session: Session | None = None,
 ) -> Adapter:
-    """Learn the last of the tasks `seen` by a method. The task's head is added to the backbone.
+    """Learn the last of the tasks `seen` by a method, and add the task's head to the backbone.
 
     With several processes (`accelerate launch`) each computes its share of every batch.
 
     Parameters
     ----------
     earlier
-        What the tasks before it have learned, in order: some methods train on top of it.
+        The adapters of the earlier tasks, in order: some methods train on top of them.
     session
         The seed, where steps are logged and kept, and what may stop them.
 
@@ -94,22 +95,26 @@ def learn(
     TrainingError
         The loss is not a finite number.
     Stopped
-        It was asked to stop.
+        The session was asked to stop.
     RunError
-        The state to `resume` belongs to other settings.
+        The snapshot to `resume` belongs to other settings.
     """
     session = session or Session()
-    task, seed = seen[-1], session.seed
+    task = seen[-1]
+    seed = session.seed
     accelerator = _accelerator(training, session.folder)
+
+    # The head's seed has the task's name, so that a task's head does not depend on the others.
     plant(derived(seed, task.name, "head"))
     backbone.to(accelerator.device)
     if training.shares_head and backbone.heads:
         backbone.share(task.name)
     else:
         backbone.open(task)
+
     beneath = total([TaskVector({}), *task_vectors(method.beneath(earlier)).values()])
     with folded(backbone.model, beneath):
-        plant(seed)
+        plant(seed)  # without the task's name: fresh modules of all tasks are equal
         method.begin(backbone, task)
         start = adapters.read(backbone.model)
         course = Course(backbone, seen, method, training, seed=seed)
@@ -118,90 +123,129 @@ def learn(
         with session.stop.later():
             _train(accelerator, course, session)
         backbone.eval()
-        plant(
-            derived(seed, task.name, "end")
-        )  # the same whether the last step was made now or before a stop
+        # The random state after training depends on whether the last step was made now or before
+        # a stop. `end` may draw, so it begins with a state of its own.
+        plant(derived(seed, task.name, "end"))
         method.end(backbone, task, course.optimizer)
         kept = {"inputs": _inputs(backbone, task)} if training.keep_inputs else {}
-    for tracker in (
-        accelerator.trackers
-    ):  # `end_training` would also part the processes, which have more tasks to learn
+
+    # `accelerator.end_training` would also end the group of processes, which may have more tasks
+    # to learn.
+    for tracker in accelerator.trackers:
         tracker.finish()
-    return Adapter(
-        task.name, adapters.config_of(backbone.model), start, adapters.read(backbone.model), kept
-    )
+    config = adapters.config_of(backbone.model)
+    return Adapter(task.name, config, start, adapters.read(backbone.model), kept)
 
 
 def _inputs(backbone: Backbone, task: Task) -> dict[str, Tensor]:
-    """The covariance of what goes into each layer with an adapter, in the model that has learned the task."""
+    """Return the covariance of each adapted layer's inputs, in the model that has learned the task.
+
+    Layers with the same input share one tensor, which is saved once.
+    """
     layers = list(adapters.factors(backbone.model))
-    found = input_covariances(backbone, backbone.encode(task.rows("train")), layers)
-    single = {group: covariance.float() for group, covariance in found.items()}
-    return {name: covariance for group, covariance in single.items() for name in group}
+    examples = backbone.encode(task.rows("train"))
+    by_layer = {}
+    for group, covariance in input_covariances(backbone, examples, layers).items():
+        single = covariance.float()
+        for name in group:
+            by_layer[name] = single
+    return by_layer
+
+
+# -- epochs and steps
 
 
 def _train(accelerator: Accelerator, course: Course, session: Session) -> None:
-    """The epochs that are left of a task."""
-    task, training = course.task, course.training
-    log, stop, quiet = session.log, session.stop, session.quiet
-    keep = session.keep or (lambda snapshot: None)
-    steps = len(course.plan(0))
-    with Progress(
-        f"Learning {task.name}", steps * training.epochs, done=course.step, quiet=quiet
-    ) as progress:
+    """Train for the remaining epochs of a task."""
+    training = course.training
+    progress = Progress(
+        f"Learning {course.task.name}",
+        len(course.plan(0)) * training.epochs,
+        done=course.step,
+        quiet=session.quiet,
+    )
+    with progress:
         while course.epoch < training.epochs:
-            _set_dropout(course.backbone, training)
-            for batches in course.plan(course.epoch)[course.batch :]:
-                loss, rate, stopped = _step(accelerator, course, batches, stop)
-                course.step, course.batch = course.step + 1, course.batch + 1
-                values = {"loss": loss, "learning_rate": rate}
-                accelerator.log(
-                    {f"{task.name}/{name}": value for name, value in values.items()},
-                    step=course.step,
-                )
-                if log:
-                    log(
-                        {
-                            "event": "step",
-                            "task": task.name,
-                            "epoch": course.epoch,
-                            "step": course.step,
-                            **values,
-                        }
-                    )
-                said = f"epoch {course.epoch + 1} of {training.epochs}, loss {loss:.3f}"
-                progress.to(course.step, said, reached=course.batch == steps)
-                if stopped or course.step % training.checkpoint_steps == 0:
-                    keep(course.snapshot())
-                if stopped:
-                    stop.now()
-            ended = course.best.wanted and course.best.done(validation_accuracy(course))
-            course.epoch, course.batch = training.epochs if ended else course.epoch + 1, 0
-    keep(course.snapshot())  # what comes now may take long, and be stopped too
+            _train_epoch(accelerator, course, session, progress)
+            best = course.best
+            stops_early = best.watched and best.done(validation_accuracy(course))
+            course.epoch = training.epochs if stops_early else course.epoch + 1
+            course.batch = 0
+    # What follows may take long and be stopped too: the trained state is kept first.
+    if session.keep:
+        session.keep(course.snapshot())
     course.best.restore()
-    for parameter in course.parameters:  # the last step's update has no loss that would tell
+    # A broken step shows in the loss of the next one. The last step has no next one.
+    for parameter in course.parameters:
         _check(parameter.sum().item(), course)
+
+
+def _train_epoch(
+    accelerator: Accelerator, course: Course, session: Session, progress: Progress
+) -> None:
+    """Make the remaining steps of an epoch."""
+    task, training = course.task, course.training
+    _set_dropout(course.backbone, training)
+    plan = course.plan(course.epoch)
+    for batches in plan[course.batch :]:
+        loss, rate, stopped = _step(accelerator, course, batches, session.stop)
+        course.step += 1
+        course.batch += 1
+
+        tracked = {f"{task.name}/loss": loss, f"{task.name}/learning_rate": rate}
+        accelerator.log(tracked, step=course.step)
+        if session.log:
+            event = {
+                "event": "step",
+                "task": task.name,
+                "epoch": course.epoch,
+                "step": course.step,
+                "loss": loss,
+                "learning_rate": rate,
+            }
+            session.log(event)
+        message = f"epoch {course.epoch + 1} of {training.epochs}, loss {loss:.3f}"
+        progress.to(course.step, message, reached=course.batch == len(plan))
+
+        # The log comes before the snapshot: a resumed run trims lines of later steps, but could
+        # not make up for missing ones.
+        is_due = course.step % training.checkpoint_steps == 0
+        if session.keep and (stopped or is_due):
+            session.keep(course.snapshot())
+        if stopped:
+            session.stop.now()
 
 
 def _step(
     accelerator: Accelerator, course: Course, batches: list[list[int]], stop: Stopping
 ) -> tuple[float, float, bool]:
-    """One step down the gradient of the mean loss: that loss, the learning rate, and whether any process is to stop."""
+    """Make one step down the gradient of the mean loss.
+
+    Returns the loss, the learning rate, and whether any process is to stop.
+    """
+    # A random state of its own for each step, so that none has to be saved; and for each process,
+    # so that dropout differs between the shares of a batch.
     plant(derived(course.seed, course.task.name, "step", course.step, engine.number()))
-    examples, loss = sum(map(len, batches)), torch.zeros((), device=accelerator.device)
+    examples = sum(map(len, batches))
+    loss = torch.zeros((), device=accelerator.device)
     for batch in batches:
-        if own := batch[engine.number() :: engine.count()]:
-            with course.method.around(course.optimizer):
-                with accelerator.autocast():
-                    share = course.method.loss(course.backbone, course.batch_of(own)) * (
-                        len(own) / examples
-                    )
-                share.backward()
-            loss += share.detach()
+        rows = batch[engine.number() :: engine.count()]
+        if not rows:  # the last batch may have fewer examples than there are processes
+            continue
+        with course.method.around(course.optimizer):
+            with accelerator.autocast():
+                mean = course.method.loss(course.backbone, course.batch_of(rows))
+                # Weighted by its number of examples: the shares add up to the mean over all.
+                share = mean * (len(rows) / examples)
+            share.backward()
+        loss += share.detach()
+
+    # The request to stop travels with the gradients: all processes learn of it at the same step.
     asked = torch.tensor(float(bool(stop.asked)))
     _add_up_gradients(course.parameters, [loss, asked])
     value = loss.item()
     _check(value, course)
+
     rate = float(course.scheduler.get_last_lr()[0])
     course.method.update(course.backbone, course.take_step)
     course.scheduler.step()
@@ -209,22 +253,33 @@ def _step(
     return value, rate, asked.item() > 0
 
 
-def _add_up_gradients(parameters: Sequence[nn.Parameter], beside: Sequence[Tensor]) -> None:
-    """Add up the gradients of all processes, and what is beside. What has none in any of them keeps none."""
+def _add_up_gradients(parameters: Sequence[nn.Parameter], scalars: Sequence[Tensor]) -> None:
+    """Add up the gradients, and some scalars, of all processes, in place.
+
+    A parameter without a gradient in any process is left without one.
+    """
     if engine.count() == 1:
         return
-    has = torch.tensor([float(parameter.grad is not None) for parameter in parameters])
+    has_gradient = [float(parameter.grad is not None) for parameter in parameters]
+    counts = torch.tensor(has_gradient)
+    gradients: list[Tensor] = []
     for parameter in parameters:
-        parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        # All processes must send the same tensors, whether or not their share reached a parameter.
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        gradients.append(parameter.grad)
+
     device = parameters[0].device
-    moved = [value.to(device) for value in (has, *beside)]
-    engine.add_up(
-        [*(parameter.grad for parameter in parameters if parameter.grad is not None), *moved]
-    )
-    for value, new in zip((has, *beside), moved, strict=True):
-        value.copy_(new)
-    for parameter, number in zip(parameters, has.tolist(), strict=True):
-        parameter.grad = parameter.grad if number else None
+    beside = [counts, *scalars]
+    moved = [value.to(device) for value in beside]
+    engine.add_up([*gradients, *moved])
+    for value, summed in zip(beside, moved, strict=True):
+        value.copy_(summed)
+
+    # A zero gradient is not the same as none: AdamW would apply weight decay and momentum.
+    for parameter, with_gradient in zip(parameters, counts.tolist(), strict=True):
+        if not with_gradient:
+            parameter.grad = None
 
 
 def _accelerator(training: Training, folder: Path | None) -> Accelerator:
@@ -235,9 +290,12 @@ def _accelerator(training: Training, folder: Path | None) -> Accelerator:
                 f"No tracker `{name}` is installed: accelerate finds {known or 'none'} here."
             )
     precision = "bf16" if training.bf16 else "no"
-    engine.state()  # with our patience, before accelerate makes its own
+    # accelerate would make the group of processes with torch's timeout: ours comes first.
+    engine.state()
+    # Its state belongs to the whole Python process, and refuses another precision than that of the
+    # first run.
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
-        AcceleratorState._reset_state()  # an earlier run of this process used another precision
+        AcceleratorState._reset_state()
     accelerator = Accelerator(
         mixed_precision=precision,
         log_with=list(training.trackers) or None,  # pyright: ignore
@@ -248,16 +306,17 @@ def _accelerator(training: Training, folder: Path | None) -> Accelerator:
 
 
 def _set_dropout(backbone: Backbone, training: Training) -> None:
+    """Switch the backbone's dropout as the settings say, and the adapter's on."""
     backbone.train(training.backbone_dropout)
     for layer in adapters.layers(backbone.model):
         layer.train()  # pyright: ignore
 
 
 def _check(value: float, course: Course) -> None:
-    """`value`: a loss, or the sum of a parameter."""
+    """Raise `TrainingError` if a loss, or the sum of a parameter, is not a finite number."""
     if not math.isfinite(value):
         raise TrainingError(
-            f"Training of task `{course.task.name}` gave {value} at step {course.step + 1}. Lower `learning_rate` "
-            f"(now {course.training.learning_rate:g}) or `max_grad_norm`, or look for broken inputs. Finished tasks "
-            "are kept."
+            f"Training of task `{course.task.name}` gave {value} at step {course.step + 1}. Lower "
+            f"`learning_rate` (now {course.training.learning_rate:g}) or `max_grad_norm`, or look "
+            "for broken inputs. Finished tasks are kept."
         )

@@ -1,12 +1,13 @@
 """The interface of a method: how one task is learned after others. Nine hooks, each with a default.
 
     beneath(earlier) → begin(backbone, task) → parameters(backbone) → optimizer(groups, training)
-    → each step: loss(backbone, batch of examples(seen)) inside around(optimizer); then update(backbone, step)
+    → each step: loss(backbone, batch of examples(seen)) inside around(optimizer);
+      then update(backbone, step)
     → end(backbone, task, optimizer)
 
-`Method` is the hooks alone; `PeftMethod`, from which most methods derive, trains one fresh PEFT module per task, all
-from the same start. A method is one file in `methods/`: it overrides what its paper changes, and no method derives from
-another.
+`Method` is the hooks alone; `PeftMethod`, from which most methods derive, trains one fresh PEFT
+module per task, all from the same start. A method is one file in `methods/`: it overrides what its
+paper changes, and no method derives from another.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ from torch.optim import Optimizer
 
 from perdure.data.task import Rows, Task
 from perdure.errors import InputError
+from perdure.learning.snapshot import State
 from perdure.learning.training import Training
 from perdure.models import adapters
 from perdure.models.adapters import Adapter
@@ -28,11 +30,16 @@ from perdure.models.backbone import Backbone
 from perdure.models.examples import Batch
 
 Need = Literal["heads", "lora", "classes"]
+Group = dict[str, Any]
+"""A group of parameters, or its settings, as torch's optimizers take them."""
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """The setting of a method that matters most, and where `perdure tune` looks for it: on a logarithmic scale."""
+    """The most important setting of a method, with the range that `perdure tune` searches.
+
+    The search is on a logarithmic scale.
+    """
 
     name: str
     low: float
@@ -44,42 +51,44 @@ class Method:
     """How one task is learned after others: the hooks, for a method that brings no PEFT module."""
 
     usual_rule: ClassVar[str] = "last"
-    """The rule of `merging/` that goes with it, where none is named."""
+    """The rule of `merging/` that goes with the method if a recipe names none."""
     tuned: ClassVar[Tuned | None] = None
-    """Its main coefficient, if it has one."""
+    """The method's main coefficient, if it has one."""
     needs: ClassVar[frozenset[Need]] = frozenset()
-    """What it cannot do without, checked before anything is trained.
+    """The requirements of the method, checked before anything is trained.
 
-    `heads`: a backbone on which each task has a head; `lora`: `peft: lora`; `classes`: tasks that have classes.
+    `heads`: a backbone on which each task has a head; `lora`: `peft: lora`; `classes`: tasks that
+    have classes.
     """
-    state: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
-    """What is remembered, between tasks and (if it changes in training) inside one: tensors and JSON values by name.
+    state: State = field(default_factory=dict, init=False, repr=False)
+    """The method's memory between tasks and (if it changes in training) inside one, by name.
 
-    It is saved after each task, and with every state inside a task. A run that goes on inside a task calls `begin` as
-    for a new one, and then puts back the parameters and this: so whatever else changes in training would be lost.
+    It is saved after each task, and with every state inside a task. A run that resumes inside a
+    task calls `begin` as for a new one, and then puts back the parameters and this state: anything
+    else that changes in training would be lost.
     """
 
     @property
     def isolates(self) -> bool:
-        """Whether a task is learned as if there were no others, so that it can be taken out again without a trace.
+        """True if a task is learned as if there were no others, and can be removed without a trace.
 
-        A method has to say so itself.
+        False by default: a method has to claim it.
         """
         return False
 
     @property
     def trains(self) -> bool:
-        """Whether anything is trained by gradients, so that there is a learning rate."""
+        """True if gradients train anything, so that there is a learning rate."""
         return True
 
     @property
     def keeps_all(self) -> bool:
-        """Whether the examples of all tasks are kept, and trained on again."""
+        """True if the examples of all tasks are kept and trained on again."""
         return False
 
     @property
     def store_bytes(self) -> int:
-        """The size of old examples that the method keeps."""
+        """The size of the old examples that the method keeps."""
         return 0
 
     @property
@@ -88,62 +97,75 @@ class Method:
         return None
 
     def beneath(self, earlier: Sequence[Adapter]) -> Sequence[Adapter]:
-        """Those of the earlier tasks' adapters on whose sum the new task is learned; by default none of them."""
+        """Return the earlier adapters on whose sum the new task is learned; by default none."""
         return ()
 
     def begin(self, backbone: Backbone, task: Task) -> None:
-        """Get ready for a task. Its head is there; torch's random state is the same for every task of a run."""
+        """Prepare for a task, whose head has been added.
+
+        Torch's random state is the same for every task of a run.
+        """
 
     def parameters(self, backbone: Backbone) -> list[nn.Parameter]:
-        """What is trained besides the heads of the tasks that have examples. Nothing else may change."""
+        """Return the parameters to train besides the heads of the tasks that have examples.
+
+        Nothing else may change in training.
+        """
         return list(adapters.trainable(backbone.model).values())
 
     def trained(self, backbone: Backbone) -> int:
-        """How many numbers of `parameters` are really trained, where that is not all of them."""
+        """Return how many numbers of `parameters` are really trained, if that is not all."""
         return sum(parameter.numel() for parameter in self.parameters(backbone))
 
-    def optimizer(
-        self, groups: list[dict[str, Any]], training: Training, *, examples: int
-    ) -> Optimizer:
-        """Return the optimizer of one task, by default AdamW. The learning rate's schedule is not its affair.
+    def optimizer(self, groups: list[Group], training: Training, *, examples: int) -> Optimizer:
+        """Return the optimizer of one task, by default AdamW.
 
-        A run that goes on inside a task puts back all that is in its `state_dict`.
+        The loop sets the schedule of the learning rate. A run that resumes inside a task restores
+        everything that is in the optimizer's `state_dict`.
 
         Parameters
         ----------
         groups
-            Of parameters, each with its learning rate `lr`, as torch's optimizers take them.
+            Groups of parameters, each with its learning rate `lr`, as torch's optimizers take them.
         examples
-            The number of examples that are trained on, which Bayesian optimizers ask for; 0 if nothing is trained.
+            The number of training examples, which Bayesian optimizers ask for; 0 if nothing is
+            trained.
         """
         return torch.optim.AdamW(
             groups, lr=training.learning_rate, weight_decay=training.weight_decay
         )
 
-    def around(self, optimizer: Optimizer) -> AbstractContextManager[Any]:
-        """Return a context around each loss and its gradient, in which parameters may be moved; they are put back."""
+    def around(self, optimizer: Optimizer) -> AbstractContextManager[object]:
+        """Return a context around each loss and its gradient.
+
+        It may move the parameters, and puts them back at its end.
+        """
         return nullcontext()
 
     def examples(self, seen: Sequence[Task]) -> Rows:
-        """What is trained on. `seen[-1]` is the new task; to look at the others is to keep old data.
+        """Return the rows to train on. `seen[-1]` is the new task; the others are old data.
 
-        Of the others the name and the classes are always there; the examples may be gone (`Task.missing`), and to ask
-        for them is then an error. A method that needs them says so by `keeps_all`, and is refused beforehand.
+        The names and classes of old tasks are always there, but their examples may be gone
+        (`Task.missing`), and asking for those is an error. A method that needs them says so by
+        `keeps_all`, and is refused beforehand.
 
-        Without any nothing is trained: `end` alone does what there is to do.
+        Return no rows to skip training; `end` then does all the work.
         """
         return seen[-1].rows("train")
 
     def loss(self, backbone: Backbone, batch: Batch) -> Tensor:
-        """The loss of a batch, a scalar: by default the mean of the losses of its examples."""
+        """Return the loss of a batch, a scalar: by default the mean of its examples' losses."""
         return backbone.losses(batch).mean()
 
     def update(self, backbone: Backbone, step: Callable[[], None]) -> None:
-        """Make a `step` of the optimizer. The gradients are there, of the whole batch and not yet clipped."""
+        """Make a `step` of the optimizer.
+
+        The gradients are those of the whole batch, not yet clipped.
+        """
         step()
 
     def end(self, backbone: Backbone, task: Task, optimizer: Optimizer) -> None:
-        """Remember what later tasks will need. The optimizer is as the last step has left it."""
+        """Remember what later tasks will need. The optimizer is as the last step left it."""
 
 
 @dataclass(kw_only=True)
@@ -153,9 +175,10 @@ class PeftMethod(Method):
     Parameters
     ----------
     peft
-        `lora`; `bottleneck` (an adapter behind linear layers); or `full`: a change of every weight and bias of all
-        layers, which is full fine-tuning, with weight decay towards the pre-trained model. `rank`, `alpha` and
-        `dropout` are nothing to it; parameters outside of layers, such as a class token, stay as they are.
+        `lora`; `bottleneck` (an adapter behind linear layers); or `full`: a change of every weight
+        and bias of all layers, which is full fine-tuning, with weight decay towards the pre-trained
+        model. With `full`, `rank`, `alpha` and `dropout` are ignored; parameters outside of layers,
+        such as a class token, stay as they are.
     rank
         The rank of LoRA, or the width of a bottleneck.
     alpha
@@ -163,8 +186,9 @@ class PeftMethod(Method):
     dropout
         The share of inputs that the module drops in training.
     target_modules
-        Names of linear layers, or a regular expression; by default query and value (LoRA), the outputs of attention and
-        feed-forward parts (bottleneck; `pfeiffer`: of the feed-forward parts only), or all layers with weights (full).
+        Names of linear layers, or a regular expression; by default query and value (LoRA), the
+        outputs of attention and feed-forward parts (bottleneck; `pfeiffer`: of the feed-forward
+        parts only), or all layers with weights (full).
     """
 
     peft: adapters.Kind = "lora"
@@ -175,7 +199,7 @@ class PeftMethod(Method):
 
     usual_rule: ClassVar[str] = "task_arithmetic"
     lora_because: ClassVar[str] = ""
-    """Why it needs `lora`, if it does: the beginning of a sentence."""
+    """The reason for needing `lora`, if the method does: the beginning of a sentence."""
 
     def __post_init__(self):
         if "lora" in self.needs and self.peft != "lora":
@@ -197,7 +221,17 @@ class PeftMethod(Method):
         blocks: int | None = None,
         times: int = 1,
     ) -> None:
-        """Put a fresh module into the model, as the settings say; of so many `times` the rank, with the same scale."""
+        """Put a fresh module into the model, as the settings say.
+
+        Parameters
+        ----------
+        target_modules
+            The layers to use instead of the settings'.
+        blocks
+            The number of the transformer's first blocks that get the module; by default all.
+        times
+            The factor on the rank and on alpha, so that the scale alpha / rank stays.
+        """
         config = adapters.configure(
             backbone.model,
             self.peft,
@@ -210,7 +244,7 @@ class PeftMethod(Method):
         adapters.attach(backbone.model, config)
 
     def go_on(self, backbone: Backbone) -> None:
-        """Keep the last task's module, to be trained on; put in a fresh one if there is none."""
+        """Keep the last task's module for further training; put in a fresh one if there is none."""
         if not adapters.attached(backbone.model):
             self.attach(backbone)
 

@@ -1,96 +1,95 @@
-"""The state of an optimizer, whichever it is, as values by name: tensors, and what JSON can hold.
+"""The state of any optimizer, as values by name: tensors, and values that JSON can hold.
 
-`0/exp_avg` is what AdamW keeps as `exp_avg` of its first parameter; `group/0/hess` is a tensor that stands among the
-settings of a group. No optimizer's names are known here: a fresh one that has made a step says which there are, and of
-which shapes.
+`0/exp_avg` is AdamW's `exp_avg` of its first parameter; `group/0/hess` is a tensor among the
+settings of a group. The module knows no optimizer's names: a fresh optimizer that has made a step
+tells which there are, and of which shapes.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
-from torch import Tensor
 from torch.optim import Optimizer
 
-from perdure.learning.snapshot import alike, part
+from perdure.learning.method import Group
+from perdure.learning.snapshot import State, alike, part, tensors_of, without_tensors
 
 
-def read(optimizer: Optimizer) -> dict[str, Any]:
-    """Return what an optimizer keeps, by name."""
+def read(optimizer: Optimizer) -> State:
+    """Return an optimizer's state by name."""
     saved = optimizer.state_dict()
     named = _flat(saved["state"])
     for number, group in enumerate(saved["param_groups"]):
-        named |= {
-            f"group/{number}/{key}": value
-            for key, value in group.items()
-            if isinstance(value, Tensor)
-        }
+        named |= tensors_of(group, f"group/{number}")
     return named
 
 
-def groups(optimizer: Optimizer) -> list[dict[str, Any]]:
-    """Return the settings of each group of parameters, but for tensors, which `read` returns."""
-    saved = optimizer.state_dict()["param_groups"]
-    return [
-        {key: value for key, value in group.items() if not isinstance(value, Tensor)}
-        for group in saved
-    ]
+def groups(optimizer: Optimizer) -> list[Group]:
+    """Return the settings of each group of parameters, except tensors, which `read` returns."""
+    return [without_tensors(group) for group in optimizer.state_dict()["param_groups"]]
 
 
-def write(optimizer: Optimizer, values: Mapping[str, Any], settings: list[dict[str, Any]]) -> None:
-    """Put values that `read` has returned, and settings from `groups`, in the place of an optimizer's own.
+def write(optimizer: Optimizer, values: State, settings: list[Group]) -> None:
+    """Replace an optimizer's state by values from `read` and settings from `groups`.
 
     Parameters
     ----------
     optimizer
-        A fresh one that has made one step, so that it keeps what it will.
+        A fresh optimizer that has made one step, so that its state is complete.
 
     Raises
     ------
     ValueError
-        The values are not such as this optimizer keeps.
+        The values do not have the names, shapes and types of this optimizer's state.
     """
-    own = read(optimizer)
-    begun = {
-        "group",
-        *map(_owner, values),
-    }  # a parameter that never had a gradient has no state yet
-    expected = {name: value for name, value in own.items() if _owner(name) in begun}
+    fresh = read(optimizer)
+    # The fresh optimizer had a gradient for every parameter. A parameter that had none in the run
+    # so far has no state among the values, which is no fault.
+    begun = {"group", *map(_owner, values)}
+    expected = {name: value for name, value in fresh.items() if _owner(name) in begun}
     if not alike(dict(values), expected):
         raise ValueError("what the optimizer kept does not fit the parameters")
+
     restored = []
     for number, group in enumerate(settings):
-        tensors = part(values, f"group/{number}")
-        moved = {
-            key: value.to(own[f"group/{number}/{key}"].device) for key, value in tensors.items()
-        }
+        moved = {}
+        for key, value in part(values, f"group/{number}").items():
+            # `load_state_dict` moves the state to the parameters' device, but not the settings.
+            moved[key] = value.to(fresh[f"group/{number}/{key}"].device)
         restored.append({**group, **moved})
     state = _filled(optimizer.state_dict()["state"], values)
     optimizer.load_state_dict({"state": state, "param_groups": restored})
 
 
 def _owner(name: str) -> str:
-    """Return the first part of a name: the number of a parameter, as a rule."""
+    """Return the first component of a name: as a rule, the number of a parameter."""
     return name.partition("/")[0]
 
 
-def _flat(tree: Mapping[Any, Any]) -> dict[str, Any]:
+def _flat(tree: Mapping[object, object]) -> State:
     """Return the leaves of nested mappings, by the path to each."""
-    leaves: dict[str, Any] = {}
+    leaves: State = {}
     for key, value in tree.items():
         if isinstance(value, dict):
-            leaves |= {f"{key}/{below}": leaf for below, leaf in _flat(value).items()}
+            for below, leaf in _flat(value).items():
+                leaves[f"{key}/{below}"] = leaf
         else:
             leaves[str(key)] = value
     return leaves
 
 
-def _filled(tree: Mapping[Any, Any], leaves: Mapping[str, Any], above: str = "") -> dict[Any, Any]:
-    """Return nested mappings with other leaves; without those of which there are none."""
-    filled: dict[Any, Any] = {}
+def _filled(
+    tree: Mapping[object, object], leaves: Mapping[str, object], above: str = ""
+) -> dict[object, object]:
+    """Return nested mappings of the same structure with other leaves; drop those without any.
+
+    The keys stay as they are: torch counts parameters by integers, not by their texts.
+    """
+    filled: dict[object, object] = {}
     for key, value in tree.items():
         path = f"{above}{key}"
         if path in leaves:
             filled[key] = leaves[path]
-        elif isinstance(value, dict) and (below := _filled(value, leaves, f"{path}/")):
-            filled[key] = below
+        elif isinstance(value, dict):
+            below = _filled(value, leaves, f"{path}/")
+            if below:
+                filled[key] = below
     return filled

@@ -1,19 +1,18 @@
-"""Where the training of a task is: what is trained, by which optimizer, in which order, and how far it has come."""
+"""The course of one task's training: its parameters, its optimizer, its plan, and its position."""
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from perdure.data.task import Task
+from perdure.data.task import Rows, Task
 from perdure.errors import InputError, RunError
 from perdure.learning import engine, optimizer_state
-from perdure.learning.method import Method, method_name
-from perdure.learning.snapshot import Snapshot, alike, part
+from perdure.learning.method import Group, Method, method_name
+from perdure.learning.snapshot import Snapshot, State, alike, part, tensors_of, without_tensors
 from perdure.learning.training import Training
 from perdure.models.backbone import Backbone
 from perdure.models.examples import Batch, Examples, in_order
@@ -22,14 +21,14 @@ from perdure.storage.files import plain
 
 
 class Course:
-    """The training of one task: what is trained and by which optimizer, and how far it has come.
+    """The training of one task: its parameters, its optimizer, and its position.
 
     Attributes
     ----------
     epoch, batch
-        Where it is: so many steps of this epoch have been done.
+        The position: the number of epochs done, and of steps done in the current one.
     step
-        How many steps have been done since the task began.
+        The number of steps done since the task began.
     """
 
     def __init__(
@@ -41,79 +40,76 @@ class Course:
         *,
         seed: int,
     ):
-        self.backbone, self.seen, self.method, self.training, self.seed = (
-            backbone,
-            seen,
-            method,
-            training,
-            seed,
-        )
+        self.backbone = backbone
+        self.seen = seen
+        self.method = method
+        self.training = training
+        self.seed = seed
         self.task = seen[-1]
         examples = method.examples(seen)
         self.rows = backbone.encode(examples) if examples else None
+
         groups = _trainable(backbone, method, training, self.rows)
-        self.parameters: list[nn.Parameter] = [
-            parameter for group in groups for parameter in group["params"]
-        ]
+        self.parameters: list[nn.Parameter] = []
+        for group in groups:
+            self.parameters += group["params"]
         if self.parameters:
+            # Each process has made its own initial values. They follow from the same seed, but
+            # may differ on devices of different kinds.
             engine.as_the_first(self.parameters)
+
         self.optimizer = _optimizer(method, groups, training, len(self.rows or ()))
         self.scheduler = _scheduler(self.optimizer, training, steps=len(self.plan(0)))
         self.best = Best(self.parameters, training)
         self.epoch = self.batch = self.step = 0
-        if self.rows is None:  # nothing is trained
+        if self.rows is None:  # a method that does not train: all epochs are over
             self.epoch = training.epochs
 
     def plan(self, epoch: int) -> list[list[list[int]]]:
-        """The steps of an epoch: the batches of each, as numbers of rows."""
+        """Return the steps of an epoch: the batches of each, as numbers of rows.
+
+        An epoch's plan follows from the seed alone, so that a run that resumes inside the epoch
+        makes the same plan again.
+        """
         if self.rows is None:
             return []
-        seed, size = (
-            derived(self.seed, self.task.name, "epoch", epoch),
-            self.training.gradient_accumulation,
-        )
+        seed = derived(self.seed, self.task.name, "epoch", epoch)
         batches = length_grouped(self.rows.lengths, self.training.batch_size, seed=seed)
-        return [batches[i : i + size] for i in range(0, len(batches), size)]
+        size = self.training.gradient_accumulation
+        return [batches[start : start + size] for start in range(0, len(batches), size)]
 
     def batch_of(self, rows: Sequence[int]) -> Batch:
-        """Some of the examples, by their numbers."""
+        """Return a batch of examples, by their numbers."""
         assert self.rows
         return self.rows.batch(rows, self.backbone.device)
 
     def take_step(self) -> None:
-        """One step of the optimizer, by the gradients that are there."""
+        """Make one step of the optimizer, by the current gradients."""
         torch.nn.utils.clip_grad_norm_(self.parameters, self.training.max_grad_norm)
         self.optimizer.step()
 
+    # -- saved and resumed
+
     def snapshot(self) -> Snapshot:
-        """What `load` needs; the tensors are the ones that are trained, not copies."""
-        method, optimizer = self.method.state, optimizer_state.read(self.optimizer)
-        tensors = {f"parameter/{i}": value for i, value in enumerate(self.parameters)}
-        tensors |= {f"best/{i}": value for i, value in enumerate(self.best.kept)}
-        tensors |= {
-            f"optimizer/{key}": value
-            for key, value in optimizer.items()
-            if isinstance(value, Tensor)
-        }
-        tensors |= {
-            f"method/{key}": value for key, value in method.items() if isinstance(value, Tensor)
-        }
+        """Return all that `load` needs. The tensors are those in training, not copies."""
+        method = self.method.state
+        optimizer = optimizer_state.read(self.optimizer)
+        tensors = _numbered("parameter", self.parameters)
+        tensors |= _numbered("best", self.best.values)
+        tensors |= tensors_of(optimizer, "optimizer")
+        tensors |= tensors_of(method, "method")
         about = {
             "epoch": self.epoch,
             "batch": self.batch,
             "step": self.step,
-            **self._numbers(),
-            "optimizer": {
-                key: value for key, value in optimizer.items() if not isinstance(value, Tensor)
-            },
-            "method": {
-                key: value for key, value in method.items() if not isinstance(value, Tensor)
-            },
+            **self._settings(),
+            "optimizer": without_tensors(optimizer),
+            "method": without_tensors(method),
         }
         return Snapshot(about, tensors)
 
-    def _numbers(self) -> dict[str, Any]:
-        """Of the best epoch, the schedule, and the optimizer."""
+    def _settings(self) -> State:
+        """Return the JSON values of the best epoch, the schedule, and the optimizer's groups."""
         return {
             "best": [self.best.score, self.best.waited],
             "scheduler": self.scheduler.state_dict(),
@@ -127,42 +123,61 @@ class Course:
         Raises
         ------
         RunError
-            It belongs to other settings.
+            The snapshot belongs to other settings.
         """
-        about, kept = snapshot.about, part(snapshot.tensors, "best")
+        # The file may be from other settings, or from a stranger: whatever does not fit, in
+        # whichever way Python notices, is one error with one remedy.
         try:
-            own = plain(self._numbers())
-            if not alike({name: about[name] for name in own}, own) or _fixed(
-                about["groups"]
-            ) != _fixed(own["groups"]):
-                raise ValueError("an optimizer with other settings")
-            self._take_empty_step()
-            values = about["optimizer"] | part(snapshot.tensors, "optimizer")
-            optimizer_state.write(self.optimizer, values, about["groups"])
-            _fill(self.parameters, part(snapshot.tensors, "parameter"))
-            self.scheduler.load_state_dict(about["scheduler"])
-            self.best.score, self.best.waited = about["best"]
-            self.best.kept = [torch.empty_like(value) for value in self.parameters] if kept else []
-            _fill(self.best.kept, kept)
-            self.method.state = about["method"] | part(snapshot.tensors, "method")
-            self.epoch, self.batch, self.step = (about[name] for name in ("epoch", "batch", "step"))
-            steps = len(self.plan(0))
-            inside = self.epoch in range(self.training.epochs + 1) and self.batch in range(
-                steps + 1
-            )
-            if not inside or self.step not in range(self.training.epochs * steps + 1):
-                raise ValueError(f"step {self.batch} of epoch {self.epoch}")
+            self._load(snapshot)
         except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise RunError(
-                f"The saved state of task `{self.task.name}` belongs to other settings ({type(error).__name__}: "
-                f"{error}). Put the old ones back, or remove `unfinished.safetensors` to begin the task again."
+                f"The saved state of task `{self.task.name}` belongs to other settings "
+                f"({type(error).__name__}: {error}). Restore the old settings, or remove "
+                "`unfinished.safetensors` to begin the task again."
             ) from error
 
-    def _take_empty_step(self) -> None:
-        """Have a fresh optimizer make a step with gradients of zero: then it keeps all that it will.
+    def _load(self, snapshot: Snapshot) -> None:
+        about = snapshot.about
+        tensors = snapshot.tensors
+        self._check_settings(about)
 
-        It may move the parameters, which are put in their place afterwards.
-        """
+        # The empty step may move the parameters, so they are filled after it.
+        self._take_empty_step()
+        optimizer = about["optimizer"] | part(tensors, "optimizer")
+        optimizer_state.write(self.optimizer, optimizer, about["groups"])
+        _fill(self.parameters, part(tensors, "parameter"))
+        self.scheduler.load_state_dict(about["scheduler"])
+
+        self.best.score, self.best.waited = about["best"]
+        best = part(tensors, "best")
+        self.best.values = [torch.empty_like(value) for value in self.parameters] if best else []
+        _fill(self.best.values, best)
+
+        self.method.state = about["method"] | part(tensors, "method")
+        self.epoch = about["epoch"]
+        self.batch = about["batch"]
+        self.step = about["step"]
+        self._check_position()
+
+    def _check_settings(self, about: State) -> None:
+        """Raise `ValueError` if a snapshot's JSON values are of another optimizer or schedule."""
+        expected = plain(self._settings())
+        given = {name: about[name] for name in expected}
+        if not alike(given, expected) or _fixed(given["groups"]) != _fixed(expected["groups"]):
+            raise ValueError("an optimizer with other settings")
+
+    def _check_position(self) -> None:
+        """Raise `ValueError` if the position is not inside the plan."""
+        steps = len(self.plan(0))
+        epochs = self.training.epochs
+        # `in range` is also false for what is no whole number.
+        inside = self.epoch in range(epochs + 1) and self.batch in range(steps + 1)
+        if not inside or self.step not in range(epochs * steps + 1):
+            raise ValueError(f"step {self.batch} of epoch {self.epoch}")
+
+    def _take_empty_step(self) -> None:
+        """Have a fresh optimizer make a step with zero gradients, which completes its state."""
+        # Some optimizers (IVON, for one) collect the gradients where this context ends.
         with self.method.around(self.optimizer):
             for parameter in self.parameters:
                 parameter.grad = torch.zeros_like(parameter)
@@ -170,83 +185,103 @@ class Course:
         self.optimizer.zero_grad()
 
 
-def _fill(places: Sequence[Tensor], values: dict[str, Tensor]) -> None:
+def _numbered(name: str, values: Sequence[Tensor]) -> dict[str, Tensor]:
+    return {f"{name}/{number}": value for number, value in enumerate(values)}
+
+
+def _fill(tensors: Sequence[Tensor], values: dict[str, Tensor]) -> None:
     """Give tensors their saved values, by number."""
-    if len(places) != len(values):
-        raise ValueError(f"{len(values)} tensors for {len(places)} parameters")
-    for number, place in enumerate(places):
-        if place.shape != values[str(number)].shape:
-            raise ValueError(f"the shape {list(values[str(number)].shape)} for {list(place.shape)}")
-        place.copy_(values[str(number)])
+    if len(tensors) != len(values):
+        raise ValueError(f"{len(values)} tensors for {len(tensors)} parameters")
+    for number, tensor in enumerate(tensors):
+        value = values[str(number)]
+        if tensor.shape != value.shape:
+            raise ValueError(f"the shape {list(value.shape)} for {list(tensor.shape)}")
+        tensor.copy_(value)
 
 
-def _fixed(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of the optimizer's settings those that a schedule does not change."""
-    return [{name: value for name, value in group.items() if name != "lr"} for group in groups]
+def _fixed(groups: list[Group]) -> list[Group]:
+    """Return the settings of the groups without the learning rate, which the schedule changes."""
+    fixed = []
+    for group in groups:
+        fixed.append({name: value for name, value in group.items() if name != "lr"})
+    return fixed
 
 
 def _trainable(
     backbone: Backbone, method: Method, training: Training, rows: Examples | None
-) -> list[dict[str, Any]]:
-    """What is trained, and nothing else: the method's parameters, and the heads of the tasks that have examples."""
-    every = [
-        p for task in (rows.task_names() if rows else ()) for p in backbone.own(task).parameters()
-    ]
-    of_heads = {id(p): p for p in every}  # tasks may share one
+) -> list[Group]:
+    """Return the parameters to train, in two groups, and freeze all others.
+
+    These are the method's, and those of the heads of the tasks that have examples.
+    """
+    of_heads: dict[int, nn.Parameter] = {}  # by identity: tasks may share a head
+    for task in rows.task_names() if rows else ():
+        for parameter in backbone.own(task).parameters():
+            of_heads[id(parameter)] = parameter
     heads = list(of_heads.values())
-    own = [
-        p for p in method.parameters(backbone) if id(p) not in of_heads
-    ]  # it may train other heads besides
+    # A method may train the other heads too, and an optimizer refuses a parameter given twice.
+    module = [value for value in method.parameters(backbone) if id(value) not in of_heads]
     backbone.requires_grad_(False)
-    for parameter in [*own, *heads]:
+    for parameter in [*module, *heads]:
         parameter.requires_grad_(True)
     return [
-        {"params": own, "lr": training.learning_rate},
+        {"params": module, "lr": training.learning_rate},
         {"params": heads, "lr": training.head_learning_rate},
     ]
 
 
-def _optimizer(
-    method: Method, groups: list[dict[str, Any]], training: Training, examples: int
-) -> Optimizer:
+def _optimizer(method: Method, groups: list[Group], training: Training, examples: int) -> Optimizer:
     """Return the method's optimizer, which may be a user's own."""
     optimizer = method.optimizer(groups, training, examples=examples)
     if not isinstance(optimizer, Optimizer):
         raise InputError(
-            f"`optimizer` of the method `{method_name(method)}` returned {type(optimizer).__name__}: it must return a "
-            "`torch.optim.Optimizer`."
+            f"`optimizer` of the method `{method_name(method)}` returned "
+            f"{type(optimizer).__name__}: it must return a `torch.optim.Optimizer`."
         )
     return optimizer
 
 
+# -- the learning rate
+
+
 def _scheduler(optimizer: Optimizer, training: Training, *, steps: int) -> LambdaLR:
     """Return the schedule of the learning rate, for `steps` steps in an epoch."""
-    every = training.epochs * steps
-    return LambdaLR(optimizer, lambda step: _decay(step, every, training))
+    all_steps = training.epochs * steps
+    return LambdaLR(optimizer, lambda step: _decay(step, all_steps, training))
 
 
 def _decay(step: int, steps: int, training: Training) -> float:
-    """The factor on the learning rate at a step."""
+    """Return the factor on the learning rate at a step."""
     warm = round(training.warmup * steps)
     if step < warm:
+        # The rate begins above zero, so that the first step is not wasted.
         return (step + 1) / (warm + 1)
+    if training.schedule == "constant":
+        return 1.0
     left = max(0.0, (steps - step) / max(1, steps - warm))
-    return {"linear": left, "cosine": 0.5 * (1 - math.cos(math.pi * left)), "constant": 1.0}[
-        training.schedule
-    ]
+    if training.schedule == "cosine":
+        return 0.5 * (1 - math.cos(math.pi * left))
+    return left
+
+
+# -- the best epoch
 
 
 @torch.no_grad()
 def validation_accuracy(course: Course) -> float:
-    """Accuracy, with the task given, on the new task's validation examples; of all where all examples are kept."""
+    """Return the accuracy, with the task given, on the new task's validation examples.
+
+    A method that keeps the examples of all tasks is measured on those of all tasks.
+    """
     backbone = course.backbone
-    names = [task.name for task in course.seen] if course.method.keeps_all else [course.task.name]
-    examples = backbone.encode(
-        [part for task in course.seen if task.name in names for part in task.rows("validation")]
-    )
+    tasks = course.seen if course.method.keeps_all else [course.task]
+    rows: Rows = []
+    for task in tasks:
+        rows += task.rows("validation")
     backbone.eval()
     parts = []
-    for index, batch in examples.batches(device=backbone.device):
+    for index, batch in backbone.encode(rows).batches(device=backbone.device):
         answers = backbone.read(backbone(batch), batch)
         right = (answers.values.argmax(1) == answers.targets).double()
         parts.append((index, answers.per_example(right)))
@@ -254,40 +289,62 @@ def validation_accuracy(course: Course) -> float:
 
 
 class Best:
-    """The parameters of the epoch with the best validation accuracy."""
+    """The parameters of the epoch with the best validation accuracy.
+
+    Attributes
+    ----------
+    watched
+        Each epoch is to be measured: the best one is kept, or training stops early.
+    score
+        The best accuracy.
+    waited
+        The number of epochs since the best one.
+    values
+        The parameters after the best epoch; empty if no epoch was measured.
+    """
 
     def __init__(self, parameters: list[nn.Parameter], training: Training):
-        self.parameters, self.patience = parameters, training.patience
-        self.wanted = training.best or training.patience is not None
-        self.score, self.waited = -1.0, 0
-        self.kept: list[Tensor] = []
+        self.parameters = parameters
+        self.patience = training.patience
+        self.watched = training.best or training.patience is not None
+        self.score = -1.0
+        self.waited = 0
+        self.values: list[Tensor] = []
 
     def done(self, score: float) -> bool:
-        """Take note of an epoch's score; whether it is time to stop."""
+        """Take note of an epoch's score, and say whether it is time to stop."""
         if score > self.score:
-            self.score, self.waited = score, 0
-            self.kept = [parameter.detach().clone() for parameter in self.parameters]
+            self.score = score
+            self.waited = 0
+            self.values = [parameter.detach().clone() for parameter in self.parameters]
         else:
             self.waited += 1
         return self.patience is not None and self.waited >= self.patience
 
     @torch.no_grad()
     def restore(self) -> None:
-        for parameter, value in zip(self.parameters, self.kept, strict=False):
+        """Go back to the best epoch. Without one the parameters stay as they are."""
+        if not self.values:
+            return
+        for parameter, value in zip(self.parameters, self.values, strict=True):
             parameter.copy_(value)
 
 
-def length_grouped(lengths: Sequence[int], batch_size: int, *, seed: int) -> list[list[int]]:
-    """Batches of examples of similar length, in random order: little of a batch is padding.
+# -- the order of examples
 
-    The examples are shuffled, sorted by length within groups of 20 batches, cut into batches, and these are shuffled.
+
+def length_grouped(lengths: Sequence[int], batch_size: int, *, seed: int) -> list[list[int]]:
+    """Return batches of examples of similar length, in random order: little of them is padding.
+
+    The examples are shuffled, sorted by length within groups of 20 batches, and cut into batches,
+    which are shuffled in turn.
     """
-    random, size = torch.Generator().manual_seed(seed), 20 * batch_size
+    random = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(lengths), generator=random).tolist()
-    groups = [
-        sorted(order[i : i + size], key=lengths.__getitem__) for i in range(0, len(order), size)
-    ]
-    batches = [
-        group[i : i + batch_size] for group in groups for i in range(0, len(group), batch_size)
-    ]
+    group_size = 20 * batch_size
+    batches = []
+    for start in range(0, len(order), group_size):
+        group = sorted(order[start : start + group_size], key=lengths.__getitem__)
+        for first in range(0, len(group), batch_size):
+            batches.append(group[first : first + batch_size])
     return [batches[i] for i in torch.randperm(len(batches), generator=random).tolist()]

@@ -1,7 +1,7 @@
-"""The state inside a task: what the training loop needs to go on where it was stopped, as one file.
+"""The state inside a task: all that the training loop needs to go on where it stopped, in one file.
 
-There are no random states in it: each step begins with a state of its own, that follows from the seed of the run, the
-task, and the number of the step (`perdure.seeds`).
+It holds no random states. Each step begins with a random state of its own, which follows from the
+seed of the run, the task, and the number of the step (`perdure.seeds`).
 """
 
 import hashlib
@@ -19,81 +19,113 @@ from perdure.storage import files
 from perdure.storage.tensors import TensorFile, as_bytes
 
 T = TypeVar("T")
+State = dict[str, Any]
+"""Tensors, and values that JSON can hold, by name."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Tensors by name, and `about` them what JSON can hold."""
+    """Tensors by name, and `about` them values that JSON can hold."""
 
-    about: dict[str, Any]
+    about: State
     tensors: dict[str, Tensor]
 
     def save(self, path: Path) -> None:
-        """Write it, in the place of an older one.
+        """Write the snapshot, in the place of an older one.
 
         Raises
         ------
         OutputError
             The disk is full, or writing is not allowed. The older one is as it was.
         """
-        tensors = {
-            name: value.detach().cpu().contiguous().clone() for name, value in self.tensors.items()
-        }
+        # Cloned, because safetensors refuses tensors that share memory, and training goes on with
+        # these very tensors.
+        tensors = {}
+        for name, value in self.tensors.items():
+            tensors[name] = value.detach().cpu().contiguous().clone()
         about = json.dumps(self.about)
-        files.write(
-            path, save(tensors, metadata={"about": about, "sha256": _digest(about, tensors)})
-        )
+        metadata = {"about": about, "sha256": _digest(about, tensors)}
+        files.write(path, save(tensors, metadata=metadata))
 
     @classmethod
     def load(cls, path: Path) -> "Snapshot":
-        """Read what `save` wrote.
+        """Read a snapshot that `save` wrote.
 
         Raises
         ------
         CheckpointError
-            The file is not what was written.
+            The file is damaged or was changed.
         """
         file = TensorFile(path)
-        tensors, about = file.read_all(), file.metadata.get("about", "")
+        tensors = file.read_all()
+        about = file.metadata.get("about", "")
         if file.metadata.get("sha256") != _digest(about, tensors):
             raise CheckpointError(
-                f"`{path}` is not what was written: it is damaged or was changed. Remove it, and the task that it "
-                "belongs to is begun again."
+                f"`{path}` is not what was written: it is damaged or was changed. Remove it, and "
+                "the task that it belongs to is begun again."
             )
         return cls(files.parse_json(about, f"the metadata of `{path}`"), tensors)
 
 
 def _digest(about: str, tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of a snapshot's content, independent of the order of the tensors."""
     digest = hashlib.sha256(about.encode())
     for name, value in sorted(tensors.items()):
-        digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+        header = f"{name} {value.dtype} {list(value.shape)}"
+        digest.update(header.encode())
         digest.update(as_bytes(value))
     return digest.hexdigest()
 
 
+# -- states by name
+
+
 def part(values: Mapping[str, T], name: str) -> dict[str, T]:
-    """The values whose names begin with `name/`, without that."""
+    """Return the values whose names begin with `name/`, by the rest of their names.
+
+    Examples
+    --------
+    >>> part({"best/0": 1.0, "best/1": 2.0, "parameter/0": 3.0}, "best")
+    {'0': 1.0, '1': 2.0}
+    """
     start = f"{name}/"
-    return {
-        key.removeprefix(start): value for key, value in values.items() if key.startswith(start)
-    }
+    values_of_part = {}
+    for key, value in values.items():
+        if key.startswith(start):
+            values_of_part[key.removeprefix(start)] = value
+    return values_of_part
 
 
-def alike(value: Any, own: Any) -> bool:
-    """Say whether two values have the same form: of JSON whatever the numbers are, of tensors shape and type."""
-    if isinstance(own, dict):
-        return (
-            isinstance(value, dict)
-            and value.keys() == own.keys()
-            and all(alike(value[k], own[k]) for k in own)
-        )
-    if isinstance(own, list):
-        return isinstance(value, list) and len(value) == len(own) and all(map(alike, value, own))
-    if isinstance(own, Tensor):
-        return isinstance(value, Tensor) and value.shape == own.shape and value.dtype == own.dtype
-    kinds = (bool, str, type(None))
-    return (
-        type(value) is type(own)
-        if isinstance(own, kinds)
-        else type(value) in (int, float) and abs(value) < 2**53
-    )
+def tensors_of(values: Mapping[str, object], name: str) -> dict[str, Tensor]:
+    """Return the tensors among some values, as `name/` and their own names."""
+    return {f"{name}/{key}": value for key, value in values.items() if isinstance(value, Tensor)}
+
+
+def without_tensors(values: State) -> State:
+    """Return the values that are not tensors: those that JSON can hold."""
+    return {key: value for key, value in values.items() if not isinstance(value, Tensor)}
+
+
+def alike(value: object, model: object) -> bool:
+    """Say whether a value has the form of another.
+
+    Tensors have the same shape and type; JSON values have the same structure, whatever the numbers.
+    """
+    if isinstance(model, dict):
+        if not isinstance(value, dict) or value.keys() != model.keys():
+            return False
+        return all(alike(value[key], model[key]) for key in model)
+    if isinstance(model, list):
+        if not isinstance(value, list) or len(value) != len(model):
+            return False
+        return all(map(alike, value, model))
+    if isinstance(model, Tensor):
+        if not isinstance(value, Tensor):
+            return False
+        return value.shape == model.shape and value.dtype == model.dtype
+    if isinstance(model, (bool, str, type(None))):
+        return type(value) is type(model)
+    # An int may stand for a float, as 1 for 1.0, but `True`, an int to Python, may not. NaN,
+    # infinity and integers that would overflow as floats fail the comparison.
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and abs(value) < 2**53

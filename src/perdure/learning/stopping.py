@@ -1,6 +1,6 @@
-"""Ctrl-C, SIGTERM and the like as a wish: what must not be broken off is finished, then the run stops and says how to
-go on.
+"""Ctrl-C, SIGTERM and the like, taken as a request to stop.
 
+Whatever must not be broken off is finished first; then the run stops and says how to resume it.
 Batch systems send SIGTERM or SIGUSR1 before they end a job; a terminal that closes sends SIGHUP.
 """
 
@@ -13,12 +13,14 @@ from types import FrameType
 from perdure.errors import Stopped
 
 IF_FATAL = ("SIGHUP", "SIGUSR1")
-"""These only where they would end the process. `nohup` has SIGHUP ignored, so that the process outlives its terminal;
-and a program that has a handler of its own for one of them keeps it."""
+"""Signals that are caught only where they would end the process.
+
+`nohup` has SIGHUP ignored, so that the process outlives its terminal; and a program that has its
+own handler for one of them keeps it."""
 
 
 class Stopping:
-    """Whether the run is to stop.
+    """The request to stop a run, which a signal makes.
 
     Attributes
     ----------
@@ -27,14 +29,15 @@ class Stopping:
     """
 
     def __init__(self, hint: str):
-        self.asked, self.hint = 0, hint
+        self.asked = 0
+        self.hint = hint
         self._waits = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        again, self.asked = (
-            self.asked == number,
-            number,
-        )  # a launcher sends SIGTERM after the terminal's SIGINT
+        # Only the same signal again is impatience: after the terminal's SIGINT a launcher sends
+        # SIGTERM by itself.
+        again = self.asked == number
+        self.asked = number
         if again or not self._waits:
             self.now()
 
@@ -47,12 +50,13 @@ class Stopping:
             Always.
         """
         raise Stopped(
-            f"Stopped. What was learned is kept. {self.hint}", signal=self.asked or signal.SIGINT
+            f"Stopped. What was learned is kept. {self.hint}",
+            signal=self.asked or signal.SIGINT,
         )
 
     @contextlib.contextmanager
     def later(self) -> Iterator[None]:
-        """Only note a first signal while the block runs, and stop after it; a second of the same kind stops at once."""
+        """Stop after the block at a first signal, and at once at a second of the same kind."""
         self._waits = True
         try:
             yield
@@ -64,12 +68,14 @@ class Stopping:
 
 @contextlib.contextmanager
 def stopping(hint: str) -> Iterator[Stopping]:
-    """Catch SIGINT, SIGTERM, SIGHUP and SIGUSR1 while the block runs (in the main thread: no other gets signals).
+    """Catch SIGINT, SIGTERM, SIGHUP and SIGUSR1 while the block runs.
+
+    Only the main thread gets signals: elsewhere none is caught.
 
     Parameters
     ----------
     hint
-        How to go on, for the error.
+        How to resume, for the error.
     """
     stop = Stopping(hint)
     if threading.current_thread() is not threading.main_thread():

@@ -1,4 +1,4 @@
-"""How a task is trained: the settings."""
+"""The settings of training."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -10,42 +10,47 @@ from perdure.learning.alignment import Alignment
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """How a task is trained: AdamW with warm-up and decay.
+    """The settings of a task's training: AdamW with warm-up and decay.
 
     Parameters
     ----------
     epochs
         Passes over the task's examples.
     batch_size
-        Examples in a batch, of all processes together; `gradient_accumulation` batches make one step.
+        Examples in a batch, of all processes together; `gradient_accumulation` batches make one
+        step.
     learning_rate
-        Of the module; `head_learning_rate` of the heads, which start from nothing and need larger steps.
+        The learning rate of the module; `head_learning_rate` is that of the heads, which start from
+        scratch and need larger steps.
     schedule
-        How the learning rate falls to zero after the warm-up: `linear`, `cosine`, or `constant` (it does not).
+        How the learning rate falls to zero after the warm-up: `linear`, `cosine`, or `constant`
+        (it does not fall).
     warmup
-        The share of steps in which it rises from zero.
+        The share of steps in which the learning rate rises from zero.
     max_grad_norm
         Gradients are clipped to this norm.
     bf16
         Compute in bfloat16 (autocast); parameters stay in float32.
     backbone_dropout
-        Whether the frozen backbone's own dropout acts in training. Without it a step is about 1.5 times as fast on a
-        CPU; the module's `dropout` acts in any case.
+        Use the frozen backbone's own dropout in training. Without it a step is about 1.5 times as
+        fast on a CPU; the module's `dropout` acts in any case.
     best
         Keep the epoch with the best validation accuracy (the task given), not the last.
     patience
-        Stop after so many epochs without a better one; keeps the best.
+        Stop after this number of epochs without a better one; keeps the best.
     heads
-        `per_task`: a head for each task, trained on its examples. `shared`: one head for all tasks, which each task
-        trains on from where the last one left it, as is usual where all tasks have the same classes (`scenario:
-        domain`).
+        `per_task`: a head for each task, trained on its examples. `shared`: one head for all tasks,
+        which each task goes on training, as is usual where all tasks have the same classes
+        (`scenario: domain`).
     alignment
-        After each task, align the heads of all tasks (its settings, or `{}` for the usual ones); by default not.
+        After each task, align the heads of all tasks (its settings, or `{}` for the usual ones); by
+        default heads are not aligned.
     keep_inputs
-        Keep the covariance of what goes into each layer with an adapter, which the rule `regmean` needs: one more pass
-        over a task's examples, and in² numbers for each such input.
+        Keep the covariance of the inputs of each layer with an adapter, which the rule `regmean`
+        needs: one more pass over a task's examples, and in² numbers for each such input.
     checkpoint_steps
-        Save the state inside a task every so many steps, so that a run that was killed loses no more of them.
+        Save the state inside a task every `checkpoint_steps` steps, so that a run that is killed
+        loses at most that many.
     trackers
         accelerate's trackers, such as `tensorboard` or `wandb`.
     """
@@ -71,10 +76,10 @@ class Training:
 
     @property
     def kept(self) -> list[str]:
-        """What adapters keep for rules, by name."""
+        """The names of the values that adapters keep for rules."""
         return ["inputs"] if self.keep_inputs else []
 
     @property
     def shares_head(self) -> bool:
-        """Whether all tasks have one head."""
+        """True if all tasks have one head."""
         return self.heads == "shared"

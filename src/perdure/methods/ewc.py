@@ -1,4 +1,4 @@
-"""Elastic weight consolidation (Kirkpatrick et al. 2017): one module, held back where earlier tasks need it."""
+"""Elastic weight consolidation (Kirkpatrick et al. 2017): parameters stay where tasks need them."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -18,29 +18,31 @@ from perdure.models.examples import Batch
 
 @dataclass(kw_only=True)
 class EWC(PeftMethod):
-    """Train the same PEFT module on one task after the other, with a penalty on what mattered to earlier ones.
+    """Train one PEFT module on task after task, with a penalty on what mattered to earlier ones.
 
-    L = cross-entropy + strength / 2 · Σ_i F_i (θ_i − θ*_i)², over the module's parameters; a task's head is its own
-    and is not held. F is the diagonal of the Fisher information, from gradients of each example by itself. With
-    `memory: online` decay · F_i stands in the place of F_i.
+    L = cross-entropy + strength / 2 · Σ_i F_i (θ_i − θ*_i)², over the module's parameters; a task's
+    head is its own and is not held. F is the diagonal of the Fisher information, from gradients of
+    each example by itself. With `memory: online`, decay · F_i replaces F_i.
 
     Parameters
     ----------
     strength
-        λ. It goes with the size of F, and wants tuning.
+        λ. It depends on the size of F, and needs tuning.
     memory
-        `offline`: one penalty for each task, as published. Their sum is one again, with ΣF and the mean of the θ* that
-        F weighs, so that nothing grows with the tasks. `online`: F ← decay · F + F_t, around the last task's θ*.
+        `offline`: one penalty for each task, as published. Their sum is a single penalty again,
+        with ΣF and the mean of the θ* weighted by F, so that the state does not grow with the
+        tasks. `online`: F ← decay · F + F_t, around the last task's θ*.
     decay
-        γ of `online`: of what is remembered when a task is added, and of the penalty as well, as published.
+        γ of `online`: the factor on the remembered F when a task is added, and on the penalty as
+        well, as published.
     labels
-        Of F: `sampled` from p(y | x), one pass over the examples; `true` (all labels, weighted by p(y | x): a backward
-        pass for each); or `empirical` (the right ones).
+        The labels of F: `sampled` from p(y | x), one pass over the examples; `true` (all labels,
+        weighted by p(y | x): a backward pass for each); or `empirical` (the right ones).
 
     References
     ----------
-    Kirkpatrick et al., Overcoming catastrophic forgetting in neural networks, arXiv 1612.00796; online: Schwarz et al.,
-    Progress & Compress, arXiv 1805.06370.
+    Kirkpatrick et al., Overcoming catastrophic forgetting in neural networks, arXiv 1612.00796;
+    online: Schwarz et al., Progress & Compress, arXiv 1805.06370.
     """
 
     usual_rule = "last"
@@ -61,17 +63,22 @@ class EWC(PeftMethod):
 
     def loss(self, backbone: Backbone, batch: Batch) -> Tensor:
         loss = backbone.losses(batch).mean()
-        if not self.state:
+        if not self.state:  # the first task
             return loss
+        parameters = adapters.trainable(backbone.model)
         strength = self.strength * self._decay
-        return loss + strength / 2 * penalty(adapters.trainable(backbone.model), self.state)
+        return loss + strength / 2 * penalty(parameters, self.state)
 
     def end(self, backbone: Backbone, task: Task, optimizer: Optimizer) -> None:
-        """Add the task's F and θ* to what is remembered."""
-        new = fisher(backbone, backbone.encode(task.rows("train")), self.labels)
-        offline = self.memory == "offline"
+        """Add the task's F and θ* to the penalty."""
+        examples = backbone.encode(task.rows("train"))
+        information = fisher(backbone, examples, self.labels)
         hold(
-            self.state, adapters.trainable(backbone.model), new, decay=self._decay, weighted=offline
+            self.state,
+            adapters.trainable(backbone.model),
+            information,
+            decay=self._decay,
+            weighted=self.memory == "offline",
         )
 
     @property

@@ -1,4 +1,4 @@
-"""Incremental LoRA: a new branch for each task, on top of the earlier ones, which stay as they are."""
+"""Incremental LoRA: a new branch for each task, on top of the earlier ones, which are frozen."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,13 +10,15 @@ from perdure.models.adapters import Adapter
 
 @dataclass(kw_only=True)
 class IncLoRA(PeftMethod):
-    """Train a fresh LoRA on top of those of all earlier tasks, which are frozen; the model is the sum.
+    """Train a fresh LoRA on top of the frozen LoRAs of all earlier tasks; the model is the sum.
 
-    W = W0 + Σ_{j<t} ΔW_j + ΔW_t. What O-LoRA and N-LoRA add a penalty to, and the baseline of their papers.
+    W = W0 + Σ_{j<t} ΔW_j + ΔW_t. O-LoRA and N-LoRA add a penalty to it, and their papers have it as
+    the baseline.
 
     References
     ----------
-    Wang et al., Orthogonal Subspace Learning for Language Model Continual Learning, arXiv 2310.14152 (as baseline).
+    Wang et al., Orthogonal Subspace Learning for Language Model Continual Learning, arXiv
+    2310.14152 (as baseline).
     """
 
     usual_rule = "sum"
@@ -24,7 +26,8 @@ class IncLoRA(PeftMethod):
     def __post_init__(self):
         if self.peft == "bottleneck":
             raise InputError(
-                "`inc_lora` adds changes of weights up, and a bottleneck has none: take `peft: lora`."
+                "`inc_lora` adds up changes of weights, and a bottleneck has none: "
+                "take `peft: lora`."
             )
 
     def beneath(self, earlier: Sequence[Adapter]) -> Sequence[Adapter]:

@@ -1,4 +1,4 @@
-"""InfLoRA (Liang & Li 2024): low-rank branches whose frozen half keeps them from disturbing earlier tasks."""
+"""InfLoRA (Liang & Li 2024): low-rank branches whose frozen half spares the inputs of earlier tasks."""
 
 import warnings
 from collections.abc import Sequence
@@ -22,47 +22,56 @@ from perdure.models.inputs import input_covariances
 
 @dataclass(kw_only=True)
 class InfLoRA(PeftMethod):
-    """Train a branch A_t B_t per task, whose frozen B_t is designed to leave the inputs of earlier tasks alone.
+    """Train a branch A_t B_t per task, whose frozen B_t leaves the inputs of earlier tasks alone.
 
-    e = W h + sum of A_j B_j h (A_t is peft's `lora_B`, B_t its `lora_A`). The rows of B_t are the leading directions
-    of the new task's inputs outside M_t, the space of the old tasks' inputs, so that training A_t (from zero) changes W
-    only inside N_t ∩ M_t⊥. Then M_t takes up the leading directions of its inputs (DualGPM). Combine with `sum`.
+    e = W h + sum of A_j B_j h (A_t is peft's `lora_B`, B_t its `lora_A`). The rows of B_t are the
+    leading directions of the new task's inputs outside M_t, the space of the old tasks' inputs, so
+    that training A_t (from zero) changes W only inside N_t ∩ M_t⊥. Then M_t takes up the leading
+    directions of its inputs (DualGPM). Combine with `sum`.
 
     Parameters
     ----------
     rank, alpha
-        ΔW = alpha / rank · A_t B_t, with at most `rank` rows of B_t. By default alpha is the rank: a scale of 1.
+        ΔW = alpha / rank · A_t B_t, with at most `rank` rows of B_t. By default alpha is the rank:
+        a scale of 1.
     target_modules
-        By default key and value (query and value in T5's family; all of attention's input where it is one layer). Those
-        with the same input share one B_t.
+        By default key and value (query and value in T5's family; all of attention's input where it
+        is one layer). Those with the same input share one B_t.
     blocks
-        Only the first so many blocks of the transformer have branches (5 in InfLoRA-b5); by default all.
+        The number of the transformer's first blocks that have branches (5 in InfLoRA-b5); by
+        default all.
     design
-        The rows of B_t: of the new task's inputs and outside M_t (`both`, the paper's method); of its inputs only
-        (`new_task`); random, outside M_t (`orthogonal`); or `random`. The paper's ablation.
+        The rows of B_t: directions of the new task's inputs outside M_t (`both`, the paper's
+        method); of its inputs only (`new_task`); random ones outside M_t (`orthogonal`); or
+        `random` ones. The paper's ablation.
     row_norm
         The norm of each row of B_t: 1/√3 in the official code.
     epsilon, last_epsilon, tasks
-        The share of the energy of a task's inputs that M_t takes up. It rises from task to task by a straight line that
-        would reach `last_epsilon` after so many `tasks`, and stays when they are more.
+        The share of the energy of a task's inputs that M_t takes up. It rises from task to task on
+        a straight line that would reach `last_epsilon` after `tasks` tasks, and stays after that.
     energy
-        `covariance`: of squared eigenvalues of E[h hᵀ], to which the published epsilons belong; `features`: of squared
-        singular values of the inputs themselves, for backbones such as DINOv2, where a few directions dominate.
+        `covariance`: of squared eigenvalues of E[h hᵀ], to which the published epsilons belong;
+        `features`: of squared singular values of the inputs themselves, for backbones such as
+        DINOv2, where a few directions dominate.
     balance
-        Instead of epsilon, a size for each module, after SplitLoRA's idea: a direction with the share e of the energy
-        is taken up if balance · e is more than 1 / dimension, what it costs in room.
+        Instead of epsilon, a size for each module, after SplitLoRA's idea: a direction with the
+        share e of the energy is taken up if balance · e is more than 1 / dimension, its cost in
+        room.
     statistics_examples
-        Look at so many of a task's examples; by default at all, once before training and once after.
+        The number of a task's examples to look at; by default all, once before and once after
+        training.
     upon
-        `earlier`: train on top of the earlier tasks' branches (InfLoRA); `pretrained`: each task on the pre-trained
-        model alone, isolated inside its designed subspace, for a rule such as `task_arithmetic` to combine.
+        `earlier`: train on top of the earlier tasks' branches (InfLoRA); `pretrained`: each task on
+        the pre-trained model alone, isolated inside its designed subspace, for a rule such as
+        `task_arithmetic` to combine.
 
     References
     ----------
-    Liang & Li, InfLoRA: Interference-Free Low-Rank Adaptation for Continual Learning, arXiv 2404.00228; DualGPM: Liang
-    & Li, Adaptive Plasticity Improvement for Continual Learning, CVPR 2023; sizes per module: Qiu et al. (SplitLoRA),
-    arXiv 2505.22370. Numerically as the official code, but in double precision, with the first task's branch for spaces
-    above half of the dimension repaired, and rows that would leave M_t⊥ left zero.
+    Liang & Li, InfLoRA: Interference-Free Low-Rank Adaptation for Continual Learning, arXiv
+    2404.00228; DualGPM: Liang & Li, Adaptive Plasticity Improvement for Continual Learning, CVPR
+    2023; sizes per module: Qiu et al. (SplitLoRA), arXiv 2505.22370. Numerically as the official
+    code, but in double precision, with the first task's branch for spaces above half of the
+    dimension repaired, and rows that would leave M_t⊥ left zero.
     """
 
     usual_rule = "sum"
@@ -85,54 +94,58 @@ class InfLoRA(PeftMethod):
 
     def __post_init__(self):
         super().__post_init__()
-        self.alpha = float(self.rank) if self.alpha is None else self.alpha
+        if self.alpha is None:
+            self.alpha = float(self.rank)
 
     def beneath(self, earlier: Sequence[Adapter]) -> Sequence[Adapter]:
-        if len(earlier) > self._learned or bool(earlier) != bool(
-            self._learned
-        ):  # fewer: some were forgotten
+        # Fewer adapters than tasks are no fault: some were forgotten.
+        learned = self._learned
+        if len(earlier) > learned or bool(earlier) != bool(learned):
             raise InputError(
-                f"`inflora` has seen {self._learned} tasks, but got {len(earlier)} adapters as `earlier`."
+                f"`inflora` has seen {learned} tasks, but got {len(earlier)} adapters as `earlier`."
             )
         return earlier if self.upon == "earlier" else ()
 
     def begin(self, backbone: Backbone, task: Task) -> None:
         """Put the branch in and design B_t; A_t is zero."""
-        targets = self.target_modules or adapters.key_value(backbone.model)
-        self.attach(backbone, target_modules=targets, blocks=self.blocks)
-        factors, found = adapters.factors(backbone.model), []
+        self.attach(
+            backbone,
+            target_modules=self.target_modules or adapters.key_value(backbone.model),
+            blocks=self.blocks,
+        )
+        factors = adapters.factors(backbone.model)
+        # Torch's seed is the same for every task, but random rows are to differ between tasks.
         random = torch.Generator().manual_seed(torch.initial_seed() + 1000 * self._learned)
-        for layers, C in self._covariances(backbone, task, whole=self._of_new_task).items():
-            space = self._space(layers[0], len(C))
-            if self._of_new_task:
-                B = self.row_norm * space.directions(C, self.rank, self.energy).T
-            else:
-                B = self.row_norm * space.random_directions(self.rank, random).T
+        # A random design needs one example only, to see which layers have the same input.
+        limit = self.statistics_examples if self._of_new_task else 1
+        ranks = []
+        for layers, C in self._covariances(backbone, task, limit).items():
+            B = self._rows(layers[0], C, random)
             for name in layers:
-                factors[name][0].data.zero_()[: len(B)] = B
-            found.append(len(B))
-        if short := [rows for rows in found if rows < self.rank]:
-            message = (
-                f"Task `{task.name}` has fewer than `rank={self.rank}` directions to learn in ({min(short)} or more) in"
-                f" {len(short)} of {len(found)} groups of layers: its inputs vary too little outside what earlier tasks"
-                " have taken up. Lower `rank`, `epsilon` or `last_epsilon`, or set `balance`."
-            )
-            warnings.warn(message, PerdureWarning, stacklevel=2)
+                lora_A, _ = factors[name]
+                lora_A.data.zero_()
+                lora_A.data[: len(B)] = B
+            ranks.append(len(B))
+        self._warn_of_low_ranks(task, ranks)
 
     def parameters(self, backbone: Backbone) -> list[nn.Parameter]:
-        """A_t alone."""
+        """Return A_t alone."""
         return [lora_B for _, lora_B in adapters.factors(backbone.model).values()]
 
     def end(self, backbone: Backbone, task: Task, optimizer: Optimizer) -> None:
         """Let M_t take up the leading directions of the task's inputs, as they are after training."""
-        epsilon = (
-            self.epsilon
-            + (self.last_epsilon - self.epsilon) * min(self._learned, self.tasks - 1) / self.tasks
-        )
-        if self._outside_old_tasks:
-            for layers, C in self._covariances(backbone, task).items():
+        # The last task's epsilon counts for all later ones.
+        learned = min(self._learned, self.tasks - 1)
+        rise = self.last_epsilon - self.epsilon
+        epsilon = self.epsilon + rise * learned / self.tasks
+        if self.design in ("both", "orthogonal"):
+            covariances = self._covariances(backbone, task, self.statistics_examples)
+            for layers, C in covariances.items():
                 space = self._space(layers[0], len(C)).grown(
-                    C, epsilon, energy=self.energy, balance=self.balance
+                    C,
+                    epsilon,
+                    energy=self.energy,
+                    balance=self.balance,
                 )
                 self.state[f"basis/{layers[0]}"] = space.basis
                 self.state[f"complement/{layers[0]}"] = space.complement
@@ -143,28 +156,41 @@ class InfLoRA(PeftMethod):
         return self.design in ("both", "new_task")
 
     @property
-    def _outside_old_tasks(self) -> bool:
-        return self.design in ("both", "orthogonal")
-
-    @property
     def _learned(self) -> int:
         return self.state.get("learned", 0)
 
+    def _rows(self, layer: str, C: Tensor, random: torch.Generator) -> Tensor:
+        """Return the rows of B_t for a layer whose inputs have the covariance C."""
+        space = self._space(layer, len(C))
+        if self._of_new_task:
+            directions = space.directions(C, self.rank, self.energy)
+        else:
+            directions = space.random_directions(self.rank, random)
+        return self.row_norm * directions.T
+
     def _space(self, layer: str, d: int) -> Subspace:
-        """M_t of the inputs of a layer; empty where the design does not look at it."""
+        """Return M_t of a layer's inputs; it is empty where the design does not look at it."""
         basis = self.state.get(f"basis/{layer}")
-        return (
-            Subspace.empty(d)
-            if basis is None
-            else Subspace(basis, self.state[f"complement/{layer}"])
-        )
+        if basis is None:
+            return Subspace.empty(d)
+        return Subspace(basis, self.state[f"complement/{layer}"])
 
     def _covariances(
-        self, backbone: Backbone, task: Task, *, whole: bool = True
+        self, backbone: Backbone, task: Task, limit: int | None
     ) -> dict[tuple[str, ...], Tensor]:
-        """One pass over the task's examples; not `whole`: over one, to find which layers have the same input."""
+        """Return the covariances of inputs, by the layers that share an input, in one pass."""
         examples = backbone.encode(task.rows("train"))
-        limit = self.statistics_examples if whole else 1
-        return input_covariances(
-            backbone, examples, list(adapters.factors(backbone.model)), limit=limit
-        )
+        layers = list(adapters.factors(backbone.model))
+        return input_covariances(backbone, examples, layers, limit=limit)
+
+    def _warn_of_low_ranks(self, task: Task, ranks: Sequence[int]) -> None:
+        low = [rank for rank in ranks if rank < self.rank]
+        if low:
+            warnings.warn(
+                f"Task `{task.name}` has fewer than `rank={self.rank}` directions to learn in "
+                f"({min(low)} or more) in {len(low)} of {len(ranks)} groups of layers: its inputs "
+                "vary too little outside what earlier tasks have taken up. Lower `rank`, `epsilon` "
+                "or `last_epsilon`, or set `balance`.",
+                PerdureWarning,
+                stacklevel=3,
+            )

@@ -1,4 +1,4 @@
-"""Joint training: one module on all tasks at once, the bound that keeps all old data."""
+"""Joint training: one module on all tasks at once, the upper bound, which keeps all old data."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,10 +12,10 @@ from perdure.models.backbone import Backbone
 
 @dataclass(kw_only=True)
 class Joint(PeftMethod):
-    """Train one fresh PEFT module, and fresh heads, on all tasks seen so far, mixed (rule `last`).
+    """Train one fresh PEFT module and fresh heads on all tasks seen so far, mixed (rule `last`).
 
-    It is trained anew at every step, so that each row of the accuracy matrix is a joint model's; its cost therefore
-    grows with the square of the number of tasks.
+    Training starts anew at every task, so that each row of the accuracy matrix is a joint model's;
+    the cost therefore grows with the square of the number of tasks.
 
     References
     ----------
@@ -36,4 +36,7 @@ class Joint(PeftMethod):
             head.reset_parameters()
 
     def examples(self, seen: Sequence[Task]) -> Rows:
-        return [part for task in seen for part in task.rows("train")]
+        rows: Rows = []
+        for task in seen:
+            rows += task.rows("train")
+        return rows

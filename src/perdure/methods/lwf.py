@@ -1,4 +1,4 @@
-"""Learning without forgetting (Li & Hoiem 2016): on new data, the old heads are to answer as they did before."""
+"""Learning without forgetting (Li & Hoiem 2016): on new data, old heads answer as they did before."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,11 +19,11 @@ from perdure.models.logits import Logits
 
 @dataclass(kw_only=True)
 class LwF(PeftMethod):
-    """Train the same PEFT module on one task after the other, and distil the old heads' answers to the new examples.
+    """Train one PEFT module on task after task, and distil the old heads' answers to new examples.
 
-    L = cross-entropy + strength · T² · mean over old heads of KL(softmax(z_old / T) ‖ softmax(z / T)), z_old by the
-    module and heads as they were when the task began. The old heads are trained with it, each by its own answers; no
-    old example is kept.
+    L = cross-entropy + strength · T² · mean over old heads of KL(softmax(z_old / T) ‖ softmax(z / T)),
+    with z_old from the module and heads as they were when the task began. The old heads are trained
+    too, each by its own answers; no old example is kept.
 
     Parameters
     ----------
@@ -34,9 +34,10 @@ class LwF(PeftMethod):
 
     References
     ----------
-    Li & Hoiem, Learning without Forgetting, arXiv 1606.09282. There the old answers are recorded once; here they are
-    computed at each step, which is the same without augmentation and lets the examples be any. Its first stage, the new
-    head alone, is left out. Old heads are trained with the module's learning rate, not the new head's.
+    Li & Hoiem, Learning without Forgetting, arXiv 1606.09282. There the old answers are recorded
+    once; here they are computed at each step, which is the same without augmentation, and works for
+    any examples. Its first stage, the new head alone, is left out. Old heads are trained with the
+    module's learning rate, not the new head's.
     """
 
     usual_rule = "last"
@@ -46,46 +47,64 @@ class LwF(PeftMethod):
     temperature: Annotated[float, Gt(0)] = 2.0
 
     def begin(self, backbone: Backbone, task: Task) -> None:
-        """Keep module and heads as they are now: they are the teacher."""
+        """Keep a copy of the module and the heads as the teacher."""
         is_first = not adapters.attached(backbone.model)
         self.go_on(backbone)
         self._old = self._old_answerers(backbone, task, is_first)
         trained = {id(parameter) for parameter in self.parameters(backbone)}
-        self._teacher = {
-            f"backbone.{name}": parameter.detach().clone()
-            for name, parameter in backbone.named_parameters()
-            if id(parameter) in trained
-        }
+        # Only copies of what is trained: the frozen backbone is the student's and the teacher's.
+        self._teacher: dict[str, Tensor] = {}
+        for name, parameter in backbone.named_parameters():
+            if id(parameter) in trained:
+                # `backbone.` is the attribute of `_Answers` that holds it.
+                self._teacher[f"backbone.{name}"] = parameter.detach().clone()
 
     def parameters(self, backbone: Backbone) -> list[nn.Parameter]:
-        """The module, and the old heads."""
-        heads = [p for name in self._old if name for p in backbone.own(name).parameters()]
-        return [*adapters.trainable(backbone.model).values(), *heads]
+        """Return those of the module and of the old heads."""
+        parameters = list(adapters.trainable(backbone.model).values())
+        for name in self._old:
+            if name:
+                parameters += backbone.own(name).parameters()
+        return parameters
 
     def loss(self, backbone: Backbone, batch: Batch) -> Tensor:
         hidden = backbone(batch)
         loss = backbone.losses(batch, hidden).mean()
         if not self._old or not self.strength:
             return loss
-        students = [backbone.read(hidden, batch, head) for head in self._old]
-        with torch.no_grad(), evaluating(backbone):
-            # not by all names: a head that tasks share would be put back as what stood in its place
-            teachers = functional_call(
-                _Answers(backbone), self._teacher, (batch, self._old), tie_weights=False
+        teachers = self._teacher_answers(backbone, batch)
+        distances = []
+        for head, teacher in zip(self._old, teachers, strict=True):
+            student = backbone.read(hidden, batch, head)
+            distances.append(student.distance(teacher, self.temperature))
+        distance = torch.stack(distances).mean()
+        return loss + self.strength * self.temperature**2 * distance
+
+    @torch.no_grad()
+    def _teacher_answers(self, backbone: Backbone, batch: Batch) -> list[Logits]:
+        """Return the answers of the old heads as they were when the task began."""
+        with evaluating(backbone):  # a teacher with dropout would be noise
+            return functional_call(
+                _Answers(backbone),
+                self._teacher,
+                (batch, self._old),
+                # Tasks that share a head have one parameter under several names. Tied, torch would
+                # put the teacher's values back in place of the student's after the call.
+                tie_weights=False,
             )
-        pairs = zip(students, teachers, strict=True)
-        distances = [student.distance(teacher, self.temperature) for student, teacher in pairs]
-        return loss + self.strength * self.temperature**2 * torch.stack(distances).mean()
 
     def _old_answerers(self, backbone: Backbone, task: Task, is_first: bool) -> list[str | None]:
-        """Whose answers are distilled: the old heads, or the one answerer of a model without heads."""
+        """Return the heads whose answers are distilled.
+
+        In a model without heads `None` stands for its one answerer.
+        """
         if backbone.heads or is_first:
             return [name for name in backbone.heads if name != task.name]
         return [None]
 
 
 class _Answers(nn.Module):
-    """The answers of several heads as one module, so that it can be called with the teacher's parameters."""
+    """The answers of several heads as one module, which can be called with other parameters."""
 
     def __init__(self, backbone: Backbone):
         super().__init__()

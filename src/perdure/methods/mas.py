@@ -1,4 +1,4 @@
-"""Memory aware synapses (Aljundi et al. 2018): what the output depends on is held, without looking at labels."""
+"""Memory aware synapses (Aljundi et al. 2018): parameters stay where the outputs depend on them."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -20,15 +20,16 @@ from perdure.models.logits import Logits
 
 @dataclass(kw_only=True)
 class MAS(PeftMethod):
-    """Train the same PEFT module on one task after the other, with a penalty on what earlier outputs depend on.
+    """Train one PEFT module on task after task, with a penalty on what earlier outputs depend on.
 
-    L = cross-entropy + strength · Σ_i Ω_i (θ_i − θ*_i)², where Ω_i = Σ over tasks of E_x |∂ ‖f(x)‖² / ∂θ_i|, f(x) the
-    logits of the task's own head, and the gradient that of each example by itself.
+    L = cross-entropy + strength · Σ_i Ω_i (θ_i − θ*_i)², where Ω_i = Σ over tasks of
+    E_x |∂ ‖f(x)‖² / ∂θ_i|, f(x) the logits of the task's own head, and the gradient that of each
+    example by itself. Labels are not looked at.
 
     Parameters
     ----------
     strength
-        λ. It goes with the size of the logits, and wants tuning.
+        λ. It depends on the size of the logits, and needs tuning.
 
     References
     ----------
@@ -45,19 +46,27 @@ class MAS(PeftMethod):
 
     def loss(self, backbone: Backbone, batch: Batch) -> Tensor:
         loss = backbone.losses(batch).mean()
-        return (
-            loss + self.strength * penalty(adapters.trainable(backbone.model), self.state)
-            if self.state
-            else loss
-        )
+        if not self.state:  # the first task
+            return loss
+        parameters = adapters.trainable(backbone.model)
+        return loss + self.strength * penalty(parameters, self.state)
 
     def end(self, backbone: Backbone, task: Task, optimizer: Optimizer) -> None:
-        """Add what the task's outputs depend on."""
-        examples = backbone.encode(task.rows("train"))
-        new = mean_over_examples(backbone, examples, _norms, torch.abs)
-        hold(self.state, adapters.trainable(backbone.model), new)
+        """Add the task's Ω and θ* to the penalty."""
+        importance = mean_over_examples(
+            backbone,
+            backbone.encode(task.rows("train")),
+            _norms,
+            torch.abs,
+        )
+        hold(
+            self.state,
+            adapters.trainable(backbone.model),
+            importance,
+        )
 
 
 def _norms(logits: Logits) -> list[Tensor]:
-    """‖f(x)‖² of each example."""
-    return [logits.per_example(logits.values.square().sum(1))]
+    """Return ‖f(x)‖² of each example."""
+    squares = logits.values.square().sum(1)
+    return [logits.per_example(squares)]

@@ -17,21 +17,23 @@ from perdure.models.examples import Batch
 
 @dataclass(kw_only=True)
 class NLoRA(PeftMethod):
-    """Train a fresh LoRA on top of the frozen earlier ones, with an l1 penalty on its change of the weights.
+    """Train a fresh LoRA on top of the frozen earlier ones, with an l1 penalty on its change.
 
-    L = cross-entropy + sparsity · Σ over layers of ‖ΔW_t‖₁, ΔW_t = alpha / rank · B_t A_t, and ‖·‖₁ the sum of absolute
-    entries. Sparse changes of different tasks seldom fall on the same entry.
+    L = cross-entropy + sparsity · Σ over layers of ‖ΔW_t‖₁, with ΔW_t = alpha / rank · B_t A_t, and
+    ‖·‖₁ the sum of absolute entries. Sparse changes of different tasks seldom fall on the same
+    entry.
 
     Parameters
     ----------
     sparsity
-        λ. Those of the authors' scripts, 0.4 to 1.8, do not carry over: see the references.
+        λ. The values of the authors' scripts, 0.4 to 1.8, do not carry over: see the references.
 
     References
     ----------
-    Yang et al., Is Parameter Collision Hindering Continual Learning in LLMs?, arXiv 2410.10179. The paper's penalty is
-    of B_t A_t; the published code multiplies the factors the other way round, and so holds back A_t B_t, a matrix of
-    rank × rank (and it needs layers with as many inputs as outputs). Neither has alpha / rank.
+    Yang et al., Is Parameter Collision Hindering Continual Learning in LLMs?, arXiv 2410.10179. The
+    paper's penalty is on B_t A_t; the published code multiplies the factors the other way round,
+    and so penalises A_t B_t, a matrix of rank × rank (and it needs layers with as many inputs as
+    outputs). Neither has alpha / rank.
     """
 
     usual_rule = "sum"
@@ -45,9 +47,10 @@ class NLoRA(PeftMethod):
         return earlier
 
     def loss(self, backbone: Backbone, batch: Batch) -> Tensor:
-        pairs = adapters.factors(backbone.model).values()
+        sizes = []
+        # In bfloat16 a sum over a whole matrix would keep two or three digits.
         with torch.autocast(backbone.device.type, enabled=False):
-            size = (
-                torch.stack([(B @ A).abs().sum() for A, B in pairs]).sum() * self.alpha / self.rank
-            )
+            for A, B in adapters.factors(backbone.model).values():
+                sizes.append((B @ A).abs().sum())
+            size = torch.stack(sizes).sum() * self.alpha / self.rank
         return backbone.losses(batch).mean() + self.sparsity * size

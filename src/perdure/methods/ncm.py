@@ -1,4 +1,4 @@
-"""Nearest class mean on the frozen backbone: the baseline that costs one pass over the data, and forgets nothing."""
+"""Nearest class mean on the frozen backbone: one pass over the data, and nothing to forget."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -16,20 +16,22 @@ from perdure.models.backbone import Backbone
 class NCM(FrozenMethod):
     """Answer with the class whose mean feature μ is nearest; nothing is trained.
 
-    Logits are xᵀμ / ‖μ‖ (`cosine`; the length of x changes no order) or xᵀμ − ‖μ‖² / 2 (`euclidean`), divided by the
-    temperature. A task's head depends on no other task.
+    Logits are xᵀμ / ‖μ‖ (`cosine`; the length of x does not change the order) or xᵀμ − ‖μ‖² / 2
+    (`euclidean`), divided by the temperature. A task's head does not depend on other tasks.
 
     Parameters
     ----------
     metric
-        What is near.
+        The measure of nearness.
     temperature
-        Of the probabilities, which the task posterior weighs; it changes no answer while the task is given.
+        The temperature of the probabilities, which the task posterior weighs; it changes no answer
+        while the task is given.
 
     References
     ----------
-    Mensink et al., Distance-based image classification, TPAMI 2013; on pre-trained transformers: Zhou et al.
-    (SimpleCIL), arXiv 2303.07338; as the test of what training adds: Kim & Han (Exploit), arXiv 2304.01663.
+    Mensink et al., Distance-based image classification, TPAMI 2013; on pre-trained transformers:
+    Zhou et al. (SimpleCIL), arXiv 2303.07338; as the test of what training adds: Kim & Han
+    (Exploit), arXiv 2304.01663.
     """
 
     metric: Literal["cosine", "euclidean"] = "cosine"
@@ -40,13 +42,21 @@ class NCM(FrozenMethod):
         return True
 
     def end(self, backbone: Backbone, task: Task, optimizer: Optimizer) -> None:
-        """Put the class means in place as the head."""
-        found = statistics_of(backbone, task)
-        check_present(found, task)
-        means = found.sums / found.counts[:, None]
+        """Make the class means the task's head."""
+        statistics = statistics_of(backbone, task)
+        check_present(statistics, task)
+        means = statistics.sums / statistics.counts[:, None]
         norms = means.norm(dim=1)
-        cosine = self.metric == "cosine"
-        weight = means / norms[:, None].clamp_min(1e-12) if cosine else means
-        bias = torch.zeros(len(means)) if cosine else -0.5 * norms.square()
-        head = {"weight": weight / self.temperature, "bias": bias / self.temperature}
-        backbone.put(task.name, {name: value.float() for name, value in head.items()})
+        if self.metric == "cosine":
+            # A mean of zeros has no direction: its logit is then 0, not 0 / 0.
+            weight = means / norms[:, None].clamp_min(1e-12)
+            bias = torch.zeros(len(means))
+        else:
+            # ‖x − μ‖² without ‖x‖², which is the same for all classes, and times −1/2.
+            weight = means
+            bias = -0.5 * norms.square()
+        head = {
+            "weight": (weight / self.temperature).float(),
+            "bias": (bias / self.temperature).float(),
+        }
+        backbone.put(task.name, head)

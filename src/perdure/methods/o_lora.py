@@ -1,4 +1,4 @@
-"""O-LoRA (Wang et al. 2023): a new branch for each task, whose input directions are kept orthogonal to earlier ones."""
+"""O-LoRA (Wang et al. 2023): a new branch for each task, its inputs kept orthogonal to earlier ones."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,11 +19,11 @@ from perdure.models.examples import Batch
 
 @dataclass(kw_only=True)
 class OLoRA(PeftMethod):
-    """Train a fresh LoRA on top of the frozen earlier ones, with a penalty on the overlap of its A with theirs.
+    """Train a fresh LoRA on top of the frozen earlier ones, whose A it is to be orthogonal to.
 
-    L = cross-entropy + orthogonality · Σ over layers and j < t of ‖A_j A_tᵀ‖₁ + decay · Σ (‖A_t‖ + ‖B_t‖), where ‖·‖₁
-    is the sum of absolute entries. The earlier A_j of a layer are stacked, so that one product gives all of it. Fresh
-    modules are equal for every task of a run, so that the penalty begins at its greatest.
+    L = cross-entropy + orthogonality · Σ over layers and j < t of ‖A_j A_tᵀ‖₁
+    + decay · Σ (‖A_t‖ + ‖B_t‖), where ‖·‖₁ is the sum of absolute entries. Fresh modules are equal
+    for every task of a run, so the penalty begins at its greatest.
 
     Parameters
     ----------
@@ -34,7 +34,8 @@ class OLoRA(PeftMethod):
 
     References
     ----------
-    Wang et al., Orthogonal Subspace Learning for Language Model Continual Learning, arXiv 2310.14152.
+    Wang et al., Orthogonal Subspace Learning for Language Model Continual Learning, arXiv
+    2310.14152.
     """
 
     usual_rule = "sum"
@@ -50,39 +51,44 @@ class OLoRA(PeftMethod):
         return earlier
 
     def begin(self, backbone: Backbone, task: Task) -> None:
-        """Stack the earlier tasks' A, layers of the same input width together."""
+        """Stack the earlier tasks' A, so that few products give the whole overlap.
+
+        The A_j of a layer lie below each other, and layers of the same input width side by side.
+        """
         self.attach(backbone)
         self._stacks: list[tuple[list[str], Float[Tensor, "layers directions in"]]] = []
+        if not self._earlier:
+            return
         by_width: dict[int, list[str]] = {}
         for name, (A, _) in adapters.factors(backbone.model).items():
             by_width.setdefault(A.shape[1], []).append(name)
-        for names in by_width.values() if self._earlier else ():
-            stacked = torch.stack(
-                [torch.cat([_A(adapter, name) for adapter in self._earlier]) for name in names]
-            )
-            self._stacks.append((names, stacked.to(backbone.device)))
+        for names in by_width.values():
+            stack = torch.stack([self._directions(name) for name in names])
+            self._stacks.append((names, stack.to(backbone.device)))
 
     def loss(self, backbone: Backbone, batch: Batch) -> Tensor:
         loss = backbone.losses(batch).mean()
         if self._stacks and self.orthogonality:
+            # The penalty is to reach zero: in bfloat16 it would stop at the rounding of products.
             with torch.autocast(backbone.device.type, enabled=False):
                 loss = loss + self.orthogonality * self.overlap(backbone)
         if self.decay:
-            new = adapters.factors(backbone.model).values()
-            loss = (
-                loss
-                + self.decay * torch.stack([part.norm() for pair in new for part in pair]).sum()
-            )
+            norms = []
+            for A, B in adapters.factors(backbone.model).values():
+                norms += [A.norm(), B.norm()]
+            loss = loss + self.decay * torch.stack(norms).sum()
         return loss
 
     def overlap(self, backbone: Backbone) -> Tensor:
-        """Σ over layers and earlier tasks of ‖A_j A_tᵀ‖₁, a scalar."""
-        new = adapters.factors(backbone.model)
-        products = [
-            old @ torch.stack([new[name][0] for name in names]).mT for names, old in self._stacks
-        ]
-        return torch.stack([product.abs().sum() for product in products]).sum()
+        """Return Σ over layers and earlier tasks of ‖A_j A_tᵀ‖₁, a scalar."""
+        factors = adapters.factors(backbone.model)
+        sums = []
+        for names, earlier in self._stacks:
+            new = torch.stack([factors[name][0] for name in names])
+            sums.append((earlier @ new.mT).abs().sum())
+        return torch.stack(sums).sum()
 
-
-def _A(adapter: Adapter, layer: str) -> Float[Tensor, "rank in"]:
-    return adapter.parameters[f"{layer}.lora_A.weight"]
+    def _directions(self, layer: str) -> Float[Tensor, "directions in"]:
+        """Return the rows of all earlier tasks' A in a layer."""
+        name = f"{layer}.lora_A.weight"
+        return torch.cat([adapter.parameters[name] for adapter in self._earlier])

@@ -15,64 +15,100 @@ from perdure.models.backbone import Backbone, pooled
 from perdure.vectors.statistics import Statistics
 
 RIDGES = tuple(10.0**n for n in range(-8, 9))
+"""The values of λ that are tried."""
 
 
 @dataclass(kw_only=True)
 class RanPAC(FrozenMethod):
     """Answer by ridge regression on random features of the frozen backbone; nothing is trained.
 
-    Logits are V h with h = max(0, x P), P random, and V = Q (G + λ I)⁻¹. G = Σ h hᵀ and Q = Σ y hᵀ (y one-hot over all
-    classes) add up over examples and tasks, so for a given λ V is the regression on all of them at once, whatever the
-    order; no example is kept. λ is, after each task, that of 10⁻⁸ … 10⁸ with the least squared error on the new task's
-    validation examples.
+    Logits are V h with h = max(0, x P), P random, and V = Q (G + λ I)⁻¹. G = Σ h hᵀ and Q = Σ y hᵀ
+    (y one-hot over all classes) add up over examples and tasks, so for a given λ V is the
+    regression on all of them at once, in any order; no example is kept. After each task λ is chosen
+    from 10⁻⁸ … 10⁸, by the squared error on the new task's validation examples.
 
     Parameters
     ----------
     features
-        The length of h. What is kept is a matrix of features² numbers of 8 bytes; the paper takes 10,000.
+        The length of h. The state holds a matrix of features² numbers of 8 bytes; the paper takes
+        10,000 features.
 
     References
     ----------
-    McDonnell et al., RanPAC: Random Projections and Pre-trained Models for Continual Learning, arXiv 2307.02251.
-    There λ is found on a fifth of the new task's training examples; and the optional first stage, PEFT on the first
-    task, is left out: the backbone is frozen from the beginning.
+    McDonnell et al., RanPAC: Random Projections and Pre-trained Models for Continual Learning,
+    arXiv 2307.02251. There λ is chosen on a fifth of the new task's training examples; and the
+    optional first stage, PEFT on the first task, is left out: the backbone is frozen from the
+    beginning.
     """
 
     features: Annotated[int, Ge(1)] = 2000
 
     def begin(self, backbone: Backbone, task: Task) -> None:
-        self.state.setdefault("seed", torch.initial_seed() % 2**32)  # the run's
+        # P must be the same for all tasks of a run, and another in a run with another seed.
+        self.state.setdefault("seed", torch.initial_seed() % 2**32)
 
     def end(self, backbone: Backbone, task: Task, optimizer: Optimizer) -> None:
-        """Take up the task's sums, find λ, and put all heads in place anew."""
-        seed, all_tasks = self.state["seed"], Accumulated(self.state)
-        total = all_tasks.with_task(task.name, self._statistics(backbone, task, "train", seed))
-        held_out = self._features(backbone, task, "validation", seed)
-        labels = (
-            torch.tensor(backbone.encode(task.rows("validation")).labels)
-            + len(total.counts)
-            - len(task.classes)
+        """Add the task's sums, choose λ, and compute the heads of all tasks anew."""
+        seed = self.state["seed"]
+        all_tasks = Accumulated(self.state)
+        new = self._statistics(backbone, task, seed)
+        total = all_tasks.with_task(task.name, new)
+
+        # One decomposition G = U diag(values) Uᵀ serves every λ: V = Q U diag(1 / (values + λ)) Uᵀ.
+        values, U = torch.linalg.eigh(total.products)
+        # With fewer examples than features some eigenvalues are zero, but for rounding.
+        values = values.clamp_min(0)
+        rotated = total.sums @ U
+        ridge = self._best_ridge(
+            rotated,
+            values,
+            self._features(backbone, task, "validation", seed) @ U,
+            self._one_hot(backbone, task, total),
         )
-        values, vectors = torch.linalg.eigh(total.products)  # once, for every λ
-        values = values.clamp_min(
-            0
-        )  # of fewer examples than features some are zero, but for rounding
-        Q, rotated = total.sums @ vectors, held_out @ vectors
-        wanted = torch.nn.functional.one_hot(labels, len(total.counts)).double()
+        V = (rotated / (values + ridge)) @ U.T
+        all_tasks.put_heads(
+            backbone,
+            weight=V,
+            bias=torch.zeros(len(V)),
+            more={heads.SEED: torch.tensor(seed)},
+        )
+        self.state = {
+            **all_tasks.state(),
+            "seed": seed,
+            "ridge": ridge,
+        }
+
+    def _best_ridge(self, Q: Tensor, values: Tensor, h: Tensor, y: Tensor) -> float:
+        """Return the λ with the least squared error on the examples h with the answers y.
+
+        Q and h are in the coordinates of the eigenvectors, which belong to `values`.
+        """
 
         def error(ridge: float) -> float:
-            return (rotated @ (Q / (values + ridge)).T - wanted).square().mean().item()
+            logits = h @ (Q / (values + ridge)).T
+            return (logits - y).square().mean().item()
 
-        ridge = min(RIDGES, key=error)
-        V = (Q / (values + ridge)) @ vectors.T
-        all_tasks.put_heads(backbone, V, torch.zeros(len(V)), {heads.SEED: torch.tensor(seed)})
-        self.state = {**all_tasks.state(), "seed": seed, "ridge": ridge}
+        return min(RIDGES, key=error)
 
-    def _statistics(self, backbone: Backbone, task: Task, split: Split, seed: int) -> Statistics:
-        labels = torch.tensor(backbone.encode(task.rows(split)).labels)
-        return Statistics.of(self._features(backbone, task, split, seed), labels, len(task.classes))
+    def _one_hot(self, backbone: Backbone, task: Task, total: Statistics) -> Tensor:
+        """Return the newest task's validation answers, one-hot over the classes of all tasks."""
+        classes = len(total.counts)
+        labels = torch.tensor(backbone.encode(task.rows("validation")).labels)
+        # The newest task's classes are the last ones.
+        labels = labels + classes - len(task.classes)
+        return torch.nn.functional.one_hot(labels, classes).double()
+
+    def _statistics(self, backbone: Backbone, task: Task, seed: int) -> Statistics:
+        """Sum up the random features of the task's training examples."""
+        labels = backbone.encode(task.rows("train")).labels
+        return Statistics.of(
+            self._features(backbone, task, "train", seed),
+            torch.tensor(labels),
+            len(task.classes),
+        )
 
     def _features(self, backbone: Backbone, task: Task, split: Split, seed: int) -> Tensor:
-        """h of each example, in double precision."""
+        """Return h of each example, in double precision."""
         x = pooled(backbone, backbone.encode(task.rows(split)))
-        return torch.relu(x @ heads.projection(seed, backbone.width, self.features)).double()
+        P = heads.projection(seed, backbone.width, self.features)
+        return torch.relu(x @ P).double()

@@ -1,4 +1,4 @@
-"""Experience replay around any method: some old examples are kept, and are trained on with the new ones."""
+"""Experience replay around any method: some old examples are kept, and trained on with new ones."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,31 +16,34 @@ from perdure.errors import InputError
 from perdure.learning.method import Need
 from perdure.learning.wrapper import Wrapper
 from perdure.models.backbone import Backbone, pooled
+from perdure.models.examples import Examples
 
 
 @dataclass(kw_only=True)
 class Replay(Wrapper):
-    """Learn by another method, on the new task's examples and those that are kept of the old ones, mixed.
+    """Learn by another method, on a mix of the new task's examples and kept ones of old tasks.
 
-    Old examples count like new ones, each under its own task's head, which is trained on. After each task the store
-    takes up some of its examples; it lies in the method's state, and so on disk in the task's folder. `store_bytes` is
-    its size, and is in events.jsonl.
+    Old examples count like new ones, each under its own task's head, which is trained further.
+    After each task some of its examples go into the store, which lies in the method's state, and so
+    on disk in the task's folder. `store_bytes` is its size, and is in events.jsonl.
 
     Parameters
     ----------
     method
-        The method around which it is.
+        The inner method.
     per_class
-        How many examples are kept of each class.
+        The number of examples that are kept of each class.
     strategy
-        Which ones: `balanced`, drawn at random from each class; `herding`, those whose mean feature comes nearest to
-        the class's; or `reservoir`, a uniform sample of all examples seen, of `per_class` times the number of classes
-        (as far as it can be: where the number of classes grows faster than that of examples, old ones are missing).
+        How they are chosen: `balanced`, drawn at random from each class; `herding`, those whose
+        mean feature comes nearest to the class's; or `reservoir`, a uniform sample of all examples
+        seen, of `per_class` times the number of classes (as far as possible: where the number of
+        classes grows faster than that of examples, old ones are missing).
 
     References
     ----------
-    Ratcliff, Connectionist models of recognition memory, 1990; Chaudhry et al., On Tiny Episodic Memories in Continual
-    Learning, arXiv 1902.10486; herding: Rebuffi et al., iCaRL, arXiv 1611.07725.
+    Ratcliff, Connectionist models of recognition memory, 1990; Chaudhry et al., On Tiny Episodic
+    Memories in Continual Learning, arXiv 1902.10486; herding: Rebuffi et al., iCaRL, arXiv
+    1611.07725.
     """
 
     per_class: Annotated[int, Ge(1)] = 20
@@ -49,50 +52,71 @@ class Replay(Wrapper):
     def __post_init__(self):
         if not self.method.trains or self.method.keeps_all:
             raise InputError(
-                f"`{type(self.method).__name__}` has no use for old examples: there is nothing to replay."
+                f"`{type(self.method).__name__}` has no use for old examples: "
+                "there is nothing to replay."
             )
 
     @property
     def isolates(self) -> bool:
-        """No: a task is trained on examples of others."""
+        """False: a task is also trained on examples of others."""
         return False
 
     @property
     def needs(self) -> frozenset[Need]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """What the other method needs, and classes, of which examples are chosen."""
+        """The inner method's needs, and classes, by which examples are chosen."""
         classes: frozenset[Need] = frozenset({"classes"})
         return self.method.needs | classes
 
     @property
     def store_bytes(self) -> int:
-        """The size of the examples that are kept: of texts and images as they are encoded."""
+        """The size of the kept examples: of texts, and of images as they are encoded."""
         return Exemplars.of(self.remembered).size
 
     def examples(self, seen: Sequence[Task]) -> Rows:
-        """The other method's, and what is kept of the old tasks."""
+        """Return the inner method's rows, and the kept rows of the old tasks."""
         old = {task.name: len(task.classes) for task in seen[:-1]}
-        return [*super().examples(seen), *Exemplars.of(self.remembered).rows(old)]
+        kept = Exemplars.of(self.remembered).rows(old)
+        return [*super().examples(seen), *kept]
 
     def end(self, backbone: Backbone, task: Task, optimizer: Optimizer) -> None:
-        """Choose which of the task's examples are kept."""
+        """Choose the examples of the task that are kept."""
         super().end(backbone, task, optimizer)
-        rows, old = (
-            backbone.encode(task.rows("train")),
-            [name for name in backbone.heads if name != task.name],
-        )
+        rows = backbone.encode(task.rows("train"))
+        # Examples of tasks that were forgotten go, and so do those of this task if it is learned
+        # again.
+        old = [name for name in backbone.heads if name != task.name]
         kept = Exemplars.of(self.remembered).of_tasks(old)
         random = np.random.default_rng(torch.initial_seed())
         if self.strategy == "balanced":
-            kept.add(task, exemplars.balanced(rows.labels, self.per_class, random))
+            chosen = exemplars.balanced(rows.labels, self.per_class, random)
+            kept.add(task, chosen)
         elif self.strategy == "herding":
-            kept.add(task, exemplars.herded(pooled(backbone, rows), rows.labels, self.per_class))
+            features = pooled(backbone, rows)
+            chosen = exemplars.herded(features, rows.labels, self.per_class)
+            kept.add(task, chosen)
         else:
-            classes = sum(
-                len(backbone.own(name).get_parameter("weight"))
-                for name in {*kept.labels, task.name}
-            )
-            seen, left = kept.seen | {task.name: len(rows)}, kept.counts | {task.name: len(rows)}
-            counts = exemplars.shares(self.per_class * classes, seen, left, random)
-            kept.add(task, sorted(random.permutation(len(rows))[: counts.pop(task.name)].tolist()))
-            kept.thin(counts, random)
+            self._sample(kept, backbone, task, rows, random)
         self.remembered = kept.state()
+
+    def _sample(
+        self,
+        kept: Exemplars,
+        backbone: Backbone,
+        task: Task,
+        rows: Examples,
+        random: np.random.Generator,
+    ) -> None:
+        """Keep a uniform sample of all examples seen, in which old tasks make room for the new."""
+        classes = 0
+        for name in {*kept.labels, task.name}:
+            classes += len(backbone.own(name).get_parameter("weight"))
+        counts = exemplars.shares(
+            self.per_class * classes,
+            kept.seen | {task.name: len(rows)},
+            kept.counts | {task.name: len(rows)},
+            random,
+        )
+        count = counts.pop(task.name)
+        chosen = random.permutation(len(rows))[:count]
+        kept.add(task, sorted(chosen.tolist()))
+        kept.thin(counts, random)

@@ -1,8 +1,7 @@
-"""SD-LoRA (Wu et al. 2025): earlier branches keep their directions, and how far each goes is learned anew."""
+"""SD-LoRA (Wu et al. 2025): earlier branches keep their directions, their magnitudes are relearned."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,17 +17,19 @@ from perdure.models.backbone import Backbone
 class SDLoRA(PeftMethod):
     """Train a fresh LoRA beside the earlier ones, of which only the magnitudes are trained on.
 
-    ΔW = alpha / rank · (Σ_{j<t} m_j D_j + B_t A_t), where D_j = B_j A_j / ‖B_j A_j‖ is frozen, and m_j, one number for
-    each layer and earlier task, goes on from where it was. The module of task t holds all of it: its rank is t times
-    the usual one, and the rule `last` takes it as it is.
+    ΔW = alpha / rank · (Σ_{j<t} m_j D_j + B_t A_t), where D_j = B_j A_j / ‖B_j A_j‖ is frozen, and
+    m_j, one number for each layer and earlier task, is trained from its last value. The module of
+    task t holds the whole sum: its rank is t times the usual one, and the rule `last` takes it as
+    it is.
 
     References
     ----------
-    Wu et al., SD-LoRA: Scalable Decoupled Low-Rank Adaptation for Class Incremental Learning, arXiv 2501.13198. There
-    magnitudes begin at a constant; here at what they were, so that a task begins with the model that the last one left,
-    and the new branch, whose factors carry its magnitude, has none beside. The paper's formula is used; the authors'
-    code divides by ‖B_j‖ ‖A_j‖, which is at least ‖B_j A_j‖ (1.3 to 1.5 times as much in a comparison), and has one
-    magnitude for each earlier task, which all layers share.
+    Wu et al., SD-LoRA: Scalable Decoupled Low-Rank Adaptation for Class Incremental Learning, arXiv
+    2501.13198. There magnitudes begin at a constant; here at their last values, so that a task
+    begins with the model that the last one left, and the new branch, whose factors carry its
+    magnitude, has no other. The paper's formula is used; the authors' code divides by ‖B_j‖ ‖A_j‖,
+    which is at least ‖B_j A_j‖ (1.3 to 1.5 times as much in a comparison), and has one magnitude
+    for each earlier task, which all layers share.
     """
 
     usual_rule = "last"
@@ -36,28 +37,45 @@ class SDLoRA(PeftMethod):
     lora_because = "splits LoRA into directions and magnitudes"
 
     def begin(self, backbone: Backbone, task: Task) -> None:
-        """Make a module of `rank` more, the earlier branches in its first rows, with magnitudes between A and B."""
-        earlier = {
-            name: (A.data, B.data) for name, (A, B) in adapters.factors(backbone.model).items()
-        }
-        held = next((len(A) for A, _ in earlier.values()), 0)
-        self.attach(backbone, times=held // self.rank + 1)
-        self._branches = [_Branches(layer, self.rank) for layer in adapters.layers(backbone.model)]
-        for branches, (A, B) in zip(self._branches, earlier.values(), strict=False):
+        """Attach a module with `rank` more rows, the first of which hold the earlier branches."""
+        earlier = []
+        for A, B in adapters.factors(backbone.model).values():
+            earlier.append((A.data, B.data))
+        earlier_rows = len(earlier[0][0]) if earlier else 0
+        self.attach(backbone, times=earlier_rows // self.rank + 1)
+
+        linears = adapters.linears(backbone.model)
+        self._branches: list[_Branches] = []
+        for name in adapters.factors(backbone.model):
+            branches = _Branches(
+                linears[f"{name}.lora_A.default"],
+                linears[f"{name}.lora_B.default"],
+                self.rank,
+            )
+            self._branches.append(branches)
+        # Before the first task there are no earlier factors.
+        for branches, (A, B) in zip(self._branches, earlier, strict=False):
             branches.hold(A, B)
 
     def parameters(self, backbone: Backbone) -> list[nn.Parameter]:
-        """The module, of whose first rows `update` keeps the values, and the magnitudes."""
-        magnitudes = [branches.magnitudes for branches in self._branches if branches.held]
-        return [*adapters.trainable(backbone.model).values(), *magnitudes]
+        """Return the module, whose earlier directions `update` keeps, and the magnitudes."""
+        parameters = list(adapters.trainable(backbone.model).values())
+        for branches in self._branches:
+            if branches.earlier_rows:
+                parameters.append(branches.magnitudes)
+        return parameters
 
     def trained(self, backbone: Backbone) -> int:
-        """All but the earlier directions."""
-        held = [b.held * (b.A.shape[1] + b.inner.weight.shape[0]) for b in self._branches]
-        return sum(parameter.numel() for parameter in self.parameters(backbone)) - sum(held)
+        """Return the number of trained numbers: all but the earlier directions."""
+        numbers = sum(parameter.numel() for parameter in self.parameters(backbone))
+        for branches in self._branches:
+            inputs = branches.A.shape[1]
+            outputs = branches.B.shape[0]
+            numbers -= branches.earlier_rows * (inputs + outputs)
+        return numbers
 
     def update(self, backbone: Backbone, step: Callable[[], None]) -> None:
-        """Keep the earlier directions."""
+        """Make a step that changes the new branch and the magnitudes, but no earlier direction."""
         for branches in self._branches:
             branches.keep_still()
         step()
@@ -65,51 +83,71 @@ class SDLoRA(PeftMethod):
             branches.put_back()
 
     def end(self, backbone: Backbone, task: Task, optimizer: Optimizer) -> None:
-        """Put the magnitudes into B: what is left is a usual LoRA."""
+        """Multiply the magnitudes into B, which leaves a usual LoRA."""
         for branches in self._branches:
             branches.settle()
 
 
 class _Branches:
-    """The earlier branches in one layer's module: its first `held` rows of A and columns of B."""
+    """The branches in one layer's module.
 
-    def __init__(self, layer: Any, rank: int):
-        self.A, self.inner = layer.lora_A["default"].weight, layer.lora_B["default"]
-        self.rank, self.held = rank, 0
+    The earlier ones are the first `earlier_rows` rows of A and columns of B, `rank` for each task.
+    """
+
+    def __init__(self, inner: nn.Linear, outer: nn.Linear, rank: int):
+        self.A = inner.weight
+        self.B = outer.weight
+        self.outer = outer
+        self.rank = rank
+        self.earlier_rows = 0
         self.magnitudes = nn.Parameter(self.A.new_zeros(0))
 
     def hold(self, A: Tensor, B: Tensor) -> None:
-        """Put earlier branches in."""
-        self.held, self.before = len(A), (A, B)
+        """Put the factors of the earlier branches in, and their magnitudes between A and B."""
+        self.earlier_rows = len(A)
+        self.earlier = (A, B)
         self.put_back()
-        parts = [slice(i, i + self.rank) for i in range(0, self.held, self.rank)]
-        self.norms = torch.stack([(B[:, part] @ A[part]).norm() for part in parts]).clamp_min(1e-12)
+        norms = []
+        for start in range(0, len(A), self.rank):
+            rows = slice(start, start + self.rank)
+            norms.append((B[:, rows] @ A[rows]).norm())
+        self.norms = torch.stack(norms).clamp_min(1e-12)  # an untrained branch is zero
+        # m_j = ‖B_j A_j‖: the model is at first what the last task left.
         self.magnitudes = nn.Parameter(self.norms.clone())
-        self.hook = self.inner.register_forward_pre_hook(
+        self.hook = self.outer.register_forward_pre_hook(
             lambda module, inputs: (inputs[0] * self._scales(),)
         )
 
     def _scales(self) -> Tensor:
-        """What acts on each row of A x: m_j / ‖B_j A_j‖, and 1 for the new branch."""
-        own = self.A.new_ones(len(self.A) - self.held)
-        return torch.cat([(self.magnitudes / self.norms).repeat_interleave(self.rank), own])
+        """Return the factor on each row of A x: m_j / ‖B_j A_j‖, and 1 for the new branch."""
+        earlier = (self.magnitudes / self.norms).repeat_interleave(self.rank)
+        new = self.A.new_ones(len(self.A) - self.earlier_rows)
+        return torch.cat([earlier, new])
 
     def keep_still(self) -> None:
-        """No gradient for the earlier directions: it would count in the norm to which all are clipped."""
-        if (
-            self.held and self.A.grad is not None and self.inner.weight.grad is not None
-        ):  # it may be a layer of no use
-            self.A.grad[: self.held] = 0
-            self.inner.weight.grad[:, : self.held] = 0
+        """Remove the gradients of the earlier directions.
+
+        `put_back` alone would not do: they would count in the norm to which all are clipped.
+        """
+        if not self.earlier_rows:
+            return
+        if self.A.grad is None or self.B.grad is None:  # no pass has used this layer
+            return
+        self.A.grad[: self.earlier_rows] = 0
+        self.B.grad[:, : self.earlier_rows] = 0
 
     @torch.no_grad()
     def put_back(self) -> None:
-        """The earlier directions as they were: weight decay has no gradient."""
-        if self.held:
-            self.A[: self.held], self.inner.weight[:, : self.held] = self.before
+        """Restore the earlier directions, which weight decay changes without a gradient."""
+        if not self.earlier_rows:
+            return
+        A, B = self.earlier
+        self.A[: self.earlier_rows] = A
+        self.B[:, : self.earlier_rows] = B
 
     @torch.no_grad()
     def settle(self) -> None:
-        if self.held:
-            self.inner.weight *= self._scales()
+        """Multiply the scales into B, and take the hook that applied them out."""
+        if self.earlier_rows:
+            self.B *= self._scales()
             self.hook.remove()

@@ -1,4 +1,4 @@
-"""Sequential fine-tuning: one module that goes on being trained, the baseline that forgets."""
+"""Sequential fine-tuning: one module is trained on and on, the baseline that forgets."""
 
 from dataclasses import dataclass
 
@@ -9,11 +9,12 @@ from perdure.models.backbone import Backbone
 
 @dataclass(kw_only=True)
 class Sequential(PeftMethod):
-    """Train the same PEFT module on one task after the other, and keep its last state (rule `last`).
+    """Train one PEFT module on task after task, and keep its last state (rule `last`).
 
     References
     ----------
-    McCloskey & Cohen, Catastrophic interference in connectionist networks, 1989 (what happens then).
+    McCloskey & Cohen, Catastrophic interference in connectionist networks, 1989 (what happens
+    then).
     """
 
     usual_rule = "last"

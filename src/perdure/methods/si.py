@@ -1,4 +1,4 @@
-"""Synaptic intelligence (Zenke, Poole & Ganguli 2017): what a parameter has contributed, counted along the way."""
+"""Synaptic intelligence (Zenke, Poole & Ganguli 2017): contributions, counted along the way."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,10 +19,11 @@ from perdure.models.examples import Batch
 
 @dataclass(kw_only=True)
 class SI(PeftMethod):
-    """Train the same PEFT module on one task after the other, with a penalty on what lowered earlier tasks' losses.
+    """Train one PEFT module on task after task, with a penalty on what lowered earlier losses.
 
-    L = cross-entropy + strength · Σ_i Ω_i (θ_i − θ*_i)². While a task is trained, w_i += −g_i Δθ_i at each step, g the
-    gradient of the task's own loss (without the penalty, before clipping) and Δθ the step really made; after it
+    L = cross-entropy + strength · Σ_i Ω_i (θ_i − θ*_i)². While a task is trained,
+    w_i += −g_i Δθ_i at each step, with g the gradient of the task's own loss (without the penalty,
+    before clipping) and Δθ the actual step. After the task,
     Ω_i += max(w_i, 0) / ((θ_i − θ_i of its start)² + damping).
 
     Parameters
@@ -34,9 +35,10 @@ class SI(PeftMethod):
 
     References
     ----------
-    Zenke, Poole & Ganguli, Continual Learning Through Synaptic Intelligence, arXiv 1703.04200. With AdamW steps are not
-    along the gradient, and the path integral is that of the path taken; negative contributions count as none, so that
-    no parameter is pushed away. With `training.best` the path is that of all epochs, not only of those that are kept.
+    Zenke, Poole & Ganguli, Continual Learning Through Synaptic Intelligence, arXiv 1703.04200. With
+    AdamW steps are not along the gradient, and the path integral is that of the actual path;
+    negative contributions count as zero, so that no parameter is pushed away. With `training.best`
+    the path is that of all epochs, not only of those that are kept.
     """
 
     usual_rule = "last"
@@ -47,44 +49,42 @@ class SI(PeftMethod):
 
     def begin(self, backbone: Backbone, task: Task) -> None:
         self.go_on(backbone)
+        # In the state, because both are needed if the run resumes inside the task.
         for name, value in adapters.trainable(backbone.model).items():
             self.state[f"path/{name}"] = torch.zeros_like(value)
             self.state[f"start/{name}"] = value.detach().clone()
 
     def loss(self, backbone: Backbone, batch: Batch) -> Tensor:
         loss = backbone.losses(batch).mean()
-        return (
-            loss + self.strength * penalty(adapters.trainable(backbone.model), self.state)
-            if self._held
-            else loss
-        )
+        # The first task has a path in the state, but no importance yet.
+        if not any(name.startswith("importance/") for name in self.state):
+            return loss
+        parameters = adapters.trainable(backbone.model)
+        return loss + self.strength * penalty(parameters, self.state)
 
     def update(self, backbone: Backbone, step: Callable[[], None]) -> None:
-        """Note what the step contributes to lowering the task's loss."""
+        """Make a step, and note how much it contributes to lowering the task's loss."""
         parameters = adapters.trainable(backbone.model)
         before = {name: value.detach().clone() for name, value in parameters.items()}
+        # The step clips the gradients in place, so g is taken before it.
         of_penalty = gradient(parameters, self.state)
-        own = {
-            name: value.grad - self.strength * of_penalty.get(name, 0.0)
-            for name, value in parameters.items()
-            if value.grad is not None
-        }
+        of_task = {}
+        for name, value in parameters.items():
+            if value.grad is not None:
+                of_task[name] = value.grad - self.strength * of_penalty.get(name, 0.0)
         step()
-        for name, g in own.items():
+        for name, g in of_task.items():
             path = self.state[f"path/{name}"].to(g)
-            self.state[f"path/{name}"] = path - g * (parameters[name].detach() - before[name])
+            moved = parameters[name].detach() - before[name]
+            self.state[f"path/{name}"] = path - g * moved
 
     def end(self, backbone: Backbone, task: Task, optimizer: Optimizer) -> None:
-        """Turn the task's path into importance."""
+        """Turn the task's path into importance, and add it to the penalty."""
         parameters = adapters.trainable(backbone.model)
-        new = {}
+        importance = {}
         for name, value in parameters.items():
-            moved = value.detach() - self.state.pop(f"start/{name}").to(value)
-            new[name] = self.state.pop(f"path/{name}").to(value).clamp_min(0) / (
-                moved.square() + self.damping
-            )
-        hold(self.state, parameters, new)
-
-    @property
-    def _held(self) -> bool:
-        return any(name.startswith("importance/") for name in self.state)
+            start = self.state.pop(f"start/{name}").to(value)
+            path = self.state.pop(f"path/{name}").to(value)
+            moved = value.detach() - start
+            importance[name] = path.clamp_min(0) / (moved.square() + self.damping)
+        hold(self.state, parameters, importance)

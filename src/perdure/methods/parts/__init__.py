@@ -1,4 +1,4 @@
-"""What several methods share.
+"""The building blocks that several methods share.
 
 anchor.py       The quadratic penalty of EWC, SI and MAS
 fisher.py       The diagonal of the Fisher information of a module

@@ -12,28 +12,29 @@ from perdure.models.examples import Examples
 from perdure.models.logits import Logits
 
 Labels = Literal["true", "sampled", "empirical"]
-"""Which labels the gradients are of: all, weighted by p(y | x); one drawn from p(y | x); or the right one."""
+"""The labels whose gradients are squared: all, weighted by p(y | x); a sample; or the right one."""
 
 
 def fisher(backbone: Backbone, examples: Examples, labels: Labels) -> dict[str, Tensor]:
-    """F = E_x E_y [∂ log p(y | x) / ∂θ]² for each parameter of the module, by its name; on the CPU.
+    """Return F = E_x E_y [∂ log p(y | x) / ∂θ]² for each parameter of the module, by its name.
 
-    p(y | x) is that of each example's own head.
+    p(y | x) is that of each example's own head. The result is on the CPU.
 
     Parameters
     ----------
     labels
-        Where y is from. `sampled` follows torch's random state.
+        Where y comes from. `sampled` follows torch's random state.
 
     References
     ----------
-    Kirkpatrick et al., Overcoming catastrophic forgetting in neural networks, arXiv 1612.00796; the kinds of Fisher:
-    Kunstner et al., arXiv 1905.12558.
+    Kirkpatrick et al., Overcoming catastrophic forgetting in neural networks, arXiv 1612.00796; the
+    kinds of Fisher: Kunstner et al., arXiv 1905.12558.
     """
 
     def terms(answers: Logits) -> Iterator[Tensor]:
         if labels == "true":
             for log_p in answers.values.log_softmax(1).unbind(1):
+                # The gradient is squared later: √p · ∂ log p, squared, is p · (∂ log p)².
                 yield log_p.detach().exp().sqrt() * log_p
             return
         chosen = answers if labels == "empirical" else answers.sampled()

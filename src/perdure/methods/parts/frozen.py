@@ -1,8 +1,8 @@
-"""What classifiers on the frozen backbone share: nothing is trained, heads are computed from sums of features."""
+"""The shared half of classifiers on a frozen backbone: heads computed from sums of features."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from perdure.data.task import Rows, Task
 from perdure.errors import InputError, RunError
 from perdure.learning.method import Method, Need
+from perdure.learning.snapshot import State
 from perdure.models.backbone import Backbone, pooled
 from perdure.vectors.statistics import Statistics
 
 
 @dataclass(kw_only=True)
 class FrozenMethod(Method):
-    """A method that trains nothing; after each task it puts the heads in place that follow from the features."""
+    """A method that trains nothing, and after each task computes the heads from the features."""
 
     usual_rule: ClassVar[str] = "last"
     needs: ClassVar[frozenset[Need]] = frozenset({"heads", "classes"})
@@ -30,69 +31,86 @@ class FrozenMethod(Method):
         return []
 
     def examples(self, seen: Sequence[Task]) -> Rows:
-        """None: there is no training, only one pass over the new task's examples after it."""
+        """Return no rows, which skips training; `end` passes over the new task's examples once."""
         return []
 
 
 def statistics_of(backbone: Backbone, task: Task) -> Statistics:
-    """Of the features of a task's training examples, as heads get them."""
+    """Sum up the features of a task's training examples, as heads get them."""
     rows = backbone.encode(task.rows("train"))
-    return Statistics.of(pooled(backbone, rows), torch.tensor(rows.labels), len(task.classes))
+    features = pooled(backbone, rows)
+    return Statistics.of(features, torch.tensor(rows.labels), len(task.classes))
 
 
 def check_present(statistics: Statistics, task: Task) -> None:
-    """Raise `InputError` if a class has no training example: nothing is known of it."""
-    if missing := [
-        name
-        for name, count in zip(task.classes, statistics.counts.tolist(), strict=True)
-        if not count
-    ]:
-        raise InputError(
-            f"Task `{task.name}` has no training example of class `{missing[0]}`, so it has no mean: drop it."
-        )
+    """Raise `InputError` if a class has no training example, and therefore no mean."""
+    for name, count in zip(task.classes, statistics.counts.tolist(), strict=True):
+        if not count:
+            raise InputError(
+                f"Task `{task.name}` has no training example of class `{name}`, "
+                "so it has no mean: drop it."
+            )
 
 
 class Accumulated:
-    """Statistics of all tasks so far, in a method's state: `counts`, `sums` and `products`, and the tasks' `sizes`.
+    """The statistics of all tasks so far, as a method's state keeps them.
 
-    A task that was forgotten and learned again is there twice.
+    The state holds `counts`, `sums` and `products`, and in `sizes` the number of classes of each
+    task. A task that was forgotten and learned again is there twice.
     """
 
-    def __init__(self, state: Mapping[str, Any]):
+    def __init__(self, state: State):
+        self.sizes: list[tuple[str, int]] = []
+        self.total: Statistics | None = None
+        # A run folder may be damaged: any wrong type or shape becomes one error that says so.
         try:
-            self.sizes = [(str(name), int(size)) for name, size in state.get("sizes", [])]
-            self.total = Statistics(*(state[name] for name in NAMES)) if self.sizes else None
-            rows, d = (
-                sum(size for _, size in self.sizes),
-                self.total.sums.shape[1] if self.total else 0,
-            )
-            shapes = (
-                [tuple(value.shape) for value in self.total.tensors().values()]
-                if self.total
-                else []
-            )
-            if shapes and (
-                shapes != [(rows,), (rows, d), (d, d)] or min(size for _, size in self.sizes) < 1
-            ):
-                raise ValueError(f"{shapes} of {self.sizes}")
+            for name, size in state.get("sizes", []):
+                self.sizes.append((str(name), int(size)))
+            if self.sizes:
+                self.total = Statistics(state["counts"], state["sums"], state["products"])
+                self._check_shapes(self.total)
         except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise RunError(f"The sums that the run keeps are damaged ({error}).") from error
 
+    def _check_shapes(self, total: Statistics) -> None:
+        """Raise `ValueError` if the sums do not have one row for each class."""
+        sizes = [size for _, size in self.sizes]
+        classes = sum(sizes)
+        width = total.sums.shape[1]
+        shapes = [tuple(value.shape) for value in total.tensors().values()]
+        expected = [(classes,), (classes, width), (width, width)]
+        if shapes != expected or min(sizes) < 1:
+            raise ValueError(f"{shapes} of {self.sizes}")
+
     def with_task(self, name: str, new: Statistics) -> Statistics:
-        """All, with one more task."""
+        """Add a task, and return the statistics of all tasks.
+
+        The classes of the new task are the last rows of `counts` and `sums`.
+
+        Raises
+        ------
+        RunError
+            The sums are those of a model with features of another length.
+        """
         old = self.total
         if old and old.sums.shape[1:] != new.sums.shape[1:]:
             raise RunError(
-                f"The sums that the run keeps, of shape {list(old.sums.shape)}, do not fit the model."
+                f"The sums that the run keeps, of shape {list(old.sums.shape)}, "
+                "do not fit the model."
             )
         self.sizes.append((name, len(new.counts)))
-        self.total = new if old is None else Statistics(
-            torch.cat([old.counts, new.counts]), torch.cat([old.sums, new.sums]), old.products + new.products
-        )  # fmt: skip
+        if old is None:
+            self.total = new
+        else:
+            self.total = Statistics(
+                torch.cat([old.counts, new.counts]),
+                torch.cat([old.sums, new.sums]),
+                old.products + new.products,
+            )
         return self.total
 
-    def state(self) -> dict[str, Any]:
-        """As a method's state."""
+    def state(self) -> State:
+        """Return what the method's state holds of it."""
         assert self.total
         return {"sizes": self.sizes, **self.total.tensors()}
 
@@ -103,13 +121,21 @@ class Accumulated:
         bias: Float[Tensor, " classes"],
         more: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """Give each task that the backbone has a head for its rows of one classifier."""
+        """Give each task its rows of one classifier, as its head.
+
+        Parameters
+        ----------
+        more
+            Further tensors that every head holds.
+        """
         sizes = [size for _, size in self.sizes]
-        parts = zip(self.sizes, weight.float().split(sizes), bias.float().split(sizes), strict=True)
-        newest = {name: (W, b) for (name, _), W, b in parts}
-        for name, (W, b) in newest.items():
-            if name in backbone.heads:  # not that of a task that was forgotten
-                backbone.put(name, {"weight": W, "bias": b, **(more or {})})
-
-
-NAMES = ("counts", "sums", "products")
+        weights = weight.float().split(sizes)
+        biases = bias.float().split(sizes)
+        # A task that was learned again has several blocks of rows: the last one replaces the rest.
+        newest: dict[str, dict[str, Tensor]] = {}
+        for (name, _), W, b in zip(self.sizes, weights, biases, strict=True):
+            newest[name] = {"weight": W, "bias": b, **(more or {})}
+        for name, head in newest.items():
+            # The sums still hold tasks that were forgotten, but they get no head again.
+            if name in backbone.heads:
+                backbone.put(name, head)

@@ -1,13 +1,15 @@
-"""Gradients of each example by itself, a batch at a time: the square of a batch's gradient is something else.
+"""Gradients of each example by itself, computed a batch at a time.
 
-In a linear layer y = W x the gradient of one example is the sum over its tokens of dL/dy xᵀ. So one pass over a batch,
-in which x and dL/dy are caught, gives them all. What has other layers than linear ones is read one example at a time.
+The square of a batch's gradient is not the sum of the squares of its examples' gradients, so each
+example is needed alone. In a linear layer y = W x an example's gradient is the sum over its tokens
+of dL/dy xᵀ: one pass over a batch, in which x and dL/dy are caught, gives all of them. A module
+with other layers than linear ones is read one example at a time. (`torch.func.vmap` of a gradient
+does the same for any layer, but is slower with peft's modules.)
 """
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from jaxtyping import Float
@@ -19,57 +21,94 @@ from perdure.models.examples import Batch, Examples
 from perdure.models.logits import Logits
 
 Terms = Callable[[Logits], Iterable[Float[Tensor, " batch"]]]
-"""From answers to what is differentiated: one value for each example; several are differentiated in turn."""
+"""From answers to the terms that are differentiated in turn: each has one value per example."""
 Function = Callable[[Tensor], Tensor]
+
+BATCH_SIZE = 64
+"""Examples in a pass; the gradients of all of them are in memory together, a layer at a time."""
 
 
 def mean_over_examples(
     backbone: Backbone, examples: Examples, terms: Terms, function: Function
 ) -> dict[str, Tensor]:
-    """The mean over examples of the sum over terms of f(∂ term / ∂θ), for each parameter θ of the module; on the CPU.
+    """Return the mean over examples of Σ over terms of f(∂ term / ∂θ), for each parameter θ.
+
+    The parameters are the module's, by name. The result is on the CPU.
 
     Parameters
     ----------
     terms
-        What is differentiated, of the answers of each example's own head.
+        The terms to differentiate, from the answers of each example's own head.
     function
         f, for each entry, such as `torch.square`.
     """
     backbone.eval()
-    parameters, layers = adapters.trainable(backbone.model), adapters.linears(backbone.model)
+    parameters = adapters.trainable(backbone.model)
+    layers = adapters.linears(backbone.model)
     for parameter in parameters.values():
         parameter.requires_grad_()
     total = {name: torch.zeros_like(value) for name, value in parameters.items()}
-    linear = parameters.keys() == {
-        f"{name}.{key}" for name, layer in layers.items() for key, _ in _own(layer)
-    }
-    by_batch = linear and _used_once(
-        backbone, list(layers.values()), examples.batch([0], backbone.device)
-    )
-    for _, batch in examples.batches(size=64 if by_batch else 1, device=backbone.device):
-        with caught(layers, total, function, len(batch)) if by_batch else contextlib.nullcontext():
-            for term in terms(backbone.read(backbone(batch), batch)):
-                wanted = (
-                    [layer.weight for layer in layers.values()]
-                    if by_batch
-                    else list(parameters.values())
-                )
-                found = torch.autograd.grad(
-                    term.sum(), wanted, retain_graph=True, allow_unused=True
-                )
-                if not by_batch:
-                    for value, gradient in zip(total.values(), found, strict=True):
-                        value += 0.0 if gradient is None else function(gradient)
+
+    by_batch = _all_linear(parameters, layers)
+    if by_batch:
+        first = examples.batch([0], backbone.device)
+        by_batch = _used_once(backbone, list(layers.values()), first)
+    if by_batch:
+        _add_by_batch(backbone, examples, terms, function, total)
+    else:
+        _add_one_by_one(backbone, examples, terms, function, total)
     return {name: (value / len(examples)).cpu() for name, value in total.items()}
 
 
-def _own(layer: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    return list(layer.named_parameters(recurse=False))
+def _add_by_batch(
+    backbone: Backbone,
+    examples: Examples,
+    terms: Terms,
+    function: Function,
+    total: dict[str, Tensor],
+) -> None:
+    layers = adapters.linears(backbone.model)
+    weights = [layer.weight for layer in layers.values()]
+    for _, batch in examples.batches(size=BATCH_SIZE, device=backbone.device):
+        with caught(layers, total, function, len(batch)):
+            for term in terms(backbone.read(backbone(batch), batch)):
+                # The gradient of the sum is thrown away: on its way to the weights it passes the
+                # layers' outputs, where it is still that of each example.
+                torch.autograd.grad(term.sum(), weights, retain_graph=True, allow_unused=True)
+
+
+def _add_one_by_one(
+    backbone: Backbone,
+    examples: Examples,
+    terms: Terms,
+    function: Function,
+    total: dict[str, Tensor],
+) -> None:
+    parameters = list(adapters.trainable(backbone.model).values())
+    for _, batch in examples.batches(size=1, device=backbone.device):
+        for term in terms(backbone.read(backbone(batch), batch)):
+            gradients = torch.autograd.grad(
+                term.sum(), parameters, retain_graph=True, allow_unused=True
+            )
+            for value, gradient in zip(total.values(), gradients, strict=True):
+                value += 0.0 if gradient is None else function(gradient)
+
+
+def _all_linear(parameters: Mapping[str, Tensor], layers: Mapping[str, nn.Linear]) -> bool:
+    """Say whether all parameters belong to these layers."""
+    names = set()
+    for name, layer in layers.items():
+        names |= {f"{name}.{key}" for key, _ in layer.named_parameters(recurse=False)}
+    return parameters.keys() == names
 
 
 @torch.no_grad()
 def _used_once(backbone: Backbone, layers: list[nn.Linear], batch: Batch) -> bool:
-    """Whether a pass uses no layer twice, as models do that share layers: f is of the sum of what each use gives."""
+    """Say whether a pass uses no layer twice.
+
+    Models that share layers do. f is a function of the sum of the gradients of all uses, and the
+    hooks see each use alone.
+    """
     uses: list[nn.Module] = []
     hooks = [
         layer.register_forward_hook(lambda layer, inputs, output: uses.append(layer))
@@ -85,29 +124,38 @@ def _used_once(backbone: Backbone, layers: list[nn.Linear], batch: Batch) -> boo
 def caught(
     layers: dict[str, nn.Linear], total: dict[str, Tensor], function: Function, examples: int
 ) -> Iterator[None]:
-    """Add to `total` f of the gradients of each of so many examples, of the layers' parameters, while the block runs.
+    """Add f of each example's gradients to `total` while the block runs.
 
-    What is differentiated has to be a sum over the examples of a batch, and each layer used once in a pass.
+    The differentiated value must be a sum over the examples of a batch, and each layer must be used
+    once in a pass.
+
+    Parameters
+    ----------
+    total
+        The sums by the names of the layers' parameters.
+    examples
+        The number of examples in the batch.
     """
 
-    def catch(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
+    def catch(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         x = inputs[0].detach()
-        x = x.reshape(
-            examples, -1, x.shape[-1]
-        )  # an image may be cut into windows, one after the other
+        # A vision transformer may cut an image into windows, one after the other in the first
+        # dimension: they are joined again, so that the first dimension counts examples.
+        x = x.reshape(examples, -1, x.shape[-1])
 
         def add(gradient: Tensor) -> None:
             d = gradient.reshape(*x.shape[:2], -1)
-            total[f"{name}.weight"] += function(torch.einsum("bto,bti->boi", d, x)).sum(0)
+            # b: example, t: token, o: output, i: input
+            of_weight = torch.einsum("bto,bti->boi", d, x)
+            total[f"{name}.weight"] += function(of_weight).sum(0)
             if layer.bias is not None:
                 total[f"{name}.bias"] += function(d.sum(1)).sum(0)
 
         output.register_hook(add)
 
-    hooks = [
-        layer.register_forward_hook(functools.partial(catch, name))
-        for name, layer in layers.items()
-    ]
+    hooks = []
+    for name, layer in layers.items():
+        hooks.append(layer.register_forward_hook(functools.partial(catch, name)))
     try:
         yield
     finally:
