@@ -1,4 +1,4 @@
-"""How a task is learned after others: the one training loop, and the hooks of a method.
+"""Learning one task after others: the one training loop, and the hooks of a method.
 
 alignment.py        Heads trained together on samples of remembered classes
 engine.py           Several processes that train one model

@@ -1,7 +1,8 @@
-"""Classifier alignment: train the heads of all tasks together, on samples of remembered classes.
+"""Classifier alignment: train all heads together, on samples of remembered classes.
 
-Each head was trained with its own classes only, so its logits are not comparable with those of
-other heads. A class is remembered as a Gaussian of its features: no example is kept.
+Each head was trained with its own classes only, so its logits are not comparable with
+those of other heads. A class is remembered as a Gaussian of its features: no example is
+kept.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from perdure.models.backbone import Backbone
 from perdure.vectors.gaussians import Gaussians
 
 RIDGE = 1e-4
-"""The addition to the diagonal of a covariance, relative to its mean variance (at least 1)."""
+"""The addition to a covariance's diagonal, relative to its mean variance (at least 1)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,17 +36,17 @@ class Alignment:
     batch_size
         Samples in a step.
     shrinkage
-        The means of older classes are drawn towards zero, because their features have drifted: for
-        a class of task t of T they are multiplied by 1 - s + s · (t + 1) / T.
+        The means of older classes are drawn towards zero, because their features have drifted:
+        for a class of task t of T they are multiplied by 1 - s + s · (t + 1) / T.
     temperature
         Logits are divided by their norm (per head, averaged over heads) and by this, so that no
         head wins by its scale alone. With `null` they are not divided.
 
     References
     ----------
-    Zhang et al., SLCA: Slow Learner with Classifier Alignment, arXiv 2303.05118; with InfLoRA:
-    arXiv 2404.00228. They add 1e-4 to the diagonal of each covariance; perdure adds 1e-4 times the
-    mean variance where that is above 1.
+    Zhang et al., SLCA: Slow Learner with Classifier Alignment, arXiv 2303.05118; with
+    InfLoRA: arXiv 2404.00228. They add 1e-4 to the diagonal of each covariance; perdure adds
+    1e-4 times the mean variance where that is above 1.
     """
 
     epochs: Annotated[int, Ge(1)] = 5
@@ -79,27 +80,41 @@ def align(
     random = torch.Generator().manual_seed(seed)
     same = _same_names(gaussians, classes).to(backbone.device)
     means, roots = _prepared(gaussians, settings)
+    # Heads of finished tasks were frozen when the last one was learned.
     heads = [backbone.own(task).requires_grad_(True) for task in gaussians]
     optimizer = _optimizer(heads, settings)
 
     for epoch in range(settings.epochs):
-        decay = 0.5 * (1 + math.cos(math.pi * epoch / settings.epochs))
+        progress = epoch / settings.epochs
+        decay = 0.5 * (1 + math.cos(math.pi * progress))
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * decay
 
         # L z + μ with z ~ N(0, I) has the covariance L Lᵀ. n: sample, c: class, i and j: features.
         # Drawn on the CPU, so that a seed gives the same samples on every device.
-        noise = torch.randn(settings.samples, *means.shape, generator=random)
+        noise = torch.randn(
+            settings.samples,
+            *means.shape,
+            generator=random,
+        )
         drawn = means + torch.einsum("cij,ncj->nci", roots, noise)
         features = drawn.flatten(0, 1).to(backbone.device)
-        answers = torch.arange(len(means)).repeat(settings.samples).to(backbone.device)
+        answers = torch.arange(len(means)).repeat(settings.samples)
+        answers = answers.to(backbone.device)
 
         order = torch.randperm(len(answers), generator=random)
         for rows in order.split(settings.batch_size):
-            logits = _balanced([head(features[rows]) for head in heads], settings.temperature)
+            inputs = features[rows]
+            logits = _balanced(
+                [head(inputs) for head in heads],
+                settings.temperature,
+            )
             # An answer is right if it names the class, whichever task's: its probabilities add up.
-            right = logits.log_softmax(1).masked_fill(~same[answers[rows]], -torch.inf)
+            wrong = ~same[answers[rows]]
+            log_p = logits.log_softmax(1)
+            right = log_p.masked_fill(wrong, -torch.inf)
             loss = -right.logsumexp(1).mean()
+
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -112,8 +127,9 @@ def _same_names(
     names: list[str] = []
     for task in gaussians:
         names += classes[task]
-    column = np.array(names)
-    return torch.tensor(column[:, None] == column)
+    row = np.array(names)
+    column = row[:, None]
+    return torch.tensor(column == row)
 
 
 def _optimizer(heads: Sequence[nn.Module], settings: Alignment) -> torch.optim.Optimizer:
@@ -132,21 +148,26 @@ def _prepared(
     gaussians: Mapping[str, Gaussians], settings: Alignment
 ) -> tuple[Float[Tensor, "classes features"], Float[Tensor, "classes features features"]]:
     """Return the means, shrunk by age, and the roots L of the covariances L Lᵀ."""
-    T = len(gaussians)  # tasks
+    # T: tasks, t: this task, s: shrinkage, C: covariances, d: features
+    T = len(gaussians)
     s = settings.shrinkage
     means: list[Tensor] = []
     covariances: list[Tensor] = []
     for t, task in enumerate(gaussians.values()):
-        means.append((1 - s + s * (t + 1) / T) * task.means)
+        factor = 1 - s + s * (t + 1) / T  # 1 for the newest task
+        means.append(factor * task.means)
         covariances.append(task.covariances)
     C = torch.cat(covariances).double()
     d = C.shape[-1]
-    variances = C.diagonal(dim1=1, dim2=2)
     # The ridge makes C positive definite for Cholesky's sake. It follows the scale of the features:
     # covariances come in single precision, whose errors grow with that scale.
-    ridges = RIDGE * (variances.sum(1) / d).clamp_min(1)
-    C = C + ridges[:, None, None] * torch.eye(d, dtype=torch.double)
-    return torch.cat(means).float(), torch.linalg.cholesky(C).float()
+    diagonals = C.diagonal(dim1=1, dim2=2)
+    variances = diagonals.sum(1) / d
+    ridges = RIDGE * variances.clamp_min(1)
+    identity = torch.eye(d, dtype=torch.double)
+    C = C + ridges[:, None, None] * identity
+    roots = torch.linalg.cholesky(C).float()
+    return torch.cat(means).float(), roots
 
 
 def _balanced(logits: list[Tensor], temperature: float | None) -> Float[Tensor, "batch classes"]:
@@ -154,6 +175,9 @@ def _balanced(logits: list[Tensor], temperature: float | None) -> Float[Tensor, 
     joined = torch.cat(logits, dim=1)
     if temperature is None:
         return joined
-    norms = torch.stack([of_head.norm(dim=1) for of_head in logits]).mean(0)
-    norms = norms + 1e-7  # all logits may be zero
-    return joined / norms[:, None] / temperature
+    norms = []
+    for of_head in logits:
+        norms.append(of_head.norm(dim=1))
+    norm = torch.stack(norms).mean(0)
+    norm = norm + 1e-7  # all logits may be zero
+    return joined / norm[:, None] / temperature

@@ -1,6 +1,7 @@
 """Several processes that train one model: their number, their roles, and their messages.
 
-All run the same program on the same values (`accelerate launch`); only the first one writes.
+All run the same program on the same values (`accelerate launch`); only the first one
+writes.
 """
 
 import os
@@ -17,8 +18,8 @@ from perdure.errors import InputError
 PATIENCE = timedelta(days=7)
 """How long a message may take.
 
-While the first process alone makes or opens the run, the others wait for it, and torch's usual ten
-to thirty minutes might end them.
+While the first process alone makes or opens the run, the others wait for it, and torch's
+usual ten to thirty minutes might end them.
 """
 
 
@@ -103,8 +104,12 @@ def _through(values: Sequence[Tensor], exchange: Callable[[Tensor], Tensor]) -> 
 
     All travel in double precision, which holds each of them exactly.
     """
-    columns = [value.detach().reshape(-1).double() for value in values]
-    sizes = [value.numel() for value in values]
-    flat = exchange(torch.cat(columns))
-    for value, column in zip(values, flat.split(sizes), strict=True):
-        value.copy_(column.view_as(value))
+    flat = []
+    sizes = []
+    for value in values:
+        column = value.detach().reshape(-1)
+        flat.append(column.double())
+        sizes.append(value.numel())
+    received = exchange(torch.cat(flat)).split(sizes)
+    for value, new in zip(values, received, strict=True):
+        value.copy_(new.view_as(value))

@@ -26,7 +26,7 @@ from perdure.models.adapters import Adapter
 from perdure.models.backbone import Backbone
 from perdure.models.inputs import input_covariances
 from perdure.seeds import derived, plant
-from perdure.vectors.task_vector import TaskVector, total
+from perdure.vectors.task_vector import total
 
 Log = Callable[[dict[str, object]], None]
 
@@ -112,12 +112,21 @@ def learn(
     else:
         backbone.open(task)
 
-    beneath = total([TaskVector({}), *task_vectors(method.beneath(earlier)).values()])
+    # Earlier adapters are folded into the weights: a step costs the same, however many they are.
+    vectors = task_vectors(method.beneath(earlier))
+    beneath = total(list(vectors.values()))
     with folded(backbone.model, beneath):
         plant(seed)  # without the task's name: fresh modules of all tasks are equal
         method.begin(backbone, task)
+        # Read before `load`, which replaces the initial values by those of the snapshot.
         start = adapters.read(backbone.model)
-        course = Course(backbone, seen, method, training, seed=seed)
+        course = Course(
+            backbone,
+            seen,
+            method,
+            training,
+            seed=seed,
+        )
         if session.resume:
             course.load(session.resume)
         with session.stop.later():
@@ -133,19 +142,25 @@ def learn(
     # to learn.
     for tracker in accelerator.trackers:
         tracker.finish()
-    config = adapters.config_of(backbone.model)
-    return Adapter(task.name, config, start, adapters.read(backbone.model), kept)
+    return Adapter(
+        task.name,
+        adapters.config_of(backbone.model),
+        start,
+        adapters.read(backbone.model),
+        kept,
+    )
 
 
 def _inputs(backbone: Backbone, task: Task) -> dict[str, Tensor]:
-    """Return the covariance of each adapted layer's inputs, in the model that has learned the task.
+    """Return the covariance of each adapted layer's inputs, after training.
 
     Layers with the same input share one tensor, which is saved once.
     """
     layers = list(adapters.factors(backbone.model))
     examples = backbone.encode(task.rows("train"))
     by_layer = {}
-    for group, covariance in input_covariances(backbone, examples, layers).items():
+    covariances = input_covariances(backbone, examples, layers)
+    for group, covariance in covariances.items():
         single = covariance.float()
         for name in group:
             by_layer[name] = single
@@ -225,28 +240,41 @@ def _step(
     """
     # A random state of its own for each step, so that none has to be saved; and for each process,
     # so that dropout differs between the shares of a batch.
-    plant(derived(course.seed, course.task.name, "step", course.step, engine.number()))
+    seed = derived(
+        course.seed,
+        course.task.name,
+        "step",
+        course.step,
+        engine.number(),
+    )
+    plant(seed)
     examples = sum(map(len, batches))
     loss = torch.zeros((), device=accelerator.device)
     for batch in batches:
         rows = batch[engine.number() :: engine.count()]
         if not rows:  # the last batch may have fewer examples than there are processes
             continue
+        share_of_examples = len(rows) / examples
         with course.method.around(course.optimizer):
             with accelerator.autocast():
-                mean = course.method.loss(course.backbone, course.batch_of(rows))
+                mean = course.method.loss(
+                    course.backbone,
+                    course.batch_of(rows),
+                )
                 # Weighted by its number of examples: the shares add up to the mean over all.
-                share = mean * (len(rows) / examples)
+                share = mean * share_of_examples
             share.backward()
         loss += share.detach()
 
     # The request to stop travels with the gradients: all processes learn of it at the same step.
+    # A signal may reach one of them only, and the others would wait for it forever.
     asked = torch.tensor(float(bool(stop.asked)))
     _add_up_gradients(course.parameters, [loss, asked])
     value = loss.item()
     _check(value, course)
 
-    rate = float(course.scheduler.get_last_lr()[0])
+    rates = course.scheduler.get_last_lr()
+    rate = float(rates[0])  # the module's; the heads' rate follows the same schedule
     course.method.update(course.backbone, course.take_step)
     course.scheduler.step()
     course.optimizer.zero_grad()

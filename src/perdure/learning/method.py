@@ -1,13 +1,13 @@
-"""The interface of a method: how one task is learned after others. Nine hooks, each with a default.
+"""The interface of a method, how one task is learned after others: nine hooks with defaults.
 
-    beneath(earlier) → begin(backbone, task) → parameters(backbone) → optimizer(groups, training)
-    → each step: loss(backbone, batch of examples(seen)) inside around(optimizer);
+    beneath(earlier) → begin(backbone, task) → parameters(backbone) → optimizer(groups,
+    training) → each step: loss(backbone, batch of examples(seen)) inside around(optimizer);
       then update(backbone, step)
     → end(backbone, task, optimizer)
 
-`Method` is the hooks alone; `PeftMethod`, from which most methods derive, trains one fresh PEFT
-module per task, all from the same start. A method is one file in `methods/`: it overrides what its
-paper changes, and no method derives from another.
+`Method` is the hooks alone; `PeftMethod`, from which most methods derive, trains one
+fresh PEFT module per task, all from the same start. A method is one file in `methods/`:
+it overrides what its paper changes, and no method derives from another.
 """
 
 from collections.abc import Callable, Sequence
@@ -48,7 +48,7 @@ class Tuned:
 
 @dataclass(kw_only=True)
 class Method:
-    """How one task is learned after others: the hooks, for a method that brings no PEFT module."""
+    """The hooks that say how one task is learned after others; this one brings no PEFT module."""
 
     usual_rule: ClassVar[str] = "last"
     """The rule of `merging/` that goes with the method if a recipe names none."""
@@ -57,22 +57,22 @@ class Method:
     needs: ClassVar[frozenset[Need]] = frozenset()
     """The requirements of the method, checked before anything is trained.
 
-    `heads`: a backbone on which each task has a head; `lora`: `peft: lora`; `classes`: tasks that
-    have classes.
+    `heads`: a backbone on which each task has a head; `lora`: `peft: lora`; `classes`: tasks
+    that have classes.
     """
     state: State = field(default_factory=dict, init=False, repr=False)
     """The method's memory between tasks and (if it changes in training) inside one, by name.
 
-    It is saved after each task, and with every state inside a task. A run that resumes inside a
-    task calls `begin` as for a new one, and then puts back the parameters and this state: anything
-    else that changes in training would be lost.
+    It is saved after each task, and with every state inside a task. A run that resumes inside
+    a task calls `begin` as for a new one, and then puts back the parameters and this state:
+    anything else that changes in training would be lost.
     """
 
     @property
     def isolates(self) -> bool:
-        """True if a task is learned as if there were no others, and can be removed without a trace.
+        """True if a task is learned as if there were no others.
 
-        False by default: a method has to claim it.
+        Such a task can be removed without a trace. False by default: a method has to claim it.
         """
         return False
 
@@ -170,15 +170,15 @@ class Method:
 
 @dataclass(kw_only=True)
 class PeftMethod(Method):
-    """How one task is learned after others in a PEFT module; by default a fresh one for each task.
+    """A method that learns in a PEFT module; by default in a fresh one for each task.
 
     Parameters
     ----------
     peft
-        `lora`; `bottleneck` (an adapter behind linear layers); or `full`: a change of every weight
-        and bias of all layers, which is full fine-tuning, with weight decay towards the pre-trained
-        model. With `full`, `rank`, `alpha` and `dropout` are ignored; parameters outside of layers,
-        such as a class token, stay as they are.
+        `lora`; `bottleneck` (an adapter behind linear layers); or `full`: a change of every
+        weight and bias of all layers, which is full fine-tuning, with weight decay towards the
+        pre-trained model. With `full`, `rank`, `alpha` and `dropout` are ignored; parameters
+        outside of layers, such as a class token, stay as they are.
     rank
         The rank of LoRA, or the width of a bottleneck.
     alpha
@@ -244,7 +244,7 @@ class PeftMethod(Method):
         adapters.attach(backbone.model, config)
 
     def go_on(self, backbone: Backbone) -> None:
-        """Keep the last task's module for further training; put in a fresh one if there is none."""
+        """Keep the last task's module for further training, or put in a fresh one."""
         if not adapters.attached(backbone.model):
             self.attach(backbone)
 

@@ -1,8 +1,8 @@
 """The state of any optimizer, as values by name: tensors, and values that JSON can hold.
 
-`0/exp_avg` is AdamW's `exp_avg` of its first parameter; `group/0/hess` is a tensor among the
-settings of a group. The module knows no optimizer's names: a fresh optimizer that has made a step
-tells which there are, and of which shapes.
+`0/exp_avg` is AdamW's `exp_avg` of its first parameter; `group/0/hess` is a tensor among
+the settings of a group. The module knows no optimizer's names: a fresh optimizer that has
+made a step tells which there are, and of which shapes.
 """
 
 from collections.abc import Mapping
@@ -23,8 +23,9 @@ def read(optimizer: Optimizer) -> State:
 
 
 def groups(optimizer: Optimizer) -> list[Group]:
-    """Return the settings of each group of parameters, except tensors, which `read` returns."""
-    return [without_tensors(group) for group in optimizer.state_dict()["param_groups"]]
+    """Return the settings of each group, except tensors, which `read` returns."""
+    saved = optimizer.state_dict()
+    return [without_tensors(group) for group in saved["param_groups"]]
 
 
 def write(optimizer: Optimizer, values: State, settings: list[Group]) -> None:
@@ -44,7 +45,10 @@ def write(optimizer: Optimizer, values: State, settings: list[Group]) -> None:
     # The fresh optimizer had a gradient for every parameter. A parameter that had none in the run
     # so far has no state among the values, which is no fault.
     begun = {"group", *map(_owner, values)}
-    expected = {name: value for name, value in fresh.items() if _owner(name) in begun}
+    expected = {}
+    for name, value in fresh.items():
+        if _owner(name) in begun:
+            expected[name] = value
     if not alike(dict(values), expected):
         raise ValueError("what the optimizer kept does not fit the parameters")
 
@@ -53,10 +57,15 @@ def write(optimizer: Optimizer, values: State, settings: list[Group]) -> None:
         moved = {}
         for key, value in part(values, f"group/{number}").items():
             # `load_state_dict` moves the state to the parameters' device, but not the settings.
-            moved[key] = value.to(fresh[f"group/{number}/{key}"].device)
+            device = fresh[f"group/{number}/{key}"].device
+            moved[key] = value.to(device)
         restored.append({**group, **moved})
-    state = _filled(optimizer.state_dict()["state"], values)
-    optimizer.load_state_dict({"state": state, "param_groups": restored})
+    saved = optimizer.state_dict()
+    restored_state = {
+        "state": _filled(saved["state"], values),
+        "param_groups": restored,
+    }
+    optimizer.load_state_dict(restored_state)
 
 
 def _owner(name: str) -> str:

@@ -1,4 +1,4 @@
-"""The course of one task's training: its parameters, its optimizer, its plan, and its position."""
+"""The course of one task's training: parameters, optimizer, plan, and position."""
 
 import math
 from collections.abc import Sequence
@@ -58,7 +58,8 @@ class Course:
             # may differ on devices of different kinds.
             engine.as_the_first(self.parameters)
 
-        self.optimizer = _optimizer(method, groups, training, len(self.rows or ()))
+        examples_trained = len(self.rows or ())
+        self.optimizer = _optimizer(method, groups, training, examples_trained)
         self.scheduler = _scheduler(self.optimizer, training, steps=len(self.plan(0)))
         self.best = Best(self.parameters, training)
         self.epoch = self.batch = self.step = 0
@@ -73,10 +74,16 @@ class Course:
         """
         if self.rows is None:
             return []
-        seed = derived(self.seed, self.task.name, "epoch", epoch)
-        batches = length_grouped(self.rows.lengths, self.training.batch_size, seed=seed)
+        batches = length_grouped(
+            self.rows.lengths,
+            self.training.batch_size,
+            seed=derived(self.seed, self.task.name, "epoch", epoch),
+        )
+        steps = []
         size = self.training.gradient_accumulation
-        return [batches[start : start + size] for start in range(0, len(batches), size)]
+        for start in range(0, len(batches), size):
+            steps.append(batches[start : start + size])
+        return steps
 
     def batch_of(self, rows: Sequence[int]) -> Batch:
         """Return a batch of examples, by their numbers."""
@@ -92,8 +99,10 @@ class Course:
 
     def snapshot(self) -> Snapshot:
         """Return all that `load` needs. The tensors are those in training, not copies."""
+        # No copies: `Snapshot.save` makes them if the snapshot is to be written.
         method = self.method.state
         optimizer = optimizer_state.read(self.optimizer)
+        # JSON cannot hold tensors, and safetensors cannot hold anything else.
         tensors = _numbered("parameter", self.parameters)
         tensors |= _numbered("best", self.best.values)
         tensors |= tensors_of(optimizer, "optimizer")
@@ -141,7 +150,7 @@ class Course:
         tensors = snapshot.tensors
         self._check_settings(about)
 
-        # The empty step may move the parameters, so they are filled after it.
+        # The order matters: the empty step may move the parameters, so they are filled after it.
         self._take_empty_step()
         optimizer = about["optimizer"] | part(tensors, "optimizer")
         optimizer_state.write(self.optimizer, optimizer, about["groups"])
@@ -150,8 +159,9 @@ class Course:
 
         self.best.score, self.best.waited = about["best"]
         best = part(tensors, "best")
-        self.best.values = [torch.empty_like(value) for value in self.parameters] if best else []
-        _fill(self.best.values, best)
+        if best:  # else no epoch has been measured yet
+            self.best.values = list(map(torch.empty_like, self.parameters))
+            _fill(self.best.values, best)
 
         self.method.state = about["method"] | part(tensors, "method")
         self.epoch = about["epoch"]
@@ -163,7 +173,14 @@ class Course:
         """Raise `ValueError` if a snapshot's JSON values are of another optimizer or schedule."""
         expected = plain(self._settings())
         given = {name: about[name] for name in expected}
-        if not alike(given, expected) or _fixed(given["groups"]) != _fixed(expected["groups"]):
+        # The numbers of the schedule and of the best epoch may differ; those of the optimizer may
+        # not, because `optimizer_state.write` would restore the old ones.
+        fits = alike(given, expected)
+        if fits:
+            before = _fixed(given["groups"])
+            now = _fixed(expected["groups"])
+            fits = before == now
+        if not fits:
             raise ValueError("an optimizer with other settings")
 
     def _check_position(self) -> None:
@@ -171,8 +188,12 @@ class Course:
         steps = len(self.plan(0))
         epochs = self.training.epochs
         # `in range` is also false for what is no whole number.
-        inside = self.epoch in range(epochs + 1) and self.batch in range(steps + 1)
-        if not inside or self.step not in range(epochs * steps + 1):
+        inside = (
+            self.epoch in range(epochs + 1)
+            and self.batch in range(steps + 1)
+            and self.step in range(epochs * steps + 1)
+        )
+        if not inside:
             raise ValueError(f"step {self.batch} of epoch {self.epoch}")
 
     def _take_empty_step(self) -> None:
@@ -192,19 +213,25 @@ def _numbered(name: str, values: Sequence[Tensor]) -> dict[str, Tensor]:
 def _fill(tensors: Sequence[Tensor], values: dict[str, Tensor]) -> None:
     """Give tensors their saved values, by number."""
     if len(tensors) != len(values):
-        raise ValueError(f"{len(values)} tensors for {len(tensors)} parameters")
+        raise ValueError(
+            f"{len(values)} tensors for {len(tensors)} parameters",
+        )
     for number, tensor in enumerate(tensors):
         value = values[str(number)]
         if tensor.shape != value.shape:
-            raise ValueError(f"the shape {list(value.shape)} for {list(tensor.shape)}")
+            given = list(value.shape)
+            expected = list(tensor.shape)
+            raise ValueError(f"the shape {given} for {expected}")
         tensor.copy_(value)
 
 
 def _fixed(groups: list[Group]) -> list[Group]:
-    """Return the settings of the groups without the learning rate, which the schedule changes."""
+    """Return the groups' settings without the learning rate, which the schedule changes."""
     fixed = []
     for group in groups:
-        fixed.append({name: value for name, value in group.items() if name != "lr"})
+        settings = dict(group)
+        settings.pop("lr", None)
+        fixed.append(settings)
     return fixed
 
 
@@ -226,8 +253,14 @@ def _trainable(
     for parameter in [*module, *heads]:
         parameter.requires_grad_(True)
     return [
-        {"params": module, "lr": training.learning_rate},
-        {"params": heads, "lr": training.head_learning_rate},
+        {
+            "params": module,
+            "lr": training.learning_rate,
+        },
+        {
+            "params": heads,
+            "lr": training.head_learning_rate,
+        },
     ]
 
 
@@ -248,7 +281,10 @@ def _optimizer(method: Method, groups: list[Group], training: Training, examples
 def _scheduler(optimizer: Optimizer, training: Training, *, steps: int) -> LambdaLR:
     """Return the schedule of the learning rate, for `steps` steps in an epoch."""
     all_steps = training.epochs * steps
-    return LambdaLR(optimizer, lambda step: _decay(step, all_steps, training))
+    return LambdaLR(
+        optimizer,
+        lambda step: _decay(step, all_steps, training),
+    )
 
 
 def _decay(step: int, steps: int, training: Training) -> float:
@@ -259,7 +295,9 @@ def _decay(step: int, steps: int, training: Training) -> float:
         return (step + 1) / (warm + 1)
     if training.schedule == "constant":
         return 1.0
-    left = max(0.0, (steps - step) / max(1, steps - warm))
+    # All steps may be warm-up. After the last step the scheduler asks for one more rate.
+    after_warmup = max(1, steps - warm)
+    left = max(0.0, (steps - step) / after_warmup)
     if training.schedule == "cosine":
         return 0.5 * (1 - math.cos(math.pi * left))
     return left
@@ -281,9 +319,12 @@ def validation_accuracy(course: Course) -> float:
         rows += task.rows("validation")
     backbone.eval()
     parts = []
-    for index, batch in backbone.encode(rows).batches(device=backbone.device):
-        answers = backbone.read(backbone(batch), batch)
-        right = (answers.values.argmax(1) == answers.targets).double()
+    examples = backbone.encode(rows)
+    for index, batch in examples.batches(device=backbone.device):
+        hidden = backbone(batch)
+        answers = backbone.read(hidden, batch)
+        chosen = answers.values.argmax(1)
+        right = (chosen == answers.targets).double()
         parts.append((index, answers.per_example(right)))
     return in_order(parts).mean().item()
 
@@ -316,17 +357,22 @@ class Best:
         if score > self.score:
             self.score = score
             self.waited = 0
-            self.values = [parameter.detach().clone() for parameter in self.parameters]
+            self.values = []
+            for parameter in self.parameters:
+                self.values.append(parameter.detach().clone())
         else:
             self.waited += 1
-        return self.patience is not None and self.waited >= self.patience
+        if self.patience is None:
+            return False
+        return self.waited >= self.patience
 
     @torch.no_grad()
     def restore(self) -> None:
         """Go back to the best epoch. Without one the parameters stay as they are."""
         if not self.values:
             return
-        for parameter, value in zip(self.parameters, self.values, strict=True):
+        pairs = zip(self.parameters, self.values, strict=True)
+        for parameter, value in pairs:
             parameter.copy_(value)
 
 
@@ -334,17 +380,27 @@ class Best:
 
 
 def length_grouped(lengths: Sequence[int], batch_size: int, *, seed: int) -> list[list[int]]:
-    """Return batches of examples of similar length, in random order: little of them is padding.
+    """Return batches of examples of similar length in random order, with little padding.
 
-    The examples are shuffled, sorted by length within groups of 20 batches, and cut into batches,
-    which are shuffled in turn.
+    The examples are shuffled, sorted by length within groups of 20 batches, and cut into
+    batches, which are shuffled in turn.
     """
     random = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(lengths), generator=random).tolist()
+    order = torch.randperm(
+        len(lengths),
+        generator=random,
+    ).tolist()
+    # Sorted as a whole, the same examples would share a batch in every epoch.
     group_size = 20 * batch_size
     batches = []
     for start in range(0, len(order), group_size):
-        group = sorted(order[start : start + group_size], key=lengths.__getitem__)
+        group = order[start : start + group_size]
+        group.sort(key=lengths.__getitem__)
         for first in range(0, len(group), batch_size):
-            batches.append(group[first : first + batch_size])
-    return [batches[i] for i in torch.randperm(len(batches), generator=random).tolist()]
+            batch = group[first : first + batch_size]
+            batches.append(batch)
+    order = torch.randperm(
+        len(batches),
+        generator=random,
+    ).tolist()
+    return [batches[i] for i in order]

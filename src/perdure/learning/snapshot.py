@@ -1,7 +1,7 @@
-"""The state inside a task: all that the training loop needs to go on where it stopped, in one file.
+"""The state inside a task: one file with all that the training loop needs to resume.
 
-It holds no random states. Each step begins with a random state of its own, which follows from the
-seed of the run, the task, and the number of the step (`perdure.seeds`).
+It holds no random states. Each step begins with a random state of its own, which follows
+from the seed of the run, the task, and the number of the step (`perdure.seeds`).
 """
 
 import hashlib
@@ -44,8 +44,12 @@ class Snapshot:
         for name, value in self.tensors.items():
             tensors[name] = value.detach().cpu().contiguous().clone()
         about = json.dumps(self.about)
-        metadata = {"about": about, "sha256": _digest(about, tensors)}
-        files.write(path, save(tensors, metadata=metadata))
+        metadata = {
+            "about": about,
+            "sha256": _digest(about, tensors),
+        }
+        content = save(tensors, metadata=metadata)
+        files.write(path, content)
 
     @classmethod
     def load(cls, path: Path) -> "Snapshot":
@@ -71,7 +75,9 @@ def _digest(about: str, tensors: Mapping[str, Tensor]) -> str:
     """Return the SHA-256 of a snapshot's content, independent of the order of the tensors."""
     digest = hashlib.sha256(about.encode())
     for name, value in sorted(tensors.items()):
-        header = f"{name} {value.dtype} {list(value.shape)}"
+        # The bytes alone would not tell a transposed tensor, or one of another type.
+        shape = list(value.shape)
+        header = f"{name} {value.dtype} {shape}"
         digest.update(header.encode())
         digest.update(as_bytes(value))
     return digest.hexdigest()
@@ -98,34 +104,46 @@ def part(values: Mapping[str, T], name: str) -> dict[str, T]:
 
 def tensors_of(values: Mapping[str, object], name: str) -> dict[str, Tensor]:
     """Return the tensors among some values, as `name/` and their own names."""
-    return {f"{name}/{key}": value for key, value in values.items() if isinstance(value, Tensor)}
+    tensors = {}
+    for key, value in values.items():
+        if isinstance(value, Tensor):
+            tensors[f"{name}/{key}"] = value
+    return tensors
 
 
 def without_tensors(values: State) -> State:
     """Return the values that are not tensors: those that JSON can hold."""
-    return {key: value for key, value in values.items() if not isinstance(value, Tensor)}
+    others = {}
+    for key, value in values.items():
+        if not isinstance(value, Tensor):
+            others[key] = value
+    return others
 
 
 def alike(value: object, model: object) -> bool:
     """Say whether a value has the form of another.
 
-    Tensors have the same shape and type; JSON values have the same structure, whatever the numbers.
+    Tensors have the same shape and type; JSON values have the same structure, whatever the
+    numbers.
     """
     if isinstance(model, dict):
-        if not isinstance(value, dict) or value.keys() != model.keys():
-            return False
-        return all(alike(value[key], model[key]) for key in model)
+        return (
+            isinstance(value, dict)
+            and value.keys() == model.keys()
+            and all(alike(value[key], model[key]) for key in model)
+        )
     if isinstance(model, list):
-        if not isinstance(value, list) or len(value) != len(model):
-            return False
-        return all(map(alike, value, model))
+        return (
+            isinstance(value, list) and len(value) == len(model) and all(map(alike, value, model))
+        )
     if isinstance(model, Tensor):
-        if not isinstance(value, Tensor):
-            return False
-        return value.shape == model.shape and value.dtype == model.dtype
+        return (
+            isinstance(value, Tensor) and value.shape == model.shape and value.dtype == model.dtype
+        )
     if isinstance(model, (bool, str, type(None))):
         return type(value) is type(model)
     # An int may stand for a float, as 1 for 1.0, but `True`, an int to Python, may not. NaN,
     # infinity and integers that would overflow as floats fail the comparison.
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return is_number and abs(value) < 2**53
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return abs(value) < 2**53

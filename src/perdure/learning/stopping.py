@@ -1,7 +1,8 @@
 """Ctrl-C, SIGTERM and the like, taken as a request to stop.
 
-Whatever must not be broken off is finished first; then the run stops and says how to resume it.
-Batch systems send SIGTERM or SIGUSR1 before they end a job; a terminal that closes sends SIGHUP.
+Whatever must not be broken off is finished first; then the run stops and says how to
+resume it. Batch systems send SIGTERM or SIGUSR1 before they end a job; a terminal that
+closes sends SIGHUP.
 """
 
 import contextlib
@@ -15,8 +16,8 @@ from perdure.errors import Stopped
 IF_FATAL = ("SIGHUP", "SIGUSR1")
 """Signals that are caught only where they would end the process.
 
-`nohup` has SIGHUP ignored, so that the process outlives its terminal; and a program that has its
-own handler for one of them keeps it."""
+`nohup` has SIGHUP ignored, so that the process outlives its terminal; and a program that
+has its own handler for one of them keeps it."""
 
 
 class Stopping:

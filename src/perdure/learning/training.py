@@ -20,8 +20,8 @@ class Training:
         Examples in a batch, of all processes together; `gradient_accumulation` batches make one
         step.
     learning_rate
-        The learning rate of the module; `head_learning_rate` is that of the heads, which start from
-        scratch and need larger steps.
+        The learning rate of the module; `head_learning_rate` is that of the heads, which start
+        from scratch and need larger steps.
     schedule
         How the learning rate falls to zero after the warm-up: `linear`, `cosine`, or `constant`
         (it does not fall).
@@ -39,12 +39,12 @@ class Training:
     patience
         Stop after this number of epochs without a better one; keeps the best.
     heads
-        `per_task`: a head for each task, trained on its examples. `shared`: one head for all tasks,
-        which each task goes on training, as is usual where all tasks have the same classes
+        `per_task`: a head for each task, trained on its examples. `shared`: one head for all
+        tasks, which each task goes on training, as is usual where all tasks have the same classes
         (`scenario: domain`).
     alignment
-        After each task, align the heads of all tasks (its settings, or `{}` for the usual ones); by
-        default heads are not aligned.
+        After each task, align the heads of all tasks (its settings, or `{}` for the usual ones);
+        by default heads are not aligned.
     keep_inputs
         Keep the covariance of the inputs of each layer with an adapter, which the rule `regmean`
         needs: one more pass over a task's examples, and in² numbers for each such input.

@@ -12,7 +12,7 @@ INNER = "method/"
 
 
 def forwarding(wrapper: type[M]) -> type[M]:
-    """Have a class forward to its `method` every public attribute that it does not define itself.
+    """Have a class forward every public attribute that it does not define to its `method`.
 
     `Method` itself is the list of hooks, so that a hook added there is forwarded, too.
     """
@@ -63,14 +63,17 @@ class Wrapper(Method):
     @property
     def state(self) -> State:
         """The wrapper's own state, and under `method/` that of the inner method."""
-        inner = {f"{INNER}{name}": value for name, value in self.method.state.items()}
+        inner = {}
+        for name, value in self.method.state.items():
+            inner[f"{INNER}{name}"] = value
         return self.remembered | inner
 
     @state.setter
     def state(self, value: State) -> None:
-        self.remembered = {
-            name: remembered for name, remembered in value.items() if not name.startswith(INNER)
-        }
+        self.remembered = {}
+        for name, remembered in value.items():
+            if not name.startswith(INNER):
+                self.remembered[name] = remembered
         # The dataclass's `__init__` sets the initial state before it sets `method`.
         if hasattr(self, "method"):
             self.method.state = part(value, "method")

@@ -1,4 +1,4 @@
-"""Elastic weight consolidation (Kirkpatrick et al. 2017): parameters stay where tasks need them."""
+"""Elastic weight consolidation (Kirkpatrick et al. 2017): hold what earlier tasks need."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -20,9 +20,9 @@ from perdure.models.examples import Batch
 class EWC(PeftMethod):
     """Train one PEFT module on task after task, with a penalty on what mattered to earlier ones.
 
-    L = cross-entropy + strength / 2 · Σ_i F_i (θ_i − θ*_i)², over the module's parameters; a task's
-    head is its own and is not held. F is the diagonal of the Fisher information, from gradients of
-    each example by itself. With `memory: online`, decay · F_i replaces F_i.
+    L = cross-entropy + strength / 2 · Σ_i F_i (θ_i − θ*_i)², over the module's parameters; a
+    task's head is its own and is not held. F is the diagonal of the Fisher information, from
+    gradients of each example by itself. With `memory: online`, decay · F_i replaces F_i.
 
     Parameters
     ----------
@@ -41,8 +41,8 @@ class EWC(PeftMethod):
 
     References
     ----------
-    Kirkpatrick et al., Overcoming catastrophic forgetting in neural networks, arXiv 1612.00796;
-    online: Schwarz et al., Progress & Compress, arXiv 1805.06370.
+    Kirkpatrick et al., Overcoming catastrophic forgetting in neural networks, arXiv
+    1612.00796; online: Schwarz et al., Progress & Compress, arXiv 1805.06370.
     """
 
     usual_rule = "last"
@@ -65,9 +65,13 @@ class EWC(PeftMethod):
         loss = backbone.losses(batch).mean()
         if not self.state:  # the first task
             return loss
-        parameters = adapters.trainable(backbone.model)
+        distance = penalty(
+            adapters.trainable(backbone.model),
+            self.state,
+        )
+        # Progress & Compress has γ in the penalty, too, not only where F is added up.
         strength = self.strength * self._decay
-        return loss + strength / 2 * penalty(parameters, self.state)
+        return loss + strength / 2 * distance
 
     def end(self, backbone: Backbone, task: Task, optimizer: Optimizer) -> None:
         """Add the task's F and θ* to the penalty."""

@@ -1,4 +1,4 @@
-"""InfLoRA (Liang & Li 2024): low-rank branches whose frozen half spares the inputs of earlier tasks."""
+"""InfLoRA (Liang & Li 2024): low-rank branches that leave earlier tasks' inputs alone."""
 
 import warnings
 from collections.abc import Sequence
@@ -24,19 +24,19 @@ from perdure.models.inputs import input_covariances
 class InfLoRA(PeftMethod):
     """Train a branch A_t B_t per task, whose frozen B_t leaves the inputs of earlier tasks alone.
 
-    e = W h + sum of A_j B_j h (A_t is peft's `lora_B`, B_t its `lora_A`). The rows of B_t are the
-    leading directions of the new task's inputs outside M_t, the space of the old tasks' inputs, so
-    that training A_t (from zero) changes W only inside N_t ∩ M_t⊥. Then M_t takes up the leading
-    directions of its inputs (DualGPM). Combine with `sum`.
+    e = W h + sum of A_j B_j h (A_t is peft's `lora_B`, B_t its `lora_A`). The rows of B_t are
+    the leading directions of the new task's inputs outside M_t, the space of the old tasks'
+    inputs, so that training A_t (from zero) changes W only inside N_t ∩ M_t⊥. Then M_t takes
+    up the leading directions of its inputs (DualGPM). Combine with `sum`.
 
     Parameters
     ----------
     rank, alpha
-        ΔW = alpha / rank · A_t B_t, with at most `rank` rows of B_t. By default alpha is the rank:
-        a scale of 1.
+        ΔW = alpha / rank · A_t B_t, with at most `rank` rows of B_t. By default alpha is the
+        rank: a scale of 1.
     target_modules
-        By default key and value (query and value in T5's family; all of attention's input where it
-        is one layer). Those with the same input share one B_t.
+        By default key and value (query and value in T5's family; all of attention's input where
+        it is one layer). Layers with the same input share one B_t.
     blocks
         The number of the transformer's first blocks that have branches (5 in InfLoRA-b5); by
         default all.
@@ -47,31 +47,29 @@ class InfLoRA(PeftMethod):
     row_norm
         The norm of each row of B_t: 1/√3 in the official code.
     epsilon, last_epsilon, tasks
-        The share of the energy of a task's inputs that M_t takes up. It rises from task to task on
-        a straight line that would reach `last_epsilon` after `tasks` tasks, and stays after that.
+        The share of the energy of a task's inputs that M_t takes up. It rises on a straight line
+        that would reach `last_epsilon` after `tasks` tasks, and stays after that.
     energy
         `covariance`: of squared eigenvalues of E[h hᵀ], to which the published epsilons belong;
         `features`: of squared singular values of the inputs themselves, for backbones such as
         DINOv2, where a few directions dominate.
     balance
         Instead of epsilon, a size for each module, after SplitLoRA's idea: a direction with the
-        share e of the energy is taken up if balance · e is more than 1 / dimension, its cost in
-        room.
+        share e of the energy is taken up if balance · e > 1 / dimension, its cost in room.
     statistics_examples
-        The number of a task's examples to look at; by default all, once before and once after
-        training.
+        The number of examples to look at, before and after training; by default all.
     upon
-        `earlier`: train on top of the earlier tasks' branches (InfLoRA); `pretrained`: each task on
-        the pre-trained model alone, isolated inside its designed subspace, for a rule such as
+        `earlier`: train on top of the earlier tasks' branches (InfLoRA); `pretrained`: train each
+        task on the pre-trained model alone, inside its designed subspace, for a rule such as
         `task_arithmetic` to combine.
 
     References
     ----------
     Liang & Li, InfLoRA: Interference-Free Low-Rank Adaptation for Continual Learning, arXiv
-    2404.00228; DualGPM: Liang & Li, Adaptive Plasticity Improvement for Continual Learning, CVPR
-    2023; sizes per module: Qiu et al. (SplitLoRA), arXiv 2505.22370. Numerically as the official
-    code, but in double precision, with the first task's branch for spaces above half of the
-    dimension repaired, and rows that would leave M_t⊥ left zero.
+    2404.00228; DualGPM: Liang & Li, Adaptive Plasticity Improvement for Continual Learning,
+    CVPR 2023; sizes per module: Qiu et al. (SplitLoRA), arXiv 2505.22370. Numerically as the
+    official code, but in double precision, with the first task's branch for spaces above half
+    of the dimension repaired, and rows that would leave M_t⊥ left zero.
     """
 
     usual_rule = "sum"
@@ -123,6 +121,7 @@ class InfLoRA(PeftMethod):
             B = self._rows(layers[0], C, random)
             for name in layers:
                 lora_A, _ = factors[name]
+                # peft's own rows are random: rows without a direction would disturb old tasks.
                 lora_A.data.zero_()
                 lora_A.data[: len(B)] = B
             ranks.append(len(B))
@@ -133,23 +132,30 @@ class InfLoRA(PeftMethod):
         return [lora_B for _, lora_B in adapters.factors(backbone.model).values()]
 
     def end(self, backbone: Backbone, task: Task, optimizer: Optimizer) -> None:
-        """Let M_t take up the leading directions of the task's inputs, as they are after training."""
-        # The last task's epsilon counts for all later ones.
+        """Let M_t take up the leading directions of the task's inputs, as training left them."""
+        if self.design in ("both", "orthogonal"):
+            self._grow(backbone, task)
+        self.state["learned"] = self._learned + 1
+
+    def _grow(self, backbone: Backbone, task: Task) -> None:
+        """Add the leading directions of the task's inputs to M_t."""
+        # After `tasks` tasks, epsilon stays at its last value.
         learned = min(self._learned, self.tasks - 1)
         rise = self.last_epsilon - self.epsilon
         epsilon = self.epsilon + rise * learned / self.tasks
-        if self.design in ("both", "orthogonal"):
-            covariances = self._covariances(backbone, task, self.statistics_examples)
-            for layers, C in covariances.items():
-                space = self._space(layers[0], len(C)).grown(
-                    C,
-                    epsilon,
-                    energy=self.energy,
-                    balance=self.balance,
-                )
-                self.state[f"basis/{layers[0]}"] = space.basis
-                self.state[f"complement/{layers[0]}"] = space.complement
-        self.state["learned"] = self._learned + 1
+        limit = self.statistics_examples
+        covariances = self._covariances(backbone, task, limit)
+        for layers, C in covariances.items():
+            layer = layers[0]  # one space for all layers with this input
+            space = self._space(layer, len(C))
+            space = space.grown(
+                C,
+                epsilon,
+                energy=self.energy,
+                balance=self.balance,
+            )
+            self.state[f"basis/{layer}"] = space.basis
+            self.state[f"complement/{layer}"] = space.complement
 
     @property
     def _of_new_task(self) -> bool:

@@ -1,4 +1,4 @@
-"""Parameter isolation, the first stage of PIC (Zeng, Li & Ayesh 2025): one module per task."""
+"""Parameter isolation (Zeng, Li & Ayesh 2025): one module per task, the first stage of PIC."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -12,8 +12,8 @@ from perdure.models.backbone import Backbone
 class Isolated(PeftMethod):
     """Train one PEFT module per task on the frozen backbone; earlier modules are never touched.
 
-    Phi_t = argmin over Phi of L(D_t; Theta_pre, Phi), from Phi_pre or from Phi_{t-1}; no old data
-    is kept.
+    Phi_t = argmin over Phi of L(D_t; Theta_pre, Phi), from Phi_pre or from Phi_{t-1}; no old
+    data is kept.
 
     Parameters
     ----------
@@ -24,8 +24,8 @@ class Isolated(PeftMethod):
     References
     ----------
     Zeng, Li & Ayesh, Neural Networks Remember More: The Power of Parameter Isolation and
-    Combination, arXiv 2502.10966. Implemented from its abstract and opening: the paper's own code
-    and hyper-parameters are not public.
+    Combination, arXiv 2502.10966. Implemented from its abstract and opening: the paper's own
+    code and hyper-parameters are not public.
     """
 
     start: Literal["fresh", "previous"] = "fresh"

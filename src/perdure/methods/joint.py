@@ -1,4 +1,4 @@
-"""Joint training: one module on all tasks at once, the upper bound, which keeps all old data."""
+"""Joint training: one module on all tasks at once, the bound that keeps all old data."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ from perdure.models.backbone import Backbone
 class Joint(PeftMethod):
     """Train one fresh PEFT module and fresh heads on all tasks seen so far, mixed (rule `last`).
 
-    Training starts anew at every task, so that each row of the accuracy matrix is a joint model's;
-    the cost therefore grows with the square of the number of tasks.
+    Training starts anew at every task, so that each row of the accuracy matrix is a joint
+    model's; the cost therefore grows with the square of the number of tasks.
 
     References
     ----------
@@ -30,6 +30,7 @@ class Joint(PeftMethod):
 
     def begin(self, backbone: Backbone, task: Task) -> None:
         self.attach(backbone)
+        # The old heads belong to the last joint model, not to this one.
         for name in backbone.heads:
             head = backbone.own(name)
             assert isinstance(head, nn.Linear)

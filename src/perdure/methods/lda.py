@@ -18,9 +18,9 @@ from perdure.vectors.statistics import within
 class LDA(FrozenMethod):
     """Answer with the most probable of Gaussian classes that share one covariance Σ, untrained.
 
-    The logit of class c is xᵀ Σ⁻¹ μ_c − μ_cᵀ Σ⁻¹ μ_c / 2 + log π_c. Σ is pooled over all tasks so
-    far and shrunk, from sums that add up: the order of the tasks does not matter, and no example is
-    kept.
+    The logit of class c is xᵀ Σ⁻¹ μ_c − μ_cᵀ Σ⁻¹ μ_c / 2 + log π_c. Σ is pooled over all
+    tasks so far and shrunk, from sums that add up: the order of the tasks does not matter,
+    and no example is kept.
 
     Parameters
     ----------
@@ -29,9 +29,9 @@ class LDA(FrozenMethod):
 
     References
     ----------
-    Fisher 1936; streaming, on a deep backbone: Hayes & Kanan, Lifelong Machine Learning with Deep
-    Streaming Linear Discriminant Analysis, arXiv 1909.01520 (without log π_c, and with another
-    shrinkage).
+    Fisher 1936; streaming, on a deep backbone: Hayes & Kanan, Lifelong Machine Learning with
+    Deep Streaming Linear Discriminant Analysis, arXiv 1909.01520 (without log π_c, and with
+    another shrinkage).
     """
 
     tuned = Tuned("shrinkage", 1e-3, 1.0)
@@ -45,6 +45,7 @@ class LDA(FrozenMethod):
         check_present(new, task)
         total = all_tasks.with_task(task.name, new)
 
+        # One covariance of all tasks' classes: an old head changes when a task is added.
         means = total.sums / total.counts[:, None]
         covariance = within(
             total.counts,
@@ -55,6 +56,7 @@ class LDA(FrozenMethod):
         # Each row of the classifier is Σ⁻¹ μ_c: solving is more exact than the inverse.
         weight = torch.linalg.solve(covariance, means.T).T
         priors = total.counts / total.counts.sum()
-        bias = priors.log() - 0.5 * (weight * means).sum(1)
+        squares = (weight * means).sum(1)  # μ_cᵀ Σ⁻¹ μ_c
+        bias = priors.log() - 0.5 * squares
         all_tasks.put_heads(backbone, weight, bias)
         self.state = all_tasks.state()

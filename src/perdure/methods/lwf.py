@@ -1,4 +1,4 @@
-"""Learning without forgetting (Li & Hoiem 2016): on new data, old heads answer as they did before."""
+"""Learning without forgetting (Li & Hoiem 2016): old heads keep their answers to new data."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,9 +21,10 @@ from perdure.models.logits import Logits
 class LwF(PeftMethod):
     """Train one PEFT module on task after task, and distil the old heads' answers to new examples.
 
-    L = cross-entropy + strength · T² · mean over old heads of KL(softmax(z_old / T) ‖ softmax(z / T)),
-    with z_old from the module and heads as they were when the task began. The old heads are trained
-    too, each by its own answers; no old example is kept.
+    L = cross-entropy + strength · T² · mean over old heads of
+    KL(softmax(z_old / T) ‖ softmax(z / T)), with z_old from the module and heads as they were
+    when the task began. The old heads are trained too, each by its own answers; no old example
+    is kept.
 
     Parameters
     ----------
@@ -34,10 +35,10 @@ class LwF(PeftMethod):
 
     References
     ----------
-    Li & Hoiem, Learning without Forgetting, arXiv 1606.09282. There the old answers are recorded
-    once; here they are computed at each step, which is the same without augmentation, and works for
-    any examples. Its first stage, the new head alone, is left out. Old heads are trained with the
-    module's learning rate, not the new head's.
+    Li & Hoiem, Learning without Forgetting, arXiv 1606.09282. There the old answers are
+    recorded once; here they are computed at each step, which is the same without
+    augmentation, and works for any examples. Its first stage, the new head alone, is left
+    out. Old heads are trained with the module's learning rate, not the new head's.
     """
 
     usual_rule = "last"
@@ -48,16 +49,22 @@ class LwF(PeftMethod):
 
     def begin(self, backbone: Backbone, task: Task) -> None:
         """Keep a copy of the module and the heads as the teacher."""
+        # Before the module is attached: without heads, only it tells the first task from others.
         is_first = not adapters.attached(backbone.model)
         self.go_on(backbone)
-        self._old = self._old_answerers(backbone, task, is_first)
+        self._old = self._old_answerers(
+            backbone,
+            task,
+            is_first,
+        )
+        # Only what is trained is copied: teacher and student share the frozen backbone.
         trained = {id(parameter) for parameter in self.parameters(backbone)}
-        # Only copies of what is trained: the frozen backbone is the student's and the teacher's.
         self._teacher: dict[str, Tensor] = {}
         for name, parameter in backbone.named_parameters():
-            if id(parameter) in trained:
-                # `backbone.` is the attribute of `_Answers` that holds it.
-                self._teacher[f"backbone.{name}"] = parameter.detach().clone()
+            if id(parameter) not in trained:
+                continue
+            key = f"backbone.{name}"  # its name in `_Answers`
+            self._teacher[key] = parameter.detach().clone()
 
     def parameters(self, backbone: Backbone) -> list[nn.Parameter]:
         """Return those of the module and of the old heads."""
@@ -76,9 +83,11 @@ class LwF(PeftMethod):
         distances = []
         for head, teacher in zip(self._old, teachers, strict=True):
             student = backbone.read(hidden, batch, head)
-            distances.append(student.distance(teacher, self.temperature))
-        distance = torch.stack(distances).mean()
-        return loss + self.strength * self.temperature**2 * distance
+            distance = student.distance(teacher, self.temperature)
+            distances.append(distance)
+        # T² makes up for the gradients of softened answers, which shrink with 1 / T².
+        factor = self.strength * self.temperature**2
+        return loss + factor * torch.stack(distances).mean()
 
     @torch.no_grad()
     def _teacher_answers(self, backbone: Backbone, batch: Batch) -> list[Logits]:
@@ -104,7 +113,7 @@ class LwF(PeftMethod):
 
 
 class _Answers(nn.Module):
-    """The answers of several heads as one module, which can be called with other parameters."""
+    """The answers of several heads as one module, to be called with other parameters."""
 
     def __init__(self, backbone: Backbone):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Memory aware synapses (Aljundi et al. 2018): parameters stay where the outputs depend on them."""
+"""Memory aware synapses (Aljundi et al. 2018): hold what earlier outputs depend on."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -22,9 +22,9 @@ from perdure.models.logits import Logits
 class MAS(PeftMethod):
     """Train one PEFT module on task after task, with a penalty on what earlier outputs depend on.
 
-    L = cross-entropy + strength · Σ_i Ω_i (θ_i − θ*_i)², where Ω_i = Σ over tasks of
-    E_x |∂ ‖f(x)‖² / ∂θ_i|, f(x) the logits of the task's own head, and the gradient that of each
-    example by itself. Labels are not looked at.
+    L = cross-entropy + strength · Σ_i Ω_i (θ_i − θ*_i)², where Ω_i is the sum over tasks of
+    E_x |∂ ‖f(x)‖² / ∂θ_i|, f(x) the logits of the task's own head, and the gradient that of
+    each example by itself. Labels are not looked at.
 
     Parameters
     ----------
@@ -48,8 +48,11 @@ class MAS(PeftMethod):
         loss = backbone.losses(batch).mean()
         if not self.state:  # the first task
             return loss
-        parameters = adapters.trainable(backbone.model)
-        return loss + self.strength * penalty(parameters, self.state)
+        distance = penalty(
+            adapters.trainable(backbone.model),
+            self.state,
+        )
+        return loss + self.strength * distance
 
     def end(self, backbone: Backbone, task: Task, optimizer: Optimizer) -> None:
         """Add the task's Ω and θ* to the penalty."""

@@ -1,4 +1,4 @@
-"""N-LoRA (Yang et al. 2024): a new branch for each task, kept sparse so that branches seldom meet."""
+"""N-LoRA (Yang et al. 2024): a new, sparse branch for each task, so that branches seldom meet."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ from perdure.models.examples import Batch
 class NLoRA(PeftMethod):
     """Train a fresh LoRA on top of the frozen earlier ones, with an l1 penalty on its change.
 
-    L = cross-entropy + sparsity · Σ over layers of ‖ΔW_t‖₁, with ΔW_t = alpha / rank · B_t A_t, and
-    ‖·‖₁ the sum of absolute entries. Sparse changes of different tasks seldom fall on the same
-    entry.
+    L = cross-entropy + sparsity · Σ over layers of ‖ΔW_t‖₁, where ΔW_t = alpha / rank · B_t A_t
+    and ‖·‖₁ is the sum of absolute entries. Sparse changes of different tasks seldom fall on
+    the same entry.
 
     Parameters
     ----------
@@ -30,10 +30,10 @@ class NLoRA(PeftMethod):
 
     References
     ----------
-    Yang et al., Is Parameter Collision Hindering Continual Learning in LLMs?, arXiv 2410.10179. The
-    paper's penalty is on B_t A_t; the published code multiplies the factors the other way round,
-    and so penalises A_t B_t, a matrix of rank × rank (and it needs layers with as many inputs as
-    outputs). Neither has alpha / rank.
+    Yang et al., Is Parameter Collision Hindering Continual Learning in LLMs?, arXiv
+    2410.10179. The paper's penalty is on B_t A_t; the published code multiplies the factors
+    the other way round, and so penalises A_t B_t, a matrix of rank × rank (and it needs
+    layers with as many inputs as outputs). Neither has alpha / rank.
     """
 
     usual_rule = "sum"
@@ -47,10 +47,19 @@ class NLoRA(PeftMethod):
         return earlier
 
     def loss(self, backbone: Backbone, batch: Batch) -> Tensor:
+        size = self._size(backbone)
+        loss = backbone.losses(batch).mean()
+        return loss + self.sparsity * size
+
+    def _size(self, backbone: Backbone) -> Tensor:
+        """Return Σ over layers of ‖ΔW_t‖₁, a scalar."""
+        factors = adapters.factors(backbone.model)
         sizes = []
-        # In bfloat16 a sum over a whole matrix would keep two or three digits.
+        # Autocast would multiply in bfloat16, and blur the small entries that are to vanish.
         with torch.autocast(backbone.device.type, enabled=False):
-            for A, B in adapters.factors(backbone.model).values():
-                sizes.append((B @ A).abs().sum())
-            size = torch.stack(sizes).sum() * self.alpha / self.rank
-        return backbone.losses(batch).mean() + self.sparsity * size
+            for A, B in factors.values():
+                product = B @ A
+                sizes.append(product.abs().sum())
+            size = torch.stack(sizes).sum()
+            # Of ΔW, not of B A: a λ means the same with another alpha.
+            return size * self.alpha / self.rank

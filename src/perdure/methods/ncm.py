@@ -16,22 +16,23 @@ from perdure.models.backbone import Backbone
 class NCM(FrozenMethod):
     """Answer with the class whose mean feature μ is nearest; nothing is trained.
 
-    Logits are xᵀμ / ‖μ‖ (`cosine`; the length of x does not change the order) or xᵀμ − ‖μ‖² / 2
-    (`euclidean`), divided by the temperature. A task's head does not depend on other tasks.
+    Logits are xᵀμ / ‖μ‖ (`cosine`; the length of x does not change the order) or
+    xᵀμ − ‖μ‖² / 2 (`euclidean`), divided by the temperature. A task's head does not depend on
+    other tasks.
 
     Parameters
     ----------
     metric
         The measure of nearness.
     temperature
-        The temperature of the probabilities, which the task posterior weighs; it changes no answer
-        while the task is given.
+        The temperature of the probabilities, which the task posterior weighs; it changes no
+        answer while the task is given.
 
     References
     ----------
-    Mensink et al., Distance-based image classification, TPAMI 2013; on pre-trained transformers:
-    Zhou et al. (SimpleCIL), arXiv 2303.07338; as the test of what training adds: Kim & Han
-    (Exploit), arXiv 2304.01663.
+    Mensink et al., Distance-based image classification, TPAMI 2013; on pre-trained
+    transformers: Zhou et al. (SimpleCIL), arXiv 2303.07338; as the test of what training
+    adds: Kim & Han (Exploit), arXiv 2304.01663.
     """
 
     metric: Literal["cosine", "euclidean"] = "cosine"

@@ -1,4 +1,4 @@
-"""O-LoRA (Wang et al. 2023): a new branch for each task, its inputs kept orthogonal to earlier ones."""
+"""O-LoRA (Wang et al. 2023): a new branch for each task, kept orthogonal to earlier ones."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,8 +22,8 @@ class OLoRA(PeftMethod):
     """Train a fresh LoRA on top of the frozen earlier ones, whose A it is to be orthogonal to.
 
     L = cross-entropy + orthogonality · Σ over layers and j < t of ‖A_j A_tᵀ‖₁
-    + decay · Σ (‖A_t‖ + ‖B_t‖), where ‖·‖₁ is the sum of absolute entries. Fresh modules are equal
-    for every task of a run, so the penalty begins at its greatest.
+    + decay · Σ over layers of (‖A_t‖ + ‖B_t‖), where ‖·‖₁ is the sum of absolute entries. Fresh
+    modules are equal for every task of a run, so the penalty begins at its greatest.
 
     Parameters
     ----------
@@ -57,26 +57,37 @@ class OLoRA(PeftMethod):
         """
         self.attach(backbone)
         self._stacks: list[tuple[list[str], Float[Tensor, "layers directions in"]]] = []
-        if not self._earlier:
+        if not self._earlier:  # the first task has nothing to be orthogonal to
             return
+        factors = adapters.factors(backbone.model)
         by_width: dict[int, list[str]] = {}
-        for name, (A, _) in adapters.factors(backbone.model).items():
-            by_width.setdefault(A.shape[1], []).append(name)
+        for name, (A, _) in factors.items():
+            width = A.shape[1]
+            by_width.setdefault(width, []).append(name)
         for names in by_width.values():
-            stack = torch.stack([self._directions(name) for name in names])
-            self._stacks.append((names, stack.to(backbone.device)))
+            directions = []
+            for name in names:
+                directions.append(self._directions(name))
+            stack = torch.stack(directions)
+            # Adapters are on the CPU; the stack is moved once, to where the loss is computed.
+            stack = stack.to(backbone.device)
+            self._stacks.append((names, stack))
 
     def loss(self, backbone: Backbone, batch: Batch) -> Tensor:
         loss = backbone.losses(batch).mean()
         if self._stacks and self.orthogonality:
-            # The penalty is to reach zero: in bfloat16 it would stop at the rounding of products.
+            # Autocast would multiply in bfloat16, and blur the small overlaps that are to vanish.
             with torch.autocast(backbone.device.type, enabled=False):
-                loss = loss + self.orthogonality * self.overlap(backbone)
+                overlap = self.overlap(backbone)
+                loss = loss + self.orthogonality * overlap
         if self.decay:
             norms = []
+            # Not squared, as in the official scripts.
             for A, B in adapters.factors(backbone.model).values():
-                norms += [A.norm(), B.norm()]
-            loss = loss + self.decay * torch.stack(norms).sum()
+                norms.append(A.norm())
+                norms.append(B.norm())
+            size = torch.stack(norms).sum()
+            loss = loss + self.decay * size
         return loss
 
     def overlap(self, backbone: Backbone) -> Tensor:
@@ -84,8 +95,13 @@ class OLoRA(PeftMethod):
         factors = adapters.factors(backbone.model)
         sums = []
         for names, earlier in self._stacks:
-            new = torch.stack([factors[name][0] for name in names])
-            sums.append((earlier @ new.mT).abs().sum())
+            new = []
+            for name in names:
+                A, _ = factors[name]
+                new.append(A)
+            # layers × directions of earlier tasks × directions of the new one
+            products = earlier @ torch.stack(new).mT
+            sums.append(products.abs().sum())
         return torch.stack(sums).sum()
 
     def _directions(self, layer: str) -> Float[Tensor, "directions in"]:

@@ -22,10 +22,10 @@ RIDGES = tuple(10.0**n for n in range(-8, 9))
 class RanPAC(FrozenMethod):
     """Answer by ridge regression on random features of the frozen backbone; nothing is trained.
 
-    Logits are V h with h = max(0, x P), P random, and V = Q (G + λ I)⁻¹. G = Σ h hᵀ and Q = Σ y hᵀ
-    (y one-hot over all classes) add up over examples and tasks, so for a given λ V is the
-    regression on all of them at once, in any order; no example is kept. After each task λ is chosen
-    from 10⁻⁸ … 10⁸, by the squared error on the new task's validation examples.
+    Logits are V h with h = max(0, x P), P random, and V = Q (G + λ I)⁻¹. G = Σ h hᵀ and
+    Q = Σ y hᵀ (y one-hot over all classes) add up over examples and tasks, so for a given λ V
+    is the regression on all of them at once, in any order; no example is kept. After each task
+    λ is chosen from 10⁻⁸ … 10⁸, by the squared error on the new task's validation examples.
 
     Parameters
     ----------
@@ -35,16 +35,17 @@ class RanPAC(FrozenMethod):
 
     References
     ----------
-    McDonnell et al., RanPAC: Random Projections and Pre-trained Models for Continual Learning,
-    arXiv 2307.02251. There λ is chosen on a fifth of the new task's training examples; and the
-    optional first stage, PEFT on the first task, is left out: the backbone is frozen from the
-    beginning.
+    McDonnell et al., RanPAC: Random Projections and Pre-trained Models for Continual
+    Learning, arXiv 2307.02251. There λ is chosen on a fifth of the new task's training
+    examples; and the optional first stage, PEFT on the first task, is left out: the backbone
+    is frozen from the beginning.
     """
 
     features: Annotated[int, Ge(1)] = 2000
 
     def begin(self, backbone: Backbone, task: Task) -> None:
-        # P must be the same for all tasks of a run, and another in a run with another seed.
+        # P is to be the same for all tasks of a run, and to differ between runs with other seeds.
+        # NumPy's generator takes seeds of 32 bits.
         self.state.setdefault("seed", torch.initial_seed() % 2**32)
 
     def end(self, backbone: Backbone, task: Task, optimizer: Optimizer) -> None:
@@ -59,13 +60,16 @@ class RanPAC(FrozenMethod):
         # With fewer examples than features some eigenvalues are zero, but for rounding.
         values = values.clamp_min(0)
         rotated = total.sums @ U
+        held_out = self._features(backbone, task, "validation", seed)
         ridge = self._best_ridge(
             rotated,
             values,
-            self._features(backbone, task, "validation", seed) @ U,
+            held_out @ U,
             self._one_hot(backbone, task, total),
         )
-        V = (rotated / (values + ridge)) @ U.T
+        scaled = rotated / (values + ridge)
+        V = scaled @ U.T
+        # Every head has the seed, from which the model makes P again.
         all_tasks.put_heads(
             backbone,
             weight=V,
@@ -85,8 +89,9 @@ class RanPAC(FrozenMethod):
         """
 
         def error(ridge: float) -> float:
-            logits = h @ (Q / (values + ridge)).T
-            return (logits - y).square().mean().item()
+            scaled = Q / (values + ridge)
+            difference = h @ scaled.T - y
+            return difference.square().mean().item()
 
         return min(RIDGES, key=error)
 
@@ -109,6 +114,7 @@ class RanPAC(FrozenMethod):
 
     def _features(self, backbone: Backbone, task: Task, split: Split, seed: int) -> Tensor:
         """Return h of each example, in double precision."""
-        x = pooled(backbone, backbone.encode(task.rows(split)))
+        examples = backbone.encode(task.rows(split))
+        x = pooled(backbone, examples)
         P = heads.projection(seed, backbone.width, self.features)
         return torch.relu(x @ P).double()

@@ -1,4 +1,4 @@
-"""Experience replay around any method: some old examples are kept, and trained on with new ones."""
+"""Experience replay around any method: some old examples are kept, and mixed with new ones."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,9 +23,10 @@ from perdure.models.examples import Examples
 class Replay(Wrapper):
     """Learn by another method, on a mix of the new task's examples and kept ones of old tasks.
 
-    Old examples count like new ones, each under its own task's head, which is trained further.
-    After each task some of its examples go into the store, which lies in the method's state, and so
-    on disk in the task's folder. `store_bytes` is its size, and is in events.jsonl.
+    Old examples count like new ones, each under its own task's head, which is trained
+    further. After each task some of its examples go into the store, which lies in the
+    method's state, and so on disk in the task's folder. `store_bytes` is its size, and is in
+    events.jsonl.
 
     Parameters
     ----------
@@ -35,15 +36,15 @@ class Replay(Wrapper):
         The number of examples that are kept of each class.
     strategy
         How they are chosen: `balanced`, drawn at random from each class; `herding`, those whose
-        mean feature comes nearest to the class's; or `reservoir`, a uniform sample of all examples
-        seen, of `per_class` times the number of classes (as far as possible: where the number of
-        classes grows faster than that of examples, old ones are missing).
+        mean feature comes nearest to the class's; or `reservoir`, a uniform sample of all
+        examples seen, of `per_class` times the number of classes (as far as possible: where the
+        number of classes grows faster than that of examples, old ones are missing).
 
     References
     ----------
-    Ratcliff, Connectionist models of recognition memory, 1990; Chaudhry et al., On Tiny Episodic
-    Memories in Continual Learning, arXiv 1902.10486; herding: Rebuffi et al., iCaRL, arXiv
-    1611.07725.
+    Ratcliff, Connectionist models of recognition memory, 1990; Chaudhry et al., On Tiny
+    Episodic Memories in Continual Learning, arXiv 1902.10486; herding: Rebuffi et al., iCaRL,
+    arXiv 1611.07725.
     """
 
     per_class: Annotated[int, Ge(1)] = 20
@@ -86,13 +87,21 @@ class Replay(Wrapper):
         # again.
         old = [name for name in backbone.heads if name != task.name]
         kept = Exemplars.of(self.remembered).of_tasks(old)
+        # The loop has set torch's seed for this task's end: a resumed run draws the same examples.
         random = np.random.default_rng(torch.initial_seed())
         if self.strategy == "balanced":
-            chosen = exemplars.balanced(rows.labels, self.per_class, random)
+            chosen = exemplars.balanced(
+                rows.labels,
+                self.per_class,
+                random,
+            )
             kept.add(task, chosen)
         elif self.strategy == "herding":
-            features = pooled(backbone, rows)
-            chosen = exemplars.herded(features, rows.labels, self.per_class)
+            chosen = exemplars.herded(
+                pooled(backbone, rows),
+                rows.labels,
+                self.per_class,
+            )
             kept.add(task, chosen)
         else:
             self._sample(kept, backbone, task, rows, random)
@@ -106,16 +115,18 @@ class Replay(Wrapper):
         rows: Examples,
         random: np.random.Generator,
     ) -> None:
-        """Keep a uniform sample of all examples seen, in which old tasks make room for the new."""
+        """Keep a uniform sample of all examples seen; old tasks make room for the new one."""
         classes = 0
         for name in {*kept.labels, task.name}:
-            classes += len(backbone.own(name).get_parameter("weight"))
+            weight = backbone.own(name).get_parameter("weight")
+            classes += len(weight)  # a row for each class
         counts = exemplars.shares(
             self.per_class * classes,
             kept.seen | {task.name: len(rows)},
             kept.counts | {task.name: len(rows)},
             random,
         )
+        # What remains in `counts` are the old tasks, which `thin` cuts down.
         count = counts.pop(task.name)
         chosen = random.permutation(len(rows))[:count]
         kept.add(task, sorted(chosen.tolist()))

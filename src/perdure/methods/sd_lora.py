@@ -1,4 +1,4 @@
-"""SD-LoRA (Wu et al. 2025): earlier branches keep their directions, their magnitudes are relearned."""
+"""SD-LoRA (Wu et al. 2025): branches keep their directions, and magnitudes are learned anew."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,19 +17,19 @@ from perdure.models.backbone import Backbone
 class SDLoRA(PeftMethod):
     """Train a fresh LoRA beside the earlier ones, of which only the magnitudes are trained on.
 
-    ΔW = alpha / rank · (Σ_{j<t} m_j D_j + B_t A_t), where D_j = B_j A_j / ‖B_j A_j‖ is frozen, and
-    m_j, one number for each layer and earlier task, is trained from its last value. The module of
-    task t holds the whole sum: its rank is t times the usual one, and the rule `last` takes it as
-    it is.
+    ΔW = alpha / rank · (Σ_{j<t} m_j D_j + B_t A_t), where D_j = B_j A_j / ‖B_j A_j‖ is
+    frozen, and m_j, one number for each layer and earlier task, is trained from its last
+    value. The module of task t holds the whole sum: its rank is t times the usual one, and
+    the rule `last` takes it as it is.
 
     References
     ----------
-    Wu et al., SD-LoRA: Scalable Decoupled Low-Rank Adaptation for Class Incremental Learning, arXiv
-    2501.13198. There magnitudes begin at a constant; here at their last values, so that a task
-    begins with the model that the last one left, and the new branch, whose factors carry its
-    magnitude, has no other. The paper's formula is used; the authors' code divides by ‖B_j‖ ‖A_j‖,
-    which is at least ‖B_j A_j‖ (1.3 to 1.5 times as much in a comparison), and has one magnitude
-    for each earlier task, which all layers share.
+    Wu et al., SD-LoRA: Scalable Decoupled Low-Rank Adaptation for Class Incremental Learning,
+    arXiv 2501.13198. There magnitudes begin at a constant; here at their last values, so that
+    a task begins with the model that the last one left, and the new branch, whose factors
+    carry its magnitude, has no other. The paper's formula is used; the authors' code divides
+    by ‖B_j‖ ‖A_j‖, which is at least ‖B_j A_j‖ (1.3 to 1.5 times as much in a comparison),
+    and has one magnitude for each earlier task, which all layers share.
     """
 
     usual_rule = "last"
@@ -38,11 +38,15 @@ class SDLoRA(PeftMethod):
 
     def begin(self, backbone: Backbone, task: Task) -> None:
         """Attach a module with `rank` more rows, the first of which hold the earlier branches."""
+        # The last task's module is the only memory: attaching a fresh one takes it out.
         earlier = []
         for A, B in adapters.factors(backbone.model).values():
             earlier.append((A.data, B.data))
-        earlier_rows = len(earlier[0][0]) if earlier else 0
-        self.attach(backbone, times=earlier_rows // self.rank + 1)
+        tasks = 0
+        if earlier:
+            A, _ = earlier[0]
+            tasks = len(A) // self.rank
+        self.attach(backbone, times=tasks + 1)
 
         linears = adapters.linears(backbone.model)
         self._branches: list[_Branches] = []
@@ -67,7 +71,9 @@ class SDLoRA(PeftMethod):
 
     def trained(self, backbone: Backbone) -> int:
         """Return the number of trained numbers: all but the earlier directions."""
-        numbers = sum(parameter.numel() for parameter in self.parameters(backbone))
+        numbers = 0
+        for parameter in self.parameters(backbone):
+            numbers += parameter.numel()
         for branches in self._branches:
             inputs = branches.A.shape[1]
             outputs = branches.B.shape[0]
@@ -75,7 +81,7 @@ class SDLoRA(PeftMethod):
         return numbers
 
     def update(self, backbone: Backbone, step: Callable[[], None]) -> None:
-        """Make a step that changes the new branch and the magnitudes, but no earlier direction."""
+        """Make a step that leaves the earlier directions as they are."""
         for branches in self._branches:
             branches.keep_still()
         step()
@@ -91,7 +97,8 @@ class SDLoRA(PeftMethod):
 class _Branches:
     """The branches in one layer's module.
 
-    The earlier ones are the first `earlier_rows` rows of A and columns of B, `rank` for each task.
+    The earlier ones are the first `earlier_rows` rows of A and columns of B, `rank` for each
+    task.
     """
 
     def __init__(self, inner: nn.Linear, outer: nn.Linear, rank: int):
@@ -109,18 +116,22 @@ class _Branches:
         self.put_back()
         norms = []
         for start in range(0, len(A), self.rank):
-            rows = slice(start, start + self.rank)
-            norms.append((B[:, rows] @ A[rows]).norm())
-        self.norms = torch.stack(norms).clamp_min(1e-12)  # an untrained branch is zero
+            branch = slice(start, start + self.rank)
+            product = B[:, branch] @ A[branch]
+            norms.append(product.norm())
+        # An untrained branch is zero, and has no direction.
+        self.norms = torch.stack(norms).clamp_min(1e-12)
         # m_j = ‖B_j A_j‖: the model is at first what the last task left.
         self.magnitudes = nn.Parameter(self.norms.clone())
+        # Between A and B the scales act on `rank` numbers of a token, and leave the factors alone.
         self.hook = self.outer.register_forward_pre_hook(
             lambda module, inputs: (inputs[0] * self._scales(),)
         )
 
     def _scales(self) -> Tensor:
         """Return the factor on each row of A x: m_j / ‖B_j A_j‖, and 1 for the new branch."""
-        earlier = (self.magnitudes / self.norms).repeat_interleave(self.rank)
+        scales = self.magnitudes / self.norms
+        earlier = scales.repeat_interleave(self.rank)
         new = self.A.new_ones(len(self.A) - self.earlier_rows)
         return torch.cat([earlier, new])
 
@@ -131,10 +142,12 @@ class _Branches:
         """
         if not self.earlier_rows:
             return
-        if self.A.grad is None or self.B.grad is None:  # no pass has used this layer
+        # No pass has used this layer: it may be one that does not reach the answer.
+        if self.A.grad is None or self.B.grad is None:
             return
-        self.A.grad[: self.earlier_rows] = 0
-        self.B.grad[:, : self.earlier_rows] = 0
+        rows = self.earlier_rows
+        self.A.grad[:rows] = 0
+        self.B.grad[:, :rows] = 0
 
     @torch.no_grad()
     def put_back(self) -> None:
@@ -142,8 +155,9 @@ class _Branches:
         if not self.earlier_rows:
             return
         A, B = self.earlier
-        self.A[: self.earlier_rows] = A
-        self.B[:, : self.earlier_rows] = B
+        rows = self.earlier_rows
+        self.A[:rows] = A
+        self.B[:, :rows] = B
 
     @torch.no_grad()
     def settle(self) -> None:

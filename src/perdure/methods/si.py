@@ -1,4 +1,4 @@
-"""Synaptic intelligence (Zenke, Poole & Ganguli 2017): contributions, counted along the way."""
+"""Synaptic intelligence (Zenke et al. 2017): hold what lowered the losses of earlier tasks."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from typing import Annotated
 
 import torch
 from annotated_types import Ge, Gt
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from perdure.data.task import Task
@@ -22,8 +22,8 @@ class SI(PeftMethod):
     """Train one PEFT module on task after task, with a penalty on what lowered earlier losses.
 
     L = cross-entropy + strength · Σ_i Ω_i (θ_i − θ*_i)². While a task is trained,
-    w_i += −g_i Δθ_i at each step, with g the gradient of the task's own loss (without the penalty,
-    before clipping) and Δθ the actual step. After the task,
+    w_i += −g_i Δθ_i at each step, with g the gradient of the task's own loss (without the
+    penalty, before clipping) and Δθ the actual step. After the task,
     Ω_i += max(w_i, 0) / ((θ_i − θ_i of its start)² + damping).
 
     Parameters
@@ -35,10 +35,11 @@ class SI(PeftMethod):
 
     References
     ----------
-    Zenke, Poole & Ganguli, Continual Learning Through Synaptic Intelligence, arXiv 1703.04200. With
-    AdamW steps are not along the gradient, and the path integral is that of the actual path;
-    negative contributions count as zero, so that no parameter is pushed away. With `training.best`
-    the path is that of all epochs, not only of those that are kept.
+    Zenke, Poole & Ganguli, Continual Learning Through Synaptic Intelligence, arXiv
+    1703.04200. With AdamW steps are not along the gradient, and the path integral is that of
+    the actual path; negative contributions count as zero, so that no parameter is pushed
+    away. With `training.best` the path is that of all epochs, not only of those that are
+    kept.
     """
 
     usual_rule = "last"
@@ -57,34 +58,54 @@ class SI(PeftMethod):
     def loss(self, backbone: Backbone, batch: Batch) -> Tensor:
         loss = backbone.losses(batch).mean()
         # The first task has a path in the state, but no importance yet.
-        if not any(name.startswith("importance/") for name in self.state):
+        has_penalty = any(name.startswith("importance/") for name in self.state)
+        if not has_penalty:
             return loss
-        parameters = adapters.trainable(backbone.model)
-        return loss + self.strength * penalty(parameters, self.state)
+        distance = penalty(
+            adapters.trainable(backbone.model),
+            self.state,
+        )
+        return loss + self.strength * distance
 
     def update(self, backbone: Backbone, step: Callable[[], None]) -> None:
         """Make a step, and note how much it contributes to lowering the task's loss."""
         parameters = adapters.trainable(backbone.model)
-        before = {name: value.detach().clone() for name, value in parameters.items()}
-        # The step clips the gradients in place, so g is taken before it.
-        of_penalty = gradient(parameters, self.state)
-        of_task = {}
-        for name, value in parameters.items():
-            if value.grad is not None:
-                of_task[name] = value.grad - self.strength * of_penalty.get(name, 0.0)
+        # The step clips the gradients in place, so the task's own are computed before it.
+        gradients = self._of_task(parameters)
+        before = {}
+        for name in gradients:
+            before[name] = parameters[name].detach().clone()
         step()
-        for name, g in of_task.items():
-            path = self.state[f"path/{name}"].to(g)
-            moved = parameters[name].detach() - before[name]
-            self.state[f"path/{name}"] = path - g * moved
+        for name, g in gradients.items():
+            after = parameters[name].detach()
+            moved = after - before[name]
+            # A resumed run's path is on the CPU at first.
+            key = f"path/{name}"
+            path = self.state[key].to(g)
+            self.state[key] = path - g * moved
+
+    def _of_task(self, parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+        """Return the gradients of the task's own loss, without the penalty's."""
+        of_penalty = gradient(parameters, self.state)
+        gradients = {}
+        for name, value in parameters.items():
+            if value.grad is None:  # the batch has not used this layer
+                continue
+            added = self.strength * of_penalty.get(name, 0.0)
+            gradients[name] = value.grad - added
+        return gradients
 
     def end(self, backbone: Backbone, task: Task, optimizer: Optimizer) -> None:
         """Turn the task's path into importance, and add it to the penalty."""
         parameters = adapters.trainable(backbone.model)
         importance = {}
         for name, value in parameters.items():
+            # The next task begins a path of its own.
             start = self.state.pop(f"start/{name}").to(value)
             path = self.state.pop(f"path/{name}").to(value)
             moved = value.detach() - start
-            importance[name] = path.clamp_min(0) / (moved.square() + self.damping)
+            distance = moved.square() + self.damping
+            # A negative Ω would push the parameter away from its anchor, without limit.
+            contribution = path.clamp_min(0)
+            importance[name] = contribution / distance
         hold(self.state, parameters, importance)

@@ -1,8 +1,9 @@
-"""A quadratic penalty that holds parameters where earlier tasks need them, for EWC, SI and MAS.
+"""The quadratic penalty of EWC, SI and MAS, which holds parameters that earlier tasks need.
 
     Σ_i Ω_i (θ_i − θ*_i)²
 
-A method's state holds Ω and θ* as `importance/NAME` and `anchor/NAME`, by the parameters' names.
+A method's state holds Ω and θ* as `importance/NAME` and `anchor/NAME`, by the parameters'
+names.
 """
 
 from collections.abc import Mapping
@@ -14,12 +15,16 @@ from perdure.learning.snapshot import State
 
 Parameters = Mapping[str, Tensor]
 
+# omega: Ω of a parameter, difference: θ − θ*
+
 
 def penalty(parameters: Parameters, state: State) -> Tensor:
     """Return Σ Ω (θ − θ*)², a scalar."""
     terms = []
-    for omega, difference in _pairs(parameters, state).values():
-        terms.append((omega * difference.square()).sum())
+    pairs = _pairs(parameters, state)
+    for omega, difference in pairs.values():
+        term = omega * difference.square()
+        terms.append(term.sum())
     return torch.stack(terms).sum()
 
 
@@ -27,7 +32,8 @@ def gradient(parameters: Parameters, state: State) -> dict[str, Tensor]:
     """Return the penalty's gradient 2 Ω (θ − θ*), for the parameters that have an anchor."""
     values = {name: value.detach() for name, value in parameters.items()}
     gradients = {}
-    for name, (omega, difference) in _pairs(values, state).items():
+    pairs = _pairs(values, state)
+    for name, (omega, difference) in pairs.items():
         gradients[name] = 2 * omega * difference
     return gradients
 
@@ -42,31 +48,43 @@ def hold(
 ) -> None:
     """Add a task to the penalty: Ω ← decay · Ω + new, and θ* ← θ.
 
-    With `weighted`, θ* becomes the mean of all θ* so far, weighted by their Ω. The gradient of this
-    one penalty is then that of the sum of all tasks' penalties.
+    With `weighted`, θ* becomes the mean of all θ* so far, weighted by their Ω. The gradient
+    of this one penalty is then that of the sum of all tasks' penalties.
     """
     for name, value in parameters.items():
+        importance, anchor = _keys(name)
+        # θ is copied: training goes on in the parameter itself.
         now = value.detach().clone()
-        old = state.get(f"importance/{name}", torch.zeros_like(now)).to(now)
-        anchor = state.get(f"anchor/{name}", now).to(now)
+        before = state.get(importance, torch.zeros_like(now))
         added = new[name].to(now)
-        omega = decay * old + added
-        # Where Ω is zero the quotient is 0 / 0, and the anchor does not matter.
-        share = torch.where(omega > 0, added / omega, 1.0) if weighted else 1.0
-        state[f"importance/{name}"] = omega
-        state[f"anchor/{name}"] = torch.lerp(anchor, now, share)
+        omega = decay * before.to(now) + added
+        # The anchor goes all the way to θ, or, weighted, by the share of the new Ω in the sum.
+        share = 1.0
+        if weighted:
+            # Where Ω is zero the quotient is 0 / 0, and the anchor does not matter.
+            quotient = added / omega
+            share = torch.where(omega > 0, quotient, 1.0)
+        old = state.get(anchor, now).to(now)
+        state[importance] = omega
+        state[anchor] = torch.lerp(old, now, share)
 
 
 def _pairs(parameters: Parameters, state: State) -> dict[str, tuple[Tensor, Tensor]]:
     """Return Ω and θ − θ* of each parameter that has an anchor."""
     pairs = {}
     for name, value in parameters.items():
-        importance, anchor = f"importance/{name}", f"anchor/{name}"
+        importance, anchor = _keys(name)
         if importance not in state:
             continue
         # A state that was read from disk is on the CPU. It is moved once and stored again, so
         # that the penalty copies nothing at each step.
-        state[importance] = state[importance].to(value)
-        state[anchor] = state[anchor].to(value)
-        pairs[name] = (state[importance], value - state[anchor])
+        for key in (importance, anchor):
+            state[key] = state[key].to(value)
+        difference = value - state[anchor]
+        pairs[name] = (state[importance], difference)
     return pairs
+
+
+def _keys(name: str) -> tuple[str, str]:
+    """Return the names of a parameter's Ω and θ* in a state."""
+    return f"importance/{name}", f"anchor/{name}"

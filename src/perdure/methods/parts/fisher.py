@@ -12,7 +12,7 @@ from perdure.models.examples import Examples
 from perdure.models.logits import Logits
 
 Labels = Literal["true", "sampled", "empirical"]
-"""The labels whose gradients are squared: all, weighted by p(y | x); a sample; or the right one."""
+"""The labels of the gradients: all, weighted by p(y | x); a sample of it; or the right one."""
 
 
 def fisher(backbone: Backbone, examples: Examples, labels: Labels) -> dict[str, Tensor]:
@@ -27,17 +27,25 @@ def fisher(backbone: Backbone, examples: Examples, labels: Labels) -> dict[str, 
 
     References
     ----------
-    Kirkpatrick et al., Overcoming catastrophic forgetting in neural networks, arXiv 1612.00796; the
-    kinds of Fisher: Kunstner et al., arXiv 1905.12558.
+    Kirkpatrick et al., Overcoming catastrophic forgetting in neural networks, arXiv
+    1612.00796; the kinds of Fisher: Kunstner et al., arXiv 1905.12558.
     """
 
     def terms(answers: Logits) -> Iterator[Tensor]:
         if labels == "true":
-            for log_p in answers.values.log_softmax(1).unbind(1):
+            log_probabilities = answers.values.log_softmax(1)
+            for log_p in log_probabilities.unbind(1):
                 # The gradient is squared later: √p · ∂ log p, squared, is p · (∂ log p)².
-                yield log_p.detach().exp().sqrt() * log_p
+                p = log_p.detach().exp()
+                yield p.sqrt() * log_p
             return
-        chosen = answers if labels == "empirical" else answers.sampled()
-        yield -chosen.losses()
+        if labels == "sampled":
+            answers = answers.sampled()
+        yield -answers.losses()
 
-    return mean_over_examples(backbone, examples, terms, torch.square)
+    return mean_over_examples(
+        backbone,
+        examples,
+        terms,
+        torch.square,
+    )

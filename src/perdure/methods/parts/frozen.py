@@ -1,4 +1,4 @@
-"""The shared half of classifiers on a frozen backbone: heads computed from sums of features."""
+"""Classifiers on a frozen backbone, whose heads are computed from sums of features."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from perdure.vectors.statistics import Statistics
 
 @dataclass(kw_only=True)
 class FrozenMethod(Method):
-    """A method that trains nothing, and after each task computes the heads from the features."""
+    """A method that trains nothing: after each task it computes the heads from the features."""
 
     usual_rule: ClassVar[str] = "last"
     needs: ClassVar[frozenset[Need]] = frozenset({"heads", "classes"})
@@ -55,8 +55,8 @@ def check_present(statistics: Statistics, task: Task) -> None:
 class Accumulated:
     """The statistics of all tasks so far, as a method's state keeps them.
 
-    The state holds `counts`, `sums` and `products`, and in `sizes` the number of classes of each
-    task. A task that was forgotten and learned again is there twice.
+    The state holds `counts`, `sums` and `products`, and in `sizes` the number of classes of
+    each task. A task that was forgotten and learned again is there twice.
     """
 
     def __init__(self, state: State):
@@ -67,7 +67,11 @@ class Accumulated:
             for name, size in state.get("sizes", []):
                 self.sizes.append((str(name), int(size)))
             if self.sizes:
-                self.total = Statistics(state["counts"], state["sums"], state["products"])
+                self.total = Statistics(
+                    state["counts"],
+                    state["sums"],
+                    state["products"],
+                )
                 self._check_shapes(self.total)
         except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise RunError(f"The sums that the run keeps are damaged ({error}).") from error
@@ -78,7 +82,11 @@ class Accumulated:
         classes = sum(sizes)
         width = total.sums.shape[1]
         shapes = [tuple(value.shape) for value in total.tensors().values()]
-        expected = [(classes,), (classes, width), (width, width)]
+        expected = [
+            (classes,),
+            (classes, width),
+            (width, width),
+        ]
         if shapes != expected or min(sizes) < 1:
             raise ValueError(f"{shapes} of {self.sizes}")
 
@@ -134,7 +142,11 @@ class Accumulated:
         # A task that was learned again has several blocks of rows: the last one replaces the rest.
         newest: dict[str, dict[str, Tensor]] = {}
         for (name, _), W, b in zip(self.sizes, weights, biases, strict=True):
-            newest[name] = {"weight": W, "bias": b, **(more or {})}
+            newest[name] = {
+                "weight": W,
+                "bias": b,
+                **(more or {}),
+            }
         for name, head in newest.items():
             # The sums still hold tasks that were forgotten, but they get no head again.
             if name in backbone.heads:

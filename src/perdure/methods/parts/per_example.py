@@ -1,10 +1,11 @@
 """Gradients of each example by itself, computed a batch at a time.
 
-The square of a batch's gradient is not the sum of the squares of its examples' gradients, so each
-example is needed alone. In a linear layer y = W x an example's gradient is the sum over its tokens
-of dL/dy xᵀ: one pass over a batch, in which x and dL/dy are caught, gives all of them. A module
-with other layers than linear ones is read one example at a time. (`torch.func.vmap` of a gradient
-does the same for any layer, but is slower with peft's modules.)
+The square of a batch's gradient is not the sum of the squares of its examples' gradients,
+so each example is needed alone. In a linear layer y = W x an example's gradient is the
+sum over its tokens of dL/dy xᵀ: one pass over a batch, in which x and dL/dy are caught,
+gives all of them. A module with other layers than linear ones is read one example at a
+time. (`torch.func.vmap` of a gradient does the same for any layer, but is slower with
+peft's modules.)
 """
 
 import contextlib
@@ -21,11 +22,11 @@ from perdure.models.examples import Batch, Examples
 from perdure.models.logits import Logits
 
 Terms = Callable[[Logits], Iterable[Float[Tensor, " batch"]]]
-"""From answers to the terms that are differentiated in turn: each has one value per example."""
+"""From answers to the terms that are differentiated in turn, each one value per example."""
 Function = Callable[[Tensor], Tensor]
 
 BATCH_SIZE = 64
-"""Examples in a pass; the gradients of all of them are in memory together, a layer at a time."""
+"""Examples in a pass. Their gradients are in memory together, one layer at a time."""
 
 
 def mean_over_examples(
@@ -49,15 +50,23 @@ def mean_over_examples(
         parameter.requires_grad_()
     total = {name: torch.zeros_like(value) for name, value in parameters.items()}
 
+    # The layers that are used do not depend on the example: one pass tells.
     by_batch = _all_linear(parameters, layers)
     if by_batch:
         first = examples.batch([0], backbone.device)
-        by_batch = _used_once(backbone, list(layers.values()), first)
+        by_batch = _used_once(
+            backbone,
+            list(layers.values()),
+            first,
+        )
     if by_batch:
         _add_by_batch(backbone, examples, terms, function, total)
     else:
         _add_one_by_one(backbone, examples, terms, function, total)
-    return {name: (value / len(examples)).cpu() for name, value in total.items()}
+    means = {}
+    for name, value in total.items():
+        means[name] = (value / len(examples)).cpu()
+    return means
 
 
 def _add_by_batch(
@@ -69,12 +78,23 @@ def _add_by_batch(
 ) -> None:
     layers = adapters.linears(backbone.model)
     weights = [layer.weight for layer in layers.values()]
-    for _, batch in examples.batches(size=BATCH_SIZE, device=backbone.device):
+    batches = examples.batches(
+        size=BATCH_SIZE,
+        device=backbone.device,
+    )
+    for _, batch in batches:
         with caught(layers, total, function, len(batch)):
-            for term in terms(backbone.read(backbone(batch), batch)):
+            hidden = backbone(batch)
+            answers = backbone.read(hidden, batch)
+            for term in terms(answers):
                 # The gradient of the sum is thrown away: on its way to the weights it passes the
                 # layers' outputs, where it is still that of each example.
-                torch.autograd.grad(term.sum(), weights, retain_graph=True, allow_unused=True)
+                torch.autograd.grad(
+                    term.sum(),
+                    weights,
+                    retain_graph=True,
+                    allow_unused=True,
+                )
 
 
 def _add_one_by_one(
@@ -86,12 +106,18 @@ def _add_one_by_one(
 ) -> None:
     parameters = list(adapters.trainable(backbone.model).values())
     for _, batch in examples.batches(size=1, device=backbone.device):
-        for term in terms(backbone.read(backbone(batch), batch)):
+        hidden = backbone(batch)
+        answers = backbone.read(hidden, batch)
+        for term in terms(answers):
             gradients = torch.autograd.grad(
-                term.sum(), parameters, retain_graph=True, allow_unused=True
+                term.sum(),
+                parameters,
+                retain_graph=True,
+                allow_unused=True,
             )
             for value, gradient in zip(total.values(), gradients, strict=True):
-                value += 0.0 if gradient is None else function(gradient)
+                if gradient is not None:
+                    value += function(gradient)
 
 
 def _all_linear(parameters: Mapping[str, Tensor], layers: Mapping[str, nn.Linear]) -> bool:
@@ -106,8 +132,8 @@ def _all_linear(parameters: Mapping[str, Tensor], layers: Mapping[str, nn.Linear
 def _used_once(backbone: Backbone, layers: list[nn.Linear], batch: Batch) -> bool:
     """Say whether a pass uses no layer twice.
 
-    Models that share layers do. f is a function of the sum of the gradients of all uses, and the
-    hooks see each use alone.
+    Models that share layers do. f is a function of the sum of the gradients of all uses, and
+    the hooks see each use alone.
     """
     uses: list[nn.Module] = []
     hooks = [
@@ -126,8 +152,8 @@ def caught(
 ) -> Iterator[None]:
     """Add f of each example's gradients to `total` while the block runs.
 
-    The differentiated value must be a sum over the examples of a batch, and each layer must be used
-    once in a pass.
+    The differentiated value must be a sum over the examples of a batch, and each layer must
+    be used once in a pass.
 
     Parameters
     ----------
@@ -138,24 +164,30 @@ def caught(
     """
 
     def catch(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        # A forward hook sees x, and a hook on the output sees dL/dy in the backward pass.
         x = inputs[0].detach()
         # A vision transformer may cut an image into windows, one after the other in the first
         # dimension: they are joined again, so that the first dimension counts examples.
         x = x.reshape(examples, -1, x.shape[-1])
 
         def add(gradient: Tensor) -> None:
-            d = gradient.reshape(*x.shape[:2], -1)
+            tokens = x.shape[1]
+            d = gradient.reshape(examples, tokens, -1)
             # b: example, t: token, o: output, i: input
             of_weight = torch.einsum("bto,bti->boi", d, x)
-            total[f"{name}.weight"] += function(of_weight).sum(0)
+            weight = f"{name}.weight"
+            total[weight] += function(of_weight).sum(0)
             if layer.bias is not None:
-                total[f"{name}.bias"] += function(d.sum(1)).sum(0)
+                of_bias = d.sum(1)
+                bias = f"{name}.bias"
+                total[bias] += function(of_bias).sum(0)
 
         output.register_hook(add)
 
     hooks = []
     for name, layer in layers.items():
-        hooks.append(layer.register_forward_hook(functools.partial(catch, name)))
+        hook = functools.partial(catch, name)
+        hooks.append(layer.register_forward_hook(hook))
     try:
         yield
     finally:

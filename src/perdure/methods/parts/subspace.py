@@ -1,8 +1,8 @@
 """The subspace of the inputs of layers that earlier tasks have taken.
 
-Gradient projection memory (Saha et al. 2021, arXiv 2103.09762) in its dual form (Liang & Li, CVPR
-2023): a basis of the subspace or of its complement, whichever is smaller. All algebra is in double
-precision.
+Gradient projection memory (Saha et al. 2021, arXiv 2103.09762) in its dual form (Liang &
+Li, CVPR 2023): a basis of the subspace or of its complement, whichever is smaller. All
+algebra is in double precision.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from perdure.vectors.eigen import Wanted, leading
 
 Energy = Literal["covariance", "features"]
 NOISE = 2e-6
-"""The share of the sum of a covariance's eigenvalues below which an eigenvalue may be noise.
+"""An eigenvalue below this share of the sum of a covariance's eigenvalues may be noise.
 
-Covariances add up products in single precision. On constant inputs that was seen to leave up to
-7e-7 of the sum in directions that the inputs do not have.
+Covariances add up products in single precision. On constant inputs that was seen to leave
+up to 7e-7 of the sum in directions that the inputs do not have.
 """
 
 
@@ -79,10 +79,12 @@ class Subspace:
         """
         outside = self._outside(C, energy)
         floor = _noise(C, energy)
+        # At most the dimensions that M leaves free, whatever rounding makes of the others.
         room = min(count, self.free)
 
         def number(energies: Tensor) -> int:
-            return min(room, int((energies > floor).sum()))
+            above = int((energies > floor).sum())
+            return min(room, above)
 
         return self._leading(outside, energy, number)
 
@@ -90,9 +92,13 @@ class Subspace:
         self, count: int, random: torch.Generator
     ) -> Float[Tensor, "d directions"]:
         """Return at most `count` random orthonormal directions outside M."""
-        d = len(self.basis)
-        room = min(count, self.free)
-        return self._clean(torch.randn(d, room, dtype=torch.double, generator=random))
+        vectors = torch.randn(
+            len(self.basis),
+            min(count, self.free),
+            dtype=torch.double,
+            generator=random,
+        )
+        return self._clean(vectors)
 
     def grown(
         self,
@@ -117,38 +123,58 @@ class Subspace:
         missing = _energy(outside, energy)
 
         def number(energies: Tensor) -> int:
+            sums = energies.cumsum(0)
             if balance is not None:
                 shares = balance * energies / total
                 count = (shares > 1 / len(C)).sum()
             elif self.dimension == 0:
-                count = (energies.cumsum(0) < epsilon * total).sum().clamp_min(1)
+                below = sums < epsilon * total
+                count = below.sum().clamp_min(1)
             else:
-                # Energies may be only the first ones, so M's shortfall is counted down from all.
-                before = torch.cat([energies.new_zeros(1), energies.cumsum(0)])
-                count = (missing - before > (1 - epsilon) * total).sum()
-            return min(int(count), int((energies > floor).sum()))
+                # The energies may be only the largest ones, so they are subtracted from the energy
+                # that M misses. Each number of directions (0, 1, …) that misses too much asks for
+                # one more.
+                added = torch.cat([energies.new_zeros(1), sums])
+                still_missing = missing - added
+                count = (still_missing > (1 - epsilon) * total).sum()
+            above = int((energies > floor).sum())
+            return min(int(count), above)
 
-        # A threshold counts each of several equal eigenvalues, and only the whole decomposition is
-        # sure to find them all.
-        whole = balance is not None
-        return self._with(self._leading(outside, energy, number, whole=whole))
+        new = self._leading(
+            outside,
+            energy,
+            number,
+            # A threshold counts each of several equal eigenvalues, and only the whole
+            # decomposition is sure to find them all.
+            whole=balance is not None,
+        )
+        return self._with(new)
 
     def _outside(self, C: Tensor, energy: Energy) -> Tensor:
         """Return (I - M Mᵀ) C, or for features (I - M Mᵀ) C (I - M Mᵀ).
 
         If the complement is stored, the rows (for features, columns too) are in its coordinates.
         """
-        half = self.basis.T @ C if self.complement else self.outside(C)
-        if energy == "covariance":
-            return half
-        return half @ self.basis if self.complement else self.outside(half.T)
+        if self.complement:
+            rows = self.basis.T @ C
+            return rows if energy == "covariance" else rows @ self.basis
+        rows = self.outside(C)
+        # C is symmetric, so the transposed half is projected like C itself.
+        return rows if energy == "covariance" else self.outside(rows.T)
 
     def _leading(
         self, outside: Tensor, energy: Energy, number: Wanted, *, whole: bool = False
     ) -> Tensor:
         """Return the leading directions of a matrix from `_outside`."""
-        vectors = leading(outside, number, square=energy == "covariance", whole=whole)
-        return self._clean(self.basis @ vectors if self.complement else vectors)
+        vectors = leading(
+            outside,
+            number,
+            square=energy == "covariance",
+            whole=whole,
+        )
+        if self.complement:  # back from the complement's coordinates
+            vectors = self.basis @ vectors
+        return self._clean(vectors)
 
     def _clean(self, vectors: Tensor) -> Tensor:
         """Make vectors orthonormal and orthogonal to M, to the last digit."""
@@ -159,19 +185,18 @@ class Subspace:
 
     def _with(self, new: Tensor) -> Subspace:
         """Return M with new directions, which are orthonormal and outside it."""
-        d = len(self.basis)
-        added = new.shape[1]
-        taken = self.dimension + added
         if self.complement:
             # In the old complement's own coordinates, the new complement is what is orthogonal to
-            # the new directions.
-            coordinates = self.basis.T @ new
-            rest = torch.linalg.qr(coordinates, mode="complete")[0][:, added:]
-            return Subspace((self.basis @ rest).contiguous(), complement=True)
+            # the new directions. There are no more vectors than before, so it is stored again.
+            rest = _complement(self.basis.T @ new)
+            basis = self.basis @ rest
+            return Subspace(basis.contiguous(), complement=True)
         basis = torch.cat([self.basis, new], dim=1)
-        is_large = taken > d / 2
+        # From half of the dimension on, the complement has the smaller basis.
+        d, vectors = basis.shape
+        is_large = vectors > d / 2
         if is_large:
-            basis = torch.linalg.qr(basis, mode="complete")[0][:, taken:]
+            basis = _complement(basis)
         return Subspace(basis.contiguous(), complement=is_large)
 
 
@@ -188,3 +213,10 @@ def _noise(C: Tensor, energy: Energy) -> Tensor:
 
 def _orthonormal(vectors: Tensor) -> Tensor:
     return torch.linalg.qr(vectors)[0]
+
+
+def _complement(basis: Tensor) -> Tensor:
+    """Return an orthonormal basis of what is orthogonal to an orthonormal basis."""
+    vectors = basis.shape[1]
+    whole = torch.linalg.qr(basis, mode="complete")[0]
+    return whole[:, vectors:]
