@@ -157,6 +157,7 @@ def _prepared(
         factor = 1 - s + s * (t + 1) / T  # 1 for the newest task
         means.append(factor * task.means)
         covariances.append(task.covariances)
+    mean = torch.cat(means).float()
     C = torch.cat(covariances).double()
     d = C.shape[-1]
     # The ridge makes C positive definite for Cholesky's sake. It follows the scale of the features:
@@ -167,7 +168,7 @@ def _prepared(
     identity = torch.eye(d, dtype=torch.double)
     C = C + ridges[:, None, None] * identity
     roots = torch.linalg.cholesky(C).float()
-    return torch.cat(means).float(), roots
+    return mean, roots
 
 
 def _balanced(logits: list[Tensor], temperature: float | None) -> Float[Tensor, "batch classes"]:

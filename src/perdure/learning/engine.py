@@ -67,11 +67,12 @@ def device(name: str = "auto") -> torch.device:
     InputError
         This machine has no such device.
     """
+    # Each process of a launch has a device of its own, which accelerate has chosen.
     if name == "auto":
         return state().device or torch.device("cpu")
     try:
         chosen = torch.device(name)
-        torch.empty(1, device=chosen)
+        torch.empty(1, device=chosen)  # a device that is named may still not be there
     # Torch raises one of these for each way of lacking a device: no such name or number, a build
     # without its backend, a backend that is not implemented.
     except (RuntimeError, AssertionError, NotImplementedError) as error:

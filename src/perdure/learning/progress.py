@@ -318,15 +318,16 @@ def validation_accuracy(course: Course) -> float:
     for task in tasks:
         rows += task.rows("validation")
     backbone.eval()
-    parts = []
+    results = []
     examples = backbone.encode(rows)
     for index, batch in examples.batches(device=backbone.device):
         hidden = backbone(batch)
         answers = backbone.read(hidden, batch)
         chosen = answers.values.argmax(1)
         right = (chosen == answers.targets).double()
-        parts.append((index, answers.per_example(right)))
-    return in_order(parts).mean().item()
+        accuracies = answers.per_example(right)
+        results.append((index, accuracies))
+    return in_order(results).mean().item()
 
 
 class Best:

@@ -38,12 +38,11 @@ class InfLoRA(PeftMethod):
         By default key and value (query and value in T5's family; all of attention's input where
         it is one layer). Layers with the same input share one B_t.
     blocks
-        The number of the transformer's first blocks that have branches (5 in InfLoRA-b5); by
-        default all.
+        The first `blocks` blocks of the transformer have branches (InfLoRA-b5: 5); by default all.
     design
         The rows of B_t: directions of the new task's inputs outside M_t (`both`, the paper's
-        method); of its inputs only (`new_task`); random ones outside M_t (`orthogonal`); or
-        `random` ones. The paper's ablation.
+        method); or, for ablations, of its inputs only (`new_task`); random ones outside M_t
+        (`orthogonal`); or `random` ones.
     row_norm
         The norm of each row of B_t: 1/√3 in the official code.
     epsilon, last_epsilon, tasks
@@ -51,8 +50,8 @@ class InfLoRA(PeftMethod):
         that would reach `last_epsilon` after `tasks` tasks, and stays after that.
     energy
         `covariance`: of squared eigenvalues of E[h hᵀ], to which the published epsilons belong;
-        `features`: of squared singular values of the inputs themselves, for backbones such as
-        DINOv2, where a few directions dominate.
+        `features`: of squared singular values of the inputs, for backbones such as DINOv2, where
+        a few directions dominate.
     balance
         Instead of epsilon, a size for each module, after SplitLoRA's idea: a direction with the
         share e of the energy is taken up if balance · e > 1 / dimension, its cost in room.
@@ -143,8 +142,7 @@ class InfLoRA(PeftMethod):
         learned = min(self._learned, self.tasks - 1)
         rise = self.last_epsilon - self.epsilon
         epsilon = self.epsilon + rise * learned / self.tasks
-        limit = self.statistics_examples
-        covariances = self._covariances(backbone, task, limit)
+        covariances = self._covariances(backbone, task, self.statistics_examples)
         for layers, C in covariances.items():
             layer = layers[0]  # one space for all layers with this input
             space = self._space(layer, len(C))

@@ -29,7 +29,7 @@ class Joint(PeftMethod):
         return True
 
     def begin(self, backbone: Backbone, task: Task) -> None:
-        self.attach(backbone)
+        self.attach(backbone)  # fresh, in the place of the last joint model's
         # The old heads belong to the last joint model, not to this one.
         for name in backbone.heads:
             head = backbone.own(name)

@@ -79,9 +79,11 @@ class LwF(PeftMethod):
         loss = backbone.losses(batch, hidden).mean()
         if not self._old or not self.strength:
             return loss
+        # The student's features serve all heads; the teacher's are of another module.
         teachers = self._teacher_answers(backbone, batch)
         distances = []
-        for head, teacher in zip(self._old, teachers, strict=True):
+        pairs = zip(self._old, teachers, strict=True)
+        for head, teacher in pairs:
             student = backbone.read(hidden, batch, head)
             distance = student.distance(teacher, self.temperature)
             distances.append(distance)

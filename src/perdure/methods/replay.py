@@ -51,6 +51,7 @@ class Replay(Wrapper):
     strategy: Strategy = "balanced"
 
     def __post_init__(self):
+        # A method that keeps all data trains on it anyway, and one that trains nothing on none.
         if not self.method.trains or self.method.keeps_all:
             raise InputError(
                 f"`{type(self.method).__name__}` has no use for old examples: "

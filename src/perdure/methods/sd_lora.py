@@ -75,8 +75,8 @@ class SDLoRA(PeftMethod):
         for parameter in self.parameters(backbone):
             numbers += parameter.numel()
         for branches in self._branches:
-            inputs = branches.A.shape[1]
-            outputs = branches.B.shape[0]
+            _, inputs = branches.A.shape
+            outputs, _ = branches.B.shape
             numbers -= branches.earlier_rows * (inputs + outputs)
         return numbers
 
@@ -115,6 +115,7 @@ class _Branches:
         self.earlier = (A, B)
         self.put_back()
         norms = []
+        # A row of A and a column of B belong together; `rank` of them are a task's branch.
         for start in range(0, len(A), self.rank):
             branch = slice(start, start + self.rank)
             product = B[:, branch] @ A[branch]

@@ -51,9 +51,11 @@ class SI(PeftMethod):
     def begin(self, backbone: Backbone, task: Task) -> None:
         self.go_on(backbone)
         # In the state, because both are needed if the run resumes inside the task.
-        for name, value in adapters.trainable(backbone.model).items():
-            self.state[f"path/{name}"] = torch.zeros_like(value)
-            self.state[f"start/{name}"] = value.detach().clone()
+        parameters = adapters.trainable(backbone.model)
+        for name, value in parameters.items():
+            start = value.detach().clone()
+            self.state[f"path/{name}"] = torch.zeros_like(start)
+            self.state[f"start/{name}"] = start
 
     def loss(self, backbone: Backbone, batch: Batch) -> Tensor:
         loss = backbone.losses(batch).mean()
@@ -104,8 +106,8 @@ class SI(PeftMethod):
             start = self.state.pop(f"start/{name}").to(value)
             path = self.state.pop(f"path/{name}").to(value)
             moved = value.detach() - start
-            distance = moved.square() + self.damping
             # A negative Ω would push the parameter away from its anchor, without limit.
             contribution = path.clamp_min(0)
-            importance[name] = contribution / distance
+            squared_distance = moved.square()
+            importance[name] = contribution / (squared_distance + self.damping)
         hold(self.state, parameters, importance)

@@ -30,7 +30,9 @@ def penalty(parameters: Parameters, state: State) -> Tensor:
 
 def gradient(parameters: Parameters, state: State) -> dict[str, Tensor]:
     """Return the penalty's gradient 2 Ω (θ − θ*), for the parameters that have an anchor."""
-    values = {name: value.detach() for name, value in parameters.items()}
+    values = {}
+    for name, value in parameters.items():
+        values[name] = value.detach()
     gradients = {}
     pairs = _pairs(values, state)
     for name, (omega, difference) in pairs.items():
@@ -55,9 +57,10 @@ def hold(
         importance, anchor = _keys(name)
         # θ is copied: training goes on in the parameter itself.
         now = value.detach().clone()
-        before = state.get(importance, torch.zeros_like(now))
         added = new[name].to(now)
-        omega = decay * before.to(now) + added
+        before = state.get(importance, torch.zeros_like(now))
+        before = before.to(now)
+        omega = decay * before + added
         # The anchor goes all the way to θ, or, weighted, by the share of the new Ω in the sum.
         share = 1.0
         if weighted:

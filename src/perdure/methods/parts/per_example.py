@@ -50,7 +50,7 @@ def mean_over_examples(
         parameter.requires_grad_()
     total = {name: torch.zeros_like(value) for name, value in parameters.items()}
 
-    # The layers that are used do not depend on the example: one pass tells.
+    # One example tells: a model that uses a layer twice does so for each of them.
     by_batch = _all_linear(parameters, layers)
     if by_batch:
         first = examples.batch([0], backbone.device)

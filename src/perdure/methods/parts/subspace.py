@@ -156,11 +156,15 @@ class Subspace:
         If the complement is stored, the rows (for features, columns too) are in its coordinates.
         """
         if self.complement:
-            rows = self.basis.T @ C
-            return rows if energy == "covariance" else rows @ self.basis
-        rows = self.outside(C)
-        # C is symmetric, so the transposed half is projected like C itself.
-        return rows if energy == "covariance" else self.outside(rows.T)
+            half = self.basis.T @ C
+            if energy == "covariance":
+                return half
+            return half @ self.basis
+        half = self.outside(C)
+        if energy == "covariance":
+            return half
+        # C is symmetric: its columns are projected as the rows of the transpose.
+        return self.outside(half.T)
 
     def _leading(
         self, outside: Tensor, energy: Energy, number: Wanted, *, whole: bool = False
@@ -187,12 +191,12 @@ class Subspace:
         """Return M with new directions, which are orthonormal and outside it."""
         if self.complement:
             # In the old complement's own coordinates, the new complement is what is orthogonal to
-            # the new directions. There are no more vectors than before, so it is stored again.
+            # the new directions. It shrinks with each task, and stays the smaller one.
             rest = _complement(self.basis.T @ new)
             basis = self.basis @ rest
             return Subspace(basis.contiguous(), complement=True)
         basis = torch.cat([self.basis, new], dim=1)
-        # From half of the dimension on, the complement has the smaller basis.
+        # Above half of the dimension, the complement has the smaller basis.
         d, vectors = basis.shape
         is_large = vectors > d / 2
         if is_large:
