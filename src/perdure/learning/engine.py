@@ -7,6 +7,7 @@ writes.
 import os
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -100,10 +101,11 @@ def as_the_first(values: Sequence[Tensor]) -> None:
         _through(values, broadcast)
 
 
-def _through(values: Sequence[Tensor], exchange: Callable[[Tensor], Tensor]) -> None:
+def _through(values: Sequence[Tensor], exchange: Callable[[Tensor], Any]) -> None:
     """Exchange many tensors as one, because the number of messages is what costs time.
 
-    All travel in double precision, which holds each of them exactly.
+    All travel in double precision, which holds each of them exactly. accelerate's functions
+    are typed for nested structures; for a tensor they return a tensor.
     """
     flat = []
     sizes = []

@@ -54,7 +54,8 @@ class LDA(FrozenMethod):
             self.shrinkage,
         )
         # Each row of the classifier is Σ⁻¹ μ_c: solving is more exact than the inverse.
-        weight = torch.linalg.solve(covariance, means.T).T
+        columns = torch.linalg.solve(covariance, means.T)
+        weight = columns.T
         priors = total.counts / total.counts.sum()
         squares = (weight * means).sum(1)  # μ_cᵀ Σ⁻¹ μ_c
         bias = priors.log() - 0.5 * squares

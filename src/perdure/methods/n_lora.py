@@ -48,8 +48,8 @@ class NLoRA(PeftMethod):
 
     def loss(self, backbone: Backbone, batch: Batch) -> Tensor:
         size = self._size(backbone)
-        loss = backbone.losses(batch).mean()
-        return loss + self.sparsity * size
+        losses = backbone.losses(batch)
+        return losses.mean() + self.sparsity * size
 
     def _size(self, backbone: Backbone) -> Tensor:
         """Return Σ over layers of ‖ΔW_t‖₁, a scalar."""
@@ -61,5 +61,5 @@ class NLoRA(PeftMethod):
                 product = B @ A
                 sizes.append(product.abs().sum())
             size = torch.stack(sizes).sum()
-            # Of ΔW, not of B A: a λ means the same with another alpha.
+            # The penalty is on ΔW, so that λ means the same with another alpha.
             return size * self.alpha / self.rank

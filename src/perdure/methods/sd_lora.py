@@ -126,7 +126,7 @@ class _Branches:
         self.magnitudes = nn.Parameter(self.norms.clone())
         # Between A and B the scales act on `rank` numbers of a token, and leave the factors alone.
         self.hook = self.outer.register_forward_pre_hook(
-            lambda module, inputs: (inputs[0] * self._scales(),)
+            lambda module, inputs: (inputs[0] * self._scales(),),
         )
 
     def _scales(self) -> Tensor:

@@ -12,7 +12,7 @@ from perdure.models.examples import Examples
 from perdure.models.logits import Logits
 
 Labels = Literal["true", "sampled", "empirical"]
-"""The labels of the gradients: all, weighted by p(y | x); a sample of it; or the right one."""
+"""The labels of the gradients: all, weighted by p(y | x); one drawn from it; or the right one."""
 
 
 def fisher(backbone: Backbone, examples: Examples, labels: Labels) -> dict[str, Tensor]:

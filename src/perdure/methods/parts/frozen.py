@@ -118,7 +118,7 @@ class Accumulated:
         return self.total
 
     def state(self) -> State:
-        """Return what the method's state holds of it."""
+        """Return the statistics as a method's state holds them."""
         assert self.total
         return {"sizes": self.sizes, **self.total.tensors()}
 

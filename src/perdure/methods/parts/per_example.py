@@ -65,7 +65,8 @@ def mean_over_examples(
         _add_one_by_one(backbone, examples, terms, function, total)
     means = {}
     for name, value in total.items():
-        means[name] = (value / len(examples)).cpu()
+        mean = value / len(examples)
+        means[name] = mean.cpu()
     return means
 
 

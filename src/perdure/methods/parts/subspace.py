@@ -184,8 +184,10 @@ class Subspace:
         """Make vectors orthonormal and orthogonal to M, to the last digit."""
         # One projection leaves a rounding error relative to the vectors before it, which may be
         # much longer than what is left of them; the second one removes it.
-        once = _orthonormal(self.outside(vectors))
-        return _orthonormal(self.outside(once))
+        for _ in range(2):
+            vectors = self.outside(vectors)
+            vectors = _orthonormal(vectors)
+        return vectors
 
     def _with(self, new: Tensor) -> Subspace:
         """Return M with new directions, which are orthonormal and outside it."""
