@@ -58,8 +58,8 @@ class Course:
             # may differ on devices of different kinds.
             engine.as_the_first(self.parameters)
 
-        examples_trained = len(self.rows or ())
-        self.optimizer = _optimizer(method, groups, training, examples_trained)
+        count = len(self.rows or ())
+        self.optimizer = _optimizer(method, groups, training, count)
         self.scheduler = _scheduler(self.optimizer, training, steps=len(self.plan(0)))
         self.best = Best(self.parameters, training)
         self.epoch = self.batch = self.step = 0
@@ -187,7 +187,7 @@ class Course:
         """Raise `ValueError` if the position is not inside the plan."""
         steps = len(self.plan(0))
         epochs = self.training.epochs
-        # `in range` is also false for what is no whole number.
+        # `in range` also rejects numbers that are not whole, and values that are no numbers.
         inside = (
             self.epoch in range(epochs + 1)
             and self.batch in range(steps + 1)
