@@ -32,7 +32,7 @@ class Isolated(PeftMethod):
 
     @property
     def isolates(self) -> bool:
-        # From the last task's module on, a task carries a trace of all before it.
+        # A task that starts from the last one's module carries traces of all before it.
         return self.start == "fresh"
 
     def begin(self, backbone: Backbone, task: Task) -> None:

@@ -79,7 +79,7 @@ class LwF(PeftMethod):
         loss = backbone.losses(batch, hidden).mean()
         if not self._old or not self.strength:
             return loss
-        # The student's features serve all heads; the teacher's are of another module.
+        # One pass of the student serves all heads; the teacher's module needs a pass of its own.
         teachers = self._teacher_answers(backbone, batch)
         distances = []
         pairs = zip(self._old, teachers, strict=True)
