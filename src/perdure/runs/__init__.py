@@ -1,10 +1,10 @@
 """A run: one stream, one method, one rule, one seed; and its folder, which is read after training.
 
-adapter_folder.py  What a task has learned, as files
-begin.py           Begin a run with objects made in Python
-changes.py         What has changed between two recipes
+adapter_folder.py  The files of an adapter
+begin.py           Begin or continue a run with objects made in Python
+changes.py         The differences between two recipes
 environment.py     Versions, source revision and hardware
-export_card.py     What an exported model can do, and what it cannot
+export_card.py     The model card of an exported model
 extend.py          Measure a run again, let it learn more, or forget
 folder.py          The run folder as a user reads it in Python
 forget.py          Take a task out of a recipe and out of a folder
