@@ -29,7 +29,7 @@ MIDDLE = {
     "full_weight": -1,
     "full_bias": -1,
 }
-"""The dimension of a parameter that is the module's rank; -1 if it has no such dimension."""
+"""The dimension of a parameter that is the module's rank; -1 if it has none."""
 MAY_LACK = "full_bias"
 """Not every layer has a bias."""
 
@@ -83,6 +83,7 @@ def _config_json(config: Mapping[str, object]) -> bytes:
 
 def _shared(by_layer: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return each tensor once, under the names of all layers that share it, with commas."""
+    # By identity: layers with the same input, as query and value, were given the same tensor.
     layers_of: dict[int, list[str]] = {}
     for name, value in by_layer.items():
         layers_of.setdefault(id(value), []).append(name)
@@ -115,7 +116,8 @@ def load(folder: Path, name: str, rank: int | None = None) -> Adapter:
     config = adapters.config_from(folder / CONFIG, layers)
     width = adapters.width_of(config)
     if width and rank and width % rank:
-        raise CheckpointError(f"`{folder / CONFIG}` has rank {width}, but the recipe says {rank}.")
+        path = folder / CONFIG
+        raise CheckpointError(f"`{path}` has rank {width}, but the recipe says {rank}.")
     for key, stored in start.tensors.items():
         if not _fits(key, stored, weights.tensors.get(PREFIX + key), width):
             raise CheckpointError(
@@ -164,6 +166,7 @@ def _check_complete(start: TensorFile, layers: Iterable[str], prefix: str) -> No
 def _check_inputs(path: Path, inputs: Mapping[str, Tensor], start: TensorFile) -> None:
     """Check that E[x xᵀ] of each layer's input x is as wide as that layer's A."""
     for layer, value in inputs.items():
+        # A is (rank, inputs).
         down = start.tensors.get(f"{layer}.lora_A.weight")
         if down is None or value.shape != (down.shape[1], down.shape[1]):
             raise CheckpointError(

@@ -1,4 +1,4 @@
-"""Begin or continue a run with objects made in Python (from a recipe: `runs/recipe.py`)."""
+"""Begin or continue a run with objects made in Python; `recipe.py` does it from a recipe."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -58,14 +58,13 @@ def run(
     Stopped
         The run was asked to stop.
     """
-    if rule is None:
-        # A user may pass anything as the method: `check` says so, not an AttributeError here.
-        rule = getattr(method, "usual_rule", "last")
+    # A user may pass anything as the method: `check` says so, not an AttributeError here.
+    usual_rule = getattr(method, "usual_rule", "last")
     plan = Plan(
         stream=stream,
         backbone=backbone,
         method=method,
-        rule=Rule.of(rule),
+        rule=Rule.of(usual_rule if rule is None else rule),
         training=training or Training(),
         evaluation=evaluation or Evaluation(),
         seed=seed,

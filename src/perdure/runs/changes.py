@@ -5,12 +5,15 @@ from pathlib import Path
 
 from perdure.errors import RunError
 
+Recipe = Mapping[str, object]
+"""A recipe's sections, as a file holds them."""
+
 HARMLESS = ("name", "about", "stream", "evaluation", "rule")
 """Sections that say what is measured, and the stream, of which the examples are compared."""
 HARMLESS_IN_TRAINING = ("checkpoint_steps", "trackers")
 
 
-def check_changes(folder: Path, before: Mapping[str, object], now: Mapping[str, object]) -> None:
+def check_changes(folder: Path, before: Recipe, now: Recipe) -> None:
     """Check that a run can go on with another recipe.
 
     Raises
@@ -31,7 +34,7 @@ def check_changes(folder: Path, before: Mapping[str, object], now: Mapping[str, 
         )
 
 
-def is_harmless(name: str, recipe: Mapping[str, object]) -> bool:
+def is_harmless(name: str, recipe: Recipe) -> bool:
     """Return True if a setting cannot affect what was learned."""
     section, _, key = name.partition(".")
     if section == "training":
@@ -44,7 +47,7 @@ def is_harmless(name: str, recipe: Mapping[str, object]) -> bool:
     return section in HARMLESS
 
 
-def differences(before: Mapping[str, object], now: Mapping[str, object]) -> list[tuple[str, str]]:
+def differences(before: Recipe, now: Recipe) -> list[tuple[str, str]]:
     """Return the settings that differ: the name of each, and a line with both values.
 
     A missing setting counts as null; new settings therefore default to null.
@@ -58,6 +61,7 @@ def differences(before: Mapping[str, object], now: Mapping[str, object]) -> list
     old = dict(_flat(before))
     new = dict(_flat(now))
     lines = []
+    # In the order of the older recipe, with new settings at the end.
     for name in dict.fromkeys([*old, *new]):
         if old.get(name) != new.get(name):
             line = f"`{name}`: {_said(old.get(name))} before, {_said(new.get(name))} now"

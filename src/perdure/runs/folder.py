@@ -80,6 +80,7 @@ class Run:
 
     def events(self) -> list[Content]:
         """Return the lines of events.jsonl."""
+        # Not from `state`, which would read the recipe and the tasks first.
         return layout.events(self.folder)
 
     def combined(self) -> Content:
@@ -96,7 +97,7 @@ class Run:
     def matrix(
         self, rule: str | None = None, task_id: str = "posterior"
     ) -> Float[ndarray, "steps tasks"]:
-        """Return the accuracy matrix R of a rule, by default the run's own; nan if not measured."""
+        """Return the accuracy matrix R of a rule (by default the run's own); nan: not measured."""
         return self.state.matrix(rule, task_id)
 
     def accuracies(self, rule: str) -> dict[str, float]:

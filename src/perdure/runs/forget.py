@@ -1,8 +1,8 @@
 """Take a task out of a run again: first out of its recipe, then out of its folder.
 
-The decisive moment is the writing of a recipe that lists the task as `forgotten`. If the process
-dies after that, the next process that writes the run calls `finish`. The command itself is in
-`runs/extend.py`, because it can learn tasks again.
+The decisive moment is the writing of a recipe that lists the task as `forgotten`. If the
+process dies after that, the next process that writes the run calls `finish`. The command itself
+is in `runs/extend.py`, because it can learn tasks again.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -152,7 +152,7 @@ def less(names: Sequence[str], task: str) -> list[str]:
 
 
 def finish(folder: Path) -> None:
-    """Remove the folders of tasks that the recipe lists as forgotten, and their measurements."""
+    """Remove the folders and measurements of tasks that the recipe lists as forgotten."""
     state = read(folder)
     forgotten = set(layout.forgotten(state.recipe))
     present = layout.task_folders(folder, [])
@@ -182,7 +182,7 @@ def _drop_traces(folder: Path, state: RunState) -> None:
 
 
 def remove_last(folder: Path, name: str) -> None:
-    """Take the task that was learned last out of a run, with everything measured of or with it."""
+    """Take the task that was learned last out of a run, and all that was measured with it."""
     state = read(folder)
     put.removed(folder / layout.UNFINISHED)
     _drop_values(folder, name, range(len(state.tasks)))
@@ -198,7 +198,7 @@ def _drop_derived(folder: Path) -> None:
 
 
 def _drop_values(folder: Path, name: str, steps: Collection[int]) -> None:
-    """Keep the scores and events of other tasks that were measured after one of these `steps`."""
+    """Keep the scores and events of other tasks, if measured after one of these `steps`."""
     rows = []
     for row in layout.scores(folder):
         if row["task"] != name and _is_independent(row, name, steps):
@@ -221,7 +221,7 @@ def _is_independent(measured: Mapping[str, object], name: str, steps: Collection
 
 
 def _combine_without(folder: Path, name: str, steps: Collection[int]) -> None:
-    """Take a task out of `combined.json`: its scale, and any scale that was searched with it."""
+    """Take a task out of `combined.json`: its scale, and any scale found with it."""
     state = read(folder)
     path = folder / "combined.json"
     if not state.tasks or not layout.is_there(path):

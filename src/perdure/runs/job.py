@@ -52,6 +52,7 @@ def check(plan: Plan) -> None:
         "training": (plan.training, Training),
         "evaluation": (plan.evaluation, Evaluation),
     }
+    # First of all, since the checks below use the attributes of these classes.
     for name, (given, kind) in kinds.items():
         if not isinstance(given, kind):
             raise InputError(
@@ -102,6 +103,7 @@ def check_alignment(training: Training, rule: Rule) -> None:
     InputError
         The rule gives no single model, or its scale is found only afterwards.
     """
+    # Heads are aligned right after a task was learned, before a search or a choice is made.
     if training.alignment and (rule.searches or rule.routed):
         raise InputError(
             f"`alignment` needs one model with a fixed scale, but the rule is `{rule.label}`."
@@ -153,7 +155,7 @@ def check_length(stream: TaskStream, rule: Rule) -> None:
 
 
 def check_examples(plan: Plan, learned: int, due: Sequence[int]) -> None:
-    """Raise `InputError` if examples are missing that are needed to learn or measure the rest.
+    """Raise `InputError` if examples are missing to learn or measure the rest.
 
     Parameters
     ----------
@@ -169,6 +171,7 @@ def check_examples(plan: Plan, learned: int, due: Sequence[int]) -> None:
             raise InputError(
                 f"Task `{name}` is to be learned, but its examples are not here: {missing[name]}"
             )
+    # A task that was learned needs no examples, except for a method that trains on all of them.
     if new and missing and plan.method.keeps_all:
         name, reason = next(iter(missing.items()))
         raise InputError(
@@ -190,6 +193,7 @@ def make_method(section: Section) -> Method:
     wrapped = {}
     if "method" in registry.options(kind) and isinstance(options.get("method"), (str, dict)):
         wrapped = {"method": make_method(options.pop("method"))}
+    # What is wrapped has been checked with its own name in the messages.
     settings = checked(kind, options, f"method `{name}`", given=wrapped)
     return kind(**settings, **wrapped)
 
@@ -200,6 +204,7 @@ def make_method(section: Section) -> Method:
 def settings_of(plan: Plan) -> Settings:
     """Return all settings of a run except its stream, as a recipe states them."""
     rule = plan.rule
+    # The settings of a search say something only if there is one.
     searched = {"search": _plain(rule.search)} if rule.searches else {}
     training = _plain(plan.training)
     if not plan.training.shares_head:

@@ -1,4 +1,4 @@
-"""The files of a run folder as plain values, for all that follows training; without torch.
+"""The files of a run folder as plain values, read without torch by all that follows.
 
     recipe.yaml · environment.json   what was run, and on what; the format of the folder
     backbone.json                    SHA-256 of the pre-trained model's files, and its revision
@@ -108,6 +108,7 @@ def check(path: Path, kind: type[M], values: Mapping[str, object]) -> M:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
+        # The commonest fault gets the shortest sentence.
         complaints = error.errors()
         missing = [each["loc"] for each in complaints if each["type"] == "missing"]
         if missing:
@@ -400,7 +401,7 @@ def _logged_searches(folder: Path) -> list[Content]:
 # -- answers.json · diagnostics.json
 
 Answers = dict[str, dict[str, dict[str, dict[str, int]]]]
-"""Counts by the way to know the task, the task, the true class, and the class answered."""
+"""Counts by the way to know the task, the task, the true and the answered class."""
 
 
 def answers(folder: Path, *, rule: str | None = None, step: int | None = None) -> Answers:

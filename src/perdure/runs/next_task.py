@@ -24,8 +24,8 @@ from perdure.vectors.statistics import Statistics
 def learn_next(system: System, plan: Plan, session: Session) -> Learned:
     """Learn the next task of a plan after those of a system; return all that is kept of it.
 
-    Afterwards the system's backbone has learned the task. An event `task` logs what that took;
-    it counts only together with the task's folder.
+    Afterwards the system's backbone has learned the task. An event `task` logs what that
+    took; it counts only together with the task's folder.
     """
     backbone = system.backbone
     seen = plan.stream.until(len(system.learned) + 1)
@@ -43,6 +43,7 @@ def learn_next(system: System, plan: Plan, session: Session) -> Learned:
         earlier=[old.adapter for old in system.learned],
         session=session,
     )
+    # The frozen backbone describes the examples, for the task posterior.
     rows = backbone.encode(task.rows("train"))
     groups = torch.tensor(task.groups("train"))
     learned = Learned(
@@ -54,7 +55,8 @@ def learn_next(system: System, plan: Plan, session: Session) -> Learned:
         digests=task.digests(),
     )
     if plan.training.alignment:
-        gaussians = _align(system.with_task(learned), task, plan.training.alignment, seed=plan.seed)
+        longer = system.with_task(learned)
+        gaussians = _align(longer, task, plan.training.alignment, seed=plan.seed)
         learned = replace(learned, gaussians=gaussians)
     # After the alignment, which changes the heads of older tasks, too.
     owners = [task.name] if plan.training.shares_head else seen.names

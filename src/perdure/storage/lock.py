@@ -181,7 +181,7 @@ def _self() -> Holder:
 
 
 def _read(folder: Path) -> Holder:
-    """Return who holds the run, as the file says; it is empty in the instant of its taking."""
+    """Return who holds the run, as the file says; empty in the instant of its taking."""
     try:
         who = read_json(folder / NAME, limit=10_000)
     except CheckpointError:

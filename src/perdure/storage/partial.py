@@ -1,4 +1,4 @@
-"""Files and folders being written, under unforeseeable names, and what dead processes left.
+"""Files and folders being written, under unforeseeable names, and those left behind.
 
 A new file is created exclusively, so that something already there, such as a link, is
 never opened. It stays locked while its process lives. The system unlocks it even after

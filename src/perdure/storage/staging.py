@@ -46,6 +46,7 @@ def new_folder(
     """
     made: list[Path] = []
     try:
+        # Before anything is computed, and before any parent is made.
         with _explained(output, size):
             check_free(output)
             made = _make_parents(output.parent)
@@ -105,6 +106,7 @@ def check_free(output: Path) -> None:
 
 def room(output: Path) -> int:
     """Return the free bytes on the disk on which a folder will be written."""
+    # The parents themselves may not have been made yet.
     parent = next(parent for parent in output.absolute().parents if parent.is_dir())
     return shutil.disk_usage(parent).free
 

@@ -60,7 +60,7 @@ BITS = {name: 8 * dtype.itemsize for name, dtype in TORCH.items()} | {
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor in a file: its type by safetensors' name, its shape, and where its bytes lie."""
+    """A tensor in a file: its type, as safetensors names it, its shape and its bytes' place."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -98,6 +98,7 @@ class TensorFile:
         self.metadata = _metadata(path, header.pop("__metadata__", {}))
         self.start = 8 + length
         stored = {name: _stored(path, name, value, self.start) for name, value in header.items()}
+        # A header may list them in any order; only in that of their bytes do gaps show.
         by_place = sorted(stored.items(), key=lambda item: (item[1].start, item[1].stop))
         self.tensors = dict(by_place)
         _check_filled(path, self.tensors, self.start, size)
@@ -129,6 +130,7 @@ class TensorFile:
         shape = stored.shape
         start = stored.start
         stop = stored.stop
+        # Rows are contiguous: some of them are one piece of the file.
         if last is not None:
             shape = (last - first, *stored.shape[1:])
             start += first * stored.row * dtype.itemsize
@@ -229,7 +231,7 @@ def as_bytes(value: Tensor) -> memoryview:
     if not value.numel():
         return memoryview(b"")
     flat = value.detach().reshape(-1).view(torch.uint8)
-    return memoryview(flat.numpy())
+    return flat.numpy().data
 
 
 def _metadata(path: Path, value: object) -> dict[str, str]:
@@ -245,10 +247,10 @@ def _stored(path: Path, name: str, value: object, start: int) -> Stored:
     """Return an entry of a header, its offsets counted from the beginning of the file."""
     entry = value if isinstance(value, dict) else {}
     dtype = entry.get("dtype")
+    dtype = dtype if isinstance(dtype, str) and dtype in BITS else None
     shape = _counts(entry.get("shape"))
     offsets = _counts(entry.get("data_offsets"))
-    known = isinstance(dtype, str) and dtype in BITS
-    if not known or shape is None or offsets is None or len(offsets) != 2:
+    if dtype is None or shape is None or offsets is None or len(offsets) != 2:
         shown = str(value)[:200]
         raise CheckpointError(f"The header of `{path}` is damaged: `{name}` is {shown}.")
     begin, end = offsets
