@@ -5,15 +5,15 @@ from pathlib import Path
 
 from perdure.errors import RunError
 
-Recipe = Mapping[str, object]
-"""A recipe's sections, as a file holds them."""
+Sections = Mapping[str, object]
+"""A recipe, by section."""
 
 HARMLESS = ("name", "about", "stream", "evaluation", "rule")
 """Sections that say what is measured, and the stream, of which the examples are compared."""
 HARMLESS_IN_TRAINING = ("checkpoint_steps", "trackers")
 
 
-def check_changes(folder: Path, before: Recipe, now: Recipe) -> None:
+def check_changes(folder: Path, before: Sections, now: Sections) -> None:
     """Check that a run can go on with another recipe.
 
     Raises
@@ -34,7 +34,7 @@ def check_changes(folder: Path, before: Recipe, now: Recipe) -> None:
         )
 
 
-def is_harmless(name: str, recipe: Recipe) -> bool:
+def is_harmless(name: str, recipe: Sections) -> bool:
     """Return True if a setting cannot affect what was learned."""
     section, _, key = name.partition(".")
     if section == "training":
@@ -47,7 +47,7 @@ def is_harmless(name: str, recipe: Recipe) -> bool:
     return section in HARMLESS
 
 
-def differences(before: Recipe, now: Recipe) -> list[tuple[str, str]]:
+def differences(before: Sections, now: Sections) -> list[tuple[str, str]]:
     """Return the settings that differ: the name of each, and a line with both values.
 
     A missing setting counts as null; new settings therefore default to null.

@@ -289,8 +289,7 @@ def forget(
     """Remove a task from a run: adapter, head, statistics, and what was measured with it.
 
     If tasks are isolated, the run is then the one, bit for bit, that never learned it. If
-    later tasks were learned on top of it, something of it remains in them until they are
-    learned again.
+    later tasks were learned on top of it, they hold traces of it until they are learned again.
 
     Parameters
     ----------
@@ -298,7 +297,7 @@ def forget(
         A task that the run has learned, or was to learn; or one that was forgotten, to learn
         again the tasks in which it left traces.
     retrain_later
-        Learn the tasks again in which something of it would remain.
+        Learn the tasks again in which it has left traces.
     stream
         The tasks, if the run's recipe does not say how they are made; for `retrain_later`.
     trust

@@ -27,9 +27,9 @@ class Forgotten:
     task
         Its name.
     traces
-        The tasks in which something of it remains; empty if tasks are isolated.
+        The tasks in which it has left traces; empty if tasks are isolated.
     why
-        How it came into them.
+        How the traces came into them.
     relearned
         The tasks that were learned again without it.
     left
@@ -45,7 +45,7 @@ class Forgotten:
     def __str__(self) -> str:
         gone = (
             f"`{self.task}` is forgotten: its adapter, head and statistics are gone, "
-            "and everything that was measured of it"
+            "and everything that was measured on it"
         )
         if self.relearned:
             return f"{gone}.\nLearned again without it: {', '.join(self.relearned)}."
@@ -61,7 +61,7 @@ class Forgotten:
                 "`perdure evaluate` measures them."
             )
         return (
-            f"{gone}\nSomething of it remains in {', '.join(self.traces)}: "
+            f"{gone}\nTraces of it remain in {', '.join(self.traces)}: "
             f"{self.why} were learned on top of it,\n"
             "and they may keep its head as they trained it on. "
             "What remains is not used to answer.\n"
@@ -98,7 +98,7 @@ def without(
     learned
         The names of the tasks that were learned so far, this one among them or not.
     leaves_traces
-        True if something of the task remains in those learned after it.
+        True if the task leaves traces in those learned after it.
     """
     rule = dict(recipe["rule"])
     if isinstance(rule.get("scale"), dict):
@@ -136,7 +136,8 @@ def traced(recipe: Settings, traces: Mapping[str, int]) -> Settings:
     Parameters
     ----------
     traces
-        For each forgotten task the index of the first learned one that may hold something of it.
+        For each forgotten task, the index of the first learned task in which it may have left
+        traces.
     """
     # No empty entry: the recipe must be the one, byte for byte, of a run that never forgot.
     settings = {key: value for key, value in recipe.items() if key != "traces"}

@@ -371,7 +371,7 @@ def names_of_answers(columns: Sequence[str]) -> dict[str, str]:
 
 def _read_before(stream: object, kind: str) -> list[tuple[str, ...]]:
     """Return the columns that the tasks of a run's own tables were read from."""
-    # A stream that is no list is a benchmark, or was made in Python: it names no columns.
+    # Any other stream is a benchmark, or was made in Python: it names no columns.
     entries = stream if isinstance(stream, list) else []
     columns = []
     for entry in entries:

@@ -172,7 +172,7 @@ def _read_header(path: Path, file: BinaryIO, size: int) -> tuple[dict[str, objec
     # Bounded before it is read: a damaged file may state any length.
     if size < 8 or not 2 <= length <= min(MAX_HEADER, size - 8):
         raise CheckpointError(
-            f"`{path}` is no safetensors file, or was cut: it has {size} bytes, and its header "
+            f"`{path}` is not a safetensors file, or was cut: it has {size} bytes, and its header "
             f"says that it has {length} (allowed: at most {MAX_HEADER}, and what the file holds)."
         )
     file.seek(8)
