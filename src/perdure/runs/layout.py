@@ -108,7 +108,7 @@ def check(path: Path, kind: type[M], values: Mapping[str, object]) -> M:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        # The commonest fault gets the shortest sentence.
+        # `sentence` speaks of a setting that a user has to give; a file just lacks a key.
         complaints = error.errors()
         missing = [each["loc"] for each in complaints if each["type"] == "missing"]
         if missing:
@@ -407,10 +407,12 @@ Answers = dict[str, dict[str, dict[str, dict[str, int]]]]
 def answers(folder: Path, *, rule: str | None = None, step: int | None = None) -> Answers:
     """Return how the test examples were answered when last measured with the run's own rule.
 
+    It is empty if that is unknown.
+
     Parameters
     ----------
     rule, step
-        Return nothing if that was with another rule, or after another number of tasks.
+        If given, it is also empty if that was with another rule, or after another step.
 
     Raises
     ------
