@@ -42,8 +42,10 @@ _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 # -- reading
 
 
-def open_regular(path: Path) -> io.FileIO:
+def open_regular(path: Path) -> Any:
     """Open a regular file for reading bytes; never a pipe or a device, which could block.
+
+    The file is of no declared class: tests put in its place one whose reading fails.
 
     Raises
     ------

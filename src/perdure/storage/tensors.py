@@ -18,7 +18,7 @@ import weakref
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -164,7 +164,7 @@ class TensorFile:
             done += count
 
 
-def _read_header(path: Path, file: BinaryIO, size: int) -> tuple[dict[str, object], int]:
+def _read_header(path: Path, file: Any, size: int) -> tuple[dict[str, object], int]:
     """Return the header of a file of `size` bytes, and its length in bytes."""
     beginning = file.read(len(POINTER))
     check_fetched(path, beginning)
