@@ -121,7 +121,7 @@ def test_sizes_that_cannot_be(single):
     fails(*single, str(single[0] / MODEL), "at most 100000000")
     text = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
     (single[0] / MODEL).write_bytes(struct.pack("<Q", len(text)) + text + bytes(4))
-    fails(*single, str(single[0] / MODEL), "a key is there twice")
+    fails(*single, str(single[0] / MODEL), "a key appears twice")
 
 
 @pytest.mark.parametrize(

@@ -143,7 +143,7 @@ def test_a_backbone_without_heads_is_refused(bert, toy, monkeypatch, tmp_path):
         run(toy, bert, LDA(), output=tmp_path / "run")
     assert not (tmp_path / "run").exists()  # nothing was begun
     with pytest.raises(
-        InputError, match="The method `lda` needs a head for each task, which `.*` has not"
+        InputError, match="The method `lda` needs a head for each task, which `.*` does not have"
     ):
         check_needs(LDA(), bert, toy)
 

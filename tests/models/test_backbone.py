@@ -120,7 +120,7 @@ def test_incomplete_checkpoints(pico, tmp_path):
     shutil.copytree(pico("bert"), tmp_path / "bert")
     (tmp_path / "bert" / "model.safetensors").write_bytes(b"x" * 100)
     with pytest.raises(
-        BackboneError, match="`.*model.safetensors` is no safetensors file, or was cut"
+        BackboneError, match="`.*model.safetensors` is not a safetensors file, or was cut"
     ):
         Backbone.load(tmp_path / "bert")
     (tmp_path / "bert" / "model.safetensors").unlink()

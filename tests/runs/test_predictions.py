@@ -277,7 +277,7 @@ def test_the_output_has_the_permissions_of_the_umask(model, tmp_path):
         ("out", "must end in one of"),
         ("nowhere/out.csv", "There is no folder"),
         ("new.csv", "already exists"),
-        ("folder.csv", "is no regular file"),
+        ("folder.csv", "is not a regular file"),
         ("link.csv", "is a link"),
     ],
 )

@@ -105,10 +105,10 @@ BOMB = "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}' if i else 'x'] * 9)}]\n" 
     [
         (BOMB, "has aliases"),
         ("rule: &r {name: sum}\nmethod: {<<: *r}", "has aliases"),
-        ("seed: 1\nbackbone: minilm\nseed: 2", "`seed` is there twice, in line 3 again"),
+        ("seed: 1\nbackbone: minilm\nseed: 2", "`seed` appears twice, again in line 3"),
         (
             "method:\n  name: isolated\n  rank: 2\n  rank: 4",
-            "`rank` is there twice, in line 4 again",
+            "`rank` appears twice, again in line 4",
         ),
         ("a: " + "[" * 60 + "]" * 60, "more than 50 lists or mappings"),
         ("[" * 200_000, "not YAML that can be read|more than 50 lists"),

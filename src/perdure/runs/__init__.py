@@ -1,16 +1,17 @@
 """A run: one stream, one method, one rule, one seed; and its folder, which is read after training.
 
-adapter_folder.py  What a task has learned, as files
-begin.py           Begin a run with objects made in Python
-changes.py         What has changed between two recipes
+adapter_folder.py  The files of an adapter
+begin.py           Begin or continue a run with objects made in Python
+changes.py         The differences between two recipes
 environment.py     Versions, source revision and hardware
-export_card.py     What an exported model can do, and what it cannot
-extend.py          Measure a run again, let it learn more, or forget
+export_card.py     The model card of an exported model
+extend.py          Measure a run again, let it learn more, or let it forget
 folder.py          The run folder as a user reads it in Python
 forget.py          Take a task out of a recipe and out of a folder
-job.py             All that a run needs, checked before training
+job.py             A run's plan, checked before training
 layout.py          The files of the folder as plain values, without torch
 model.py           A finished run as one model
+more_data.py       The recipe of a run that learns one more table
 next_task.py       Learn the next task; all that is kept of it
 past.py            Learned tasks whose examples may be gone
 predictions.py     Predictions for a table

@@ -1,9 +1,8 @@
-"""What a task has learned, as files: a PEFT folder that stock peft loads, and beside it the start of training."""
+"""The files of an adapter: a folder that stock peft loads, and the start of training."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
@@ -11,10 +10,13 @@ from torch import Tensor, nn
 from perdure.errors import CheckpointError
 from perdure.models import adapters
 from perdure.models.adapters import Adapter
-from perdure.storage.tensors import TensorFile
+from perdure.storage.tensors import Stored, TensorFile
 
 PREFIX = "base_model.model."
-CONFIG, WEIGHTS, START = "adapter_config.json", "adapter_model.safetensors", "start.safetensors"
+"""peft saves the names of its own wrapper, in which the model is `base_model.model`."""
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+START = "start.safetensors"
 KEPT = {"inputs": "inputs.safetensors"}
 """The file of each thing that adapters keep for rules."""
 MIDDLE = {
@@ -27,7 +29,7 @@ MIDDLE = {
     "full_weight": -1,
     "full_bias": -1,
 }
-"""Which dimension of a parameter is the module's rank: of A and `down` the first, of B and `up` the last; -1: none."""
+"""The dimension of a parameter that is the module's rank; -1 if it has none."""
 MAY_LACK = "full_bias"
 """Not every layer has a bias."""
 
@@ -35,110 +37,158 @@ MAY_LACK = "full_bias"
 def contents(
     adapter: Adapter, *, base: str, head: tuple[str, nn.Linear] | None
 ) -> dict[str, bytes]:
-    """The files of an adapter: a PEFT folder `adapter/` that `peft.PeftModel.from_pretrained` loads, and the start.
+    """Return the files of an adapter, by name; none where the method has no module.
 
-    No files where there is no module.
+    `adapter/` is a folder that `peft.PeftModel.from_pretrained` loads. The start of training
+    stands beside it.
 
-    `head` (name and layer) goes with it as peft's `modules_to_save`, so that the stock classification model gives the
-    task's logits.
+    Parameters
+    ----------
+    base
+        The pre-trained model, as the PEFT folder names it.
+    head
+        The name and the layer of the task's head, which peft loads from `modules_to_save`, so
+        that the stock classification model gives the task's logits.
     """
     if adapter.config is None:
         return {}
-    config = adapter.config.to_dict() | {"base_model_name_or_path": base, "inference_mode": True}
-    tensors = {PREFIX + name: value.contiguous() for name, value in adapter.parameters.items()}
+    config = adapter.config.to_dict()
+    config |= {"base_model_name_or_path": base, "inference_mode": True}
+    tensors: dict[str, Tensor] = {}
+    for name, value in adapter.parameters.items():
+        tensors[PREFIX + name] = value.contiguous()  # safetensors refuses views
     if head:
         name, layer = head
         config["modules_to_save"] = [name]
-        tensors |= {
-            f"{PREFIX}{name}.{key}": value.detach().cpu()
-            for key, value in layer.state_dict().items()
-        }
-    plain: Any = {
-        key: sorted(value) if isinstance(value, set) else value for key, value in config.items()
-    }
-    found = {
-        f"adapter/{CONFIG}": json.dumps(plain, indent=2, sort_keys=True, default=str).encode(),
+        for key, value in layer.state_dict().items():
+            tensors[f"{PREFIX}{name}.{key}"] = value.detach().cpu()
+    files = {
+        f"adapter/{CONFIG}": _config_json(config),
         f"adapter/{WEIGHTS}": to_bytes(tensors, metadata={"format": "pt"}),
         START: to_bytes(adapter.start),
     }
-    kept = {KEPT[name]: to_bytes(_shared(by_layer)) for name, by_layer in adapter.kept.items()}
-    return found | kept
+    for name, by_layer in adapter.kept.items():
+        files[KEPT[name]] = to_bytes(_shared(by_layer))
+    return files
+
+
+def _config_json(config: Mapping[str, object]) -> bytes:
+    """Return peft's configuration as its own `save_pretrained` would write it."""
+    plain = {}
+    for key, value in config.items():
+        # A set has another order in each process; sorted, the file has the same bytes in all.
+        plain[key] = sorted(value) if isinstance(value, set) else value
+    return json.dumps(plain, indent=2, sort_keys=True, default=str).encode()
 
 
 def _shared(by_layer: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Layers that have the same tensor have it once, under all their names."""
-    names: dict[int, list[str]] = {}
+    """Return each tensor once, under the names of all layers that share it, with commas."""
+    # By identity: layers with the same input, as query and value, were given the same tensor.
+    layers_of: dict[int, list[str]] = {}
     for name, value in by_layer.items():
-        names.setdefault(id(value), []).append(name)
-    return {",".join(group): by_layer[group[0]] for group in names.values()}
+        layers_of.setdefault(id(value), []).append(name)
+    return {",".join(layers): by_layer[layers[0]] for layers in layers_of.values()}
 
 
-def load(folder: Path, name: str, wanted: int | None = None) -> Adapter:
-    """Read such files; `folder` is the PEFT folder. Shapes are compared with the configuration before anything is read.
+def load(folder: Path, name: str, rank: int | None = None) -> Adapter:
+    """Read the files that `contents` returns.
 
-    `wanted` is the method's rank, if that is known: the adapter has it, or a multiple where the method lets it grow.
+    The shapes in the headers are compared with the configuration before any tensor is read.
+
+    Parameters
+    ----------
+    folder
+        The PEFT folder. The other files are beside it.
+    name
+        The task's name.
+    rank
+        The method's rank, if it is known. The adapter must have it, or a multiple, as some
+        methods let it grow.
 
     Raises
     ------
     CheckpointError
         A file is missing or damaged, or they do not fit each other.
     """
-    start, weights = TensorFile(folder.parent / START), TensorFile(folder / WEIGHTS)
+    start = TensorFile(folder.parent / START)
+    weights = TensorFile(folder / WEIGHTS)
     layers = {_layer(key) for key in start.tensors}
     config = adapters.config_from(folder / CONFIG, layers)
-    rank = adapters.width_of(config)
-    if rank and wanted and rank % wanted:
-        raise CheckpointError(f"`{folder / CONFIG}` has rank {rank}, but the recipe says {wanted}.")
+    width = adapters.width_of(config)
+    if width and rank and width % rank:
+        path = folder / CONFIG
+        raise CheckpointError(f"`{path}` has rank {width}, but the recipe says {rank}.")
     for key, stored in start.tensors.items():
-        other = weights.tensors.get(PREFIX + key)
-        shape, middle = (
-            stored.shape,
-            next((place for part, place in MIDDLE.items() if key.endswith(part)), None),
-        )
-        inner = shape[middle : middle + 1] if middle is not None and middle >= 0 else (rank,)
-        kinds = {stored.dtype, other.dtype if other else ""}
-        if (
-            middle is None
-            or other is None
-            or other.shape != shape
-            or inner != (rank,)
-            or kinds != {"F32"}
-        ):
+        if not _fits(key, stored, weights.tensors.get(PREFIX + key), width):
             raise CheckpointError(
-                f"`{key}` in `{start.path}` ({stored.dtype}, shape {shape}) does not fit "
-                f"`{folder / CONFIG}` (rank {rank}) or `{weights.path}`."
+                f"`{key}` in `{start.path}` ({stored.dtype}, shape {stored.shape}) does not fit "
+                f"`{folder / CONFIG}` (rank {width}) or `{weights.path}`."
             )
-    parts = [
-        part for part in MIDDLE if part.startswith(adapters.prefix_of(config)) and part != MAY_LACK
-    ]
-    if missing := {f"{layer}.{part}" for layer in layers for part in parts} - set(start.tensors):
-        raise CheckpointError(f"`{start.path}` has no `{min(missing)}`.")
-    parameters = {
-        key: weights.read(PREFIX + key) for key in start.tensors
-    }  # a head may lie beside them
+    _check_complete(start, layers, adapters.prefix_of(config))
+    # Only these: a head may lie beside them.
+    parameters = {key: weights.read(PREFIX + key) for key in start.tensors}
     kept = _load_kept(folder.parent)
-    for layer, value in kept.get("inputs", {}).items():
-        down = start.tensors.get(f"{layer}.lora_A.weight")
-        if down is None or value.shape != (down.shape[1], down.shape[1]):
-            path = folder.parent / KEPT["inputs"]
-            raise CheckpointError(
-                f"`{path}`: `{layer}` ({list(value.shape)}) does not fit the adapter."
-            )
+    _check_inputs(folder.parent / KEPT["inputs"], kept.get("inputs", {}), start)
     return Adapter(name, config, start.read_all(), parameters, kept)
 
 
+def _fits(key: str, start: Stored, trained: Stored | None, width: int | None) -> bool:
+    """Return True if a parameter has one shape before and after training, and this rank."""
+    dimension = _rank_dimension(key)
+    if dimension is None or trained is None or trained.shape != start.shape:
+        return False
+    if {start.dtype, trained.dtype} != {"F32"}:
+        return False
+    # A slice, as the shape of a damaged file may have too few dimensions.
+    return dimension < 0 or start.shape[dimension : dimension + 1] == (width,)
+
+
+def _rank_dimension(key: str) -> int | None:
+    """Return the value in `MIDDLE` for a parameter; None for one of no module of ours."""
+    for ending, dimension in MIDDLE.items():
+        if key.endswith(ending):
+            return dimension
+    return None
+
+
+def _check_complete(start: TensorFile, layers: Iterable[str], prefix: str) -> None:
+    """Check that each layer has all parameters of the module, by their names' `prefix`."""
+    endings = [name for name in MIDDLE if name.startswith(prefix) and name != MAY_LACK]
+    missing = []
+    for layer in layers:
+        for ending in endings:
+            if f"{layer}.{ending}" not in start:
+                missing.append(f"{layer}.{ending}")
+    if missing:
+        raise CheckpointError(f"`{start.path}` has no `{min(missing)}`.")
+
+
+def _check_inputs(path: Path, inputs: Mapping[str, Tensor], start: TensorFile) -> None:
+    """Check that E[x xᵀ] of each layer's input x is as wide as that layer's A."""
+    for layer, value in inputs.items():
+        # A is (rank, inputs).
+        down = start.tensors.get(f"{layer}.lora_A.weight")
+        if down is None or value.shape != (down.shape[1], down.shape[1]):
+            raise CheckpointError(
+                f"`{path}`: `{layer}` ({list(value.shape)}) does not fit the adapter."
+            )
+
+
 def _layer(key: str) -> str:
-    """The layer that a parameter belongs to."""
+    """Return the layer that a parameter belongs to."""
+    # `full_weight` is a parameter of the layer itself; the others lie in a module of their own.
     return key.removesuffix(".weight").removesuffix(".bias").rpartition(".")[0]
 
 
 def _load_kept(folder: Path) -> dict[str, dict[str, Tensor]]:
-    """Read what was kept for rules, by its name and the layer's."""
+    """Read what was kept for rules, by its name and by layer."""
     kept: dict[str, dict[str, Tensor]] = {}
     for name, file in KEPT.items():
-        if (folder / file).exists():
-            groups = TensorFile(folder / file).read_all()
-            kept[name] = {
-                layer: value for group, value in groups.items() for layer in group.split(",")
-            }
+        if not (folder / file).exists():
+            continue
+        by_layer: dict[str, Tensor] = {}
+        for layers, value in TensorFile(folder / file).read_all().items():
+            # The same tensor for all layers that shared it, as `_shared` wrote it.
+            by_layer.update(dict.fromkeys(layers.split(","), value))
+        kept[name] = by_layer
     return kept

@@ -1,4 +1,4 @@
-"""Begin a run, or go on with it, with objects that were made in Python (from a recipe: `runs/recipe.py`)."""
+"""Begin or continue a run with objects made in Python; `recipe.py` does it from a recipe."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -27,22 +27,24 @@ def run(
     seed: int = 0,
     quiet: bool = True,
 ) -> Run:
-    """Learn a stream of tasks by a method, combine what was learned by a rule after each task, and measure it.
+    """Learn a stream of tasks by a method; after each, combine them by a rule and measure.
 
-    A run that was stopped, or killed, goes on when it is called again with the same settings and `output`, and comes to
-    the same result, bit for bit (in the same environment). Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP finish the step
-    and save.
+    A run that was stopped or killed continues when it is called again with the same settings
+    and `output`, and comes to the same result, bit for bit (in the same environment). Ctrl-C,
+    SIGTERM, SIGUSR1 and SIGHUP finish the step and save.
 
     Parameters
     ----------
     stream
-        The tasks. Those that the run in `output` has learned may be there without their examples (`past_tasks`).
+        The tasks. Those that the run in `output` has already learned may come without their
+        examples (`past_tasks`).
     rule
-        A `Rule`, its name, or a mapping of `name` and settings; by default the method's usual one.
+        A `Rule`, its name, or a mapping of `name` and settings; by default the method's usual
+        one.
     output
         The run folder: new, empty, or that of this run.
     quiet
-        Do not tell how far it is.
+        Do not show progress.
 
     Returns
     -------
@@ -56,11 +58,19 @@ def run(
     Stopped
         The run was asked to stop.
     """
-    rule = Rule.of(getattr(method, "usual_rule", "last") if rule is None else rule)
+    # A user may pass anything as the method: `check` says so, not an AttributeError here.
+    usual_rule = getattr(method, "usual_rule", "last")
     plan = Plan(
-        stream, backbone, method, rule, training or Training(), evaluation or Evaluation(), seed
+        stream=stream,
+        backbone=backbone,
+        method=method,
+        rule=Rule.of(usual_rule if rule is None else rule),
+        training=training or Training(),
+        evaluation=evaluation or Evaluation(),
+        seed=seed,
     )
     check(plan)
+    # The recipe cannot make these tasks again; their names show what the run was to learn.
     made_of = {
         "name": stream.name,
         "scenario": stream.scenario,

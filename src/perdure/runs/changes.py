@@ -1,64 +1,76 @@
-"""What has changed between two recipes, and whether it can touch what was learned."""
+"""The differences between two recipes, and whether they can affect what was learned."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from perdure.errors import RunError
 
+Sections = Mapping[str, object]
+"""A recipe, by section."""
+
 HARMLESS = ("name", "about", "stream", "evaluation", "rule")
-"""Sections that say what is measured, or (the stream) whose effect on the examples is seen in the examples."""
+"""Sections that say what is measured, and the stream, of which the examples are compared."""
 HARMLESS_IN_TRAINING = ("checkpoint_steps", "trackers")
 
 
-def check_changes(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Whether a run can go on with another recipe.
+def check_changes(folder: Path, before: Sections, now: Sections) -> None:
+    """Check that a run can go on with another recipe.
 
     Raises
     ------
     RunError
-        What differs would touch what was learned; the message shows it.
+        A difference would affect what was learned; the message shows it.
     """
-    found = [line for name, line in differences(before, now) if not is_harmless(name, now)]
-    if not (before.get("backbone") or {}).get(
-        "revision"
-    ):  # older runs keep none: their model's shapes are compared
-        found = [line for line in found if not line.startswith("`backbone.revision`")]
-    if found:
+    changes = dict(differences(before, now))
+    # Older runs kept no revision; for those, the shapes of the model are compared instead.
+    if not dict(_flat(before)).get("backbone.revision"):
+        changes.pop("backbone.revision", None)
+    harmful = [line for name, line in changes.items() if not is_harmless(name, now)]
+    if harmful:
         raise RunError(
-            f"`{folder}` holds a run with other settings, and cannot go on with these: {'; '.join(found)}. "
-            f"Give another `--output`; or go on with the run's own settings, by `perdure run {folder}`."
+            f"`{folder}` holds a run with other settings, and cannot go on with these: "
+            f"{'; '.join(harmful)}. Give another `--output`; "
+            f"or go on with the run's own settings, by `perdure run {folder}`."
         )
 
 
-def is_harmless(name: str, recipe: Mapping[str, Any]) -> bool:
-    """Whether a setting cannot touch what was learned. Heads that are aligned are aligned on the rule's model."""
+def is_harmless(name: str, recipe: Sections) -> bool:
+    """Return True if a setting cannot affect what was learned."""
     section, _, key = name.partition(".")
     if section == "training":
         return key in HARMLESS_IN_TRAINING
-    aligned = bool((recipe.get("training") or {}).get("alignment"))
-    return section in HARMLESS and not (section == "rule" and aligned)
+    if section == "rule":
+        # Heads that are aligned are aligned on the features of the rule's model.
+        training = recipe.get("training")
+        aligned = isinstance(training, Mapping) and bool(training.get("alignment"))
+        return not aligned
+    return section in HARMLESS
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The settings that differ: each by its name, and as a line with both values.
+def differences(before: Sections, now: Sections) -> list[tuple[str, str]]:
+    """Return the settings that differ: the name of each, and a line with both values.
 
-    A setting that one of them lacks is nothing: settings that came later are nothing by default.
+    A missing setting counts as null; new settings therefore default to null.
 
     Examples
     --------
-    >>> differences({"seed": 0, "method": {"rank": 8}}, {"seed": 0, "method": {"rank": 4, "start": None}})
+    >>> after = {"seed": 0, "method": {"rank": 4, "start": None}}
+    >>> differences({"seed": 0, "method": {"rank": 8}}, after)
     [('method.rank', '`method.rank`: 8 before, 4 now')]
     """
-    old, new = dict(_flat(before)), dict(_flat(now))
-    return [
-        (name, f"`{name}`: {_said(old.get(name))} before, {_said(new.get(name))} now")
-        for name in dict.fromkeys([*old, *new])
-        if old.get(name) != new.get(name)
-    ]
+    old = dict(_flat(before))
+    new = dict(_flat(now))
+    lines = []
+    # In the order of the older recipe, with new settings at the end.
+    for name in dict.fromkeys([*old, *new]):
+        if old.get(name) != new.get(name):
+            line = f"`{name}`: {_said(old.get(name))} before, {_said(new.get(name))} now"
+            lines.append((name, line))
+    return lines
 
 
-def _flat(values: Mapping[str, Any], start: str = "") -> Iterator[tuple[str, Any]]:
+def _flat(values: Mapping[str, object], start: str = "") -> Iterator[tuple[str, object]]:
+    """Yield the settings in nested mappings, each under its path of names joined by dots."""
     for name, value in values.items():
         if isinstance(value, Mapping) and value:
             yield from _flat(value, f"{start}{name}.")
@@ -66,6 +78,8 @@ def _flat(values: Mapping[str, Any], start: str = "") -> Iterator[tuple[str, Any
             yield f"{start}{name}", value
 
 
-def _said(value: Any) -> str:
+def _said(value: object) -> str:
+    """Return a value for a message, cut where nobody reads on."""
+    # Not by truth: 0 and False are settings.
     text = "nothing" if value in (None, [], {}) else str(value)
     return text if len(text) <= 200 else f"{text[:200]}…"

@@ -1,4 +1,4 @@
-"""On what something was run: versions, source revision and hardware."""
+"""The environment of a run: versions, source revision and hardware."""
 
 import functools
 import importlib.metadata
@@ -6,13 +6,14 @@ import os
 import platform
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import torch
 
+PACKAGES = ("perdure", "transformers", "peft", "accelerate", "datasets", "tokenizers", "numpy")
 
-def environment() -> dict[str, Any]:
-    """Versions, source revision and hardware."""
+
+def environment() -> dict[str, object]:
+    """Return the versions, the source revision and the hardware of this process."""
     return {
         "python": platform.python_version(),
         "versions": dict(_versions()),
@@ -27,23 +28,30 @@ def environment() -> dict[str, Any]:
 
 @functools.cache
 def _versions() -> dict[str, str]:
-    packages = ("perdure", "transformers", "peft", "accelerate", "datasets", "tokenizers", "numpy")
-    # torch itself says for which accelerator it was built
-    return {"torch": torch.__version__} | {
-        name: importlib.metadata.version(name) for name in packages
-    }
+    # torch's own version also says for which accelerator it was built.
+    versions: dict[str, str] = {"torch": torch.__version__}
+    for package in PACKAGES:
+        versions[package] = importlib.metadata.version(package)
+    return versions
 
 
 @functools.cache
 def _revision() -> str | None:
-    """The git revision of perdure's own source, if it is run from a checkout; asked once, as what runs is in memory."""
-    here = Path(__file__).parent
-    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--exclude", "*"]
+    """Return the git revision of perdure's own source, if it is run from a checkout."""
+    # Cached, since the code that runs is in memory, whatever is checked out later.
+    git = ["git", "-C", str(Path(__file__).parent)]
     try:
+        # An installed copy may lie in somebody else's repository, whose revision says nothing.
         tracked = subprocess.run(
-            ["git", "-C", str(here), "ls-files", "--error-unmatch", __file__], capture_output=True
+            [*git, "ls-files", "--error-unmatch", __file__], capture_output=True
         )
-        found = subprocess.run(command, capture_output=True, text=True)
-    except OSError:
+        described = subprocess.run(
+            [*git, "describe", "--always", "--dirty", "--exclude", "*"],
+            capture_output=True,
+            text=True,
+        )
+    except OSError:  # git is not installed
         return None
-    return found.stdout.strip() if tracked.returncode == 0 and found.returncode == 0 else None
+    if tracked.returncode or described.returncode:
+        return None
+    return described.stdout.strip()

@@ -1,12 +1,11 @@
-"""Go on with a run that is there: measure it again, let it learn more, or let it forget."""
+"""Continue an existing run: measure it again, let it learn more, or let it forget."""
 
 import copy
-import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from perdure import registry
 from perdure.data.task import TaskStream
@@ -15,19 +14,21 @@ from perdure.evaluation.measure import Measurement, check_search, measure
 from perdure.evaluation.progress_bar import Progress
 from perdure.learning import engine
 from perdure.merging.rule_settings import Rule, RuleLike
-from perdure.runs import story
+from perdure.runs import more_data, story
 from perdure.runs.folder import Run
 from perdure.runs.forget import Forgotten, dependence, less, remove_last, traced, without
 from perdure.runs.job import Plan, check_examples
-from perdure.runs.layout import forgotten, is_run
+from perdure.runs.layout import Content, Settings, forgotten, is_run
 from perdure.runs.model import Model, check_exportable
 from perdure.runs.past import not_measured
-from perdure.runs.recipe import Recipe, own_stream
+from perdure.runs.recipe import Recipe
 from perdure.runs.resume import check_same, has_more, restored
 from perdure.runs.state import RunState, read
 from perdure.runs.writer import writing
-from perdure.settings import Section, named, put
+from perdure.settings import named, put
 from perdure.storage.staging import check_free
+
+# -- measure again
 
 
 def evaluate_run(
@@ -42,26 +43,27 @@ def evaluate_run(
 ) -> Run:
     """Measure a finished run again, by its own rule or another, and add the scores to it.
 
-    Tasks whose examples are gone, or have changed, are left out, with a warning that names them; values of theirs
-    that were measured before stay.
+    Tasks whose examples are gone or have changed are left out, with a warning that names
+    them; their earlier values stay.
 
     Parameters
     ----------
     rule
         A `Rule`, its name, or a mapping of `name` and settings; by default the run's own.
     settings
-        Of the rule, such as `scale=0.3`.
+        Settings of the rule, such as `scale=0.3`.
     stream
-        The tasks, where the run's recipe does not say how they are made.
+        The tasks, if the run's recipe does not say how they are made.
     quiet
-        Do not tell how far it is.
+        Do not show progress.
     trust
-        Whether Python files that the run's recipe names may be run.
+        True if Python files that the run's recipe names may be run.
 
     Raises
     ------
     RunError
-        The tasks are not those that the run learned, it has learned none, or none of their examples are here.
+        The tasks are not those that the run learned, it has learned none, or no examples of any
+        task are here.
     InputError
         The rule searches its scale, and examples for that are missing.
     """
@@ -80,35 +82,42 @@ def _measured_again(
     trust: bool,
 ) -> Measurement:
     """Do what `evaluate_run` does, and return what was measured after the last task."""
-    if engine.count() > 1:
-        raise InputError(
-            "To measure is for one process: start it without `accelerate launch` or `torchrun`."
-        )
+    _check_single_process("evaluate")
     read(folder, trust=trust)
     with writing(folder) as writer:
         state = writer.state
         recipe = Recipe.parse(state.recipe)
-        stream, backbone = stream or recipe.make_stream(state), recipe.make_backbone()
-        other = rule_of(state, rule, settings)
-        system = restored(state, backbone, other or recipe.make_rule(), stream)
-        learned, evaluation = len(system.learned), recipe.make_evaluation()
-        if not learned:
+        stream = stream or recipe.make_stream(state)
+        backbone = recipe.make_backbone()
+        other_rule = rule_of(state, rule, settings)
+        system = restored(state, backbone, other_rule or recipe.make_rule(), stream)
+        evaluation = recipe.make_evaluation()
+        last = len(system.learned)
+        if not last:
             raise RunError(f"`{folder}` has learned no task yet, so there is nothing to measure.")
-        _check_measurable(folder, stream.until(learned), system.rule)
-        first = (
-            0 if evaluation.future and not other else 1
-        )  # before the first task every rule is the same
-        due = range(first if steps == "all" else learned, learned + 1)
-        whole = Progress("The evaluation", len(due), quiet=quiet, bar=False)
+        _check_measurable(folder, stream.until(last), system.rule)
+        # Before the first task every rule gives the same model.
+        first = 0 if evaluation.future and not other_rule else 1
+        due = range(first if steps == "all" else last, last + 1)
+        progress = Progress("The evaluation", len(due), quiet=quiet, bar=False)
         for number, step in enumerate(due, start=1):
             measurement = measure(system.until(step), stream, evaluation, recipe.seed, quiet=quiet)
-            writer.measurement(measurement, own=other is None)
-            whole.to(number, f"{number} of {len(due)} steps", reached=True)
+            # Written after each step, so that a stop loses one step at most.
+            writer.measurement(measurement, own=other_rule is None)
+            progress.to(number, f"{number} of {len(due)} steps", reached=True)
     return measurement
 
 
+def _check_single_process(command: str) -> None:
+    if engine.count() > 1:
+        raise InputError(
+            f"`{command}` runs in a single process: "
+            "start it without `accelerate launch` or `torchrun`."
+        )
+
+
 def _check_measurable(folder: str | Path, learned: TaskStream, rule: Rule) -> None:
-    """Warn of tasks whose examples are gone; raise if nothing can be measured without them."""
+    """Warn of tasks whose examples are gone; raise if nothing is left to measure."""
     missing = learned.missing
     if len(missing) == len(learned):
         reason = next(iter(missing.values()))
@@ -117,13 +126,15 @@ def _check_measurable(folder: str | Path, learned: TaskStream, rule: Rule) -> No
         )
     check_search(learned, len(learned), rule)
     if missing:
+        # The level of the caller of `_measured_again`.
         warnings.warn(not_measured(missing), PerdureWarning, stacklevel=3)
 
 
 def rule_of(run: RunState, rule: RuleLike | None, settings: Sequence[str] = ()) -> Rule | None:
-    """A rule as it is given, or the run's own, with other settings; nothing if neither is asked for."""
+    """Return the given rule or the run's own, with other settings; None without any of them."""
     if rule is None and not settings:
         return None
+    # A copy, since `put` changes nested mappings in place.
     section = copy.deepcopy(run.recipe["rule"])
     if rule is not None:
         section = rule.section if isinstance(rule, Rule) else rule
@@ -144,56 +155,65 @@ def try_rule(
     trust: bool = False,
     quiet: bool = True,
 ) -> Run:
-    """Measure a finished run with another rule, and write its combined model if there is an `output`.
+    """Measure a finished run with another rule; with an `output`, write its combined model.
 
     Raises
     ------
     RunError
-        The rule's model is no one set of weights, or there is something at `output`.
+        The rule's model is not one set of weights, or `output` already exists.
     """
     state = read(folder, trust=trust)
-    other = rule_of(state, rule, settings)
+    other_rule = rule_of(state, rule, settings)
     if output:
+        # Before measuring, which may take hours.
         check_free(Path(output))
-        check_exportable(other or Recipe.parse(state.recipe).make_rule())
+        check_exportable(other_rule or Recipe.parse(state.recipe).make_rule())
     measurement = _measured_again(folder, rule, settings, steps="last", trust=trust, quiet=quiet)
     if output:
-        applied = measurement.applied if other else None  # with the scale that a search has found
-        label = measurement.rule.label if other else None
+        # Applied with the scale that a search has found, but known by the label in the scores.
+        applied = measurement.applied if other_rule else None
+        label = measurement.rule.label if other_rule else None
         Model(folder, rule=applied, label=label, device="cpu").export(output)
     return Run(folder)
 
 
-def entry_of(splits: Mapping[str, str | None], values: Mapping[str, Any]) -> dict[str, Any]:
+# -- learn more
+
+
+def entry_of(splits: Mapping[str, str | None], values: Mapping[str, object]) -> Content:
     """Return the entry of a recipe's stream for one's own data.
 
     Parameters
     ----------
     splits
-        The files of `train`, `validation` and `test`; None where there is none.
+        The files of `train`, `validation` and `test`; None for a missing one.
     values
-        The other arguments of `read_tasks`; None for those that are not given. `text` is a list of one or two columns.
+        The other arguments of `read_tasks`; None for those that are not given. `text` is a list
+        of one or two columns.
 
     Examples
     --------
-    >>> entry_of({"train": "a.csv", "validation": None, "test": None}, {"name": None, "text": ["body"]})
+    >>> files = {"train": "a.csv", "validation": None, "test": None}
+    >>> entry_of(files, {"name": None, "text": ["body"]})
     {'data': 'a.csv', 'text': 'body'}
-    >>> entry_of({"train": "a.csv", "validation": None, "test": "b.csv"}, {"name": None, "text": []})
+    >>> entry_of(files | {"test": "b.csv"}, {"name": None, "text": []})
     {'data': {'train': 'a.csv', 'test': 'b.csv'}, 'name': 'a'}
     """
     files = {split: file for split, file in splits.items() if file is not None}
     given = {name: value for name, value in values.items() if value not in (None, [])}
-    if len(given.get("text", [])) == 1:
-        given["text"] = given["text"][0]
+    text = given.get("text")
+    if isinstance(text, Sequence) and len(text) == 1:
+        given["text"] = text[0]
     if len(files) == 1:
         return {"data": files["train"], **given}
+    # With several files, the task is named after its training data.
     name = {} if {"name", "task"} & given.keys() else {"name": Path(files["train"]).stem}
     return {"data": files, **given, **name}
 
 
 def learn_more(
     folder: Path,
-    entry: Mapping[str, Any],
+    entry: Mapping[str, object],
     *,
     backbone: str | None = None,
     seed: int | None = None,
@@ -201,51 +221,60 @@ def learn_more(
     trust: bool = False,
     quiet: bool = True,
 ) -> Run:
-    """Learn the tasks of one more table: for a run that is there, or for a new one (by default on `minilm`).
+    """Learn the tasks of one more table, in an existing run or a new one.
 
     Parameters
     ----------
     entry
         The arguments of `read_tasks`, with `data`.
     backbone, seed, settings
-        For a new run. Of one that has learned something, only `training` and `evaluation` can be changed.
+        For a new run, whose backbone is by default `minilm`. In a run that has learned
+        something, only `training` and `evaluation` can change.
     trust
-        Whether Python files that the run's recipe names may be run.
+        True if Python files that the run's recipe names may be run.
 
     Raises
     ------
     InputError
-        Something else is to be changed, or the run has learned these tasks already.
+        Another setting is to be changed, or the run has learned these tasks already.
     """
     if not is_run(folder):
-        values = {"stream": [dict(entry)], "backbone": _chosen(backbone), "seed": seed or 0}
+        values = {
+            "stream": [dict(entry)],
+            "backbone": more_data.backbone_or_usual(backbone),
+            "seed": seed or 0,
+        }
         return Recipe.parse(values, settings).run(folder, quiet=quiet)
     read(folder, trust=trust)
     with writing(folder) as writer:
         state = writer.state
         begun = bool(state.tasks) or state.begun is not None
         if begun:
-            _check_unchanged(state.recipe, backbone, seed, settings)
-        recipe = Recipe.parse(_with(state, entry, begun, backbone, seed), settings)
+            more_data.check_unchanged(state.recipe, backbone, seed, settings)
+        values = more_data.with_entry(state, entry, begun, backbone, seed)
+        recipe = Recipe.parse(values, settings)
         plan = recipe.plan(run=state)
         if not has_more(state, plan):
             raise InputError(
-                f"The run `{folder}` has learned these tasks already: {', '.join(state.tasks)}. If there are new "
-                "examples in the same place, name them as a task of their own, with `--task`."
+                f"The run `{folder}` has learned these tasks already: {', '.join(state.tasks)}. "
+                "If there are new examples in the same place, name them as a task of their own, "
+                "with `--task`."
             )
+        plan = replace(plan, recipe=recipe.resolved(plan))
         try:
-            story.run(
-                replace(plan, recipe=recipe.resolved(plan)), Path(folder), change=True, quiet=quiet
-            )
+            story.run(plan, Path(folder), change=True, quiet=quiet)
         except Stopped:
+            # What was saved until then belongs to the new recipe.
             raise
         except BaseException:
-            if (
-                read(folder).tasks == state.tasks
-            ):  # nothing came of it: the next attempt may name others
+            # If nothing came of it, the next attempt may name other data.
+            if read(folder).tasks == state.tasks:
                 writer.recipe(state.recipe)
             raise
     return Run(folder)
+
+
+# -- forget
 
 
 def forget(
@@ -257,190 +286,103 @@ def forget(
     trust: bool = False,
     quiet: bool = True,
 ) -> Forgotten:
-    """Remove a task from a run: its adapter, its head, its statistics, and what was measured of it or with it.
+    """Remove a task from a run: adapter, head, statistics, and what was measured with it.
 
-    Where tasks are isolated, the run is then the one, bit for bit, that never learned it. Where later tasks were
-    learned on top of it, something of it remains in them, until they are learned again.
+    If tasks are isolated, the run is then the one, bit for bit, that never learned it. If
+    later tasks were learned on top of it, they hold traces of it until they are learned again.
 
     Parameters
     ----------
     task
-        One that the run has learned, or was to learn; or one that was forgotten, to learn again what it left traces in.
+        A task that the run has learned, or was to learn; or one that was forgotten, to learn
+        again the tasks in which it left traces.
     retrain_later
-        Learn the tasks again in which something of it would remain.
+        Learn the tasks again in which it has left traces.
     stream
-        The tasks, where the run's recipe does not say how they are made; for `retrain_later`.
+        The tasks, if the run's recipe does not say how they are made; for `retrain_later`.
     trust
-        Whether Python files that the run's recipe names may be run.
+        True if Python files that the run's recipe names may be run.
 
     Raises
     ------
     UnknownName
         The run has no such task.
     RunError
-        Another process is writing the run, or the examples for learning again are not those of before.
+        Another process is writing the run, or the examples for learning again have changed.
     Stopped
         The run was asked to stop. The task is forgotten, and the run can go on.
     """
-    if engine.count() > 1:
-        raise InputError(
-            "`forget` is for one process: start it without `accelerate launch` or `torchrun`."
-        )
+    _check_single_process("forget")
     read(folder, trust=trust)
     with writing(folder) as writer:
         state = writer.state
-        recipe, names = state.recipe, state.tasks
-        if task not in forgotten(recipe) and task not in names and task not in _planned(state):
-            raise UnknownName("task", task, names)
-        why = dependence(recipe)
-        recipe = without(recipe, task, names, leaves_traces=bool(why))
-        left, places = less(names, task), recipe.get("traces", {})
-        traces = tuple(left[places[task] :]) if task in places else ()
+        _check_known(state, task)
+        why = dependence(state.recipe)
+        recipe = without(state.recipe, task, state.tasks, leaves_traces=bool(why))
+        left = less(state.tasks, task)
+        starts = recipe.get("traces", {})
+        traces = tuple(left[starts[task] :]) if task in starts else ()
         plan = None
         if traces and retrain_later:
-            stream = stream and replace(
-                stream, tasks=tuple(other for other in stream if other.name != task)
-            )
-            plan = _relearning(state, recipe, stream, left, kept=places[task])
-        if task not in names and state.begun == task:
+            # Planned before anything is removed: if examples are missing, the run stays as it is.
+            others = _without_task(stream, task)
+            plan = _relearning(state, recipe, others, left, kept=starts[task])
+        if task not in state.tasks and state.begun == task:
+            # Stopped inside this very task, so that it has no folder, but events and a state.
             writer.trim_events(None, 0)
             writer.unfinished(None)
         writer.forget(recipe)
         if not plan:
             return Forgotten(task, traces, why, left=tuple(left))
+        # The last first, so that a kill in between leaves a run of the first tasks.
         for name in reversed(traces):
             remove_last(writer.folder, name)
-        writer.recipe(traced(recipe, {name: n for name, n in places.items() if n < places[task]}))
+        older = {name: start for name, start in starts.items() if start < starts[task]}
+        writer.recipe(traced(recipe, older))
         system = story.run(plan, writer.folder, quiet=quiet)
         return Forgotten(task, relearned=traces, left=tuple(system.tasks))
 
 
+def _check_known(state: RunState, task: str) -> None:
+    """Raise `UnknownName` if a run never learned, forgot or was to learn a task."""
+    # In this order, because asking for the tasks to come reads the data.
+    if task in forgotten(state.recipe) or task in state.tasks or task in _planned(state):
+        return
+    raise UnknownName("task", task, state.tasks)
+
+
+def _without_task(stream: TaskStream | None, task: str) -> TaskStream | None:
+    if not stream:
+        return stream
+    return replace(stream, tasks=tuple(other for other in stream if other.name != task))
+
+
 def _relearning(
     state: RunState,
-    recipe: dict[str, Any],
+    recipe: Settings,
     stream: TaskStream | None,
     left: Sequence[str],
     *,
     kept: int,
 ) -> Plan:
-    """Return what is needed to learn all tasks that are `left` again but for the first `kept`, checked beforehand."""
+    """Return the checked plan to learn the tasks `left` again, except the first `kept`."""
     plan = Recipe.parse(recipe).plan(stream, run=state)
     check_same([state.load_task(name) for name in left], plan.stream)
-    steps = range(1, len(plan.stream) + 1)
-    check_examples(
-        plan, kept, [step for step in steps if plan.evaluation.due(step, len(plan.stream))]
-    )
+    count = len(plan.stream)
+    due = [step for step in range(1, count + 1) if plan.evaluation.due(step, count)]
+    check_examples(plan, kept, due)
     return plan
 
 
 def _planned(state: RunState) -> list[str]:
-    """Return the names of the tasks that the run is to learn, if they can be had."""
+    """Return the names of the tasks that the run is to learn, as far as they can be known."""
     if state.made_in_python:
         return state.recipe["stream"]["tasks_made_in_python"]
     try:
         return Recipe.parse(state.recipe).make_stream(state).names
-    except RunError:  # it needs code that is not trusted: that is no reason to know less of the run
+    except RunError:
+        # It needs code that the user does not trust, who should be told so.
         raise
-    except PerdureError:  # the data is not here
+    except PerdureError:
+        # The data is not here: the tasks to come are unknown, those learned are not.
         return []
-
-
-# -- the recipe of a run that learns more
-
-
-def _chosen(backbone: str | None) -> str:
-    """The backbone that is asked for. An empty name is none: a script may have lost it."""
-    return "minilm" if backbone is None else backbone
-
-
-def _with(
-    state: RunState, entry: Mapping[str, Any], begun: bool, backbone: str | None, seed: int | None
-) -> dict[str, Any]:
-    """A run's recipe with one more table."""
-    before = state.recipe
-    gone, stream = forgotten(before), before["stream"]
-    if (
-        not begun and isinstance(stream, list) and len(stream) <= 1 and not gone
-    ):  # an attempt that came to nothing
-        return {**before, "stream": [dict(entry)], "backbone": _chosen(backbone), "seed": seed or 0}
-    values = {**before, "stream": _entries(stream, entry, gone, state.tasks)}
-    if not isinstance(stream, list):
-        values["scenario"] = Recipe.parse({**before, "forgotten": []}).make_stream(state).scenario
-    if gone:  # what is learned again is no longer forgotten
-        values["forgotten"] = [name for name in gone if name not in own_stream([entry]).names]
-    if not begun:
-        values |= {"backbone": backbone} if backbone else {}
-        values |= {"seed": seed} if seed is not None else {}
-    return values
-
-
-def _check_unchanged(
-    before: Mapping[str, Any], backbone: str | None, seed: int | None, settings: Sequence[str]
-) -> None:
-    fixed = {
-        "--backbone": (backbone, before["backbone"]["model"]),
-        "--seed": (seed, before["seed"]),
-    }
-    for option, (given, used) in fixed.items():
-        if given not in (None, used):
-            raise InputError(
-                f"The run began with `{option} {used}`; it cannot go on with `{given}`."
-            )
-    for setting in settings:
-        if setting.startswith("training.heads"):
-            raise InputError(
-                f"`--set {setting}`: the heads of a run that has begun stay as they are."
-            )
-        if not setting.startswith(("training.", "evaluation.")):
-            raise InputError(
-                f"`--set {setting}`: of a run that has begun only `training` and `evaluation` can change."
-            )
-
-
-def _entries(
-    stream: Section | list[dict[str, Any]],
-    entry: Mapping[str, Any],
-    gone: Sequence[str],
-    taken: Sequence[str],
-) -> list[dict[str, Any]]:
-    """A run's stream with one more entry, of which tasks that were forgotten are learned again, behind the others."""
-    if not isinstance(stream, list):
-        name, options = named(stream, "stream")
-        stream = [{"benchmark": name, **options}]
-    plain = [{key: value for key, value in old.items() if key != "without"} for old in stream]
-    new = own_stream([entry]).names
-    again = [name for name in new if name in gone]
-    if not again:
-        # the same entry is there already if an earlier attempt stopped before all of its tasks were finished
-        if _spelled_out(entry) in [_spelled_out(old) for old in plain]:
-            return stream
-        _check_names(new, taken)
-        return [*stream, dict(entry)]
-    kept = [name for name in new if name not in gone] if dict(entry) in plain else []
-    before = [
-        _without(old, again) if "benchmark" in old or old.get("task") else old for old in stream
-    ]
-    return [*before, dict(entry) | ({"without": kept} if kept else {})]
-
-
-def _spelled_out(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """An entry in the one form that all have which read the same: a path may be relative, and a default be given."""
-    data = entry.get("data")
-    if isinstance(data, str):
-        data = os.path.abspath(data)
-    elif isinstance(data, Mapping):
-        data = {split: os.path.abspath(str(path)) for split, path in data.items()}
-    return {"label": "label", "encoding": "utf-8", **entry, "data": data}
-
-
-def _check_names(new: Sequence[str], taken: Sequence[str]) -> None:
-    twice = [name for name in new if name in taken]
-    if twice:
-        raise InputError(
-            f"The run has a task `{twice[0]}` already, which it learned from another table or folder. Give the new "
-            "one another name, with `--task`."
-        )
-
-
-def _without(entry: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    return entry | {"without": list(dict.fromkeys([*entry.get("without", []), *names]))}

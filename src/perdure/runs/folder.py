@@ -1,7 +1,6 @@
 """The run folder as a user reads it in Python: `perdure.Run`."""
 
 from pathlib import Path
-from typing import Any
 
 from jaxtyping import Float
 from numpy import ndarray
@@ -10,22 +9,23 @@ from perdure import registry
 from perdure.evaluation.system import Learned
 from perdure.learning.snapshot import Snapshot
 from perdure.runs import layout
+from perdure.runs.layout import Content, Settings
 from perdure.runs.state import RunState, read
 
 
 class Run:
-    """A run folder. Whatever is asked is answered as the folder is now.
+    """A run folder. Each answer is about the folder as it is when asked.
 
     Parameters
     ----------
     trust
-        Whether Python files that the folder names (a method, a rule or a benchmark of one's own) may be
-        run, by all that is done with it in this process. They are run as they are then.
+        True if Python files that the folder names (a method, a rule or a benchmark of one's own)
+        may be run by anything done with it in this process. They are run as they are then.
 
     Raises
     ------
     RunError
-        The folder is no run, or is damaged.
+        The folder is not a run, or is damaged.
     """
 
     def __init__(self, folder: str | Path, *, trust: bool = False):
@@ -37,10 +37,11 @@ class Run:
     @property
     def state(self) -> RunState:
         """The folder as it is now, read once."""
+        # Not cached: the run may go on in another process while somebody looks at it.
         return read(self.folder)
 
     @property
-    def recipe(self) -> dict[str, Any]:
+    def recipe(self) -> Settings:
         """The resolved recipe."""
         return self.state.recipe
 
@@ -50,7 +51,7 @@ class Run:
         return self.state.tasks
 
     def task_folders(self) -> dict[str, Path]:
-        """The folders of the tasks that are complete, by name, in the order in which they were learned."""
+        """Return the folders of the complete tasks, by name, in the order of learning."""
         return self.state.places
 
     def load_task(self, name: str) -> Learned:
@@ -64,7 +65,7 @@ class Run:
         return self.state.load_task(name)
 
     def load_unfinished(self) -> Snapshot | None:
-        """The state inside the task that was being learned, if there is one.
+        """Return the saved state inside the task that was being learned, if there is one.
 
         Raises
         ------
@@ -74,29 +75,34 @@ class Run:
         return self.state.unfinished
 
     def begun(self) -> str | None:
-        """The name of the task that was being learned when the run was stopped, if its state was saved."""
+        """Return the name of the task whose learning was stopped, if its state was saved."""
         return self.state.begun
 
-    def events(self) -> list[dict[str, Any]]:
-        """The lines of events.jsonl."""
+    def events(self) -> list[Content]:
+        """Return the lines of events.jsonl."""
+        # Not from `state`, which would read the recipe and the tasks first.
         return layout.events(self.folder)
 
-    def combined(self) -> dict[str, Any]:
-        """How the adapters are combined: name, options, space, since, and the candidates of a search."""
+    def combined(self) -> Content:
+        """Return how the adapters are combined: name, options, space, since, and candidates."""
         return layout.combined(self.folder)
 
-    def scores(self) -> list[dict[str, Any]]:
-        """The rows of scores.csv: `step` tasks had been learned when `value` was measured on `task`."""
+    def scores(self) -> list[Content]:
+        """Return the rows of scores.csv.
+
+        In each, `value` was measured on `task` after `step` tasks had been learned.
+        """
         return layout.scores(self.folder)
 
     def matrix(
         self, rule: str | None = None, task_id: str = "posterior"
     ) -> Float[ndarray, "steps tasks"]:
-        """The accuracy matrix R of a rule (by default the run's own): nan where nothing was measured."""
+        """Return the accuracy matrix R of a rule (by default the run's own); nan: not measured."""
         return self.state.matrix(rule, task_id)
 
     def accuracies(self, rule: str) -> dict[str, float]:
-        """Return the average accuracy of a rule after the last task, for each way to know the task in which every task
-        was measured.
+        """Return the average accuracy of a rule after the last task, by way to know the task.
+
+        Only the ways in which every task was measured are in it.
         """
         return self.state.accuracies(rule)

@@ -1,9 +1,8 @@
-"""All that a run needs, and whether it goes together: checked before anything is trained."""
+"""A run's plan: all that it needs, checked to go together before anything is trained."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from perdure import registry
 from perdure.data.task import TaskStream
@@ -12,7 +11,9 @@ from perdure.evaluation.measure import Evaluation, check_search
 from perdure.learning.method import Method, Need, method_name
 from perdure.learning.training import Training
 from perdure.merging.rule_settings import Rule
+from perdure.merging.search import Search
 from perdure.models.backbone import Backbone
+from perdure.runs.layout import Settings
 from perdure.settings import Section, check_seed, checked, named
 
 
@@ -23,7 +24,7 @@ class Plan:
     Attributes
     ----------
     recipe
-        What the run's `recipe.yaml` is to say from now on; None where it says it already.
+        The new content of the run's `recipe.yaml`; None if the file already says it.
     """
 
     stream: TaskStream
@@ -33,11 +34,11 @@ class Plan:
     training: Training
     evaluation: Evaluation
     seed: int
-    recipe: Mapping[str, Any] | None = None
+    recipe: Mapping[str, object] | None = None
 
 
 def check(plan: Plan) -> None:
-    """Check that the parts of a run are what they should be, and go together.
+    """Check that the parts of a run are valid and go together.
 
     Raises
     ------
@@ -51,12 +52,14 @@ def check(plan: Plan) -> None:
         "training": (plan.training, Training),
         "evaluation": (plan.evaluation, Evaluation),
     }
+    # First of all, since the checks below use the attributes of these classes.
     for name, (given, kind) in kinds.items():
         if not isinstance(given, kind):
             raise InputError(
                 f"`{name}` must be a `perdure.{kind.__name__}`, got {str(given)[:100]!r}."
             )
     check_seed(plan.seed)
+    # A dataclass made in Python has not checked the types of its fields.
     checked(Training, vars(plan.training), "training")
     checked(Evaluation, vars(plan.evaluation), "evaluation")
     check_needs(plan.method, plan.backbone, plan.stream)
@@ -66,23 +69,23 @@ def check(plan: Plan) -> None:
 
 
 def check_needs(method: Method, backbone: Backbone, stream: TaskStream) -> None:
-    """Check that a method finds what it says that it needs.
+    """Check that a method finds what it declares to need.
 
     Raises
     ------
     InputError
-        The backbone has no heads, the module is no LoRA, or a task has no classes.
+        The backbone has no heads, the module is not LoRA, or a task has no classes.
     """
-    without_classes = [task.name for task in stream if not task.classes]
     missing: dict[Need, str] = {}
     if not backbone.has_heads:
         missing["heads"] = (
-            f"a head for each task, which `{backbone.source}` has not: it answers in its own words"
+            f"a head for each task, which `{backbone.source}` does not have: "
+            "it answers in its own words"
         )
     if method.module != "lora":
-        missing["lora"] = (
-            f"`peft: lora`, but has {f'`peft: {method.module}`' if method.module else 'no module'}"
-        )
+        module = f"`peft: {method.module}`" if method.module else "no module"
+        missing["lora"] = f"`peft: lora`, but has {module}"
+    without_classes = [task.name for task in stream if not task.classes]
     if without_classes:
         missing["classes"] = f"tasks with classes, but `{without_classes[0]}` has none"
     for need in missing:
@@ -93,13 +96,14 @@ def check_needs(method: Method, backbone: Backbone, stream: TaskStream) -> None:
 
 
 def check_alignment(training: Training, rule: Rule) -> None:
-    """Whether heads can be aligned with a rule.
+    """Check that heads can be aligned with a rule.
 
     Raises
     ------
     InputError
         The rule gives no single model, or its scale is found only afterwards.
     """
+    # Heads are aligned right after a task was learned, before a search or a choice is made.
     if training.alignment and (rule.searches or rule.routed):
         raise InputError(
             f"`alignment` needs one model with a fixed scale, but the rule is `{rule.label}`."
@@ -112,28 +116,31 @@ def check_heads(plan: Plan) -> None:
         return
     if plan.stream.scenario != "domain":
         raise InputError(
-            f"`training.heads: shared` is for `scenario: domain`, where all tasks have the same classes; the scenario "
-            f"is `{plan.stream.scenario}`."
+            "`training.heads: shared` is for `scenario: domain`, where all tasks have the same "
+            f"classes; the scenario is `{plan.stream.scenario}`."
         )
+    # The order counts, too: a class is the number of an output.
     first = plan.stream[0]
     for task in plan.stream:
         if task.classes != first.classes:
             raise InputError(
-                f"With `training.heads: shared` all tasks need their classes in the same order: `{first.name}` has "
-                f"{list(first.classes)}, `{task.name}` {list(task.classes)}."
+                "With `training.heads: shared` all tasks need their classes in the same order: "
+                f"`{first.name}` has {list(first.classes)}, `{task.name}` {list(task.classes)}."
             )
     if not plan.method.trains:
         raise InputError(
-            f"`training.heads: shared`: the method `{method_name(plan.method)}` computes a head per task."
+            f"`training.heads: shared`: the method `{method_name(plan.method)}` "
+            "computes a head per task."
         )
     if plan.training.alignment:
         raise InputError(
-            "`alignment` aligns the heads of tasks with each other: with `heads: shared` there is one."
+            "`alignment` aligns the heads of tasks with each other: "
+            "with `heads: shared` there is only one."
         )
 
 
 def check_length(stream: TaskStream, rule: Rule) -> None:
-    """Whether a rule can combine so many tasks.
+    """Check that a rule can combine as many tasks as a stream has.
 
     Raises
     ------
@@ -148,7 +155,7 @@ def check_length(stream: TaskStream, rule: Rule) -> None:
 
 
 def check_examples(plan: Plan, learned: int, due: Sequence[int]) -> None:
-    """Raise `InputError` if examples are missing without which what is left cannot be learned or measured.
+    """Raise `InputError` if examples are missing to learn or measure the rest.
 
     Parameters
     ----------
@@ -157,45 +164,55 @@ def check_examples(plan: Plan, learned: int, due: Sequence[int]) -> None:
     due
         The steps that will be measured.
     """
-    missing, new = plan.stream.missing, plan.stream.names[learned:]
+    missing = plan.stream.missing
+    new = plan.stream.names[learned:]
     for name in new:
         if name in missing:
             raise InputError(
                 f"Task `{name}` is to be learned, but its examples are not here: {missing[name]}"
             )
+    # A task that was learned needs no examples, except for a method that trains on all of them.
     if new and missing and plan.method.keeps_all:
         name, reason = next(iter(missing.items()))
         raise InputError(
-            f"The method `{method_name(plan.method)}` trains on the examples of all tasks, but those of `{name}` are "
-            f"not here: {reason} Put them back, or begin a run with a method that needs no old examples."
+            f"The method `{method_name(plan.method)}` trains on the examples of all tasks, "
+            f"but those of `{name}` are not here: {reason} "
+            "Put them back, or begin a run with a method that needs no old examples."
         )
     for step in due:
         check_search(plan.stream, step, plan.rule)
 
 
 def make_method(section: Section) -> Method:
-    """A method from its name, or from a mapping of its name and settings; one that wraps another has it as `method`."""
+    """Make a method from its name, or from a mapping of its name and settings.
+
+    A method that wraps another has the section of that one as its setting `method`.
+    """
     name, options = named(section, "method")
-    found = registry.find("method", name)
-    inner = {}
-    if "method" in registry.options(found) and isinstance(options.get("method"), (str, dict)):
-        inner = {"method": make_method(options.pop("method"))}
-    return found(**checked(found, options, f"method `{name}`", given=inner), **inner)
+    kind = registry.find("method", name)
+    wrapped = {}
+    if "method" in registry.options(kind) and isinstance(options.get("method"), (str, dict)):
+        wrapped = {"method": make_method(options.pop("method"))}
+    # What is wrapped has been checked with its own name in the messages.
+    settings = checked(kind, options, f"method `{name}`", given=wrapped)
+    return kind(**settings, **wrapped)
 
 
-# -- what was run
+# -- the settings of a plan
 
 
-def settings_of(plan: Plan) -> dict[str, Any]:
-    """Return all settings of a run but its stream, as a recipe states them."""
-    backbone, method, rule = plan.backbone, plan.method, plan.rule
+def settings_of(plan: Plan) -> Settings:
+    """Return all settings of a run except its stream, as a recipe states them."""
+    rule = plan.rule
+    # The settings of a search say something only if there is one.
     searched = {"search": _plain(rule.search)} if rule.searches else {}
     training = _plain(plan.training)
     if not plan.training.shares_head:
-        del training["heads"]  # folders from before there was a choice lack it, and are the same
+        # Folders from before there was a choice lack it, and must compare as equal.
+        del training["heads"]
     return {
-        "backbone": backbone.settings,
-        "method": _of_method(method),
+        "backbone": plan.backbone.settings,
+        "method": _of_method(plan.method),
         "rule": {
             "name": rule.name,
             "space": rule.space,
@@ -209,23 +226,20 @@ def settings_of(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _of_method(method: Method) -> dict[str, Any]:
-    """A method's name and settings; those of one that it wraps inside."""
-    options = {
-        field.name: getattr(method, field.name)
-        for field in dataclasses.fields(method)
-        if field.init
-    }
-    options = {
-        name: _of_method(value) if isinstance(value, Method) else value
-        for name, value in options.items()
-    }
-    return {"name": method_name(method), **options}
+def _of_method(method: Method) -> dict[str, object]:
+    """Return a method's name and settings; a method that it wraps is written inside."""
+    options: dict[str, object] = {"name": method_name(method)}
+    # Fields with `init=False` are the method's state, not settings.
+    for field in dataclasses.fields(method):
+        if field.init:
+            value = getattr(method, field.name)
+            options[field.name] = _of_method(value) if isinstance(value, Method) else value
+    return options
 
 
-def _plain(settings: Any) -> dict[str, Any]:
-    """A dataclass as YAML can hold it."""
-    values = dataclasses.asdict(settings)
-    return {
-        name: list(value) if isinstance(value, tuple) else value for name, value in values.items()
-    }
+def _plain(settings: Training | Evaluation | Search) -> dict[str, object]:
+    """Return the fields of a dataclass as YAML can hold them: lists for tuples."""
+    fields: dict[str, object] = {}
+    for name, value in dataclasses.asdict(settings).items():
+        fields[name] = list(value) if isinstance(value, tuple) else value
+    return fields

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from perdure.learning import engine
 from perdure.merging.rule_settings import Rule, RuleLike
 from perdure.models import adapters
 from perdure.models.backbone import Backbone
-from perdure.models.examples import BATCH_SIZE
+from perdure.models.examples import BATCH_SIZE, Examples
 from perdure.runs.export_card import Exported, card
 from perdure.runs.folder import Run
 from perdure.runs.layout import reading
@@ -42,7 +43,7 @@ class Prediction:
     probability: float
     task: str
 
-    def named(self, names: Mapping[str, str]) -> dict[str, Any]:
+    def named(self, names: Mapping[str, str]) -> dict[str, object]:
         """Return the answer as cells of a row, under these names."""
         return {name: getattr(self, key) for key, name in names.items()}
 
@@ -55,19 +56,20 @@ class Model:
     folder
         The run folder.
     rule
-        How the adapters are combined, as a `Rule`, its name, or a mapping of `name` and settings; by default as the
-        run did, with the scale that it found.
+        How the adapters are combined, as a `Rule`, its name, or a mapping of `name` and
+        settings; by default as the run did, with the scale that it found.
     label
-        What the rule is called in `scores.csv`, if that is not its own label, as after a search.
+        The rule's name in `scores.csv`, if that is not its own label, as after a search.
     trust
-        Whether Python files that the run's recipe names may be run.
+        True if Python files that the run's recipe names may be run.
     device
-        Where the model computes, such as `cpu` or `cuda:1`; `auto` is the accelerator that is here, else the CPU.
+        Where the model computes, such as `cpu` or `cuda:1`; `auto` is the accelerator of this
+        machine if it has one, else the CPU.
 
     Raises
     ------
     RunError
-        The folder is no run, is damaged, or holds no task yet.
+        The folder is not a run, is damaged, or holds no task yet.
     InputError
         There is no such device.
     """
@@ -82,41 +84,48 @@ class Model:
         device: str = "auto",
     ):
         folder = folder.folder if isinstance(folder, Run) else Path(folder)
-        self.sources = Sources.of(folder)  # before anything is read that may be forgotten meanwhile
+        # Noted before anything is read, so that `export` sees if a task was forgotten meanwhile.
+        self.sources = Sources.of(folder)
         self.state = read(folder, trust=trust)
-        self.rule = _rule(self.state) if rule is None else Rule.of(rule)
-        usual = self.state.combined["label"] if rule is None else self.rule.label
+        if rule is None:
+            self.rule = _rule(self.state)
+            usual = self.state.combined["label"]
+        else:
+            self.rule = Rule.of(rule)
+            usual = self.rule.label
         self.label = label or usual
         if not self.state.tasks:
             raise RunError(
                 f"`{self.state.folder}` holds no combined model yet: no task was finished."
             )
-        with reading(self.state.folder / "recipe.yaml"):
+        path = self.state.folder / "recipe.yaml"
+        with reading(path):
             source, settings = named(self.state.recipe["backbone"], "backbone", key="model")
-            settings = checked(
-                Backbone.load, settings, f"`{self.state.folder / 'recipe.yaml'}`: backbone"
-            )
+            settings = checked(Backbone.load, settings, f"`{path}`: backbone")
         self.backbone = Backbone.load(source, **settings).to(engine.device(device))
         self.system = restored(self.state, self.backbone, self.rule)
         self.classes = self.system.classes
         self.combined = self.system.combined
 
+    # -- predict
+
     def predict(
-        self, inputs: Sequence[Any], *, task: str | None = None, batch_size: int = BATCH_SIZE
+        self, inputs: Sequence[object], *, task: str | None = None, batch_size: int = BATCH_SIZE
     ) -> list[Prediction]:
         """Classify texts, pairs of texts, or images.
 
-        A text of which the tokenizer makes no token gets the answer that is likeliest without any: that of
-        the classes' shares in training, each task as likely as the others.
+        A text without any token gets the most likely answer without reading: by the shares of
+        the classes in training, with each task as likely as the others.
 
         Parameters
         ----------
         inputs
-            All of one kind. A pair is a tuple of two texts; an image is an object of Pillow, an array that Pillow
-            takes, a path, or the bytes of a file. Of an image in memory the pixels are read as they are now, and
-            turned as its EXIF orientation says.
+            All of one kind. A pair is a tuple of two texts; an image is an object of Pillow, an
+            array that Pillow takes, a path, or the bytes of a file. Of an image in memory the
+            pixels are read as they are now, and turned as its EXIF orientation says.
         task
-            The task of all inputs, if it is known; by default the task posterior weighs the tasks.
+            The task of all inputs, if it is known; by default the task posterior weighs the
+            tasks.
         batch_size
             The number of inputs that the model reads at a time.
 
@@ -125,7 +134,7 @@ class Model:
         UnknownName
             The run has not learned that task.
         InputError
-            There is nothing to classify, the inputs are of several kinds, or an image cannot be read.
+            The inputs are empty or of several kinds, or an image cannot be read.
         NotFinite
             The rule makes a model whose answers are not finite numbers.
         """
@@ -138,28 +147,55 @@ class Model:
             [(task or "", rows)], batch_size=batch_size, allow_empty=True
         )
         names = [task] if task else list(self.classes)
-        log_weights = (
-            torch.zeros(len(examples), 1)
-            if task
-            else self.system.posterior.log_prob(describe(self.backbone, examples))
-        )
-        if self.combined.picks:
-            log_weights = settled(log_weights)
+        log_weights = self._log_weights(examples, task)
         logits = task_logits(self.backbone, self.combined, examples, names, log_weights)
-        for i in examples.without_tokens:
-            log_weights[i] = -math.log(len(names))
+        # The model has read a placeholder in the place of these texts; its answer means nothing.
+        for row in examples.without_tokens:
+            log_weights[row] = -math.log(len(names))
             for name in names:
-                logits[name][i] = self._log_prior(name)
-        labels = tuple(dict.fromkeys(label for name in names for label in self.classes[name]))
-        places = [[labels.index(label) for label in self.classes[name]] for name in names]
+                logits[name][row] = self._log_prior(name)
+        return self._likeliest(names, logits, log_weights)
+
+    def _log_weights(self, examples: Examples, task: str | None) -> Float[Tensor, "examples tasks"]:
+        """Return log p(t | x) for each example; of a known task alone, zeros."""
+        if task:
+            log_weights = torch.zeros(len(examples), 1)
+        else:
+            log_weights = self.system.posterior.log_prob(describe(self.backbone, examples))
+        # Such a rule reads each example with the adapter of one task, whose answer alone counts.
+        return settled(log_weights) if self.combined.picks else log_weights
+
+    def _likeliest(
+        self,
+        names: Sequence[str],
+        logits: Mapping[str, Float[Tensor, "examples _"]],
+        log_weights: Float[Tensor, "examples tasks"],
+    ) -> list[Prediction]:
+        """Return the most likely class of each example, over the classes of all these tasks."""
+        # Tasks may share a class: it is one column of the probabilities.
+        columns: dict[str, int] = {}
+        for name in names:
+            for label in self.classes[name]:
+                columns.setdefault(label, len(columns))
+        places = []
+        for name in names:
+            places.append([columns[label] for label in self.classes[name]])
         best = probabilities(logits, places, log_weights).max(1)
+        # A class of several tasks is said to belong to the one that makes it most likely here.
         tasks = _likeliest_task(by_task(logits, log_weights), places, best.indices)
+        labels = list(columns)
+        answers = zip(best.indices.tolist(), best.values.tolist(), tasks, strict=True)
         return [
-            Prediction(labels[label], probability, names[number])
-            for label, probability, number in zip(
-                best.indices.tolist(), best.values.tolist(), tasks, strict=True
-            )
+            Prediction(labels[column], probability, names[task])
+            for column, probability, task in answers
         ]
+
+    def _log_prior(self, task: str) -> Float[Tensor, " classes"]:
+        """Return the logarithm of each class's share of a task's training examples."""
+        learned = next(learned for learned in self.system.learned if learned.name == task)
+        # Counted in training, so that no example is needed now.
+        counts = learned.statistics.counts
+        return (counts / counts.sum()).log().float()
 
     def input_columns(
         self, columns: Sequence[str], asked: Sequence[str], source: str
@@ -169,10 +205,10 @@ class Model:
         Parameters
         ----------
         columns
-            Those of the table.
+            The columns of the table.
         asked
-            Those that the user names, if any: one, or two for pairs of texts. By default those that a task of the run
-            was read from, else the one that is called as what it holds.
+            The columns that the user names: one, or two for pairs of texts. If empty, those
+            that a task of the run was read from, else the one named after its kind.
         source
             The table, for errors.
 
@@ -182,48 +218,56 @@ class Model:
             The table has no such columns.
         """
         kind = self.backbone.kind
-        candidates = (
-            [tuple(asked)] if asked else [*_read_before(self.state.recipe["stream"], kind), (kind,)]
-        )
+        if asked:
+            candidates = [tuple(asked)]
+        else:
+            candidates = [*_read_before(self.state.recipe["stream"], kind), (kind,)]
+        # The run's own tables may differ: the first whose columns this one has decides.
         for candidate in candidates:
             if set(candidate) <= set(columns):
                 return candidate
         missing = next(name for name in candidates[-1] if name not in columns)
         raise InputError(
-            f"{source} has no column `{missing}`. Its columns: {list(columns)}. Name the one that holds the input with "
-            f"`--{kind}`."
+            f"{source} has no column `{missing}`. Its columns: {list(columns)}. "
+            f"Name the one that holds the input with `--{kind}`."
         )
-
-    def _log_prior(self, task: str) -> Float[Tensor, " classes"]:
-        """Return the logarithm of each class's share of a task's training examples."""
-        counts = next(
-            learned.statistics.counts for learned in self.system.learned if learned.name == task
-        )
-        return (counts / counts.sum()).log().float()
 
     def add_predictions(
-        self, rows: Sequence[dict[str, Any]], *, column: str | None = None, task: str | None = None
+        self,
+        rows: Sequence[dict[str, Any]],
+        *,
+        column: str | None = None,
+        task: str | None = None,
     ) -> list[dict[str, Any]]:
-        """Rows with `label`, `probability` and `task` added (as `predicted_…` where they have such a column already).
+        """Return rows with `label`, `probability` and `task` added.
 
-        `column` holds the text, or the image; by default the one that the run was trained on, or `text`.
+        A column that a row has already is added as `predicted_…`.
+
+        Parameters
+        ----------
+        column
+            The column with the text or the image; by default the one that the run was trained
+            on, else `text` or `image`.
+        task
+            The task of all rows, if it is known.
         """
         columns = self.input_columns(
             list(rows[0]) if rows else [], [column] if column else [], "The table"
         )
-        read = [Row(number, row, f"Row {number}") for number, row in enumerate(rows, start=1)]
-        inputs = [self.input_of(row, columns) for row in read]
+        inputs = []
+        for number, cells in enumerate(rows, start=1):
+            inputs.append(self.input_of(Row(number, cells, f"Row {number}"), columns))
         names = names_of_answers(list(rows[0]))
         answers = self.predict(inputs, task=task)
-        return [row | answer.named(names) for row, answer in zip(rows, answers, strict=True)]
+        return [cells | answer.named(names) for cells, answer in zip(rows, answers, strict=True)]
 
-    def input_of(self, row: Row, columns: Sequence[str]) -> Any:
+    def input_of(self, row: Row, columns: Sequence[str]) -> object:
         """Return what the model reads of a row. A text may be empty.
 
         Raises
         ------
         DataError
-            It has no text, or no image.
+            The row has no text, or no image.
         """
         if self.backbone.kind == "text":
             return texts(row, columns, empty=True)
@@ -234,26 +278,33 @@ class Model:
             )
         return value
 
+    # -- export
+
     def export(self, output: str | Path) -> Path:
         """Write a stock checkpoint: combined weights, all heads as one, `id2label`.
 
-        With `pooling: stock` it is a folder for `AutoModelFor…Classification`, with `mean` one for
-        `SentenceTransformer`, whose output is then the logits. The heads are concatenated: a stock model has
-        no task posterior. A model card says how well both answer.
+        With `pooling: stock` it is a folder for `AutoModelFor…Classification`, with `mean` one
+        for `SentenceTransformer`, whose output is then the logits. The heads are concatenated:
+        a stock model has no task posterior. A model card says how well both answer.
 
         Raises
         ------
         RunError
-            The rule is routed, or combines bottleneck adapters: there is no one set of weights. Or the heads are not
-            linear in the feature.
+            The model has no single set of weights, because its rule is routed or combines
+            bottleneck adapters; or the heads are not linear in the feature.
         """
-        staging.check_free(output := Path(output))
+        output = Path(output)
+        # Refused here already, before anything is computed; `new_folder` looks again.
+        staging.check_free(output)
         check_exportable(self.rule)
+        # Stock checkpoints know no adapters; the combined change is added to the weights below.
         adapters.detach(self.backbone.model)
-        size = sum(
-            value.numel() * value.element_size() for value in self.backbone.model.parameters()
-        )
-        tasks = list(self.classes)[:1] if self.system.shares_head else list(self.classes)
+        parameters = list(self.backbone.model.parameters())
+        size = sum(value.numel() * value.element_size() for value in parameters)
+        tasks = list(self.classes)
+        if self.system.shares_head:
+            # All tasks have the same head: the first stands for it.
+            tasks = tasks[:1]
         with (
             staging.new_folder(output, size=size, check=self.sources.check) as folder,
             self.combined.applied(self.backbone),
@@ -264,7 +315,7 @@ class Model:
         return output
 
     def exported(self, output: str | Path) -> Exported:
-        """Return what a folder that `export` writes can do, and how well, as far as it was measured."""
+        """Return what an exported folder can do, and how well, as far as it was measured."""
         return Exported(
             name=Path(output).name,
             base=self.backbone.published,
@@ -280,24 +331,28 @@ class Model:
         for name, value in self.backbone.model.named_parameters():
             if not value.isfinite().all():
                 raise NotFinite(
-                    f"The rule `{self.rule.label}` makes `{name}` infinite or undefined. Choose other settings, such "
-                    "as a `scale` nearer to 1, or another rule."
+                    f"The rule `{self.rule.label}` makes `{name}` infinite or undefined. "
+                    "Choose other settings, such as a `scale` nearer to 1, or another rule."
                 )
 
     def _labels(self) -> list[str]:
-        """The name of each output; with its task where several tasks have it."""
+        """Return the name of each output, with its task if several tasks have it."""
         if self.system.shares_head:
             return list(next(iter(self.classes.values())))
-        every = [label for classes in self.classes.values() for label in classes]
-        return [
-            label if every.count(label) == 1 else f"{task}/{label}"
-            for task, classes in self.classes.items()
-            for label in classes
-        ]
+        tasks_with = Counter[str]()
+        for classes in self.classes.values():
+            tasks_with.update(classes)
+        labels = []
+        for task, classes in self.classes.items():
+            for label in classes:
+                labels.append(label if tasks_with[label] == 1 else f"{task}/{label}")
+        return labels
 
 
 def names_of_answers(columns: Sequence[str]) -> dict[str, str]:
-    """Return the names of the columns that predictions add, by what they hold; none is among those that are there.
+    """Return the names of the columns that predictions add, by what they hold.
+
+    None of them is a column of the table already.
 
     Examples
     --------
@@ -307,14 +362,16 @@ def names_of_answers(columns: Sequence[str]) -> dict[str, str]:
     names: dict[str, str] = {}
     for field in dataclasses.fields(Prediction):
         name = field.name
+        # Repeated, as a table of earlier predictions may have `predicted_label`, too.
         while name in columns:
             name = f"predicted_{name}"
         names[field.name] = name
     return names
 
 
-def _read_before(stream: Any, kind: str) -> list[tuple[str, ...]]:
+def _read_before(stream: object, kind: str) -> list[tuple[str, ...]]:
     """Return the columns that the tasks of a run's own tables were read from."""
+    # Any other stream is a benchmark, or was made in Python: it names no columns.
     entries = stream if isinstance(stream, list) else []
     columns = []
     for entry in entries:
@@ -327,81 +384,92 @@ def _read_before(stream: Any, kind: str) -> list[tuple[str, ...]]:
 
 
 def _rule(state: RunState) -> Rule:
-    """How a run combined its adapters last."""
-    combined, path = state.combined, state.folder / "combined.json"
-    recipes = state.recipe["rule"]["name"]
-    if (
-        combined["name"].endswith(".py") and combined["name"] != recipes
-    ):  # only the recipe says which code is run
-        raise RunError(f"`{path}` names the rule `{combined['name']}`, but the recipe `{recipes}`.")
+    """Return the rule by which a run combined its adapters last."""
+    combined = state.combined
+    path = state.folder / "combined.json"
+    in_recipe = state.recipe["rule"]["name"]
+    # Only the recipe says which code is run: the user has trusted that file, not this one.
+    if combined["name"].endswith(".py") and combined["name"] != in_recipe:
+        raise RunError(
+            f"`{path}` names the rule `{combined['name']}`, but the recipe `{in_recipe}`."
+        )
     registry.find("rule", combined["name"])
     with reading(path):
         applied = {key: combined[key] for key in ("name", "space", "since")}
         rule = Rule.of(combined["options"] | applied, f"`{path}`")
         scales = rule.options.get("scale")
-        if missing := [
-            name for name in state.tasks if isinstance(scales, dict) and name not in scales
-        ]:
+        missing = []
+        if isinstance(scales, dict):
+            missing = [name for name in state.tasks if name not in scales]
+        if missing:
             raise RunError(
-                f"`{path}` has no scale for the task `{missing[0]}`: it is not searched yet. Go on with "
-                f"`perdure run {state.folder}`, or measure with `perdure evaluate {state.folder}`."
+                f"`{path}` has no scale for the task `{missing[0]}`: it is not searched yet. "
+                f"Go on with `perdure run {state.folder}`, or measure with "
+                f"`perdure evaluate {state.folder}`."
             )
     return rule
 
 
 def check_exportable(rule: Rule) -> None:
-    """Whether what a rule makes is one set of weights.
+    """Check that a rule makes one set of weights.
 
     Raises
     ------
     RunError
-        It is routed, or combines in factor space.
+        The rule is routed, or combines in factor space.
     """
     if rule.routed or rule.space == "factor":
         why = "is routed" if rule.routed else "combines in factor space"
         raise RunError(
-            f"The rule `{rule.label}` {why}, so there is no one set of weights to export. Choose another with "
-            "`--rule`, such as `task_arithmetic` in delta space."
+            f"The rule `{rule.label}` {why}, so there is no one set of weights to export. "
+            "Choose another with `--rule`, such as `task_arithmetic` in delta space."
         )
 
 
 def _likeliest_task(
-    parts: Sequence[Float[Tensor, "examples _"]],
+    probabilities_by_task: Sequence[Float[Tensor, "examples _"]],
     places: Sequence[Sequence[int]],
     chosen: Int[Tensor, " examples"],
 ) -> list[int]:
-    """For each example the task from which most of the probability of the chosen class comes."""
+    """Return the task that gives most of the probability of the chosen class, per example."""
     shares = []
-    for part, place in zip(parts, places, strict=True):
-        own = (
-            torch.tensor(place) == chosen[:, None]
-        )  # where the chosen class is among the task's own
-        shares.append((part * own).sum(1))
+    for probability, columns in zip(probabilities_by_task, places, strict=True):
+        # True at the chosen class, if it is one of the task's own.
+        is_chosen = torch.tensor(columns) == chosen[:, None]
+        shares.append((probability * is_chosen).sum(1))
     return torch.stack(shares).argmax(0).tolist()
 
 
-def _texts(inputs: Sequence[Any]) -> Dataset:
+def _texts(inputs: Sequence[object]) -> Dataset:
     """Return texts, or pairs of texts, as rows that the backbone reads.
 
     Raises
     ------
     InputError
-        Some are no texts, or not all are of one kind.
+        An input is not a text, or not all are of one kind.
     """
-    pairs = [isinstance(value, tuple | list) and len(value) == 2 for value in inputs]
-    texts = [tuple(value) if pair else (value,) for value, pair in zip(inputs, pairs, strict=True)]
-    size = len(texts[0])
-    for number, parts in enumerate(texts, start=1):
-        if not all(isinstance(part, str) for part in parts):
+    # The first input decides whether all are texts or pairs.
+    rows = [_columns(value) for value in inputs]
+    size = len(rows[0])
+    for number, row in enumerate(rows, start=1):
+        if not all(isinstance(text, str) for text in row):
             raise InputError(
-                f"Input {number} is {inputs[number - 1]!r}, but should be a text or a pair of texts."
+                f"Input {number} is {inputs[number - 1]!r}, "
+                "but should be a text or a pair of texts."
             )
-        if half := half_of_a_pair("".join(parts)):
+        if half := half_of_a_pair("".join(row)):
             raise InputError(f"Input {number} has `{half}`: {HALF}")
-        if len(parts) != size:
-            raise InputError(
-                f"Input {number} is a {'pair' if size == 1 else 'single text'}, unlike the first one."
-            )
-    return Dataset.from_dict(
-        {name: [parts[i] for parts in texts] for i, name in enumerate(TEXTS[:size])}
-    )
+        if len(row) != size:
+            kind = "pair" if size == 1 else "single text"
+            raise InputError(f"Input {number} is a {kind}, unlike the first one.")
+    columns = {}
+    for i, name in enumerate(TEXTS[:size]):
+        columns[name] = [row[i] for row in rows]
+    return Dataset.from_dict(columns)
+
+
+def _columns(value: object) -> tuple[Any, ...]:
+    """Return an input as the cells of a row: two of a pair, else one."""
+    if isinstance(value, tuple | list) and len(value) == 2:
+        return tuple(value)
+    return (value,)

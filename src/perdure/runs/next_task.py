@@ -1,9 +1,8 @@
-"""Learn the next task of a run: train it, describe its examples, align the heads; return all that is kept of it."""
+"""Learn the next task of a run: train it, describe its examples, align the heads."""
 
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
 
 import torch
 
@@ -23,53 +22,71 @@ from perdure.vectors.statistics import Statistics
 
 
 def learn_next(system: System, plan: Plan, session: Session) -> Learned:
-    """Learn the next task of a plan after those of a system, which the system's backbone then has learned.
+    """Learn the next task of a plan after those of a system; return all that is kept of it.
 
-    What it took is logged as an event `task`, which counts only with the task's folder.
+    Afterwards the system's backbone has learned the task. An event `task` logs what that
+    took; it counts only together with the task's folder.
     """
-    backbone, method = system.backbone, plan.method
+    backbone = system.backbone
     seen = plan.stream.until(len(system.learned) + 1)
-    task, before = seen[-1], _heads(backbone)
+    task = seen[-1]
+    heads_before = _heads(backbone)
+    # If the training was interrupted, the time that it took until then counts as well.
     inside = session.resume
     started = time.perf_counter() - (inside.about["seconds"] if inside else 0.0)
     session = replace(session, keep=_kept(session.keep, belonging(plan, seen), started))
-    earlier = [old.adapter for old in system.learned]
-    adapter = learn(backbone, seen.tasks, method, plan.training, earlier=earlier, session=session)
-
+    adapter = learn(
+        backbone,
+        seen.tasks,
+        plan.method,
+        plan.training,
+        earlier=[old.adapter for old in system.learned],
+        session=session,
+    )
+    # The frozen backbone describes the examples, for the task posterior.
     rows = backbone.encode(task.rows("train"))
+    groups = torch.tensor(task.groups("train"))
     learned = Learned(
         classes=task.classes,
         adapter=adapter,
         heads={},
-        statistics=Statistics.of(
-            describe(backbone, rows), torch.tensor(task.groups("train")), len(task.classes)
-        ),
-        state=dict(method.state),
+        statistics=Statistics.of(describe(backbone, rows), groups, len(task.classes)),
+        state=dict(plan.method.state),
         digests=task.digests(),
     )
     if plan.training.alignment:
-        gaussians = _align(system.with_task(learned), task, plan.training.alignment, seed=plan.seed)
+        longer = system.with_task(learned)
+        gaussians = _align(longer, task, plan.training.alignment, seed=plan.seed)
         learned = replace(learned, gaussians=gaussians)
+    # After the alignment, which changes the heads of older tasks, too.
     owners = [task.name] if plan.training.shares_head else seen.names
-    learned = replace(learned, heads=_changed(_heads(backbone), before, owners))
+    learned = replace(learned, heads=_changed(_heads(backbone), heads_before, owners))
     if session.log:
-        about = {
-            "seconds": round(time.perf_counter() - started, 3),
-            "examples": len(rows),
-            "trained": _trained(plan, seen),
-            "store_bytes": method.store_bytes,
-            "state_bytes": sum(
-                value.nbytes for value in learned.state.values() if isinstance(value, torch.Tensor)
-            ),
-        }
-        session.log({"event": "task", "task": learned.name, **about})
+        seconds = time.perf_counter() - started
+        session.log(_event(plan, seen, learned, seconds=seconds, examples=len(rows)))
     return learned
 
 
+def _event(
+    plan: Plan, seen: TaskStream, learned: Learned, *, seconds: float, examples: int
+) -> dict[str, object]:
+    """Return the event that says what learning a task took."""
+    tensors = [value for value in learned.state.values() if isinstance(value, torch.Tensor)]
+    return {
+        "event": "task",
+        "task": learned.name,
+        "seconds": round(seconds, 3),
+        "examples": examples,
+        "trained": _trained(plan, seen),
+        "store_bytes": plan.method.store_bytes,
+        "state_bytes": sum(value.nbytes for value in tensors),
+    }
+
+
 def _kept(
-    keep: Callable[[Snapshot], None] | None, belongs_to: Mapping[str, Any], started: float
+    keep: Callable[[Snapshot], None] | None, belongs_to: Mapping[str, object], started: float
 ) -> Callable[[Snapshot], None] | None:
-    """Return what keeps a snapshot together with what it belongs to, and how long the task has taken until then."""
+    """Return a `keep` that adds to each snapshot what it belongs to and how long it took."""
     if keep is None:
         return None
 
@@ -86,7 +103,7 @@ def _heads(backbone: Backbone) -> dict[str, Parameters]:
 
 def _changed(
     after: Mapping[str, Parameters], before: Mapping[str, Parameters], owners: list[str]
-) -> dict[str, Any]:
+) -> dict[str, Parameters]:
     """Return the heads that training has made or changed."""
     changed = {}
     for name in owners:
@@ -96,23 +113,29 @@ def _changed(
 
 
 def _align(system: System, task: Task, settings: Alignment, *, seed: int) -> Gaussians:
-    """Align the heads of all tasks of a system; return what is to be remembered of the newest."""
+    """Align the heads of all tasks of a system; return what is kept of the newest one."""
     backbone = system.backbone
     rows = backbone.encode(task.rows("train"))
+    # On the combined model, whose features all heads read when they answer together.
     values = features(backbone, system.combined, rows).cpu()
     newest = Gaussians.of(values, torch.tensor(rows.labels), len(task.classes))
-    gaussians = {old.name: old.gaussians for old in system.learned if old.gaussians} | {
-        task.name: newest
-    }
-    align(backbone, gaussians, system.classes, settings, seed=seed + 1000 * len(gaussians))
+    gaussians = {old.name: old.gaussians for old in system.learned if old.gaussians}
+    gaussians[task.name] = newest
+    # Another draw after each task; a thousand apart, so that runs with the next seeds share none.
+    step_seed = seed + 1000 * len(gaussians)
+    align(backbone, gaussians, system.classes, settings, seed=step_seed)
     return newest
 
 
 def _trained(plan: Plan, seen: TaskStream) -> int:
-    """Return how many parameters were trained: no module's frozen half, and no head that is computed."""
-    own = set(map(id, plan.method.parameters(plan.backbone)))  # heads may be among them
+    """Return the number of trained parameters, without frozen halves and computed heads."""
+    # A method may list heads among its own parameters; each counts once.
+    counted = {id(parameter) for parameter in plan.method.parameters(plan.backbone)}
+    number = plan.method.trained(plan.backbone)
     names = {name for name, _ in plan.method.examples(seen.tasks)}
-    heads = {
-        id(p): p for name in names for p in plan.backbone.own(name).parameters() if id(p) not in own
-    }
-    return plan.method.trained(plan.backbone) + sum(p.numel() for p in heads.values())
+    for name in names:
+        for parameter in plan.backbone.own(name).parameters():
+            if id(parameter) not in counted:
+                counted.add(id(parameter))
+                number += parameter.numel()
+    return number

@@ -1,7 +1,8 @@
 """Files read with care and written whole.
 
-Read: regular files of bounded size, as JSON, or as YAML without aliases (which a few lines can blow up to gigabytes).
-Written: under a temporary name, synced, and renamed, so that at any moment a file is the old one or the new.
+Reading: regular files of bounded size, as JSON, or as YAML without aliases (with which a
+few lines can blow up to gigabytes). Writing: under a temporary name, synced, and renamed,
+so that at any moment a file is either the old one or the new one.
 """
 
 import contextlib
@@ -21,45 +22,50 @@ import yaml
 from perdure.errors import CheckpointError, OutputError, PerdureError
 from perdure.storage import partial
 
-POINTER = (
-    b"version https://git-lfs.github.com/spec/"  # how a file begins that Git LFS has not fetched
-)
+POINTER = b"version https://git-lfs.github.com/spec/"
+"""The beginning of a file that Git LFS has not fetched."""
 TASK_NAME = re.compile(r"[A-Za-z0-9][\w-]*")
-"""What a task may be called: its name is that of a folder, and of a layer of the model."""
-MAX_JSON = 100_000_000  # bytes
-MAX_VALUES = 1_000_000  # in JSON: `[],[],…` takes 30 times its size in memory; a header with 100,000 tensors has fewer
-MAX_YAML = 1_000_000
-MAX_LINE = 10_000_000
-MAX_LINES = 300_000_000  # bytes of a file of lines: a million steps of training are a third of that
-MAX_DEPTH = 50  # of lists and mappings within each other in YAML, whose reader takes the square of it in time
+"""The names that a task may have: they become a folder, and a layer of the model."""
 
-_Loader: Any = getattr(
-    yaml, "CSafeLoader", yaml.SafeLoader
-)  # the same in C, where PyYAML was built with it
+MAX_JSON = 100_000_000  # bytes
+# `[],[],…` takes 30 times its size in memory; a header with 100,000 tensors has fewer values.
+MAX_VALUES = 1_000_000
+MAX_YAML = 1_000_000  # bytes
+MAX_LINE = 10_000_000  # bytes
+MAX_LINES = 300_000_000  # bytes; a million steps of training need a third
+MAX_DEPTH = 50  # of nesting in YAML, whose reader takes quadratic time in the depth
+
+# The same loader written in C, where PyYAML was built with it.
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+# -- reading
 
 
 def open_regular(path: Path) -> Any:
-    """A file opened for reading in bytes; never a pipe or a device, on which reading would wait.
+    """Open a regular file for reading bytes; never a pipe or a device, which could block.
+
+    The file is of no declared class: tests put in its place one whose reading fails.
 
     Raises
     ------
     CheckpointError
-        There is no such file, or it cannot be read.
+        The file does not exist, is not a regular file, or cannot be read.
     """
     try:
-        # opening a pipe would wait for its other end
-        number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        if not stat.S_ISREG(os.fstat(number).st_mode):
-            os.close(number)
+        # Without O_NONBLOCK, opening a pipe would wait for its other end.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
             raise CheckpointError(f"`{path}` is not a file.")
-        return os.fdopen(number, "rb", buffering=0)
+        return os.fdopen(descriptor, "rb", buffering=0)
     except OSError as error:
         raise CheckpointError(f"`{path}` cannot be read: {error.strerror}.") from error
 
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[io.FileIO]:
-    """Open a file to read it; an error of the system while it is read names it, as one while it is opened does."""
+    """Open a file for reading; system errors name the file, also those while reading."""
     with open_regular(path) as file:
         try:
             yield file
@@ -68,12 +74,12 @@ def _reading(path: Path) -> Iterator[io.FileIO]:
 
 
 def read_bytes(path: Path, limit: int) -> bytes:
-    """A file's content, if it has at most `limit` bytes.
+    """Return the content of a file that has at most `limit` bytes.
 
     Raises
     ------
     CheckpointError
-        It has more, or cannot be read.
+        The file is larger, or cannot be read.
     """
     with _reading(path) as file:
         if os.fstat(file.fileno()).st_size > limit:
@@ -91,34 +97,39 @@ def read_start(path: Path, size: int) -> bytes:
     Raises
     ------
     CheckpointError
-        It cannot be read.
+        The file cannot be read.
     """
     with _reading(path) as file:
         return file.read(size)
 
 
 def check_fetched(path: Path, content: bytes) -> None:
-    """Refuse the pointer that Git LFS leaves where a file has not been fetched; `content` is its beginning, or all.
+    """Refuse the pointer that Git LFS leaves in place of a file that has not been fetched.
+
+    Parameters
+    ----------
+    content
+        The beginning of the file, or all of its bytes.
 
     Raises
     ------
     CheckpointError
-        It is such a pointer.
+        The file is such a pointer.
     """
     if content.startswith(POINTER):
         raise CheckpointError(
-            f"`{path}` is a pointer of Git LFS, not the file itself. Fetch it with `git lfs pull` where it was cloned, "
-            "or download it again."
+            f"`{path}` is a pointer of Git LFS, not the file itself. "
+            "Fetch it with `git lfs pull` where it was cloned, or download it again."
         )
 
 
 def read_text(path: Path, limit: int = MAX_JSON) -> str:
-    """A text in UTF-8.
+    """Return the text of a file written in UTF-8.
 
     Raises
     ------
     CheckpointError
-        It has too many bytes, is no such text, or cannot be read.
+        The file has more than `limit` bytes, is not UTF-8, or cannot be read.
     """
     try:
         return read_bytes(path, limit).decode("utf-8")
@@ -129,12 +140,12 @@ def read_text(path: Path, limit: int = MAX_JSON) -> str:
 
 
 def read_lines(path: Path) -> Iterator[bytes]:
-    """The lines of a file, each with its end.
+    """Yield the lines of a file, each with its end-of-line.
 
     Raises
     ------
     CheckpointError
-        A line or the file has too many bytes, or the file cannot be read.
+        A line or the file is too long, or the file cannot be read.
     """
     with _reading(path) as plain_file, io.BufferedReader(plain_file) as file:
         if os.fstat(plain_file.fileno()).st_size > MAX_LINES:
@@ -150,54 +161,58 @@ def read_lines(path: Path) -> Iterator[bytes]:
 
 
 def read_json(path: Path, limit: int = MAX_JSON) -> dict[str, Any]:
-    """A JSON object from a file.
+    """Return the JSON object in a file.
 
     Raises
     ------
     CheckpointError
-        There is no such file, or it holds something else.
+        The file does not exist, or holds something else.
     """
     return parse_json(read_bytes(path, limit), f"`{path}`")
 
 
 def parse_json(text: bytes | str, what: str) -> dict[str, Any]:
-    """A JSON object; `what` it is, for the error.
+    """Return the JSON object in a text; `what` names the text in the error.
 
     Raises
     ------
     CheckpointError
-        It is something else, or holds too many values.
+        The text is something else, or holds too many values.
     """
+    subject = f"{what[0].upper()}{what[1:]}"
     try:
-        text = text.decode("utf-8") if isinstance(text, bytes) else text
-        if sum(map(text.count, ",[{")) > MAX_VALUES:  # counted in texts, too: none comes near
+        if isinstance(text, bytes):
+            text = text.decode("utf-8")
+        # An upper bound, since it also counts these characters inside strings. It is checked
+        # before parsing, which would already fill the memory.
+        values = sum(map(text.count, ",[{"))
+        if values > MAX_VALUES:
             raise ValueError(f"it holds more than {MAX_VALUES:,} values, which no such file needs")
         value = json.loads(text, object_pairs_hook=_without_twins)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(
-            f"{what[0].upper()}{what[1:]} is not JSON that can be read: {str(error)[:200]}."
+            f"{subject} is not JSON that can be read: {str(error)[:200]}."
         ) from error
     if not isinstance(value, dict):
-        raise CheckpointError(
-            f"{what[0].upper()}{what[1:]} is not a JSON object, but {type(value).__name__}."
-        )
+        raise CheckpointError(f"{subject} is not a JSON object, but {type(value).__name__}.")
     return value
 
 
-def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key is there twice")
-    return found
+def _without_twins(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Make a mapping of pairs; refuse a key that appears twice, where JSON takes the last."""
+    mapping = dict(pairs)
+    if len(mapping) != len(pairs):
+        raise ValueError("a key appears twice")
+    return mapping
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A mapping of plain values from a YAML file (a date becomes its text).
+    """Return the mapping of plain values in a YAML file; a date becomes its text.
 
     Raises
     ------
     CheckpointError
-        It is none, or too large, or has aliases.
+        The file is not a YAML mapping, is too large, or has aliases.
     """
     value = parse_yaml(read_text(path, MAX_YAML), f"`{path}`")
     if not isinstance(value, dict):
@@ -208,12 +223,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def parse_yaml(text: str, what: str) -> Any:
-    """Return the plain values that a YAML text states; `what` it is, for the error.
+    """Return the plain values that a YAML text states; `what` names the text in the error.
 
     Raises
     ------
     CheckpointError
-        It is no YAML, has aliases, a key twice, or too many levels.
+        The text is not YAML, has aliases, a key twice, or too many levels.
     """
     try:
         _check_yaml(what, text)
@@ -224,16 +239,17 @@ def parse_yaml(text: str, what: str) -> Any:
 
 
 def _check_yaml(what: str, text: str) -> None:
-    """Refuse what would take long to read, before any of it is made."""
+    """Refuse, by the parser's events, what would take long to build as values."""
     depth = 0
     for event in yaml.parse(text, Loader=_Loader):
         if isinstance(event, yaml.AliasEvent):
             raise CheckpointError(
                 f"{what} has aliases (`*name`), which are not read. Write their values out."
             )
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(
-            event, yaml.CollectionEndEvent
-        )
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
         if depth > MAX_DEPTH:
             raise CheckpointError(
                 f"{what} has more than {MAX_DEPTH} lists or mappings within each other."
@@ -241,28 +257,30 @@ def _check_yaml(what: str, text: str) -> None:
 
 
 class _Reader(_Loader):
-    """A safe loader that refuses a key that is there twice, of which YAML's would take the last."""
+    """A safe loader that refuses a key that appears twice, where YAML takes the last."""
 
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[object, object]:
         names = set()
         for key, _ in node.value:
             name = (key.tag, str(key.value))
             if name in names:
-                raise ValueError(
-                    f"`{key.value}` is there twice, in line {key.start_mark.line + 1} again"
-                )
+                line = key.start_mark.line + 1
+                raise ValueError(f"`{key.value}` appears twice, again in line {line}")
             names.add(name)
         return super().construct_mapping(node, deep)
 
 
 NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+\Z")
-"""What everybody but YAML 1.1 takes for a number: for that, `1e-3` and `1.0e3` are texts."""
+"""A number to everybody but YAML 1.1, for which `1e-3` and `1.0e3` are texts."""
 _Reader.add_implicit_resolver("tag:yaml.org,2002:float", NUMBER, list("-+.0123456789"))
 
 
-def plain(value: Any) -> Any:
-    """Values as a file gives them back: lists for tuples, texts for what JSON does not know."""
+def plain(value: object) -> Any:
+    """Return values as a file gives them back: a list for a tuple, a text for a date."""
     return json.loads(json.dumps(value, default=str))
+
+
+# -- writing
 
 
 @contextlib.contextmanager
@@ -272,20 +290,21 @@ def writing(
     replace: bool = True,
     check: Callable[[], None] | None = None,
 ) -> Iterator[BinaryIO]:
-    """Open a file to write into, which takes its place at `path` when the block ends; if it fails, nothing is left.
+    """Open a file to write; it appears at `path` when the block ends, or not at all.
 
     Parameters
     ----------
     replace
-        Whether a file that is there already is replaced; otherwise it is an error.
+        True to replace a file that already exists; otherwise an existing file is an error.
     check
-        Called before the file takes its place, and again afterwards: if it raises, the file is not kept. For what
-        has to hold of the sources that the file was made from, which others may change meanwhile.
+        Called before the file takes its place, and again afterwards; if it raises, the file is
+        not kept. Use it for what must hold of the sources that the file was made from, which
+        others may change meanwhile.
 
     Raises
     ------
     OutputError
-        There is something at `path` that may not be replaced, the disk is full, or writing is not allowed.
+        Something at `path` may not be replaced, the disk is full, or writing is not allowed.
     """
     partial.sweep(path.parent)
     with refusing(path):
@@ -295,6 +314,8 @@ def writing(
         with _refusing_write(path, temporary):
             yield file
         with refusing(path):
+            # The content must be on the disk before its name is: after a power failure the
+            # name would otherwise stand for an empty file.
             file.flush()
             os.fsync(file.fileno())
             if check:
@@ -304,7 +325,7 @@ def writing(
     finally:
         with contextlib.suppress(OSError):  # closing writes again what a full disk has refused
             file.close()
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # after success it no longer has this name
             temporary.unlink()
     if check:
         _check_or_remove(path, check)
@@ -313,41 +334,46 @@ def writing(
 def write(path: Path, content: str | bytes, *, check: Callable[[], None] | None = None) -> None:
     """Write a file, whole or not at all; see `writing`."""
     with writing(path, check=check) as file:
-        file.write(content.encode() if isinstance(content, str) else content)
+        file.write(_encoded(content))
+
+
+def _encoded(content: str | bytes) -> bytes:
+    return content.encode() if isinstance(content, str) else content
 
 
 def check_place(path: Path, *, replace: bool = True) -> None:
-    """Check that a file may be written at a path: nothing but a regular file is ever replaced.
+    """Check that a file may be written at a path: only a regular file is ever replaced.
 
     Raises
     ------
     OutputError
-        There is a file that is to be kept, a link, a folder, or a device.
+        The path is taken by a link, a folder or a device, or by a file that must be kept.
     """
     try:
-        kind = path.lstat().st_mode
+        mode = path.lstat().st_mode
     except FileNotFoundError:
         return
-    if stat.S_ISLNK(kind):
+    if stat.S_ISLNK(mode):
         raise OutputError(
             f"`{path}` is a link, which is not followed. Remove it, or write to where it points."
         )
-    if not stat.S_ISREG(kind):
-        raise OutputError(f"`{path}` cannot be written: it is no regular file. Give another name.")
+    if not stat.S_ISREG(mode):
+        raise OutputError(
+            f"`{path}` cannot be written: it is not a regular file. Give another name."
+        )
     if not replace:
         raise OutputError(f"`{path}` already exists. Remove it, or give another `--output`.")
 
 
 def _put_in_place(temporary: Path, path: Path, *, replace: bool) -> None:
-    if (
-        not replace
-    ):  # a hard link would also refuse in this very instant, but a kill would leave both names
+    if not replace:
+        # A hard link would refuse an existing file atomically, but a kill would leave both names.
         check_place(path, replace=False)
     os.replace(temporary, path)
 
 
 def _check_or_remove(path: Path, check: Callable[[], None]) -> None:
-    """Take a file back if it no longer holds: what it was made from changed in the instant of its writing."""
+    """Take a file back if its sources changed in the instant of its writing."""
     try:
         check()
     except PerdureError:
@@ -358,7 +384,7 @@ def _check_or_remove(path: Path, check: Callable[[], None]) -> None:
 
 @contextlib.contextmanager
 def refusing(path: Path, *, verb: str = "written") -> Iterator[None]:
-    """Turn an error of the operating system about a file into a sentence that names it, also where the system does not.
+    """Turn a system error into a sentence that names the file, even if the system does not.
 
     Raises
     ------
@@ -373,7 +399,7 @@ def refusing(path: Path, *, verb: str = "written") -> Iterator[None]:
 
 @contextlib.contextmanager
 def _refusing_write(path: Path, temporary: Path) -> Iterator[None]:
-    """The same for what is done while a file is open: an error that names a file is about another one, and passes."""
+    """Do the same as `refusing` while a file is open; errors about other files pass."""
     try:
         yield
     except OSError as error:
@@ -384,10 +410,10 @@ def _refusing_write(path: Path, temporary: Path) -> Iterator[None]:
 
 
 def put(path: Path, content: str | bytes) -> None:
-    """Write a new file under its own name and see it onto the disk: for a folder that nobody reads yet."""
+    """Write a new file under its own name and sync it: for a folder that nobody reads yet."""
     try:
         with path.open("xb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            file.write(_encoded(content))
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
@@ -396,31 +422,36 @@ def put(path: Path, content: str | bytes) -> None:
 
 
 def append(path: Path, line: str) -> None:
-    """Add a line to a file of this folder (a link is not followed), all of it or nothing."""
+    """Add a line to a file of this folder, all of it or nothing. A link is not followed."""
     _separate(path)
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
-    number = os.open(path, flags, 0o666)
+    descriptor = os.open(path, flags, 0o666)
     try:
-        if not stat.S_ISREG(os.fstat(number).st_mode):
-            raise OSError(errno.EINVAL, "it is no regular file", str(path))
-        size, content = os.fstat(number).st_size, line.encode()
-        if (
-            size and os.pread(number, 1, size - 1) != b"\n"
-        ):  # a process was killed inside its last line
-            content = b"\n" + content
-        try:
-            if os.write(number, content) != len(content):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        except OSError:
-            with contextlib.suppress(OSError):
-                os.truncate(number, size)
-            raise
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+        _append(descriptor, path, line.encode(), size=status.st_size)
     finally:
-        os.close(number)
+        os.close(descriptor)
+
+
+def _append(descriptor: int, path: Path, content: bytes, *, size: int) -> None:
+    """Append to an open file of `size` bytes; cut it back to that size if the write fails."""
+    # If a process was killed inside its last line, this line must not be glued to it.
+    if size and os.pread(descriptor, 1, size - 1) != b"\n":
+        content = b"\n" + content
+    try:
+        # A full disk may take only the first bytes, without an error.
+        if os.write(descriptor, content) != len(content):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.truncate(descriptor, size)
+        raise
 
 
 def _separate(path: Path) -> None:
-    """Give a file that has several names (hard links) a copy under this one: the others are not ours to write."""
+    """Replace a file that has other names (hard links) by a copy: those are not ours."""
     try:
         status = path.lstat()
     except FileNotFoundError:
@@ -431,37 +462,38 @@ def _separate(path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """See to it that a file, or the names in a folder, are on the disk."""
-    number = os.open(path, os.O_RDONLY)
+    """Make sure that a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(number)
+        os.fsync(descriptor)
     finally:
-        os.close(number)
+        os.close(descriptor)
 
 
 def sync_names(folder: Path) -> None:
-    """See to it that new names in a folder are on the disk, as far as its file system can.
+    """Make sure that new names in a folder are on the disk, as far as its file system can.
 
-    Not all can, and what was written has its name already: an error would say that it has not.
+    Some cannot. The file has been written under its name by then, and an error would claim
+    the opposite.
     """
     with contextlib.suppress(OSError):
         sync(folder)
 
 
-def to_json(value: Mapping[str, Any]) -> str:
-    """A mapping as the JSON of our files: indented, and without NaN or infinities, which JSON does not know."""
+def to_json(value: Mapping[str, object]) -> str:
+    """Return the JSON of our files: indented, and never NaN or infinity, which JSON lacks."""
     return json.dumps(value, indent=2, allow_nan=False)
 
 
-def to_yaml(value: Mapping[str, Any]) -> str:
-    """A mapping as YAML, in its own order, and without aliases."""
+def to_yaml(value: Mapping[str, object]) -> str:
+    """Return a mapping as YAML, in its own order and without aliases."""
     return yaml.dump(dict(value), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 
 class _Dumper(yaml.SafeDumper):
-    def ignore_aliases(self, data: Any) -> bool:
+    def ignore_aliases(self, data: object) -> bool:
         return True
 
 
-# A text such as `1e5` must be in quotes, or it is read as a number.
+# A text such as `1e5` must be quoted, or it is read back as a number.
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", NUMBER, list("-+.0123456789"))

@@ -1,8 +1,10 @@
 """Only one process at a time writes a run: it holds `lock.json`, which says who it is.
 
-`filelock` locks the file, and the operating system unlocks it when the process ends, even by `kill -9`; so what a dead
-process left is taken over without a word. Where the file system knows no locks, the process that the file names
-decides: it holds the run if it is alive, and began when the file says. (Another process may have got its number since.)
+`filelock` locks the file, and the operating system unlocks it when the process ends, even
+after `kill -9`; so the lock of a dead process is taken over without a word. On a file
+system without locks, the process that the file names decides: it holds the run if it is
+alive and began when the file says. (Another process may have been given its number
+since.)
 """
 
 import contextlib
@@ -25,14 +27,17 @@ from perdure.storage.partial import is_alive
 
 NAME = "lock.json"
 WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
-"""What a file system answers that knows no locks."""
+"""The errors of a file system that has no locks."""
 PATIENCE = 0.12
-"""Seconds: another process may just be looking who holds it."""
+"""Seconds to wait, since `holder` in another process locks the file for a moment."""
+
+Holder = dict[str, Any]
+"""The content of `lock.json`: `pid`, `host`, `since` and `began`; empty if unreadable."""
 
 
 @contextlib.contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Hold a run while the block runs. Within one thread it can be held several times over.
+    """Hold a run while the block runs. Within one thread, such blocks can be nested.
 
     Raises
     ------
@@ -42,45 +47,44 @@ def held(folder: Path) -> Iterator[None]:
         The folder cannot be written.
     """
     path = folder.resolve() / NAME
-    # one object for each path, so that it counts how many times over each thread holds it
+    # A singleton per path, so that it counts how many blocks each thread has nested.
     lock = FileLock(path, is_singleton=True, poll_interval=0.02, fallback_to_soft=False)
     nested = _take(folder, lock)
     try:
         yield
     finally:
+        # Remove the file before unlocking it: afterwards it may already be another process's.
         if not nested:
             with contextlib.suppress(OSError):
                 path.unlink()
-        with contextlib.suppress(
-            OSError
-        ):  # what was written is written; the lock ends with its object at the latest
+        # The run has been written whatever happens here, and the lock ends with its object.
+        with contextlib.suppress(OSError):
             lock.release()
 
 
-def holder(folder: Path) -> dict[str, Any] | None:
-    """Who is writing the run now: `pid`, `host`, `since`; nothing if nobody is."""
+def holder(folder: Path) -> Holder | None:
+    """Return who is writing the run now (`pid`, `host`, `since`), or None if nobody is."""
     try:
-        number = os.open(
-            folder / NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
-        )  # a pipe would wait for a writer
+        # A pipe of this name would wait for a writer without O_NONBLOCK.
+        descriptor = os.open(folder / NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return None
     try:
-        fcntl.flock(
-            number, fcntl.LOCK_SH | fcntl.LOCK_NB
-        )  # shared: who only looks is in nobody's way
+        # A shared lock, so that processes that only look are not in each other's way.
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         return None
     except BlockingIOError:
         return _read(folder)
     except OSError as error:
         who = _read(folder)
-        return who if error.errno in WITHOUT_LOCKS and _is_held_by_another(who) else None
+        without_locks = error.errno in WITHOUT_LOCKS
+        return who if without_locks and _is_held_by_another(who) else None
     finally:
-        os.close(number)
+        os.close(descriptor)
 
 
 def _take(folder: Path, lock: FileLock) -> bool:
-    """Take the lock and write our name into its file; return whether this was done before, further out."""
+    """Take the lock and sign its file; return True if an outer block had it already."""
     nested = lock.is_locked
     try:
         if not _acquire(folder, lock):
@@ -99,7 +103,7 @@ def _take(folder: Path, lock: FileLock) -> bool:
 
 
 def _acquire(folder: Path, lock: FileLock) -> bool:
-    """Lock the file; where there are no locks, see that no other process holds it, and return false.
+    """Lock the file; without locks, check that no other process holds it, and return False.
 
     Raises
     ------
@@ -119,7 +123,7 @@ def _acquire(folder: Path, lock: FileLock) -> bool:
 
 
 def _remove_hard_link(path: Path) -> None:
-    """Remove a file that has other names: they are not ours to write."""
+    """Remove a file that has other names (hard links): we may not write what they name."""
     with contextlib.suppress(FileNotFoundError):
         status = path.lstat()
         if stat.S_ISREG(status.st_mode) and status.st_nlink > 1:
@@ -127,62 +131,71 @@ def _remove_hard_link(path: Path) -> None:
 
 
 def _write(folder: Path) -> None:
-    number = os.open(folder / NAME, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+    # Written in place, not renamed: the lock is on this very file, not on its name.
+    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    descriptor = os.open(folder / NAME, flags, 0o644)
     try:
-        os.truncate(number, 0)
-        os.pwrite(number, json.dumps(_self()).encode(), 0)
+        os.truncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(_self()).encode(), 0)
     finally:
-        os.close(number)
+        os.close(descriptor)
 
 
-def _is_held_by_another(who: dict[str, Any]) -> bool:
+def _is_held_by_another(who: Holder) -> bool:
     """Judge, without locks, by the process that the file names."""
     if not who:
         return False
+    # Nobody here can tell whether a process of another machine is alive.
     if who["host"] != socket.gethostname():
         return True
-    pid, then = who["pid"], who.get("began")
-    now = _began(pid)
-    same = now == then or None in (now, then)
-    return pid != os.getpid() and is_alive(pid) and same
+    pid = who["pid"]
+    began_then = who.get("began")
+    began_now = _began(pid)
+    unknown = began_now is None or began_then is None
+    same_process = unknown or began_now == began_then
+    return pid != os.getpid() and is_alive(pid) and same_process
 
 
-def _is_ours(who: dict[str, Any]) -> bool:
-    """Return whether this process wrote the file; another may have had its number before."""
+def _is_ours(who: Holder) -> bool:
+    """Return True if this process wrote the file; another may have had its number before."""
     ours = _self()
     return all(who.get(key) == ours[key] for key in ("pid", "host", "began"))
 
 
 def _began(pid: int) -> int | None:
-    """When a process began, in ticks since the machine did; nothing where that cannot be known."""
+    """Return when a process began, in ticks since the machine did, or None if unknown."""
     try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+        status = Path(f"/proc/{pid}/stat").read_text()
+        # The program's name stands in parentheses and may hold spaces and parentheses itself;
+        # behind it, the start time is the 20th field (the 22nd of all, see proc(5)).
+        fields = status.rpartition(")")[2].split()
+        return int(fields[19])
     except (OSError, ValueError, IndexError):
         return None
 
 
-def _self() -> dict[str, Any]:
-    now, pid = datetime.datetime.now().astimezone().isoformat(timespec="seconds"), os.getpid()
+def _self() -> Holder:
+    now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+    pid = os.getpid()
     return {"pid": pid, "host": socket.gethostname(), "since": now, "began": _began(pid)}
 
 
-def _read(folder: Path) -> dict[str, Any]:
-    """Who the file says holds the run. It may be empty: whoever took it has not written it yet."""
+def _read(folder: Path) -> Holder:
+    """Return who holds the run, as the file says; empty in the instant of its taking."""
     try:
-        found = read_json(folder / NAME, limit=10_000)
+        who = read_json(folder / NAME, limit=10_000)
     except CheckpointError:
         return {}
-    texts = all(isinstance(found.get(key), str) for key in ("host", "since"))
-    return found if texts and type(found.get("pid")) is int else {}
+    texts = all(isinstance(who.get(key), str) for key in ("host", "since"))
+    return who if texts and type(who.get("pid")) is int else {}
 
 
-def _sentence(folder: Path, who: dict[str, Any]) -> str:
-    name = (
-        f"process {who['pid']} on `{who['host']}`, since {who['since']}"
-        if who
-        else "another process"
-    )
+def _sentence(folder: Path, who: Holder) -> str:
+    name = "another process"
+    if who:
+        name = f"process {who['pid']} on `{who['host']}`, since {who['since']}"
     return (
-        f"`{folder}` is being written by {name}. Wait until it has ended, or stop it (Ctrl-C saves where it is). Should"
-        f" that process be gone and its machine out of reach, remove `{folder / NAME}`."
+        f"`{folder}` is being written by {name}. "
+        "Wait until it has ended, or stop it (Ctrl-C saves where it is). "
+        f"If that process is gone and its machine out of reach, remove `{folder / NAME}`."
     )

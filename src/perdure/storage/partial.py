@@ -1,9 +1,11 @@
-"""Files and folders that are being written, under names that nobody can foresee; and what dead processes left of them.
+"""Files and folders being written, under unforeseeable names, and those left behind.
 
-A new one is made exclusively, so that nothing which lies there already, such as a link, is ever opened. It stays
-locked while its process lives: the system unlocks it even after `kill -9`, so whoever writes beside it next can tell
-whether it is still wanted. Locks may not reach other machines, and process numbers mean nothing there. So each name
-says where it was made, and what another place made is only removed when it is old.
+A new file is created exclusively, so that something already there, such as a link, is
+never opened. It stays locked while its process lives. The system unlocks it even after
+`kill -9`, so the next process that writes beside it can tell whether it is still needed.
+Locks may not reach other machines, and process numbers mean nothing there. Each name
+therefore says where it was made, and what was made elsewhere is only removed when it is
+old.
 """
 
 import contextlib
@@ -20,49 +22,57 @@ from pathlib import Path
 from typing import BinaryIO
 
 ENDING = ".perdure-partial"
-"""A hidden name with this ending counts for nothing."""
+"""The end of a hidden name that readers of a folder ignore."""
 NAME = re.compile(r"\.[0-9a-f]{16}\.(?P<origin>[0-9a-f]{8})\.(?P<pid>\d+)" + re.escape(ENDING))
 ABANDONED = 24 * 60 * 60
-"""Seconds after which a file that another machine made, and that nobody holds, is no longer wanted."""
+"""Seconds after which an unlocked file that another machine made is no longer needed."""
 ATTEMPTS = 5
-"""A process that sweeps may take a new file before its maker has locked it."""
+"""Several, as a sweeping process may take a new file before its maker has locked it."""
 
 
 def new_path(folder: Path) -> Path:
     """Return a name in a folder that nobody uses or can foresee.
 
-    Its length does not depend on the name of what is written, which may be as long as the system allows.
+    Its length does not depend on the name of the file to be written, which may be as long as
+    the system allows.
     """
     return folder / f".{secrets.token_hex(8)}.{_origin()}.{os.getpid()}{ENDING}"
 
 
 def new_file(folder: Path) -> tuple[Path, BinaryIO]:
-    """Make an empty file that only this process knows, locked, with the permissions that the umask leaves."""
+    """Make an empty, locked file that only this process knows; the umask sets permissions."""
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     for _ in range(ATTEMPTS):
         path = new_path(folder)
-        number = os.open(path, flags, 0o666)
-        if _lock(number) and is_at(number, path):
+        descriptor = os.open(path, flags, 0o666)
+        if _lock(descriptor) and is_at(descriptor, path):
             break
-        os.close(number)
+        os.close(descriptor)
         path.unlink(missing_ok=True)
     else:  # a file system whose locks never succeed: it is not swept there either
         path = new_path(folder)
-        number = os.open(path, flags, 0o666)
-    return path, os.fdopen(number, "w+b")
+        descriptor = os.open(path, flags, 0o666)
+    return path, os.fdopen(descriptor, "w+b")
 
 
 def new_folder(parent: Path) -> tuple[Path, int]:
-    """Make an empty folder that only this process knows; return it and the open number that keeps it locked."""
+    """Make an empty folder that only this process knows.
+
+    Returns
+    -------
+    tuple
+        The folder, and the open descriptor that keeps it locked.
+    """
     for _ in range(ATTEMPTS):
         path = new_path(parent)
         os.mkdir(path, 0o777)
-        number = _open_folder(path)
-        if number is not None and _lock(number) and is_at(number, path):
-            return path, number
-        if number is not None:
-            os.close(number)
+        descriptor = _open_folder(path)
+        if descriptor is not None and _lock(descriptor) and is_at(descriptor, path):
+            return path, descriptor
+        if descriptor is not None:
+            os.close(descriptor)
         shutil.rmtree(path, ignore_errors=True)
+    # As in `new_file`: locks never succeed here, so no sweep can take the folder either.
     path = new_path(parent)
     os.mkdir(path, 0o777)
     return path, os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -76,7 +86,7 @@ def _open_folder(path: Path) -> int | None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what processes left in a folder that no longer live. What cannot be removed stays: it counts for nothing.
+    """Remove the partial files of dead processes from a folder; leave those that resist.
 
     Links are neither followed nor removed.
     """
@@ -89,54 +99,61 @@ def sweep(folder: Path) -> None:
 
 def _sweep(path: Path) -> None:
     status = path.lstat()
-    if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+    is_folder = stat.S_ISDIR(status.st_mode)
+    if not (is_folder or stat.S_ISREG(status.st_mode)):
         return
-    number = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        if _is_abandoned(number, path, status.st_mtime):
-            shutil.rmtree(path) if stat.S_ISDIR(status.st_mode) else path.unlink()
+        # Removed while we hold the lock: its maker, if it lives after all, sees that it is gone.
+        if _is_abandoned(descriptor, path, status.st_mtime):
+            if is_folder:
+                shutil.rmtree(path)
+            else:
+                path.unlink()
     finally:
-        os.close(number)
+        os.close(descriptor)
 
 
-def _is_abandoned(number: int, path: Path, modified: float) -> bool:
-    """Return whether nobody writes a file any more."""
+def _is_abandoned(descriptor: int, path: Path, modified: float) -> bool:
+    """Return True if no process is writing a file any more."""
     try:
-        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        locks = True
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        locked = True
     except BlockingIOError:
         return False
     except OSError:  # a file system without locks
-        locks = False
+        locked = False
     name = NAME.fullmatch(path.name)
     if name is None or name["origin"] != _origin():
+        # From another machine, whose locks may not reach us: only its age counts.
         return time.time() - modified > ABANDONED
-    return locks or not is_alive(int(name["pid"]))
+    return locked or not is_alive(int(name["pid"]))
 
 
 def is_alive(pid: int) -> bool:
-    """Return whether a process of this machine is running."""
+    """Return True if a process of this machine is running."""
     try:
-        os.kill(pid, 0)
+        os.kill(pid, 0)  # signal 0 only asks
     except ProcessLookupError:
         return False
     except (OSError, OverflowError):
+        # It runs as another user, or cannot be asked for: better wait for it than write over it.
         return True
     return True
 
 
-def is_at(number: int, path: Path) -> bool:
-    """Return whether an open file is still the one at its path: somebody may have removed or replaced it."""
+def is_at(descriptor: int, path: Path) -> bool:
+    """Return True if an open file is still the one at its path, not removed or replaced."""
     try:
-        return os.path.samestat(os.fstat(number), path.lstat())
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
     except FileNotFoundError:
         return False
 
 
-def _lock(number: int) -> bool:
-    """Try to lock an open file; where there are no locks, it is as good as locked."""
+def _lock(descriptor: int) -> bool:
+    """Try to lock an open file; on a file system without locks, it is as good as locked."""
     try:
-        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:
@@ -145,7 +162,7 @@ def _lock(number: int) -> bool:
 
 
 def _origin() -> str:
-    """Return a short name for where process numbers mean what they mean here: this machine, or this container."""
+    """Return a short name of the machine or container where our process numbers are valid."""
     try:
         processes = os.readlink("/proc/self/ns/pid")
     except OSError:  # not Linux

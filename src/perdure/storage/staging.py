@@ -1,6 +1,6 @@
-"""A folder that is there whole or not at all: written beside its place under a hidden name, synced, and renamed.
+"""A folder that appears whole or not at all: written beside its place, synced, renamed.
 
-`perdure.storage.partial` makes the hidden folder, and removes those that nobody writes any more.
+`perdure.storage.partial` makes the hidden folder, and removes those of dead processes.
 """
 
 import contextlib
@@ -20,31 +20,33 @@ from perdure.storage.files import sync, sync_names
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
-"""How libraries written in Rust (safetensors, tokenizers) end the message of an error of the system."""
+"""The end of a system error's message in Rust libraries (safetensors, tokenizers)."""
 
 
 @contextlib.contextmanager
 def new_folder(
     output: Path, *, size: int, check: Callable[[], None] | None = None
 ) -> Iterator[Path]:
-    """A folder to write into, which becomes `output` when the block ends; if it fails, nothing is left.
+    """Make a folder to write into, which becomes `output` when the block ends, or vanishes.
 
-    Its files get the permissions that the umask leaves, whatever wrote them.
+    Its files get the permissions that the umask leaves, whatever library wrote them.
 
     Parameters
     ----------
     size
-        How many bytes will be written: if there is no room for them, it fails at once.
+        The number of bytes to be written; if there is no room for them, it fails at once.
     check
-        Called before the folder takes its place, and again afterwards: if it raises, the folder is not kept.
+        Called before the folder takes its place, and again afterwards; if it raises, the folder
+        is not kept.
 
     Raises
     ------
     OutputError
-        There is something at `output`, the disk is full, or writing is not allowed.
+        `output` already exists, the disk is full, or writing is not allowed.
     """
     made: list[Path] = []
     try:
+        # Before anything is computed, and before any parent is made.
         with _explained(output, size):
             check_free(output)
             made = _make_parents(output.parent)
@@ -55,13 +57,13 @@ def new_folder(
                 _settle(folder)
                 if check:
                     check()
-                os.rename(
-                    folder, output
-                )  # fails if another process has put something there meanwhile
+                # Fails if another process has put a file or a full folder there meanwhile.
+                os.rename(folder, output)
             sync_names(output.parent)
             if check:
                 _check_or_remove(output, check)
     except BaseException:
+        # Innermost first. A parent in which somebody else has written meanwhile stays.
         for parent in reversed(made):
             with contextlib.suppress(OSError):
                 parent.rmdir()
@@ -70,8 +72,9 @@ def new_folder(
 
 @contextlib.contextmanager
 def hidden_folder(parent: Path) -> Iterator[Path]:
-    """A folder with a name that nobody can foresee, which is gone when the block ends; at the latest when the next
-    one is made beside it, should this process be killed.
+    """Make a folder under an unforeseeable name, which is removed when the block ends.
+
+    If this process is killed, the next one that makes such a folder beside it removes it.
 
     Raises
     ------
@@ -89,25 +92,30 @@ def hidden_folder(parent: Path) -> Iterator[Path]:
 
 
 def check_free(output: Path) -> None:
-    """Raise `OutputError` if there is something at this place; an empty folder is nothing."""
+    """Raise `OutputError` if something exists at this path; an empty folder is allowed."""
     if output.name in ("", ".."):
         raise OutputError(f"`--output {output}` names no new folder. Give the name of one.")
-    if output.is_symlink() or (output.exists() and (not output.is_dir() or any(output.iterdir()))):
+    taken = output.is_symlink()
+    if not taken and output.exists():
+        taken = not output.is_dir() or any(output.iterdir())
+    if taken:
         raise OutputError(
             f"`{output}` already exists and is not empty. Give another `--output`, or remove it."
         )
 
 
 def room(output: Path) -> int:
-    """The bytes that are free where a folder is to be written."""
+    """Return the free bytes on the disk on which a folder will be written."""
+    # The parents themselves may not have been made yet.
     parent = next(parent for parent in output.absolute().parents if parent.is_dir())
     return shutil.disk_usage(parent).free
 
 
 def _make_parents(folder: Path) -> list[Path]:
-    missing = [parent for parent in (folder, *folder.parents) if not parent.exists()][::-1]
+    """Make a folder and its parents; return those that were missing, outermost first."""
+    missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    return missing
+    return missing[::-1]
 
 
 def _check_room(output: Path, size: int) -> None:
@@ -118,7 +126,7 @@ def _check_room(output: Path, size: int) -> None:
 
 @contextlib.contextmanager
 def _explained(output: Path, size: int) -> Iterator[None]:
-    """An error of the operating system as one of ours, also where a library wraps it into its own."""
+    """Turn a system error into one of ours, even where a library wraps it into its own."""
     try:
         yield
     except PerdureError:
@@ -138,26 +146,30 @@ def _explained(output: Path, size: int) -> Iterator[None]:
 
 
 def _sentence(error: OSError, output: Path, size: int) -> OutputError:
-    place = error.filename2 or error.filename or output
+    """Return a system error as a sentence for the user, who gave `output`."""
+    # After a failed rename, `filename2` is the target; `filename` is a hidden name of ours.
+    path = error.filename2 or error.filename or output
     if error.errno in NO_ROOM:
         return OutputError(
-            f"`{output}` needs {size / 1e6:.1f} MB, and there is no room for `{place}` ({error.strerror}; "
-            f"{room(output) / 1e6:.1f} MB are free). Nothing was kept. Make room, or give another `--output`."
+            f"`{output}` needs {size / 1e6:.1f} MB, and there is no room for `{path}` "
+            f"({error.strerror}; {room(output) / 1e6:.1f} MB are free). Nothing was kept. "
+            "Make room, or give another `--output`."
         )
     if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
         return OutputError(
             f"`{output}` has meanwhile been written by another process. Nothing was kept."
         )
-    return OutputError(f"`{place}` cannot be written: {error.strerror or error}. Nothing was kept.")
+    return OutputError(f"`{path}` cannot be written: {error.strerror or error}. Nothing was kept.")
 
 
 def _settle(folder: Path) -> None:
-    """Give all that is in a folder the permissions that the umask left the folder itself, and see it onto the disk.
+    """Give everything in a folder the permissions of the folder itself, and sync it.
 
     Some libraries write files that only their owner may read.
     """
     allowed = stat.S_IMODE(folder.stat().st_mode) & 0o777
     for path in sorted(folder.rglob("*")):
+        # `chmod` would follow a link, and change a file outside of the folder.
         if path.is_symlink():
             raise OutputError(f"`{path}` is a link, which is not followed. Nothing was kept.")
         path.chmod(allowed if path.is_dir() else allowed & 0o666)
@@ -166,10 +178,11 @@ def _settle(folder: Path) -> None:
 
 
 def _check_or_remove(output: Path, check: Callable[[], None]) -> None:
-    """Take a folder back if it no longer holds: what it was made from changed in the instant of its renaming."""
+    """Take a folder back if its sources changed in the instant of its renaming."""
     try:
         check()
     except PerdureError:
+        # Renamed first, so that it vanishes as a whole.
         aside = partial.new_path(output.parent)
         with _explained(output, 0):
             os.rename(output, aside)

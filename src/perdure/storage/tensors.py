@@ -1,12 +1,14 @@
-"""Safetensors files without loading them: a header that is checked, and tensors read by rows or copied by bytes.
+"""Safetensors files, not loaded whole: a checked header, and tensors read by rows.
 
-The library `safetensors` either maps a whole file into memory, which then counts as the process's own, or (as of 0.8)
-reads whole tensors: of a matrix in parts of 256 rows it reads all again for each part, sixteen times as slow. It says
-neither where a tensor lies, which copying needs, nor that a name is there twice. Here a tensor is read where it lies,
-by rows, of the file that was opened, and released after its use.
+The library `safetensors` either maps a whole file into memory, which then counts as the
+process's own, or (as of 0.8) reads whole tensors: for a matrix in blocks of 256 rows it
+reads everything again for each block, sixteen times as slowly. It does not say where a
+tensor lies, which copying needs, nor that a name appears twice. Here a tensor is read
+where it lies, by rows, from the file that was opened, and released after its use.
 
-A header is believed only as far as the file bears it out: its size is bounded, and its tensors must fill the rest of
-the file, each with the bytes of its type and shape, without gap or overlap.
+A header is believed only as far as the file bears it out: its size is bounded, and its
+tensors must fill the rest of the file, each with the bytes of its type and shape, without
+gap or overlap.
 """
 
 import json
@@ -24,8 +26,13 @@ from torch import Tensor
 from perdure.errors import CheckpointError
 from perdure.storage.files import POINTER, check_fetched, open_regular, parse_json
 
-MAX_HEADER = 100_000_000  # bytes, as the library has it
-FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+MAX_HEADER = 100_000_000  # bytes, the library's own limit
+FLOATS = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
 WHOLE = {
     "I64": torch.int64,
     "I32": torch.int32,
@@ -34,6 +41,7 @@ WHOLE = {
     "U8": torch.uint8,
 }
 TORCH: dict[str, torch.dtype] = FLOATS | WHOLE | {"BOOL": torch.bool}
+# Types that are not in TORCH are copied by their bytes; nothing here computes with them.
 BITS = {name: 8 * dtype.itemsize for name, dtype in TORCH.items()} | {
     "C64": 64,
     "U64": 64,
@@ -52,7 +60,7 @@ BITS = {name: 8 * dtype.itemsize for name, dtype in TORCH.items()} | {
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor in a file: its type by the name that safetensors has for it, its shape, and where its bytes lie."""
+    """A tensor in a file: its type, as safetensors names it, its shape and its bytes' place."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -61,7 +69,7 @@ class Stored:
 
     @property
     def row(self) -> int:
-        """The number of values in a row: of one index of the first dimension."""
+        """The number of values in a row: those at one index of the first dimension."""
         return math.prod(self.shape[1:])
 
 
@@ -76,30 +84,23 @@ class TensorFile:
     Raises
     ------
     CheckpointError
-        It is no safetensors file, or a damaged one.
+        The file is damaged, or not a safetensors file.
     """
 
     def __init__(self, path: Path):
         self.path = path
         with open_regular(path) as file:
-            # what is read later is of this file, even if another has taken its name
-            self._number = os.dup(file.fileno())
-            weakref.finalize(self, os.close, self._number)
+            # Tensors are read later from this very file, even if another has taken its name.
+            self._descriptor = os.dup(file.fileno())
+            weakref.finalize(self, os.close, self._descriptor)
             size = os.fstat(file.fileno()).st_size
-            beginning = file.read(len(POINTER))
-            check_fetched(path, beginning)
-            length = int.from_bytes(beginning[:8], "little")
-            if size < 8 or not 2 <= length <= min(MAX_HEADER, size - 8):
-                raise CheckpointError(
-                    f"`{path}` is no safetensors file, or was cut: it has {size} bytes, and its header says that it "
-                    f"has {length} (allowed: at most {MAX_HEADER}, and what the file holds)."
-                )
-            file.seek(8)
-            header = parse_json(file.read(length), f"the header of `{path}`")
+            header, length = _read_header(path, file, size)
         self.metadata = _metadata(path, header.pop("__metadata__", {}))
         self.start = 8 + length
         stored = {name: _stored(path, name, value, self.start) for name, value in header.items()}
-        self.tensors = dict(sorted(stored.items(), key=lambda item: (item[1].start, item[1].stop)))
+        # A header may list them in any order; only in that of their bytes do gaps show.
+        by_place = sorted(stored.items(), key=lambda item: (item[1].start, item[1].stop))
+        self.tensors = dict(by_place)
         _check_filled(path, self.tensors, self.start, size)
 
     def __contains__(self, name: object) -> bool:
@@ -108,12 +109,17 @@ class TensorFile:
     def read(
         self, name: str, first: int = 0, last: int | None = None, into: Tensor | None = None
     ) -> Tensor:
-        """A tensor, or its rows from `first` up to `last`, as it is stored; `into` bytes that are there, or new ones.
+        """Return a tensor, or its rows from `first` up to `last`, as it is stored.
+
+        Parameters
+        ----------
+        into
+            Bytes to read into; by default new ones.
 
         Raises
         ------
         CheckpointError
-            Its type is none of torch's, or the file is not what it was.
+            torch does not have its type, or the file has changed.
         """
         stored = self.tensors[name]
         if stored.dtype not in TORCH:
@@ -121,29 +127,34 @@ class TensorFile:
                 f"`{name}` in `{self.path}` has the type {stored.dtype}, which cannot be read here."
             )
         dtype = TORCH[stored.dtype]
-        start, stop, shape = stored.start, stored.stop, stored.shape
+        shape = stored.shape
+        start = stored.start
+        stop = stored.stop
+        # Rows are contiguous: some of them are one piece of the file.
         if last is not None:
             shape = (last - first, *stored.shape[1:])
             start += first * stored.row * dtype.itemsize
             stop = start + math.prod(shape) * dtype.itemsize
         try:
-            place = torch.empty(stop - start, dtype=torch.uint8) if into is None else into
+            content = torch.empty(stop - start, dtype=torch.uint8) if into is None else into
         except RuntimeError as error:
             raise CheckpointError(
-                f"There is no memory for the {stop - start} bytes of `{name}` in `{self.path}`."
+                f"Out of memory for the {stop - start} bytes of `{name}` in `{self.path}`."
             ) from error
-        self._fill(as_bytes(place), start)
-        return place.view(dtype).reshape(shape)
+        self._fill(as_bytes(content), start)
+        return content.view(dtype).reshape(shape)
 
     def read_all(self) -> dict[str, Tensor]:
-        """All tensors."""
+        """Return all tensors, by name."""
         return {name: self.read(name) for name in self.tensors}
 
-    def _fill(self, place: memoryview, start: int) -> None:
+    def _fill(self, buffer: memoryview, start: int) -> None:
+        """Fill a buffer with the bytes of the file from `start` on."""
         done = 0
-        while done < len(place):
+        # One call reads at most 2 GiB on Linux, and may read less.
+        while done < len(buffer):
             try:
-                count = os.preadv(self._number, [place[done:]], start + done)
+                count = os.preadv(self._descriptor, [buffer[done:]], start + done)
             except OSError as error:
                 raise CheckpointError(f"`{self.path}` cannot be read: {error.strerror}.") from error
             if not count:
@@ -153,11 +164,32 @@ class TensorFile:
             done += count
 
 
+def _read_header(path: Path, file: Any, size: int) -> tuple[dict[str, object], int]:
+    """Return the header of a file of `size` bytes, and its length in bytes."""
+    beginning = file.read(len(POINTER))
+    check_fetched(path, beginning)
+    length = int.from_bytes(beginning[:8], "little")
+    # Bounded before it is read: a damaged file may state any length.
+    if size < 8 or not 2 <= length <= min(MAX_HEADER, size - 8):
+        raise CheckpointError(
+            f"`{path}` is not a safetensors file, or was cut: it has {size} bytes, and its header "
+            f"says that it has {length} (allowed: at most {MAX_HEADER}, and what the file holds)."
+        )
+    file.seek(8)
+    return parse_json(file.read(length), f"the header of `{path}`"), length
+
+
 def header(
     tensors: Mapping[str, Stored], metadata: Mapping[str, str]
 ) -> tuple[bytes, dict[str, Stored]]:
-    """The first bytes of a safetensors file with these tensors, in this order, and where each of them will lie."""
-    described: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    """Return the first bytes of a safetensors file, and where each of its tensors will lie.
+
+    Parameters
+    ----------
+    tensors
+        The tensors of the file, in the order in which they will be written.
+    """
+    described: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
     for name, stored in tensors.items():
         stop = offset + stored.stop - stored.start
@@ -168,83 +200,98 @@ def header(
         }
         offset = stop
     text = json.dumps(described, separators=(",", ":"), ensure_ascii=False).encode()
+    # As the library does: the first tensor begins at a multiple of eight bytes.
     text += b" " * (-len(text) % 8)
-    start, places = 8 + len(text), {}
+    placed: dict[str, Stored] = {}
+    start = 8 + len(text)
     for name, stored in tensors.items():
         stop = start + stored.stop - stored.start
-        places[name] = Stored(stored.dtype, stored.shape, start, stop)
+        placed[name] = Stored(stored.dtype, stored.shape, start, stop)
         start = stop
-    return len(text).to_bytes(8, "little") + text, places
+    return len(text).to_bytes(8, "little") + text, placed
 
 
 def new(value: Tensor) -> Stored:
-    """How a tensor will be stored, at a place that is not known yet."""
+    """Return how a tensor will be stored; its place counts from its own first byte."""
     name = next(name for name, dtype in TORCH.items() if dtype == value.dtype)
     return Stored(name, tuple(value.shape), 0, value.numel() * value.element_size())
 
 
 def is_finite(value: Tensor) -> bool:
-    """Whether all values are finite. In a sum NaN and infinities stay, so that mostly no value is looked at alone."""
+    """Return True if all values are finite."""
+    # NaN and infinities survive in a sum, which needs no second tensor. Only if the sum itself
+    # overflows are the values looked at one by one.
     wide = torch.promote_types(value.dtype, torch.float32)
-    return math.isfinite(value.sum(dtype=wide).item()) or bool(torch.isfinite(value).all())
+    total = value.sum(dtype=wide).item()
+    return math.isfinite(total) or bool(torch.isfinite(value).all())
 
 
 def as_bytes(value: Tensor) -> memoryview:
-    """The bytes of a contiguous tensor on the CPU, not copied."""
-    flat: Any = value.detach().reshape(-1).view(torch.uint8).numpy() if value.numel() else b""
-    return memoryview(flat)
+    """Return the bytes of a contiguous tensor on the CPU, not copied."""
+    if not value.numel():
+        return memoryview(b"")
+    flat = value.detach().reshape(-1).view(torch.uint8)
+    return flat.numpy().data
 
 
-def _metadata(path: Path, value: Any) -> dict[str, str]:
-    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
+def _metadata(path: Path, value: object) -> dict[str, str]:
+    texts = isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
+    if not isinstance(value, dict) or not texts:
         raise CheckpointError(
             f"The header of `{path}` is damaged: `__metadata__` holds more than texts."
         )
     return value
 
 
-def _stored(path: Path, name: str, value: Any, start: int) -> Stored:
-    """One entry of a header, its offsets counted from the beginning of the file."""
+def _stored(path: Path, name: str, value: object, start: int) -> Stored:
+    """Return an entry of a header, its offsets counted from the beginning of the file."""
     entry = value if isinstance(value, dict) else {}
-    dtype, shape, offsets = (
-        entry.get("dtype"),
-        _counts(entry.get("shape")),
-        _counts(entry.get("data_offsets")),
-    )
+    dtype = entry.get("dtype")
     dtype = dtype if isinstance(dtype, str) and dtype in BITS else None
+    shape = _counts(entry.get("shape"))
+    offsets = _counts(entry.get("data_offsets"))
     if dtype is None or shape is None or offsets is None or len(offsets) != 2:
-        raise CheckpointError(f"The header of `{path}` is damaged: `{name}` is {str(value)[:200]}.")
+        shown = str(value)[:200]
+        raise CheckpointError(f"The header of `{path}` is damaged: `{name}` is {shown}.")
     begin, end = offsets
+    # Compared in bits, as the smallest types have fewer than eight.
     if 8 * (end - begin) != math.prod(shape) * BITS[dtype]:
         raise CheckpointError(
-            f"The header of `{path}` is damaged: `{name}` ({dtype}, {shape}) cannot have {end - begin} bytes."
+            f"The header of `{path}` is damaged: "
+            f"`{name}` ({dtype}, {shape}) cannot have {end - begin} bytes."
         )
     return Stored(dtype, tuple(shape), start + begin, start + end)
 
 
-def _counts(value: Any) -> list[int] | None:
-    """A list of natural numbers, or nothing."""
-    natural = isinstance(value, list) and all(
-        type(number) is int and 0 <= number < 2**63 for number in value
-    )
-    return value if natural else None
+def _counts(value: object) -> list[int] | None:
+    """Return a value if it is a list of natural numbers, else None."""
+    if not isinstance(value, list):
+        return None
+    for number in value:
+        # `True` is an int to `isinstance`, but not to JSON.
+        if type(number) is not int or not 0 <= number < 2**63:
+            return None
+    return value
 
 
 def _check_filled(path: Path, tensors: Mapping[str, Stored], start: int, size: int) -> None:
-    place = start
+    """Check that tensors, in their order, fill a file of `size` bytes from `start` on."""
+    position = start
     for name, stored in tensors.items():
-        if stored.start != place:
+        if stored.start != position:
             raise CheckpointError(
-                f"The header of `{path}` is damaged: `{name}` begins at byte {stored.start}, not {place}."
+                f"The header of `{path}` is damaged: "
+                f"`{name}` begins at byte {stored.start}, not {position}."
             )
-        place = stored.stop
-    if place != size:
+        position = stored.stop
+    if position != size:
         last = [*tensors, "the header"][len(tensors) - 1]
         raise CheckpointError(
-            f"`{path}` has {size} bytes, but `{last}` ends at byte {place}: the file was cut, or something was added."
+            f"`{path}` has {size} bytes, but `{last}` ends at byte {position}: "
+            "the file was cut, or something was added."
         )
 
 
 def total_bytes(tensors: Iterable[Stored]) -> int:
-    """The bytes of the values of these tensors."""
+    """Return the number of bytes of the values of these tensors."""
     return sum(stored.stop - stored.start for stored in tensors)

@@ -1,0 +1,172 @@
+"""The recipe of a run that learns the tasks of one more table."""
+
+import os
+from collections.abc import Mapping, Sequence
+
+from perdure.errors import InputError
+from perdure.runs.layout import Settings, forgotten
+from perdure.runs.recipe import Recipe, own_stream
+from perdure.runs.state import RunState
+from perdure.settings import named
+
+Entry = Mapping[str, object]
+"""An entry of a recipe's stream: the arguments of `read_tasks`, or a `benchmark`."""
+
+
+def backbone_or_usual(backbone: str | None) -> str:
+    """Return the backbone that is asked for, by default `minilm`."""
+    # Not by truth: an empty name is an error, as a script may have lost it.
+    return "minilm" if backbone is None else backbone
+
+
+def with_entry(
+    state: RunState, entry: Entry, begun: bool, backbone: str | None, seed: int | None
+) -> Settings:
+    """Return a run's recipe with one more entry in its stream.
+
+    Parameters
+    ----------
+    begun
+        True if the run has learned something, at least a part of a task.
+    backbone, seed
+        Those that are asked for; a run that has begun keeps its own.
+    """
+    before = state.recipe
+    gone = forgotten(before)
+    stream = before["stream"]
+    is_own_data = isinstance(stream, list)
+    if not begun and is_own_data and len(stream) <= 1 and not gone:
+        # The first attempt came to nothing, perhaps for a typing error: this one replaces it.
+        return {
+            **before,
+            "stream": [dict(entry)],
+            "backbone": backbone_or_usual(backbone),
+            "seed": seed or 0,
+        }
+    values = {**before, "stream": _entries(stream, entry, gone, state.tasks)}
+    if not is_own_data:
+        # A benchmark brings its scenario; as an entry of a list it would lose it.
+        whole = Recipe.parse({**before, "forgotten": []})
+        values["scenario"] = whole.make_stream(state).scenario
+    if gone:
+        # What is learned again is no longer forgotten.
+        again = own_stream([entry]).names
+        values["forgotten"] = [name for name in gone if name not in again]
+    if not begun:
+        values |= {"backbone": backbone} if backbone else {}
+        values |= {"seed": seed} if seed is not None else {}
+    return values
+
+
+def check_unchanged(
+    before: Settings, backbone: str | None, seed: int | None, settings: Sequence[str]
+) -> None:
+    """Check that only settings are given that a run which has begun can still change.
+
+    Raises
+    ------
+    InputError
+        Another setting is to be changed.
+    """
+    fixed = {
+        "--backbone": (backbone, before["backbone"]["model"]),
+        "--seed": (seed, before["seed"]),
+    }
+    for option, (given, used) in fixed.items():
+        if given not in (None, used):
+            raise InputError(
+                f"The run began with `{option} {used}`; it cannot go on with `{given}`."
+            )
+    for setting in settings:
+        # The folder has either one head for each task or one for all.
+        if setting.startswith("training.heads"):
+            raise InputError(
+                f"`--set {setting}`: the heads of a run that has begun stay as they are."
+            )
+        if not setting.startswith(("training.", "evaluation.")):
+            raise InputError(
+                f"`--set {setting}`: "
+                "of a run that has begun only `training` and `evaluation` can change."
+            )
+
+
+def _entries(
+    stream: object, entry: Entry, gone: Sequence[str], taken: Sequence[str]
+) -> list[Settings]:
+    """Return a run's stream as a list with one more entry, unless it has it already.
+
+    Parameters
+    ----------
+    gone
+        The tasks that were forgotten. Those of the new entry are learned again, behind the
+        others.
+    taken
+        The names of the tasks learned.
+    """
+    if not isinstance(stream, list):
+        name, options = named(stream, "stream")
+        stream = [{"benchmark": name, **options}]
+    plain = []
+    for old in stream:
+        plain.append({key: value for key, value in old.items() if key != "without"})
+    new = own_stream([entry]).names
+    again = [name for name in new if name in gone]
+    if again:
+        return _with_again(stream, plain, entry, new, again)
+    # An earlier attempt added it, and stopped before all of its tasks were finished.
+    if _spelled_out(entry) in [_spelled_out(old) for old in plain]:
+        return stream
+    _check_names(new, taken)
+    return [*stream, dict(entry)]
+
+
+def _with_again(
+    stream: list[Settings],
+    plain: list[Settings],
+    entry: Entry,
+    new: Sequence[str],
+    again: Sequence[str],
+) -> list[Settings]:
+    """Return a stream in which the tasks `again` are read from the new entry, at the end.
+
+    Parameters
+    ----------
+    plain
+        The same entries without their `without`.
+    new
+        The names of all tasks of the new entry.
+    """
+    before = []
+    for old in stream:
+        may_have_several = "benchmark" in old or old.get("task")
+        before.append(_without(old, again) if may_have_several else old)
+    added = dict(entry)
+    if added in plain:
+        # The old entry still gives the other tasks of the table.
+        others = [name for name in new if name not in again]
+        added |= {"without": others} if others else {}
+    return [*before, added]
+
+
+def _spelled_out(entry: Entry) -> Settings:
+    """Return an entry in the one form of all that read the same: full paths, defaults."""
+    data = entry.get("data")
+    if isinstance(data, str):
+        data = os.path.abspath(data)
+    elif isinstance(data, Mapping):
+        data = {split: os.path.abspath(str(path)) for split, path in data.items()}
+    return {"label": "label", "encoding": "utf-8", **entry, "data": data}
+
+
+def _check_names(new: Sequence[str], taken: Sequence[str]) -> None:
+    for name in new:
+        if name in taken:
+            raise InputError(
+                f"The run has a task `{name}` already, which it learned from another table or "
+                "folder. Give the new one another name, with `--task`."
+            )
+
+
+def _without(entry: Settings, names: Sequence[str]) -> Settings:
+    """Return an entry of which the tasks of these names are not read."""
+    return entry | {"without": list(dict.fromkeys([*entry.get("without", []), *names]))}
