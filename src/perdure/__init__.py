@@ -167,4 +167,5 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
+    # completion in a notebook also shows the names that are not imported yet
     return sorted({*globals(), *__all__})

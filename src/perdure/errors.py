@@ -17,8 +17,8 @@ PerdureError
 
 PerdureWarning        what was asked for can be done only in part (a UserWarning)
 
-Each message says what is wrong, what was given, what is allowed, and what to do. The command line
-prints it as one sentence and exits with status 1.
+Each message says what is wrong, what was given, what is allowed, and what to do. The
+command line prints it as one sentence and exits with status 1.
 """
 
 import difflib
@@ -35,9 +35,9 @@ LONGEST_NAME = 100  # characters of an unknown name that its message quotes
 def printable(text: str, *, keep: str = "") -> str:
     r"""Spell out every character of a text that a terminal would obey, or cannot write.
 
-    Names in a stranger's folder may hold escape sequences (colours, links, the clipboard), line
-    ends that feign another message, or marks that turn the rest of a line around. Letters, accents
-    and emoji stay.
+    Names in a stranger's folder may hold escape sequences (colours, links, the clipboard),
+    line ends that feign another message, or marks that turn the rest of a line around.
+    Letters, accents and emoji stay.
 
     Parameters
     ----------
@@ -49,13 +49,14 @@ def printable(text: str, *, keep: str = "") -> str:
     >>> printable("layer\x1b[31m\n") == r"layer\x1b[31m\n"
     True
     """
-    if text.isprintable():
+    if text.isprintable():  # almost every text
         return text
     characters = []
     for character in text:
-        harmless = character in JOINERS + keep or unicodedata.category(character) not in UNSEEN
-        if not harmless:
-            character = character.encode("unicode_escape").decode()
+        category = unicodedata.category(character)
+        if category in UNSEEN and character not in JOINERS + keep:
+            escaped = character.encode("unicode_escape")
+            character = escaped.decode()
         characters.append(character)
     return "".join(characters)
 
@@ -80,10 +81,17 @@ class UnknownName(InputError):
             name = f"{name[:LONGEST_NAME]}…"
         # users write names as the papers do, with capitals and hyphens
         spelled = name.lower().replace("-", "_")
-        near = difflib.get_close_matches(spelled, known, n=1, cutoff=0.5)
-        hint = f" Did you mean `{near[0]}`?" if near else ""
+        similar = difflib.get_close_matches(
+            spelled,
+            known,
+            n=1,
+            cutoff=0.5,  # a little below the default of difflib, for more hints
+        )
+        message = f"No {kind} named `{name}`."
+        if similar:
+            message += f" Did you mean `{similar[0]}`?"
         names = ", ".join(known) or "none"
-        super().__init__(f"No {kind} named `{name}`.{hint} There are: {names}.")
+        super().__init__(f"{message} There are: {names}.")
 
 
 class DataError(InputError):
@@ -113,8 +121,8 @@ class NotFinite(RunError):
 class Stopped(BaseException):
     """The run was asked to stop, by the signal of that number: what was learned is kept.
 
-    Like `KeyboardInterrupt` it is not an `Exception`: no `except Exception` on the way takes it for
-    something that went wrong.
+    Like `KeyboardInterrupt` it is not an `Exception`: no `except Exception` on the way takes
+    it for something that went wrong.
     """
 
     def __init__(self, message: str, *, signal: int):

@@ -1,12 +1,13 @@
 """The file name is the registry: methods, rules, benchmarks and bundled models are not listed.
 
-A name is looked up as a file of `perdure/methods`, `perdure/rules`, `perdure/benchmarks` or
-`perdure/bundled`, as an entry point of the group `perdure.methods` (`perdure.rules`, …) of another
-package, or as a path to a Python file (`./mine.py`), which is run if it is trusted.
+A name is looked up as a file of `perdure/methods`, `perdure/rules`, `perdure/benchmarks`
+or `perdure/bundled`, as an entry point of the group `perdure.methods` (`perdure.rules`,
+…) of another package, or as a path to a Python file (`./mine.py`), which is run if it is
+trusted.
 
-A run folder may come from a stranger, and may name such a file as well. Whoever reads names out of
-a run folder says so (`named_by_run`): a file that only a run folder names is not run before the
-user says `trust`.
+A run folder may come from a stranger, and may name such a file as well. Whoever reads
+names out of a run folder says so (`named_by_run`): a file that only a run folder names is
+not run before the user says `trust`.
 """
 
 import contextlib
@@ -23,7 +24,7 @@ from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from perdure.errors import InputError, RunError, UnknownName
 
@@ -92,6 +93,7 @@ def find(kind: Kind, name: str) -> Thing:
     known = names(kind)
     if name not in known:
         raise UnknownName(kind, name, known)
+    # entry points come first, so that a package can replace one of ours by another of its name
     for point in _of_others(kind):
         if point.name == name:
             return point.load()
@@ -101,8 +103,8 @@ def find(kind: Kind, name: str) -> Thing:
 def _take(kind: Kind, module: ModuleType, name: str) -> Thing:
     """Return the thing that a file defines.
 
-    A method is the only class in its file that has the hooks; a rule or a benchmark is the function
-    that is named as the file.
+    A method is the only class in its file that has the hooks; a rule or a benchmark is the
+    function that is named as the file.
     """
     things: list[Thing] = []
     for value in vars(module).values():
@@ -124,14 +126,15 @@ def _take(kind: Kind, module: ModuleType, name: str) -> Thing:
 def diagnostics() -> dict[str, Any]:
     """Return the declaration of each diagnostic, by its name, in the order in which they are shown.
 
-    A diagnostic is found like a method or a rule: by a file of `perdure/report/diagnostics`, and
-    the file of the same name in `perdure/analysis` that computes it. Recipes do not name
+    A diagnostic is found like a method or a rule: by a file of `perdure/report/diagnostics`,
+    and the file of the same name in `perdure/analysis` that computes it. Recipes do not name
     diagnostics, so they are not among `names`.
     """
     package = importlib.import_module(DIAGNOSTICS)
     declared = {}
     for name in sorted(_files(package)):
-        declared[name] = importlib.import_module(f"{DIAGNOSTICS}.{name}").DIAGNOSTIC
+        module = importlib.import_module(f"{DIAGNOSTICS}.{name}")
+        declared[name] = module.DIAGNOSTIC
     return dict(sorted(declared.items(), key=lambda item: item[1].position))
 
 
@@ -141,34 +144,49 @@ def options(thing: Callable[..., object]) -> dict[str, inspect.Parameter]:
     They are its keyword-only parameters.
     """
     # annotations may be texts (`from __future__ import annotations`), which `eval_str` makes types
-    parameters = inspect.signature(thing, eval_str=True).parameters
-    keyword_only = inspect.Parameter.KEYWORD_ONLY
-    return {name: each for name, each in parameters.items() if each.kind is keyword_only}
+    signature = inspect.signature(thing, eval_str=True)
+    keyword_only = {}
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+            keyword_only[name] = parameter
+    return keyword_only
 
 
 def summary(thing: Callable[..., object]) -> str:
     """Return the first paragraph of a thing's docstring, on one line."""
-    return (inspect.getdoc(thing) or "").split("\n\n")[0].replace("\n", " ")
+    docstring = inspect.getdoc(thing) or ""
+    paragraph, *_ = docstring.split("\n\n")
+    return paragraph.replace("\n", " ")
 
 
 def about(name: str) -> About:
     """Describe a method, rule or benchmark, and its settings with their defaults."""
-    kinds: list[Kind] = [kind for kind in SHOWN if name.endswith(".py") or name in names(kind)]
+    kinds: list[Kind] = []
+    known: set[str] = set()
+    for kind in SHOWN:
+        of_kind = names(kind)
+        known.update(of_kind)
+        if name.endswith(".py") or name in of_kind:
+            kinds.append(kind)
     if not kinds:
-        known: set[str] = set()
-        for kind in SHOWN:
-            known.update(names(kind))
         raise UnknownName("method, rule or benchmark", name, known)
-    thing, kind = _first(kinds, name)
+    thing, kind = _first(kinds, name)  # a name may be that of a method and of a rule
     settings = {}
     for key, parameter in options(thing).items():
-        needed = parameter.default is inspect.Parameter.empty
-        settings[key] = "needed" if needed else repr(parameter.default)
+        default = parameter.default
+        needed = default is inspect.Parameter.empty
+        settings[key] = "needed" if needed else repr(default)
     text = inspect.getdoc(thing) or ""
     nature = getattr(thing, "nature", None)  # only rules declare one
     if nature:
-        text += f"\n\n{nature.order.capitalize()}. Kept for the next task: {nature.state}."
-    return {"kind": kind, "name": name, "text": text, "settings": settings}
+        order = nature.order.capitalize()
+        text += f"\n\n{order}. Kept for the next task: {nature.state}."
+    return {
+        "kind": kind,
+        "name": name,
+        "text": text,
+        "settings": settings,
+    }
 
 
 def _first(kinds: list[Kind], name: str) -> tuple[Thing, Kind]:
@@ -242,7 +260,8 @@ def _load(name: str) -> ModuleType:
 @functools.cache
 def _run_file(path: str, name: str, *version: int) -> ModuleType:
     # no other module has this name: a file `torch.py` leaves `import torch` alone
-    private = f"perdure_file_{zlib.crc32(os.fsencode(path)):08x}.{Path(name).stem}"
+    number = zlib.crc32(os.fsencode(path))
+    private = f"perdure_file_{number:08x}.{Path(name).stem}"
     spec = importlib.util.spec_from_file_location(private, path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
@@ -253,7 +272,8 @@ def _run_file(path: str, name: str, *version: int) -> ModuleType:
     except SyntaxError as error:
         raise InputError(f"`{name}` is not Python: {error}.") from error
     except (Exception, SystemExit) as error:  # a file that ends the process would end a run
-        raise InputError(fault(error) or f"`{name}` cannot be run: {_said(error)}.") from error
+        reason = fault(error) or f"`{name}` cannot be run: {_said(error)}."
+        raise InputError(reason) from error
     return module
 
 
@@ -267,7 +287,8 @@ def fault(error: BaseException) -> str | None:
     if not users:
         return None
     last = users[-1]
-    return f"`{_loaded[last.filename]}`, line {last.lineno}: {_said(error)}."
+    name = _loaded[last.filename]
+    return f"`{name}`, line {last.lineno}: {_said(error)}."
 
 
 def _said(error: BaseException) -> str:

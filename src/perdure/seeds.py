@@ -1,7 +1,7 @@
 """Seeds for random numbers that depend on their purpose, and on nothing that came before.
 
-So a run that was stopped and goes on draws the same numbers as one that was not, and a task that is
-learned again, or measured twice, does not shift the numbers of the next.
+So a run that was stopped and goes on draws the same numbers as one that was not, and a
+task that is learned again, or measured twice, does not shift the numbers of the next.
 """
 
 import hashlib
@@ -20,7 +20,8 @@ def derived(seed: int, *purpose: str | int) -> int:
     (107241463, 2679054719)
     """
     # not Python's `hash`, which differs from process to process
-    digest = hashlib.sha256(repr((seed, *purpose)).encode()).digest()
+    text = repr((seed, *purpose))
+    digest = hashlib.sha256(text.encode()).digest()
     # four bytes: NumPy takes no larger seeds
     return int.from_bytes(digest[:4], "big")
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic_core import ErrorDetails
 
 from perdure import registry
 from perdure.errors import CheckpointError, InputError, UnknownName
@@ -22,6 +23,9 @@ SEEDS = 2**32  # NumPy and scikit-learn take no larger seeds; torch and Python w
 LARGEST = 2**63  # torch keeps whole numbers in 64 bits
 UNLIMITED = "`max_grad_norm`"  # the one setting where infinity makes sense: no limit
 SHORT = 100  # characters of a value that a message quotes
+# pydantic's names for two kinds of complaint; each has one for models and one for functions
+MISSING = ("missing", "missing_argument")
+UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 
 
 def section(name: str, settings: Sequence[str]) -> dict[str, object]:
@@ -84,9 +88,10 @@ def checked(
     for name, parameter in registry.options(thing).items():
         if name in given:
             continue
-        needed = parameter.default is inspect.Parameter.empty
-        # pydantic writes "has no default" as an ellipsis
-        fields[name] = (parameter.annotation, ... if needed else parameter.default)
+        default = parameter.default
+        if default is inspect.Parameter.empty:
+            default = ...  # pydantic's sign for a field that is needed
+        fields[name] = (parameter.annotation, default)
     return validated(fields, options, where)
 
 
@@ -106,16 +111,20 @@ def validated(
         An option is unknown, missing, or not of its type.
     """
     kinds = {name: kind for name, (kind, _) in fields.items()}
-    model = create_model("settings", __config__=ConfigDict(extra="forbid"), **fields)
+    config = ConfigDict(extra="forbid")
+    model = create_model("settings", __config__=config, **fields)
     # YAML allows keys that are numbers; pydantic takes texts only
     named_options = {str(name): value for name, value in options.items()}
     try:
         converted = model.model_validate(named_options)
     except ValidationError as error:
         raise sentence(error, where, kinds, options) from error
-    for name, value in options.items():
-        check_numbers(value, getattr(converted, name), f"{where}: `{name}`")
-    return {name: getattr(converted, name) for name in options}
+    values = {}
+    for name, given in options.items():
+        value = getattr(converted, name)
+        check_numbers(given, value, f"{where}: `{name}`")
+        values[name] = value
+    return values
 
 
 def kinds_of(model: type[BaseModel]) -> dict[str, object]:
@@ -140,10 +149,12 @@ def check_numbers(given: object, value: object, name: str) -> None:
     if is_dataclass(value):
         value = vars(value)
     if isinstance(value, Mapping):
+        if not isinstance(given, Mapping):
+            return
         # only the keys that were given: a dataclass also has its defaults
-        entries_given = given if isinstance(given, Mapping) else {}
-        for key in entries_given:
-            check_numbers(entries_given[key], value[key], f"{name}, `{key}`")
+        for key, entry_given in given.items():
+            entry = value[key]
+            check_numbers(entry_given, entry, f"{name}, `{key}`")
     elif isinstance(value, list | tuple) and isinstance(given, Collection):
         for before, entry in zip(given, value, strict=False):
             check_numbers(before, entry, name)
@@ -157,9 +168,12 @@ def _check_number(given: object, value: float, name: str) -> None:
         raise InputError(
             f"{name} must be a number, got {given}, which YAML also makes of `yes` and `no`."
         )
-    unlimited = name.endswith(UNLIMITED) and value == math.inf
-    usable = abs(value) < LARGEST if isinstance(value, int) else math.isfinite(value)
-    if not (usable or unlimited):
+    if isinstance(value, int):
+        usable = abs(value) < LARGEST
+    else:
+        unlimited = name.endswith(UNLIMITED) and value == math.inf
+        usable = math.isfinite(value) or unlimited
+    if not usable:
         raise InputError(
             f"{name} must be a finite number of a size to compute with, got {_short(given)}."
         )
@@ -195,25 +209,39 @@ def sentence(
     kinds
         The type of each setting.
     """
-    # For a union pydantic complains about every member that it tried. The complaint that goes
-    # deepest is about the member that the user meant.
-    complaints = error.errors()
-    depths = [len(_path(complaint["loc"], kinds, values)[0]) for complaint in complaints]
-    complaint = complaints[depths.index(max(depths))]
-    path, kind = _path(complaint["loc"], kinds, values)
-    given = complaint["input"]
-    if complaint["type"] in ("missing", "missing_argument"):
-        return InputError(f"{where} needs `{complaint['loc'][-1]}`.")
-    if complaint["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        _, around = _path(complaint["loc"][:-1], kinds, values)
+    complaint = _deepest(error, kinds, values)
+    keys = complaint["loc"]
+    reason = complaint["type"]
+    given = _short(complaint["input"])
+    path, kind = _path(keys, kinds, values)
+    if reason in MISSING:
+        return InputError(f"{where} needs `{keys[-1]}`.")
+    if reason in UNKNOWN:
+        _, around = _path(keys[:-1], kinds, values)
         return _unknown(path, where, kinds, around)
     if not path:  # a key that is no text: pydantic cannot say where it stands
-        return InputError(f"{where} has {_short(given)} as a name, which is no text.")
+        return InputError(f"{where} has {given} as a name, which is no text.")
     name = ".".join(path)
-    if complaint["type"] == "value_error":  # raised by a validator of ours, whose words are better
-        reason = str(complaint.get("ctx", {}).get("error")).rstrip(".")
-        return InputError(f"{where}: `{name}`: {reason}.")
-    return InputError(f"{where}: `{name}` is {_short(given)}, but must be {allowed(kind)}.")
+    if reason == "value_error":  # raised by a validator of ours, whose own words are better
+        words = str(complaint.get("ctx", {}).get("error"))
+        return InputError(f"{where}: `{name}`: {words.rstrip('.')}.")
+    return InputError(f"{where}: `{name}` is {given}, but must be {allowed(kind)}.")
+
+
+def _deepest(
+    error: ValidationError, kinds: Mapping[str, object], values: Mapping[str, object]
+) -> ErrorDetails:
+    """Return the complaint with the longest path; of several the first.
+
+    For a union pydantic complains about every member that it tried. The complaint that goes
+    deepest is about the member that the user meant.
+    """
+    complaints = error.errors()
+    depths = []
+    for complaint in complaints:
+        path, _ = _path(complaint["loc"], kinds, values)
+        depths.append(len(path))
+    return complaints[depths.index(max(depths))]
 
 
 def _unknown(
@@ -247,9 +275,11 @@ def _path(
 
 def _has(value: object, key: int | str) -> bool:
     """Return whether a mapping or a list has an entry."""
-    if isinstance(value, list | tuple):
-        return isinstance(key, int) and key < len(value)
-    return isinstance(value, Mapping) and key in value
+    if isinstance(value, Mapping):
+        return key in value
+    if isinstance(value, list | tuple) and isinstance(key, int):
+        return key < len(value)
+    return False
 
 
 def _short(value: object) -> str:
@@ -320,11 +350,12 @@ def allowed(kind: object) -> str:
     origin = typing.get_origin(kind)
     arguments = typing.get_args(kind)
     if origin is typing.Annotated:
-        return allowed(arguments[0]) + _limits(arguments[1:])
+        bare, *metadata = arguments
+        return allowed(bare) + _limits(metadata)
     if origin is typing.Literal:
         return _choice([f"`{value}`" for value in arguments])
     if origin in UNIONS:
-        return _choice([allowed(argument) for argument in arguments])
+        return _choice([allowed(member) for member in arguments])
     if origin in LISTS:
         words = allowed(arguments[0])
         return f"a list of {PLURALS.get(words, words)}"
@@ -351,10 +382,11 @@ def _choice(words: list[str]) -> str:
     rest = [word for word in words if word != "nothing"]
     if not rest:
         return "nothing"
-    choice = rest[0]
-    if len(rest) > 1:
-        choice = f"{', '.join(rest[:-1])} or {rest[-1]}"
-    return f"{choice}, or nothing" if "nothing" in words else choice
+    *first, last = rest
+    choice = f"{', '.join(first)} or {last}" if first else last
+    if "nothing" in words:
+        return f"{choice}, or nothing"
+    return choice
 
 
 def inside(kind: object, key: int | str) -> object:
@@ -364,14 +396,18 @@ def inside(kind: object, key: int | str) -> object:
     if origin is typing.Annotated:
         return inside(arguments[0], key)
     if origin in UNIONS:
-        members = [inside(argument, key) for argument in arguments]
-        return next((entry for entry in members if entry is not None), None)
+        for member in arguments:
+            entry = inside(member, key)
+            if entry is not None:
+                return entry
+        return None
     if origin in LISTS and isinstance(key, int):
         return arguments[0]
     if origin in MAPPINGS and not isinstance(key, int):
         return arguments[1]
     if dataclasses.is_dataclass(kind) and isinstance(key, str):
-        return typing.get_type_hints(kind, include_extras=True).get(key)
+        hints = typing.get_type_hints(kind, include_extras=True)
+        return hints.get(key)
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         return kinds_of(kind).get(str(key))
     return None

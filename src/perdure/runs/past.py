@@ -1,8 +1,8 @@
 """The tasks that a run has learned, as its folder knows them: stand-ins for examples that are gone.
 
-The run's folder has all that was learned of a task. The examples are needed only to measure it
-again, or by methods that train on old data. So a table that was moved or deleted does not keep a
-run from learning more.
+The run's folder has all that was learned of a task. The examples are needed only to
+measure it again, or by methods that train on old data. So a table that was moved or
+deleted does not keep a run from learning more.
 """
 
 from collections.abc import Mapping, Sequence
@@ -41,6 +41,7 @@ class Unreadable:
     def reason(self) -> str:
         """A sentence that names what cannot be read."""
         if isinstance(self.error, OSError):
+            # its own text begins with a number, such as `[Errno 2]`
             return f"`{self.error.filename}` cannot be read: {self.error.strerror}."
         return str(self.error)
 
@@ -69,9 +70,9 @@ class Past:
     def compared(self, entry: Mapping[str, object], tasks: Sequence[Task]) -> list[Task]:
         """Return the tasks of an entry; those whose examples have changed come without their data.
 
-        That is for entries of the run's own recipe, whose tables were changed later. An entry that
-        the run's recipe does not have is left alone: other data for a task of the same name is a
-        mistake, and refused when the run is restored.
+        That is for entries of the run's own recipe, whose tables were changed later. An entry
+        that the run's recipe does not have is left alone: other data for a task of the same name
+        is a mistake, and refused when the run is restored.
         """
         if _plain(entry) not in self.entries:
             return list(tasks)
@@ -86,14 +87,15 @@ class Past:
     def completed(self, tasks_by_entry: Sequence[Sequence[Task] | Unreadable]) -> list[Task]:
         """Return the tasks of a stream: those that were read, and learned ones for the others.
 
-        An unreadable entry of several tasks stands for the tasks that were learned next, up to the
-        first one that another entry has.
+        An unreadable entry of several tasks stands for the tasks that were learned next, up to
+        the first one that another entry has.
 
         Raises
         ------
         DataError
             An entry cannot be read, and the run has learned none of its tasks.
         """
+        # First all names that some entry has: these are not guessed for an unreadable one.
         named_elsewhere = set[str]()
         for entry_tasks in tasks_by_entry:
             if isinstance(entry_tasks, Unreadable):
@@ -101,6 +103,7 @@ class Past:
                     named_elsewhere.add(entry_tasks.task)
             else:
                 named_elsewhere |= {task.name for task in entry_tasks}
+        # Then the tasks in the order of the stream, in which they were learned.
         tasks: list[Task] = []
         for entry_tasks in tasks_by_entry:
             if isinstance(entry_tasks, Unreadable):
@@ -114,12 +117,17 @@ class Past:
         self, entry: Unreadable, before: set[str], named_elsewhere: set[str]
     ) -> list[Task]:
         """Return the learned tasks that an unreadable entry stands for."""
-        next_tasks = _next(self.tasks, before, named_elsewhere)
-        names = [entry.task] if entry.task else next_tasks
-        learned = [self.tasks[name] for name in names if name in self.tasks]
-        if not learned:
+        names = _next(self.tasks, before, named_elsewhere)
+        if entry.task:
+            names = [entry.task]
+        tasks: list[Task] = []
+        for name in names:
+            if name in self.tasks:
+                learned = self.tasks[name]
+                tasks.append(_without_data(learned, entry.reason))
+        if not tasks:  # nothing stands in for it: the data is needed
             raise entry.error
-        return [_without_data(task, entry.reason) for task in learned]
+        return tasks
 
 
 def _next(learned: Mapping[str, Task], before: set[str], named_elsewhere: set[str]) -> list[str]:
@@ -138,7 +146,8 @@ def past_of(run: RunState) -> Past:
     if not isinstance(stream, list):  # a benchmark
         stream = [as_entry(stream)]
     tasks = {task.name: task for task in _tasks_of(run)}
-    return Past(tasks, [_plain(entry) for entry in stream])
+    entries = [_plain(entry) for entry in stream]
+    return Past(tasks, entries)
 
 
 def past_tasks(folder: str | Path) -> list[TaskWithoutData]:
@@ -162,7 +171,7 @@ def _tasks_of(run: RunState) -> list[TaskWithoutData]:
             about["name"],
             about["classes"],
             digests=about["digests"],
-            missing="They were not given.",
+            missing="They were not given.",  # the reason that `not_measured` shows
         )
         tasks.append(task)
     return tasks
@@ -178,6 +187,7 @@ def only_task(entry: Mapping[str, object]) -> str | None:
     """Return the name of the one task of a table; None if it may have several."""
     if "data" not in entry or entry.get("task"):  # `task`: a column names each row's task
         return None
+    # the name that `read_tasks` gives: by default that of the file
     name = entry.get("name")
     return str(name) if name else Path(str(entry["data"])).stem
 
@@ -214,12 +224,14 @@ def not_measured(missing: Mapping[str, str]) -> str:
         return ""
     names = [f"`{name}`" for name in missing]
     shown = ", ".join(names[:NAMES])
-    if len(names) > NAMES:
-        shown = f"{shown} and {len(names) - NAMES} more"
+    others = len(names) - NAMES
+    if others > 0:
+        shown = f"{shown} and {others} more"
     if len(names) > 1:
         said = f"Tasks {shown} cannot be measured now, but are used as they were learned."
     else:
         said = f"Task {shown} cannot be measured now, but is used as it was learned."
     reasons = list(dict.fromkeys(missing.values()))  # tasks of one table have the same reason
+    first_reasons = " ".join(reasons[:REASONS])
     more = " …" if len(reasons) > REASONS else ""
-    return f"{said} {' '.join(reasons[:REASONS])}{more}"
+    return f"{said} {first_reasons}{more}"

@@ -35,9 +35,9 @@ def predict_table(
 ) -> int:
     """Write a table with the columns `label`, `probability` and `task` added; return its length.
 
-    An added column is called `predicted_…` if the table has one of its name. All other cells stay
-    as they are. The whole table is checked before anything is predicted; after that only some rows
-    at a time are in memory. The output appears whole or not at all.
+    An added column is called `predicted_…` if the table has one of its name. All other cells
+    stay as they are. The whole table is checked before anything is predicted; after that only
+    some rows at a time are in memory. The output appears whole or not at all.
 
     Parameters
     ----------
@@ -56,13 +56,14 @@ def predict_table(
     OutputError
         `output` already exists, the disk is full, or writing is not allowed.
     """
-    check_output(output)
+    check_output(output)  # the reading below may take an hour
     asked = [image] if image else list(text)
     columns = model.input_columns(table.columns, asked, f"`{table.path}`")
+    # a first pass over all rows; their types decide how the output is written
     types, count = _seen(model, table, columns)
     names = names_of_answers(types.columns)
     made = {names[key]: kind for key, kind in MADE.items()}
-    rows = table.rows()
+    rows = table.rows()  # read again: the table need not fit into memory
     done = 0
     # `check`: the file takes its place only if no task was forgotten while it was made
     with (
@@ -72,10 +73,15 @@ def predict_table(
     ):
         while chunk := list(islice(rows, BATCHES * batch_size)):
             inputs = [model.input_of(row, columns) for row in chunk]
-            answers = model.predict(inputs, task=task, batch_size=batch_size)
+            answers = model.predict(
+                inputs,
+                task=task,
+                batch_size=batch_size,
+            )
             answered = []
             for row, answer in zip(chunk, answers, strict=True):
-                answered.append(row.cells | answer.named(names))
+                cells = row.cells | answer.named(names)
+                answered.append(cells)
             written.write(answered)
             done += len(chunk)
             progress.to(done, reached=done == count)

@@ -31,7 +31,8 @@ def scores(folder: Path, rows: Iterable[Mapping[str, object]]) -> None:
 
 def events(folder: Path, lines: Iterable[Mapping[str, object]]) -> None:
     """Write events.jsonl anew."""
-    content = "".join(layout.line(dict(line)) for line in lines)
+    texts = [layout.line(dict(line)) for line in lines]
+    content = "".join(texts)
     files.write(folder / "events.jsonl", content)
 
 
@@ -42,14 +43,19 @@ def combined(folder: Path, rule: Mapping[str, object]) -> None:
 
 def described(rule: Rule, searches: Sequence[Mapping[str, object]]) -> dict[str, object]:
     """Return a rule as `combined.json` has it, before its own search."""
-    return {"label": rule.label, **dataclasses.asdict(rule), "candidates": [], "searches": searches}
+    return {
+        "label": rule.label,
+        **dataclasses.asdict(rule),
+        "candidates": [],
+        "searches": searches,
+    }
 
 
 def removed(path: Path) -> None:
     """Remove a file or a folder; a folder disappears at once.
 
-    A link is neither followed nor removed: its target may hold what was to be removed, and a user
-    who sees the link gone would believe the target gone, too.
+    A link is neither followed nor removed: its target may hold what was to be removed, and a
+    user who sees the link gone would believe the target gone, too.
 
     Raises
     ------

@@ -37,11 +37,11 @@ SAME = 3
 class Recipe(BaseModel):
     """One run: a stream, a backbone, a method, a rule, and how to train.
 
-    `stream` names a benchmark (with its settings), or lists the user's own data, an entry per table
-    (`scenario` is for these). `backbone`, `method` and `rule` are a name, or a mapping of `name`
-    (`model` for the backbone) and settings. Tasks that are `forgotten` are left out of the stream;
-    where later tasks still hold something of such a task, `traces` has its name, and the number of
-    tasks that were learned before it.
+    `stream` names a benchmark (with its settings), or lists the user's own data, an entry per
+    table (`scenario` is for these). `backbone`, `method` and `rule` are a name, or a mapping
+    of `name` (`model` for the backbone) and settings. Tasks that are `forgotten` are left out
+    of the stream; where later tasks still hold something of such a task, `traces` has its
+    name, and the number of tasks that were learned before it.
 
     Examples
     --------
@@ -51,6 +51,7 @@ class Recipe(BaseModel):
     ('task_arithmetic(scale=0.3)', Isolated(peft='lora', rank=8, ...))
     """
 
+    # a misspelled section is an error, and not left out
     model_config = ConfigDict(extra="forbid")
 
     name: str | None = None
@@ -77,6 +78,7 @@ class Recipe(BaseModel):
             raise InputError(
                 f"{where} must be a mapping of settings such as `stream` and `backbone`."
             )
+        # a copy, because `put` changes mappings inside, which are the caller's
         values = {"method": "isolated"} | copy.deepcopy(values)
         # Settings of the rule come last. Which rule they change may depend on the method, which the
         # other settings may change.
@@ -143,12 +145,18 @@ class Recipe(BaseModel):
         InputError
             No task is left.
         """
+        # without entries `TaskStream` would complain that it has no tasks, and not say why
         if self.stream == [] and self.forgotten:
             raise _nothing_left(self.forgotten)
         past = past_of(run) if run else Past()
         if isinstance(self.stream, list):
             scenario = self.scenario or "class"
-            stream = own_stream(self.stream, scenario=scenario, seed=self.seed, past=past)
+            stream = own_stream(
+                self.stream,
+                scenario=scenario,
+                seed=self.seed,
+                past=past,
+            )
         else:
             stream = _past_benchmark(self.stream, self.seed, past)
             if self.scenario:
@@ -161,7 +169,8 @@ class Recipe(BaseModel):
     def make_backbone(self) -> Backbone:
         """Load the pre-trained model, on the accelerator if this machine has one."""
         name, options = named(self.backbone, "backbone", key="model")
-        backbone = Backbone.load(name, **checked(Backbone.load, options, "backbone"))
+        settings = checked(Backbone.load, options, "backbone")
+        backbone = Backbone.load(name, **settings)
         return backbone.to(engine.device())
 
     def make_method(self) -> Method:
@@ -207,7 +216,15 @@ class Recipe(BaseModel):
         check_alignment(training, rule)
         stream = stream or self.make_stream(run)
         backbone = backbone or self.make_backbone()
-        plan = Plan(stream, backbone, method, rule, training, evaluation, self.seed)
+        plan = Plan(
+            stream,
+            backbone,
+            method,
+            rule,
+            training,
+            evaluation,
+            seed=self.seed,
+        )
         check(plan)
         if self.scenario is None and isinstance(self.stream, list):
             _hint_at_domains(stream, len(run.tasks) if run else 0)
@@ -231,7 +248,9 @@ class Recipe(BaseModel):
             The run was asked to stop.
         """
         output = Path(output)
-        plan = self.plan(run=read(output) if is_run(output) else None)
+        existing = read(output) if is_run(output) else None
+        plan = self.plan(run=existing)
+        # the folder keeps the defaults too: a later version may have others
         plan = replace(plan, recipe=self.resolved(plan))
         story.run(plan, output, change=change, quiet=quiet)
         return Run(output)
@@ -240,9 +259,10 @@ class Recipe(BaseModel):
         """Return the recipe with all defaults written out."""
         # a run that has forgotten nothing does not say so
         empty = {name for name in ("forgotten", "traces") if not getattr(self, name)}
+        values = self.model_dump(exclude_none=True, exclude=empty)
         settings = settings_of(plan)
         settings["method"] = _with_names(settings["method"], self.method)
-        return files.plain(self.model_dump(exclude_none=True, exclude=empty) | settings)
+        return files.plain(values | settings)
 
 
 def _nothing_left(forgotten: Sequence[str]) -> InputError:
@@ -260,7 +280,9 @@ def _usual_rule(method: object) -> str:
     if not isinstance(method, (str, dict)):  # refused later, where the whole recipe is checked
         return Method.usual_rule
     name, _ = named(method, "method")
-    rule = registry.find("method", name).usual_rule
+    method_class = registry.find("method", name)
+    rule = method_class.usual_rule
+    # a wrapper's is a descriptor, which asks the method inside
     return rule if isinstance(rule, str) else Method.usual_rule
 
 
@@ -362,9 +384,11 @@ def _past_benchmark(section: Section, seed: int, past: Past) -> TaskStream:
     try:
         stream = _benchmark(name, options, seed)
     except UNREADABLE as error:
-        tasks = past.completed([past.instead_of(entry, error)])
+        unreadable = past.instead_of(entry, error)
+        tasks = past.completed([unreadable])
         return TaskStream(name, tuple(tasks), _scenario(section))
-    return replace(stream, tasks=tuple(past.compared(entry, stream.tasks)))
+    tasks = past.compared(entry, stream.tasks)
+    return replace(stream, tasks=tuple(tasks))
 
 
 def _scenario(section: Section) -> Scenario:
@@ -377,6 +401,7 @@ def _scenario(section: Section) -> Scenario:
 
 def _check_sources(data: object) -> None:
     """Check the names of files: an empty one would be the folder that the process is in."""
+    # `data` is one source, or one for each split
     for source in data.values() if isinstance(data, Mapping) else [data]:
         # the system ends a path at a zero byte
         if isinstance(source, str) and (not source.strip() or "\0" in source):

@@ -61,8 +61,9 @@ def opened(output: Path, plan: Plan, *, change: bool = False) -> Plan:
 def _keep_forgotten(recipe: dict[str, object], state: RunState, stream: TaskStream) -> None:
     """Take over from a run which tasks it has forgotten.
 
-    A recipe file says that itself. The recipe of a stream that was made in Python is made anew at
-    each call and knows nothing of it. A task that is in the stream again is learned again.
+    A recipe file says that itself. The recipe of a stream that was made in Python is made
+    anew at each call and knows nothing of it. A task that is in the stream again is learned
+    again.
     """
     gone = [name for name in layout.forgotten(state.recipe) if name not in stream.names]
     if gone:
@@ -115,8 +116,8 @@ def restored(
     Raises
     ------
     RunError
-        The `stream` does not begin with the tasks that the run has learned, or their examples have
-        changed; or the backbone is not the model that the run began with.
+        The `stream` does not begin with the tasks that the run has learned, or their examples
+        have changed; or the backbone is not the model that the run began with.
     """
     check_model(state, backbone)
     learned = state.learned
@@ -147,11 +148,14 @@ def restored(
 def due_steps(state: RunState, plan: Plan) -> list[int]:
     """Return the steps that are to be measured, and are not measured yet."""
     tasks = len(plan.stream)
-    steps = [step for step in range(1, tasks + 1) if plan.evaluation.due(step, tasks)]
-    if plan.evaluation.future:
-        steps.insert(0, 0)
     measured = _measured(state, plan)
-    return [step for step in steps if step not in measured]
+    steps = []
+    if plan.evaluation.future and 0 not in measured:
+        steps.append(0)
+    for step in range(1, tasks + 1):
+        if plan.evaluation.due(step, tasks) and step not in measured:
+            steps.append(step)
+    return steps
 
 
 def has_more(state: RunState, plan: Plan) -> bool:
@@ -165,7 +169,8 @@ def _measured(state: RunState, plan: Plan) -> set[int]:
     measured: set[tuple[int, str, str]] = set()
     for row in state.scores:
         if row["rule"] == label:
-            measured.add((row["step"], row["task"], row["task_id"]))
+            value_of = (row["step"], row["task"], row["task_id"])
+            measured.add(value_of)
     steps: set[int] = set()
     for step in range(len(plan.stream) + 1):
         names = measurable(plan.stream, step, plan.evaluation)
@@ -175,8 +180,10 @@ def _measured(state: RunState, plan: Plan) -> set[int]:
     # If the rule was another one meanwhile, combined.json holds that one. The last step is measured
     # again, which writes how the tasks are combined by this rule.
     last = len(state.tasks)
-    if last in steps and last and state.combined["label"] != label:
-        steps.remove(last)
+    if last in steps and last:
+        combined_by = state.combined["label"]
+        if combined_by != label:
+            steps.remove(last)
     return steps
 
 

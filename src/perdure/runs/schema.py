@@ -1,7 +1,7 @@
 """The contents of each file of a run folder: these classes are both the description and the check.
 
-They are strict, as JSON is: a number is no text, and true is no number. A file may have more keys
-than they name, and these are kept. `perdure.runs.layout` reads the files.
+They are strict, as JSON is: a number is no text, and true is no number. A file may have
+more keys than they name, and these are kept. `perdure.runs.layout` reads the files.
 """
 
 import math
@@ -31,8 +31,9 @@ T = TypeVar("T")
 def _one_by_one(values: object, check: Callable[[object], dict[str, T]]) -> dict[str, T]:
     """Check the entries of a mapping until one is wrong.
 
-    pydantic itself would collect a complaint about every entry, and a damaged file with a million
-    entries would fill memory. (For lists it has `fail_fast`, for mappings it has no such thing.)
+    pydantic itself would collect a complaint about every entry, and a damaged file with a
+    million entries would fill memory. (For lists it has `fail_fast`, for mappings it has no
+    such thing.)
     """
     if not isinstance(values, dict):
         return check(values)  # which says that it is no mapping
@@ -317,9 +318,11 @@ class Diagnostics(Schema):
                 raise ValueError(f"there is no part `{name[:100]}`")
             sizes = _sizes(len(tasks), len(part.layers))
             numbers = part.model_extra or {}
-            for key, axes in declared[name].axes.items():
+            diagnostic = declared[name]
+            for key, axes in diagnostic.axes.items():
                 shape = [sizes[axis] for axis in axes]
-                if key not in numbers or not _is_array(numbers[key], shape):
+                has_shape = key in numbers and _is_array(numbers[key], shape)
+                if not has_shape:
                     raise ValueError(f"`{key}` of `{name}` has not its shape")
         return parts
 
@@ -330,8 +333,15 @@ def _sizes(tasks: int, layers: int) -> dict[str, int]:
     t: tasks, p: pairs of tasks, s: steps with the one before any task, l: layers, z: zones,
     b: bins of a calibration curve, c: columns of it.
     """
-    pairs = tasks * (tasks - 1) // 2
-    return {"t": tasks, "p": pairs, "s": tasks + 1, "l": layers, "z": 3, "b": 15, "c": 5}
+    return {
+        "t": tasks,
+        "p": tasks * (tasks - 1) // 2,
+        "s": tasks + 1,
+        "l": layers,
+        "z": 3,
+        "b": 15,
+        "c": 5,
+    }
 
 
 def _is_array(value: object, shape: list[int]) -> bool:

@@ -1,9 +1,9 @@
 """The tasks that something was made of: what tells of a task goes when the task goes.
 
-A report, a diagnosis, predictions and an export are made without holding the run, and may end
-after one of their tasks was forgotten. So whoever makes such a file notes the tasks first, and
-checks them when the file takes its place. Files in a run's folder also name their tasks, so that it
-can be told later whether all of them still exist.
+A report, a diagnosis, predictions and an export are made without holding the run, and may
+end after one of their tasks was forgotten. So whoever makes such a file notes the tasks
+first, and checks them when the file takes its place. Files in a run's folder also name
+their tasks, so that it can be told later whether all of them still exist.
 """
 
 import contextlib
@@ -27,7 +27,8 @@ HEAD = 1_000_000
 class Sources:
     """The tasks of a run at one moment, each with the SHA-256 of its manifest.
 
-    The manifest has the hashes of all files of the task, so its own hash stands for the whole task.
+    The manifest has the hashes of all files of the task, so its own hash stands for the whole
+    task.
     """
 
     folder: Path
@@ -63,7 +64,11 @@ class Sources:
 
     def gone(self, now: "Sources") -> list[str]:
         """Return the tasks that the run no longer has, or has learned again in another way."""
-        return [name for name, digest in self.tasks.items() if now.tasks.get(name) != digest]
+        gone = []
+        for name, digest in self.tasks.items():
+            if now.tasks.get(name) != digest:
+                gone.append(name)
+        return gone
 
     def check(self) -> None:
         """Check that all of the tasks still exist.
@@ -73,6 +78,7 @@ class Sources:
         RunError
             A task was forgotten, or learned again.
         """
+        # a task that cannot be read counts as gone: nobody can say that it is the same
         gone = self.gone(Sources.readable(self.folder))
         if gone:
             raise RunError(
@@ -86,7 +92,8 @@ def stale(folder: Path) -> dict[str, list[str]]:
     gone_by_file: dict[str, list[str]] = {}
     now = Sources.readable(folder)
     for name in layout.DERIVED:
-        gone = Sources(folder, _named_in(folder / name)).gone(now)
+        noted = Sources(folder, _named_in(folder / name))
+        gone = noted.gone(now)
         if gone:
             gone_by_file[name] = gone
     return gone_by_file
@@ -110,27 +117,35 @@ def _named_in_page(path: Path) -> dict[str, str]:
 
     A page about several runs belongs to none of them.
     """
+    # the page may be large, and a stranger's: only its beginning is read
     metas = META.findall(files.read_start(path, HEAD))
     if len(metas) != 1:
         return {}
-    text = html.unescape(metas[0].decode("utf-8", "replace"))
+    content = metas[0].decode("utf-8", "replace")
+    text = html.unescape(content)
     return _digests(files.parse_json(text, f"the head of `{path}`"))
 
 
 def _digests(about: object) -> dict[str, str]:
     """Return what a file says of its tasks, if it has the form of digests by name."""
-    if isinstance(about, dict) and all(isinstance(value, str) for value in about.values()):
-        return about
-    return {}
+    if not isinstance(about, dict):
+        return {}
+    for digest in about.values():
+        if not isinstance(digest, str):
+            return {}
+    return about
 
 
 def _manifests(folder: Path) -> dict[str, Path]:
     """Return the path of each task's manifest, by the task's name."""
-    forgotten = layout.forgotten(layout.recipe(folder))
-    places = layout.task_folders(folder, forgotten)
-    return {name: place / "manifest.json" for name, place in places.items()}
+    recipe = layout.recipe(folder)
+    forgotten = layout.forgotten(recipe)
+    folders = layout.task_folders(folder, forgotten)
+    return {name: path / "manifest.json" for name, path in folders.items()}
 
 
 def _digest(manifest: Path) -> str:
     with layout.reading(manifest):
-        return hashlib.sha256(files.read_bytes(manifest, files.MAX_JSON)).hexdigest()
+        # a limit, because a manifest in a stranger's folder may be of any size
+        content = files.read_bytes(manifest, files.MAX_JSON)
+        return hashlib.sha256(content).hexdigest()

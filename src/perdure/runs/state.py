@@ -52,6 +52,8 @@ class RunState:
         stream = self.recipe["stream"]
         return isinstance(stream, dict) and "tasks_made_in_python" in stream
 
+    # `cached_property` writes into `__dict__`, which a frozen dataclass allows.
+
     @cached_property
     def learned(self) -> tuple[Learned, ...]:
         """All that is kept of the tasks learned, in order.
@@ -93,6 +95,7 @@ class RunState:
             if not path.exists():
                 return None
             snapshot = Snapshot.load(path)
+            # the snapshot's own hash says that it is undamaged, not that perdure wrote it
             layout.check(path, schema.Unfinished, snapshot.about)
             return snapshot
 
@@ -102,7 +105,9 @@ class RunState:
         with reading(self.folder / UNFINISHED):
             if self.unfinished is None:
                 return None
-            return list(self.unfinished.about["belongs_to"]["tasks"])[-1]
+            # the tasks seen so far, in order: the last one was being learned
+            belongs_to = self.unfinished.about["belongs_to"]
+            return list(belongs_to["tasks"])[-1]
 
     @cached_property
     def stands_on_a_model(self) -> bool:
@@ -145,16 +150,19 @@ class RunState:
         `R[i, j]` is the accuracy on task `j` after `i + 1` tasks; nan where it was not measured.
         """
         rule = rule or self.combined["label"]
+        tasks = len(self.tasks)
         columns = {name: column for column, name in enumerate(self.tasks)}
-        R = np.full((len(columns), len(columns)), np.nan)
+        R = np.full((tasks, tasks), np.nan)
         for row in self.scores:
             if row["rule"] != rule or row["task_id"] != task_id:
                 continue
+            step = row["step"]
+            column = columns.get(row["task"])
             # Step 0 has no row in R, and a task that is not learned yet has no column:
             # `evaluation.future` measures these, too.
-            in_matrix = row["task"] in columns and 0 < row["step"] <= len(columns)
-            if in_matrix:
-                R[row["step"] - 1, columns[row["task"]]] = row["value"]
+            if column is None or not 0 < step <= tasks:
+                continue
+            R[step - 1, column] = row["value"]
         return R
 
     def accuracies(self, rule: str) -> dict[str, float]:
@@ -168,12 +176,14 @@ class RunState:
             if row["rule"] != rule or row["metric"] != "accuracy":
                 continue
             if row["step"] == len(tasks) and row["task"] in tasks:
-                by_way.setdefault(row["task_id"], {})[row["task"]] = row["value"]
-        # an average over fewer tasks would look better or worse than it is
+                values = by_way.setdefault(row["task_id"], {})
+                values[row["task"]] = row["value"]
         averages = {}
         for way, values in by_way.items():
+            # an average over fewer tasks would look better or worse than it is
             if len(values) == len(tasks):
-                averages[way] = sum(values.values()) / len(tasks)
+                total = sum(values.values())
+                averages[way] = total / len(tasks)
         return averages
 
 
@@ -196,4 +206,6 @@ def read(folder: str | Path, *, trust: bool = False) -> RunState:
     if trust:
         registry.trust(layout.recipe(folder))
     recipe = layout.whole_recipe(folder)
-    return RunState(folder, recipe, layout.task_folders(folder, layout.forgotten(recipe)))
+    forgotten = layout.forgotten(recipe)
+    places = layout.task_folders(folder, forgotten)
+    return RunState(folder, recipe, places)

@@ -25,26 +25,47 @@ def run(plan: Plan, output: Path, *, change: bool = False, quiet: bool = True) -
     change
         Allow the plan to differ from the recipe of an existing run, which it then replaces.
     """
+    # the folder is made, or compared with the plan, before it is locked: `writing` needs a run
     plan = opened(output, plan, change=change)
     with writing(output) as writer, stopping(writer.hint) as stop:
         system, inside, due = resumed(writer.state, plan)
         writer.begin(plan, inside)
         quiet = quiet or not writer.writes
-        session = Session(plan.seed, writer.event, writer.unfinished, inside, stop, output, quiet)
+        session = Session(
+            seed=plan.seed,
+            log=writer.event,
+            keep=writer.unfinished,
+            resume=inside,
+            stop=stop,
+            folder=output,
+            quiet=quiet,
+        )
         tasks = len(plan.stream)
-        done = len(system.learned)
-        progress = Progress("The run", tasks, done=done, quiet=quiet, bar=False)
+        progress = Progress(
+            "The run",
+            tasks,
+            done=len(system.learned),
+            quiet=quiet,
+            bar=False,
+        )
         # step 0 is before any task; steps that were learned already may still be due
         for step in range(tasks + 1):
             if step > len(system.learned):
-                system = system.with_task(learn_next(system, plan, session))
+                learned = learn_next(system, plan, session)
+                system = system.with_task(learned)
                 # the saved state was inside this task: the next one starts at its beginning
                 session = replace(session, resume=None)
                 with stop.later():  # a signal waits until the task is saved
                     writer.task(system)
             if step in due:
-                seen = system.until(step)
-                measured = measure(seen, plan.stream, plan.evaluation, plan.seed, quiet=quiet)
+                measured = measure(
+                    system.until(step),
+                    plan.stream,
+                    plan.evaluation,
+                    plan.seed,
+                    quiet=quiet,
+                )
                 writer.measurement(measured)
-            progress.to(step, f"{step} of {tasks} tasks", reached=step > progress.first)
+            said = f"{step} of {tasks} tasks"
+            progress.to(step, said, reached=step > progress.first)
     return system

@@ -46,15 +46,19 @@ def save(place: Path, learned: Learned, *, base: str, head: tuple[str, nn.Linear
     """
     # Every file is made in memory first, so that the room needed is known before anything is
     # written, and the manifest has the hashes of what was meant and not of what the disk gave back.
-    contents = adapter_folder.contents(learned.adapter, base=base, head=head) | _contents(learned)
+    contents = adapter_folder.contents(learned.adapter, base=base, head=head)
+    contents |= _contents(learned)
     manifest = {}
+    size = 0
     for name, content in sorted(contents.items()):
-        manifest[name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    size = sum(len(content) for content in contents.values())
+        digest = hashlib.sha256(content)
+        manifest[name] = {"size": len(content), "sha256": digest.hexdigest()}
+        size += len(content)
     with staging.new_folder(place, size=size) as folder:
         for name, content in contents.items():
-            (folder / name).parent.mkdir(exist_ok=True)
-            files.put(folder / name, content)
+            path = folder / name
+            path.parent.mkdir(exist_ok=True)
+            files.put(path, content)
         # the last file: a folder without a manifest was never finished, and counts for nothing
         files.put(folder / "manifest.json", files.to_json(manifest))
 
@@ -115,9 +119,10 @@ def check_names(run: Path, names: Sequence[str]) -> None:
                 f"file system allows {longest_name}. Give the task a shorter name."
             )
         # while it is written, the folder has a temporary name, which may be the longer one
-        temporary_bytes = len(os.fsencode(partial.new_path(home).name))
-        path_bytes = len(os.fsencode(home)) + max(folder_bytes, temporary_bytes)
-        path_bytes += len(f"//adapter/{adapter_folder.WEIGHTS}")
+        temporary = partial.new_path(home).name
+        longer = max(folder_bytes, len(os.fsencode(temporary)))
+        rest = f"//adapter/{adapter_folder.WEIGHTS}"
+        path_bytes = len(os.fsencode(home)) + longer + len(rest)
         if path_bytes >= longest_path:  # the system's limit counts the zero byte at the end
             raise InputError(
                 f"`{run}` is too long: the files of task `{name}` would have paths of {path_bytes} "
@@ -184,7 +189,8 @@ def _heads(head: TensorFile) -> dict[str, dict[str, Tensor]]:
     heads: dict[str, dict[str, Tensor]] = {}
     for key, value in head.read_all().items():
         task, _, name = key.partition("/")
-        heads.setdefault(task, {})[name] = value
+        state = heads.setdefault(task, {})
+        state[name] = value
     return heads
 
 
@@ -193,8 +199,10 @@ def _gaussians(place: Path, name: str, classes: int, head: TensorFile) -> Gaussi
     file = TensorFile(place / GAUSSIANS)
     # A head with a seed reads random features made from the backbone's, which have another width:
     # then the file itself says how wide the backbone's features are.
-    reads_features = f"{name}/{SEED}" not in head.tensors
-    width = head.tensors[f"{name}/weight"].shape[1] if reads_features else None
+    width = None
+    if f"{name}/{SEED}" not in head.tensors:
+        weight = head.tensors[f"{name}/weight"]
+        width = weight.shape[1]
     _check_gaussians(file, classes, width)
     return Gaussians(**file.read_all())
 
@@ -241,8 +249,13 @@ def check(place: Path, manifest: Mapping[str, Mapping[str, object]]) -> None:
 def _check_shapes(place: Path, classes: int, head: TensorFile, statistics: TensorFile) -> None:
     """Check the shapes of heads and statistics against the number of classes, before reading."""
     shapes = {key: stored.shape for key, stored in statistics.tensors.items()}
-    width = shapes.get("products", (0,))[:1]  # features, as a tuple of one
-    expected = {"counts": (classes,), "sums": (classes, *width), "products": (*width, *width)}
+    products = shapes.get("products", (0,))
+    width = products[:1]  # the number of features, as a tuple of one
+    expected = {
+        "counts": (classes,),
+        "sums": (classes, *width),
+        "products": (*width, *width),
+    }
     if shapes != expected:
         raise RunError(
             f"`{statistics.path}` is damaged: {shapes} are no statistics of {classes} classes."
@@ -263,19 +276,33 @@ def _check_head_tensor(head: TensorFile, key: str, task: str) -> None:
     owner, _, name = key.partition("/")
     # Where a head has no bias, or the task no head, the tensor stands in for the missing one: the
     # comparison below then fails on it.
-    outputs = head.tensors.get(f"{owner}/bias", stored).shape
-    columns = head.tensors.get(f"{task}/weight", stored).shape[1:]
-    expected = {"weight": (*outputs, *columns), "bias": outputs, SEED: ()}.get(name)
-    fits = stored.shape == expected and len(outputs) == 1 and len(columns) == 1
-    is_seed = name == SEED
-    if not fits or (is_seed and stored.dtype != "I64"):
+    bias = head.tensors.get(f"{owner}/bias", stored)
+    weight = head.tensors.get(f"{task}/weight", stored)
+    outputs = bias.shape
+    columns = weight.shape[1:]
+    expected = {
+        "weight": (*outputs, *columns),
+        "bias": outputs,
+        SEED: (),
+    }
+    fits = stored.shape == expected.get(name)
+    fits = fits and len(outputs) == 1 and len(columns) == 1
+    if name == SEED:
+        fits = fits and stored.dtype == "I64"
+    if not fits:
         raise RunError(f"`{head.path}` is damaged: `{key}` has the shape {stored.shape}.")
 
 
 def _check_gaussians(file: TensorFile, classes: int, width: int | None) -> None:
     shapes = {key: stored.shape for key, stored in file.tensors.items()}
-    width = width or shapes.get("means", (0,))[-1]
-    if shapes != {"means": (classes, width), "covariances": (classes, width, width)}:
+    if not width:
+        means = shapes.get("means", (0,))
+        width = means[-1]
+    expected = {
+        "means": (classes, width),
+        "covariances": (classes, width, width),
+    }
+    if shapes != expected:
         raise RunError(
             f"`{file.path}` is damaged: {shapes} are no Gaussians of {classes} classes "
             f"in {width} dimensions."

@@ -1,8 +1,8 @@
 """Tune a method fairly: its learning rate and main coefficient, on validation data alone.
 
-Whoever tunes on the whole stream, or on test data, has looked ahead. Therefore only the first tasks
-are learned here, scores come from their validation examples, and every method gets the same number
-of trials.
+Whoever tunes on the whole stream, or on test data, has looked ahead. Therefore only the
+first tasks are learned here, scores come from their validation examples, and every method
+gets the same number of trials.
 
     OUTPUT/trials.jsonl   recipe and protocol, then one trial a line: settings, score, seconds
     OUTPUT/tuned.yaml     the recipe with the best settings
@@ -80,8 +80,8 @@ class Tuning:
     Attributes
     ----------
     trials
-        All trials, each with its `settings`, `score` (average validation accuracy; None if training
-        failed) and `seconds`.
+        All trials, each with its `settings`, `score` (average validation accuracy; None if
+        training failed) and `seconds`.
     recipe
         The recipe with the best settings; ties go to those that were tried first.
     """
@@ -100,11 +100,14 @@ class Tuning:
     def lines(self) -> list[tuple[str, str]]:
         """Return the score and the settings of each trial as texts, the best first."""
         rows = []
-        for trial in sorted(self.trials, key=lambda trial: -(trial["score"] or 0.0)):
+        best_first = sorted(self.trials, key=lambda trial: -(trial["score"] or 0.0))
+        for trial in best_first:
             score = trial["score"]
-            shown_score = "failed" if score is None else f"{100 * score:.1f}"
-            settings = [f"{name}={value:g}" for name, value in trial["settings"].items()]
-            rows.append((shown_score, ", ".join(settings)))
+            percent = "failed" if score is None else f"{100 * score:.1f}"
+            settings = []
+            for name, value in trial["settings"].items():
+                settings.append(f"{name}={value:g}")
+            rows.append((percent, ", ".join(settings)))
         return rows
 
 
@@ -149,14 +152,24 @@ def tune(
         raise InputError(f"`tasks` is {protocol.tasks}, but the stream has {len(stream)}.")
     plan = recipe.plan(stream, backbone)
     # nothing is measured on test data: the score of a trial is made by `validation_accuracy`
-    plan = replace(plan, stream=stream.until(protocol.tasks), evaluation=Evaluation(steps="none"))
+    plan = replace(
+        plan,
+        stream=stream.until(protocol.tasks),
+        evaluation=Evaluation(steps="none"),
+    )
     about = files.plain({"recipe": recipe.resolved(plan), "protocol": vars(protocol)})
     with files.refusing(output, verb="made"):
         output.mkdir(parents=True, exist_ok=True)
     files.check_place(output / TUNED)
     with lock.held(output):  # two processes would make each other's trials
         trials = _begun(output, about)[: protocol.trials]
-        progress = Progress("Tuning", protocol.trials, done=len(trials), quiet=quiet, bar=False)
+        progress = Progress(
+            "Tuning",
+            protocol.trials,
+            done=len(trials),
+            quiet=quiet,
+            bar=False,
+        )
         for number in range(len(trials), protocol.trials):
             settings = _asked(recipe, protocol, ranges, trials, number)
             trial = _trial(recipe, settings, plan, output, protocol.task_id, quiet=quiet)
@@ -164,7 +177,8 @@ def tune(
             # each trial is on the disk before the next one begins
             with files.refusing(output / TRIALS):
                 files.append(output / TRIALS, json.dumps(trial) + "\n")
-            progress.to(number + 1, _said(number, protocol.trials, trial["score"]), reached=True)
+            said = _said(number, protocol.trials, trial["score"])
+            progress.to(number + 1, said, reached=True)
         return _finished(recipe, output, trials)
 
 
@@ -182,6 +196,7 @@ def _finished(recipe: Recipe, output: Path, trials: list[Trial]) -> Tuning:
             f"Lower `{RATE}` in the recipe."
         )
     tuned = _changed(recipe, best["settings"]).model_dump(exclude_none=True, exclude_defaults=True)
+    # only what differs from the defaults, as a user would write it
     files.write(output / TUNED, files.to_yaml(files.plain(tuned)))
     return Tuning(tuned, trials)
 
@@ -234,8 +249,13 @@ def _begun(output: Path, about: dict[str, dict[str, object]]) -> list[Trial]:
         files.write(path, json.dumps(about) + "\n")
         return []
     # a kill may cut the last line off
-    whole = [line for line in files.read_lines(path) if line.endswith(b"\n")]
-    lines = [files.parse_json(line, f"`{path}`") for line in whole]
+    lines = []
+    whole = []
+    for line in files.read_lines(path):
+        if line.endswith(b"\n"):
+            lines.append(files.parse_json(line, f"`{path}`"))
+            whole.append(line)
+    # scores of other settings, data or protocols cannot be compared with new ones
     if not lines or _without_trials(lines[0]) != _without_trials(about):
         raise RunError(
             f"`{output}` holds trials of another recipe or protocol. Give another `--output`."
@@ -260,8 +280,8 @@ def _asked(
 ) -> dict[str, float]:
     """Return the settings of a trial: first the recipe's own, then random ones, then those of TPE.
 
-    The random numbers follow from the trial's number alone, so a search that was stopped goes on as
-    if it had not been.
+    The random numbers follow from the trial's number alone, so a search that was stopped goes
+    on as if it had not been.
     """
     if number == 0:
         return {name: _value_in(recipe, name) for name in ranges}
@@ -296,8 +316,10 @@ def _value_in(recipe: Recipe, name: str) -> float:
 
 def _changed(recipe: Recipe, settings: dict[str, float]) -> Recipe:
     values = recipe.model_dump(exclude_none=True)
-    # `repr` keeps every digit of a number
-    return Recipe.parse(values, [f"{name}={value!r}" for name, value in settings.items()])
+    changes = []
+    for name, value in settings.items():
+        changes.append(f"{name}={value!r}")  # `repr` keeps every digit of a number
+    return Recipe.parse(values, changes)
 
 
 def _trial(
@@ -311,9 +333,14 @@ def _trial(
 ) -> Trial:
     """Learn the first tasks with these settings, and score what was learned."""
     started = time.perf_counter()
-    score = _score(_changed(recipe, settings), plan, output, task_id, quiet=quiet)
-    seconds = round(time.perf_counter() - started, 3)
-    return {"settings": settings, "score": score, "seconds": seconds}
+    changed = _changed(recipe, settings)
+    score = _score(changed, plan, output, task_id, quiet=quiet)
+    seconds = time.perf_counter() - started
+    return {
+        "settings": settings,
+        "score": score,
+        "seconds": round(seconds, 3),
+    }
 
 
 def _score(

@@ -57,9 +57,9 @@ def verify(folder: str | Path, *, backbone: bool = True) -> Verification:
     Parameters
     ----------
     backbone
-        Also compare the pre-trained model with the hashes that the run has of it, and adapters and
-        heads with its shapes. The model has to be on this machine: nothing is fetched, and nobody
-        is asked.
+        Also compare the pre-trained model with the hashes that the run has of it, and adapters
+        and heads with its shapes. The model has to be on this machine: nothing is fetched, and
+        nobody is asked.
 
     Raises
     ------
@@ -89,6 +89,7 @@ def _check_written(run: RunState, result: Verification) -> list[Learned]:
     """Check the files that cannot be made again; return the tasks that are sound."""
     tasks: list[Learned] = []
     for name, folder in run.places.items():
+        # `name=name`: a lambda alone would see the loop's last name
         result.attempt(f"tasks/{folder.name}", lambda name=name: _task(run, name, tasks))
     result.attempt("tasks", lambda: _together(tasks))
     result.attempt("scores.csv", lambda: _scores(run))
@@ -105,8 +106,8 @@ def _check_written(run: RunState, result: Verification) -> list[Learned]:
 def _needs_combined(run: RunState) -> bool:
     """Return whether combined.json has to be sound: after a measurement, or if it exists.
 
-    A rule that searches its scale writes the file only when the search is done; until then it may
-    be another rule's.
+    A rule that searches its scale writes the file only when the search is done; until then it
+    may be another rule's.
     """
     try:
         rows = run.scores
@@ -205,27 +206,31 @@ def _tables(stream: object) -> list[str]:
 def _recipe(folder: Path) -> str:
     # `whole_recipe` refuses a recipe without a rule. `Recipe.parse` alone would run the method's
     # file to ask for its usual rule, and to verify a folder is not to trust it.
-    Recipe.parse(layout.whole_recipe(folder), where=f"`{folder / 'recipe.yaml'}`")
-    return f"format {layout.environment(folder).get('format', 1)}"
+    recipe = layout.whole_recipe(folder)
+    Recipe.parse(recipe, where=f"`{folder / 'recipe.yaml'}`")
+    environment = layout.environment(folder)
+    return f"format {environment.get('format', 1)}"  # format 1 did not name itself
 
 
 def _task(run: RunState, name: str, tasks: list[Learned]) -> str:
     """Check a task, and add it to the sound ones."""
     learned = run.load_task(name)
     folder = run.places[name]
-    if wrong := task_folder.not_finite(learned):
-        raise PerdureError(
-            f"`{folder}` holds values that are not finite: {', '.join(wrong[:SHOWN])}."
-        )
+    wrong = task_folder.not_finite(learned)
+    if wrong:
+        names = ", ".join(wrong[:SHOWN])
+        raise PerdureError(f"`{folder}` holds values that are not finite: {names}.")
     tasks.append(learned)
-    size = sum(file["size"] for file in layout.manifest(folder).values())
+    manifest = layout.manifest(folder)
+    size = sum(file["size"] for file in manifest.values())
     return f"{len(learned.classes)} classes, {size / 1e6:.1f} MB"
 
 
 def _together(tasks: list[Learned]) -> str:
     # each task by itself may be sound, but not come from the same backbone
     widths = {task.name: task.statistics.sums.shape[1] for task in tasks}
-    if len(set(widths.values())) > 1:
+    different = set(widths.values())
+    if len(different) > 1:
         raise PerdureError(f"The statistics of the tasks are of different widths: {widths}.")
     return f"{len(tasks)} learned"
 
@@ -235,10 +240,11 @@ def _scores(run: RunState) -> str:
     # a task that is forgotten but not removed yet still counts as a step
     last_step = len(layout.task_folders(run.folder, []))
     for number, row in enumerate(run.scores, start=2):  # line 1 has the names of the columns
-        if not math.isfinite(row["value"]) or not 0 <= row["step"] <= last_step:
+        step = row["step"]
+        value = row["value"]
+        if not math.isfinite(value) or not 0 <= step <= last_step:
             raise PerdureError(
-                f"Line {number} of `{path}` has step {row['step']} of "
-                f"{len(run.tasks)}, value {row['value']}."
+                f"Line {number} of `{path}` has step {step} of {len(run.tasks)}, value {value}."
             )
     return f"{len(run.scores)} values"
 
@@ -251,9 +257,10 @@ def _events(run: RunState) -> str:
         for number, line in enumerate(lines, start=1):
             if line.endswith(b"\n"):  # a kill may cut the last one off, which is no fault
                 files.parse_json(line, f"line {number} of `{path}`")
-    cut_off = bool(line) and not line.endswith(b"\n")
-    ending = ", and a part of one" if cut_off else ""
-    return f"{len(layout.events(run.folder))} events{ending}"
+    whole = layout.events(run.folder)
+    if line and not line.endswith(b"\n"):
+        return f"{len(whole)} events, and a part of one"
+    return f"{len(whole)} events"
 
 
 def _combined(run: RunState) -> str:
@@ -313,7 +320,8 @@ def _check_backbone(run: RunState, tasks: list[Learned], result: Verification) -
         )
         return
     result.attempt(
-        "the pre-trained model", lambda: _backbone(run, tasks, load_files(model, **settings))
+        "the pre-trained model",
+        lambda: _backbone(run, tasks, load_files(model, **settings)),
     )
 
 
@@ -321,6 +329,6 @@ def _backbone(run: RunState, tasks: list[Learned], model: Backbone) -> str:
     check_model(run, model)
     for task in tasks:
         check_fits(model, task)
-    # runs of older versions kept no hashes
-    known = "has the files that the run began with, and " if layout.backbone(run.folder) else ""
-    return f"`{model.source}` {known}fits adapters and heads"
+    if not layout.backbone(run.folder):  # runs of older versions kept no hashes
+        return f"`{model.source}` fits adapters and heads"
+    return f"`{model.source}` has the files that the run began with, and fits adapters and heads"

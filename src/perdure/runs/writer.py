@@ -1,7 +1,7 @@
 """The writer of a run folder. It writes in the first process; in the others its verbs do nothing.
 
-Every file is written under a temporary name, synced and renamed. The formats are safetensors, JSON,
-YAML and CSV only.
+Every file is written under a temporary name, synced and renamed. The formats are
+safetensors, JSON, YAML and CSV only.
 """
 
 import contextlib
@@ -121,19 +121,23 @@ class Writer:
         """Write how the adapters are combined now, what the search found, and the answers."""
         path = self.folder / "combined.json"
         searches = _with_search(state, measurement)
+        candidates = measurement.candidates
         # an earlier step may be measured later, and its scale is not that of the final model
         newest = own and measurement.step == len(state.tasks) > 0
         exists = layout.is_there(path)
-        if newest or (own and not exists and measurement.candidates):
+        if newest or (own and not exists and candidates):
             rule = put.described(measurement.applied, searches)
             # `applied` has the scale that was found; the label is that of the rule with its search
-            rule |= {"label": measurement.rule.label, "candidates": measurement.candidates}
+            rule["label"] = measurement.rule.label
+            rule["candidates"] = candidates
             put.combined(self.folder, rule)
-        elif exists and measurement.candidates:
-            put.combined(self.folder, state.combined | {"searches": searches})
+        elif exists and candidates:
+            rule = state.combined | {"searches": searches}
+            put.combined(self.folder, rule)
         if newest and measurement.scores:
             answers = _answers(self.folder, measurement)
-            files.write(self.folder / "answers.json", files.to_json(answers))
+            content = files.to_json(answers)
+            files.write(self.folder / "answers.json", content)
 
     def event(self, values: Mapping[str, object]) -> None:
         """Add one line to events.jsonl."""
@@ -150,8 +154,8 @@ class Writer:
     def forget(self, recipe: Mapping[str, object]) -> None:
         """Take out the tasks that a recipe lists as forgotten.
 
-        They count as forgotten from the moment at which the recipe is written: a process that ends
-        after it leaves the rest to the next one that opens the run.
+        They count as forgotten from the moment at which the recipe is written: a process that
+        ends after it leaves the rest to the next one that opens the run.
         """
         if not self.writes:
             return
@@ -189,7 +193,9 @@ class Writer:
         for event in layout.events(self.folder):
             if event.get("event") == "environment":
                 noted = event
-        before = {key: value for key, value in noted.items() if key not in ("format", "event")}
+        before = dict(noted)
+        for key in ("format", "event"):  # these say nothing about the machine
+            before.pop(key, None)
         if present != before:
             self.event({"event": "environment", **present})
 
@@ -238,7 +244,8 @@ class Writer:
 def writing(folder: str | Path) -> Iterator[Writer]:
     """Hold a run, so that no other process writes it, and remove what dead processes left.
 
-    Of several processes that train one model the first holds it; the others wait until it does.
+    Of several processes that train one model the first holds it; the others wait until it
+    does.
 
     Raises
     ------
@@ -297,7 +304,8 @@ def _check_free(folder: Path) -> None:
 
 def _key(row: Mapping[str, object]) -> tuple[str, ...]:
     """Return what tells a row of scores from others: everything but the value."""
-    return tuple(str(row[name]) for name in layout.COLUMNS[:-1])
+    names = layout.COLUMNS[:-1]  # the last column has the value
+    return tuple(str(row[name]) for name in names)
 
 
 def _with_search(state: RunState, measurement: Measurement) -> list[dict[str, object]]:
@@ -319,8 +327,8 @@ def _with_search(state: RunState, measurement: Measurement) -> list[dict[str, ob
 def _answers(folder: Path, measurement: Measurement) -> dict[str, object]:
     """Count the answers to the examples of each class, by `task_id` and task.
 
-    A task that cannot be measured now, because its examples are gone, keeps the counts of before if
-    they are of the same model.
+    A task that cannot be measured now, because its examples are gone, keeps the counts of
+    before if they are of the same model.
     """
     label = measurement.rule.label
     step = measurement.step
@@ -332,6 +340,8 @@ def _answers(folder: Path, measurement: Measurement) -> dict[str, object]:
     # every task was answered in the same ways
     task_ids = next(iter(measurement.answers.values())).answered
     for task_id in task_ids:
-        new = {task: answers.counts(task_id) for task, answers in measurement.answers.items()}
-        counts[task_id] = before.get(task_id, {}) | new
+        by_task = dict(before.get(task_id, {}))
+        for task, answers in measurement.answers.items():
+            by_task[task] = answers.counts(task_id)
+        counts[task_id] = by_task
     return {"rule": label, "step": step, "answers": counts}
