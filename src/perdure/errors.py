@@ -15,7 +15,7 @@ PerdureError
 │                     is not allowed
 └── FetchError        a package with a model or data could not be fetched
 
-PerdureWarning        what was asked for can be done only in part (a UserWarning)
+PerdureWarning        a request can be fulfilled only in part (a UserWarning)
 
 Each message says what is wrong, what was given, what is allowed, and what to do. The
 command line prints it as one sentence and exits with status 1.
@@ -143,4 +143,4 @@ class FetchError(PerdureError):
 
 
 class PerdureWarning(UserWarning):
-    """What was asked for can be done only in part."""
+    """A request can be fulfilled only in part."""

@@ -116,7 +116,7 @@ def export(
     from perdure.runs.state import read
 
     state = read(run, trust=trust)
-    # writing files needs no accelerator, and the CPU has more memory
+    # nothing is computed that an accelerator would speed up
     model = Model(run, rule=rule_of(state, rule, settings), device="cpu")
     model.export(output)
     if not quiet:

@@ -152,7 +152,7 @@ def report(
     ] = "html",
     as_json: AsJson = False,
 ) -> None:
-    """Report on one run, or compare several. A run that is not finished is reported so far."""
+    """Report on a run, or compare several; an unfinished run is reported as far as it is."""
     from perdure.report import FORMATS, report, summary
 
     format = "json" if as_json else format

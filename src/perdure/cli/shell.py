@@ -121,7 +121,7 @@ def _print_in_any_encoding() -> None:
         if stream is None:  # closed by whoever started this process
             nowhere = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
             setattr(sys, name, nowhere)
-        elif hasattr(stream, "reconfigure"):  # a test's stream may lack it
+        elif hasattr(stream, "reconfigure"):  # a stand-in, such as a test's, may lack it
             stream.reconfigure(errors="perdure")
 
 

@@ -92,7 +92,7 @@ def tune(
     output: Output = None,
     trials: Annotated[int, typer.Option(min=1, help="The number of settings to try.")] = 10,
     tasks: Annotated[
-        int, typer.Option(min=1, help="The number of tasks to learn: the first of the stream.")
+        int, typer.Option(min=1, help="The number of tasks to learn, from the first on.")
     ] = 2,
     settings: Settings = [],
     trust: Trust = False,

@@ -17,7 +17,7 @@ from perdure.runs.state import RunState, read
 from perdure.settings import named
 
 UNREADABLE = (DataError, FetchError, OSError)
-"""The errors of reading examples that are gone. A wrong setting is another, never passed over."""
+"""The errors of reading examples that are gone. A wrong setting raises another, which stops."""
 NAMES = 8  # of many old tables the first few names and reasons say enough
 REASONS = 3
 
@@ -48,7 +48,7 @@ class Unreadable:
 
 @dataclass(frozen=True)
 class Past:
-    """What a run's folder knows of its stream without reading any table; empty for a new run.
+    """A run's stream as its folder knows it, without any table; empty for a new run.
 
     Attributes
     ----------

@@ -54,8 +54,8 @@ def described(rule: Rule, searches: Sequence[Mapping[str, object]]) -> dict[str,
 def removed(path: Path) -> None:
     """Remove a file or a folder; a folder disappears at once.
 
-    A link is neither followed nor removed: its target may hold what was to be removed, and a
-    user who sees the link gone would believe the target gone, too.
+    A link is neither followed nor removed: its target may still tell of what was to be
+    removed, and only the user can say whether it goes.
 
     Raises
     ------

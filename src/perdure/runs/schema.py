@@ -140,7 +140,7 @@ class Task(Schema):
     digests: Table[str]
     """The SHA-256 of each split of its examples."""
     state: dict[str, object]
-    """What the method remembers, except for tensors."""
+    """The memory of the method, except for tensors."""
 
 
 def _task_file(name: str) -> str:
@@ -168,7 +168,7 @@ class Manifest(RootModel[Annotated[dict[TaskFile, File], WrapValidator(_one_by_o
 
 
 class BelongsTo(Schema):
-    """What has to be the same for the training of a task to go on inside it."""
+    """The conditions under which the training of a task may go on inside it."""
 
     tasks: Annotated[Table[Table[str]], MinLen(1)]
     """The SHA-256 of each split of each task; the last one is being learned."""
@@ -201,7 +201,7 @@ def _of_version_0_1(candidates: object) -> object:
 
 
 class Combined(Schema):
-    """How the adapters are combined."""
+    """The combination of the adapters."""
 
     name: str
     label: str

@@ -36,7 +36,7 @@ ADAPTER = {
 # -- writing
 
 
-def save(place: Path, learned: Learned, *, base: str, head: tuple[str, nn.Linear] | None) -> None:
+def save(folder: Path, learned: Learned, *, base: str, head: tuple[str, nn.Linear] | None) -> None:
     """Write a task's folder: all of it, or nothing.
 
     Raises
@@ -54,13 +54,13 @@ def save(place: Path, learned: Learned, *, base: str, head: tuple[str, nn.Linear
         digest = hashlib.sha256(content)
         manifest[name] = {"size": len(content), "sha256": digest.hexdigest()}
         size += len(content)
-    with staging.new_folder(place, size=size) as folder:
+    with staging.new_folder(folder, size=size) as staged:
         for name, content in contents.items():
-            path = folder / name
+            path = staged / name
             path.parent.mkdir(exist_ok=True)
             files.put(path, content)
         # the last file: a folder without a manifest was never finished, and counts for nothing
-        files.put(folder / "manifest.json", files.to_json(manifest))
+        files.put(staged / "manifest.json", files.to_json(manifest))
 
 
 def _contents(learned: Learned) -> dict[str, bytes]:
@@ -141,7 +141,7 @@ def _limit(folder: Path, name: str, usual: int) -> int:
 # -- reading
 
 
-def load(place: Path, *, rank: int | None = None) -> Learned:
+def load(folder: Path, *, rank: int | None = None) -> Learned:
     """Read a task's folder, once its files match its manifest and their shapes match each other.
 
     Parameters
@@ -154,23 +154,23 @@ def load(place: Path, *, rank: int | None = None) -> Learned:
     RunError
         A file is missing or is not what was written.
     """
-    manifest = layout.manifest(place)
-    has_adapter = bool(rank) or layout.is_there(place / "adapter")
-    _check_listed(place, manifest, has_adapter=has_adapter)
-    check(place, manifest)
-    about = layout.task(place)
+    manifest = layout.manifest(folder)
+    has_adapter = bool(rank) or layout.is_there(folder / "adapter")
+    _check_listed(folder, manifest, has_adapter=has_adapter)
+    check(folder, manifest)
+    about = layout.task(folder)
     name = about["name"]
-    with reading(place):
+    with reading(folder):
         # headers only: a file that claims a huge shape is refused before it takes memory
-        head = TensorFile(place / HEAD)
-        statistics = TensorFile(place / STATISTICS)
-        _check_shapes(place, len(about["classes"]), head, statistics)
+        head = TensorFile(folder / HEAD)
+        statistics = TensorFile(folder / STATISTICS)
+        _check_shapes(folder, len(about["classes"]), head, statistics)
         gaussians = None
         if GAUSSIANS in manifest:
-            gaussians = _gaussians(place, name, len(about["classes"]), head)
+            gaussians = _gaussians(folder, name, len(about["classes"]), head)
         heads = _heads(head)
         if has_adapter:
-            adapter = adapter_folder.load(place / "adapter", name, rank)
+            adapter = adapter_folder.load(folder / "adapter", name, rank)
         else:
             adapter = Adapter(name, None, {}, {})
         return Learned(
@@ -178,7 +178,7 @@ def load(place: Path, *, rank: int | None = None) -> Learned:
             adapter=adapter,
             heads=heads,
             statistics=Statistics(**statistics.read_all()),
-            state=about["state"] | TensorFile(place / METHOD).read_all(),
+            state=about["state"] | TensorFile(folder / METHOD).read_all(),
             digests=about["digests"],
             gaussians=gaussians,
         )
@@ -194,9 +194,9 @@ def _heads(head: TensorFile) -> dict[str, dict[str, Tensor]]:
     return heads
 
 
-def _gaussians(place: Path, name: str, classes: int, head: TensorFile) -> Gaussians:
+def _gaussians(folder: Path, name: str, classes: int, head: TensorFile) -> Gaussians:
     """Check and read the Gaussians of the features that the task's head reads."""
-    file = TensorFile(place / GAUSSIANS)
+    file = TensorFile(folder / GAUSSIANS)
     # A head with a seed reads random features made from the backbone's, which have another width:
     # then the file itself says how wide the backbone's features are.
     width = None
@@ -210,7 +210,7 @@ def _gaussians(place: Path, name: str, classes: int, head: TensorFile) -> Gaussi
 # -- checks
 
 
-def _check_listed(place: Path, manifest: Mapping[str, object], *, has_adapter: bool) -> None:
+def _check_listed(folder: Path, manifest: Mapping[str, object], *, has_adapter: bool) -> None:
     """Raise `RunError` if the manifest lacks a file that belongs to the task.
 
     A file that it does not list would not be compared with anything.
@@ -219,20 +219,20 @@ def _check_listed(place: Path, manifest: Mapping[str, object], *, has_adapter: b
     if has_adapter:
         expected |= ADAPTER
     for name in (GAUSSIANS, *adapter_folder.KEPT.values()):
-        if layout.is_there(place / name):
+        if layout.is_there(folder / name):
             expected.add(name)
     if unlisted := expected - manifest.keys():
         raise RunError(
-            f"`{place / 'manifest.json'}` does not list `{min(unlisted)}`. "
+            f"`{folder / 'manifest.json'}` does not list `{min(unlisted)}`. "
             "It is damaged or was changed."
         )
 
 
-def check(place: Path, manifest: Mapping[str, Mapping[str, object]]) -> None:
+def check(folder: Path, manifest: Mapping[str, Mapping[str, object]]) -> None:
     """Raise `RunError` if a file of a task is missing or is not what was written."""
-    home = place.resolve()
+    home = folder.resolve()
     for name, expected in manifest.items():
-        path = place / name
+        path = folder / name
         with reading(path):
             # a link may lead out of the folder; the size is cheap to compare, and often enough
             plausible = (
@@ -246,7 +246,7 @@ def check(place: Path, manifest: Mapping[str, Mapping[str, object]]) -> None:
                 )
 
 
-def _check_shapes(place: Path, classes: int, head: TensorFile, statistics: TensorFile) -> None:
+def _check_shapes(folder: Path, classes: int, head: TensorFile, statistics: TensorFile) -> None:
     """Check the shapes of heads and statistics against the number of classes, before reading."""
     shapes = {key: stored.shape for key, stored in statistics.tensors.items()}
     products = shapes.get("products", (0,))
@@ -260,7 +260,7 @@ def _check_shapes(place: Path, classes: int, head: TensorFile, statistics: Tenso
         raise RunError(
             f"`{statistics.path}` is damaged: {shapes} are no statistics of {classes} classes."
         )
-    task = place.name.split("-", 1)[1]
+    task = folder.name.split("-", 1)[1]
     for key in head.tensors:
         _check_head_tensor(head, key, task)
     bias = head.tensors.get(f"{task}/bias")

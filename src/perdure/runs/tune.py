@@ -48,7 +48,7 @@ class Trial(TypedDict):
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """How a method is tuned; the same for all methods that are to be compared.
+    """The rules of tuning; the same for all methods that are to be compared.
 
     Parameters
     ----------
@@ -248,11 +248,10 @@ def _begun(output: Path, about: dict[str, dict[str, object]]) -> list[Trial]:
     if not path.exists():
         files.write(path, json.dumps(about) + "\n")
         return []
-    # a kill may cut the last line off
     lines = []
     whole = []
     for line in files.read_lines(path):
-        if line.endswith(b"\n"):
+        if line.endswith(b"\n"):  # a kill may cut the last line off
             lines.append(files.parse_json(line, f"`{path}`"))
             whole.append(line)
     # scores of other settings, data or protocols cannot be compared with new ones
@@ -260,7 +259,7 @@ def _begun(output: Path, about: dict[str, dict[str, object]]) -> list[Trial]:
         raise RunError(
             f"`{output}` holds trials of another recipe or protocol. Give another `--output`."
         )
-    # removes the part of a line, so that the next trial does not continue it
+    # written again without the part of a line, which would make the file unreadable
     files.write(path, b"".join(whole))
     return lines[1:]
 
