@@ -187,7 +187,7 @@ def check_seed(seed: object, name: str = "`seed`") -> None:
     Raises
     ------
     InputError
-        The seed is no whole number, negative or too large.
+        The seed is negative, too large, or not a whole number.
     """
     # True is an int for Python
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < SEEDS:
@@ -219,8 +219,8 @@ def sentence(
     if reason in UNKNOWN:
         _, around = _path(keys[:-1], kinds, values)
         return _unknown(path, where, kinds, around)
-    if not path:  # a key that is no text: pydantic cannot say where it stands
-        return InputError(f"{where} has {given} as a name, which is no text.")
+    if not path:  # a key that is not a text: pydantic cannot say where it stands
+        return InputError(f"{where} has {given} as a name, which is not a text.")
     name = ".".join(path)
     if reason == "value_error":  # raised by a validator of ours, whose own words are better
         words = str(complaint.get("ctx", {}).get("error"))

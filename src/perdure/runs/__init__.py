@@ -1,28 +1,28 @@
 """A run: one stream, one method, one rule, one seed; and its folder, which is read after training.
 
-adapter_folder.py  What a task has learned, as files
+adapter_folder.py  The adapter of a task, as files
 begin.py           Begin a run with objects made in Python
-changes.py         What has changed between two recipes
+changes.py         The differences between two recipes
 environment.py     Versions, source revision and hardware
-export_card.py     What an exported model can do, and what it cannot
+export_card.py     The abilities and the limits of an exported model
 extend.py          Measure a run again, let it learn more, or forget
 folder.py          The run folder as a user reads it in Python
 forget.py          Take a task out of a recipe and out of a folder
 job.py             All that a run needs, checked before training
 layout.py          The files of the folder as plain values, without torch
 model.py           A finished run as one model
-next_task.py       Learn the next task; all that is kept of it
+next_task.py       Learn the next task, and collect all that is kept of it
 past.py            Learned tasks whose examples may be gone
 predictions.py     Predictions for a table
 put.py             Write or remove the files of the folder
 recipe.py          Recipes, validated against what they name
-resume.py          A run's tasks given back to a backbone; what is left to do
-schema.py          What stands in each file of the folder, and the check of it
-sources.py         The tasks that a report or a model was made of
+resume.py          Give a run's tasks back to a backbone; find what is left to do
+schema.py          The contents of each file of the folder, and their check
+sources.py         The tasks that a report or a model was made from
 state.py           The folder read once, as a value
 story.py           Learn, merge, evaluate and save each task of a stream
 task_folder.py     The folder of one task
 tune.py            Tune a method on validation data of the first tasks
 verify.py          Check every file of a run
-writer.py          The one that writes the folder
+writer.py          The writer of the folder; only the first process writes
 """

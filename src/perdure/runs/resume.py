@@ -201,7 +201,7 @@ def _unfinished(state: RunState, plan: Plan) -> Snapshot | None:
         return None
     message = (
         "A task was being learned with other settings or examples when the run was stopped: "
-        "it is begun again."
+        "it starts again from the beginning."
     )
     warnings.warn(message, PerdureWarning, stacklevel=3)
     return None

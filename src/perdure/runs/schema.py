@@ -1,7 +1,7 @@
 """The contents of each file of a run folder: these classes are both the description and the check.
 
-They are strict, as JSON is: a number is no text, and true is no number. A file may have
-more keys than they name, and these are kept. `perdure.runs.layout` reads the files.
+They are strict, as JSON is: a number is not a text, and true is not a number. A file may
+have more keys than they name, and these are kept. `perdure.runs.layout` reads the files.
 """
 
 import math
@@ -36,7 +36,7 @@ def _one_by_one(values: object, check: Callable[[object], dict[str, T]]) -> dict
     such thing.)
     """
     if not isinstance(values, dict):
-        return check(values)  # which says that it is no mapping
+        return check(values)  # which says that it is not a mapping
     checked: dict[str, T] = {}
     for name, value in values.items():
         checked |= check({name: value})
@@ -45,7 +45,7 @@ def _one_by_one(values: object, check: Callable[[object], dict[str, T]]) -> dict
 
 def _task_name(name: str) -> str:
     if not TASK_NAME.fullmatch(name):
-        raise ValueError("no task can be called so")
+        raise ValueError("a task cannot have this name")
     return name
 
 
@@ -315,7 +315,7 @@ class Diagnostics(Schema):
         tasks = info.data.get("tasks", [])
         for name, part in parts.items():
             if name not in declared:
-                raise ValueError(f"there is no part `{name[:100]}`")
+                raise ValueError(f"there is no diagnostic `{name[:100]}`")
             sizes = _sizes(len(tasks), len(part.layers))
             numbers = part.model_extra or {}
             diagnostic = declared[name]
@@ -323,7 +323,7 @@ class Diagnostics(Schema):
                 shape = [sizes[axis] for axis in axes]
                 has_shape = key in numbers and _is_array(numbers[key], shape)
                 if not has_shape:
-                    raise ValueError(f"`{key}` of `{name}` has not its shape")
+                    raise ValueError(f"`{key}` of `{name}` has the wrong shape")
         return parts
 
 

@@ -1,4 +1,4 @@
-"""The tasks that something was made of: what tells of a task goes when the task goes.
+"""The tasks that something was made from: what tells of a task goes when the task goes.
 
 A report, a diagnosis, predictions and an export are made without holding the run, and may
 end after one of their tasks was forgotten. So whoever makes such a file notes the tasks
@@ -41,7 +41,7 @@ class Sources:
         Raises
         ------
         RunError
-            The folder is no run, or a file that names a task cannot be read.
+            The folder is not a run, or a file that names a task cannot be read.
         """
         folder = Path(folder)
         layout.check_run(folder)
@@ -83,12 +83,12 @@ class Sources:
         if gone:
             raise RunError(
                 f"The task `{gone[0]}` of `{self.folder}` was forgotten or learned again "
-                "meanwhile, so nothing that was made of it is kept. Give the command again."
+                "meanwhile, so nothing that was made from it is kept. Give the command again."
             )
 
 
 def stale(folder: Path) -> dict[str, list[str]]:
-    """Return the derived files of a run that are made of tasks which are gone, with these tasks."""
+    """Return the derived files of a run that are made from tasks which are gone, and the tasks."""
     gone_by_file: dict[str, list[str]] = {}
     now = Sources.readable(folder)
     for name in layout.DERIVED:

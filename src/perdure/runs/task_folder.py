@@ -258,7 +258,7 @@ def _check_shapes(folder: Path, classes: int, head: TensorFile, statistics: Tens
     }
     if shapes != expected:
         raise RunError(
-            f"`{statistics.path}` is damaged: {shapes} are no statistics of {classes} classes."
+            f"`{statistics.path}` is damaged: {shapes} are not statistics of {classes} classes."
         )
     task = folder.name.split("-", 1)[1]
     for key in head.tensors:
@@ -304,7 +304,7 @@ def _check_gaussians(file: TensorFile, classes: int, width: int | None) -> None:
     }
     if shapes != expected:
         raise RunError(
-            f"`{file.path}` is damaged: {shapes} are no Gaussians of {classes} classes "
+            f"`{file.path}` is damaged: {shapes} are not Gaussians of {classes} classes "
             f"in {width} dimensions."
         )
 

@@ -97,7 +97,7 @@ def _check_written(run: RunState, result: Verification) -> list[Learned]:
     if _needs_combined(run):
         result.attempt("combined.json", lambda: _combined(run))
     elif tasks:
-        result.notes.append("The scale is not searched yet: `perdure run` goes on with that.")
+        result.notes.append("The scale has not been searched yet: `perdure run` goes on with that.")
     if is_there(run.folder / UNFINISHED):
         result.attempt(UNFINISHED, lambda: _unfinished(run))
     return tasks
@@ -129,7 +129,7 @@ def _check_derived(run: RunState, result: Verification) -> None:
     for name, gone in sources.stale(run.folder).items():
         result.sound.pop(name, None)
         result.faults.append(
-            f"`{run.folder / name}` was made of the task `{gone[0]}`, "
+            f"`{run.folder / name}` was made from the task `{gone[0]}`, "
             "which was forgotten or learned again since. Remove it, or make it again."
         )
 
@@ -149,7 +149,7 @@ def _notes(run: RunState) -> list[str]:
         # unlike pathlib's, this `exists` never raises, whatever path a damaged recipe names
         if not os.path.exists(path):
             notes.append(
-                f"`{path}` is not there: what was learned of it is whole, "
+                f"`{path}` is missing: what was learned from it is complete, "
                 "but cannot be measured again."
             )
     tasks = run.tasks
@@ -175,7 +175,7 @@ def _leftovers(run: RunState) -> list[str]:
         if path in complete:
             notes.append(f"`{path}` is forgotten, and removed as soon as the run is written again.")
         else:
-            notes.append(f"`{path}` counts for nothing: it was never finished.")
+            notes.append(f"`{path}` is ignored: it was never finished.")
     return notes
 
 
@@ -284,7 +284,7 @@ def _combined(run: RunState) -> str:
 def _unfinished(run: RunState) -> str:
     snapshot = run.unfinished
     if snapshot is None:
-        return "gone meanwhile: the task is finished"
+        return "removed meanwhile: the task is finished"
     wrong = []
     for name, value in snapshot.tensors.items():
         if value.is_floating_point() and not is_finite(value):
