@@ -55,11 +55,11 @@ class Past:
     tasks
         The tasks learned, by name, in the order of learning.
     entries
-        The entries of the recipe's stream, from which they were read.
+        The entries of the recipe's stream, from which they were read, as `_plain` returns them.
     """
 
     tasks: Mapping[str, TaskWithoutData] = field(default_factory=dict)
-    entries: Sequence[Mapping[str, object]] = ()
+    entries: Sequence[object] = ()
 
     def instead_of(self, entry: Mapping[str, object], error: Exception) -> Unreadable:
         """Return what replaces an entry that cannot be read; raise the error if the run is new."""

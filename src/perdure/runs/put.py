@@ -22,8 +22,9 @@ def recipe(folder: Path, values: Mapping[str, object]) -> None:
 def scores(folder: Path, rows: Iterable[Mapping[str, object]]) -> None:
     """Write scores.csv."""
     text = io.StringIO()
+    columns: list[str] = list(layout.COLUMNS)
     # the csv module would end lines as Windows does, whatever the system is
-    writer = csv.DictWriter(text, layout.COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     files.write(folder / "scores.csv", text.getvalue())

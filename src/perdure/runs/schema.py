@@ -349,8 +349,9 @@ def _is_array(value: object, shape: list[int]) -> bool:
     if not shape:
         if value is None:  # not measured
             return True
-        # `isinstance` would let true and false pass as numbers
-        return type(value) in (int, float) and math.isfinite(value)
+        if isinstance(value, bool):  # true and false are numbers for Python
+            return False
+        return isinstance(value, int | float) and math.isfinite(value)
     if not isinstance(value, list) or len(value) != shape[0]:
         return False
     return all(_is_array(row, shape[1:]) for row in value)

@@ -266,8 +266,8 @@ def _begun(output: Path, about: dict[str, dict[str, object]]) -> list[Trial]:
 
 def _without_trials(about: dict[str, dict[str, object]]) -> dict[str, object]:
     """Leave out the number of trials: a search may go on to more of them."""
-    protocol = about.get("protocol", {}) | {"trials": 0}
-    return about | {"protocol": protocol}
+    protocol = {**about.get("protocol", {}), "trials": 0}
+    return {**about, "protocol": protocol}
 
 
 def _asked(
