@@ -212,13 +212,13 @@ def sentence(
     complaint = _deepest(error, kinds, values)
     keys = complaint["loc"]
     reason = complaint["type"]
-    given = _short(complaint["input"])
     path, kind = _path(keys, kinds, values)
     if reason in MISSING:
         return InputError(f"{where} needs `{keys[-1]}`.")
     if reason in UNKNOWN:
         _, around = _path(keys[:-1], kinds, values)
         return _unknown(path, where, kinds, around)
+    given = _short(complaint["input"])
     if not path:  # a key that is not a text: pydantic cannot say where it stands
         return InputError(f"{where} has {given} as a name, which is not a text.")
     name = ".".join(path)
