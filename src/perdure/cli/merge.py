@@ -56,8 +56,7 @@ def merge(
 
     options: dict[str, Any] = {"rank": rank, "saved_modules": saved_modules}
     options |= {"any_base": any_base, "dry_run": dry_run}
-    # a base alone is nothing to merge, so a single folder that has a recipe is a run
-    if not adapters and (Path(base) / "recipe.yaml").is_file():
+    if not adapters and (Path(base) / "recipe.yaml").is_file():  # a run, and not a base
         _check_none(options | {"as": form != "model"})
         return _try_rule(Path(base), rule, settings, output, trust=trust, quiet=quiet)
     combination = section(rule, settings)

@@ -113,8 +113,7 @@ def tune(
     # with `--json` the output is JSON and nothing else
     tuning = tune(source, output, protocol=protocol, quiet=quiet or as_json)
     if as_json:
-        values = {"recipe": tuning.recipe, "trials": tuning.trials}
-        return typer.echo(json.dumps(values, indent=2))
+        return typer.echo(json.dumps(vars(tuning), indent=2))
     if not quiet:
         title = f"\n{len(tuning.trials)} trials on {tasks} tasks (validation accuracy, %)"
         terminal.listing(title, tuning.lines())
@@ -157,17 +156,11 @@ def learn(
     """Learn a task from your own data: one more for a run, or the first of a new run."""
     from perdure.runs.extend import entry_of, learn_more
 
-    # the options are named as users think, the keys as recipes have them: there, `task` is a column
-    names = {
-        "name": task,
-        "text": text,
-        "image": image,
-        "label": label,
-        "task": task_column,
-        "config": config,
-    }
+    # in a recipe `name` is the task's name, and `task` a column
+    columns = {"text": text, "image": image, "label": label, "task": task_column}
+    reading = {"config": config, "encoding": encoding, "delimiter": delimiter}
     splits = {"train": data, "validation": validation, "test": test}
-    entry = entry_of(splits, names | {"encoding": encoding, "delimiter": delimiter})
+    entry = entry_of(splits, {"name": task} | columns | reading)
     with outcome.reported(run):
         learn_more(
             run, entry, backbone=backbone, seed=seed, settings=settings, trust=trust, quiet=quiet
