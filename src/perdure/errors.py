@@ -4,41 +4,40 @@ PerdureError
 ├── InputError        a setting, a name or a file given by the user cannot be used
 │   ├── UnknownName   no method, rule, benchmark or task has that name
 │   └── DataError     the examples of a task cannot be used
-├── BackboneError     the pre-trained model has not the parts that are needed
+├── BackboneError     the pre-trained model lacks the parts that are needed
 ├── TrainingError     training went wrong: the loss is not a number
-├── CheckFailed       a method or a rule does not keep what every one of them promises
-├── RunError          a run folder is missing, incomplete, damaged, or held by another process
-│   └── NotFinite     a combined model answers with numbers that are infinite or not defined
+├── CheckFailed       a method or a rule does not keep what all of them promise
+├── RunError          a run folder is missing, incomplete, damaged, or locked by another process
+│   └── NotFinite     a combined model answers with numbers that are infinite or undefined
 ├── Stopped           the run was asked to stop (Ctrl-C, SIGTERM, …): what was learned is kept
-├── CheckpointError   the files of a model or an adapter are damaged, foreign, or of a kind that cannot be merged
-├── OutputError       a result cannot be written: it is there already, the disk is full, or writing is not allowed
-└── FetchError        a package with a model or data could not be had
+├── CheckpointError   the files of a model or an adapter are damaged, foreign, or cannot be merged
+├── OutputError       a result cannot be written: it already exists, the disk is full, or writing
+│                     is not allowed
+└── FetchError        a package with a model or data could not be fetched
 
-PerdureWarning        what was asked for can be done only in part (a UserWarning)
+PerdureWarning        a request can be fulfilled only in part (a UserWarning)
 
-Each message says what is wrong, what was given, what is allowed, and what to do. The command line
-prints it as one sentence and exits with status 1.
+Each message says what is wrong, what was given, what is allowed, and what to do. The
+command line prints it as one sentence and exits with status 1.
 """
 
 import difflib
 import unicodedata
 from collections.abc import Iterable
 
-JOINERS = "\u200c\u200d"  # they shape letters of Persian, and emoji
-UNSEEN = (
-    "Cc",
-    "Cf",
-    "Cs",
-    "Zl",
-    "Zp",
-)  # Unicode's categories: controls, formats, half pairs, separators
+JOINERS = "\u200c\u200d"
+"""These shape letters of Persian, and emoji: harmless, although of Unicode's category Cf."""
+UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
+"""Unicode's categories of controls, formats, half pairs and separators."""
+LONGEST_NAME = 100  # characters of an unknown name that its message quotes
 
 
 def printable(text: str, *, keep: str = "") -> str:
-    r"""Return a text in which every character that a terminal obeys, or cannot write, is spelled out.
+    r"""Spell out every character of a text that a terminal would obey, or cannot write.
 
-    Names in a stranger's folder may hold escape sequences (colours, links, the clipboard), line ends
-    that feign another message, or marks that turn the rest of a line around. Letters, accents and emoji stay.
+    Names in a stranger's folder may hold escape sequences (colours, links, the clipboard),
+    line ends that feign another message, or marks that turn the rest of a line around.
+    Letters, accents and emoji stay.
 
     Parameters
     ----------
@@ -50,19 +49,20 @@ def printable(text: str, *, keep: str = "") -> str:
     >>> printable("layer\x1b[31m\n") == r"layer\x1b[31m\n"
     True
     """
-    if text.isprintable():
+    if text.isprintable():  # almost every text
         return text
-    left = JOINERS + keep
-    return "".join(
-        c
-        if c in left or unicodedata.category(c) not in UNSEEN
-        else c.encode("unicode_escape").decode()
-        for c in text
-    )
+    characters = []
+    for character in text:
+        category = unicodedata.category(character)
+        if category in UNSEEN and character not in JOINERS + keep:
+            escaped = character.encode("unicode_escape")
+            character = escaped.decode()
+        characters.append(character)
+    return "".join(characters)
 
 
 class PerdureError(Exception):
-    """Whatever perdure raises on purpose. Its text is one line that is safe to print."""
+    """The base of all errors that perdure raises. Its text is one line that is safe to print."""
 
     def __str__(self) -> str:
         return printable(super().__str__())
@@ -77,12 +77,21 @@ class UnknownName(InputError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str]):
         known = sorted(known)
-        name = name if len(name) <= 100 else f"{name[:100]}…"
-        near = difflib.get_close_matches(name.lower().replace("-", "_"), known, n=1, cutoff=0.5)
-        hint = f" Did you mean `{near[0]}`?" if near else ""
-        super().__init__(
-            f"No {kind} named `{name}`.{hint} There are: {', '.join(known) or 'none'}."
+        if len(name) > LONGEST_NAME:
+            name = f"{name[:LONGEST_NAME]}…"
+        # users write names as the papers do, with capitals and hyphens
+        spelled = name.lower().replace("-", "_")
+        similar = difflib.get_close_matches(
+            spelled,
+            known,
+            n=1,
+            cutoff=0.5,  # a little below the default of difflib, for more hints
         )
+        message = f"No {kind} named `{name}`."
+        if similar:
+            message += f" Did you mean `{similar[0]}`?"
+        names = ", ".join(known) or "none"
+        super().__init__(f"{message} There are: {names}.")
 
 
 class DataError(InputError):
@@ -90,7 +99,7 @@ class DataError(InputError):
 
 
 class BackboneError(PerdureError):
-    """The pre-trained model has not the parts that are needed."""
+    """The pre-trained model lacks the parts that are needed."""
 
 
 class TrainingError(PerdureError):
@@ -98,21 +107,22 @@ class TrainingError(PerdureError):
 
 
 class CheckFailed(PerdureError):
-    """A method or a rule does not keep what every one of them promises."""
+    """A method or a rule does not keep what all of them promise."""
 
 
 class RunError(PerdureError):
-    """A run folder is missing, incomplete, damaged, or held by another process."""
+    """A run folder is missing, incomplete, damaged, or locked by another process."""
 
 
 class NotFinite(RunError):
-    """A combined model answers with numbers that are infinite or not defined."""
+    """A combined model answers with numbers that are infinite or undefined."""
 
 
 class Stopped(BaseException):
-    """The run was asked to stop by the signal of that number: what was learned is kept.
+    """The run was asked to stop, by the signal of that number: what was learned is kept.
 
-    Like `KeyboardInterrupt` it is no `Exception`, so that nothing takes it for something that went wrong.
+    Like `KeyboardInterrupt` it is not an `Exception`: no `except Exception` on the way takes
+    it for something that went wrong.
     """
 
     def __init__(self, message: str, *, signal: int):
@@ -121,16 +131,16 @@ class Stopped(BaseException):
 
 
 class CheckpointError(PerdureError):
-    """The files of a model or an adapter are damaged, foreign, or of a kind that cannot be merged."""
+    """The files of a model or an adapter are damaged, foreign, or cannot be merged."""
 
 
 class OutputError(PerdureError):
-    """A result cannot be written: it is there already, the disk is full, or writing is not allowed."""
+    """A result cannot be written: it already exists, or the system refuses."""
 
 
 class FetchError(PerdureError):
-    """A package with a model or data could not be had."""
+    """A package with a model or data could not be fetched."""
 
 
 class PerdureWarning(UserWarning):
-    """What was asked for can be done only in part."""
+    """A request can be fulfilled only in part."""

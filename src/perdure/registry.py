@@ -1,11 +1,13 @@
-"""The file name is the registry: methods, rules, benchmarks and bundled models are found, not listed.
+"""The file name is the registry: methods, rules, benchmarks and bundled models are not listed.
 
-A name is looked up as a file of `perdure/methods`, `perdure/rules`, `perdure/benchmarks` or `perdure/bundled`, as an
-entry point of the group `perdure.methods` (`perdure.rules`, …) of another package, or as a path to a Python file
-(`./mine.py`), which is run if it is trusted.
+A name is looked up as a file of `perdure/methods`, `perdure/rules`, `perdure/benchmarks`
+or `perdure/bundled`, as an entry point of the group `perdure.methods` (`perdure.rules`,
+…) of another package, or as a path to a Python file (`./mine.py`), which is run if it is
+trusted.
 
-A run folder may come from a stranger, and may name such a file as well. Whoever reads names out of a run
-folder says so (`named_by_run`): a file that only a run folder names is not run before the user says `trust`.
+A run folder may come from a stranger, and may name such a file as well. Whoever reads
+names out of a run folder says so (`named_by_run`): a file that only a run folder names is
+not run before the user says `trust`.
 """
 
 import contextlib
@@ -22,7 +24,7 @@ from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from perdure.errors import InputError, RunError, UnknownName
 
@@ -34,154 +36,190 @@ PACKAGES: dict[Kind, str] = {
     "model": "perdure.bundled",
 }
 SHOWN: tuple[Kind, ...] = ("method", "rule", "benchmark")
-"""The kinds that are listed and explained: a recipe gives them settings, which a model of `bundled` has not."""
+"""The kinds that are listed and explained. A bundled model has no settings that a recipe gives."""
 DIAGNOSTICS = "perdure.report.diagnostics"
 RULES_BEFORE = "perdure.merging"
-"""The group of entry points that rules had first: what other packages name there is found as well."""
+"""An older name of the rules' group of entry points; packages that still use it are found, too."""
+
+Thing = Callable[..., Any]
+"""A method's class, or the function of a rule or a benchmark."""
+
+
+class About(TypedDict):
+    """The answer of `about`, as the command line prints it."""
+
+    kind: Kind
+    name: str
+    text: str
+    settings: dict[str, str]
 
 
 def names(kind: Kind) -> list[str]:
-    """The names of all methods, rules, benchmarks or models that are installed."""
+    """Return the names of all methods, rules, benchmarks or models that are installed."""
     package = importlib.import_module(PACKAGES[kind])
-    files = {module.name for module in pkgutil.iter_modules(package.__path__) if not module.ispkg}
-    return sorted(files | {point.name for point in _of_others(kind)})
+    others = {point.name for point in _of_others(kind)}
+    return sorted(_files(package) | others)
 
 
+def _files(package: ModuleType) -> set[str]:
+    """Return the names of a package's files, without the packages in it, such as `parts`."""
+    return {module.name for module in pkgutil.iter_modules(package.__path__) if not module.ispkg}
+
+
+# Cached: reading the metadata of all installed packages takes as long as some steps of training.
 @functools.cache
 def _of_others(kind: Kind) -> tuple[EntryPoint, ...]:
-    """What other packages bring: to look through all that are installed takes as long as some steps of training."""
+    """Return the entry points of other packages."""
     points = entry_points(group=PACKAGES[kind])
     if kind == "rule":
         points = (*points, *entry_points(group=RULES_BEFORE))
     return tuple(points)
 
 
-def find(kind: Kind, name: str) -> Callable[..., Any]:
-    """The method's class, or the rule's or benchmark's function, called `name`.
+def find(kind: Kind, name: str) -> Thing:
+    """Return the method's class, or the rule's or benchmark's function, called `name`.
 
     Raises
     ------
     UnknownName
-        There is none; the message names the nearest.
+        Nothing has that name; the message names the most similar one.
     InputError
-        The file has none, or several methods; or it fails when it is run.
+        The file has no method, or several; or it fails when it is run.
     RunError
         A run folder names the file, and nobody said that it is trusted.
     """
     if name.endswith(".py"):
         return _take(kind, _load(name), Path(name).stem)
-    if name not in names(kind):
-        raise UnknownName(kind, name, names(kind))
+    known = names(kind)
+    if name not in known:
+        raise UnknownName(kind, name, known)
+    # entry points come first, so that a package can replace one of ours by another of its name
     for point in _of_others(kind):
         if point.name == name:
             return point.load()
     return _take(kind, importlib.import_module(f"{PACKAGES[kind]}.{name}"), name)
 
 
-def _take(kind: Kind, module: ModuleType, name: str) -> Callable[..., Any]:
-    """A method is the one class of its file that has the hooks; rules and benchmarks are named as their file."""
-    own = [
-        value
-        for value in vars(module).values()
-        if getattr(value, "__module__", None) == module.__name__
-    ]
-    if kind == "method":
-        found = [value for value in own if inspect.isclass(value) and hasattr(value, "begin")]
-    else:
-        found = [value for value in own if inspect.isfunction(value) and value.__name__ == name]
-    if len(found) != 1:
-        wanted = (
-            "one class derived from `perdure.Method`"
-            if kind == "method"
-            else f"a function `{name}`"
-        )
-        raise InputError(f"`{module.__file__}` must hold {wanted}; it holds {len(found)}.")
-    return found[0]
+def _take(kind: Kind, module: ModuleType, name: str) -> Thing:
+    """Return the thing that a file defines.
+
+    A method is the only class in its file that has the hooks; a rule or a benchmark is the
+    function that is named as the file.
+    """
+    things: list[Thing] = []
+    for value in vars(module).values():
+        if getattr(value, "__module__", None) != module.__name__:  # imported from somewhere else
+            continue
+        if kind == "method":
+            fits = inspect.isclass(value) and hasattr(value, "begin")
+        else:
+            fits = inspect.isfunction(value) and value.__name__ == name
+        if fits:
+            things.append(value)
+    if len(things) != 1:
+        is_method = kind == "method"
+        needed = "one class derived from `perdure.Method`" if is_method else f"a function `{name}`"
+        raise InputError(f"`{module.__file__}` must hold {needed}; it holds {len(things)}.")
+    return things[0]
 
 
 def diagnostics() -> dict[str, Any]:
-    """Return what each diagnostic declares, by its name, in the order in which they are shown.
+    """Return the declaration of each diagnostic, by its name, in the order in which they are shown.
 
-    One is found like a method or a rule: by a file of `perdure/report/diagnostics`, and the file of the same name in
-    `perdure/analysis` that computes it. Diagnostics are no kind that recipes name, so they are not among `names`.
+    A diagnostic is found like a method or a rule: by a file of `perdure/report/diagnostics`,
+    and the file of the same name in `perdure/analysis` that computes it. Recipes do not name
+    diagnostics, so they are not among `names`.
     """
     package = importlib.import_module(DIAGNOSTICS)
-    files = [module.name for module in pkgutil.iter_modules(package.__path__) if not module.ispkg]
-    declared = {name: importlib.import_module(f"{DIAGNOSTICS}.{name}").DIAGNOSTIC for name in files}
+    declared = {}
+    for name in sorted(_files(package)):
+        module = importlib.import_module(f"{DIAGNOSTICS}.{name}")
+        declared[name] = module.DIAGNOSTIC
     return dict(sorted(declared.items(), key=lambda item: item[1].position))
 
 
-def options(thing: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """The settings of a method, rule or benchmark: its keyword-only parameters, with their types and defaults."""
+def options(thing: Callable[..., object]) -> dict[str, inspect.Parameter]:
+    """Return the settings of a method, rule or benchmark, with their types and defaults.
+
+    They are its keyword-only parameters.
+    """
+    # annotations may be texts (`from __future__ import annotations`), which `eval_str` makes types
     signature = inspect.signature(thing, eval_str=True)
-    return {
-        name: p
-        for name, p in signature.parameters.items()
-        if p.kind is inspect.Parameter.KEYWORD_ONLY
-    }
+    keyword_only = {}
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+            keyword_only[name] = parameter
+    return keyword_only
 
 
-def summary(thing: Callable[..., Any]) -> str:
-    """The first sentence of its docstring."""
-    return (inspect.getdoc(thing) or "").split("\n\n")[0].replace("\n", " ")
+def summary(thing: Callable[..., object]) -> str:
+    """Return the first paragraph of a thing's docstring, on one line."""
+    docstring = inspect.getdoc(thing) or ""
+    paragraph, *_ = docstring.split("\n\n")
+    return paragraph.replace("\n", " ")
 
 
-def about(name: str) -> dict[str, Any]:
-    """What a method, rule or benchmark does, and its settings with their defaults."""
-    kinds: list[Kind] = [kind for kind in SHOWN if name.endswith(".py") or name in names(kind)]
+def about(name: str) -> About:
+    """Describe a method, rule or benchmark, and its settings with their defaults."""
+    kinds: list[Kind] = []
+    known: set[str] = set()
+    for kind in SHOWN:
+        of_kind = names(kind)
+        known.update(of_kind)
+        if name.endswith(".py") or name in of_kind:
+            kinds.append(kind)
     if not kinds:
-        raise UnknownName(
-            "method, rule or benchmark", name, {each for kind in SHOWN for each in names(kind)}
-        )
-    thing, kind = _first(kinds, name)
-    settings = {
-        key: "needed" if p.default is inspect.Parameter.empty else repr(p.default)
-        for key, p in options(thing).items()
-    }
-    nature = getattr(thing, "nature", None)  # of a rule
-    declared = (
-        f"\n\n{nature.order.capitalize()}. Kept for the next task: {nature.state}."
-        if nature
-        else ""
-    )
+        raise UnknownName("method, rule or benchmark", name, known)
+    thing, kind = _first(kinds, name)  # a name may be that of a method and of a rule
+    settings = {}
+    for key, parameter in options(thing).items():
+        default = parameter.default
+        needed = default is inspect.Parameter.empty
+        settings[key] = "needed" if needed else repr(default)
+    text = inspect.getdoc(thing) or ""
+    nature = getattr(thing, "nature", None)  # only rules declare one
+    if nature:
+        order = nature.order.capitalize()
+        text += f"\n\n{order}. Kept for the next task: {nature.state}."
     return {
         "kind": kind,
         "name": name,
-        "text": (inspect.getdoc(thing) or "") + declared,
+        "text": text,
         "settings": settings,
     }
 
 
-def _first(kinds: list[Kind], name: str) -> tuple[Callable[..., Any], Kind]:
-    """A file may hold any kind: the first that it does."""
+def _first(kinds: list[Kind], name: str) -> tuple[Thing, Kind]:
+    """Return the thing in a file, which may be of any kind; if no kind fits, the last one fails."""
     for kind in kinds[:-1]:
         with contextlib.suppress(InputError):
             return find(kind, name), kind
     return find(kinds[-1], name), kinds[-1]
 
 
-# -- Python files of the user's own
+# -- the user's own Python files
 
 _named_by_runs: dict[str, Path] = {}
-"""The Python files that run folders name, as they name them, and the folder."""
+"""The Python files that run folders name, as they name them, each with the first such folder."""
 _trusted: set[str] = set()
-"""The Python files that the user named himself, or said that he trusts: absolute paths."""
+"""The absolute paths of the Python files that the user named, or trusted with `trust`."""
 _loaded: dict[str, str] = {}
-"""The Python files that were run, by the name that stands in tracebacks, and as they were given."""
+"""The Python files that were run: by the path that tracebacks show, the name as it was given."""
 
 
-def named_by_run(values: Any, folder: Path) -> None:
-    """Remember the Python files that are named in a run folder: they are not run before they are trusted."""
+def named_by_run(values: object, folder: Path) -> None:
+    """Remember the Python files that a run folder names, which are not run until trusted."""
     for name in python_files(values):
         _named_by_runs.setdefault(name, folder)
 
 
-def trust(values: Any) -> None:
+def trust(values: object) -> None:
     """Allow the Python files that these settings name to be run."""
+    # absolute paths: trust in `./mine.py` is not trust in a file of that name in another folder
     _trusted.update(os.path.abspath(name) for name in python_files(values))
 
 
-def python_files(values: Any) -> Iterator[str]:
+def python_files(values: object) -> Iterator[str]:
     """Yield every text in nested mappings and lists that `find` would take for a Python file."""
     if isinstance(values, str) and values.endswith(".py"):
         yield values
@@ -194,60 +232,65 @@ def python_files(values: Any) -> Iterator[str]:
 
 
 def _load(name: str) -> ModuleType:
-    """Run a Python file and return its module; if it has not changed since, the one that is there.
+    """Run a Python file and return its module, or the module of before if the file is unchanged.
 
     Raises
     ------
     InputError
-        There is no such file, or it fails.
+        The file does not exist, or fails.
     RunError
         A run folder names it, and nobody said that it is trusted.
     """
     path = os.path.abspath(name)
     if name in _named_by_runs and path not in _trusted:
         raise RunError(
-            f"`{_named_by_runs[name]}` names the Python file `{name}`, which would be run with all your rights. If "
-            "you trust whoever wrote the folder and the file, give `--trust` (in Python `trust=True`)."
+            f"`{_named_by_runs[name]}` names the Python file `{name}`, which would be run with all "
+            "your rights. If you trust whoever wrote the folder and the file, give `--trust` (in "
+            "Python `trust=True`)."
         )
-    _trusted.add(path)  # the user named it: it stays so if he then opens a run that names it too
+    # The user named it. It stays trusted if the user then opens a run that names it, too.
+    _trusted.add(path)
     if not os.path.isfile(path):
         raise InputError(f"There is no file `{name}`.")
     status = os.stat(path)
     return _run_file(path, name, status.st_mtime_ns, status.st_size)
 
 
+# Cached, because a rule is looked up at each of its calls; a changed `version` runs the file again.
 @functools.cache
 def _run_file(path: str, name: str, *version: int) -> ModuleType:
-    """Run a Python file; again only if its `version` is another, because a rule is looked up at each of its calls."""
-    # nothing else has this name: a file `torch.py` leaves `import torch` alone
-    private = f"perdure_file_{zlib.crc32(os.fsencode(path)):08x}.{Path(name).stem}"
+    # no other module has this name: a file `torch.py` leaves `import torch` alone
+    number = zlib.crc32(os.fsencode(path))
+    private = f"perdure_file_{number:08x}.{Path(name).stem}"
     spec = importlib.util.spec_from_file_location(private, path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
-    sys.modules[private] = module  # dataclasses look their module up
+    sys.modules[private] = module  # dataclasses look their module up there
     _loaded[path] = name
     try:
         spec.loader.exec_module(module)
     except SyntaxError as error:
         raise InputError(f"`{name}` is not Python: {error}.") from error
-    except (Exception, SystemExit) as error:
-        raise InputError(fault(error) or f"`{name}` cannot be run: {_said(error)}.") from error
+    except (Exception, SystemExit) as error:  # a file that ends the process would end a run
+        reason = fault(error) or f"`{name}` cannot be run: {_said(error)}."
+        raise InputError(reason) from error
     return module
 
 
 def fault(error: BaseException) -> str | None:
-    """Say where in a user's own Python file an error was raised; nothing if it was not raised in one.
+    """Say where in a user's own Python file an error was raised; None if it was raised elsewhere.
 
-    An import that fails, or a hook, names the last line of such a file that was reached.
+    If an import fails, or a hook, that is the last line of such a file that was reached.
     """
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if frame.filename in _loaded]
-    if not own:
+    users = [frame for frame in frames if frame.filename in _loaded]
+    if not users:
         return None
-    line, path = own[-1].lineno, _loaded[own[-1].filename]
-    return f"`{path}`, line {line}: {_said(error)}."
+    last = users[-1]
+    name = _loaded[last.filename]
+    return f"`{name}`, line {last.lineno}: {_said(error)}."
 
 
 def _said(error: BaseException) -> str:
-    """Return an error's kind and text on one line."""
+    """Return an error's type and text on one line."""
     return " ".join(traceback.format_exception_only(error)[-1].split())

@@ -1,4 +1,4 @@
-"""Settings as a user writes them: `key=value` put into mappings, and checked against a signature."""
+"""Settings as a user writes them: put into mappings, and checked against a signature."""
 
 import dataclasses
 import inspect
@@ -11,44 +11,51 @@ from typing import Annotated, Any
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic_core import ErrorDetails
 
 from perdure import registry
 from perdure.errors import CheckpointError, InputError, UnknownName
 from perdure.storage import files
 
 Section = str | dict[str, Any]
-SEEDS = 2**32  # what NumPy and scikit-learn take; torch and Python take more
-LARGEST = 2**63  # what torch takes as a whole number
-UNLIMITED = "`max_grad_norm`"  # a limit, of which infinity is none
+"""A part of a recipe: a name, or a mapping of the name and settings."""
+SEEDS = 2**32  # NumPy and scikit-learn take no larger seeds; torch and Python would
+LARGEST = 2**63  # torch keeps whole numbers in 64 bits
+UNLIMITED = "`max_grad_norm`"  # the one setting where infinity makes sense: no limit
+SHORT = 100  # characters of a value that a message quotes
+# pydantic's names for two kinds of complaint; each has one for models and one for functions
+MISSING = ("missing", "missing_argument")
+UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 
 
-def section(name: str, settings: Sequence[str]) -> dict[str, Any]:
-    """A section from a name and `key=value` texts.
+def section(name: str, settings: Sequence[str]) -> dict[str, object]:
+    """Return the section for a name and `key=value` texts.
 
     Examples
     --------
     >>> section("task_arithmetic", ["scale=0.3"])
     {'name': 'task_arithmetic', 'scale': 0.3}
     """
-    values: dict[str, Any] = {"name": name}
+    values: dict[str, object] = {"name": name}
     for setting in settings:
         put(values, setting)
     return values
 
 
-def named(section: Any, where: str, key: str = "name") -> tuple[str, dict[str, Any]]:
+def named(section: object, where: str, key: str = "name") -> tuple[str, dict[str, Any]]:
     """Return a section's name, and its settings.
 
     Raises
     ------
     InputError
-        It is neither a name nor a mapping with one.
+        The section is neither a name nor a mapping with one.
     """
     if isinstance(section, str):
         return section, {}
     if not isinstance(section, Mapping):
         raise InputError(
-            f"`{where}` must be a name, or a mapping of `{key}` and settings, got {_short(section)}."
+            f"`{where}` must be a name, or a mapping of `{key}` and settings, "
+            f"got {_short(section)}."
         )
     options = dict(section)
     if key not in options:
@@ -62,84 +69,111 @@ def named(section: Any, where: str, key: str = "name") -> tuple[str, dict[str, A
 
 
 def checked(
-    thing: Callable[..., Any],
-    options: Mapping[str, Any],
+    thing: Callable[..., object],
+    options: Mapping[str, object],
     where: str,
     *,
     given: Collection[str] = (),
 ) -> dict[str, Any]:
-    """The options, converted to the types of the keyword parameters of `thing`; only those that were given.
+    """Return the options, converted to the types of the keyword parameters of `thing`.
 
-    What is `given` otherwise is not asked for.
+    Parameters
+    ----------
+    options
+        The settings that the user gave. Only these are returned: defaults are not filled in.
+    given
+        Parameters that the caller passes itself, so that they are not asked for here.
     """
-    fields: dict[str, Any] = {
-        name: (p.annotation, ... if p.default is inspect.Parameter.empty else p.default)
-        for name, p in registry.options(thing).items()
-        if name not in given
-    }
+    fields: dict[str, tuple[object, object]] = {}
+    for name, parameter in registry.options(thing).items():
+        if name in given:
+            continue
+        default = parameter.default
+        if default is inspect.Parameter.empty:
+            default = ...  # pydantic's sign for a field that is needed
+        fields[name] = (parameter.annotation, default)
     return validated(fields, options, where)
 
 
-def validated(fields: Mapping[str, Any], options: Mapping[str, Any], where: str) -> dict[str, Any]:
+def validated(
+    fields: Mapping[str, Any], options: Mapping[str, object], where: str
+) -> dict[str, Any]:
     """Return the options, converted to the types of their fields; only those that were given.
 
     Parameters
     ----------
     fields
-        The type and the default of each.
+        The type and the default of each field.
 
     Raises
     ------
     InputError
-        One is unknown, missing, or not of its type.
+        An option is unknown, missing, or not of its type.
     """
     kinds = {name: kind for name, (kind, _) in fields.items()}
-    model: Any = create_model("settings", __config__=ConfigDict(extra="forbid"), **fields)
+    config = ConfigDict(extra="forbid")
+    model = create_model("settings", __config__=config, **fields)
+    # YAML allows keys that are numbers; pydantic takes texts only
+    named_options = {str(name): value for name, value in options.items()}
     try:
-        found = model.model_validate({str(name): value for name, value in options.items()})
+        converted = model.model_validate(named_options)
     except ValidationError as error:
         raise sentence(error, where, kinds, options) from error
-    for name, value in options.items():
-        check_numbers(value, getattr(found, name), f"{where}: `{name}`")
-    return {name: getattr(found, name) for name in options}
+    values = {}
+    for name, given in options.items():
+        value = getattr(converted, name)
+        check_numbers(given, value, f"{where}: `{name}`")
+        values[name] = value
+    return values
 
 
-def kinds_of(model: type[BaseModel]) -> dict[str, Any]:
+def kinds_of(model: type[BaseModel]) -> dict[str, object]:
     """Return the type of each field of a model, with its bounds."""
-    fields = model.model_fields.items()
-    return {name: Annotated[field.annotation, *field.metadata, None] for name, field in fields}
+    kinds: dict[str, object] = {}
+    for name, field in model.model_fields.items():
+        # pydantic takes `Annotated` apart; `allowed` reads the bounds from an `Annotated` type.
+        # The trailing None is no bound: `Annotated` wants at least one entry.
+        kinds[name] = Annotated[field.annotation, *field.metadata, None]
+    return kinds
 
 
-def check_numbers(given: Any, value: Any, name: str) -> None:
-    """Check the numbers in a setting, as it was `given` and as the `value` that was made of it.
+def check_numbers(given: object, value: object, name: str) -> None:
+    """Check the numbers in a setting, as it was `given` and as the `value` that was made from it.
 
     Raises
     ------
     InputError
-        A truth value was given for a number, a number is not finite or too great to compute with, or a
-        seed is not one that all generators of random numbers take.
+        A truth value was given for a number, a number is not finite or too large to compute with,
+        or a seed is not one that all generators of random numbers take.
     """
     if is_dataclass(value):
         value = vars(value)
     if isinstance(value, Mapping):
-        entries_given = given if isinstance(given, Mapping) else {}
-        for key in entries_given:
-            check_numbers(entries_given[key], value[key], f"{name}, `{key}`")
-    elif isinstance(value, list | tuple):
+        if not isinstance(given, Mapping):
+            return
+        # only the keys that were given: a dataclass also has its defaults
+        for key, entry_given in given.items():
+            entry = value[key]
+            check_numbers(entry_given, entry, f"{name}, `{key}`")
+    elif isinstance(value, list | tuple) and isinstance(given, Collection):
         for before, entry in zip(given, value, strict=False):
             check_numbers(before, entry, name)
     elif isinstance(value, int | float) and not isinstance(value, bool):
         _check_number(given, value, name)
 
 
-def _check_number(given: Any, value: float, name: str) -> None:
+def _check_number(given: object, value: float, name: str) -> None:
+    # pydantic converts True to 1, so the value alone does not show it
     if isinstance(given, bool):
         raise InputError(
             f"{name} must be a number, got {given}, which YAML also makes of `yes` and `no`."
         )
-    unlimited = name.endswith(UNLIMITED) and value == math.inf
-    usable = abs(value) < LARGEST if isinstance(value, int) else math.isfinite(value)
-    if not (usable or unlimited):
+    if isinstance(value, int):
+        usable = abs(value) < LARGEST
+    else:
+        unlimited = name.endswith(UNLIMITED) and value == math.inf
+        usable = math.isfinite(value) or unlimited
+    if not usable:
         raise InputError(
             f"{name} must be a finite number of a size to compute with, got {_short(given)}."
         )
@@ -147,14 +181,15 @@ def _check_number(given: Any, value: float, name: str) -> None:
         check_seed(value, name)
 
 
-def check_seed(seed: Any, name: str = "`seed`") -> None:
+def check_seed(seed: object, name: str = "`seed`") -> None:
     """Check that a seed is one that Python, NumPy, torch and scikit-learn take.
 
     Raises
     ------
     InputError
-        It is not.
+        The seed is negative, too large, or not a whole number.
     """
+    # True is an int for Python
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < SEEDS:
         raise InputError(
             f"{name} must be a whole number from 0 to {SEEDS - 1}, got {_short(seed)}."
@@ -162,59 +197,95 @@ def check_seed(seed: Any, name: str = "`seed`") -> None:
 
 
 def sentence(
-    error: ValidationError, where: str, kinds: Mapping[str, Any], values: Mapping[str, Any]
+    error: ValidationError,
+    where: str,
+    kinds: Mapping[str, object],
+    values: Mapping[str, object],
 ) -> InputError:
-    """Return a complaint of pydantic about values as one of ours; `kinds` are the types of the settings."""
-    # of a union it tries every member: the complaint that goes deepest is about what was meant
-    first = max(error.errors(), key=lambda each: len(_path(each["loc"], kinds, values)[0]))
-    path, kind = _path(first["loc"], kinds, values)
-    if first["type"] in ("missing", "missing_argument"):
-        return InputError(f"{where} needs `{first['loc'][-1]}`.")
-    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        *above, name = path
-        outer = _path(first["loc"][:-1], kinds, values)[1]
-        inner = f": `{'.'.join(above)}`" if above else ""
-        return UnknownName(f"setting of {where}{inner}", name, entries(outer) if above else kinds)
-    if not path:
-        return InputError(f"{where} has {_short(first['input'])} as a name, which is no text.")
+    """Return pydantic's complaint about `values` as an error of ours, in one sentence.
+
+    Parameters
+    ----------
+    kinds
+        The type of each setting.
+    """
+    complaint = _deepest(error, kinds, values)
+    keys = complaint["loc"]
+    reason = complaint["type"]
+    path, kind = _path(keys, kinds, values)
+    if reason in MISSING:
+        return InputError(f"{where} needs `{keys[-1]}`.")
+    if reason in UNKNOWN:
+        _, around = _path(keys[:-1], kinds, values)
+        return _unknown(path, where, kinds, around)
+    given = _short(complaint["input"])
+    if not path:  # a key that is not a text: pydantic cannot say where it stands
+        return InputError(f"{where} has {given} as a name, which is not a text.")
     name = ".".join(path)
-    if first["type"] == "value_error":  # raised by a check of ours
-        reason = str(first.get("ctx", {}).get("error")).rstrip(".")
-        return InputError(f"{where}: `{name}`: {reason}.")
-    return InputError(
-        f"{where}: `{name}` is {_short(first['input'])}, but must be {allowed(kind)}."
-    )
+    if reason == "value_error":  # raised by a validator of ours, whose own words are better
+        words = str(complaint.get("ctx", {}).get("error"))
+        return InputError(f"{where}: `{name}`: {words.rstrip('.')}.")
+    return InputError(f"{where}: `{name}` is {given}, but must be {allowed(kind)}.")
+
+
+def _deepest(
+    error: ValidationError, kinds: Mapping[str, object], values: Mapping[str, object]
+) -> ErrorDetails:
+    """Return the complaint with the longest path; of several the first.
+
+    For a union pydantic complains about every member that it tried. The complaint that goes
+    deepest is about the member that the user meant.
+    """
+    complaints = error.errors()
+    depths = []
+    for complaint in complaints:
+        path, _ = _path(complaint["loc"], kinds, values)
+        depths.append(len(path))
+    return complaints[depths.index(max(depths))]
+
+
+def _unknown(
+    path: Sequence[str], where: str, kinds: Mapping[str, object], around: object
+) -> UnknownName:
+    """Return the error for an unknown setting; `around` is the type that it stands in."""
+    *above, name = path
+    if not above:
+        return UnknownName(f"setting of {where}", name, kinds)
+    return UnknownName(f"setting of {where}: `{'.'.join(above)}`", name, entries(around))
 
 
 def _path(
-    keys: Sequence[Any], kinds: Mapping[str, Any], values: Mapping[str, Any]
-) -> tuple[list[str], Any]:
-    """Return where a complaint is, by the keys that the user wrote, and the type of what should be there.
+    keys: Sequence[int | str], kinds: Mapping[str, object], values: Mapping[str, object]
+) -> tuple[list[str], object]:
+    """Return where a complaint is, by the user's own keys, and the type that belongs there.
 
     pydantic's own path also names the members of a union that it tried, which no user knows.
     """
     path: list[str] = []
-    kind, value = None, values
+    kind: object = None
+    value: Any = values
     for key in keys:
-        if not _has(value, key):
+        if not _has(value, key):  # the name of a union's member, not a key
             continue
-        kind = inside(kind, key) if path else kinds.get(key)
+        kind = inside(kind, key) if path else kinds.get(str(key))
         value = value[key]
         path.append(str(key))
     return path, kind
 
 
-def _has(value: Any, key: Any) -> bool:
-    """Whether a mapping or a list has an entry."""
-    if isinstance(value, list | tuple):
-        return isinstance(key, int) and key < len(value)
-    return isinstance(value, Mapping) and key in value
+def _has(value: object, key: int | str) -> bool:
+    """Return whether a mapping or a list has an entry."""
+    if isinstance(value, Mapping):
+        return key in value
+    if isinstance(value, list | tuple) and isinstance(key, int):
+        return key < len(value)
+    return False
 
 
-def _short(value: Any) -> str:
-    """Return a value as Python writes it, cut where nobody reads on."""
+def _short(value: object) -> str:
+    """Return a value as Python writes it, cut after `SHORT` characters."""
     text = repr(value)
-    return text if len(text) <= 100 else f"{text[:100]}…"
+    return text if len(text) <= SHORT else f"{text[:SHORT]}…"
 
 
 def put(values: dict[str, Any], setting: str) -> None:
@@ -225,8 +296,10 @@ def put(values: dict[str, Any], setting: str) -> None:
     *above, last = path.split(".")
     for key in above:
         inner = values.setdefault(key, {})
-        if isinstance(inner, str):  # a name alone
-            inner = values[key] = {"model" if key == "backbone" else "name": inner}
+        if isinstance(inner, str):
+            # a name alone, such as `method: isolated`, becomes a section with room for settings
+            name_key = "model" if key == "backbone" else "name"
+            inner = values[key] = {name_key: inner}
         if not isinstance(inner, dict):
             raise InputError(f"`--set {setting}`: `{key}` has no settings of its own.")
         values = inner
@@ -234,12 +307,13 @@ def put(values: dict[str, Any], setting: str) -> None:
         values[last] = files.parse_yaml(value, f"`{value}`")
     except CheckpointError as error:
         raise InputError(f"`--set {setting}`: {error}") from error
+    # whoever types a Python file on the command line trusts it
     registry.trust(values[last])
 
 
-# -- a type as the words in which a sentence says what a setting may be
+# -- a type, in the words with which a sentence says what a setting may be
 
-WORDS: dict[Any, str] = {
+WORDS: dict[object, str] = {
     bool: "true or false",
     int: "a whole number",
     float: "a number",
@@ -253,15 +327,19 @@ PLURALS = {
     "a text": "texts",
     "a mapping": "mappings",
 }
-BOUNDS: dict[Any, tuple[str, str]] = {
+BOUNDS: dict[type, tuple[str, str]] = {
     Ge: ("ge", "at least"),
     Gt: ("gt", "more than"),
     Le: ("le", "at most"),
     Lt: ("lt", "less than"),
 }
+"""For each kind of bound, the attribute that has the number and the words for it."""
+UNIONS = (typing.Union, types.UnionType)  # `Optional[X]` and `X | None` are two different types
+LISTS = (list, tuple, Sequence)
+MAPPINGS = (dict, Mapping)
 
 
-def allowed(kind: Any) -> str:
+def allowed(kind: object) -> str:
     """Return the values of a type in words.
 
     Examples
@@ -269,64 +347,78 @@ def allowed(kind: Any) -> str:
     >>> allowed(typing.Annotated[int, Ge(1)] | None), allowed(list[str] | str)
     ('a whole number of at least 1, or nothing', 'a list of texts or a text')
     """
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    origin = typing.get_origin(kind)
+    arguments = typing.get_args(kind)
     if origin is typing.Annotated:
-        limits = [
-            f"{word} {getattr(bound, name):g}" for bound, name, word in _bounds(arguments[1:])
-        ]
-        return allowed(arguments[0]) + (f" of {' and '.join(limits)}" if limits else "")
+        bare, *metadata = arguments
+        return allowed(bare) + _limits(metadata)
     if origin is typing.Literal:
         return _choice([f"`{value}`" for value in arguments])
-    if origin in (typing.Union, types.UnionType):
-        return _choice([allowed(argument) for argument in arguments])
-    if origin in (list, tuple, Sequence):
+    if origin in UNIONS:
+        return _choice([allowed(member) for member in arguments])
+    if origin in LISTS:
         words = allowed(arguments[0])
         return f"a list of {PLURALS.get(words, words)}"
-    if kind in (dict, Mapping) or origin in (dict, Mapping) or dataclasses.is_dataclass(kind):
+    if kind in MAPPINGS or origin in MAPPINGS or dataclasses.is_dataclass(kind):
         return "a mapping"
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         return "a mapping"
     return WORDS.get(kind, f"of the type {getattr(kind, '__name__', kind)}")
 
 
-def _bounds(limits: Sequence[Any]) -> list[tuple[Any, str, str]]:
-    return [(limit, *BOUNDS[type(limit)]) for limit in limits if type(limit) in BOUNDS]
+def _limits(metadata: Sequence[object]) -> str:
+    """Return the bounds of an `Annotated` type in words, such as ` of at least 1 and at most 9`."""
+    limits = []
+    for bound in metadata:
+        if type(bound) in BOUNDS:
+            attribute, words = BOUNDS[type(bound)]
+            limits.append(f"{words} {getattr(bound, attribute):g}")
+    return f" of {' and '.join(limits)}" if limits else ""
 
 
 def _choice(words: list[str]) -> str:
-    """Return several words as a choice; nothing stands at the end, behind a comma."""
+    """Return several words as a choice; `nothing` stands at the end, behind a comma."""
     words = list(dict.fromkeys(words))
-    last = [word for word in words if word == "nothing"]
     rest = [word for word in words if word != "nothing"]
     if not rest:
         return "nothing"
-    said = f"{', '.join(rest[:-1])} or {rest[-1]}" if len(rest) > 1 else rest[0]
-    return f"{said}, or nothing" if last else said
+    *first, last = rest
+    choice = f"{', '.join(first)} or {last}" if first else last
+    if "nothing" in words:
+        return f"{choice}, or nothing"
+    return choice
 
 
-def inside(kind: Any, key: Any) -> Any:
-    """Return the type of an entry in a value of some type; nothing if it has no entries."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+def inside(kind: object, key: int | str) -> object:
+    """Return the type of the entry `key` in a value of type `kind`; None if it has no entries."""
+    origin = typing.get_origin(kind)
+    arguments = typing.get_args(kind)
     if origin is typing.Annotated:
         return inside(arguments[0], key)
-    if origin in (typing.Union, types.UnionType):
-        found = [inside(argument, key) for argument in arguments]
-        return next((entry for entry in found if entry is not None), None)
-    if origin in (list, tuple, Sequence) and isinstance(key, int):
+    if origin in UNIONS:
+        for member in arguments:
+            entry = inside(member, key)
+            if entry is not None:
+                return entry
+        return None
+    if origin in LISTS and isinstance(key, int):
         return arguments[0]
-    if origin in (dict, Mapping) and not isinstance(key, int):
+    if origin in MAPPINGS and not isinstance(key, int):
         return arguments[1]
     if dataclasses.is_dataclass(kind) and isinstance(key, str):
-        return typing.get_type_hints(kind, include_extras=True).get(key)
+        hints = typing.get_type_hints(kind, include_extras=True)
+        return hints.get(key)
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         return kinds_of(kind).get(str(key))
     return None
 
 
-def entries(kind: Any) -> list[str]:
-    """Return the names of the settings in a mapping of some type; none if any will do."""
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        return [name for argument in typing.get_args(kind) for name in entries(argument)]
-    return (
-        [field.name for field in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
-    )
+def entries(kind: object) -> list[str]:
+    """Return the names of the settings in a mapping of some type; empty if any name will do."""
+    names: list[str] = []
+    if typing.get_origin(kind) in UNIONS:
+        for argument in typing.get_args(kind):
+            names += entries(argument)
+    elif dataclasses.is_dataclass(kind):
+        names += [field.name for field in dataclasses.fields(kind)]
+    return names

@@ -438,7 +438,7 @@ def test_diagnose_uses_what_is_there(two, home):
 
 def test_verify_notes_it(two, home):
     notes = verify("run").notes
-    assert notes == [f"`{home / 'fruit.csv'}` is not there: what was learned of it is whole, but cannot be measured "
+    assert notes == [f"`{home / 'fruit.csv'}` is missing: what was learned from it is complete, but cannot be measured "
                      "again."]  # fmt: skip
     table(home, "fruit")
     assert verify("run").notes == []

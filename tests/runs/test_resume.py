@@ -337,7 +337,7 @@ def test_a_table_that_has_changed_leaves_the_recipe_as_it_was(part, values, home
 def test_examples_of_the_task_that_was_begun_have_changed(part, values, home, tmp_path):
     other = tmp_path / "colour.csv"
     shutil.copy(table(home, "size"), other)
-    with pytest.warns(PerdureWarning, match="it is begun again"):
+    with pytest.warns(PerdureWarning, match="it starts again from the beginning"):
         make(
             part.folder.parent,
             "part",

@@ -69,7 +69,7 @@ def in_json(folder, name, change):
             {"candidates": [{"scale": 1}]},
             "has no `candidates.0.score`",
         ),
-        (layout.combined, "combined.json", {"\ud800": 1}, "as a name, which is no text"),
+        (layout.combined, "combined.json", {"\ud800": 1}, "as a name, which is not a text"),
         (
             layout.answers,
             "answers.json",

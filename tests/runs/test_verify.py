@@ -220,7 +220,7 @@ def test_the_state_inside_a_task(folder):
 def test_what_is_no_fault(folder):
     (folder / PLACE / "manifest.json").unlink()
     found = verify(folder)
-    assert found.notes == [f"`{folder / PLACE}` counts for nothing: it was never finished."]
+    assert found.notes == [f"`{folder / PLACE}` is ignored: it was never finished."]
     assert "has step 2 of 1" in found.faults[0]  # which a run that goes on measures again
 
 

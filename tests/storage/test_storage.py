@@ -375,7 +375,7 @@ def test_what_tells_of_a_task_that_is_gone(kind, run):
     assert not path.exists()
     path.write_bytes(content)
     (fault,) = verify(run.folder, backbone=False).faults
-    assert f"`{path}` was made of the task `fruit`, which was forgotten" in fault
+    assert f"`{path}` was made from the task `fruit`, which was forgotten" in fault
     with writing(run.folder):
         assert not path.exists()
 

@@ -1,4 +1,7 @@
-"""The command line. Commands hold no logic: they read options, call the library, and print what it returns."""
+"""The command line.
+
+Commands hold no logic: they read options, call the library, and print what it returns.
+"""
 
 import typer
 
@@ -19,15 +22,15 @@ COMMANDS = (
     read.report,
     read.check,
 )
-"""In the order in which `perdure --help` lists them."""
+"""The commands in the order in which `perdure --help` lists them."""
 
 app = typer.Typer(
     no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="markdown"
-    if shell.is_wide()
-    else None,  # its panels cut names where there is little room
-    help="Teach one pre-trained transformer new tasks, one after another, without forgetting the old ones.",
+    pretty_exceptions_enable=False,  # an error is one sentence; see `shell.run`
+    # rich's panels cut names where there is little room; plain help does not
+    rich_markup_mode="markdown" if shell.is_wide() else None,
+    help="Teach one pre-trained transformer new tasks, one after another, without forgetting "
+    "the old ones.",
 )
 app.callback()(shell.take_options)
 for command in COMMANDS:

@@ -1,5 +1,6 @@
 """The commands that combine what was learned into one model."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,10 +10,13 @@ from perdure.cli import outcome
 from perdure.cli.options import Output, Quiet, RuleName, RunFolder, Settings, Trust, names_of
 from perdure.cli.outcome import say
 
+# Commands import the library when they run: see `perdure.cli.train`.
+
 
 def merge(
     base: Annotated[
-        str, typer.Argument(metavar="BASE|RUN", help="A model's folder or hub id; or a run, alone.")
+        str,
+        typer.Argument(metavar="BASE|RUN", help="A model's folder or hub id; or just a run."),
     ],
     adapters: Annotated[
         list[Path], typer.Argument(metavar="ADAPTER", help="PEFT LoRA folders.")
@@ -20,48 +24,60 @@ def merge(
     rule: Annotated[
         str,
         typer.Option(
-            "--rule", help="How the adapters are combined.", autocompletion=names_of("rule")
+            "--rule",
+            help="The rule that combines the adapters.",
+            autocompletion=names_of("rule"),
         ),
     ] = "task_arithmetic",
     settings: Settings = [],
     trust: Trust = False,
     output: Output = None,
     form: Annotated[
-        Literal["model", "adapter"], typer.Option("--as", help="What is written.")
+        Literal["model", "adapter"], typer.Option("--as", help="What to write.")
     ] = "model",
     rank: Annotated[
-        int | None, typer.Option(help="The rank of the adapter that is written; by default exact.")
+        int | None, typer.Option(help="The rank of an adapter to write; by default exact.")
     ] = None,
     saved_modules: Annotated[
         str | None,
-        typer.Option(help="Whose heads (modules_to_save) are taken: an adapter's name, or none."),
+        typer.Option(help="Whose heads (modules_to_save) to take: an adapter's name, or none."),
     ] = None,
     any_base: Annotated[
-        bool, typer.Option("--any-base", help="Take adapters that name another base.")
+        bool, typer.Option("--any-base", help="Accept adapters that name another base.")
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what would be done.")
     ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Merge PEFT adapters, made anywhere, into their base model; or try another rule on a finished run."""
+    """Merge PEFT adapters, made anywhere, into their base; or try another rule on a run."""
     from perdure.checkpoints.merge import merge_checkpoint
     from perdure.settings import section
 
-    options: dict[str, Any] = {
-        "rank": rank,
-        "saved_modules": saved_modules,
-        "any_base": any_base,
-        "dry_run": dry_run,
-    }
-    if not adapters and (Path(base) / "recipe.yaml").is_file():
-        options["as"] = form if form != "model" else None
-        return _try_rule(Path(base), rule, settings, output, options, trust=trust, quiet=quiet)
-    options["form"] = form
+    options: dict[str, Any] = {"rank": rank, "saved_modules": saved_modules}
+    options |= {"any_base": any_base, "dry_run": dry_run}
+    if not adapters and (Path(base) / "recipe.yaml").is_file():  # a run, and not a base
+        _check_none(options | {"as": form != "model"})
+        return _try_rule(Path(base), rule, settings, output, trust=trust, quiet=quiet)
+    combination = section(rule, settings)
     merged = merge_checkpoint(
-        base, adapters, section(rule, settings), output, **options, quiet=quiet
+        base, adapters, combination, output, form=form, **options, quiet=quiet
     )
-    say(*([merged.output] if quiet and merged.written else str(merged).splitlines()))
+    # with `--quiet` only the path, for scripts; but a dry run is asked for its words
+    lines = [merged.output] if quiet and merged.written else str(merged).splitlines()
+    say(*lines)
+
+
+def _check_none(options: Mapping[str, object]) -> None:
+    """Refuse the options that only adapters take, rather than ignore them for a run."""
+    from perdure.errors import InputError
+
+    for name, value in options.items():
+        if value:  # none of them has a default that counts as true
+            raise InputError(
+                f"`--{name.replace('_', '-')}` is for adapters. With a run the rule is measured, "
+                "and exported to `--output`."
+            )
 
 
 def _try_rule(
@@ -69,19 +85,13 @@ def _try_rule(
     rule: str,
     settings: list[str],
     output: Path | None,
-    options: dict[str, Any],
     *,
     trust: bool,
     quiet: bool,
 ) -> None:
-    from perdure.errors import InputError
+    """Measure a run with another rule, and export it if there is an output."""
     from perdure.runs.extend import try_rule
 
-    if given := [name for name, value in options.items() if value]:
-        option = given[0].replace("_", "-")
-        raise InputError(
-            f"`--{option}` is for adapters. With a run the rule is measured, and exported to `--output`."
-        )
     with outcome.reported(run):
         try_rule(run, rule, settings, output, trust=trust, quiet=quiet)
     if output:
@@ -96,12 +106,16 @@ def export(
     trust: Trust = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write the combined model as a stock checkpoint (transformers, or sentence-transformers); say what it loses."""
+    """Write the combined model as a stock checkpoint; say what it cannot do.
+
+    It is a checkpoint of transformers, or of sentence-transformers.
+    """
     from perdure.runs.extend import rule_of
     from perdure.runs.model import Model
     from perdure.runs.state import read
 
     state = read(run, trust=trust)
+    # nothing is computed that an accelerator would speed up
     model = Model(run, rule=rule_of(state, rule, settings), device="cpu")
     model.export(output)
     if not quiet:

@@ -1,41 +1,45 @@
-"""The options and arguments that several commands have in common."""
+"""The options and arguments that several commands share."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
+from perdure import registry
+from perdure.registry import Kind
 
-def names_of(*kinds: Any) -> Any:
-    """Complete the names of these kinds in the shell: `method`, `rule`, `benchmark`."""
 
-    def known(incomplete: str) -> list[str]:
-        from perdure import registry
+def names_of(*kinds: Kind) -> Callable[[str], list[str]]:
+    """Return the function with which the shell completes the names of these kinds."""
 
-        names = [name for kind in kinds for name in registry.names(kind)]
+    def completions(incomplete: str) -> list[str]:
+        names = []
+        for kind in kinds:
+            names += registry.names(kind)
         return [name for name in names if name.startswith(incomplete)]
 
-    return known
+    return completions
 
 
 def parts(incomplete: str) -> list[str]:
-    """Complete the names of the parts of the diagnostics in the shell."""
-    from perdure import registry
-
+    """Complete the names of the diagnostics in the shell."""
     return [name for name in registry.diagnostics() if name.startswith(incomplete)]
 
 
+# Aliases, so that an option has the same name and the same help in every command. Options that may
+# be repeated have an empty list as their default, as typer wants it; no command changes the list.
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="Where to write.")]
 Seed = Annotated[
-    int, typer.Option(help="The seed of the splits, the initial weights and the order of examples.")
+    int, typer.Option(help="Seed for the splits, the initial weights and the order of examples.")
 ]
 Settings = Annotated[
     list[str],
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Change a setting: method.rank=4, or of a rule scale=0.3. Repeatable.",
+        help="Change a setting: method.rank=4, or scale=0.3 for a rule. Repeatable.",
     ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the result.")]
@@ -44,26 +48,26 @@ Trust = Annotated[
     bool,
     typer.Option(
         "--trust",
-        help="Run the Python files that the run's recipe names: those of somebody you trust.",
+        help="Run the Python files that the run's recipe names. Only if you trust their author.",
     ),
 ]
 RuleName = Annotated[
     str | None,
     typer.Option(
         "--rule",
-        help="How adapters are combined; by default as the run did.",
+        help="The rule that combines the adapters; by default the run's own.",
         autocompletion=names_of("rule"),
     ),
 ]
 Texts = Annotated[
     list[str],
     typer.Option(
-        "--text", help="The column with the text; twice for pairs of texts, in that order."
+        "--text", help="The column with the text. Give it twice for pairs, in their order."
     ),
 ]
 Delimiter = Annotated[
     str | None,
-    typer.Option(help="What separates the cells of a CSV file; by default its header decides."),
+    typer.Option(help="The separator of a CSV file; by default its header decides."),
 ]
 Encoding = Annotated[str, typer.Option(help="The encoding of a text file.")]
 Image = Annotated[str | None, typer.Option(help="The column with the image.")]

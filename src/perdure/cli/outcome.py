@@ -1,10 +1,9 @@
-"""What a command shows when it has done its work."""
+"""The output of a command when its work is done."""
 
 import contextlib
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import typer
 
@@ -18,14 +17,19 @@ def say(*lines: object) -> None:
 
 
 def done(run: Path) -> list[float]:
-    """Return when a run last learned and measured something: these change only when it does so again."""
+    """Return when a run last learned and measured something.
+
+    These times change only when it does so again. (The recipe and the log also change
+    otherwise.)
+    """
     return [_time(run / name) for name in ("tasks", "scores.csv", "combined.json")]
 
 
 def report(run: Path) -> None:
-    """Write a run's report and show its scores: of several processes the first one does."""
+    """Write a run's report and show its scores; of several processes the first one does."""
     from perdure.report import report
 
+    # torch, which knows the rank, is not needed for a report
     if os.environ.get("RANK", "0") == "0":
         show(report([run], run / "report.html"), run)
 
@@ -34,12 +38,14 @@ def report(run: Path) -> None:
 def reported(run: Path) -> Iterator[None]:
     """Write a run's report after something was done to it.
 
-    Where that is refused because it was done before, a report that is missing or older than the run is written all
-    the same: the command before may have been stopped just before its report.
+    If the command is refused because its work was done before, a report that is missing or
+    older than the run is written nevertheless: the earlier command may have been stopped just
+    before it.
     """
     try:
         yield
     except (InputError, OutputError):
+        # the refusal is what the user has to read; a second error would hide it
         with contextlib.suppress(PerdureError):
             if _changed_since_report(run):
                 report(run)
@@ -49,19 +55,20 @@ def reported(run: Path) -> Iterator[None]:
 
 def _changed_since_report(run: Path) -> bool:
     written = _time(run / "report.html")
-    return any(_time(run / name) > written for name in ("scores.csv", "events.jsonl"))
+    changed = [_time(run / name) for name in ("scores.csv", "events.jsonl")]
+    return max(changed) > written
 
 
 def _time(path: Path) -> float:
-    """Return when a file or folder was last changed, in seconds; 0 if it is missing or may not be seen."""
+    """Return when a file or folder was last changed, in seconds; 0 if the system does not say."""
     try:
         return path.stat().st_mtime
     except OSError:
         return 0.0
 
 
-def show(summary: Mapping[str, Any], folder: Path | None = None) -> None:
-    """Show what runs measured, and where their report is."""
+def show(summary: Mapping[str, object], folder: Path | None = None) -> None:
+    """Show the scores of runs, and where their report is."""
     from perdure.report import terminal
 
     terminal.show(summary)

@@ -1,8 +1,8 @@
-"""The commands that read what is there: a run, or the names of methods, rules and benchmarks."""
+"""The commands that only read a run, or list names of methods, rules and benchmarks."""
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -26,32 +26,30 @@ from perdure.cli.options import (
 )
 from perdure.cli.outcome import say
 
+# Commands import the library when they run: see `perdure.cli.train`.
+
 
 def verify(run: RunFolder, as_json: AsJson = False) -> None:
     """Check every file of a run: hashes, shapes, and that all values are finite."""
     from perdure.report import terminal
     from perdure.runs.verify import verify
 
-    found = verify(run)
+    result = verify(run)
     if as_json:
-        typer.echo(
-            json.dumps(
-                {"sound": found.sound, "faults": found.faults, "notes": found.notes}, indent=2
-            )
-        )
+        typer.echo(json.dumps(vars(result), indent=2))
     else:
-        terminal.listing(f"\n{run}", found.sound.items())
-        count = len(found.faults)
-        said = (
-            f"{count} fault{'s' if count > 1 else ''}."
-            if count
-            else "Everything is as it was written."
-        )
-        say(*found.notes, said)
-    for fault in found.faults:
-        typer.secho(fault, fg="red", err=True)
-    if found.faults:
-        raise typer.Exit(1)
+        terminal.listing(f"\n{run}", result.sound.items())
+        say(*result.notes, _verdict(len(result.faults)))
+    for fault in result.faults:
+        typer.secho(fault, fg="red", err=True)  # stdout stays JSON with `--json`
+    if result.faults:
+        raise typer.Exit(1)  # so that a script notices
+
+
+def _verdict(faults: int) -> str:
+    if not faults:
+        return "Everything is as it was written."
+    return "1 fault." if faults == 1 else f"{faults} faults."
 
 
 def evaluate(
@@ -59,7 +57,7 @@ def evaluate(
     rule: RuleName = None,
     settings: Settings = [],
     trust: Trust = False,
-    last: Annotated[bool, typer.Option("--last", help="Only after the last task.")] = False,
+    last: Annotated[bool, typer.Option("--last", help="Measure after the last task only.")] = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
@@ -69,8 +67,10 @@ def evaluate(
 
     steps = "last" if last else "all"
     evaluate_run(run, rule, settings, steps=steps, trust=trust, quiet=quiet or as_json)
-    summary = report([run], run / "report.html")
-    typer.echo(FORMATS["json"](summary), nl=False) if as_json else outcome.show(summary, run)
+    summary = report([run], run / "report.html")  # the page has the new scores, too
+    if as_json:
+        return typer.echo(FORMATS["json"](summary), nl=False)
+    outcome.show(summary, run)
 
 
 def diagnose(
@@ -79,28 +79,30 @@ def diagnose(
     settings: Settings = [],
     trust: Trust = False,
     examples: Annotated[
-        int, typer.Option(min=4, help="The most examples of each task and split that are read.")
+        int, typer.Option(min=4, help="Read at most this many examples of each task and split.")
     ] = 100,
     only: Annotated[
         list[str],
         typer.Option(
-            help="A part, such as interference or zones; by default all. Repeatable.",
+            help="One diagnostic, such as interference or zones. Repeatable; by default all.",
             autocompletion=parts,
         ),
     ] = [],
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Say why tasks disturb each other: task vectors, features, probes and the task posterior of a run."""
+    """Say why the tasks of a run disturb each other.
+
+    The diagnostics look at task vectors, features, probes and the task posterior.
+    """
     from perdure.analysis.diagnose import diagnose
     from perdure.report import diagnostics_terminal
 
-    found = diagnose(
-        run, rule, settings, examples=examples, only=only, trust=trust, quiet=quiet or as_json
-    )
+    quiet = quiet or as_json  # no progress in between
+    results = diagnose(run, rule, settings, examples=examples, only=only, trust=trust, quiet=quiet)
     if as_json:
-        return typer.echo(json.dumps(found, indent=2))
-    diagnostics_terminal.show(found)
+        return typer.echo(json.dumps(results, indent=2))
+    diagnostics_terminal.show(results)
     say("", f"All numbers: {run / 'diagnostics.json'}")
 
 
@@ -117,27 +119,27 @@ def predict(
     encoding: Encoding = "utf-8",
     delimiter: Delimiter = None,
     batch_size: Annotated[
-        int, typer.Option(min=1, help="The number of rows that the model reads at a time.")
+        int, typer.Option(min=1, help="The number of rows that the model reads at once.")
     ] = 64,
     device: Annotated[
-        str, typer.Option(help="cpu, cuda, cuda:1, mps; or auto, the accelerator if one is here.")
+        str, typer.Option(help="cpu, cuda, cuda:1, mps; or auto: the accelerator if there is one.")
     ] = "auto",
     trust: Trust = False,
     quiet: Quiet = False,
 ) -> None:
-    """Add the columns label, probability and task to a table."""
+    """Predict for a table: add the columns label, probability and task."""
     from perdure.data.rows import Table
     from perdure.data.table_output import check_output
     from perdure.runs.model import Model
     from perdure.runs.predictions import predict_table
 
+    # `mail.csv` becomes `mail.predicted.csv`, beside it and of the same format
     output = output or file.with_suffix(f".predicted{file.suffix}")
     table = Table.open(file, encoding=encoding, delimiter=delimiter)
-    check_output(output)  # before the model is loaded
-    columns: Any = {"text": text, "image": image}
+    check_output(output)  # before the model is loaded, which takes seconds
     model = Model(run, trust=trust, device=device)
     count = predict_table(
-        model, table, output, **columns, task=task, batch_size=batch_size, quiet=quiet
+        model, table, output, text=text, image=image, task=task, batch_size=batch_size, quiet=quiet
     )
     say(f"{count} rows: {output}")
 
@@ -146,15 +148,16 @@ def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN…")],
     output: Output = None,
     format: Annotated[
-        Format, typer.Option(help="All but html are printed, unless --output is given.")
+        Format, typer.Option(help="All but html are printed unless --output is given.")
     ] = "html",
     as_json: AsJson = False,
 ) -> None:
-    """Report one run, or compare several; one that is still running as far as it is."""
+    """Report on a run, or compare several; an unfinished run is reported as far as it is."""
     from perdure.report import FORMATS, report, summary
 
     format = "json" if as_json else format
     if format == "html":
+        # the page of one run lies in its folder; a comparison belongs to none of them
         output = output or (runs[0] / "report.html" if len(runs) == 1 else Path("report.html"))
     if output is None:
         return typer.echo(FORMATS[format](summary.summarise(runs)), nl=False)
@@ -167,19 +170,20 @@ def check(
         str,
         typer.Argument(
             metavar="NAME|FILE",
-            help="A method or a rule, or the Python file that holds one.",
+            help="A method or a rule, or the Python file that defines one.",
             autocompletion=names_of("method", "rule"),
         ),
     ],
     settings: Settings = [],
     as_json: AsJson = False,
 ) -> None:
-    """Check that a method or a rule keeps what all of them promise, on a tiny model that is made for it."""
+    """Check that a method or a rule keeps what all of them promise, on a tiny model."""
     from perdure.checks import suite
 
     outcomes = []
     for checked in suite.outcomes(name, settings):
         outcomes.append(checked)
+        # printed at once: `outcomes` is a generator, and each check takes its time
         if not as_json:
             say(*checked.lines())
     if as_json:
@@ -187,18 +191,20 @@ def check(
     suite.require(name, outcomes)
 
 
+# `app` names the command `list`, which here would hide Python's
 def list_(as_json: AsJson = False) -> None:
     """List all methods, rules and benchmarks."""
     from perdure import registry
     from perdure.report import terminal
 
-    found = {
-        kind: {name: registry.summary(registry.find(kind, name)) for name in registry.names(kind)}
-        for kind in registry.SHOWN
-    }
+    summaries: dict[str, dict[str, str]] = {}
+    for kind in registry.SHOWN:
+        summaries[kind] = {}
+        for name in registry.names(kind):
+            summaries[kind][name] = registry.summary(registry.find(kind, name))
     if as_json:
-        return typer.echo(json.dumps(found, indent=2))
-    for kind, things in found.items():
+        return typer.echo(json.dumps(summaries, indent=2))
+    for kind, things in summaries.items():
         terminal.listing(f"\n{kind.capitalize()}s", things.items())
 
 
@@ -207,7 +213,7 @@ def show(
         str,
         typer.Argument(
             metavar="NAME|RUN",
-            help="A method, rule or benchmark, or a run folder.",
+            help="A method, a rule, a benchmark, or a run folder.",
             autocompletion=names_of("method", "rule", "benchmark"),
         ),
     ],
@@ -217,10 +223,12 @@ def show(
     from perdure import registry
     from perdure.report import FORMATS, summary, terminal
 
-    is_file = name.endswith(".py")
-    if Path(name).is_dir() or ("/" in name and not is_file):
-        found = summary.summarise([Path(name)])
-        return typer.echo(FORMATS["json"](found), nl=False) if as_json else outcome.show(found)
+    # a path that does not exist is meant as a run, too; the error then says what is missing
+    if Path(name).is_dir() or ("/" in name and not name.endswith(".py")):
+        measured = summary.summarise([Path(name)])
+        if as_json:
+            return typer.echo(FORMATS["json"](measured), nl=False)
+        return outcome.show(measured)
     about = registry.about(name)
     if as_json:
         return typer.echo(json.dumps(about, indent=2))

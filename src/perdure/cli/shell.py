@@ -1,4 +1,4 @@
-"""What surrounds a command: its output streams, `--debug`, and the one sentence that is said when it cannot go on."""
+"""The surroundings of a command: its output streams, `--debug`, and one sentence for an error."""
 
 import codecs
 import importlib.metadata
@@ -8,7 +8,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -17,7 +17,7 @@ from perdure.errors import PerdureError, Stopped, printable
 
 DEBUG = "--debug"
 VARIABLE = "PERDURE_DEBUG"
-PANELS = 60  # characters on a line
+PANELS = 60  # characters on a line: with less, rich's panels cut the names of options
 IN_ASCII = {
     "−": "-",
     "–": "-",
@@ -29,7 +29,7 @@ IN_ASCII = {
     "‖": "|",
     "Δ": "d",
 }
-"""What our own signs become where the output cannot write them: without its minus a number is another one."""
+"""Stand-ins for our own signs, for outputs that lack them: a number needs its minus."""
 INTERRUPTED = 130  # the exit status that click gives Ctrl-C
 
 
@@ -39,7 +39,7 @@ def is_wide() -> bool:
 
 
 def _print_version(asked: bool) -> bool:
-    if asked:
+    if asked:  # typer calls this without the option, too
         typer.echo(f"perdure {importlib.metadata.version('perdure')}")
         raise typer.Exit
     return asked
@@ -54,16 +54,20 @@ def take_options(
     ] = False,
     debug: Annotated[
         bool,
-        typer.Option(DEBUG, help="Show the traceback of an error, too; it may stand anywhere."),
+        typer.Option(DEBUG, help="Also show the traceback of an error. May stand anywhere."),
     ] = False,
 ) -> None:
-    """Take the options that stand before a command; `run` has read `--debug` already, wherever it stands."""
+    """Take the options that stand before a command.
+
+    `run` has read `--debug` already, wherever it stands; here it only appears in the help.
+    """
 
 
-def run(app: Callable[..., Any]) -> None:
-    """Run the command line: a user's mistake is one red sentence and status 1; a traceback is a bug.
+def run(app: Callable[..., object]) -> None:
+    """Run the command line: a mistake of the user is one red sentence and status 1.
 
-    With `--debug` anywhere on the line, or with PERDURE_DEBUG set, the traceback is printed before the sentence.
+    With `--debug` anywhere on the line, or with PERDURE_DEBUG set, the traceback is printed
+    before the sentence. A traceback without `--debug` is a bug.
     """
     _print_in_any_encoding()
     warnings.formatwarning = _sentence
@@ -71,55 +75,74 @@ def run(app: Callable[..., Any]) -> None:
     try:
         app(arguments)
     except Stopped as stopped:
+        # the status that shells give a process that a signal ended
         _stop(str(stopped), 128 + stopped.signal)
     except (PerdureError, OSError) as error:
         if debug:
-            lines = "".join(traceback.format_exception(error))
-            typer.echo(printable(lines, keep="\n"), err=True, nl=False)
+            _print_traceback(error)
         said = _of_the_system(error) if isinstance(error, OSError) else str(error)
         _stop(f"Error: {said}", 1)
     except SystemExit as stop:
+        # click turns Ctrl-C outside of training into this
         if stop.code == INTERRUPTED:
             _stop("Stopped. What was finished is kept.", INTERRUPTED)
         raise
     except Exception as error:
-        said = registry.fault(error)  # a mistake in the user's own file, not in ours
+        said = registry.fault(error)  # a mistake in the user's own Python file, not in ours
         if debug or not said:
             raise
         _stop(f"Error: {said}", 1)
 
 
+def _print_traceback(error: Exception) -> None:
+    lines = "".join(traceback.format_exception(error))
+    typer.echo(printable(lines, keep="\n"), err=True, nl=False)
+
+
 def _without_debug(arguments: Sequence[str]) -> tuple[list[str], bool]:
-    """The arguments without `--debug`, which may stand behind a command's name as well as before it."""
+    """Return the arguments without `--debug`, and whether it was among them.
+
+    typer would take it before a command's name only, and users type it behind.
+    """
     rest = [argument for argument in arguments if argument != DEBUG]
     asked = len(rest) < len(arguments)
-    return rest, asked or bool(os.environ.get(VARIABLE))
+    by_variable = bool(os.environ.get(VARIABLE))
+    return rest, asked or by_variable
 
 
 def _print_in_any_encoding() -> None:
-    """Print another sign for what the output cannot write: a command that did its work does not fail on a letter."""
+    """Print a stand-in for each character that the output cannot write.
+
+    A command that did its work does not fail because of a letter.
+    """
     codecs.register_error("perdure", _in_ascii)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if stream is None:  # closed by who started us
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
-        elif hasattr(stream, "reconfigure"):
+        if stream is None:  # closed by whoever started this process
+            nowhere = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+            setattr(sys, name, nowhere)
+        elif hasattr(stream, "reconfigure"):  # a stand-in, such as a test's, may lack it
             stream.reconfigure(errors="perdure")
 
 
 def _in_ascii(error: UnicodeError) -> tuple[str, int]:
-    """Replace the characters that an encoding lacks, as `codecs` asks for it."""
+    """Replace the characters that an encoding lacks; `codecs` calls this as an error handler."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     missing = error.object[error.start : error.end]
-    return "".join(IN_ASCII.get(sign, "?") for sign in missing), error.end
+    signs = [IN_ASCII.get(sign, "?") for sign in missing]
+    return "".join(signs), error.end
 
 
 def _of_the_system(error: OSError) -> str:
-    """An error of the operating system with the file that it is about, where the system names one."""
-    path = error.filename if error.filename is not None else error.filename2
+    """Return the sentence for an error of the operating system, with its file if it names one."""
+    path = error.filename
+    if path is None:
+        path = error.filename2  # of renaming, the new name
     reason = error.strerror or str(error) or type(error).__name__
-    return f"{reason}." if path is None else f"{reason}: `{path}`."
+    if path is None:
+        return f"{reason}."
+    return f"{reason}: `{path}`."
 
 
 def _sentence(
@@ -129,10 +152,11 @@ def _sentence(
     lineno: int,
     line: str | None = None,
 ) -> str:
-    """A warning of ours as one sentence; of others with the place that gave it."""
-    ours = category.__module__.startswith("perdure.")
-    said = printable(str(message))
-    return f"Warning: {said}\n" if ours else f"{filename}:{lineno}: {category.__name__}: {said}\n"
+    """Return a warning of ours as one sentence; that of another package with its file and line."""
+    text = printable(str(message))
+    if category.__module__.startswith("perdure."):
+        return f"Warning: {text}\n"
+    return f"{filename}:{lineno}: {category.__name__}: {text}\n"
 
 
 def _stop(sentence: str, status: int) -> NoReturn:

@@ -22,6 +22,9 @@ from perdure.cli.options import (
 )
 from perdure.cli.outcome import say
 
+# Commands import the library when they run: torch, transformers and peft take seconds, and neither
+# `--help` nor the shell's completion needs them.
+
 
 def demo(
     vision: Annotated[
@@ -29,7 +32,7 @@ def demo(
     ] = False,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="By default runs/demo, or runs/demo-vision."),
+        typer.Option("--output", "-o", help="By default runs/demo or runs/demo-vision."),
     ] = None,
     seed: Seed = 0,
     quiet: Quiet = False,
@@ -37,12 +40,15 @@ def demo(
         bool, typer.Option("--download", help="Only fetch the model and the data.")
     ] = False,
 ) -> None:
-    """Learn five real tasks on a real transformer, and see what is forgotten (minutes on a laptop)."""
+    """Learn five real tasks on a real transformer, and see what is forgotten.
+
+    This takes minutes on a laptop.
+    """
     from perdure.cli import demo
     from perdure.report import terminal
 
     if download:
-        return demo.download(vision=vision)
+        return demo.download(vision=vision)  # for a machine that will be without a network
     output = output or Path("runs/demo-vision" if vision else "runs/demo")
     summary = demo.demo(output, vision=vision, seed=seed, quiet=quiet)
     terminal.matrices(summary)
@@ -53,21 +59,29 @@ def demo(
 def run(
     recipe: Annotated[
         Path,
-        typer.Argument(metavar="RECIPE.yaml|RUN", help="A recipe; or a run, to go on with it."),
+        typer.Argument(metavar="RECIPE.yaml|RUN", help="A recipe, or a run to go on with."),
     ],
     output: Output = None,
-    seed: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
+    # None and not 0, so that a recipe keeps its own seed
+    seed: Annotated[int | None, typer.Option(help="Seed to use instead of the recipe's.")] = None,
     settings: Settings = [],
     trust: Trust = False,
     quiet: Quiet = False,
 ) -> None:
-    """Do what a recipe says: learn its tasks in order, combine them, measure after each. Or go on where it stopped."""
+    """Do what a recipe says, or go on where it stopped.
+
+    Learn its tasks in order, combine them, and measure after each.
+    """
     from perdure.runs.recipe import Recipe
 
-    changes = [*settings, *([f"seed={seed}"] if seed is not None else [])]
+    changes = list(settings)
+    if seed is not None:
+        changes.append(f"seed={seed}")
+    # a run goes on in its own folder
     output = output or (recipe if recipe.is_dir() else Path("runs") / recipe.stem)
     before = outcome.done(output)
-    Recipe.read(recipe, changes, trust=trust).run(output, quiet=quiet)
+    source = Recipe.read(recipe, changes, trust=trust)
+    source.run(output, quiet=quiet)
     outcome.report(output)
     if outcome.done(output) == before:
         say("Nothing was left to do.")
@@ -76,16 +90,19 @@ def run(
 def tune(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE.yaml")],
     output: Output = None,
-    trials: Annotated[int, typer.Option(min=1, help="The number of settings that are tried.")] = 10,
+    trials: Annotated[int, typer.Option(min=1, help="The number of settings to try.")] = 10,
     tasks: Annotated[
-        int, typer.Option(min=1, help="The number of tasks, from the first on, that are looked at.")
+        int, typer.Option(min=1, help="The number of tasks to learn, from the first on.")
     ] = 2,
     settings: Settings = [],
     trust: Trust = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Search the learning rate and the method's main coefficient, on validation data of the first tasks."""
+    """Search the learning rate and the method's main coefficient on validation data.
+
+    Only the first tasks of the stream are looked at.
+    """
     from perdure.report import terminal
     from perdure.runs.recipe import Recipe
     from perdure.runs.tune import Protocol, tune
@@ -93,13 +110,13 @@ def tune(
     output = output or Path("runs") / f"{recipe.stem}-tune"
     protocol = Protocol(tasks=tasks, trials=trials)
     source = Recipe.read(recipe, settings, trust=trust)
-    found = tune(source, output, protocol=protocol, quiet=quiet or as_json)
+    # with `--json` the output is JSON and nothing else
+    tuning = tune(source, output, protocol=protocol, quiet=quiet or as_json)
     if as_json:
-        return typer.echo(json.dumps({"recipe": found.recipe, "trials": found.trials}, indent=2))
+        return typer.echo(json.dumps(vars(tuning), indent=2))
     if not quiet:
-        terminal.listing(
-            f"\n{len(found.trials)} trials on {tasks} tasks (validation accuracy, %)", found.lines()
-        )
+        title = f"\n{len(tuning.trials)} trials on {tasks} tasks (validation accuracy, %)"
+        terminal.listing(title, tuning.lines())
     say(output / "tuned.yaml")
 
 
@@ -129,26 +146,21 @@ def learn(
     ] = None,
     backbone: Annotated[
         str | None,
-        typer.Option(help="For a new run: a model's folder or hub id; by default minilm."),
+        typer.Option(help="For a new run: a model's folder or hub id. By default minilm."),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="For a new run.")] = None,
+    seed: Annotated[int | None, typer.Option(help="For a new run: its seed.")] = None,
     settings: Settings = [],
     trust: Trust = False,
     quiet: Quiet = False,
 ) -> None:
-    """Learn a task from your own data: one more for a run, or the first of a new one."""
+    """Learn a task from your own data: one more for a run, or the first of a new run."""
     from perdure.runs.extend import entry_of, learn_more
 
-    names = {
-        "name": task,
-        "text": text,
-        "image": image,
-        "label": label,
-        "task": task_column,
-        "config": config,
-    }
+    # in a recipe `name` is the task's name, and `task` a column
+    columns = {"text": text, "image": image, "label": label, "task": task_column}
+    reading = {"config": config, "encoding": encoding, "delimiter": delimiter}
     splits = {"train": data, "validation": validation, "test": test}
-    entry = entry_of(splits, names | {"encoding": encoding, "delimiter": delimiter})
+    entry = entry_of(splits, {"name": task} | columns | reading)
     with outcome.reported(run):
         learn_more(
             run, entry, backbone=backbone, seed=seed, settings=settings, trust=trust, quiet=quiet
@@ -163,17 +175,18 @@ def forget(
     retrain_later: Annotated[
         bool,
         typer.Option(
-            "--retrain-later", help="Learn the tasks again in which something of it remains."
+            "--retrain-later", help="Learn the tasks again that still hold something of it."
         ),
     ] = False,
     trust: Trust = False,
     quiet: Quiet = False,
 ) -> None:
-    """Take a task out of a run: its adapter, head and statistics, and all that was measured of it.
+    """Take a task out of a run: its adapter, head and statistics, and all of its scores.
 
-    Tasks that were learned on top of it (not with the method `isolated`) keep something of it, which is said.
+    Tasks that were learned on top of it (not with the method `isolated`) keep something of
+    it; the command says which.
     """
     from perdure.runs.extend import forget
 
-    found = forget(run, task, retrain_later=retrain_later, trust=trust, quiet=quiet)
-    say(*str(found).splitlines())
+    forgotten = forget(run, task, retrain_later=retrain_later, trust=trust, quiet=quiet)
+    say(*str(forgotten).splitlines())

@@ -17,13 +17,13 @@ past.py            Learned tasks whose examples may be gone
 predictions.py     Predictions for a table
 put.py             Write or remove the files of the folder
 recipe.py          Recipes, validated against what they name
-resume.py          A run's tasks given back to a backbone; what is left to do
-schema.py          What stands in each file of the folder, and the check of it
-sources.py         The tasks that a report or a model was made of
+resume.py          Give a run's tasks back to a backbone; find what is left to do
+schema.py          The contents of each file of the folder, and their check
+sources.py         The tasks that a report or a model was made from
 state.py           The folder read once, as a value
 story.py           Learn, merge, evaluate and save each task of a stream
 task_folder.py     The folder of one task
 tune.py            Tune a method on validation data of the first tasks
 verify.py          Check every file of a run
-writer.py          The one that writes the folder
+writer.py          The writer of the folder; only the first process writes
 """

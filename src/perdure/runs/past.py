@@ -1,14 +1,14 @@
-"""The tasks that a run has learned, as its folder knows them: they stand in for examples that are gone.
+"""The tasks that a run has learned, as its folder knows them: stand-ins for examples that are gone.
 
-What was learned of a task is whole in the run's folder. Its examples are needed only to measure it again, or by methods
-that train on old data. So a table that was moved or deleted does not keep a run from learning more.
+The run's folder has all that was learned of a task. The examples are needed only to
+measure it again, or by methods that train on old data. So a table that was moved or
+deleted does not keep a run from learning more.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
 
 from perdure.data.task import Task, TaskWithoutData
 from perdure.errors import DataError, FetchError
@@ -17,8 +17,9 @@ from perdure.runs.state import RunState, read
 from perdure.settings import named
 
 UNREADABLE = (DataError, FetchError, OSError)
-"""What reading raises where examples are gone. A wrong setting is another error, and is never passed over."""
-NAMES, REASONS = 8, 3  # of many old tables the first few say enough
+"""The errors of reading examples that are gone. A wrong setting raises another, which stops."""
+NAMES = 8  # of many old tables the first few names and reasons say enough
+REASONS = 3
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Unreadable:
     task
         The name of its one task; None where it may have several.
     error
-        What reading it raised.
+        The error of reading it.
     """
 
     task: str | None
@@ -40,36 +41,38 @@ class Unreadable:
     def reason(self) -> str:
         """A sentence that names what cannot be read."""
         if isinstance(self.error, OSError):
+            # its own text begins with a number, such as `[Errno 2]`
             return f"`{self.error.filename}` cannot be read: {self.error.strerror}."
         return str(self.error)
 
 
 @dataclass(frozen=True)
 class Past:
-    """What a run's folder knows of its stream, without reading any table; empty for a run that is new.
+    """A run's stream as its folder knows it, without any table; empty for a new run.
 
     Attributes
     ----------
     tasks
         The tasks learned, by name, in the order of learning.
     entries
-        The entries of the recipe's stream, from which they were read.
+        The entries of the recipe's stream, from which they were read, as `_plain` returns them.
     """
 
     tasks: Mapping[str, TaskWithoutData] = field(default_factory=dict)
-    entries: Sequence[Mapping[str, Any]] = ()
+    entries: Sequence[object] = ()
 
-    def instead_of(self, entry: Mapping[str, Any], error: Exception) -> Unreadable:
-        """Return what is put in the place of an entry that cannot be read; raise the error if the run is new."""
+    def instead_of(self, entry: Mapping[str, object], error: Exception) -> Unreadable:
+        """Return what replaces an entry that cannot be read; raise the error if the run is new."""
         if not self.tasks:
             raise error
         return Unreadable(only_task(entry), error)
 
-    def compared(self, entry: Mapping[str, Any], tasks: Sequence[Task]) -> list[Task]:
-        """Return the tasks of an entry, without the data of those whose examples are no longer those learned.
+    def compared(self, entry: Mapping[str, object], tasks: Sequence[Task]) -> list[Task]:
+        """Return the tasks of an entry; those whose examples have changed come without their data.
 
-        That is for entries of the run's own recipe, behind which the data has changed. A recipe that reads other data
-        is not touched: it is a mistake, and refused where the run is restored.
+        That is for entries of the run's own recipe, whose tables were changed later. An entry
+        that the run's recipe does not have is left alone: other data for a task of the same name
+        is a mistake, and refused when the run is restored.
         """
         if _plain(entry) not in self.entries:
             return list(tasks)
@@ -81,40 +84,54 @@ class Past:
             return task
         return _without_data(learned, changed(task.name))
 
-    def completed(self, parts: Sequence[Sequence[Task] | Unreadable]) -> list[Task]:
-        """Return the tasks of a stream: those that were read, and those learned in the place of the others.
+    def completed(self, tasks_by_entry: Sequence[Sequence[Task] | Unreadable]) -> list[Task]:
+        """Return the tasks of a stream: those that were read, and learned ones for the others.
 
-        An entry of several tasks stands for the tasks learned next that no other entry has.
+        An unreadable entry of several tasks stands for the tasks that were learned next, up to
+        the first one that another entry has.
 
         Raises
         ------
         DataError
             An entry cannot be read, and the run has learned none of its tasks.
         """
+        # First all names that some entry has: these are not guessed for an unreadable one.
         named_elsewhere = set[str]()
-        for part in parts:
-            if not isinstance(part, Unreadable):
-                named_elsewhere |= {task.name for task in part}
-            elif part.task:
-                named_elsewhere.add(part.task)
-        tasks: list[Task] = []
-        for part in parts:
-            if isinstance(part, Unreadable):
-                tasks += self._instead(part, {task.name for task in tasks}, named_elsewhere)
+        for entry_tasks in tasks_by_entry:
+            if isinstance(entry_tasks, Unreadable):
+                if entry_tasks.task:
+                    named_elsewhere.add(entry_tasks.task)
             else:
-                tasks += part
+                named_elsewhere |= {task.name for task in entry_tasks}
+        # Then the tasks in the order of the stream, in which they were learned.
+        tasks: list[Task] = []
+        for entry_tasks in tasks_by_entry:
+            if isinstance(entry_tasks, Unreadable):
+                before = {task.name for task in tasks}
+                tasks += self._instead(entry_tasks, before, named_elsewhere)
+            else:
+                tasks += entry_tasks
         return tasks
 
-    def _instead(self, part: Unreadable, before: set[str], named_elsewhere: set[str]) -> list[Task]:
-        names = [part.task] if part.task else _next(self.tasks, before, named_elsewhere)
-        learned = [self.tasks[name] for name in names if name in self.tasks]
-        if not learned:
-            raise part.error
-        return [_without_data(task, part.reason) for task in learned]
+    def _instead(
+        self, entry: Unreadable, before: set[str], named_elsewhere: set[str]
+    ) -> list[Task]:
+        """Return the learned tasks that an unreadable entry stands for."""
+        names = _next(self.tasks, before, named_elsewhere)
+        if entry.task:
+            names = [entry.task]
+        tasks: list[Task] = []
+        for name in names:
+            if name in self.tasks:
+                learned = self.tasks[name]
+                tasks.append(_without_data(learned, entry.reason))
+        if not tasks:  # nothing stands in for it: the data is needed
+            raise entry.error
+        return tasks
 
 
 def _next(learned: Mapping[str, Task], before: set[str], named_elsewhere: set[str]) -> list[str]:
-    """Return the names of the tasks learned after those `before`, up to the first that another entry has."""
+    """Return the tasks learned after those `before`, up to the first that another entry has."""
     later = [name for name in learned if name not in before]
     return list(takewhile(lambda name: name not in named_elsewhere, later))
 
@@ -126,92 +143,95 @@ def _without_data(task: TaskWithoutData, missing: str) -> TaskWithoutData:
 def past_of(run: RunState) -> Past:
     """Return what a run's folder knows of its stream."""
     stream = run.recipe["stream"]
-    entries = (
-        [_plain(entry) for entry in stream] if isinstance(stream, list) else [as_entry(stream)]
-    )
-    return Past({task.name: task for task in _tasks_of(run)}, entries)
+    if not isinstance(stream, list):  # a benchmark
+        stream = [as_entry(stream)]
+    tasks = {task.name: task for task in _tasks_of(run)}
+    entries = [_plain(entry) for entry in stream]
+    return Past(tasks, entries)
 
 
 def past_tasks(folder: str | Path) -> list[TaskWithoutData]:
     """Return the tasks that a run has learned, without their examples, in order.
 
-    In a `TaskStream` they stand before a new task, for a run whose old examples are gone.
+    Put them before a new task in a `TaskStream`, for a run whose old examples are gone.
 
     Raises
     ------
     RunError
-        The folder is no run, or is damaged.
+        The folder is not a run, or is damaged.
     """
     return _tasks_of(read(folder))
 
 
 def _tasks_of(run: RunState) -> list[TaskWithoutData]:
     tasks = []
-    for place in run.places.values():
-        about = layout.task(place)
+    for folder in run.places.values():
+        about = layout.task(folder)
         task = TaskWithoutData(
             about["name"],
             about["classes"],
             digests=about["digests"],
-            missing="They were not given.",
+            missing="They were not given.",  # the reason that `not_measured` shows
         )
         tasks.append(task)
     return tasks
 
 
-def as_entry(section: Any) -> dict[str, Any]:
+def as_entry(section: object) -> dict[str, object]:
     """Return a recipe's benchmark as an entry of a list, as `perdure learn` writes it."""
     name, options = named(section, "stream")
     return {"benchmark": name, **options}
 
 
-def only_task(entry: Mapping[str, Any]) -> str | None:
+def only_task(entry: Mapping[str, object]) -> str | None:
     """Return the name of the one task of a table; None if it may have several."""
-    if "data" not in entry or entry.get("task"):
+    if "data" not in entry or entry.get("task"):  # `task`: a column names each row's task
         return None
-    return entry.get("name") or Path(str(entry["data"])).stem
+    # the name that `read_tasks` gives: by default that of the file
+    name = entry.get("name")
+    return str(name) if name else Path(str(entry["data"])).stem
 
 
-def _plain(entry: Any) -> Any:
+def _plain(entry: object) -> object:
     """Leave out which tasks of an entry are not read: that changes nothing in the others."""
-    return (
-        {key: value for key, value in entry.items() if key != "without"}
-        if isinstance(entry, dict)
-        else entry
-    )
+    if not isinstance(entry, dict):
+        return entry
+    return {key: value for key, value in entry.items() if key != "without"}
 
 
 def is_same(learned: TaskWithoutData, task: Task) -> bool:
-    """Say whether a task is, example by example, the one that was learned."""
+    """Return whether a task has, example by example, the data that was learned."""
     return learned.classes == task.classes and task.has_digests(learned.digests())
 
 
 def changed(name: str) -> str:
-    """Return what is wrong with examples that are not those learned."""
+    """Return the sentence that says that a task's examples are not those learned."""
     return (
-        f"The examples of task `{name}` are not those that the run learned: the data has changed, and "
-        "what is test now may have been trained on."
+        f"The examples of task `{name}` are not those that the run learned: the data has changed, "
+        "and what is test now may have been trained on."
     )
 
 
 def not_measured(missing: Mapping[str, str]) -> str:
-    """Return the sentence that says which tasks are not measured, and why; empty if all can be.
+    """Say which tasks cannot be measured, and why; empty if all can be.
 
     Examples
     --------
-    >>> not_measured({"mail": "There is no file `mail.csv`."})
-    'Task `mail` cannot be measured now, but is used as it was learned. There is no file `mail.csv`.'
+    >>> not_measured({"mail": "No file."})
+    'Task `mail` cannot be measured now, but is used as it was learned. No file.'
     """
     if not missing:
         return ""
     names = [f"`{name}`" for name in missing]
     shown = ", ".join(names[:NAMES])
-    if len(names) > NAMES:
-        shown = f"{shown} and {len(names) - NAMES} more"
+    others = len(names) - NAMES
+    if others > 0:
+        shown = f"{shown} and {others} more"
     if len(names) > 1:
         said = f"Tasks {shown} cannot be measured now, but are used as they were learned."
     else:
         said = f"Task {shown} cannot be measured now, but is used as it was learned."
-    reasons = list(dict.fromkeys(missing.values()))
+    reasons = list(dict.fromkeys(missing.values()))  # tasks of one table have the same reason
+    first_reasons = " ".join(reasons[:REASONS])
     more = " …" if len(reasons) > REASONS else ""
-    return f"{said} {' '.join(reasons[:REASONS])}{more}"
+    return f"{said} {first_reasons}{more}"

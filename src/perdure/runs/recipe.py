@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from annotated_types import Ge
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -31,16 +31,17 @@ from perdure.settings import Section, check_numbers, checked, kinds_of, named, p
 from perdure.storage import files
 
 SAME = 3
-"""So many tasks with the same classes are no coincidence: two may well both answer yes or no."""
+"""With this many tasks the same classes are no coincidence: two may well both answer yes or no."""
 
 
 class Recipe(BaseModel):
     """One run: a stream, a backbone, a method, a rule, and how to train.
 
-    `stream` names a benchmark (with its settings), or lists one's own data, an entry per table (`scenario` is for
-    these); tasks that are `forgotten` are left out of it (and `traces` says, by the name of such a task, how many were
-    learned before it, where something of it remains in the others). `backbone`, `method` and `rule` are a name, or a
-    mapping of `name` (`model` for the backbone) and settings.
+    `stream` names a benchmark (with its settings), or lists the user's own data, an entry per
+    table (`scenario` is for these). `backbone`, `method` and `rule` are a name, or a mapping
+    of `name` (`model` for the backbone) and settings. Tasks that are `forgotten` are left out
+    of the stream; where later tasks still hold something of such a task, `traces` has its
+    name, and the number of tasks that were learned before it.
 
     Examples
     --------
@@ -50,17 +51,18 @@ class Recipe(BaseModel):
     ('task_arithmetic(scale=0.3)', Isolated(peft='lora', rank=8, ...))
     """
 
+    # a misspelled section is an error, and not left out
     model_config = ConfigDict(extra="forbid")
 
     name: str | None = None
     about: str | None = None
-    stream: Section | list[dict[str, Any]]
+    stream: Section | list[dict[str, object]]
     scenario: Scenario | None = None
     backbone: Section
     method: Section
     rule: Section
-    training: dict[str, Any] = {}
-    evaluation: dict[str, Any] = {}
+    training: dict[str, object] = {}
+    evaluation: dict[str, object] = {}
     seed: Annotated[int, Ge(0)] = 0
     forgotten: list[str] = []
     traces: dict[str, Annotated[int, Ge(0)]] = {}
@@ -69,22 +71,25 @@ class Recipe(BaseModel):
 
     @classmethod
     def parse(
-        cls, values: Any, settings: Sequence[str] = (), where: str = "the recipe"
+        cls, values: object, settings: Sequence[str] = (), where: str = "the recipe"
     ) -> "Recipe":
         """Check a mapping, after `settings` (`key.key=value`) have been put into it."""
         if not isinstance(values, dict):
             raise InputError(
                 f"{where} must be a mapping of settings such as `stream` and `backbone`."
             )
+        # a copy, because `put` changes mappings inside, which are the caller's
         values = {"method": "isolated"} | copy.deepcopy(values)
-        of_rule = [setting for setting in settings if setting.startswith("rule")]
+        # Settings of the rule come last. Which rule they change may depend on the method, which the
+        # other settings may change.
         for setting in settings:
-            if setting not in of_rule:
+            if not setting.startswith("rule"):
                 put(values, setting)
         if "rule" not in values:
-            values["rule"] = _usual_rule(values["method"])  # the method is known now
-        for setting in of_rule:
-            put(values, setting)
+            values["rule"] = _usual_rule(values["method"])
+        for setting in settings:
+            if setting.startswith("rule"):
+                put(values, setting)
         try:
             recipe = cls.model_validate(values)
         except ValidationError as error:
@@ -99,16 +104,20 @@ class Recipe(BaseModel):
     ) -> "Recipe":
         """Read a YAML file, or the recipe of a run.
 
-        Python files that a recipe names may be run; those that a run folder names only with `trust`.
+        Python files that a recipe names may be run; those that only a run folder names need
+        `trust`.
         """
         path = Path(path)
+        # Named directly, the recipe of a run is still that of a run: whoever made the folder wrote
+        # it, and the user may never have read it.
         if path.name == "recipe.yaml" and (path.parent / "environment.json").exists():
-            path = path.parent  # that of a run: whoever made the folder wrote it
+            path = path.parent
         if (path / "recipe.yaml").is_file():
             return cls.parse(read(path, trust=trust).recipe, settings, f"`{path / 'recipe.yaml'}`")
         if path.is_dir():
             raise InputError(
-                f"`{path}` is a folder, but no run: it has no `recipe.yaml`. Give a recipe, or a run."
+                f"`{path}` is a folder, but no run: it has no `recipe.yaml`. "
+                "Give a recipe, or a run."
             )
         if not path.exists():
             raise InputError(f"There is no file `{path}`.")
@@ -122,52 +131,62 @@ class Recipe(BaseModel):
     # -- the objects
 
     def make_stream(self, run: RunState | None = None) -> TaskStream:
-        """Make the tasks, but for those that were forgotten.
+        """Make the tasks, without those that were forgotten.
 
         Parameters
         ----------
         run
-            The run that goes on with them, if there is one. Tasks that it has learned and whose examples are gone, or
-            have changed, are then in the stream without them (`TaskStream.missing`).
+            The run that goes on with them, if there is one. If the examples of a task that it has
+            learned are gone or have changed, the task is in the stream without its examples
+            (`TaskStream.missing`).
 
         Raises
         ------
         InputError
-            None is left.
+            No task is left.
         """
+        # without entries `TaskStream` would complain that it has no tasks, and not say why
         if self.stream == [] and self.forgotten:
             raise _nothing_left(self.forgotten)
         past = past_of(run) if run else Past()
         if isinstance(self.stream, list):
+            scenario = self.scenario or "class"
             stream = own_stream(
-                self.stream, scenario=self.scenario or "class", seed=self.seed, past=past
+                self.stream,
+                scenario=scenario,
+                seed=self.seed,
+                past=past,
             )
         else:
             stream = _past_benchmark(self.stream, self.seed, past)
-            stream = replace(stream, scenario=self.scenario) if self.scenario else stream
+            if self.scenario:
+                stream = replace(stream, scenario=self.scenario)
         tasks = tuple(task for task in stream if task.name not in self.forgotten)
         if not tasks:
             raise _nothing_left(self.forgotten)
         return replace(stream, tasks=tasks)
 
     def make_backbone(self) -> Backbone:
-        """The pre-trained model, on the accelerator that is here, if one is."""
+        """Load the pre-trained model, on the accelerator if this machine has one."""
         name, options = named(self.backbone, "backbone", key="model")
-        backbone = Backbone.load(name, **checked(Backbone.load, options, "backbone"))
+        settings = checked(Backbone.load, options, "backbone")
+        backbone = Backbone.load(name, **settings)
         return backbone.to(engine.device())
 
     def make_method(self) -> Method:
-        """The method, with its settings."""
+        """Make the method, with its settings."""
         return make_method(self.method)
 
     def make_rule(self) -> Rule:
-        """The rule, with its settings."""
+        """Make the rule, with its settings."""
         return Rule.of(self.rule)
 
     def make_training(self) -> Training:
+        """Make the settings of the training."""
         return Training(**checked(Training, self.training, "training"))
 
     def make_evaluation(self) -> Evaluation:
+        """Make the settings of the evaluation."""
         return Evaluation(**checked(Evaluation, self.evaluation, "evaluation"))
 
     # -- doing
@@ -179,25 +198,47 @@ class Recipe(BaseModel):
         *,
         run: RunState | None = None,
     ) -> Plan:
-        """All that the run needs, checked before anything is trained; `stream` and `backbone` may be made already.
+        """Make all that the run needs, checked before anything is trained.
 
-        With a `run` that goes on, tasks that it has learned may lack their examples.
+        Parameters
+        ----------
+        stream, backbone
+            The recipe's stream and backbone, if the caller has made them already.
+        run
+            The run that goes on: tasks that it has learned may lack their examples.
         """
-        method, rule = self.make_method(), self.make_rule()
-        training, evaluation = self.make_training(), self.make_evaluation()
+        method = self.make_method()
+        rule = self.make_rule()
+        training = self.make_training()
+        evaluation = self.make_evaluation()
+        # these take no time; the data and the model below may take minutes
         _check_together(method, rule, training)
         check_alignment(training, rule)
-        stream, backbone = stream or self.make_stream(run), backbone or self.make_backbone()
-        plan = Plan(stream, backbone, method, rule, training, evaluation, self.seed)
+        stream = stream or self.make_stream(run)
+        backbone = backbone or self.make_backbone()
+        plan = Plan(
+            stream,
+            backbone,
+            method,
+            rule,
+            training,
+            evaluation,
+            seed=self.seed,
+        )
         check(plan)
         if self.scenario is None and isinstance(self.stream, list):
             _hint_at_domains(stream, len(run.tasks) if run else 0)
         return plan
 
     def run(self, output: str | Path, *, change: bool = False, quiet: bool = True) -> Run:
-        """Do what the recipe says, or go on with it. Everything is checked before anything is trained.
+        """Do what the recipe says, or go on with it.
 
-        With `change` it becomes the recipe of the run that is there, whatever differs.
+        Everything is checked before anything is trained.
+
+        Parameters
+        ----------
+        change
+            Make this the recipe of an existing run, whatever differs.
 
         Raises
         ------
@@ -207,59 +248,73 @@ class Recipe(BaseModel):
             The run was asked to stop.
         """
         output = Path(output)
-        plan = self.plan(run=read(output) if is_run(output) else None)
+        existing = read(output) if is_run(output) else None
+        plan = self.plan(run=existing)
+        # the folder keeps the defaults too: a later version may have others
         plan = replace(plan, recipe=self.resolved(plan))
         story.run(plan, output, change=change, quiet=quiet)
         return Run(output)
 
-    def resolved(self, plan: Plan) -> dict[str, Any]:
-        """The recipe with all defaults written out."""
+    def resolved(self, plan: Plan) -> dict[str, object]:
+        """Return the recipe with all defaults written out."""
+        # a run that has forgotten nothing does not say so
         empty = {name for name in ("forgotten", "traces") if not getattr(self, name)}
+        values = self.model_dump(exclude_none=True, exclude=empty)
         settings = settings_of(plan)
         settings["method"] = _with_names(settings["method"], self.method)
-        return files.plain(self.model_dump(exclude_none=True, exclude=empty) | settings)
+        return files.plain(values | settings)
 
 
 def _nothing_left(forgotten: Sequence[str]) -> InputError:
     return InputError(
-        f"All tasks were forgotten: {', '.join(forgotten)}. Teach the run others, with `perdure learn`."
+        f"All tasks were forgotten: {', '.join(forgotten)}. "
+        "Teach the run others, with `perdure learn`."
     )
 
 
-def _usual_rule(method: Any) -> str:
-    """The rule that goes with a method, where none is named."""
+def _usual_rule(method: object) -> str:
+    """Return the rule that goes with a method, for a recipe that names none."""
+    # a method that wraps another has the rule of the one inside
     while isinstance(method, dict) and isinstance(method.get("method"), (str, dict)):
-        method = method["method"]  # one that wraps another has the other's
-    known = isinstance(method, (str, dict))
-    rule = registry.find("method", named(method, "method")[0]).usual_rule if known else None
+        method = method["method"]
+    if not isinstance(method, (str, dict)):  # refused later, where the whole recipe is checked
+        return Method.usual_rule
+    name, _ = named(method, "method")
+    method_class = registry.find("method", name)
+    rule = method_class.usual_rule
+    # a wrapper's is a descriptor, which asks the method inside
     return rule if isinstance(rule, str) else Method.usual_rule
 
 
-def _with_names(resolved: dict[str, Any], section: Section) -> dict[str, Any]:
-    """A method's settings under the names that the recipe gives: a path stays a path."""
+def _with_names(resolved: dict[str, object], section: Section) -> dict[str, object]:
+    """Return a method's settings under the names that the recipe gives: a path stays a path."""
     name, options = named(section, "method")
-    inner = (
-        {"method": _with_names(resolved["method"], options["method"])}
-        if "method" in resolved
-        else {}
-    )
-    return {**resolved, **inner, "name": name}
+    renamed = dict(resolved)
+    inner = resolved.get("method")
+    if isinstance(inner, dict):
+        renamed["method"] = _with_names(inner, options["method"])
+    renamed["name"] = name
+    return renamed
 
 
 def _hint_at_domains(stream: TaskStream, learned: int) -> None:
-    """Say that tasks of the same classes have a scenario of their own; once, when there are enough to tell."""
+    """Say that tasks with the same classes have a scenario of their own.
+
+    Once: in the call that brings the number of tasks to `SAME`.
+    """
     classes = {frozenset(task.classes) for task in stream}
     if len(classes) == 1 and len(stream) >= SAME > learned:
         warnings.warn(
-            f"All {len(stream)} tasks have the same classes. A run that begins with `scenario: domain` takes them as "
-            "such, and with `training: {heads: shared}` has one head for all, which is the usual baseline.",
+            f"All {len(stream)} tasks have the same classes. A run that begins with "
+            "`scenario: domain` takes them as such, and with `training: {heads: shared}` has one "
+            "head for all, which is the usual baseline.",
             PerdureWarning,
             stacklevel=3,
         )
 
 
 def _check_together(method: Method, rule: Rule, training: Training) -> None:
-    """Check what the rule says of itself, so that it fails now and not after hours of training."""
+    """Check that method and training give the rule what it needs, before hours of training."""
     for name in rule.nature.needs:
         if name not in training.kept:
             raise InputError(f"The rule `{rule.name}` needs `training: {{keep_{name}: true}}`.")
@@ -271,28 +326,33 @@ def _check_together(method: Method, rule: Rule, training: Training) -> None:
 
 
 def own_stream(
-    entries: Sequence[Mapping[str, Any]],
+    entries: Sequence[Mapping[str, object]],
     *,
     scenario: Scenario = "class",
     seed: int = 0,
     past: Past | None = None,
 ) -> TaskStream:
-    """A stream of one's own data: the tasks of each entry, in order, `without` those that it names there.
+    """Return a stream of the user's own data: the tasks of each entry, in order.
 
-    An entry can also name a `benchmark`. With a `past`, an entry that was learned need not be readable.
+    An entry can also name a `benchmark`, and tasks that it leaves out (`without`).
+
+    Parameters
+    ----------
+    past
+        The tasks that the run has learned: an entry that holds these need not be readable.
     """
     past = past or Past()
-    parts: list[list[Task] | Unreadable] = []
+    tasks_by_entry: list[list[Task] | Unreadable] = []
     for entry in entries:
         try:
             tasks = past.compared(entry, _tasks_of(entry, seed))
         except UNREADABLE as error:
             tasks = past.instead_of(entry, error)
-        parts.append(tasks)
-    return TaskStream("own", tuple(past.completed(parts)), scenario)
+        tasks_by_entry.append(tasks)
+    return TaskStream("own", tuple(past.completed(tasks_by_entry)), scenario)
 
 
-def _tasks_of(entry: Mapping[str, Any], seed: int) -> list[Task]:
+def _tasks_of(entry: Mapping[str, object], seed: int) -> list[Task]:
     """Read the tasks of one entry."""
     options = dict(entry)
     _check_sources(options.get("data"))
@@ -301,11 +361,15 @@ def _tasks_of(entry: Mapping[str, Any], seed: int) -> list[Task]:
         raise InputError(
             f"`stream`: `without` is {left_out!r}, but should be a list of names of tasks."
         )
+    source = options.get("data")
     if "benchmark" in options:
-        tasks = _benchmark(options.pop("benchmark"), options, seed).tasks
-    elif isinstance(options.get("data"), (str, dict)):
-        source = options.pop("data")
-        tasks = read_tasks(source, **checked(read_tasks, {"seed": seed} | options, "stream"))
+        name, settings = named(options, "stream", key="benchmark")
+        tasks = _benchmark(name, settings, seed).tasks
+    elif isinstance(source, (str, dict)):
+        del options["data"]
+        # the run's seed splits the data, unless the entry has one of its own
+        settings = checked(read_tasks, {"seed": seed} | options, "stream")
+        tasks = read_tasks(source, **settings)
     else:
         raise InputError(
             f"`stream`: the entry {options} has no `data` (a file, a folder, or a hub id)."
@@ -314,40 +378,45 @@ def _tasks_of(entry: Mapping[str, Any], seed: int) -> list[Task]:
 
 
 def _past_benchmark(section: Section, seed: int, past: Past) -> TaskStream:
-    """Make a benchmark's stream; of one that cannot be had now, the tasks that were learned."""
+    """Make a benchmark's stream; if it cannot be read now, return the tasks that were learned."""
     name, options = named(section, "stream")
     entry = as_entry(section)
     try:
         stream = _benchmark(name, options, seed)
     except UNREADABLE as error:
-        tasks = past.completed([past.instead_of(entry, error)])
-        return TaskStream(name, tuple(tasks), _scenario(name, options))
-    return replace(stream, tasks=tuple(past.compared(entry, stream.tasks)))
+        unreadable = past.instead_of(entry, error)
+        tasks = past.completed([unreadable])
+        return TaskStream(name, tuple(tasks), _scenario(section))
+    tasks = past.compared(entry, stream.tasks)
+    return replace(stream, tasks=tuple(tasks))
 
 
-def _scenario(name: str, options: Mapping[str, Any]) -> Scenario:
-    """Return the scenario of a benchmark as its settings say it, without making it."""
+def _scenario(section: Section) -> Scenario:
+    """Return the scenario that a benchmark's settings give, without making its stream."""
+    name, options = named(section, "stream")
     parameter = registry.options(registry.find("benchmark", name)).get("scenario")
     usual = parameter.default if parameter else "class"
     return options.get("scenario", usual)
 
 
-def _check_sources(data: Any) -> None:
-    """Check that the names of files are some: an empty one would be the folder that the process is in."""
+def _check_sources(data: object) -> None:
+    """Check the names of files: an empty one would be the folder that the process is in."""
+    # `data` is one source, or one for each split
     for source in data.values() if isinstance(data, Mapping) else [data]:
+        # the system ends a path at a zero byte
         if isinstance(source, str) and (not source.strip() or "\0" in source):
             raise InputError(
                 f"`stream`: `data` is {source!r}, but must be a file, a folder, or a hub id."
             )
 
 
-def _benchmark(name: str, options: dict[str, Any], seed: int) -> TaskStream:
-    """A benchmark's stream; the run's seed is also that of its choices, if it makes any and states none of its own."""
+def _benchmark(name: str, options: Mapping[str, object], seed: int) -> TaskStream:
+    """Return a benchmark's stream; the run's seed is the default for its `seed`, if it has one."""
     if "tasks_made_in_python" in options:
         raise InputError(
             f"The stream `{name}` was made in Python, not by a recipe: give it as `stream=…`."
         )
     function = registry.find("benchmark", name)
     if "seed" in registry.options(function):
-        options = {"seed": seed} | options
+        options = {"seed": seed} | dict(options)
     return function(**checked(function, options, f"stream `{name}`"))

@@ -3,8 +3,8 @@
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
-from typing import Any
 
 from perdure.data.task import Split, TaskStream, check_images
 from perdure.errors import InputError, PerdureWarning, RunError
@@ -25,67 +25,84 @@ from perdure.storage import files
 
 
 def opened(output: Path, plan: Plan, *, change: bool = False) -> Plan:
-    """Make the folder of a run, or take the one that is there, if its settings are those of the plan.
+    """Make the folder of a run, or take the existing one if its settings are those of the plan.
 
     Parameters
     ----------
     change
-        Whether the settings may differ: the run then has those of the plan.
+        Allow the settings to differ: the run then gets those of the plan.
 
     Returns
     -------
     Plan
-        With the recipe that the run has from now on.
+        The plan, with the recipe that the run has from now on.
 
     Raises
     ------
     InputError
         The name of a task is too long for the file system.
     RunError
-        It is the folder of a run with other settings, such as touch what was learned.
+        The folder holds a run with other settings, in something that affects what was learned.
     """
     check(plan)
     task_folder.check_names(output, plan.stream.names)
     if plan.recipe is None:
         return plan
     writer.create(output, plan.recipe)
-    state, recipe = read(output), dict(plan.recipe)
-    if replace(state, recipe=recipe).made_in_python:  # such a stream says itself which tasks it has
-        forgotten = layout.forgotten(state.recipe)
-        gone = [name for name in forgotten if name not in plan.stream.names]
-        recipe |= {"forgotten": gone} if gone else {}
-        recipe |= {"traces": state.recipe["traces"]} if state.recipe.get("traces") else {}
+    state = read(output)
+    recipe = dict(plan.recipe)
+    if replace(state, recipe=recipe).made_in_python:
+        _keep_forgotten(recipe, state, plan.stream)
     if not change:
         check_changes(output, state.recipe, recipe)
     return replace(plan, recipe=recipe)
 
 
-def resumed(state: RunState, plan: Plan) -> tuple[System, Snapshot | None, list[int]]:
-    """Return what a run has learned, the state inside the task that it was learning, and the steps to be measured.
+def _keep_forgotten(recipe: dict[str, object], state: RunState, stream: TaskStream) -> None:
+    """Take over from a run which tasks it has forgotten.
 
-    The backbone is as it was left.
+    A recipe file says that itself. The recipe of a stream that was made in Python is made
+    anew at each call and knows nothing of it. A task that is in the stream again is learned
+    again.
+    """
+    gone = [name for name in layout.forgotten(state.recipe) if name not in stream.names]
+    if gone:
+        recipe["forgotten"] = gone
+    if state.recipe.get("traces"):
+        recipe["traces"] = state.recipe["traces"]
+
+
+def resumed(state: RunState, plan: Plan) -> tuple[System, Snapshot | None, list[int]]:
+    """Return what a run has learned, the saved state inside its next task, and the due steps.
+
+    The backbone is as the run left it. Due are the steps that are still to be measured.
 
     Raises
     ------
     RunError
         The stream does not begin with the tasks that the run has learned.
     InputError
-        Examples or heads that are needed for what is left to do are missing.
+        Examples or heads that the rest of the run needs are missing.
     """
     system = restored(state, plan.backbone, plan.rule, plan.stream)
     learned = system.learned
+    # aligned heads are trained on the Gaussians of all tasks, which only the training itself keeps
     if plan.training.alignment and any(task.gaussians is None for task in learned):
         raise InputError(
-            "`alignment` must be on from the first task on, but the run has learned tasks without it."
+            "`alignment` must be on from the first task on, "
+            "but the run has learned tasks without it."
         )
-    plan.method.state = (
-        dict(learned[-1].state) if learned else {}
-    )  # it may have served another run before
+    # the method object may have served another run before
+    plan.method.state = dict(learned[-1].state) if learned else {}
     inside = _unfinished(state, plan)
     due = due_steps(state, plan)
+    # everything that can fail for want of examples fails here, before hours of training
     check_examples(plan, len(learned), due)
     check_images(plan.stream.tasks[len(learned) :])
-    _check_texts(plan, len(learned), ["train", "validation", *(["test"] if due else [])])
+    splits: list[Split] = ["train", "validation"]
+    if due:
+        splits.append("test")
+    _check_texts(plan, len(learned), splits)
     if plan.stream.missing and due and engine.first():
         warnings.warn(not_measured(plan.stream.missing), PerdureWarning, stacklevel=3)
     return system, inside, due
@@ -99,8 +116,8 @@ def restored(
     Raises
     ------
     RunError
-        The `stream` does not begin with the tasks that the run has learned, or their examples are others now; or the
-        backbone is another model than that of the run.
+        The `stream` does not begin with the tasks that the run has learned, or their examples
+        have changed; or the backbone is not the model that the run began with.
     """
     check_model(state, backbone)
     learned = state.learned
@@ -108,15 +125,18 @@ def restored(
         check_fits(backbone, task)
     if stream:
         check_same(learned, stream)
-    if state.shares_head and len({task.classes for task in learned}) > 1:
+    different_classes = {task.classes for task in learned}
+    if state.shares_head and len(different_classes) > 1:
         raise RunError(
-            f"`{state.folder / 'recipe.yaml'}` says that the tasks share a head, but they have different classes. "
-            "It is damaged or was changed."
+            f"`{state.folder / 'recipe.yaml'}` says that the tasks share a head, but they have "
+            "different classes. It is damaged or was changed."
         )
-    adapters.detach(backbone.model)  # another run may have used this backbone before
+    # another run may have used this backbone before, and left its adapter on the model
+    adapters.detach(backbone.model)
     system = System(backbone, learned, rule, state.shares_head)
     system.give_heads()
     if learned:
+        # training goes on from the last adapter; how all are combined is the rule's business
         adapters.attach(backbone.model, learned[-1].adapter.config)
         adapters.write(backbone.model, learned[-1].adapter.parameters)
     return system
@@ -126,64 +146,87 @@ def restored(
 
 
 def due_steps(state: RunState, plan: Plan) -> list[int]:
-    """Return the steps that are to be measured, and are not yet."""
+    """Return the steps that are to be measured, and are not measured yet."""
     tasks = len(plan.stream)
-    steps = [step for step in range(1, tasks + 1) if plan.evaluation.due(step, tasks)]
-    if plan.evaluation.future:
-        steps.insert(0, 0)
     measured = _measured(state, plan)
-    return [step for step in steps if step not in measured]
+    steps = []
+    if plan.evaluation.future and 0 not in measured:
+        steps.append(0)
+    for step in range(1, tasks + 1):
+        if plan.evaluation.due(step, tasks) and step not in measured:
+            steps.append(step)
+    return steps
 
 
 def has_more(state: RunState, plan: Plan) -> bool:
-    """Return whether a run has tasks to learn, or something to measure, before it is what the plan says."""
+    """Return whether a run has tasks to learn, or something to measure, until it fits the plan."""
     return state.tasks != plan.stream.names or bool(due_steps(state, plan))
 
 
 def _measured(state: RunState, plan: Plan) -> set[int]:
-    """Return the steps whose values are there: of each task that is due then, for each way to know the task."""
-    rows = [row for row in state.scores if row["rule"] == plan.rule.label]
-    values = {(row["step"], row["task"], row["task_id"]) for row in rows}
-
-    def there(step: int) -> bool:
-        due = measurable(plan.stream, step, plan.evaluation)
-        return all((step, name, way) in values for name in due for way in plan.evaluation.task_ids)
-
-    steps = {step for step in range(len(plan.stream) + 1) if there(step)}
+    """Return the steps at which every task that is due then has a value for each `task_id`."""
+    label = plan.rule.label
+    measured: set[tuple[int, str, str]] = set()
+    for row in state.scores:
+        if row["rule"] == label:
+            value_of = (row["step"], row["task"], row["task_id"])
+            measured.add(value_of)
+    steps: set[int] = set()
+    for step in range(len(plan.stream) + 1):
+        names = measurable(plan.stream, step, plan.evaluation)
+        needed = set(product([step], names, plan.evaluation.task_ids))
+        if needed <= measured:
+            steps.add(step)
+    # If the rule was another one meanwhile, combined.json holds that one. The last step is measured
+    # again, which writes how the tasks are combined by this rule.
     last = len(state.tasks)
-    # the rule was another one meanwhile: how the tasks are combined has to be found again
-    again = last in steps and last and state.combined["label"] != plan.rule.label
-    return steps - {last} if again else steps
+    if last in steps and last:
+        combined_by = state.combined["label"]
+        if combined_by != label:
+            steps.remove(last)
+    return steps
 
 
 def _unfinished(state: RunState, plan: Plan) -> Snapshot | None:
-    """Return the state inside the next task, if it was begun with the same settings and examples."""
-    snapshot, learned = state.unfinished, len(state.tasks)
+    """Return the state inside the next task, if the same settings and examples made it."""
+    snapshot = state.unfinished
+    learned = len(state.tasks)
     if snapshot is None or learned == len(plan.stream):
         return None
     belongs_to = snapshot.about.get("belongs_to")
     if belongs_to == belonging(plan, plan.stream.until(learned + 1)):
         return snapshot
+    # the process ended when it had saved the task, and before it had removed the state inside it
     if learned and belongs_to == belonging(plan, plan.stream.until(learned)):
-        return None  # the process ended when it had saved the task, and before it had removed what was inside it
-    message = "A task was being learned with other settings or examples when the run was stopped: it is begun again."
+        return None
+    message = (
+        "A task was being learned with other settings or examples when the run was stopped: "
+        "it starts again from the beginning."
+    )
     warnings.warn(message, PerdureWarning, stacklevel=3)
     return None
 
 
-def belonging(plan: Plan, seen: TaskStream) -> dict[str, Any]:
-    """Return what has to be the same for the training of the last task `seen` to go on inside it."""
+def belonging(plan: Plan, seen: TaskStream) -> dict[str, object]:
+    """Return what has to be the same for the training of the last task `seen` to go on inside it.
+
+    The tasks before it are among that, because what was learned of them is where it began.
+    """
     settings = settings_of(plan)
-    training = {
-        key: value for key, value in settings["training"].items() if key not in HARMLESS_IN_TRAINING
-    }
-    same = {
+    training = {}
+    for key, value in settings["training"].items():
+        # how often the state is saved, and who logs it, changes nothing that is learned
+        if key not in HARMLESS_IN_TRAINING:
+            training[key] = value
+    values = {
+        "tasks": {task.name: task.digests() for task in seen},
         "method": settings["method"],
         "backbone": settings["backbone"],
         "seed": plan.seed,
         "training": training,
     }
-    return files.plain({"tasks": {task.name: task.digests() for task in seen}, **same})
+    # as JSON gives them back, for they are compared with what was read from a file
+    return files.plain(values)
 
 
 # -- checks
@@ -195,34 +238,40 @@ def check_model(state: RunState, backbone: Backbone) -> None:
     Raises
     ------
     RunError
-        They differ, so that what was learned does not fit them.
+        The files differ, so that what was learned does not fit them.
     """
-    kept = layout.backbone(state.folder)
-    if not kept or not backbone.files or not state.stands_on_a_model:
+    recorded = layout.backbone(state.folder)
+    if not recorded or not backbone.files or not state.stands_on_a_model:
         return
-    now = backbone.hashes
-    differing = sorted(name for name in {*kept, *now} if kept.get(name) != now.get(name))
+    present = backbone.hashes
+    differing = []
+    for name in sorted({*recorded, *present}):
+        if recorded.get(name) != present.get(name):
+            differing.append(name)
     if not differing:
         return
-    names = ", ".join(f"`{name}`" for name in differing[:3]) + (", …" if len(differing) > 3 else "")
+    names = ", ".join(f"`{name}`" for name in differing[:3])
+    if len(differing) > 3:
+        names += ", …"
     verb = "differs" if len(differing) == 1 else "differ"
     raise RunError(
-        f"`{backbone.source}` is not the model that the run `{state.folder}` began with: {names} {verb}. Put the "
-        f"files of before back, or start a new run. (If you know that both answer alike, remove "
-        f"`{state.folder / layout.BACKBONE}`: then they are no longer compared.)"
+        f"`{backbone.source}` is not the model that the run `{state.folder}` began with: {names} "
+        f"{verb}. Put the original files back, or start a new run. (If you know that both models "
+        f"answer alike, remove `{state.folder / layout.BACKBONE}`: "
+        "then they are no longer compared.)"
     )
 
 
 def check_same(learned: Sequence[Learned], stream: TaskStream) -> None:
-    """Raise `RunError` if a stream does not begin with these tasks, or their examples are others."""
+    """Raise `RunError` unless a stream begins with these tasks, with the same examples."""
     names = [task.name for task in learned]
     if stream.names[: len(names)] != names:
         raise RunError(
-            f"The run has learned the tasks {names}, but the stream has {stream.names}. Keep their order, and put new "
-            "ones behind them."
+            f"The run has learned the tasks {names}, but the stream has {stream.names}. "
+            "Keep their order, and put new ones behind them."
         )
-    for old, task in zip(learned, stream, strict=False):
-        if old.classes != task.classes or not task.has_digests(old.digests):
+    for before, task in zip(learned, stream, strict=False):  # the stream may be longer
+        if before.classes != task.classes or not task.has_digests(before.digests):
             raise RunError(f"{changed(task.name)} Put the old data back, or start a new run.")
 
 
@@ -238,17 +287,21 @@ def check_fits(backbone: Backbone, task: Learned) -> None:
     """
     adapters.check_fits(backbone.model, task.adapter)
     for name, head in task.heads.items():
-        if SEED not in head and head["weight"].shape[1] != backbone.width:
+        if SEED in head:  # it reads random features, whose number is the method's choice
+            continue
+        width = head["weight"].shape[1]
+        if width != backbone.width:
             raise RunError(
-                f"The head of `{name}` in task `{task.name}` reads {head['weight'].shape[1]} features, but "
-                f"`{backbone.source}` gives {backbone.width}. Is it the model that the run began with?"
+                f"The head of `{name}` in task `{task.name}` reads {width} features, but "
+                f"`{backbone.source}` gives {backbone.width}. "
+                "Is it the model that the run began with?"
             )
 
 
 def _check_texts(plan: Plan, learned: int, splits: Sequence[Split]) -> None:
-    """Tokenize the texts of the tasks to come, so that one that cannot be read is named before anything is trained.
+    """Tokenize the texts of the tasks to come, so that an unreadable one fails before training.
 
-    It costs nothing: the tokens are kept for the training.
+    It costs nothing: the backbone keeps the tokens for the training.
 
     Raises
     ------

@@ -1,7 +1,7 @@
-"""What stands in each file of a run folder: the check, and the description, are these classes.
+"""The contents of each file of a run folder: these classes are both the description and the check.
 
-They are strict, as JSON is: a number is no text, and true is no number. More than they name may
-stand in a file, and is kept. `perdure.runs.layout` reads the files.
+They are strict, as JSON is: a number is not a text, and true is not a number. A file may
+have more keys than they name, and these are kept. `perdure.runs.layout` reads the files.
 """
 
 import math
@@ -28,11 +28,16 @@ from perdure.storage.files import TASK_NAME
 T = TypeVar("T")
 
 
-def _one_by_one(values: Any, check: Callable[[Any], Any]) -> Any:
-    """Check the entries of a mapping until one is wrong: a million complaints would fill memory."""
+def _one_by_one(values: object, check: Callable[[object], dict[str, T]]) -> dict[str, T]:
+    """Check the entries of a mapping until one is wrong.
+
+    pydantic itself would collect a complaint about every entry, and a damaged file with a
+    million entries would fill memory. (For lists it has `fail_fast`, for mappings it has no
+    such thing.)
+    """
     if not isinstance(values, dict):
-        return check(values)
-    checked = {}
+        return check(values)  # which says that it is not a mapping
+    checked: dict[str, T] = {}
     for name, value in values.items():
         checked |= check({name: value})
     return checked
@@ -40,7 +45,7 @@ def _one_by_one(values: Any, check: Callable[[Any], Any]) -> Any:
 
 def _task_name(name: str) -> str:
     if not TASK_NAME.fullmatch(name):
-        raise ValueError("no task can be called so")
+        raise ValueError("a task cannot have this name")
     return name
 
 
@@ -48,13 +53,14 @@ Table = Annotated[dict[str, T], WrapValidator(_one_by_one)]
 Items = Annotated[list[T], Field(fail_fast=True)]
 Count = Annotated[int, Ge(0)]
 Whole = Annotated[int, Ge(-(2**53)), Le(2**53)]
-"""A number that any program reads from JSON as it was written."""
+"""A number that any program reads from JSON as it was written: a double holds it exactly."""
 TaskName = Annotated[str, AfterValidator(_task_name)]
 
 
 class Schema(BaseModel):
-    """A file, or a part of one."""
+    """A file, or a part of a file."""
 
+    # More keys are allowed, so that an older version reads what a newer one wrote.
     model_config = ConfigDict(strict=True, extra="allow")
 
 
@@ -68,39 +74,45 @@ class Named(Schema):
 
 
 class PreTrained(Schema):
-    """The pre-trained model, and how it is read."""
+    """The pre-trained model, and how its input is read."""
 
     model: str
 
 
 class Recipe(Schema):
-    """`recipe.yaml` has every section, with all defaults; their settings are checked when they are used."""
+    """`recipe.yaml`: every section, with all defaults written out.
 
-    stream: str | dict[str, Any] | Items[dict[str, Any]]
+    The settings in a section are checked against what it names, when that is used.
+    """
+
+    stream: str | dict[str, object] | Items[dict[str, object]]
     backbone: PreTrained
     method: Named
     rule: Named
-    training: dict[str, Any]
-    evaluation: dict[str, Any]
+    training: dict[str, object]
+    evaluation: dict[str, object]
     seed: int
     forgotten: Items[TaskName] | None = None
     """The tasks that were taken out."""
     traces: Annotated[dict[TaskName, Count], WrapValidator(_one_by_one)] | None = None
-    """The tasks of which something remains in later ones, and the place that each had."""
+    """The forgotten tasks that later tasks still hold something of: the position that each had."""
 
 
 # -- environment.json · backbone.json
 
 
 class Environment(Schema):
-    """Where a run was begun. Only the format decides anything; the rest is shown, and compared."""
+    """The software and hardware that a run was begun on.
+
+    Only the format decides anything; the rest is shown, and compared.
+    """
 
     format: int = 1
     python: str | None = None
     versions: Table[str] | None = None
-    """Of perdure and the packages that it computes with."""
+    """The versions of perdure and of the packages that it computes with."""
     revision: str | None = None
-    """Of perdure's source, where that is a git checkout."""
+    """The git revision of perdure's source, if it runs from a checkout."""
     machine: str | None = None
     system: str | None = None
     cpus: int | None = None
@@ -114,24 +126,25 @@ class Backbone(Schema):
     source: str | None = None
     revision: str | None = None
     files: Table[str]
-    """The SHA-256 of each."""
+    """The SHA-256 of each file."""
 
 
 # -- tasks/00-name/: task.json · manifest.json
 
 
 class Task(Schema):
-    """What is kept of a task as plain values."""
+    """The plain values that are kept of a task."""
 
     name: str
     classes: Items[str]
     digests: Table[str]
     """The SHA-256 of each split of its examples."""
-    state: dict[str, Any]
-    """What the method remembers, but for tensors."""
+    state: dict[str, object]
+    """The memory of the method, except for tensors."""
 
 
 def _task_file(name: str) -> str:
+    # a manifest names files that are opened: none may lie outside the task's folder
     if not re.fullmatch(r"(adapter/)?[A-Za-z]\w*\.(json|safetensors)", name, flags=re.ASCII):
         raise ValueError("no task has a file of this name")
     return name
@@ -155,14 +168,14 @@ class Manifest(RootModel[Annotated[dict[TaskFile, File], WrapValidator(_one_by_o
 
 
 class BelongsTo(Schema):
-    """What has to be the same for the training of a task to go on inside it, the tasks among that."""
+    """The conditions under which the training of a task may go on inside it."""
 
     tasks: Annotated[Table[Table[str]], MinLen(1)]
     """The SHA-256 of each split of each task; the last one is being learned."""
 
 
 class Unfinished(Schema):
-    """What the header says of the state inside a task; the method and the optimizer check theirs."""
+    """The header of the state inside a task; the method and the optimizer check their own parts."""
 
     step: Count
     seconds: float
@@ -175,47 +188,47 @@ class Unfinished(Schema):
 class Candidate(Schema):
     """A scale that a search tried."""
 
-    scale: float | dict[str, Any]
-    """One number, or those of each task."""
+    scale: float | dict[str, object]
+    """One number, or a number for each task."""
     score: float
 
 
-def _of_version_0_1(candidates: Any) -> Any:
-    """Return candidates as they are written now, not as scores by scale."""
+def _of_version_0_1(candidates: object) -> object:
+    """Return candidates as they are written now; version 0.1 wrote a mapping of scale to score."""
     if not isinstance(candidates, dict):
         return candidates
     return [{"scale": float(scale), "score": score} for scale, score in candidates.items()]
 
 
 class Combined(Schema):
-    """How the adapters are combined."""
+    """The combination of the adapters."""
 
     name: str
     label: str
-    """With the settings that are not the usual ones; the name, where an older version wrote none."""
-    options: dict[str, Any] = {}
+    """The name and the settings that are not defaults; the bare name where none was written."""
+    options: dict[str, object] = {}
     space: str = "delta"
     since: str = "pretrained"
     candidates: Annotated[Items[Candidate], BeforeValidator(_of_version_0_1)] = []
 
     @model_validator(mode="before")
     @classmethod
-    def _label(cls, values: Any) -> Any:
+    def _label(cls, values: dict[str, object]) -> dict[str, object]:
         return {"label": values.get("name")} | values
 
 
 class Search(Schema):
-    """What the search of a rule's scale found after a number of tasks."""
+    """The result of a search for a rule's scale after a number of tasks."""
 
     rule: str
     """The label of the rule."""
     step: int
-    options: dict[str, Any]
+    options: dict[str, object]
     candidates: Items[Candidate]
 
 
 class Searches(Schema):
-    """All searches of `combined.json`; folders from before it had them lack the key."""
+    """All searches in `combined.json`; older folders lack the key."""
 
     searches: Items[Search]
 
@@ -224,9 +237,9 @@ class Searches(Schema):
 
 
 class Score(Schema):
-    """A row of `scores.csv`: after `step` tasks had been learned, `value` was measured on `task`."""
+    """A row of `scores.csv`: `value` was measured on `task` after `step` tasks."""
 
-    model_config = ConfigDict(strict=False)  # CSV knows texts only
+    model_config = ConfigDict(strict=False)  # CSV has only texts, also for numbers
 
     step: int
     task: str
@@ -238,7 +251,7 @@ class Score(Schema):
 
 
 class Event(Schema):
-    """A line of `events.jsonl`: what happened, and by its kind what is said of it."""
+    """A line of `events.jsonl`: the kind of event, and the keys that this kind has."""
 
     event: str | None = None
     task: str | None = None
@@ -247,24 +260,24 @@ class Event(Schema):
     epoch: Whole | None = None
     examples: Whole | None = None
     trained: Whole | None = None
-    """How many parameters were trained."""
+    """The number of parameters that were trained."""
     state_bytes: Whole | None = None
-    """What the method remembers."""
+    """The size of everything that the method remembers."""
     store_bytes: Whole | None = None
-    """Old examples among that."""
+    """The size of the old examples in it."""
     loss: float | None = None
     learning_rate: float | None = None
     seconds: float | None = None
-    options: dict[str, Any] | None = None
+    options: dict[str, object] | None = None
 
 
 Answered = Annotated[Table[Annotated[int, Gt(0)]], MinLen(1)]
 Ways = Table[Table[Table[Answered]]]
-"""By the way to know the task, by task, true class, and class that was answered: how often."""
+"""Counts of answers, by `task_id`, task, true class and answered class."""
 
 
 class Answers(Schema):
-    """How the test examples were answered at the last measurement with the run's own rule."""
+    """The answers to the test examples at the last measurement with the run's own rule."""
 
     rule: str | None = None
     step: int | None = None
@@ -282,7 +295,7 @@ class Part(Schema):
 
 
 class Diagnostics(Schema):
-    """What `perdure diagnose` has found (docs/run-folder.md has all keys)."""
+    """The result of `perdure diagnose` (docs/run-folder.md has all keys)."""
 
     format: Literal[1]
     tasks: Items[str]
@@ -294,29 +307,51 @@ class Diagnostics(Schema):
     @field_validator("parts")
     @classmethod
     def _shapes(cls, parts: dict[str, Part], info: Any) -> dict[str, Part]:
+        """Check each part's arrays against the axes that its diagnostic declares."""
+        # `info` is a `ValidationInfo`, a protocol that cannot be checked at runtime
         declared = registry.diagnostics()
+        # fields are checked in the order of their declaration; a list of tasks that is itself
+        # wrong is not in `data`
+        tasks = info.data.get("tasks", [])
         for name, part in parts.items():
             if name not in declared:
-                raise ValueError(f"there is no part `{name[:100]}`")
-            sizes = _sizes(len(info.data.get("tasks", [])), len(part.layers))
+                raise ValueError(f"there is no diagnostic `{name[:100]}`")
+            sizes = _sizes(len(tasks), len(part.layers))
             numbers = part.model_extra or {}
-            for key, axes in declared[name].axes.items():
+            diagnostic = declared[name]
+            for key, axes in diagnostic.axes.items():
                 shape = [sizes[axis] for axis in axes]
-                if key not in numbers or not _is_array(numbers[key], shape):
-                    raise ValueError(f"`{key}` of `{name}` has not its shape")
+                has_shape = key in numbers and _is_array(numbers[key], shape)
+                if not has_shape:
+                    raise ValueError(f"`{key}` of `{name}` has the wrong shape")
         return parts
 
 
 def _sizes(tasks: int, layers: int) -> dict[str, int]:
-    """Return the length of each axis of the diagnostics."""
-    pairs = tasks * (tasks - 1) // 2
-    return {"t": tasks, "p": pairs, "s": tasks + 1, "l": layers, "z": 3, "b": 15, "c": 5}
+    """Return the length of each axis of the diagnostics.
+
+    t: tasks, p: pairs of tasks, s: steps with the one before any task, l: layers, z: zones,
+    b: bins of a calibration curve, c: columns of it.
+    """
+    return {
+        "t": tasks,
+        "p": tasks * (tasks - 1) // 2,
+        "s": tasks + 1,
+        "l": layers,
+        "z": 3,
+        "b": 15,
+        "c": 5,
+    }
 
 
-def _is_array(value: Any, shape: list[int]) -> bool:
-    """Return whether lists within each other have a shape; their numbers are finite, or None."""
+def _is_array(value: object, shape: list[int]) -> bool:
+    """Return whether nested lists have a shape; their numbers are finite, or None."""
     if not shape:
-        return value is None or (type(value) in (int, float) and math.isfinite(value))
+        if value is None:  # not measured
+            return True
+        if isinstance(value, bool):  # true and false are numbers for Python
+            return False
+        return isinstance(value, int | float) and math.isfinite(value)
     if not isinstance(value, list) or len(value) != shape[0]:
         return False
     return all(_is_array(row, shape[1:]) for row in value)

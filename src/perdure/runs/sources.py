@@ -1,8 +1,9 @@
-"""The tasks that something was made of: what tells of a task goes when the task goes.
+"""The tasks that something was made from: what tells of a task goes when the task goes.
 
-A report, a diagnosis, predictions and an export are made without holding the run, and may end after a task that they
-began with was forgotten. So whoever makes one notes the tasks first, and checks them when it takes its place. What
-lies in a run's folder also names them, so that it can be told later whether all of them are still there.
+A report, a diagnosis, predictions and an export are made without holding the run, and may
+end after one of their tasks was forgotten. So whoever makes such a file notes the tasks
+first, and checks them when the file takes its place. Files in a run's folder also name
+their tasks, so that it can be told later whether all of them still exist.
 """
 
 import contextlib
@@ -19,12 +20,16 @@ from perdure.storage import files
 
 META = re.compile(rb'<meta name="perdure-made-of" content="([^"]*)">')
 HEAD = 1_000_000
-"""Bytes of a page in which its sources are looked for: they stand at its beginning."""
+"""The bytes of a page in which its sources are looked for: they stand at its beginning."""
 
 
 @dataclass(frozen=True)
 class Sources:
-    """The tasks of a run at one moment, each with the SHA-256 of its manifest, which names all of its files."""
+    """The tasks of a run at one moment, each with the SHA-256 of its manifest.
+
+    The manifest has the hashes of all files of the task, so its own hash stands for the whole
+    task.
+    """
 
     folder: Path
     tasks: Mapping[str, str]
@@ -36,56 +41,69 @@ class Sources:
         Raises
         ------
         RunError
-            The folder is no run, or a file that names a task cannot be read.
+            The folder is not a run, or a file that names a task cannot be read.
         """
-        layout.check_run(Path(folder))
-        return cls(
-            Path(folder), {name: _digest(path) for name, path in _manifests(Path(folder)).items()}
-        )
+        folder = Path(folder)
+        layout.check_run(folder)
+        digests = {name: _digest(path) for name, path in _manifests(folder).items()}
+        return cls(folder, digests)
 
     @classmethod
     def readable(cls, folder: str | Path) -> "Sources":
-        """Note the tasks that a run has now, as far as its files can be read: a report shows damaged runs, too."""
+        """Note the tasks that a run has now, as far as its files can be read.
+
+        This is for reports, which show damaged runs, too.
+        """
+        folder = Path(folder)
         digests = {}
-        with contextlib.suppress(PerdureError):
-            for name, path in _manifests(Path(folder)).items():
-                with contextlib.suppress(PerdureError):
+        with contextlib.suppress(PerdureError):  # the recipe, or the folder of the tasks
+            for name, path in _manifests(folder).items():
+                with contextlib.suppress(PerdureError):  # this task alone
                     digests[name] = _digest(path)
-        return cls(Path(folder), digests)
+        return cls(folder, digests)
 
     def gone(self, now: "Sources") -> list[str]:
         """Return the tasks that the run no longer has, or has learned again in another way."""
-        return [name for name, digest in self.tasks.items() if now.tasks.get(name) != digest]
+        gone = []
+        for name, digest in self.tasks.items():
+            if now.tasks.get(name) != digest:
+                gone.append(name)
+        return gone
 
     def check(self) -> None:
-        """Check that all of the tasks are still there.
+        """Check that all of the tasks still exist.
 
         Raises
         ------
         RunError
-            One was forgotten, or learned again.
+            A task was forgotten, or learned again.
         """
+        # a task that cannot be read counts as gone: nobody can say that it is the same
         gone = self.gone(Sources.readable(self.folder))
         if gone:
             raise RunError(
-                f"The task `{gone[0]}` of `{self.folder}` was forgotten or learned again meanwhile, so nothing that "
-                "was made of it is kept. Give the command again."
+                f"The task `{gone[0]}` of `{self.folder}` was forgotten or learned again "
+                "meanwhile, so nothing that was made from it is kept. Give the command again."
             )
 
 
 def stale(folder: Path) -> dict[str, list[str]]:
-    """Return the derived files of a run that were made of tasks which are gone, each with these tasks."""
-    found: dict[str, list[str]] = {}
+    """Return the derived files of a run that are made from tasks which are gone, and the tasks."""
+    gone_by_file: dict[str, list[str]] = {}
     now = Sources.readable(folder)
     for name in layout.DERIVED:
-        gone = Sources(folder, _named_in(folder / name)).gone(now)
+        noted = Sources(folder, _named_in(folder / name))
+        gone = noted.gone(now)
         if gone:
-            found[name] = gone
-    return found
+            gone_by_file[name] = gone
+    return gone_by_file
 
 
 def _named_in(path: Path) -> dict[str, str]:
-    """Return the tasks that a derived file names; none if it is not there, is of an older version, or is damaged."""
+    """Return the tasks that a derived file names.
+
+    A file that is missing, damaged, or of an older version names none, and is never stale.
+    """
     try:
         if path.suffix == ".html":
             return _named_in_page(path)
@@ -95,26 +113,39 @@ def _named_in(path: Path) -> dict[str, str]:
 
 
 def _named_in_page(path: Path) -> dict[str, str]:
-    """Return the tasks that a page about one run names; one about several runs is nobody's own."""
+    """Return the tasks that a page about a single run names.
+
+    A page about several runs belongs to none of them.
+    """
+    # the page may be large, and a stranger's: only its beginning is read
     metas = META.findall(files.read_start(path, HEAD))
     if len(metas) != 1:
         return {}
-    text = html.unescape(metas[0].decode("utf-8", "replace"))
+    content = metas[0].decode("utf-8", "replace")
+    text = html.unescape(content)
     return _digests(files.parse_json(text, f"the head of `{path}`"))
 
 
 def _digests(about: object) -> dict[str, str]:
-    if isinstance(about, dict) and all(isinstance(value, str) for value in about.values()):
-        return about
-    return {}
+    """Return what a file says of its tasks, if it has the form of digests by name."""
+    if not isinstance(about, dict):
+        return {}
+    for digest in about.values():
+        if not isinstance(digest, str):
+            return {}
+    return about
 
 
 def _manifests(folder: Path) -> dict[str, Path]:
-    forgotten = layout.forgotten(layout.recipe(folder))
-    places = layout.task_folders(folder, forgotten)
-    return {name: place / "manifest.json" for name, place in places.items()}
+    """Return the path of each task's manifest, by the task's name."""
+    recipe = layout.recipe(folder)
+    forgotten = layout.forgotten(recipe)
+    folders = layout.task_folders(folder, forgotten)
+    return {name: path / "manifest.json" for name, path in folders.items()}
 
 
 def _digest(manifest: Path) -> str:
     with layout.reading(manifest):
-        return hashlib.sha256(files.read_bytes(manifest, files.MAX_JSON)).hexdigest()
+        # a limit, because a manifest in a stranger's folder may be of any size
+        content = files.read_bytes(manifest, files.MAX_JSON)
+        return hashlib.sha256(content).hexdigest()

@@ -21,15 +21,15 @@ from perdure.runs.layout import UNFINISHED, reading
 class RunState:
     """A run folder as it was when it was read.
 
-    The recipe and the names of the tasks are read at once, every other file when it is first asked
-    for; none is read twice.
+    The recipe and the names of the tasks are read at once, every other file when it is first
+    asked for; no file is read twice.
 
     Attributes
     ----------
     recipe
         The resolved recipe.
     places
-        The folders of the tasks that are complete, by name, in the order in which they were learned.
+        The folders of the complete tasks, by name, in the order in which they were learned.
     """
 
     folder: Path
@@ -43,7 +43,7 @@ class RunState:
 
     @property
     def shares_head(self) -> bool:
-        """True if all tasks have one head (`training.heads`)."""
+        """True if all tasks share one head (`training.heads`)."""
         return self.recipe["training"].get("heads") == "shared"
 
     @property
@@ -51,6 +51,8 @@ class RunState:
         """True if the stream was made in Python, so that the recipe cannot make it again."""
         stream = self.recipe["stream"]
         return isinstance(stream, dict) and "tasks_made_in_python" in stream
+
+    # `cached_property` writes into `__dict__`, which a frozen dataclass allows.
 
     @cached_property
     def learned(self) -> tuple[Learned, ...]:
@@ -69,51 +71,57 @@ class RunState:
         Raises
         ------
         RunError
-            There is no such task, or a file is missing or is not what was written.
+            The run has no such task, or a file is missing or is not what was written.
         """
-        place = self.places.get(name)
-        if place is None:
+        folder = self.places.get(name)
+        if folder is None:
             raise RunError(f"`{self.folder}` has no task `{name}`, or no longer.")
-        return task_folder.load(place, rank=layout.innermost(self.recipe["method"]).get("rank"))
+        # The rank in the adapter's own config is checked against the recipe's. The modules of a
+        # wrapper are those of the method inside it.
+        method = layout.innermost(self.recipe["method"])
+        return task_folder.load(folder, rank=method.get("rank"))
 
     @cached_property
     def unfinished(self) -> Snapshot | None:
-        """The state inside the task that was being learned, if there is one.
+        """The state inside the task that was being learned, if it was saved.
 
         Raises
         ------
         RunError
-            It is damaged.
+            The file is damaged.
         """
         path = self.folder / UNFINISHED
         with reading(path):
             if not path.exists():
                 return None
             snapshot = Snapshot.load(path)
+            # the snapshot's own hash says that it is undamaged, not that perdure wrote it
             layout.check(path, schema.Unfinished, snapshot.about)
             return snapshot
 
     @property
     def begun(self) -> str | None:
-        """The name of the task that was being learned when the run was stopped, if its state was saved."""
+        """The name of the task that was being learned when the run was stopped, if saved."""
         with reading(self.folder / UNFINISHED):
-            return (
-                list(self.unfinished.about["belongs_to"]["tasks"])[-1] if self.unfinished else None
-            )
+            if self.unfinished is None:
+                return None
+            # the tasks seen so far, in order: the last one was being learned
+            belongs_to = self.unfinished.about["belongs_to"]
+            return list(belongs_to["tasks"])[-1]
 
     @cached_property
     def stands_on_a_model(self) -> bool:
-        """True if something was learned already, which fits the pre-trained model of then only."""
+        """True if something was learned already, which fits only the model of that time."""
         return bool(self.places) or layout.is_there(self.folder / UNFINISHED)
 
     @cached_property
     def scores(self) -> list[dict[str, Any]]:
-        """The rows of scores.csv: `step` tasks had been learned when `value` was measured on `task`."""
+        """The rows of scores.csv: `value` was measured on `task` after `step` tasks."""
         return layout.scores(self.folder)
 
     @cached_property
     def combined(self) -> dict[str, Any]:
-        """How the adapters are combined: name, options, space, since, and the candidates of a search.
+        """The combination of the adapters: name, options, space, since, and searched candidates.
 
         Raises
         ------
@@ -124,45 +132,59 @@ class RunState:
 
     @cached_property
     def searches(self) -> list[dict[str, Any]]:
-        """The result of each search for a scale: `rule` (its label), `step`, `options` and `candidates`."""
+        """Each search for a scale: `rule` (its label), `step`, `options` and `candidates`."""
         return layout.searches(self.folder)
 
     def found(self, label: str, step: int) -> dict[str, Any] | None:
-        """Return what a rule's search found after `step` tasks: its `options` and `candidates`."""
+        """Return the result of a rule's search after `step` tasks: `options` and `candidates`."""
         for search in self.searches:
-            if (search["rule"], search["step"]) == (label, step):
+            if search["rule"] == label and search["step"] == step:
                 return search
         return None
 
     def matrix(
         self, rule: str | None = None, task_id: str = "posterior"
     ) -> Float[ndarray, "steps tasks"]:
-        """Return the accuracy matrix R of a rule, by default the run's own: nan where nothing was measured."""
+        """Return the accuracy matrix R of a rule, by default the run's own.
+
+        `R[i, j]` is the accuracy on task `j` after `i + 1` tasks; nan where it was not measured.
+        """
         rule = rule or self.combined["label"]
-        R = np.full((len(self.tasks), len(self.tasks)), np.nan)
+        tasks = len(self.tasks)
+        columns = {name: column for column, name in enumerate(self.tasks)}
+        R = np.full((tasks, tasks), np.nan)
         for row in self.scores:
-            known = row["task"] in self.tasks and 0 < row["step"] <= len(self.tasks)
-            if known and row["rule"] == rule and row["task_id"] == task_id:
-                R[row["step"] - 1, self.tasks.index(row["task"])] = row["value"]
+            if row["rule"] != rule or row["task_id"] != task_id:
+                continue
+            step = row["step"]
+            column = columns.get(row["task"])
+            # Step 0 has no row in R, and a task that is not learned yet has no column:
+            # `evaluation.future` measures these, too.
+            if column is None or not 0 < step <= tasks:
+                continue
+            R[step - 1, column] = row["value"]
         return R
 
     def accuracies(self, rule: str) -> dict[str, float]:
-        """Return the average accuracy of a rule after the last task, for each way to know the task in which every task
-        was measured.
+        """Return a rule's average accuracy after the last task, by the way to know the task.
+
+        A way is left out unless every task was measured with it.
         """
         tasks = self.tasks
-        values: dict[str, dict[str, float]] = {}
+        by_way: dict[str, dict[str, float]] = {}
         for row in self.scores:
-            asked = (
-                row["rule"] == rule and row["metric"] == "accuracy" and row["step"] == len(tasks)
-            )
-            if asked and row["task"] in tasks:
-                values.setdefault(row["task_id"], {})[row["task"]] = row["value"]
-        return {
-            way: sum(of.values()) / len(tasks)
-            for way, of in values.items()
-            if len(of) == len(tasks)
-        }
+            if row["rule"] != rule or row["metric"] != "accuracy":
+                continue
+            if row["step"] == len(tasks) and row["task"] in tasks:
+                values = by_way.setdefault(row["task_id"], {})
+                values[row["task"]] = row["value"]
+        averages = {}
+        for way, values in by_way.items():
+            # an average over fewer tasks would look better or worse than it is
+            if len(values) == len(tasks):
+                total = sum(values.values())
+                averages[way] = total / len(tasks)
+        return averages
 
 
 def read(folder: str | Path, *, trust: bool = False) -> RunState:
@@ -171,17 +193,19 @@ def read(folder: str | Path, *, trust: bool = False) -> RunState:
     Parameters
     ----------
     trust
-        Whether Python files that the folder names (a method, a rule or a benchmark of one's own)
-        may be run, by all that is done in this process. They are run as they are then.
+        Allow everything in this process to run the Python files that the folder names (the user's
+        own method, rule or benchmark). They are run as they are at that moment.
 
     Raises
     ------
     RunError
-        The folder is no run, or is damaged.
+        The folder is not a run, or is damaged.
     """
     folder = Path(folder)
     layout.check_run(folder)
     if trust:
         registry.trust(layout.recipe(folder))
     recipe = layout.whole_recipe(folder)
-    return RunState(folder, recipe, layout.task_folders(folder, layout.forgotten(recipe)))
+    forgotten = layout.forgotten(recipe)
+    places = layout.task_folders(folder, forgotten)
+    return RunState(folder, recipe, places)

@@ -1,4 +1,4 @@
-"""The whole story: for each task of a stream, learn it, combine, measure, save; or go on where it was stopped.
+"""The whole story: learn each task of a stream, combine, measure, save; or go on from a checkpoint.
 
 Several processes all learn and measure; the first alone writes.
 """
@@ -18,27 +18,54 @@ from perdure.runs.writer import writing
 
 
 def run(plan: Plan, output: Path, *, change: bool = False, quiet: bool = True) -> System:
-    """Learn what a run has not learned yet, and measure what is not measured; `change`: by other settings."""
+    """Learn the tasks that a run has not learned yet, and measure the steps that are due.
+
+    Parameters
+    ----------
+    change
+        Allow the plan to differ from the recipe of an existing run, which it then replaces.
+    """
+    # the folder is made, or compared with the plan, before it is locked: `writing` needs a run
     plan = opened(output, plan, change=change)
     with writing(output) as writer, stopping(writer.hint) as stop:
         system, inside, due = resumed(writer.state, plan)
         writer.begin(plan, inside)
         quiet = quiet or not writer.writes
-        session = Session(plan.seed, writer.event, writer.unfinished, inside, stop, output, quiet)
-        whole = Progress(
-            "The run", len(plan.stream), done=len(system.learned), quiet=quiet, bar=False
+        session = Session(
+            seed=plan.seed,
+            log=writer.event,
+            keep=writer.unfinished,
+            resume=inside,
+            stop=stop,
+            folder=output,
+            quiet=quiet,
         )
-        for step in range(len(plan.stream) + 1):
+        tasks = len(plan.stream)
+        progress = Progress(
+            "The run",
+            tasks,
+            done=len(system.learned),
+            quiet=quiet,
+            bar=False,
+        )
+        # step 0 is before any task; steps that were learned already may still be due
+        for step in range(tasks + 1):
             if step > len(system.learned):
-                system = system.with_task(learn_next(system, plan, session))
+                learned = learn_next(system, plan, session)
+                system = system.with_task(learned)
+                # the saved state was inside this task: the next one starts at its beginning
                 session = replace(session, resume=None)
-                with stop.later():
+                with stop.later():  # a signal waits until the task is saved
                     writer.task(system)
             if step in due:
-                writer.measurement(
-                    measure(
-                        system.until(step), plan.stream, plan.evaluation, plan.seed, quiet=quiet
-                    )
+                measured = measure(
+                    system.until(step),
+                    plan.stream,
+                    plan.evaluation,
+                    plan.seed,
+                    quiet=quiet,
                 )
-            whole.to(step, f"{step} of {len(plan.stream)} tasks", reached=step > whole.first)
+                writer.measurement(measured)
+            said = f"{step} of {tasks} tasks"
+            progress.to(step, said, reached=step > progress.first)
     return system

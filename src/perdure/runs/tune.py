@@ -1,9 +1,10 @@
-"""Tune a method fairly: its learning rate and main coefficient, on validation data of the first tasks alone.
+"""Tune a method fairly: its learning rate and main coefficient, on validation data alone.
 
-Who tunes on the whole stream, or on test data, has looked ahead. So here only the first tasks are learned, scored are
-their validation examples, and every method has the same number of trials.
+Whoever tunes on the whole stream, or on test data, has looked ahead. Therefore only the
+first tasks are learned here, scores come from their validation examples, and every method
+gets the same number of trials.
 
-    OUTPUT/trials.jsonl   what is tuned, then one trial a line: settings, score, seconds
+    OUTPUT/trials.jsonl   recipe and protocol, then one trial a line: settings, score, seconds
     OUTPUT/tuned.yaml     the recipe with the best settings
 """
 
@@ -12,7 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from perdure.data.task import TaskStream
 from perdure.errors import InputError, RunError, Stopped, TrainingError
@@ -32,26 +33,36 @@ from perdure.seeds import derived
 from perdure.settings import named
 from perdure.storage import files, lock, staging
 
-TRIALS, TUNED = "trials.jsonl", "tuned.yaml"
+TRIALS = "trials.jsonl"
+TUNED = "tuned.yaml"
 RATE = "training.learning_rate"
+
+
+class Trial(TypedDict):
+    """One line of trials.jsonl; the score is the average validation accuracy, None if it failed."""
+
+    settings: dict[str, float]
+    score: float | None
+    seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """How a method is tuned; the same for all that are to be compared.
+    """The rules of tuning; the same for all methods that are to be compared.
 
     Parameters
     ----------
     tasks
-        Only so many of the stream's first tasks are looked at.
+        The number of tasks that are learned: the first ones of the stream.
     trials
-        How many settings are tried: first the recipe's own.
+        The number of settings that are tried, the recipe's own among them.
     task_id
         How the task of a validation example is known when it is scored.
     lowest, highest
-        The learning rate is searched from so many times the recipe's to so many times, on a logarithmic scale.
+        The learning rate is searched between these multiples of the recipe's, on a logarithmic
+        scale.
     seed
-        Of the search.
+        Seed for the search.
     """
 
     tasks: int = 2
@@ -64,37 +75,40 @@ class Protocol:
 
 @dataclass
 class Tuning:
-    """What came of it.
+    """The result of `tune`.
 
     Attributes
     ----------
     trials
-        Each with its `settings`, `score` (average validation accuracy; nothing if training failed) and `seconds`.
+        All trials, each with its `settings`, `score` (average validation accuracy; None if
+        training failed) and `seconds`.
     recipe
-        The recipe with the best settings: of equally good ones those that were tried first.
+        The recipe with the best settings; ties go to those that were tried first.
     """
 
-    recipe: dict[str, Any]
-    trials: list[dict[str, Any]] = field(default_factory=list)
+    recipe: dict[str, object]
+    trials: list[Trial] = field(default_factory=list)
 
     @property
-    def best(self) -> dict[str, Any]:
+    def best(self) -> Trial:
         """The best trial."""
+        # a trial that failed is worse than one that got every example wrong
         return max(
             self.trials, key=lambda trial: -1.0 if trial["score"] is None else trial["score"]
         )
 
     def lines(self) -> list[tuple[str, str]]:
-        """Score and settings of each trial, the best first."""
-        order = sorted(self.trials, key=lambda trial: -(trial["score"] or 0.0))
-        shown = [
-            ", ".join(f"{name}={value:g}" for name, value in trial["settings"].items())
-            for trial in order
-        ]
-        scores = [
-            "failed" if trial["score"] is None else f"{100 * trial['score']:.1f}" for trial in order
-        ]
-        return list(zip(scores, shown, strict=True))
+        """Return the score and the settings of each trial as texts, the best first."""
+        rows = []
+        best_first = sorted(self.trials, key=lambda trial: -(trial["score"] or 0.0))
+        for trial in best_first:
+            score = trial["score"]
+            percent = "failed" if score is None else f"{100 * score:.1f}"
+            settings = []
+            for name, value in trial["settings"].items():
+                settings.append(f"{name}={value:g}")
+            rows.append((percent, ", ".join(settings)))
+        return rows
 
 
 def tune(
@@ -108,14 +122,14 @@ def tune(
 ) -> Tuning:
     """Search a recipe's learning rate and its method's main coefficient (`Method.tuned`).
 
-    One that was stopped goes on: trials that are in `output` are not made again.
+    A search that was stopped goes on: trials that are in `output` are not made again.
 
     Parameters
     ----------
     output
         A folder for the trials and the tuned recipe.
     stream, backbone
-        Those of the recipe, where they are there already.
+        The recipe's stream and backbone, if the caller has made them already.
 
     Raises
     ------
@@ -128,162 +142,218 @@ def tune(
         raise InputError(
             "`tune` is for one process: start it without `accelerate launch` or `torchrun`."
         )
-    protocol, output = protocol or Protocol(), Path(output)
+    protocol = protocol or Protocol()
+    output = Path(output)
+    # everything that can be refused is refused before the first trial, and not after hours
     ranges = searched(recipe, protocol)
-    needed("optuna", "`tune`")  # not after the first trial
+    needed("optuna", "`tune`")
     stream = stream or recipe.make_stream()
     if protocol.tasks > len(stream):
         raise InputError(f"`tasks` is {protocol.tasks}, but the stream has {len(stream)}.")
     plan = recipe.plan(stream, backbone)
-    plan = replace(plan, stream=stream.until(protocol.tasks), evaluation=Evaluation(steps="none"))
+    # nothing is measured on test data: the score of a trial is made by `validation_accuracy`
+    plan = replace(
+        plan,
+        stream=stream.until(protocol.tasks),
+        evaluation=Evaluation(steps="none"),
+    )
     about = files.plain({"recipe": recipe.resolved(plan), "protocol": vars(protocol)})
     with files.refusing(output, verb="made"):
         output.mkdir(parents=True, exist_ok=True)
-    files.check_place(output / TUNED)  # not after hours
+    files.check_place(output / TUNED)
     with lock.held(output):  # two processes would make each other's trials
         trials = _begun(output, about)[: protocol.trials]
-        progress = Progress("Tuning", protocol.trials, done=len(trials), quiet=quiet, bar=False)
+        progress = Progress(
+            "Tuning",
+            protocol.trials,
+            done=len(trials),
+            quiet=quiet,
+            bar=False,
+        )
         for number in range(len(trials), protocol.trials):
             settings = _asked(recipe, protocol, ranges, trials, number)
-            started = time.perf_counter()
-            score = _score(_changed(recipe, settings), plan, output, protocol.task_id, quiet=quiet)
-            trials.append(
-                {
-                    "settings": settings,
-                    "score": score,
-                    "seconds": round(time.perf_counter() - started, 3),
-                }
-            )
+            trial = _trial(recipe, settings, plan, output, protocol.task_id, quiet=quiet)
+            trials.append(trial)
+            # each trial is on the disk before the next one begins
             with files.refusing(output / TRIALS):
-                files.append(output / TRIALS, json.dumps(trials[-1]) + "\n")
-            said = "failed" if score is None else f"validation accuracy {100 * score:.1f} %"
-            progress.to(
-                number + 1, f"trial {number + 1} of {protocol.trials}, {said}", reached=True
-            )
+                files.append(output / TRIALS, json.dumps(trial) + "\n")
+            said = _said(number, protocol.trials, trial["score"])
+            progress.to(number + 1, said, reached=True)
         return _finished(recipe, output, trials)
 
 
-def _finished(recipe: Recipe, output: Path, trials: list[dict[str, Any]]) -> Tuning:
-    """Write the recipe with the best settings."""
+def _said(number: int, trials: int, score: float | None) -> str:
+    outcome = "failed" if score is None else f"validation accuracy {100 * score:.1f} %"
+    return f"trial {number + 1} of {trials}, {outcome}"
+
+
+def _finished(recipe: Recipe, output: Path, trials: list[Trial]) -> Tuning:
+    """Write the recipe with the best settings, and return it with the trials."""
     best = Tuning({}, trials).best
     if best["score"] is None:
         raise RunError(
-            f"All {len(trials)} trials failed: see `{output / TRIALS}`. Lower `{RATE}` in the recipe."
+            f"All {len(trials)} trials failed: see `{output / TRIALS}`. "
+            f"Lower `{RATE}` in the recipe."
         )
     tuned = _changed(recipe, best["settings"]).model_dump(exclude_none=True, exclude_defaults=True)
+    # only what differs from the defaults, as a user would write it
     files.write(output / TUNED, files.to_yaml(files.plain(tuned)))
     return Tuning(tuned, trials)
 
 
 def searched(recipe: Recipe, protocol: Protocol) -> dict[str, Tuned]:
-    """What is searched, by its name as `--set` takes it.
+    """Return the settings that are searched and their ranges, by their names for `--set`.
 
     Raises
     ------
     InputError
-        The method trains nothing and has no main coefficient, or the recipe has it at 0.
+        The method trains nothing and has no main coefficient, or the recipe sets it to 0.
     """
-    method, where = recipe.make_method(), "method"
+    method = recipe.make_method()
+    where = "method"
+    # a method that wraps another is tuned by what is inside it
     while isinstance(inner := getattr(method, "method", None), Method):
-        method, where = inner, f"{where}.method"
-    found = {}
+        method = inner
+        where = f"{where}.method"
+    ranges = {}
     if method.trains:
         rate = recipe.make_training().learning_rate
-        found[RATE] = Tuned(RATE, protocol.lowest * rate, protocol.highest * rate)
+        ranges[RATE] = Tuned(RATE, protocol.lowest * rate, protocol.highest * rate)
     if method.tuned:
-        name, own = f"{where}.{method.tuned.name}", getattr(method, method.tuned.name)
-        if not own:
+        tuned = method.tuned
+        name = f"{where}.{tuned.name}"
+        value = getattr(method, tuned.name)
+        if not value:
             raise InputError(
-                f"`{name}` is 0 in the recipe, and is searched on a logarithmic scale. Give another value."
+                f"`{name}` is 0 in the recipe, and is searched on a logarithmic scale. "
+                "Give another value."
             )
-        found[name] = Tuned(
-            method.tuned.name, min(own, method.tuned.low), max(own, method.tuned.high)
-        )
-    if not found:
-        raise InputError(
-            f"The method `{named(recipe.method, 'method')[0]}` trains nothing: there is nothing to tune."
-        )
-    return found
+        # the recipe's own value is the first trial, so the range must have it
+        ranges[name] = Tuned(tuned.name, min(value, tuned.low), max(value, tuned.high))
+    if not ranges:
+        name, _ = named(recipe.method, "method")
+        raise InputError(f"The method `{name}` trains nothing: there is nothing to tune.")
+    return ranges
 
 
-def _begun(output: Path, about: dict[str, Any]) -> list[dict[str, Any]]:
-    """The trials that were made before; begins the file if there are none."""
+def _begun(output: Path, about: dict[str, dict[str, object]]) -> list[Trial]:
+    """Return the trials that were made before; begin the file if it is new.
+
+    Raises
+    ------
+    RunError
+        They are of another recipe or protocol.
+    """
     path = output / TRIALS
     if not path.exists():
         files.write(path, json.dumps(about) + "\n")
         return []
-    whole = [
-        line for line in files.read_lines(path) if line.endswith(b"\n")
-    ]  # a kill may cut the last one off
-    lines = [files.parse_json(line, f"`{path}`") for line in whole]
-    if not lines or {**lines[0], "protocol": {**lines[0].get("protocol", {}), "trials": 0}} != {
-        **about, "protocol": {**about["protocol"], "trials": 0}
-    }:  # fmt: skip
+    lines = []
+    whole = []
+    for line in files.read_lines(path):
+        if line.endswith(b"\n"):  # a kill may cut the last line off
+            lines.append(files.parse_json(line, f"`{path}`"))
+            whole.append(line)
+    # scores of other settings, data or protocols cannot be compared with new ones
+    if not lines or _without_trials(lines[0]) != _without_trials(about):
         raise RunError(
             f"`{output}` holds trials of another recipe or protocol. Give another `--output`."
         )
+    # written again without the part of a line, which would make the file unreadable
     files.write(path, b"".join(whole))
     return lines[1:]
+
+
+def _without_trials(about: dict[str, dict[str, object]]) -> dict[str, object]:
+    """Leave out the number of trials: a search may go on to more of them."""
+    protocol = {**about.get("protocol", {}), "trials": 0}
+    return {**about, "protocol": protocol}
 
 
 def _asked(
     recipe: Recipe,
     protocol: Protocol,
     ranges: dict[str, Tuned],
-    trials: Sequence[dict[str, Any]],
+    trials: Sequence[Trial],
     number: int,
 ) -> dict[str, float]:
-    """The settings of a trial: the recipe's own first, then three that are random, then those that Optuna's TPE asks.
+    """Return the settings of a trial: first the recipe's own, then random ones, then those of TPE.
 
-    Its random numbers follow the trial's number, so that a search that was stopped goes on as if it had not been.
+    The random numbers follow from the trial's number alone, so a search that was stopped goes
+    on as if it had not been.
     """
     if number == 0:
-        return {name: _own(recipe, name) for name in ranges}
+        return {name: _value_in(recipe, name) for name in ranges}
     searcher = TPE(
         {name: (tuned.low, tuned.high) for name, tuned in ranges.items()},
         derived(protocol.seed, number),
         optuna=needed("optuna", "`tune`"),
         logarithmic=True,
-        startup=4,
+        startup=4,  # trials before TPE has a say: the recipe's own, and three that are random
     )
     for trial in trials:
         searcher.add(trial["settings"], trial["score"] or 0.0)
     asked = searcher.ask()
-    return {
-        name: min(max(float(f"{asked[name]:.3g}"), t.low), t.high) for name, t in ranges.items()
-    }
+    settings = {}
+    for name, tuned in ranges.items():
+        # three digits are enough, and fit a table; rounding may leave the range
+        rounded = float(f"{asked[name]:.3g}")
+        settings[name] = min(max(rounded, tuned.low), tuned.high)
+    return settings
 
 
-def _own(recipe: Recipe, name: str) -> float:
-    """A setting as the recipe has it."""
+def _value_in(recipe: Recipe, name: str) -> float:
+    """Return the value that the recipe has for a setting."""
     if name == RATE:
         return recipe.make_training().learning_rate
-    method: Any = recipe.make_method()
-    for key in name.split(".")[1:]:
+    _, *above, last = name.split(".")  # `method`, perhaps `method` again, and the field
+    method: object = recipe.make_method()
+    for key in above:
         method = getattr(method, key)
-    return method
+    return getattr(method, last)
 
 
 def _changed(recipe: Recipe, settings: dict[str, float]) -> Recipe:
-    return Recipe.parse(
-        recipe.model_dump(exclude_none=True),
-        [f"{name}={value!r}" for name, value in settings.items()],
-    )
+    values = recipe.model_dump(exclude_none=True)
+    changes = []
+    for name, value in settings.items():
+        changes.append(f"{name}={value!r}")  # `repr` keeps every digit of a number
+    return Recipe.parse(values, changes)
+
+
+def _trial(
+    recipe: Recipe,
+    settings: dict[str, float],
+    plan: Plan,
+    output: Path,
+    task_id: TaskId,
+    *,
+    quiet: bool,
+) -> Trial:
+    """Learn the first tasks with these settings, and score what was learned."""
+    started = time.perf_counter()
+    changed = _changed(recipe, settings)
+    score = _score(changed, plan, output, task_id, quiet=quiet)
+    seconds = time.perf_counter() - started
+    return {
+        "settings": settings,
+        "score": score,
+        "seconds": round(seconds, 3),
+    }
 
 
 def _score(
     changed: Recipe, plan: Plan, output: Path, task_id: TaskId, *, quiet: bool
 ) -> float | None:
-    """The average validation accuracy of the first tasks; nothing if training failed."""
+    """Return the average validation accuracy of the first tasks; None if training failed."""
     plan = replace(plan, method=changed.make_method(), training=changed.make_training())
+    plan = replace(plan, recipe=changed.resolved(plan))
     with staging.hidden_folder(output) as folder:
         try:
-            system = story.run(
-                replace(plan, recipe=changed.resolved(plan)), folder / "trial", quiet=quiet
-            )
-        except TrainingError:
+            system = story.run(plan, folder / "trial", quiet=quiet)
+        except TrainingError:  # the loss is not a number: the learning rate is too high
             return None
-        except Stopped as stop:  # the trial's own hint names a folder that is gone then
+        except Stopped as stop:  # its own hint names the trial's folder, which is gone by then
             raise Stopped(
                 "Stopped. Finished trials are kept. Go on with the same command.",
                 signal=stop.signal,
@@ -294,5 +364,8 @@ def _score(
 def validation_accuracy(system: System, stream: TaskStream, task_id: TaskId) -> float:
     """Return the mean over a stream's tasks of the accuracy on their validation examples."""
     acting, _ = with_best_scale(system, stream)
-    scores = [acting.answer(task, "validation", [task_id]).accuracy()[task_id] for task in stream]
-    return sum(scores) / len(scores)
+    accuracies = []
+    for task in stream:
+        answers = acting.answer(task, "validation", [task_id])
+        accuracies.append(answers.accuracy()[task_id])
+    return sum(accuracies) / len(accuracies)

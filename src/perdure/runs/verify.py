@@ -5,7 +5,6 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from perdure import registry
 from perdure.data.rows import ENDINGS
@@ -23,19 +22,21 @@ from perdure.settings import checked, named
 from perdure.storage import files, lock
 from perdure.storage.tensors import is_finite
 
+SHOWN = 5  # names in a message: a damaged file may have thousands
+
 
 @dataclass
 class Verification:
-    """What was found.
+    """The result of `verify`.
 
     Attributes
     ----------
     sound
-        What is as it should be: by file or folder, one sentence each.
+        The files and folders that are as they should be, with one sentence on each.
     faults
-        What is not.
+        What is wrong, one sentence each.
     notes
-        What is no fault, but worth knowing.
+        What is not wrong, but worth knowing.
     """
 
     sound: dict[str, str] = field(default_factory=dict)
@@ -43,7 +44,7 @@ class Verification:
     notes: list[str] = field(default_factory=list)
 
     def attempt(self, what: str, check: Callable[[], str]) -> None:
-        """Note what a check says; whatever is wrong with it is a fault."""
+        """Note what a check returns; an error that it raises is a fault."""
         try:
             self.sound[what] = check()
         except PerdureError as error:
@@ -51,209 +52,276 @@ class Verification:
 
 
 def verify(folder: str | Path, *, backbone: bool = True) -> Verification:
-    """Read all of a run: each file's size and SHA-256, shapes, finite values, and that its parts fit each other.
+    """Read all of a run: sizes and SHA-256, shapes, finite values, and that its parts fit together.
 
     Parameters
     ----------
     backbone
-        Also compare the pre-trained model with the hashes that the run keeps of it, and adapters and heads with its
-        shapes. It has to be on this machine: nothing is fetched, and nobody is asked.
+        Also compare the pre-trained model with the hashes that the run has of it, and adapters
+        and heads with its shapes. The model has to be on this machine: nothing is fetched, and
+        nobody is asked.
 
     Raises
     ------
     RunError
-        The folder is no run at all, or one of a format that is not known here.
+        The folder is not a run at all, or one of an unknown format.
     """
-    folder, found = Path(folder), Verification()
+    folder = Path(folder)
+    result = Verification()
     layout.check_run(folder)
+    # a run may be verified while it is written: then a fault may be a file that is not there yet
     if holder := lock.holder(folder):
-        found.notes.append(f"Process {holder['pid']} on `{holder['host']}` is writing it now.")
-    found.attempt("recipe.yaml", lambda: _recipe(folder))
-    if found.faults:  # nothing can be compared with it
-        return found
+        result.notes.append(f"Process {holder['pid']} on `{holder['host']}` is writing it now.")
+    result.attempt("recipe.yaml", lambda: _recipe(folder))
+    if result.faults:  # the other files cannot be compared with it
+        return result
     run = read(folder)
+    tasks = _check_written(run, result)
+    _check_derived(run, result)
+    # with a fault above, shapes that do not fit would only repeat it
+    if backbone and tasks and not result.faults:
+        _check_backbone(run, tasks, result)
+    result.notes += _notes(run)
+    return result
+
+
+def _check_written(run: RunState, result: Verification) -> list[Learned]:
+    """Check the files that cannot be made again; return the tasks that are sound."""
     tasks: list[Learned] = []
-    for name, place in run.places.items():
-        found.attempt(f"tasks/{place.name}", lambda name=name: _task(run, name, tasks))
-    found.attempt("tasks", lambda: _together(tasks))
-    found.attempt("scores.csv", lambda: _scores(run))
-    found.attempt("events.jsonl", lambda: _events(run))
-    measured = any(row["step"] == len(run.tasks) > 0 for row in _rows(run))
-    if measured or (
-        is_there(run.folder / "combined.json") and not run.recipe["rule"].get("search")
-    ):
-        found.attempt("combined.json", lambda: _combined(run))
+    for name, folder in run.places.items():
+        # `name=name`: a lambda alone would see the loop's last name
+        result.attempt(f"tasks/{folder.name}", lambda name=name: _task(run, name, tasks))
+    result.attempt("tasks", lambda: _together(tasks))
+    result.attempt("scores.csv", lambda: _scores(run))
+    result.attempt("events.jsonl", lambda: _events(run))
+    if _needs_combined(run):
+        result.attempt("combined.json", lambda: _combined(run))
     elif tasks:
-        found.notes.append("The scale is not searched yet: `perdure run` goes on with that.")
+        result.notes.append("The scale has not been searched yet: `perdure run` goes on with that.")
     if is_there(run.folder / UNFINISHED):
-        found.attempt(UNFINISHED, lambda: _unfinished(run))
-    _check_derived(run, found)
-    if backbone and tasks and not found.faults:
-        _check_backbone(run, tasks, found)
-    found.notes += _notes(run)
-    return found
+        result.attempt(UNFINISHED, lambda: _unfinished(run))
+    return tasks
 
 
-def _check_derived(run: RunState, found: Verification) -> None:
-    """Check what can be made again, and that it tells of no task which is gone."""
+def _needs_combined(run: RunState) -> bool:
+    """Return whether combined.json has to be sound: after a measurement, or if it exists.
+
+    A rule that searches its scale writes the file only when the search is done; until then it
+    may be another rule's.
+    """
+    try:
+        rows = run.scores
+    except PerdureError:  # reported already
+        rows = []
+    tasks = len(run.tasks)
+    if any(row["step"] == tasks > 0 for row in rows):
+        return True
+    exists = is_there(run.folder / "combined.json")
+    return exists and not run.recipe["rule"].get("search")
+
+
+def _check_derived(run: RunState, result: Verification) -> None:
+    """Check the files that can be made again, and that they tell of no task which is gone."""
     if is_there(run.folder / "diagnostics.json"):
-        found.attempt(
-            "diagnostics.json", lambda: ", ".join(layout.diagnostics(run.folder).get("parts", []))
-        )
+        result.attempt("diagnostics.json", lambda: _diagnostics(run))
     if is_there(run.folder / "answers.json"):
-        found.attempt("answers.json", lambda: ", ".join(layout.answers(run.folder)))
+        result.attempt("answers.json", lambda: ", ".join(layout.answers(run.folder)))
     for name, gone in sources.stale(run.folder).items():
-        found.sound.pop(name, None)
-        found.faults.append(
-            f"`{run.folder / name}` was made of the task `{gone[0]}`, which was forgotten or learned again since. "
-            "Remove it, or make it again."
+        result.sound.pop(name, None)
+        result.faults.append(
+            f"`{run.folder / name}` was made from the task `{gone[0]}`, "
+            "which was forgotten or learned again since. Remove it, or make it again."
         )
+
+
+# -- notes
 
 
 def _notes(run: RunState) -> list[str]:
-    """What is left of tasks that were never finished, or were forgotten; and the code that the recipe names."""
-    recipe, tasks, home, notes = run.recipe, run.tasks, run.folder / "tasks", []
-    for name in dict.fromkeys(registry.python_files(recipe)):
+    """Return what is worth knowing: code, leftovers, tables that are gone, and traces."""
+    notes: list[str] = []
+    for name in dict.fromkeys(registry.python_files(run.recipe)):
         notes.append(
             f"The recipe names the Python file `{name}`, which only `--trust` runs. It was not run."
         )
-    gone = layout.task_folders(run.folder, []).values()
-    with layout.reading(home):
-        places = set(home.iterdir()) if home.exists() else set[Path]()
-    for path in sorted(places - set(run.places.values())):
-        if path in gone:
-            notes.append(f"`{path}` is forgotten, and removed as soon as the run is written again.")
-        else:
-            notes.append(f"`{path}` counts for nothing: it was never finished.")
-    notes += [
-        f"`{path}` is not there: what was learned of it is whole, but cannot be measured again."
-        for path in _tables(recipe["stream"])
-        if not os.path.exists(
-            path
-        )  # unlike pathlib's it raises nothing, whatever a damaged recipe names
-    ]
-    for name, place in (recipe.get("traces") or {}).items():
-        if name not in tasks and tasks[place:]:
+    notes += _leftovers(run)
+    for path in _tables(run.recipe["stream"]):
+        # unlike pathlib's, this `exists` never raises, whatever path a damaged recipe names
+        if not os.path.exists(path):
             notes.append(
-                f"Something of `{name}`, which was forgotten, remains in {', '.join(tasks[place:])}. To learn these "
-                f"again without it: `perdure forget {run.folder} {name} --retrain-later`."
+                f"`{path}` is missing: what was learned from it is complete, "
+                "but cannot be measured again."
+            )
+    tasks = run.tasks
+    for name, position in (run.recipe.get("traces") or {}).items():
+        later = tasks[position:]
+        if name not in tasks and later:
+            notes.append(
+                f"Something of `{name}`, which was forgotten, remains in {', '.join(later)}. To "
+                f"learn these again without it: `perdure forget {run.folder} {name} "
+                "--retrain-later`."
             )
     return notes
 
 
-def _tables(stream: Any) -> list[str]:
-    """Return the paths of a recipe's tables. A name without an ending or a root may as well be one on the hub."""
-    paths: list[Any] = []
+def _leftovers(run: RunState) -> list[str]:
+    """Return a note for each folder of a task that was never finished, or was forgotten."""
+    home = run.folder / "tasks"
+    complete = layout.task_folders(run.folder, []).values()  # with those that are forgotten
+    with layout.reading(home):
+        present = set(home.iterdir()) if home.exists() else set[Path]()
+    notes = []
+    for path in sorted(present - set(run.places.values())):
+        if path in complete:
+            notes.append(f"`{path}` is forgotten, and removed as soon as the run is written again.")
+        else:
+            notes.append(f"`{path}` is ignored: it was never finished.")
+    return notes
+
+
+def _tables(stream: object) -> list[str]:
+    """Return the paths of a recipe's tables.
+
+    A name without a known ending or a root is left out: it may as well be one on the hub.
+    """
+    paths: list[object] = []
     for entry in stream if isinstance(stream, list) else []:
         source = entry.get("data") if isinstance(entry, dict) else None
-        paths += source.values() if isinstance(source, dict) else [source]
-    texts = [path for path in paths if isinstance(path, str)]
-    return [
-        path for path in texts if Path(path).suffix.lower() in ENDINGS or Path(path).is_absolute()
-    ]
+        if isinstance(source, dict):  # a table for each split
+            paths += source.values()
+        else:
+            paths.append(source)
+    tables = []
+    for path in paths:
+        if not isinstance(path, str):
+            continue
+        if Path(path).suffix.lower() in ENDINGS or Path(path).is_absolute():
+            tables.append(path)
+    return tables
+
+
+# -- the check of each file: each returns what is said of a sound one
 
 
 def _recipe(folder: Path) -> str:
-    # one without a rule is damaged: no method's file is run to ask for its usual one, for to verify is not to trust
-    Recipe.parse(layout.whole_recipe(folder), where=f"`{folder / 'recipe.yaml'}`")
-    return f"format {layout.environment(folder).get('format', 1)}"
+    # `whole_recipe` refuses a recipe without a rule. `Recipe.parse` alone would run the method's
+    # file to ask for its usual rule, and to verify a folder is not to trust it.
+    recipe = layout.whole_recipe(folder)
+    Recipe.parse(recipe, where=f"`{folder / 'recipe.yaml'}`")
+    environment = layout.environment(folder)
+    return f"format {environment.get('format', 1)}"  # format 1 did not name itself
 
 
 def _task(run: RunState, name: str, tasks: list[Learned]) -> str:
+    """Check a task, and add it to the sound ones."""
     learned = run.load_task(name)
-    place = run.places[name]
-    if wrong := task_folder.not_finite(learned):
-        raise PerdureError(f"`{place}` holds values that are not finite: {', '.join(wrong[:5])}.")
+    folder = run.places[name]
+    wrong = task_folder.not_finite(learned)
+    if wrong:
+        names = ", ".join(wrong[:SHOWN])
+        raise PerdureError(f"`{folder}` holds values that are not finite: {names}.")
     tasks.append(learned)
-    size = sum(about["size"] for about in layout.manifest(place).values())
+    manifest = layout.manifest(folder)
+    size = sum(file["size"] for file in manifest.values())
     return f"{len(learned.classes)} classes, {size / 1e6:.1f} MB"
 
 
 def _together(tasks: list[Learned]) -> str:
-    features = {task.name: task.statistics.sums.shape[1] for task in tasks}
-    if len(set(features.values())) > 1:
-        raise PerdureError(f"The statistics of the tasks are of different widths: {features}.")
+    # each task by itself may be sound, but not come from the same backbone
+    widths = {task.name: task.statistics.sums.shape[1] for task in tasks}
+    different = set(widths.values())
+    if len(different) > 1:
+        raise PerdureError(f"The statistics of the tasks are of different widths: {widths}.")
     return f"{len(tasks)} learned"
 
 
 def _scores(run: RunState) -> str:
-    rows, most = run.scores, len(layout.task_folders(run.folder, []))
-    for number, row in enumerate(rows, start=2):
-        if not math.isfinite(row["value"]) or not 0 <= row["step"] <= most:
-            raise PerdureError(f"Line {number} of `{run.folder / 'scores.csv'}` has step {row['step']} of "
-                               f"{len(run.tasks)}, value {row['value']}.")  # fmt: skip
-    return f"{len(rows)} values"
-
-
-def _rows(run: RunState) -> list[dict[str, Any]]:
-    try:
-        return run.scores
-    except PerdureError:  # reported already
-        return []
+    path = run.folder / "scores.csv"
+    # a task that is forgotten but not removed yet still counts as a step
+    last_step = len(layout.task_folders(run.folder, []))
+    for number, row in enumerate(run.scores, start=2):  # line 1 has the names of the columns
+        step = row["step"]
+        value = row["value"]
+        if not math.isfinite(value) or not 0 <= step <= last_step:
+            raise PerdureError(
+                f"Line {number} of `{path}` has step {step} of {len(run.tasks)}, value {value}."
+            )
+    return f"{len(run.scores)} values"
 
 
 def _events(run: RunState) -> str:
     path = run.folder / "events.jsonl"
-    whole, line = 0, b""
+    line = b""
     with layout.reading(path):
-        for number, line in enumerate(files.read_lines(path) if path.exists() else (), start=1):
-            if line.endswith(b"\n"):  # a kill may cut the last one off
+        lines = files.read_lines(path) if path.exists() else ()
+        for number, line in enumerate(lines, start=1):
+            if line.endswith(b"\n"):  # a kill may cut the last one off, which is no fault
                 files.parse_json(line, f"line {number} of `{path}`")
-                whole += 1
-    return f"{len(layout.events(run.folder))} events" + (
-        ", and a part of one" if line and not line.endswith(b"\n") else ""
-    )
+    whole = layout.events(run.folder)
+    if line and not line.endswith(b"\n"):
+        return f"{len(whole)} events, and a part of one"
+    return f"{len(whole)} events"
 
 
 def _combined(run: RunState) -> str:
-    rule, path = run.combined, run.folder / "combined.json"
-    layout.searches(run.folder)
-    if not rule["name"].endswith(".py"):
-        unknown = (
-            rule["options"].keys() - registry.options(registry.find("rule", rule["name"])).keys()
-        )
-        if unknown:
+    path = run.folder / "combined.json"
+    rule = run.combined
+    layout.searches(run.folder)  # reads them, and so checks them
+    if not rule["name"].endswith(".py"):  # a file of the user's own would have to be run
+        known = registry.options(registry.find("rule", rule["name"]))
+        if unknown := rule["options"].keys() - known.keys():
             raise PerdureError(
                 f"`{path}`: the rule `{rule['name']}` has no setting `{min(unknown)}`."
             )
     scales = rule["options"].get("scale")
-    if isinstance(scales, dict) and (missing := [name for name in run.tasks if name not in scales]):
-        raise PerdureError(f"`{path}` has no scale for the task `{missing[0]}`.")
+    if isinstance(scales, dict):
+        for name in run.tasks:
+            if name not in scales:
+                raise PerdureError(f"`{path}` has no scale for the task `{name}`.")
     return rule["label"]
 
 
 def _unfinished(run: RunState) -> str:
     snapshot = run.unfinished
     if snapshot is None:
-        return "gone meanwhile: the task is finished"
-    wrong = [
-        name
-        for name, value in snapshot.tensors.items()
-        if value.is_floating_point() and not is_finite(value)
-    ]
+        return "removed meanwhile: the task is finished"
+    wrong = []
+    for name, value in snapshot.tensors.items():
+        if value.is_floating_point() and not is_finite(value):
+            wrong.append(name)
     if wrong:
         raise PerdureError(
-            f"`{run.folder / UNFINISHED}` holds values that are not finite: {', '.join(wrong[:5])}."
+            f"`{run.folder / UNFINISHED}` holds values that are not finite: "
+            f"{', '.join(wrong[:SHOWN])}."
         )
     return f"inside a task, after step {snapshot.about.get('step')}"
 
 
-def _check_backbone(run: RunState, tasks: list[Learned], found: Verification) -> None:
-    source, settings = named(run.recipe["backbone"], "backbone", key="model")
-    settings = checked(Backbone.load, settings, f"`{run.folder / 'recipe.yaml'}`: backbone")
+def _diagnostics(run: RunState) -> str:
+    return ", ".join(layout.diagnostics(run.folder).get("parts", []))
+
+
+# -- the pre-trained model
+
+
+def _check_backbone(run: RunState, tasks: list[Learned], result: Verification) -> None:
+    source, section = named(run.recipe["backbone"], "backbone", key="model")
+    settings = checked(Backbone.load, section, f"`{run.folder / 'recipe.yaml'}`: backbone")
     try:
-        files = model_files.find(source, settings.pop("revision", None), fetch=False)
+        model = model_files.find(source, settings.pop("revision", None), fetch=False)
     except PerdureError as error:
+        # a name on the hub may be fetched some day; a folder that is missing is a fault
         if not model_files.HUB_ID.fullmatch(source):
-            found.faults.append(str(error))
+            result.faults.append(str(error))
             return
-        found.notes.append(
-            f"The pre-trained model `{source}` is not on this machine (nothing is fetched to verify a run), so the run "
-            "was not compared with it."
+        result.notes.append(
+            f"The pre-trained model `{source}` is not on this machine (nothing is fetched to "
+            "verify a run), so the run was not compared with it."
         )
         return
-    found.attempt(
-        "the pre-trained model", lambda: _backbone(run, tasks, load_files(files, **settings))
+    result.attempt(
+        "the pre-trained model",
+        lambda: _backbone(run, tasks, load_files(model, **settings)),
     )
 
 
@@ -261,5 +329,6 @@ def _backbone(run: RunState, tasks: list[Learned], model: Backbone) -> str:
     check_model(run, model)
     for task in tasks:
         check_fits(model, task)
-    known = "has the files that the run began with, and " if layout.backbone(run.folder) else ""
-    return f"`{model.source}` {known}fits adapters and heads"
+    if not layout.backbone(run.folder):  # runs of older versions kept no hashes
+        return f"`{model.source}` fits adapters and heads"
+    return f"`{model.source}` has the files that the run began with, and fits adapters and heads"

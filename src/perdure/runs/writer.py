@@ -1,18 +1,19 @@
-"""The one that writes a run folder: the first process. In the others its verbs do nothing.
+"""The writer of a run folder. It writes in the first process; in the others its verbs do nothing.
 
-Every file is written under a temporary name, synced and renamed. safetensors, JSON, YAML and CSV only.
+Every file is written under a temporary name, synced and renamed. The formats are
+safetensors, JSON, YAML and CSV only.
 """
 
 import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from perdure.errors import OutputError, RunError
 from perdure.evaluation.measure import Measurement
 from perdure.evaluation.system import System
 from perdure.learning import engine
 from perdure.learning.snapshot import Snapshot
+from perdure.models.backbone import Backbone
 from perdure.runs import forget, layout, put, sources, task_folder
 from perdure.runs.environment import environment
 from perdure.runs.job import Plan
@@ -27,7 +28,7 @@ class Writer:
     Attributes
     ----------
     writes
-        Whether this is the first process: in the others nothing is written.
+        True in the first process; in the others nothing is written.
     state
         The folder as it was when it was opened.
     """
@@ -38,13 +39,15 @@ class Writer:
 
     @property
     def hint(self) -> str:
-        """How to go on with the run, for whoever stops it."""
+        """A sentence on how to go on with the run, for whoever stops it."""
         if self.state.made_in_python:
             return "Call it again with the same `output`."
         return f"Go on with `perdure run {self.folder}`."
 
     def task(self, system: System) -> None:
-        """Write what a system learned last: the task's folder, all of it or nothing. The state inside it is over.
+        """Write the folder of the task that a system learned last: all of it, or nothing.
+
+        The state inside that task is removed.
 
         Raises
         ------
@@ -53,19 +56,26 @@ class Writer:
         """
         if not self.writes:
             return
-        backbone, learned = system.backbone, system.learned[-1]
+        backbone = system.backbone
+        learned = system.learned[-1]
         state = read(self.folder)
-        if not system.rule.searches:  # a search has its result only when it is measured
+        if not system.rule.searches:  # a search has its result only when the step is measured
             put.combined(self.folder, put.described(system.rule, state.searches))
-        place = self.folder / "tasks" / f"{len(state.tasks):02d}-{learned.name}"
-        put.removed(place)  # what may be there has no manifest: it counts for nothing
+        folder = self.folder / "tasks" / f"{len(state.tasks):02d}-{learned.name}"
+        # a folder of that name can only be one without a manifest, which was never finished
+        put.removed(folder)
         task_folder.save(
-            place, learned, base=backbone.published, head=backbone.stock_head(learned.name)
+            folder,
+            learned,
+            base=backbone.published,
+            head=backbone.stock_head(learned.name),
         )
+        # Last: a process that ends before this line leaves a state that belongs to a finished task,
+        # which `resume` recognizes. The other order could lose the task.
         self.unfinished(None)
 
     def unfinished(self, snapshot: Snapshot | None) -> None:
-        """Write the state inside a task; or remove it, if there is none."""
+        """Write the state inside a task; None removes it."""
         if not self.writes:
             return
         if snapshot:
@@ -74,12 +84,14 @@ class Writer:
             put.removed(self.folder / UNFINISHED)
 
     def measurement(self, measurement: Measurement, *, own: bool = True) -> None:
-        """Add the values of a measurement; those of the same step, task, rule and way are replaced.
+        """Add the values of a measurement.
+
+        They replace earlier values of the same step, task, rule and `task_id`.
 
         Parameters
         ----------
         own
-            The rule is the run's own: the one that `predict` and `export` will take.
+            True if the rule is the run's own, which `predict` and `export` will use.
         """
         if not self.writes:
             return
@@ -87,38 +99,47 @@ class Writer:
         self._combined(state, measurement, own=own)
         if not measurement.scores:
             return
-        about = {
-            "event": "evaluation",
-            "step": measurement.step,
-            "seconds": measurement.seconds,
-            "rule": measurement.rule.label,
-            "options": dict(measurement.applied.options),
-            "candidates": measurement.candidates,
-        }
-        # before the scores, with which alone it counts: so none is lost to a process that ends here
-        self.event(about)
-        rows = {_key(row): row for row in [*state.scores, *map(vars, measurement.scores)]}
+        # Before the scores: `trim_events` drops an evaluation without scores, so a process that
+        # ends between the two leaves no trace. In the other order the event would be lost for good.
+        self.event(
+            {
+                "event": "evaluation",
+                "step": measurement.step,
+                "seconds": measurement.seconds,
+                "rule": measurement.rule.label,
+                "options": dict(measurement.applied.options),
+                "candidates": measurement.candidates,
+            }
+        )
+        rows = {_key(row): row for row in state.scores}
+        for score in measurement.scores:
+            row = vars(score)
+            rows[_key(row)] = row
         put.scores(self.folder, rows.values())
 
     def _combined(self, state: RunState, measurement: Measurement, *, own: bool) -> None:
-        """Write how the adapters are combined now, what the search found, and how examples were answered."""
-        searches = _with_search(state.searches, measurement)
-        newest = (
-            own and measurement.step == len(state.tasks) > 0
-        )  # not an earlier step, measured later
-        there = layout.is_there(self.folder / "combined.json")
-        if newest or (own and not there and measurement.candidates):
-            described = put.described(measurement.applied, searches)
-            own_name = {"label": measurement.rule.label, "candidates": measurement.candidates}
-            put.combined(self.folder, described | own_name)
-        elif there and measurement.candidates:
-            put.combined(self.folder, state.combined | {"searches": searches})
+        """Write how the adapters are combined now, what the search found, and the answers."""
+        path = self.folder / "combined.json"
+        searches = _with_search(state, measurement)
+        candidates = measurement.candidates
+        # an earlier step may be measured later, and its scale is not that of the final model
+        newest = own and measurement.step == len(state.tasks) > 0
+        exists = layout.is_there(path)
+        if newest or (own and not exists and candidates):
+            rule = put.described(measurement.applied, searches)
+            # `applied` has the scale that was found; the label is that of the rule with its search
+            rule["label"] = measurement.rule.label
+            rule["candidates"] = candidates
+            put.combined(self.folder, rule)
+        elif exists and candidates:
+            rule = state.combined | {"searches": searches}
+            put.combined(self.folder, rule)
         if newest and measurement.scores:
-            files.write(
-                self.folder / "answers.json", files.to_json(_answers(self.folder, measurement))
-            )
+            answers = _answers(self.folder, measurement)
+            content = files.to_json(answers)
+            files.write(self.folder / "answers.json", content)
 
-    def event(self, values: Mapping[str, Any]) -> None:
+    def event(self, values: Mapping[str, object]) -> None:
         """Add one line to events.jsonl."""
         if not self.writes:
             return
@@ -130,25 +151,29 @@ class Writer:
                 f"`{path}` cannot be written: {error.strerror}. Finished tasks are kept."
             ) from error
 
-    def forget(self, recipe: Mapping[str, Any]) -> None:
-        """Take out the tasks that a recipe lists as forgotten. It counts from the moment in which that is written."""
+    def forget(self, recipe: Mapping[str, object]) -> None:
+        """Take out the tasks that a recipe lists as forgotten.
+
+        They count as forgotten from the moment at which the recipe is written: a process that
+        ends after it leaves the rest to the next one that opens the run.
+        """
         if not self.writes:
             return
         put.recipe(self.folder, recipe)
         forget.finish(self.folder)
 
-    def recipe(self, values: Mapping[str, Any] | None) -> None:
-        """Write another recipe, if there is one and it differs."""
+    def recipe(self, values: Mapping[str, object] | None) -> None:
+        """Write another recipe, if one is given and it differs."""
         if self.writes and values and read(self.folder).recipe != values:
             put.recipe(self.folder, values)
 
     def begin(self, plan: Plan, inside: Snapshot | None) -> None:
-        """Take back what a process wrote beyond what it saved before it was stopped; note where the run goes on.
+        """Take back what a stopped process wrote beyond what it saved; note where the run goes on.
 
         The run has the plan's recipe from now on. Until something is learned, the hashes of the
-        backbone's files are kept with it.
+        backbone's files are recorded as well.
         """
-        engine.wait()  # until the others have read where they go on
+        engine.wait()  # until the other processes have read where they go on
         if not self.writes:
             return
         self._note_environment()
@@ -158,55 +183,74 @@ class Writer:
         else:
             self.trim_events(None, 0)
             self.unfinished(None)
-        backbone = plan.backbone
-        if backbone.files and not read(self.folder).stands_on_a_model:
-            content = {
-                "source": backbone.source,
-                "revision": backbone.revision,
-                "files": backbone.hashes,
-            }
-            files.write(self.folder / layout.BACKBONE, files.to_json(content))
+        self._note_backbone(plan.backbone)
         self.recipe(plan.recipe)
 
     def _note_environment(self) -> None:
-        """Log versions and hardware where they are not those of before."""
-        now = files.plain(environment())
-        logged = [
-            event for event in layout.events(self.folder) if event.get("event") == "environment"
-        ]
-        before = [layout.environment(self.folder), *logged][-1]
-        if now != {key: value for key, value in before.items() if key not in ("format", "event")}:
-            self.event({"event": "environment", **now})
+        """Log versions and hardware if they have changed since they were last noted."""
+        present = files.plain(environment())
+        noted = layout.environment(self.folder)  # at the beginning of the run
+        for event in layout.events(self.folder):
+            if event.get("event") == "environment":
+                noted = event
+        before = dict(noted)
+        for key in ("format", "event"):  # these say nothing about the machine
+            before.pop(key, None)
+        if present != before:
+            self.event({"event": "environment", **present})
+
+    def _note_backbone(self, backbone: Backbone) -> None:
+        """Record the files of the backbone, unless something was learned on it already."""
+        if not backbone.files or read(self.folder).stands_on_a_model:
+            return
+        content = {
+            "source": backbone.source,
+            "revision": backbone.revision,
+            "files": backbone.hashes,
+        }
+        files.write(self.folder / layout.BACKBONE, files.to_json(content))
 
     def trim_events(self, task: str | None, step: int) -> None:
-        """Drop the events of tasks that are not finished, but for the first steps of `task`; and of what has no scores.
+        """Drop the events of what was not saved: unfinished tasks, and evaluations without scores.
 
-        A process that was killed may have written more than it saved, and a part of a line.
+        A process that was killed may have written more than it saved, and a part of a line. They
+        would stand there twice when the run goes on.
+
+        Parameters
+        ----------
+        task, step
+            The unfinished task that goes on, and its last saved step: events up to it are kept.
         """
         state = read(self.folder)
         measured = {(row["step"], row["rule"]) for row in state.scores}
-
-        def counts(event: dict[str, Any]) -> bool:
-            if event.get("event") == "evaluation":
-                return (event.get("step"), event.get("rule")) in measured
+        if not layout.is_there(self.folder / "events.jsonl"):
+            return
+        events = []
+        for event in layout.events(self.folder):
+            kind = event.get("event")
             name = event.get("task")
-            inside = event.get("event") == "step" and name == task and event.get("step", 0) <= step
-            return name is None or name in state.tasks or inside
-
-        if layout.is_there(self.folder / "events.jsonl"):
-            put.events(self.folder, filter(counts, layout.events(self.folder)))
+            if kind == "evaluation":
+                counts = (event.get("step"), event.get("rule")) in measured
+            elif name is None or name in state.tasks:
+                counts = True
+            else:
+                counts = kind == "step" and name == task and event.get("step", 0) <= step
+            if counts:
+                events.append(event)
+        put.events(self.folder, events)
 
 
 @contextlib.contextmanager
 def writing(folder: str | Path) -> Iterator[Writer]:
-    """Hold a run, so that no other process writes it, and remove what dead ones left.
+    """Hold a run, so that no other process writes it, and remove what dead processes left.
 
-    Of several processes that train one model the first holds it; the others wait until it does.
+    Of several processes that train one model the first holds it; the others wait until it
+    does.
 
     Raises
     ------
     RunError
-        Another process is writing it, or a file of it is a link.
+        Another process is writing it, or one of its files is a link.
     """
     folder = Path(folder)
     if not engine.first():
@@ -215,22 +259,24 @@ def writing(folder: str | Path) -> Iterator[Writer]:
         return
     layout.check_no_links(folder)
     with lock.held(folder):
-        for place in (folder, folder / "tasks"):
-            partial.sweep(place)
-        forget.finish(folder)
-        for name in sources.stale(folder):  # written in the instant in which a task of theirs went
+        # only now: the temporary files of a living process are not to be swept
+        partial.sweep(folder)
+        partial.sweep(folder / "tasks")
+        forget.finish(folder)  # a process may have ended while it was forgetting a task
+        # a derived file may have been written in the instant in which one of its tasks went
+        for name in sources.stale(folder):
             put.removed(folder / name)
         engine.wait()
         yield Writer(folder)
 
 
-def create(folder: Path, recipe: Mapping[str, Any]) -> None:
-    """Make a new run folder, if there is no run; of several processes the first does.
+def create(folder: Path, recipe: Mapping[str, object]) -> None:
+    """Make a new run folder, unless it already exists; of several processes the first does.
 
     Raises
     ------
     OutputError
-        There is something else in the folder already, which is never overwritten; or it cannot be written.
+        The folder has other contents, which are never overwritten; or it cannot be written.
     """
     if engine.first() and not layout.is_run(folder):
         try:
@@ -242,51 +288,60 @@ def create(folder: Path, recipe: Mapping[str, Any]) -> None:
             _check_free(folder)  # another process may have made it meanwhile
             about = {"format": layout.FORMAT, **environment()}
             files.write(folder / "environment.json", files.to_json(about))
-            put.recipe(folder, recipe)  # the last: with it the folder is a run
+            put.recipe(folder, recipe)  # the last file: with it the folder is a run
     engine.wait()
 
 
 def _check_free(folder: Path) -> None:
-    """Raise `OutputError` if there is more than what a process leaves that dies while it makes a run."""
+    """Raise `OutputError` if a folder holds anything but the remains of an interrupted `create`."""
     with reading(folder):
         names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    if not all(
-        name in (lock.NAME, "environment.json") or name.endswith(partial.ENDING) for name in names
-    ):
-        staging.check_free(folder)
+    for name in names:
+        remains = name in (lock.NAME, "environment.json") or name.endswith(partial.ENDING)
+        if not remains:
+            staging.check_free(folder)
 
 
-def _key(row: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(str(row[name]) for name in layout.COLUMNS[:-1])
+def _key(row: Mapping[str, object]) -> tuple[str, ...]:
+    """Return what tells a row of scores from others: everything but the value."""
+    names = layout.COLUMNS[:-1]  # the last column has the value
+    return tuple(str(row[name]) for name in names)
 
 
-def _with_search(searches: list[dict[str, Any]], measurement: Measurement) -> list[dict[str, Any]]:
-    """Return what searches found, with that of a measurement, if it made one."""
+def _with_search(state: RunState, measurement: Measurement) -> list[dict[str, object]]:
+    """Return a run's searches, with that of a measurement added if it made one."""
     if not measurement.candidates:
-        return searches
+        return state.searches
     search = {
         "rule": measurement.rule.label,
         "step": measurement.step,
         "options": dict(measurement.applied.options),
         "candidates": measurement.candidates,
     }
-    by_step = {(old["rule"], old["step"]): old for old in searches}
+    by_step = {(before["rule"], before["step"]): before for before in state.searches}
     by_step[search["rule"], search["step"]] = search
-    return [by_step[key] for key in sorted(by_step)]  # in whichever order the steps were measured
+    # sorted, so that the file does not depend on the order in which the steps were measured
+    return [by_step[key] for key in sorted(by_step)]
 
 
-def _answers(folder: Path, measurement: Measurement) -> dict[str, Any]:
-    """Count how each class was answered, by the way to know the task and by task.
+def _answers(folder: Path, measurement: Measurement) -> dict[str, object]:
+    """Count the answers to the examples of each class, by `task_id` and task.
 
-    Tasks that are not measured now, for their examples are gone, keep what was counted before of the same model.
+    A task that cannot be measured now, because its examples are gone, keeps the counts of
+    before if they are of the same model.
     """
-    label, step = measurement.rule.label, measurement.step
+    label = measurement.rule.label
+    step = measurement.step
     try:
         before = layout.answers(folder, rule=label, step=step)
-    except RunError:  # what is damaged there is derived, and replaced
+    except RunError:  # a damaged file: it is derived, and replaced
         before = {}
     counts = {}
-    for task_id in next(iter(measurement.answers.values())).answered:
-        new = {task: answers.counts(task_id) for task, answers in measurement.answers.items()}
-        counts[task_id] = before.get(task_id, {}) | new
+    # every task was answered in the same ways
+    task_ids = next(iter(measurement.answers.values())).answered
+    for task_id in task_ids:
+        by_task = dict(before.get(task_id, {}))
+        for task, answers in measurement.answers.items():
+            by_task[task] = answers.counts(task_id)
+        counts[task_id] = by_task
     return {"rule": label, "step": step, "answers": counts}
