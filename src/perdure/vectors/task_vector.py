@@ -237,7 +237,7 @@ class TaskVector:
     def inner(self, other: TaskVector) -> float:
         """Return the Frobenius inner product over all layers."""
         shared = [name for name in self.entries if name in other]
-        # `sum` compensates for rounding from Python 3.12 on, so a loop would give other last digits.
+        # From Python 3.12 on `sum` compensates for rounding; a loop would give other last digits.
         return sum(inner(self[name], other[name]) for name in shared)
 
     def norm(self) -> float:
