@@ -100,7 +100,7 @@ def test_errors_say_what_to_set(pico, tmp_path, toy):
     with pytest.raises(BackboneError, match="Give `target_modules`, for example from: .*'dense'"):
         Isolated(target_modules=["nowhere"]).attach(backbone)
     with pytest.raises(
-        InputError, match="reads images, but the examples are texts. Take a model of texts"
+        InputError, match="reads images, but the examples are texts. Use a text model"
     ):
         Backbone.load(pico("vit")).encode(toy[0].rows("test"))
 

@@ -4,10 +4,12 @@
 of the two the layer is.
 """
 
-from typing import Any, TypeGuard
+from typing import TypeAlias, TypeGuard
 
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
+
+MatrixLayer: TypeAlias = nn.Linear | Conv1D
 
 
 def is_transposed(layer: nn.Module) -> bool:
@@ -15,7 +17,7 @@ def is_transposed(layer: nn.Module) -> bool:
     return isinstance(layer, Conv1D)
 
 
-def is_matrix(layer: nn.Module) -> TypeGuard[nn.Linear | Conv1D]:
+def is_matrix(layer: nn.Module) -> TypeGuard[MatrixLayer]:
     """Return whether a layer multiplies by a matrix."""
     return isinstance(layer, nn.Linear | Conv1D)
 
@@ -28,7 +30,7 @@ def oriented(layer: nn.Module, value: Tensor) -> Tensor:
     return value.T if is_transposed(layer) else value
 
 
-def matrix(layer: Any) -> Tensor:
+def matrix(layer: nn.Module) -> Tensor:
     """Return the weight of a layer, out × in where it is a matrix: a view that may be written to.
 
     Examples
@@ -36,4 +38,6 @@ def matrix(layer: Any) -> Tensor:
     >>> matrix(Conv1D(3, 2)).shape, matrix(nn.Linear(2, 3)).shape
     (torch.Size([3, 2]), torch.Size([3, 2]))
     """
-    return oriented(layer, layer.weight)
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    return oriented(layer, weight)

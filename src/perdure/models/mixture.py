@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Float, Int
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from perdure.errors import CheckpointError, InputError, UnknownName
 from perdure.models import adapters
+from perdure.models.matrices import MatrixLayer
 from perdure.storage import staging
 from perdure.storage.files import read_json
 from perdure.storage.tensors import TensorFile
@@ -73,7 +73,7 @@ class ExpertLinear(nn.Module):
 
     def __init__(
         self,
-        base: nn.Linear | Conv1D,
+        base: MatrixLayer,
         A: Float[Tensor, "experts rank in"],
         B: Float[Tensor, "experts out rank"],
         *,
