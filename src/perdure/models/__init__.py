@@ -1,5 +1,6 @@
 """Pre-trained transformers and what is put into them: adapters, heads, mixtures.
 
+adapter_config.py        An adapter's configuration, as its file states it
 adapters.py              PEFT modules on a backbone
 backbone.py              The interface of a transformer: all that the rest knows of a model
 bottleneck.py            Bottleneck adapters as a tuner of peft
