@@ -17,6 +17,7 @@ from perdure.models.bottleneck import BottleneckConfig
 from perdure.models.full import FullConfig
 from perdure.storage import files
 
+# Keys whose values in the file are ignored, or are checked by themselves.
 FREE = (
     "target_modules",
     "base_model_name_or_path",
@@ -24,7 +25,6 @@ FREE = (
     "modules_to_save",
     "peft_version",
 )
-"""Keys whose values in the file are ignored, or are checked by themselves."""
 
 # A vast width is refused before parameters of that size are made.
 _Width = Annotated[int, Ge(1), Lt(10**6)]
@@ -91,16 +91,18 @@ def config_from(path: Path, layers: set[str]) -> peft.PeftConfig:
     if not targets or (isinstance(targets, list) and not _are_targets(targets, layers)):
         raise foreign
     known = type(written).model_fields.keys() - {"peft_type", "target_modules"}
+    # Only what the file states: for other settings peft has the defaults.
     settings = {name: values[name] for name in known & values.keys()}
-    config = written.make(
-        target_modules=set(targets) if isinstance(targets, list) else layers,
-        **settings,
-    )
+    if isinstance(targets, list):
+        layers = set(targets)
+    config = written.make(target_modules=layers, **settings)
     ignored = {*settings, *FREE}
     usual = config.to_dict()
     for key, value in values.items():
+        # Other versions of peft write more settings; those that are off change nothing.
         if key not in ignored and value and value != usual.get(key):
-            raise CheckpointError(f"`{path}`: `{key}` is {str(value)[:100]}, which no run writes.")
+            stated = str(value)[:100]
+            raise CheckpointError(f"`{path}`: `{key}` is {stated}, which no run writes.")
     return config
 
 

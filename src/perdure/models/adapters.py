@@ -30,6 +30,7 @@ from perdure.models.matrices import is_matrix, is_transposed, matrix, oriented
 Kind = Literal["lora", "bottleneck", "full"]
 Parameters = dict[str, Tensor]
 
+# Names of the query and value projections in the architectures of transformers.
 QUERY_VALUE = (
     "query",
     "value",
@@ -42,7 +43,8 @@ QUERY_VALUE = (
     "q",
     "v",
 )
-"""Names of the query and value projections in the architectures of transformers."""
+
+# Names of the key and value projections.
 KEY_VALUE = (
     "key",
     "value",
@@ -55,9 +57,9 @@ KEY_VALUE = (
     "q",  # T5's family, of which query and value are taken
     "v",
 )
-"""Names of the key and value projections."""
+
+# Names of layers that compute query, key and value at once.
 FUSED_ATTENTION = ("Wqkv", "qkv", "query_key_value", "in_proj", "c_attn", "qkv_proj")
-"""Names of layers that compute query, key and value at once."""
 ATTENTION_OUTPUT = (
     r"attention\.output\.dense|out_lin|attn\.Wo|attention\.o_proj|self_attn\.out_proj|attn\.proj"
     r"|attn\.c_proj|self_attn\.o_proj|SelfAttention\.o"
@@ -125,11 +127,18 @@ def configure(
     """
     names = _names(model, trains if kind == "full" else is_matrix)
     targets = target_modules or _usual_targets(kind, names)
+    # Two placements of the literature have names; architectures call the layers differently.
     if targets == "houlsby":
         targets = rf".*({ATTENTION_OUTPUT}|{FEED_FORWARD_OUTPUT})"
     elif targets == "pfeiffer":
         targets = rf".*({FEED_FORWARD_OUTPUT})"
-    config = _config(kind, targets, rank=rank, alpha=alpha, dropout=dropout)
+    config = _config(
+        kind,
+        targets,
+        rank=rank,
+        alpha=alpha,
+        dropout=dropout,
+    )
     if isinstance(targets, str):
         chosen = patterns.matching(targets, names, "`target_modules`")
     elif targets:
@@ -142,11 +151,11 @@ def configure(
     if blocks is not None or isinstance(targets, str):
         config.target_modules = set(chosen)  # pyright: ignore
     if not chosen:
-        stated = f" with `target_modules={target_modules}`" if target_modules else ""
-        endings = sorted({name.split(".")[-1] for name in names})
+        given = f" with `target_modules={target_modules}`" if target_modules else ""
+        examples = sorted(_endings(names))
         raise BackboneError(
-            f"No layers for a `{kind}` module were found in `{type(model).__name__}`{stated}. Give "
-            f"`target_modules`, for example from: {endings}."
+            f"No layers for a `{kind}` module were found in `{type(model).__name__}`{given}. Give "
+            f"`target_modules`, for example from: {examples}."
         )
     if isinstance(config, peft.LoraConfig):
         # Stock peft decides layer by layer, and warns where the configuration says otherwise.
@@ -201,7 +210,10 @@ def _block(name: str) -> float:
 
     That is the first number in its name; a layer outside of the blocks is behind all of them.
     """
-    return next((int(word) for word in name.split(".") if word.isdigit()), math.inf)
+    for word in name.split("."):
+        if word.isdigit():
+            return int(word)
+    return math.inf
 
 
 def key_value(model: nn.Module) -> list[str]:
@@ -211,9 +223,15 @@ def key_value(model: nn.Module) -> list[str]:
 
 def _present(names: list[str], candidates: Sequence[str]) -> list[str]:
     """Return the candidates that end one of the names, or else the fused layers that do."""
-    endings = {name.split(".")[-1] for name in names}
+    endings = _endings(names)
     present = [name for name in candidates if name in endings]
-    return present or [name for name in FUSED_ATTENTION if name in endings]
+    if not present:
+        present = [name for name in FUSED_ATTENTION if name in endings]
+    return present
+
+
+def _endings(names: Sequence[str]) -> set[str]:
+    return {name.split(".")[-1] for name in names}
 
 
 def layers(model: nn.Module) -> list[BaseTunerLayer]:
@@ -301,6 +319,7 @@ def read(model: nn.Module) -> Parameters:
     state = peft.get_peft_model_state_dict(
         model, adapter_name="default", save_embedding_layers=False
     )
+    # Copies: training goes on with the originals.
     return {name: value.detach().cpu().clone() for name, value in state.items()}
 
 
@@ -309,6 +328,7 @@ def write(model: nn.Module, parameters: Parameters) -> None:
     if not attached(model) and not parameters:
         return
     result = peft.set_peft_model_state_dict(model, parameters, adapter_name="default")
+    # All of the pre-trained model's parameters are missing, too, and may be.
     missing = [name for name in result.missing_keys if ".default" in name]
     if result.unexpected_keys or missing:
         name = [*result.unexpected_keys, *missing][0]
@@ -317,7 +337,11 @@ def write(model: nn.Module, parameters: Parameters) -> None:
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the adapter's own parameters, by name."""
-    return {name: parameter for name, parameter in model.named_parameters() if ".default" in name}
+    parameters = {}
+    for name, parameter in model.named_parameters():
+        if ".default" in name:  # peft puts the adapter's name into those of its parameters
+            parameters[name] = parameter
+    return parameters
 
 
 def linears(model: nn.Module) -> dict[str, nn.Linear]:
@@ -357,6 +381,7 @@ def folded(model: nn.Module, changes: Mapping[str, Tensor]) -> Iterator[None]:
                 weight = layer.weight
                 change = oriented(layer, change)
             originals.append((weight, weight.data))
+            # Assigned to `.data`: the parameter itself stays, and with it whoever refers to it.
             weight.data = weight.data + change.to(weight)
         yield
     finally:
@@ -399,7 +424,8 @@ def deltas(
     for name, A in parameters.items():
         if name.endswith(ending_A):
             B = parameters[name.replace("lora_A", "lora_B")]
-            changes[name.removesuffix(ending_A)] = (_scale(config) * B, A)
+            layer = name.removesuffix(ending_A)
+            changes[layer] = (_scale(config) * B, A)
     return changes
 
 
@@ -432,7 +458,8 @@ def check_fits(model: nn.Module, adapter: Adapter) -> None:
         The model has no such layer, or one of another shape.
     """
     for key, value in adapter.parameters.items():
-        name, _, kind = key.removesuffix(".weight").removesuffix(".bias").rpartition(".")
+        path = key.removesuffix(".weight").removesuffix(".bias")
+        name, _, kind = path.rpartition(".")
         layer = base_layer(model, name)
         weight = matrix(layer) if hasattr(layer, "weight") else torch.empty(0)
         if kind.startswith("full_"):

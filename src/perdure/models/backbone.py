@@ -53,6 +53,7 @@ class Backbone(nn.Module, ABC):
 
     def __init__(self, model: nn.Module, processor: Any, *, source: str, files: ModelFiles | None):
         super().__init__()
+        # Frozen once and for all: what is trained later are parameters that are added.
         self.model = model.requires_grad_(False)
         self.processor = processor
         self.source = source
@@ -60,6 +61,7 @@ class Backbone(nn.Module, ABC):
         # Tokenizers and image processors share no base class; only tokenizers have both of these.
         is_tokenizer = hasattr(processor, "pad") and hasattr(processor, "vocab_size")
         self.kind: Literal["text", "image"] = "text" if is_tokenizer else "image"
+        # Tokens of the examples that were read, by the rows' fingerprints.
         self._encoded: dict[tuple[tuple[str, str], ...], Examples] = {}
 
     @classmethod
@@ -179,8 +181,10 @@ class Backbone(nn.Module, ABC):
 
     def own_state(self, task: str) -> dict[str, Tensor]:
         """Return a copy of the parameters that belong to a task alone, on the CPU."""
-        state = self.own(task).state_dict()
-        return {name: value.detach().cpu().clone() for name, value in state.items()}
+        copies = {}
+        for name, value in self.own(task).state_dict().items():
+            copies[name] = value.detach().cpu().clone()
+        return copies
 
     # -- rows → examples
 
@@ -191,9 +195,11 @@ class Backbone(nn.Module, ABC):
         """
         # datasets renews a fingerprint with every transformation, so it stands for the rows.
         key = tuple((task, data._fingerprint) for task, data in rows)
-        if key not in self._encoded:
-            self._encoded[key] = self.prepare(rows)
-        return self._encoded[key]
+        examples = self._encoded.get(key)
+        if examples is None:
+            examples = self.prepare(rows)
+            self._encoded[key] = examples
+        return examples
 
     @abstractmethod
     def prepare(

@@ -59,8 +59,18 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
     def update_layer(self, adapter_name: str, config: BottleneckConfig) -> None:
         weight = matrix(self.get_base_layer())
         outputs = len(weight)
-        down = nn.Linear(outputs, config.width, device=weight.device, dtype=weight.dtype)
-        up = nn.Linear(config.width, outputs, device=weight.device, dtype=weight.dtype)
+        down = nn.Linear(
+            in_features=outputs,
+            out_features=config.width,
+            device=weight.device,
+            dtype=weight.dtype,
+        )
+        up = nn.Linear(
+            in_features=config.width,
+            out_features=outputs,
+            device=weight.device,
+            dtype=weight.dtype,
+        )
         # Only `up` is zero: with both at zero, neither would ever get a gradient.
         nn.init.normal_(down.weight, std=0.02)
         nn.init.zeros_(down.bias)

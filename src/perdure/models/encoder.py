@@ -99,11 +99,13 @@ class Encoder(Backbone):
         return [key.removeprefix(PREFIX) for key in self._heads]
 
     def open(self, task: Task) -> None:
+        # Made on the CPU, so that the initial weights follow the seed alike on every device.
         head = nn.Linear(self.width, len(task.classes))
         self._heads[_key(task.name)] = head.to(self.device)
 
     def share(self, task: str) -> None:
-        self._heads[_key(task)] = self.own(self.heads[-1])
+        newest = self.heads[-1]
+        self._heads[_key(task)] = self.own(newest)
 
     def own(self, task: str) -> nn.Linear:
         """Return the head of a task, which maps `width` numbers to its classes.
@@ -123,6 +125,7 @@ class Encoder(Backbone):
 
     @contextlib.contextmanager
     def keeping(self) -> Iterator[None]:
+        # The modules themselves, not their values: an optimizer may hold their parameters.
         before = dict(self._heads.items())
         try:
             yield
@@ -229,14 +232,16 @@ class Encoder(Backbone):
         answers = []
         order: list[int] = []
         for name, rows in rows_of.items():
-            answers.append(self.own(name)(hidden[rows]))
+            linear = self.own(name)
+            answers.append(linear(hidden[rows]))
             order += rows
         places = torch.tensor(order, device=hidden.device)
         targets = batch.targets[places]
         if head:
             # Here `places` is in the batch's order, for there is one head only.
             foreign = [task != head for task in batch.tasks]
-            targets = targets.masked_fill(torch.tensor(foreign, device=hidden.device), -1)
+            mask = torch.tensor(foreign, device=hidden.device)
+            targets = targets.masked_fill(mask, -1)
         return Logits(
             values=_stacked(answers),
             targets=targets,
@@ -251,14 +256,15 @@ class Encoder(Backbone):
         for images.
         """
         encoder = getattr(self.model, "base_model", self.model)
-        hidden = encoder(**batch.inputs).last_hidden_state
+        output = encoder(**batch.inputs)
+        hidden = output.last_hidden_state
         if self.kind == "text":
             return _masked_mean(hidden, batch.inputs["attention_mask"])
         if hidden.dim() == 4:  # convolutional: batch, channels, height, width
             return hidden.flatten(2).mean(2)
         class_token = hidden[:, 0]
-        patches = hidden[:, 1:]
-        return torch.cat([class_token, patches.mean(1)], dim=1)
+        patches = hidden[:, 1:].mean(1)
+        return torch.cat([class_token, patches], dim=1)
 
     # -- a batch → answers
 
@@ -269,7 +275,8 @@ class Encoder(Backbone):
         hidden = self(batch)
         log_p = {}
         for task in choices:
-            answers = self.own(task)(hidden)
+            linear = self.own(task)
+            answers = linear(hidden)
             log_p[task] = answers.log_softmax(1)
         return log_p
 
@@ -306,6 +313,7 @@ class Encoder(Backbone):
                 "`perdure predict` answers with it; a run with `backbone: {pooling: mean}` can be "
                 "exported."
             )
+        # Stock models name their classes by the configuration.
         config: Any = self.model.config
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: number for number, label in enumerate(labels)}
@@ -357,7 +365,9 @@ def _stacked(answers: Sequence[Float[Tensor, "_ _"]]) -> Float[Tensor, "places o
     padded = []
     for values in answers:
         lacking = outputs - values.shape[1]
-        padded.append(nn.functional.pad(values, (0, lacking), value=-torch.inf))
+        # -inf has the probability 0 and no gradient.
+        wide = nn.functional.pad(values, (0, lacking), value=-torch.inf)
+        padded.append(wide)
     return torch.cat(padded)
 
 
@@ -366,7 +376,8 @@ def _padded(tokenizer: Any, texts: Sequence[Tokens]) -> Mapping[str, Tensor]:
 
 
 def _pixels(processor: Any, images: Sequence[object]) -> Mapping[str, Tensor]:
-    return processor(images=[read_image(image) for image in images], return_tensors="pt")
+    decoded = [read_image(image) for image in images]
+    return processor(images=decoded, return_tensors="pt")
 
 
 def _placeholder(text: Tokens) -> Tokens:
@@ -379,14 +390,17 @@ def _placeholder(text: Tokens) -> Tokens:
 
 def _labels(data: Dataset) -> list[int]:
     """Return the class of each example, -1 where it is unknown."""
-    return data["label"][:] if "label" in data.column_names else [-1] * len(data)
+    if "label" in data.column_names:
+        return data["label"][:]
+    return [-1] * len(data)
 
 
 def _masked_mean(
     hidden: Float[Tensor, "batch tokens width"], mask: Tensor
 ) -> Float[Tensor, "batch width"]:
     weights = mask[..., None].to(hidden.dtype)
-    return (hidden * weights).sum(1) / weights.sum(1)
+    sums = (hidden * weights).sum(1)
+    return sums / weights.sum(1)
 
 
 def _without_tokens(rows: Rows, index: int, source: str) -> str:

@@ -11,8 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.data import ConcatDataset
 
+# The number of examples that the model reads at a time while it is not trained.
 BATCH_SIZE = 64
-"""The number of examples that the model reads at a time where nothing is trained."""
 
 Collate = Callable[[list[Any]], Mapping[str, Tensor]]
 """Make the model's arguments from the inputs of several examples: tokens of texts, or images."""
@@ -112,10 +112,12 @@ class Examples:
     def batch(self, rows: Sequence[int], device: torch.device | str = "cpu") -> Batch:
         """Return these rows as one batch, on a device."""
         inputs = self.collate([self.inputs[row] for row in rows])
-        targets = torch.tensor([self.labels[row] for row in rows])
+        moved = {name: value.to(device) for name, value in inputs.items()}
+        labels = [self.labels[row] for row in rows]
+        targets = torch.tensor(labels).to(device)
         return Batch(
-            inputs={name: value.to(device) for name, value in inputs.items()},
-            targets=targets.to(device),
+            inputs=moved,
+            targets=targets,
             tasks=tuple(self.tasks[row] for row in rows),
         )
 
@@ -128,4 +130,5 @@ def in_order(parts: Iterable[tuple[list[int], Tensor]]) -> Tensor:
         order.extend(rows)
         results.append(values)
     # `argsort` inverts the permutation: it says where in `order` each row stands.
-    return torch.cat(results)[torch.tensor(order).argsort()]
+    positions = torch.tensor(order).argsort()
+    return torch.cat(results)[positions]

@@ -61,8 +61,9 @@ class FullLayer(nn.Module, BaseTunerLayer):
         for name, value in layer.named_parameters():
             # Stored out × in also for GPT-2's `Conv1D`, as every change of a weight.
             like = oriented(layer, value) if name == "weight" else value
-            change = nn.Parameter(torch.zeros(like.shape).to(value))
-            getattr(self, f"full_{name}")[adapter_name] = change
+            zeros = torch.zeros(like.shape).to(value)
+            changes = getattr(self, f"full_{name}")
+            changes[adapter_name] = nn.Parameter(zeros)
         self.set_adapter([adapter_name], inference_mode=config.inference_mode)
 
     def forward(self, *args: object, **kwargs: object) -> Tensor:
@@ -70,7 +71,8 @@ class FullLayer(nn.Module, BaseTunerLayer):
         active = [] if self.disable_adapters else self.active_adapters
         for adapter_name in active:
             for name in values:
-                change = getattr(self, f"full_{name}")[adapter_name]
+                changes = getattr(self, f"full_{name}")
+                change = changes[adapter_name]
                 if name == "weight":
                     change = oriented(self.base_layer, change)
                 values[name] = values[name] + change

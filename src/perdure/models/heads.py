@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+# The key in a head's state that marks a head on random features.
 SEED = "projection_seed"
-"""The key in a head's state that marks a head on random features."""
 
 
 class RandomHead(nn.Linear):
@@ -25,9 +25,11 @@ class RandomHead(nn.Linear):
 
     def __init__(self, width: int, features: int, classes: int, seed: int):
         super().__init__(features, classes)
+        # A buffer, so that the seed is part of the head's state.
         self.register_buffer(SEED, torch.tensor(seed))
         # `persistent=False`: P can be large, and the seed is enough to make it again.
-        self.register_buffer("projection", projection(seed, width, features), persistent=False)
+        P = projection(seed, width, features)
+        self.register_buffer("projection", P, persistent=False)
 
     def forward(self, input: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch classes"]:
         projected = torch.matmul(input, self.projection)  # pyright: ignore

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from perdure.models.backbone import Backbone
 from perdure.models.examples import Batch, Examples
 
+# Tokens whose products are added up in single precision, before the sum goes on in double.
 CHUNK = 4096
-"""Tokens whose products are added up in single precision, before the sum goes on in double."""
 
 
 class _Sum:
@@ -30,10 +30,12 @@ class _Sum:
         device = "cpu" if x.device.type == "mps" else x.device
         if self.products is None:
             width = x.shape[-1]
-            self.products = torch.zeros(width, width, dtype=torch.double, device=device)
+            shape = (width, width)
+            self.products = torch.zeros(shape, dtype=torch.double, device=device)
         # Chunk by chunk, the only temporary is one matrix, not one for each token.
         for chunk in x.split(CHUNK):
-            self.products += (chunk.T @ chunk).to(device)
+            products = chunk.T @ chunk
+            self.products += products.to(device)
         self.tokens += len(x)
 
     def mean(self) -> Float[Tensor, "in in"]:
@@ -65,7 +67,8 @@ def input_covariances(
     backbone.eval()
     # A generator of its own: measuring must not shift the random draws of the training around it.
     generator = torch.Generator().manual_seed(0)
-    drawn = torch.randperm(len(examples), generator=generator)[:limit].tolist()
+    order = torch.randperm(len(examples), generator=generator)
+    drawn = order[:limit].tolist()
     groups: list[tuple[str, ...]] = []
     sums: defaultdict[str, _Sum] = defaultdict(_Sum)
     for _, batch in examples.batches(drawn, device=backbone.device):
@@ -81,21 +84,30 @@ def input_covariances(
         names = [group[0] for group in groups]
         with _watched(backbone.model, names, receive):
             backbone(batch)
-    return {group: sums[group[0]].mean() for group in groups}
+    covariances = {}
+    for group in groups:
+        covariances[group] = sums[group[0]].mean()
+    return covariances
 
 
 def _same_inputs(backbone: Backbone, batch: Batch, layers: Sequence[str]) -> list[tuple[str, ...]]:
     """Return the layers in groups that read the very same tensors."""
     # The tensors are kept until all layers ran: a freed one's id could belong to a later tensor.
     seen: dict[str, list[Tensor]] = {name: [] for name in layers}
-    with _watched(backbone.model, layers, lambda name, x: seen[name].append(x)):
-        first_example = {name: value[:1] for name, value in batch.inputs.items()}
+
+    def keep(name: str, x: Tensor) -> None:
+        seen[name].append(x)
+
+    # One example is enough to see which layers read the same tensor.
+    first_example = {name: value[:1] for name, value in batch.inputs.items()}
+    with _watched(backbone.model, layers, keep):
         backbone(Batch(first_example))
-    groups: dict[tuple[int, ...], tuple[str, ...]] = {}
+    # A layer may run several times in one pass, so that its inputs are a tuple.
+    groups: dict[tuple[int, ...], list[str]] = {}
     for name, tensors in seen.items():
         key = tuple(id(x) for x in tensors)
-        groups[key] = (*groups.get(key, ()), name)
-    return list(groups.values())
+        groups.setdefault(key, []).append(name)
+    return [tuple(group) for group in groups.values()]
 
 
 @contextmanager

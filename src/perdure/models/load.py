@@ -83,21 +83,31 @@ def _sample(backbone: Encoder) -> Batch:
     processor = backbone.processor
     if backbone.kind == "image":
         images = [Image.new("RGB", (64, 64), color) for color in ("black", "gray")]
-        return Batch(dict(processor(images=images, return_tensors="pt")))
+        pixels = processor(images=images, return_tensors="pt")
+        return Batch(dict(pixels))
     columns = processor(
-        ["one", "one and two and three"], truncation=True, max_length=backbone.max_length
+        ["one", "one and two and three"],
+        truncation=True,
+        max_length=backbone.max_length,
     )
-    texts = []
+    texts: list[Tokens] = []
     for row in range(2):
-        texts.append({name: column[row] for name, column in columns.items()})
+        text = {name: column[row] for name, column in columns.items()}
+        texts.append(text)
     # A small vocabulary may know none of these words.
     if not all(text["input_ids"] for text in texts):
         texts = _repeated_token(processor)
-    return Batch(dict(processor.pad(texts, return_tensors="pt")))
+    padded = processor.pad(texts, return_tensors="pt")
+    return Batch(dict(padded))
 
 
 def _repeated_token(tokenizer: PreTrainedTokenizerBase) -> list[Tokens]:
     """Return two texts, of one and of three tokens, all the same."""
-    ordinary = set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids)
+    special = set(tokenizer.all_special_ids)
+    ordinary = set(tokenizer.get_vocab().values()) - special
     token = min(ordinary)
-    return [{"input_ids": [token] * length, "attention_mask": [1] * length} for length in (1, 3)]
+    texts: list[Tokens] = []
+    for length in (1, 3):
+        text = {"input_ids": [token] * length, "attention_mask": [1] * length}
+        texts.append(text)
+    return texts

@@ -50,8 +50,9 @@ class Logits:
         An example without any place gets 0.
         """
         zeros = values.new_zeros(self.examples)
+        ones = torch.ones_like(values)
         totals = zeros.index_add(0, self.rows, values)
-        places = zeros.index_add(0, self.rows, torch.ones_like(values))
+        places = zeros.index_add(0, self.rows, ones)
         return totals / places.clamp_min(1)
 
     def distance(self, other: "Logits", temperature: float) -> Float[Tensor, ""]:
@@ -59,13 +60,21 @@ class Logits:
 
         Distillation minimises it: `other` is the teacher's answer to the same batch.
         """
-        student = (self.values / temperature).log_softmax(1)
-        teacher = (other.values / temperature).log_softmax(1)
+        student = self.values / temperature
+        teacher = other.values / temperature
+        student = student.log_softmax(1)
+        teacher = teacher.log_softmax(1)
         # An output that the teacher's head lacks adds nothing, but 0 · (-inf - -inf) is NaN.
         padding = other.values.isneginf()
         student = student.masked_fill(padding, 0.0)
         teacher = teacher.masked_fill(padding, 0.0)
-        return F.kl_div(student, teacher, log_target=True, reduction="batchmean")
+        # `batchmean` divides by the number of rows, which are places here.
+        return F.kl_div(
+            input=student,
+            target=teacher,
+            log_target=True,
+            reduction="batchmean",
+        )
 
     def sampled(self) -> "Logits":
         """Return the same answers with targets drawn from the model, by torch's random state."""

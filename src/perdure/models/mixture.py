@@ -23,8 +23,9 @@ from perdure.vectors.task_vector import Entry, LowRank, TaskVector, svd
 
 ABOUT = "mixture.json"
 WEIGHTS = "mixture.safetensors"
+
+# The smallest value of each setting.
 LEAST = {"gate_rank": 0, "top_k": 1, "expert_rank": 1}
-"""The smallest value of each setting."""
 
 
 @dataclass
@@ -40,7 +41,10 @@ class Choice:
         Where a task has no expert, the model acts as it was.
         """
         numbers = {task: number for number, task in enumerate(self.experts)}
-        rows = [numbers.get(task or "", -1) for task in tasks]
+        rows = []
+        for task in tasks:
+            row = numbers.get(task or "", -1)
+            rows.append(row)
         self.rows = torch.tensor(rows)
 
 
@@ -105,30 +109,36 @@ class ExpertLinear(nn.Module):
         all_A = self.A.flatten(0, 1)
         all_B = self.B.permute(0, 2, 1).flatten(0, 1)
         experts = len(self.A)
-        inside = (x @ all_A.T).unflatten(-1, (experts, -1))  # A_t x, for each token and expert
+        inside = x @ all_A.T
+        inside = inside.unflatten(-1, (experts, -1))  # A_t x, for each token and expert t
         p = self._gate(inside) if self.gate_rank else self._chosen(inside)
-        weighted = (inside * p[..., None]).flatten(-2)
-        return self.base(x) + weighted @ all_B
+        weighted = inside * p[..., None]
+        change = weighted.flatten(-2) @ all_B
+        return self.base(x) + change
 
     def _gate(
         self, inside: Float[Tensor, "*tokens experts rank"]
     ) -> Float[Tensor, "*tokens experts"]:
         """Return the share of each expert by the length of its part of the token."""
-        lengths = inside[..., : self.gate_rank].norm(dim=-1)
+        directions = inside[..., : self.gate_rank]
+        lengths = directions.norm(dim=-1)
         p = lengths.where(self.acts, -torch.inf).softmax(-1)
         if self.top_k < p.shape[-1]:
             best = p.topk(self.top_k, dim=-1)
-            p = torch.zeros_like(p).scatter(-1, best.indices, best.values)
+            zeros = torch.zeros_like(p)
+            p = zeros.scatter(-1, best.indices, best.values)
         return p / p.sum(-1, keepdim=True)
 
     def _chosen(
         self, inside: Float[Tensor, "samples *tokens experts rank"]
     ) -> Float[Tensor, "samples *ones experts"]:
         """Return 1 for the expert that is chosen for each sample, and 0 for the others."""
-        rows = self.choice.rows.to(inside.device)
+        device = inside.device
+        rows = self.choice.rows.to(device)
         # One choice may be for all samples; and some models cut a sample into windows.
-        rows = rows.repeat_interleave(len(inside) // len(rows))
-        experts = torch.arange(inside.shape[-2], device=inside.device)
+        repeats = len(inside) // len(rows)
+        rows = rows.repeat_interleave(repeats)
+        experts = torch.arange(inside.shape[-2], device=device)
         p = (rows[:, None] == experts).to(inside.dtype)
         ones = [1] * (inside.ndim - 3)
         return p.reshape(len(p), *ones, -1)
@@ -211,12 +221,18 @@ class Mixture:
         """
         if task not in self.experts:
             raise UnknownName("expert", task, self.experts)
-        others = {name: vector for name, vector in self.experts.items() if name != task}
+        others = dict(self.experts)
+        del others[task]
         return self._of(others)
 
     def _of(self, experts: Mapping[str, TaskVector]) -> Mixture:
         # Not `dataclasses.replace`, which would take the stacked factors along.
-        return Mixture(experts, self.gate_rank, self.top_k, self.expert_rank)
+        return Mixture(
+            experts,
+            gate_rank=self.gate_rank,
+            top_k=self.top_k,
+            expert_rank=self.expert_rank,
+        )
 
     # -- in a model
 
@@ -268,17 +284,9 @@ class Mixture:
         for task, vector in self.experts.items():
             if name in vector:
                 factors[task] = self._factors(vector[name])
-        rank = max(value.rank for value in factors.values())
-        out, width = next(iter(factors.values())).shape
-        A = torch.zeros(len(self.experts), rank, width)
-        B = torch.zeros(len(self.experts), out, rank)
-        for number, task in enumerate(self.experts):
-            value = factors.get(task)
-            if value is not None:
-                A[number, : value.rank] = value.A
-                B[number, :, : value.rank] = value.B
-        self._layers[name] = A, B
-        return A, B
+        stacked = _fill_up([factors.get(task) for task in self.experts])
+        self._layers[name] = stacked
+        return stacked
 
     def _factors(self, value: Entry) -> LowRank:
         """Return the factors of an expert in a layer; for a gate, A has orthonormal rows."""
@@ -290,8 +298,10 @@ class Mixture:
         rank = self.expert_rank or len(S)
         # The gate may read directions in which the expert does not act.
         rows = max(rank, self.gate_rank)
-        S = torch.where(torch.arange(len(S)) < rank, S, 0)
-        return LowRank((U * S)[:, :rows], Vh[:rows])
+        acts = torch.arange(len(S)) < rank
+        S = torch.where(acts, S, 0)
+        B = U * S
+        return LowRank(B[:, :rows], Vh[:rows])
 
     # -- files
 
@@ -312,10 +322,12 @@ class Mixture:
             "expert_rank": self.expert_rank,
         }
         size = sum(value.numel() * value.element_size() for value in tensors.values())
-        with staging.new_folder(Path(folder), size=size) as unfinished:
+        folder = Path(folder)
+        with staging.new_folder(folder, size=size) as unfinished:
             save_file(tensors, unfinished / WEIGHTS)
-            (unfinished / ABOUT).write_text(json.dumps(about, indent=2), encoding="utf-8")
-        return Path(folder)
+            text = json.dumps(about, indent=2)
+            (unfinished / ABOUT).write_text(text, encoding="utf-8")
+        return folder
 
     @classmethod
     def load(cls, folder: str | Path) -> Mixture:
@@ -326,11 +338,13 @@ class Mixture:
         CheckpointError
             A file is missing, damaged, or holds something else.
         """
-        path = Path(folder) / ABOUT
+        folder = Path(folder)
+        path = folder / ABOUT
         about = read_json(path)
-        file = TensorFile(Path(folder) / WEIGHTS)
+        file = TensorFile(folder / WEIGHTS)
         names = about.pop("experts", None)
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        is_list = isinstance(names, list)
+        if not is_list or not all(isinstance(name, str) for name in names):
             raise CheckpointError(f"`{path}` does not name its `experts`.")
         layers = _read_layers(file, names)
         experts = {name: TaskVector(entries) for name, entries in layers.items()}
@@ -340,6 +354,23 @@ class Mixture:
             raise CheckpointError(f"`{path}` has an unknown setting: {error}.") from error
 
 
+def _fill_up(
+    experts: Sequence[LowRank | None],
+) -> tuple[Float[Tensor, "experts rank in"], Float[Tensor, "experts out rank"]]:
+    """Stack factors, filled up with zeros to a common rank; at least one expert has some."""
+    present = [value for value in experts if value is not None]
+    rank = max(value.rank for value in present)
+    out, width = present[0].shape
+    A = torch.zeros(len(experts), rank, width)
+    B = torch.zeros(len(experts), out, rank)
+    for number, value in enumerate(experts):
+        if value is None:
+            continue
+        A[number, : value.rank] = value.A
+        B[number, :, : value.rank] = value.B
+    return A, B
+
+
 def _read_layers(file: TensorFile, experts: Sequence[str]) -> dict[str, dict[str, Entry]]:
     """Read the changes of each expert, by layer."""
     layers: dict[str, dict[str, Entry]] = {name: {} for name in experts}
@@ -347,12 +378,13 @@ def _read_layers(file: TensorFile, experts: Sequence[str]) -> dict[str, dict[str
         if not key.endswith(".A"):
             continue
         number, _, layer = key.removesuffix(".A").partition(".")
-        pair = f"{number}.{layer}"
         belongs = number.isdigit() and int(number) < len(experts)
+        pair = f"{number}.{layer}"
         if not belongs or f"{pair}.B" not in file:
             raise CheckpointError(f"`{key}` in `{file.path}` belongs to no expert, or lacks its B.")
         task = experts[int(number)]
-        layers[task][layer] = _read_factors(file, pair)
+        factors = _read_factors(file, pair)
+        layers[task][layer] = factors
     return layers
 
 
@@ -360,13 +392,11 @@ def _read_factors(file: TensorFile, key: str) -> LowRank:
     A = file.read(f"{key}.A")
     B = file.read(f"{key}.B")
     matrices = A.ndim == 2 and B.ndim == 2
-    if not matrices or len(A) != B.shape[1] or not _are_finite(A, B):
+    fit = matrices and len(A) == B.shape[1]
+    finite = A.isfinite().all() and B.isfinite().all()
+    if not fit or not finite:
         raise CheckpointError(f"`{key}` in `{file.path}` is not a product of two finite matrices.")
     return LowRank(B, A)
-
-
-def _are_finite(A: Tensor, B: Tensor) -> bool:
-    return bool(A.isfinite().all() and B.isfinite().all())
 
 
 def remove(model: nn.Module) -> None:

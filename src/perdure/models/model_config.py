@@ -11,8 +11,10 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from perdure.errors import BackboneError
 from perdure.models.model_files import CONFIG, MAX_CONFIG, ModelFiles
 
+# Keys that describe the stored head. Every task gets a head of its own, so they are left out.
 LABELS = ("num_labels", "_num_labels", "id2label", "label2id", "problem_type")
-"""Keys that describe the stored head. Every task gets a head of its own, so they are left out."""
+
+# Keys that name code, kernels or weights elsewhere: they are never followed.
 REACHES_OUT = (
     "auto_map",
     "custom_pipelines",
@@ -24,19 +26,17 @@ REACHES_OUT = (
     "_attn_implementation_internal",
     "experts_implementation",
 )
-"""Keys that name code, kernels or weights elsewhere: they are never followed."""
+
+# Keys that change no number, but make a model fail with texts of some lengths, or where something
+# is read from its layers.
 TRADES_SPEED = ("chunk_size_feed_forward", "gradient_checkpointing")
-"""Keys that change no number, but can make the model fail.
 
-It fails with texts of some lengths, or where something is read from its layers.
-"""
+# Words in the names of settings that count something in the model.
 COUNTS = ("layer", "block", "depth", "head", "group", "stage", "expert")
-"""Words in the names of settings that count something in the model."""
-MOST = 10_000
-"""The largest count of layers, heads and the like.
 
-Some classes make a list of that length at once; the deepest models have 200 layers.
-"""
+# The largest count of layers, heads and the like. Some classes make a list of that length at once;
+# the deepest models have 200 layers.
+MOST = 10_000
 
 
 def read(files: ModelFiles) -> PreTrainedConfig:
@@ -57,8 +57,12 @@ def read(files: ModelFiles) -> PreTrainedConfig:
                 f"{where}: `{name}` is {number:.0f}, but no model has more than {MOST}."
             )
     left_out = (*LABELS, *REACHES_OUT, *TRADES_SPEED)
-    kept = {name: value for name, value in values.items() if name not in left_out}
-    config = CONFIG_MAPPING[values["model_type"]].from_dict(kept)
+    kept = {}
+    for name, value in values.items():
+        if name not in left_out:
+            kept[name] = value
+    config_class = CONFIG_MAPPING[values["model_type"]]
+    config = config_class.from_dict(kept)
     config._name_or_path = files.source  # transformers knows some models of the hub by this name
     return config
 

@@ -19,18 +19,19 @@ from perdure.storage.tensors import TORCH, TensorFile, is_finite
 
 Model = TypeVar("Model", bound=nn.Module)
 
+# A model may have this many times the tensors, and numbers, of its files. Some are stored once and
+# used several times (T5's embeddings thrice), and some that are stored as one are several in the
+# model.
 TIMES = 4
-"""A model may have this many times the tensors, and numbers, of its files.
 
-Some are stored once and used several times (T5's embeddings thrice), and some that are stored as
-one are several in the model.
-"""
+# A model may have this many tensors more, whatever its files hold.
 AT_LEAST_TENSORS = 200
-"""A model may have this many tensors more, whatever its files hold."""
+
+# A model may have this many numbers more, whatever its files hold.
 AT_LEAST_NUMBERS = 10_000_000
-"""A model may have this many numbers more, whatever its files hold."""
+
+# Numbers in tables that a model computes for itself, such as masks of positions × positions.
 MOST_IN_BUFFERS = 250_000_000
-"""Numbers in tables that a model computes for itself, such as masks of positions × positions."""
 
 
 class Stored(NamedTuple):
@@ -54,7 +55,10 @@ def stored(files: ModelFiles) -> dict[str, Stored]:
     """
     tensors: dict[str, Stored] = {}
     for path in files.weights:
-        tensors |= _in_safetensors(path) if path.suffix == ".safetensors" else _in_pickle(path)
+        if path.suffix == ".safetensors":
+            tensors |= _in_safetensors(path)
+        else:
+            tensors |= _in_pickle(path)
     if not any(tensor.numbers for tensor in tensors.values()):
         raise BackboneError(f"The weight files of `{files.source}` hold no values.")
     return tensors
@@ -114,9 +118,9 @@ def skeleton(source: str, make: Callable[[], Model], tensors: Mapping[str, Store
     BackboneError
         It is too large.
     """
+    numbers = sum(tensor.numbers for tensor in tensors.values())
     most_tensors = TIMES * len(tensors) + AT_LEAST_TENSORS
-    stored_numbers = sum(tensor.numbers for tensor in tensors.values())
-    most_numbers = TIMES * stored_numbers + AT_LEAST_NUMBERS
+    most_numbers = TIMES * numbers + AT_LEAST_NUMBERS
     with torch.device("meta"), _counted(source, most_tensors, most_numbers):
         return make()
 

@@ -14,13 +14,12 @@ import regex
 
 from perdure.errors import InputError, PerdureError
 
+# Characters of a pattern. One that lists every layer of a large model has about half of that.
 LONGEST = 10_000
-"""Characters of a pattern. One that lists every layer of a large model has about half of that."""
-SECONDS = 2.0
-"""The time for all names together.
 
-Patterns that people write need milliseconds for thousands of layers.
-"""
+# The time for all names together. Patterns that people write need milliseconds for thousands of
+# layers.
+SECONDS = 2.0
 
 
 @runtime_checkable

@@ -21,11 +21,13 @@ from perdure.models.model_files import MODULES, ModelFiles
 from perdure.models.model_weights import Stored
 
 Kind = Literal["text", "image"]
+
+# Pixels a side of the images that a processor makes; the largest in use have 1,024.
 MOST_PIXELS = 4096
-"""Pixels a side of the images that a processor makes; the largest in use have 1,024."""
 EDGES = ("height", "width", "shortest_edge", "longest_edge", "max_height", "max_width")
+
+# Options with which transformers runs no code from the folder and reaches for no other file.
 NOTHING_ELSE = {"trust_remote_code": False, "local_files_only": True}
-"""Options with which transformers runs no code from the folder and reaches for no other file."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,11 @@ def open_model(files: ModelFiles, pooling: str, head: str | None) -> Opened:
     classifier = None
     if pooling != "mean":
         classifier = _classifier(weights, kind, pooling, head)
-    model, head_name = classifier or (_encoder(weights), None)
+    if classifier is not None:
+        model, head_name = classifier
+    else:
+        model = _encoder(weights)
+        head_name = None
     model_weights.check_finite(files.source, model)
     limit = tokenizing.NO_LIMIT
     if kind == "text":
@@ -279,9 +285,10 @@ def _is_pooler(name: str) -> bool:
 def _refuse(source: str, missing: list[str]) -> None:
     if missing:
         shown = ", ".join(f"`{name}`" for name in missing[:3])
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        if len(missing) > 3:
+            shown += f" and {len(missing) - 3} more"
         raise BackboneError(
-            f"The weight files of `{source}` have no {shown}{more} of the shape that `config.json` "
+            f"The weight files of `{source}` have no {shown} of the shape that `config.json` "
             "says: the model would have random values there. Give a complete checkpoint."
         )
 

@@ -55,10 +55,12 @@ def _embeddings(model: PreTrainedModel) -> nn.Module:
 
 def _interpolate(embeddings: nn.Module, patches: int, size: int) -> None:
     before = embeddings.get_parameter("position_embeddings")
+    width = before.shape[-1]
     # The method reads only the shape: one row per patch, and one for the class token.
-    like = before.new_empty(1, patches + 1, before.shape[-1])
+    like = before.new_empty(1, patches + 1, width)
     after = embeddings.interpolate_pos_encoding(like, size, size)  # pyright: ignore
-    embeddings.position_embeddings = nn.Parameter(after.detach().clone(), requires_grad=False)
+    values = after.detach().clone()
+    embeddings.position_embeddings = nn.Parameter(values, requires_grad=False)
 
 
 def _note_size(embeddings: nn.Module, patches: int, size: int) -> None:

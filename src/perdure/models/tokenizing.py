@@ -11,8 +11,8 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTr
 from perdure.errors import BackboneError
 from perdure.models.model_files import ModelFiles
 
+# Files write that there is no limit as a number of positions or tokens above this, or below 1.
 NO_LIMIT = 10**6
-"""Files write that there is no limit as a number of positions or tokens above this, or below 1."""
 
 
 def load(files: ModelFiles, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
@@ -95,6 +95,7 @@ def agree(source: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
             f"`{source}` is a `{type(model).__name__}`, which takes no attention mask: its answer "
             "to a text would depend on the texts beside it. Choose another model."
         )
+    # Some tokenizers return more than the model takes, and some leave the mask out.
     names = dict.fromkeys([*tokenizer.model_input_names, "attention_mask"])
     tokenizer.model_input_names = [name for name in names if name in arguments]
     _check_vocabulary(source, model, tokenizer)

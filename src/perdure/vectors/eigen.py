@@ -16,13 +16,11 @@ Wanted = Callable[[Float[Tensor, " values"]], int]
 It may be shown only the first eigenvalues, as many as a Krylov space has.
 """
 
+# Vectors by which the Krylov space grows. With fewer, a smaller space is enough, but products with
+# them are slower.
 BLOCK = 8
-"""Vectors by which the Krylov space grows.
-
-With fewer, a smaller space is enough, but products with them are slower.
-"""
+# The share of all dimensions at which the Krylov space is given up for a full decomposition.
 LIMIT = 0.4
-"""The share of all dimensions at which the Krylov space is given up."""
 
 
 def leading(
@@ -56,7 +54,8 @@ def leading(
         vectors = _from_krylov(X, choose, square)
         if vectors is not None:
             return vectors
-    values, vectors = _eigen(X @ X.T if square else X)
+    G = X @ X.T if square else X
+    values, vectors = _eigen(G)
     return vectors[:, : choose(values)]
 
 
@@ -121,16 +120,20 @@ def _converged(
     The sine of the angle is at most ‖G v - λ v‖ over the gap to the first eigenvalue that is left
     out (Davis & Kahan).
     """
-    chosen = values[: len(mixtures)]
-    gaps = chosen - values[len(chosen)]
-    residuals = (mixtures @ images - chosen[:, None] * (mixtures @ space)).norm(dim=1)
+    count = len(mixtures)
+    chosen = values[:count]
+    gaps = chosen - values[count]
+    vectors = mixtures @ space
+    # `mixtures @ images` is G v for each vector v, without another product with G.
+    residuals = mixtures @ images - chosen[:, None] * vectors
     # The second term is a few roundings of G's largest eigenvalue in double precision.
     tolerance = 1e-10 * gaps + 1e-15 * values[0]
-    return bool((residuals <= tolerance).all())
+    return bool((residuals.norm(dim=1) <= tolerance).all())
 
 
 def _eigen(G: Float[Tensor, "d d"]) -> tuple[Float[Tensor, " d"], Float[Tensor, "d d"]]:
     """Return all eigenvalues in falling order, and their vectors."""
     values, vectors = torch.linalg.eigh(G)
     # Rounding makes some zeros slightly negative; G has no negative eigenvalues.
-    return values.flip(-1).clamp_min(0), vectors.flip(-1)
+    values = values.flip(-1).clamp_min(0)
+    return values, vectors.flip(-1)

@@ -40,10 +40,13 @@ class Gaussians:
         covariances = []
         for label in range(classes):
             members = features[labels == label]
-            mean = members.sum(0) / max(1, len(members))  # 0 / 1 for an empty class, not NaN
+            count = len(members)
+            # An empty class divides by 1: zeros instead of NaN.
+            mean = members.sum(0) / max(1, count)
             centred = members - mean
+            covariance = centred.T @ centred / max(1, count - 1)
             means.append(mean)
-            covariances.append(centred.T @ centred / max(1, len(members) - 1))
+            covariances.append(covariance)
         return cls(torch.stack(means), torch.stack(covariances))
 
     def tensors(self) -> dict[str, Tensor]:

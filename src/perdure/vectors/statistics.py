@@ -105,9 +105,11 @@ def within(
 
     That is (1 - s) Σ + s (trace Σ / d) I, with the `shrinkage` s and d features.
     """
-    between = (counts[:, None] * means).T @ means
+    weighted = counts[:, None] * means
+    between = weighted.T @ means
     covariance = (products - between) / counts.sum()
+    d = len(covariance)
     # Identical examples have no spread at all; the floor keeps the result invertible.
-    spread = covariance.trace().clamp_min(1e-12) / len(covariance)
-    identity = torch.eye(len(covariance), dtype=torch.double)
-    return (1 - shrinkage) * covariance + shrinkage * spread * identity
+    spread = covariance.trace().clamp_min(1e-12) / d
+    sphere = spread * torch.eye(d, dtype=torch.double)
+    return (1 - shrinkage) * covariance + shrinkage * sphere

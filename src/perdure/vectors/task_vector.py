@@ -39,7 +39,9 @@ class LowRank:
 
     def __add__(self, other: LowRank) -> LowRank:
         """Add exactly, with the factors side by side: B₁A₁ + B₂A₂ = [B₁ B₂] [A₁; A₂]."""
-        return LowRank(torch.cat([self.B, other.B], dim=1), torch.cat([self.A, other.A]))
+        B = torch.cat([self.B, other.B], dim=1)
+        A = torch.cat([self.A, other.A])
+        return LowRank(B, A)
 
     def __mul__(self, factor: float) -> LowRank:
         return LowRank(factor * self.B, self.A)
@@ -60,9 +62,14 @@ class LowRank:
         left, upper = torch.linalg.qr(self.B.to(precision))
         right, lower = torch.linalg.qr(self.A.T.to(precision))
         # B A = left (upper lowerᵀ) rightᵀ, and the product in brackets is only rank × rank.
-        U, S, Vh = torch.linalg.svd(upper @ lower.T, full_matrices=False)
+        core = upper @ lower.T
+        U, S, Vh = torch.linalg.svd(core, full_matrices=False)
         dtype = self.B.dtype
-        return (left @ U).to(dtype), S.to(dtype), (Vh @ right.T).to(dtype)
+        return (
+            (left @ U).to(dtype),
+            S.to(dtype),
+            (Vh @ right.T).to(dtype),
+        )
 
     def truncate(self, rank: int) -> LowRank:
         """Return the nearest matrix of at most this rank (Eckart & Young).
@@ -72,7 +79,8 @@ class LowRank:
         if self.rank <= rank:
             return self
         U, S, Vh = self.svd()
-        return LowRank(U[:, :rank] * S[:rank], Vh[:rank])
+        B = U[:, :rank] * S[:rank]
+        return LowRank(B, Vh[:rank])
 
 
 @dataclass(frozen=True)
@@ -142,9 +150,10 @@ def svd(entry: Entry) -> tuple[Float[Tensor, "out r"], Float[Tensor, " r"], Floa
         U, S, Vh = entry.svd()
     else:
         U, S, Vh = _dense_svd(dense(entry))
-    epsilon = torch.finfo(S.dtype).eps
+    roundings = len(S) * torch.finfo(S.dtype).eps
     # `S[:1]` rather than `S[0]`: a matrix without rows or columns has no singular value.
-    smallest = max(1e-6, len(S) * epsilon) * S[:1]
+    largest = S[:1]
+    smallest = max(1e-6, roundings) * largest
     rank = int((smallest < S).sum())
     return U[:, :rank], S[:rank], Vh[:rank]
 
@@ -156,7 +165,11 @@ def _dense_svd(
     # torch has no SVD in half precision.
     precision = torch.promote_types(dtype, torch.float32)
     U, S, Vh = torch.linalg.svd(matrix.to(precision), full_matrices=False)
-    return U.to(dtype), S.to(dtype), Vh.to(dtype)
+    return (
+        U.to(dtype),
+        S.to(dtype),
+        Vh.to(dtype),
+    )
 
 
 def inner(left: Entry, right: Entry) -> float:
@@ -173,8 +186,9 @@ def inner(left: Entry, right: Entry) -> float:
         # trace((B₁A₁)ᵀ B₂A₂) = sum of (B₁ᵀB₂) ∘ (A₁A₂ᵀ), which are both rank × rank.
         columns = left.B.double().T @ right.B.double()
         rows = left.A.double() @ right.A.double().T
-        return (columns * rows).sum().item()
-    product = dense(left).double() * dense(right).double()
+        product = columns * rows
+    else:
+        product = dense(left).double() * dense(right).double()
     return product.sum().item()
 
 
@@ -216,7 +230,8 @@ class TaskVector:
         return TaskVector(entries)
 
     def __mul__(self, factor: float) -> TaskVector:
-        return TaskVector({name: value * factor for name, value in self.items()})
+        entries = {name: value * factor for name, value in self.items()}
+        return TaskVector(entries)
 
     __rmul__ = __mul__
 
@@ -231,7 +246,9 @@ class TaskVector:
         """Return the vector with every deferred tensor made, for use more than once."""
         entries: dict[str, Entry] = {}
         for name, value in self.items():
-            entries[name] = value.dense() if isinstance(value, Deferred) else value
+            if isinstance(value, Deferred):
+                value = value.dense()
+            entries[name] = value
         return TaskVector(entries)
 
     def inner(self, other: TaskVector) -> float:
@@ -257,7 +274,9 @@ class TaskVector:
         0.7071
         """
         norms = self.norm() * other.norm()
-        return self.inner(other) / norms if norms else 0.0
+        if norms == 0:
+            return 0.0
+        return self.inner(other) / norms
 
     def truncate(self, rank: int) -> TaskVector:
         """Return the nearest vector whose low-rank entries have at most this rank.
@@ -266,7 +285,9 @@ class TaskVector:
         """
         entries: dict[str, Entry] = {}
         for name, value in self.items():
-            entries[name] = value.truncate(rank) if isinstance(value, LowRank) else value
+            if isinstance(value, LowRank):
+                value = value.truncate(rank)
+            entries[name] = value
         return TaskVector(entries)
 
 
@@ -303,13 +324,14 @@ def by_depth(names: Iterable[str], parts: int) -> dict[str, int]:
     {'embed': 0, 'layer.0.q': 0, 'layer.1.q': 0, 'layer.2.q': 1, 'layer.3.q': 1}
     """
     blocks = {name: _block(name) for name in names}
-    numbered = sorted({block for block in blocks.values() if block is not None})
+    numbers = {block for block in blocks.values() if block is not None}
     # Positions, not the numbers themselves: an adapter may change only every other block.
-    depths = {block: position for position, block in enumerate(numbered)}
+    depths = {block: depth for depth, block in enumerate(sorted(numbers))}
+    levels = max(1, len(depths))
     result = {}
     for name, block in blocks.items():
         depth = 0 if block is None else depths[block]
-        result[name] = depth * parts // max(1, len(depths))
+        result[name] = depth * parts // levels
     return result
 
 
@@ -331,19 +353,23 @@ def total(vectors: Sequence[TaskVector]) -> TaskVector:
     for vector in vectors:
         for name, value in vector.items():
             by_name.setdefault(name, []).append(value)
-    return TaskVector({name: _total(name, values) for name, values in by_name.items()})
+    entries = {name: _total(name, values) for name, values in by_name.items()}
+    return TaskVector(entries)
 
 
 def _total(name: str, values: list[Entry]) -> Entry:
+    shape = values[0].shape
     low_rank = []
     for value in values:
-        if isinstance(value, LowRank) and value.shape == values[0].shape:
+        if isinstance(value, LowRank) and value.shape == shape:
             low_rank.append(value)
     if len(low_rank) == len(values) > 1:
         B = torch.cat([value.B for value in low_rank], dim=1)
         A = torch.cat([value.A for value in low_rank])
         return LowRank(B, A)
-    return functools.reduce(functools.partial(_plus, name), values)
+    # A single value, a mixture of kinds, or shapes that differ, which `_plus` refuses.
+    plus = functools.partial(_plus, name)
+    return functools.reduce(plus, values)
 
 
 def shapes(vectors: Mapping[str, TaskVector]) -> dict[str, torch.Size]:
