@@ -241,9 +241,8 @@ class Backbone(nn.Module, ABC):
 
         Give the result of `forward` for the batch as `hidden` if it is already known.
         """
-        if hidden is None:
-            hidden = self(batch)
-        return self.read(hidden, batch).losses()
+        answers = self.read(self(batch) if hidden is None else hidden, batch)
+        return answers.losses()
 
     @abstractmethod
     def features(self, batch: Batch) -> Float[Tensor, "batch features"]:

@@ -71,7 +71,7 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
             device=weight.device,
             dtype=weight.dtype,
         )
-        # Only `up` is zero: with both at zero, neither would ever get a gradient.
+        # Only `up` is zero: with both at zero, neither matrix would ever get a gradient.
         nn.init.normal_(down.weight, std=0.02)
         nn.init.zeros_(down.bias)
         nn.init.zeros_(up.weight)
@@ -82,7 +82,7 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
         self.set_adapter([adapter_name], inference_mode=config.inference_mode)
 
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
-        # More arguments are for the layer in whose place this one stands.
+        # Further arguments are for the layer that this one replaces.
         y = self.base_layer(x, *args, **kwargs)
         if self.disable_adapters:
             return y

@@ -22,6 +22,8 @@ from perdure.models.backbone import Backbone
 from perdure.models.examples import BATCH_SIZE, Batch, Examples
 from perdure.models.logits import Logits
 from perdure.models.model_files import ModelFiles
+from perdure.models.pretrained import BaseImageProcessor
+from perdure.models.tokenizing import PreTrainedTokenizerBase
 
 PREFIX = "task_"
 Tokens = dict[str, list[int]]
@@ -81,7 +83,7 @@ class Encoder(Backbone):
 
     @property
     def settings(self) -> dict[str, Any]:
-        values: dict[str, Any] = {
+        values = {
             "model": self.source,
             "pooling": self.pooling,
             "max_length": self.max_length,
@@ -238,7 +240,7 @@ class Encoder(Backbone):
         places = torch.tensor(order, device=hidden.device)
         targets = batch.targets[places]
         if head:
-            # Here `places` is in the batch's order, for there is one head only.
+            # Here `places` is in the batch's order, because there is only one head.
             foreign = [task != head for task in batch.tasks]
             mask = torch.tensor(foreign, device=hidden.device)
             targets = targets.masked_fill(mask, -1)
@@ -371,19 +373,19 @@ def _stacked(answers: Sequence[Float[Tensor, "_ _"]]) -> Float[Tensor, "places o
     return torch.cat(padded)
 
 
-def _padded(tokenizer: Any, texts: Sequence[Tokens]) -> Mapping[str, Tensor]:
+def _padded(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Tokens]) -> Mapping[str, Tensor]:
     return tokenizer.pad(list(texts), return_tensors="pt")
 
 
-def _pixels(processor: Any, images: Sequence[object]) -> Mapping[str, Tensor]:
+def _pixels(processor: BaseImageProcessor, images: Sequence[object]) -> Mapping[str, Tensor]:
     decoded = [read_image(image) for image in images]
     return processor(images=decoded, return_tensors="pt")
 
 
 def _placeholder(text: Tokens) -> Tokens:
-    """Return the first token of the vocabulary, unmasked, with the columns of an empty text.
+    """Return a text of the vocabulary's first token, with the columns of an empty text.
 
-    A mean over no token would be 0 / 0.
+    The token is attended to, because a mean over no token would be 0 / 0.
     """
     return {name: [1] if name == "attention_mask" else [0] for name in text}
 

@@ -76,7 +76,7 @@ class FullLayer(nn.Module, BaseTunerLayer):
                 if name == "weight":
                     change = oriented(self.base_layer, change)
                 values[name] = values[name] + change
-        # Works for a layer of any kind, and lets gradients reach the changes alone.
+        # Computes a layer of any kind, without touching its own parameters.
         return torch.func.functional_call(self.base_layer, values, args, kwargs)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:

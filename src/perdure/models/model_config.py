@@ -80,11 +80,11 @@ def _check_kind(files: ModelFiles, values: Mapping[str, object], where: str) -> 
             "`perdure merge`, or take `adapter_config.json` out."
         )
     if kind not in CONFIG_MAPPING:
-        own_code = "it has no such model"
+        reason = "it has no such model"
         if "auto_map" in values:
-            own_code = "it names Python code of its own, which is never run"
+            reason = "it names Python code of its own, which is never run"
         raise BackboneError(
-            f"`{files.source}` is a `{kind[:100]}`, which transformers does not know: {own_code}."
+            f"`{files.source}` is a `{kind[:100]}`, which transformers does not know: {reason}."
         )
     quantised = values.get("quantization_config")
     if quantised:

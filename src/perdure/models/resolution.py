@@ -1,5 +1,7 @@
 """Read images at another size than the checkpoint was made for."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -73,7 +75,7 @@ def _note_size(embeddings: nn.Module, patches: int, size: int) -> None:
                 setattr(module, name, value)
 
 
-def _resize(processor: BaseImageProcessor, size: int) -> None:
+def _resize(processor: Any, size: int) -> None:
     """Let the processor make the same picture in fewer or more pixels.
 
     Where it crops a margin, the margin keeps its share.

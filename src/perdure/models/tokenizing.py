@@ -4,6 +4,7 @@ They agree on padding, on what is masked, on the vocabulary, and on the longest 
 """
 
 import inspect
+from typing import cast
 
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -113,8 +114,11 @@ def _check_vocabulary(
     for token, number in tokenizer.get_vocab().items():
         if number >= rows and token not in special:
             beyond[token] = number
-    if beyond or tokenizer.pad_token_id >= rows:
-        token = min(beyond, key=beyond.__getitem__, default=tokenizer.pad_token)
+    padding = tokenizer.pad_token_id
+    assert isinstance(padding, int)  # `give_padding` and `agree` have seen to it
+    if beyond or padding >= rows:
+        padding_token = cast(str, tokenizer.pad_token)
+        token = min(beyond, key=beyond.__getitem__, default=padding_token)
         number = tokenizer.convert_tokens_to_ids(token)
         raise BackboneError(
             f"The tokenizer of `{source}` has tokens for which the model has no embedding: "

@@ -1,4 +1,4 @@
-"""Task vectors: what an adapter adds to the weights, kept low-rank while that is exact."""
+"""Task vectors: the change of weights by an adapter, kept low-rank while that is exact."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ def inner(left: Entry, right: Entry) -> float:
 
 @dataclass(frozen=True, eq=False)
 class TaskVector:
-    """What a task adds to the model, by name.
+    """The change that a task makes to the model, by name.
 
     In delta space the names are those of layers and the entries `LowRank`; in factor space they are
     those of parameters, with tensors. A layer that a vector lacks counts as zero. What a rule
