@@ -92,7 +92,7 @@ def test_auto_pooling(pico, tmp_path):
 def test_errors_say_what_to_set(pico, tmp_path, toy):
     with pytest.raises(BackboneError, match="No model could be loaded from"):
         Backbone.load(tmp_path / "nothing")
-    with pytest.raises(BackboneError, match="`head=bert.nothing` is no linear layer"):
+    with pytest.raises(BackboneError, match="`head=bert.nothing` is not a linear layer"):
         Backbone.load(pico("bert"), head="bert.nothing")
     with pytest.raises(BackboneError, match="for texts"):
         Backbone.load(pico("vit"), pooling="mean")
@@ -100,7 +100,7 @@ def test_errors_say_what_to_set(pico, tmp_path, toy):
     with pytest.raises(BackboneError, match="Give `target_modules`, for example from: .*'dense'"):
         Isolated(target_modules=["nowhere"]).attach(backbone)
     with pytest.raises(
-        InputError, match="reads images, but the examples are texts. Take a model of texts"
+        InputError, match="reads images, but the examples are texts. Use a text model"
     ):
         Backbone.load(pico("vit")).encode(toy[0].rows("test"))
 

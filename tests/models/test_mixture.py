@@ -143,7 +143,7 @@ def test_files(tmp_path):
         (lambda about, file: about.write_text("{}"), "does not name its `experts`"),
         (
             lambda about, file: about.write_text('{"experts": ["a"], "depth": 1}'),
-            "a setting that is not known",
+            "has an unknown setting",
         ),
         (lambda about, file: about.write_text('{"experts": []}'), "belongs to no expert"),
         (lambda about, file: file.write_bytes(file.read_bytes()[:-4]), "mixture.safetensors` has"),
@@ -152,7 +152,7 @@ def test_files(tmp_path):
             lambda about, file: save_file(
                 {"0.w.A": torch.ones(1, 2), "0.w.B": torch.ones(2, 3)}, file
             ),
-            "no product",
+            "not a product",
         ),
         (
             lambda about, file: save_file(

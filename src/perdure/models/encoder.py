@@ -1,4 +1,7 @@
-"""An encoder: a pooled feature of each example, and one linear head per task that answers with a class."""
+"""An encoder: a pooled feature of each example, and one linear head per task.
+
+A head answers with a class.
+"""
 
 import contextlib
 import functools
@@ -19,6 +22,12 @@ from perdure.models.backbone import Backbone
 from perdure.models.examples import BATCH_SIZE, Batch, Examples
 from perdure.models.logits import Logits
 from perdure.models.model_files import ModelFiles
+from perdure.models.pretrained import BaseImageProcessor
+from perdure.models.tokenizing import PreTrainedTokenizerBase
+
+PREFIX = "task_"
+Tokens = dict[str, list[int]]
+"""One text as the tokenizer returns it: `input_ids`, `attention_mask` and the like."""
 
 
 class Encoder(Backbone):
@@ -27,9 +36,9 @@ class Encoder(Backbone):
     Parameters
     ----------
     model
-        With `pooling="stock"` an `AutoModelFor…Classification` whose last linear layer is an identity, so
-        that it returns the feature; with `"mean"` the bare encoder, whose last hidden states are averaged
-        over the tokens that are not padding.
+        With `pooling="stock"` an `AutoModelFor…Classification` whose last linear layer is an
+        identity, so that it returns the feature; with `"mean"` the bare encoder, whose last hidden
+        states are averaged over the tokens that are not padding.
     processor
         The tokenizer or image processor of the checkpoint.
     source
@@ -37,13 +46,14 @@ class Encoder(Backbone):
     head_name
         The name of that last linear layer (`stock` only).
     max_length
-        Texts are cut to so many tokens.
+        Texts are cut to at most `max_length` tokens.
     files
-        The files that it was read from, if it was.
+        The files that it was read from, if there are any.
     dtype
         The type in which `save` writes the weights.
     stock_head_has_bias
-        Decoders' heads have none in transformers, so that theirs cannot hold one of ours.
+        Whether the stock model's head can hold one of ours. The heads of decoders in transformers
+        have no bias.
     """
 
     def __init__(
@@ -62,8 +72,11 @@ class Encoder(Backbone):
         stock_head_has_bias: bool = True,
     ):
         super().__init__(model, processor, source=source, files=files)
-        self.pooling, self.head_name = pooling, head_name
-        self.width, self.max_length, self.image_size = width, max_length, image_size
+        self.pooling = pooling
+        self.head_name = head_name
+        self.width = width
+        self.max_length = max_length
+        self.image_size = image_size
         self.dtype = dtype
         self.stock_head_has_bias = stock_head_has_bias
         self._heads = nn.ModuleDict()
@@ -77,34 +90,44 @@ class Encoder(Backbone):
             "image_size": self.image_size,
             "head": self.head_name,
         }
-        return values | ({"revision": self.revision} if self.revision else {})
+        if self.revision:
+            values["revision"] = self.revision
+        return values
 
-    # -- heads, by names of their own: a task may be called as something that a module has
+    # -- heads
 
     @property
     def heads(self) -> list[str]:
-        return [name.removeprefix("task_") for name in self._heads]
+        return [key.removeprefix(PREFIX) for key in self._heads]
 
     def open(self, task: Task) -> None:
-        self._heads[f"task_{task.name}"] = nn.Linear(self.width, len(task.classes)).to(self.device)
+        # Made on the CPU, so that the initial weights follow the seed alike on every device.
+        head = nn.Linear(self.width, len(task.classes))
+        self._heads[_key(task.name)] = head.to(self.device)
 
     def share(self, task: str) -> None:
-        self._heads[f"task_{task}"] = self.own(self.heads[-1])
+        newest = self.heads[-1]
+        self._heads[_key(task)] = self.own(newest)
 
     def own(self, task: str) -> nn.Linear:
-        """The head of a task, linear in the feature or in random features: `width` → its classes."""
-        head = self._heads[f"task_{task}"]
+        """Return the head of a task, which maps `width` numbers to its classes.
+
+        It is linear in the feature, or in random features of that.
+        """
+        head = self._heads[_key(task)]
         assert isinstance(head, nn.Linear)
         return head
 
     def put(self, task: str, state: Mapping[str, Tensor]) -> None:
-        self._heads[f"task_{task}"] = heads.made(state, self.width).to(self.device)
+        head = heads.made(state, self.width)
+        self._heads[_key(task)] = head.to(self.device)
 
     def close(self, task: str) -> None:
-        del self._heads[f"task_{task}"]
+        del self._heads[_key(task)]
 
     @contextlib.contextmanager
     def keeping(self) -> Iterator[None]:
+        # The modules themselves, not their values: an optimizer may hold their parameters.
         before = dict(self._heads.items())
         try:
             yield
@@ -117,38 +140,53 @@ class Encoder(Backbone):
     def prepare(
         self, rows: Rows, *, batch_size: int = BATCH_SIZE, allow_empty: bool = False
     ) -> Examples:
-        """Texts are tokenized here, images are prepared batch by batch."""
-        wrong = next(
-            (data.column_names for _, data in rows if self.kind not in data.column_names), None
-        )
-        if wrong:
-            raise InputError(self._other_inputs(wrong))
-        tasks = [task for task, data in rows for _ in range(len(data))]
-        labels = [label for _, data in rows for label in _labels(data)]
+        """Tokenize texts now; images are prepared batch by batch, for their pixels are large."""
+        for _, data in rows:
+            if self.kind not in data.column_names:
+                raise InputError(self._other_inputs(data.column_names))
+        tasks: list[str] = []
+        labels: list[int] = []
+        for task, data in rows:
+            tasks += [task] * len(data)
+            labels += _labels(data)
         if self.kind == "image":
-            images: Any = torch.utils.data.ConcatDataset([undecoded(data) for _, data in rows])
-            collate = functools.partial(_pixels, self.processor)
-            return Examples(images, tasks, labels, [1] * len(tasks), collate, batch_size=batch_size)
-        texts = [text for _, data in rows for text in self._texts(data)]
+            return Examples(
+                inputs=torch.utils.data.ConcatDataset([undecoded(data) for _, data in rows]),
+                tasks=tasks,
+                labels=labels,
+                lengths=[1] * len(tasks),
+                collate=functools.partial(_pixels, self.processor),
+                batch_size=batch_size,
+            )
+        texts = self._texts(rows)
         lengths = [len(text["input_ids"]) for text in texts]
-        empty = [i for i, length in enumerate(lengths) if length == 0]
+        empty = [row for row, length in enumerate(lengths) if length == 0]
         if empty and not allow_empty:
             raise DataError(_without_tokens(rows, empty[0], self.source))
-        for i in empty:
-            texts[i] = {name: [1] if name == "attention_mask" else [0] for name in texts[i]}
-        collate = functools.partial(_padded, self.processor)
-        return Examples(texts, tasks, labels, lengths, collate, empty, batch_size)
+        for row in empty:
+            texts[row] = _placeholder(texts[row])
+        return Examples(
+            inputs=texts,
+            tasks=tasks,
+            labels=labels,
+            lengths=lengths,
+            # A partial of a function, not a method: examples are pickled without the model.
+            collate=functools.partial(_padded, self.processor),
+            without_tokens=empty,
+            batch_size=batch_size,
+        )
 
-    def _texts(self, data: Dataset) -> list[dict[str, list[int]]]:
-        """What the tokenizer makes of each text."""
-        columns = self.tokens(data)
-        return [
-            dict(zip(columns, values, strict=True))
-            for values in zip(*columns.values(), strict=True)
-        ]
+    def _texts(self, rows: Rows) -> list[Tokens]:
+        """Tokenize each text: turn the tokenizer's columns into one mapping per text."""
+        texts: list[Tokens] = []
+        for _, data in rows:
+            columns = self.tokens(data)
+            for values in zip(*columns.values(), strict=True):
+                texts.append(dict(zip(columns, values, strict=True)))
+        return texts
 
     def tokens(self, data: Dataset) -> dict[str, list]:
-        """Return what the tokenizer makes of the texts, or pairs of texts, cut to `max_length`.
+        """Tokenize texts, or pairs of texts, cut to `max_length`; return the tokenizer's columns.
 
         Raises
         ------
@@ -157,33 +195,34 @@ class Encoder(Backbone):
         """
         columns = [data["text"][:]]
         if "text_pair" in data.column_names:
-            added = self.processor.num_special_tokens_to_add
-            if added(pair=True) <= added(pair=False):
+            special_tokens = self.processor.num_special_tokens_to_add
+            # A separator shows as one special token more; GPT-2's kind has none.
+            if special_tokens(pair=True) <= special_tokens(pair=False):
                 raise InputError(
-                    f"`{self.source}` reads single texts: its tokenizer does not mark where the first text of a pair "
-                    "ends. Use an encoder such as BERT, or put both texts into one column."
+                    f"`{self.source}` reads single texts: its tokenizer does not mark where the "
+                    "first text of a pair ends. Use an encoder such as BERT, or put both texts "
+                    "into one column."
                 )
             columns.append(data["text_pair"][:])
         return dict(self.processor(*columns, truncation=True, max_length=self.max_length))
 
     def _other_inputs(self, columns: Sequence[str]) -> str:
-        """Say that examples are not of the kind that the model reads."""
+        """Describe examples that are not of the kind that the model reads."""
         reads = f"`{self.source}` reads {self.kind}s, but the examples"
         if "image" in columns:
-            return f"{reads} are images. Take a model of images as the backbone, such as `dinov2`."
+            return f"{reads} are images. Use an image model as the backbone, such as `dinov2`."
         if "text" in columns:
-            return f"{reads} are texts. Take a model of texts as the backbone, such as `minilm`."
+            return f"{reads} are texts. Use a text model as the backbone, such as `minilm`."
         return f"{reads} have the columns {list(columns)}."
 
     # -- a batch → numbers
 
     def forward(self, batch: Batch) -> Float[Tensor, "batch width"]:
         """Return the pooled feature of each example."""
+        output = self.model(**batch.inputs)
         if self.pooling == "stock":
-            return self.model(**batch.inputs).logits
-        return _masked_mean(
-            self.model(**batch.inputs).last_hidden_state, batch.inputs["attention_mask"]
-        )
+            return output.logits  # the head is an identity, so that these are its inputs
+        return _masked_mean(output.last_hidden_state, batch.inputs["attention_mask"])
 
     def read(
         self, hidden: Float[Tensor, "batch width"], batch: Batch, head: str | None = None
@@ -191,26 +230,43 @@ class Encoder(Backbone):
         rows_of: dict[str, list[int]] = {}
         for row, task in enumerate(batch.tasks):
             rows_of.setdefault(head or task, []).append(row)
-        # the examples of one head are together: the places of the answers are not in the batch's order
-        values = _stacked([self.own(name)(hidden[rows]) for name, rows in rows_of.items()])
-        places = torch.tensor(
-            [row for rows in rows_of.values() for row in rows], device=hidden.device
-        )
+        # Each head answers once, for all its examples: the answers are not in the batch's order.
+        answers = []
+        order: list[int] = []
+        for name, rows in rows_of.items():
+            linear = self.own(name)
+            answers.append(linear(hidden[rows]))
+            order += rows
+        places = torch.tensor(order, device=hidden.device)
         targets = batch.targets[places]
         if head:
-            unknown = torch.tensor([task != head for task in batch.tasks], device=hidden.device)
-            targets = targets.masked_fill(unknown, -1)
-        return Logits(values, targets, places, len(batch))
+            # Here `places` is in the batch's order, because there is only one head.
+            foreign = [task != head for task in batch.tasks]
+            mask = torch.tensor(foreign, device=hidden.device)
+            targets = targets.masked_fill(mask, -1)
+        return Logits(
+            values=_stacked(answers),
+            targets=targets,
+            rows=places,
+            examples=len(batch),
+        )
 
     def features(self, batch: Batch) -> Float[Tensor, "batch features"]:
-        """Return the mean over tokens (text), or class token and mean (images), as the task posterior reads them."""
+        """Return the features that the task posterior reads.
+
+        They are the mean over tokens for texts, and the class token beside the mean over patches
+        for images.
+        """
         encoder = getattr(self.model, "base_model", self.model)
-        hidden = encoder(**batch.inputs).last_hidden_state
+        output = encoder(**batch.inputs)
+        hidden = output.last_hidden_state
         if self.kind == "text":
             return _masked_mean(hidden, batch.inputs["attention_mask"])
         if hidden.dim() == 4:  # convolutional: batch, channels, height, width
             return hidden.flatten(2).mean(2)
-        return torch.cat([hidden[:, 0], hidden[:, 1:].mean(1)], dim=1)
+        class_token = hidden[:, 0]
+        patches = hidden[:, 1:].mean(1)
+        return torch.cat([class_token, patches], dim=1)
 
     # -- a batch → answers
 
@@ -219,11 +275,16 @@ class Encoder(Backbone):
     ) -> dict[str, Float[Tensor, "batch _"]]:
         """Return log p(class | x, task) for the classes of each task, in the order of its head."""
         hidden = self(batch)
-        return {task: self.own(task)(hidden).log_softmax(1) for task in choices}
+        log_p = {}
+        for task in choices:
+            linear = self.own(task)
+            answers = linear(hidden)
+            log_p[task] = answers.log_softmax(1)
+        return log_p
 
     def generate(self, batch: Batch) -> list[str]:
         raise BackboneError(
-            f"`{self.source}` answers with classes: it is an encoder, and writes no text."
+            f"`{self.source}` answers with classes: it is an encoder, which writes no text."
         )
 
     # -- a model that others load
@@ -234,9 +295,10 @@ class Encoder(Backbone):
         return None
 
     def save(self, folder: Path, tasks: Sequence[str], labels: Sequence[str]) -> None:
-        """Write a stock checkpoint with the heads of these tasks as one.
+        """Write a stock checkpoint whose head joins those of these tasks.
 
-        It is one for `AutoModelFor…Classification`, or for `SentenceTransformer`, whose output is then the logits.
+        It is one for `AutoModelFor…Classification`, or for `SentenceTransformer`, whose output is
+        then the logits.
 
         Raises
         ------
@@ -248,72 +310,103 @@ class Encoder(Backbone):
         head = self._joined(tasks)
         if not self.stock_head_has_bias and head.bias.any():
             raise BackboneError(
-                f"The head of a stock `{type(self.model).__name__}` has no bias, but the run's heads have one, without "
-                "which the exported model would answer otherwise. `perdure predict` answers with it; a run with "
-                "`backbone: {pooling: mean}` can be exported."
+                f"The head of a stock `{type(self.model).__name__}` has no bias, but the run's "
+                "heads have one, without which the exported model would answer otherwise. "
+                "`perdure predict` answers with it; a run with `backbone: {pooling: mean}` can be "
+                "exported."
             )
+        # Stock models name their classes by the configuration.
         config: Any = self.model.config
         config.id2label = dict(enumerate(labels))
-        config.label2id = {label: i for i, label in enumerate(labels)}
+        config.label2id = {label: number for number, label in enumerate(labels)}
         if self.kind == "text":
-            self.processor.model_max_length = (
-                self.max_length
-            )  # texts are cut there as they are here
+            # The stock tokenizer then cuts texts where we cut them.
+            self.processor.model_max_length = self.max_length
         if self.head_name is not None:
-            owner, _, name = self.head_name.rpartition(".")
-            setattr(self.model.get_submodule(owner), name, head)
+            self._put_stock_head(self.head_name, head)
         with pretrained.quietly(), pretrained.stored_as(self.model, self.dtype):
             self.model.save_pretrained(folder)  # pyright: ignore
             self.processor.save_pretrained(folder)
         if self.head_name is None:
             sentence_transformer.save(folder, head, max_length=self.max_length)
         else:
-            setattr(self.model.get_submodule(owner), name, nn.Identity())
+            self._put_stock_head(self.head_name, nn.Identity())
+
+    def _put_stock_head(self, name: str, layer: nn.Module) -> None:
+        parent, _, child = name.rpartition(".")
+        setattr(self.model.get_submodule(parent), child, layer)
 
     def _joined(self, tasks: Sequence[str]) -> nn.Linear:
-        """The heads of these tasks as one, whose outputs are theirs one after the other."""
-        parts = [self.own(task) for task in tasks]
-        if any(isinstance(head, heads.RandomHead) for head in parts):
+        """Return one head whose outputs are those of the tasks' heads, one after the other."""
+        members = [self.own(task) for task in tasks]
+        if any(isinstance(head, heads.RandomHead) for head in members):
             raise RunError(
-                "The heads are linear in random features of the model's feature, which no stock model computes. "
-                "`perdure predict` does; a method whose heads are linear, such as `lda`, can be exported."
+                "The heads are linear in random features of the model's feature, which no stock "
+                "model computes. `perdure predict` does; a method whose heads are linear, such as "
+                "`lda`, can be exported."
             )
-        weight = torch.cat([head.weight for head in parts]).detach()
-        joined = nn.Linear(weight.shape[1], weight.shape[0], device=weight.device)
-        joined.load_state_dict(
-            {"weight": weight, "bias": torch.cat([head.bias for head in parts]).detach()}
-        )
+        weight = torch.cat([head.weight for head in members]).detach()
+        bias = torch.cat([head.bias for head in members]).detach()
+        outputs, width = weight.shape
+        joined = nn.Linear(width, outputs, device=weight.device)
+        joined.load_state_dict({"weight": weight, "bias": bias})
         return joined
 
 
-def _stacked(parts: Sequence[Float[Tensor, "_ _"]]) -> Float[Tensor, "places outputs"]:
+def _key(task: str) -> str:
+    """Return the name of a task's head among the modules.
+
+    The prefix keeps it apart from what a module has: a task may be called `forward`.
+    """
+    return f"{PREFIX}{task}"
+
+
+def _stacked(answers: Sequence[Float[Tensor, "_ _"]]) -> Float[Tensor, "places outputs"]:
     """Put the answers of several heads into one tensor, narrower ones filled up with -inf."""
-    outputs = max(part.shape[1] for part in parts)
-    wide = [
-        nn.functional.pad(part, (0, outputs - part.shape[1]), value=-torch.inf) for part in parts
-    ]
-    return torch.cat(wide)
+    outputs = max(values.shape[1] for values in answers)
+    padded = []
+    for values in answers:
+        lacking = outputs - values.shape[1]
+        # -inf has the probability 0 and no gradient.
+        wide = nn.functional.pad(values, (0, lacking), value=-torch.inf)
+        padded.append(wide)
+    return torch.cat(padded)
 
 
-def _padded(tokenizer: Any, texts: Sequence[dict[str, list[int]]]) -> Mapping[str, Tensor]:
+def _padded(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Tokens]) -> Mapping[str, Tensor]:
     return tokenizer.pad(list(texts), return_tensors="pt")
 
 
-def _pixels(processor: Any, images: Sequence[Any]) -> Mapping[str, Tensor]:
-    return processor(images=[read_image(image) for image in images], return_tensors="pt")
+def _pixels(processor: BaseImageProcessor, images: Sequence[object]) -> Mapping[str, Tensor]:
+    decoded = [read_image(image) for image in images]
+    return processor(images=decoded, return_tensors="pt")
+
+
+def _placeholder(text: Tokens) -> Tokens:
+    """Return a text of the vocabulary's first token, with the columns of an empty text.
+
+    The token is attended to, because a mean over no token would be 0 / 0.
+    """
+    return {name: [1] if name == "attention_mask" else [0] for name in text}
 
 
 def _labels(data: Dataset) -> list[int]:
-    return data["label"][:] if "label" in data.column_names else [-1] * len(data)
+    """Return the class of each example, -1 where it is unknown."""
+    if "label" in data.column_names:
+        return data["label"][:]
+    return [-1] * len(data)
 
 
-def _masked_mean(hidden: Tensor, mask: Tensor) -> Tensor:
+def _masked_mean(
+    hidden: Float[Tensor, "batch tokens width"], mask: Tensor
+) -> Float[Tensor, "batch width"]:
     weights = mask[..., None].to(hidden.dtype)
-    return (hidden * weights).sum(1) / weights.sum(1)
+    sums = (hidden * weights).sum(1)
+    return sums / weights.sum(1)
 
 
 def _without_tokens(rows: Rows, index: int, source: str) -> str:
-    """Say which of the examples has no token."""
+    """Name the example, number `index` of all rows, that has no token."""
     for task, data in rows:
         if index < len(data):
             example = data[index]

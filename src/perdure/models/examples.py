@@ -9,28 +9,30 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.utils.data import ConcatDataset
 
+# The number of examples that the model reads at a time while it is not trained.
 BATCH_SIZE = 64
-"""The number of examples that the model reads at a time where nothing is trained."""
 
-Collate = Callable[[Sequence[Any]], Mapping[str, Tensor]]
-"""From the inputs of several examples to what the model takes."""
+Collate = Callable[[list[Any]], Mapping[str, Tensor]]
+"""Make the model's arguments from the inputs of several examples: tokens of texts, or images."""
 
 
 @dataclass(frozen=True)
 class Batch:
     """Examples that the model reads at once.
 
+    Targets and tasks may be left out where only features are computed.
+
     Attributes
     ----------
     inputs
         The model's own arguments, by name.
     targets
-        The right answer to each example: the index of its class among those of its task (-1: not known).
+        The right answer to each example: the index of its class among those of its task (-1:
+        unknown).
     tasks
         The name of each example's task.
-
-    Targets and tasks may be left out where only features are computed.
     """
 
     inputs: dict[str, Tensor]
@@ -50,21 +52,21 @@ class Examples:
     inputs
         The tokens of each text, or the images, by number.
     tasks, labels
-        Of each example the name of its task, and the index of its class in that task (-1: not known).
+        The name of each example's task, and the index of its class in that task (-1: unknown).
     lengths
-        In tokens (1 for images).
+        The number of tokens of each text (1 for images).
     collate
         Puts inputs together; texts are padded to the longest.
     without_tokens
-        The texts of which the tokenizer makes no token. A place holder stands for them, so that nothing
-        is divided by their length; what a model says of it is not to be used.
+        The texts of which the tokenizer makes no token. A placeholder stands for each, so that no
+        sum is divided by a length of zero; ignore what a model answers to it.
     batch_size
         The usual size of a batch.
     described
         The features for the task posterior, once they have been computed.
     """
 
-    inputs: Any
+    inputs: Sequence[object] | ConcatDataset[object]
     tasks: Sequence[str]
     labels: Sequence[int]
     lengths: Sequence[int]
@@ -77,7 +79,7 @@ class Examples:
         return len(self.tasks)
 
     def task_names(self) -> list[str]:
-        """The tasks that the examples belong to."""
+        """Return the names of the tasks that the examples belong to, each once."""
         return list(dict.fromkeys(self.tasks))
 
     def batches(
@@ -87,24 +89,46 @@ class Examples:
         size: int | None = None,
         device: torch.device | str = "cpu",
     ) -> Iterator[tuple[list[int], Batch]]:
-        """These rows (by default all), the like-long together: row numbers, and the batch on a device."""
+        """Yield the row numbers of each batch, and the batch on a device.
+
+        Examples of similar length are together, so that little is padded.
+
+        Parameters
+        ----------
+        rows
+            The examples to read; by default all.
+        size
+            The number of examples in a batch; by default `batch_size`.
+        """
         size = size or self.batch_size
-        order = sorted(range(len(self)) if rows is None else rows, key=self.lengths.__getitem__)
+        if rows is None:
+            rows = range(len(self))
+        # `sorted` is stable: equal lengths keep the order of the rows, so runs can be repeated.
+        order = sorted(rows, key=self.lengths.__getitem__)
         for start in range(0, len(order), size):
             numbers = order[start : start + size]
             yield numbers, self.batch(numbers, device)
 
     def batch(self, rows: Sequence[int], device: torch.device | str = "cpu") -> Batch:
-        """These rows as one batch, on a device."""
+        """Return these rows as one batch, on a device."""
         inputs = self.collate([self.inputs[row] for row in rows])
-        targets = torch.tensor([self.labels[row] for row in rows])
-        tasks = tuple(self.tasks[row] for row in rows)
         moved = {name: value.to(device) for name, value in inputs.items()}
-        return Batch(moved, targets.to(device), tasks)
+        labels = [self.labels[row] for row in rows]
+        targets = torch.tensor(labels).to(device)
+        return Batch(
+            inputs=moved,
+            targets=targets,
+            tasks=tuple(self.tasks[row] for row in rows),
+        )
 
 
 def in_order(parts: Iterable[tuple[list[int], Tensor]]) -> Tensor:
-    """Results of batches, put back into the order of the rows."""
-    rows, values = zip(*parts, strict=True)
-    order = torch.tensor([index for part in rows for index in part])
-    return torch.cat(values)[order.argsort()]
+    """Put the results of `batches`, each with its row numbers, back into the order of the rows."""
+    order: list[int] = []
+    results = []
+    for rows, values in parts:
+        order.extend(rows)
+        results.append(values)
+    # `argsort` inverts the permutation: it says where in `order` each row stands.
+    positions = torch.tensor(order).argsort()
+    return torch.cat(results)[positions]

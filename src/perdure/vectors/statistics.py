@@ -1,6 +1,7 @@
-"""Sums over features that are enough for Gaussian groups, for ridge regression, and to take examples out again.
+"""Sums over features that are enough for Gaussian groups and for ridge regression.
 
-They add up example by example and task by task, do not depend on the order, and hold no example.
+They add up example by example and task by task in any order, and examples can be taken out again.
+No example is kept.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from perdure.errors import TrainingError
 
 @dataclass(frozen=True)
 class Statistics:
-    """Sums over the examples of one task, in double precision; those of parts of the examples are added.
+    """Sums over the examples of one task, in double precision.
+
+    The statistics of two sets of examples add up to those of both.
 
     Examples
     --------
@@ -24,8 +27,9 @@ class Statistics:
     >>> whole = Statistics.of(features, groups, count=2)
     >>> whole.counts.tolist(), whole.sums.tolist(), whole.products.tolist()
     ([2.0, 1.0], [[4.0], [5.0]], [[35.0]])
-    >>> parts = Statistics.of(features[:1], groups[:1], count=2) + Statistics.of(features[1:], groups[1:], count=2)
-    >>> torch.equal(parts.sums, whole.sums)
+    >>> first = Statistics.of(features[:1], groups[:1], count=2)
+    >>> rest = Statistics.of(features[1:], groups[1:], count=2)
+    >>> torch.equal((first + rest).sums, whole.sums)
     True
     """
 
@@ -40,37 +44,55 @@ class Statistics:
         groups: Int[Tensor, " examples"],
         count: int,
     ) -> Statistics:
-        """Return the statistics of examples in groups from 0 to `count` - 1; usually a group is a class.
+        """Return the statistics of examples in groups from 0 to `count` - 1.
+
+        Usually a group is a class.
 
         Raises
         ------
         TrainingError
-            A feature is not a finite number: a sum with it would spoil every later answer of the run.
+            A feature is not a finite number: a sum with it would spoil every later answer of the
+            run.
         """
         x = features.double().cpu()
-        broken = (~x.isfinite()).any(1)
-        if broken.any():
-            raise TrainingError(
-                f"The backbone's features of {int(broken.sum())} of {len(x)} examples are not finite numbers, first "
-                f"those of example {int(broken.nonzero()[0]) + 1}. Check the model's weights, and this example."
-            )
-        member = torch.nn.functional.one_hot(groups.cpu(), count).double()
-        return cls(member.sum(0), member.T @ x, x.T @ x)
+        _check_finite(x)
+        # One row per example, with a 1 in the column of its group.
+        membership = torch.nn.functional.one_hot(groups.cpu(), count).double()
+        return cls(
+            counts=membership.sum(0),
+            sums=membership.T @ x,
+            products=x.T @ x,
+        )
 
     def __add__(self, other: Statistics) -> Statistics:
         return Statistics(
-            self.counts + other.counts, self.sums + other.sums, self.products + other.products
+            counts=self.counts + other.counts,
+            sums=self.sums + other.sums,
+            products=self.products + other.products,
         )
 
     def __sub__(self, other: Statistics) -> Statistics:
-        """Without a part of the examples."""
+        """Take the examples of `other` out again."""
         return Statistics(
-            self.counts - other.counts, self.sums - other.sums, self.products - other.products
+            counts=self.counts - other.counts,
+            sums=self.sums - other.sums,
+            products=self.products - other.products,
         )
 
     def tensors(self) -> dict[str, Tensor]:
-        """By name, as they are saved."""
+        """Return the tensors under the names with which they are saved."""
         return {"counts": self.counts, "sums": self.sums, "products": self.products}
+
+
+def _check_finite(features: Float[Tensor, "examples features"]) -> None:
+    broken = (~features.isfinite()).any(1)
+    if broken.any():
+        first = int(broken.nonzero()[0]) + 1
+        raise TrainingError(
+            f"The backbone's features of {int(broken.sum())} of {len(features)} examples are not "
+            f"finite numbers, first those of example {first}. Check the model's weights, and this "
+            "example."
+        )
 
 
 def within(
@@ -79,9 +101,15 @@ def within(
     products: Float[Tensor, "features features"],
     shrinkage: float,
 ) -> Float[Tensor, "features features"]:
-    """The covariance within groups, Σ, pooled and shrunk: (1 - s) Σ + s (trace Σ / d) I."""
-    covariance = (products - (counts[:, None] * means).T @ means) / counts.sum()
-    spread = covariance.trace().clamp_min(1e-12) / len(covariance)
-    return (1 - shrinkage) * covariance + shrinkage * spread * torch.eye(
-        len(covariance), dtype=torch.double
-    )
+    """Return the covariance within groups, Σ, pooled and shrunk.
+
+    That is (1 - s) Σ + s (trace Σ / d) I, with the `shrinkage` s and d features.
+    """
+    weighted = counts[:, None] * means
+    between = weighted.T @ means
+    covariance = (products - between) / counts.sum()
+    d = len(covariance)
+    # Identical examples have no spread at all; the floor keeps the result invertible.
+    spread = covariance.trace().clamp_min(1e-12) / d
+    sphere = spread * torch.eye(d, dtype=torch.double)
+    return (1 - shrinkage) * covariance + shrinkage * sphere

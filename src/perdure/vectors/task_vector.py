@@ -1,4 +1,4 @@
-"""Task vectors: what an adapter adds to the weights, kept low-rank while that is exact."""
+"""Task vectors: the change of weights by an adapter, kept low-rank while that is exact."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from perdure.errors import InputError
 
 @dataclass(frozen=True, eq=False)
 class LowRank:
-    """A matrix B A, as its factors.
+    """A matrix B A, kept as its factors.
 
     Examples
     --------
-    >>> one = LowRank(torch.ones(2, 1), torch.ones(1, 3))
-    >>> (one + 2.0 * one).dense().tolist()
+    >>> ones = LowRank(torch.ones(2, 1), torch.ones(1, 3))
+    >>> (ones + 2.0 * ones).dense().tolist()
     [[3.0, 3.0, 3.0], [3.0, 3.0, 3.0]]
     """
 
@@ -34,12 +34,14 @@ class LowRank:
 
     @property
     def rank(self) -> int:
-        """The number of columns of B: the rank of B A is at most that."""
+        """The number of columns of B: B A has at most this rank."""
         return self.A.shape[0]
 
     def __add__(self, other: LowRank) -> LowRank:
-        """Exact, by setting the factors side by side: B₁A₁ + B₂A₂ = [B₁ B₂] [A₁; A₂]."""
-        return LowRank(torch.cat([self.B, other.B], dim=1), torch.cat([self.A, other.A]))
+        """Add exactly, with the factors side by side: B₁A₁ + B₂A₂ = [B₁ B₂] [A₁; A₂]."""
+        B = torch.cat([self.B, other.B], dim=1)
+        A = torch.cat([self.A, other.A])
+        return LowRank(B, A)
 
     def __mul__(self, factor: float) -> LowRank:
         return LowRank(factor * self.B, self.A)
@@ -50,28 +52,40 @@ class LowRank:
         return self.B @ self.A
 
     def svd(self) -> tuple[Float[Tensor, "out r"], Float[Tensor, " r"], Float[Tensor, "r in"]]:
-        """U, S and Vᵀ with U diag(S) Vᵀ = B A, r = min(out, in, rank), by QR of both factors and a small SVD.
+        """Return U, S and Vᵀ with U diag(S) Vᵀ = B A and r = min(out, in, rank).
 
-        In single precision at least. Singular vectors of a value that is zero are arbitrary:
-        the function `svd` leaves them out.
+        By QR of both factors and a small SVD, in single precision at least. The singular vectors
+        of a value that is zero are arbitrary: the function `svd` leaves them out.
         """
-        wide = torch.promote_types(self.B.dtype, torch.float32)
-        left, upper = torch.linalg.qr(self.B.to(wide))
-        right, lower = torch.linalg.qr(self.A.T.to(wide))
-        U, S, Vh = torch.linalg.svd(upper @ lower.T, full_matrices=False)
-        return tuple(part.to(self.B.dtype) for part in (left @ U, S, Vh @ right.T))
+        # QR and SVD do not exist for half precision.
+        precision = torch.promote_types(self.B.dtype, torch.float32)
+        left, upper = torch.linalg.qr(self.B.to(precision))
+        right, lower = torch.linalg.qr(self.A.T.to(precision))
+        # B A = left (upper lowerᵀ) rightᵀ, and the product in brackets is only rank × rank.
+        core = upper @ lower.T
+        U, S, Vh = torch.linalg.svd(core, full_matrices=False)
+        dtype = self.B.dtype
+        return (
+            (left @ U).to(dtype),
+            S.to(dtype),
+            (Vh @ right.T).to(dtype),
+        )
 
     def truncate(self, rank: int) -> LowRank:
-        """The nearest matrix of at most this rank (Eckart & Young), exact and itself if it has no more."""
+        """Return the nearest matrix of at most this rank (Eckart & Young).
+
+        A matrix that has no higher rank is returned as it is.
+        """
         if self.rank <= rank:
             return self
         U, S, Vh = self.svd()
-        return LowRank(U[:, :rank] * S[:rank], Vh[:rank])
+        B = U[:, :rank] * S[:rank]
+        return LowRank(B, Vh[:rank])
 
 
 @dataclass(frozen=True)
 class Deferred:
-    """A full tensor that is made when it is wanted and not kept, so that one at a time is in memory.
+    """A full tensor that is made on request and not kept, so that only one is in memory at a time.
 
     Examples
     --------
@@ -96,7 +110,7 @@ T = TypeVar("T")
 
 
 class OnDemand(Mapping[str, T]):
-    """Entries that are made each time they are asked for, and not kept.
+    """Entries that are made on each access and not kept.
 
     Examples
     --------
@@ -121,50 +135,75 @@ class OnDemand(Mapping[str, T]):
 
 
 def dense(entry: Entry) -> Tensor:
-    """A full tensor."""
+    """Return an entry as a full tensor."""
     return entry if isinstance(entry, Tensor) else entry.dense()
 
 
 def svd(entry: Entry) -> tuple[Float[Tensor, "out r"], Float[Tensor, " r"], Float[Tensor, "r in"]]:
-    """The singular value decomposition of a matrix, reduced to its numerical rank: what is left of S is not zero.
+    """Return the singular value decomposition U, S, Vᵀ of a matrix, reduced to its numerical rank.
 
-    Zero means below rounding: at most 1e-6 of the greatest, or as many roundings as there are values. A direction whose
-    singular value is zero is arbitrary, and no rule may depend on it.
+    No value in S is zero, that is, below rounding: at most 1e-6 of the largest, or as many
+    roundings as there are values. A direction whose singular value is zero is arbitrary, and no
+    rule may depend on it.
     """
     if isinstance(entry, LowRank):
         U, S, Vh = entry.svd()
     else:
-        whole = dense(entry)
-        wide = torch.promote_types(whole.dtype, torch.float32)
-        U, S, Vh = (
-            part.to(whole.dtype) for part in torch.linalg.svd(whole.to(wide), full_matrices=False)
-        )
-    rank = int((max(1e-6, len(S) * torch.finfo(S.dtype).eps) * S[:1] < S).sum())
+        U, S, Vh = _dense_svd(dense(entry))
+    roundings = len(S) * torch.finfo(S.dtype).eps
+    # `S[:1]` rather than `S[0]`: a matrix without rows or columns has no singular value.
+    largest = S[:1]
+    smallest = max(1e-6, roundings) * largest
+    rank = int((smallest < S).sum())
     return U[:, :rank], S[:rank], Vh[:rank]
 
 
+def _dense_svd(
+    matrix: Float[Tensor, "out in"],
+) -> tuple[Float[Tensor, "out r"], Float[Tensor, " r"], Float[Tensor, "r in"]]:
+    dtype = matrix.dtype
+    # torch has no SVD in half precision.
+    precision = torch.promote_types(dtype, torch.float32)
+    U, S, Vh = torch.linalg.svd(matrix.to(precision), full_matrices=False)
+    return (
+        U.to(dtype),
+        S.to(dtype),
+        Vh.to(dtype),
+    )
+
+
 def inner(left: Entry, right: Entry) -> float:
-    """The Frobenius inner product <left, right>, in double precision; no full matrix for two low-rank ones."""
+    """Return the Frobenius inner product <left, right>, in double precision.
+
+    No full matrix is formed for two low-rank entries.
+    """
     if left.shape != right.shape:
         raise InputError(
-            f"An inner product needs equal shapes, got {tuple(left.shape)} and {tuple(right.shape)}."
+            "An inner product needs equal shapes, got "
+            f"{tuple(left.shape)} and {tuple(right.shape)}."
         )
     if isinstance(left, LowRank) and isinstance(right, LowRank):
-        columns, rows = left.B.double().T @ right.B.double(), left.A.double() @ right.A.double().T
-        return (columns * rows).sum().item()
-    return (dense(left).double() * dense(right).double()).sum().item()
+        # trace((B₁A₁)ᵀ B₂A₂) = sum of (B₁ᵀB₂) ∘ (A₁A₂ᵀ), which are both rank × rank.
+        columns = left.B.double().T @ right.B.double()
+        rows = left.A.double() @ right.A.double().T
+        product = columns * rows
+    else:
+        product = dense(left).double() * dense(right).double()
+    return product.sum().item()
 
 
 @dataclass(frozen=True, eq=False)
 class TaskVector:
-    """What a task adds, by the name of a layer (delta space: `LowRank`) or of a parameter (factor space: a tensor).
+    """The change that a task makes to the model, by name.
 
-    A layer that one vector lacks is zero there. What a rule cannot keep low-rank is a tensor, or `Deferred`.
+    In delta space the names are those of layers and the entries `LowRank`; in factor space they are
+    those of parameters, with tensors. A layer that a vector lacks counts as zero. What a rule
+    cannot keep low-rank is a tensor, or `Deferred`.
 
     Examples
     --------
-    >>> one = TaskVector({"w": torch.tensor([3.0, 4.0])})
-    >>> (one * 2.0 - one).norm()
+    >>> vector = TaskVector({"w": torch.tensor([3.0, 4.0])})
+    >>> (vector * 2.0 - vector).norm()
     5.0
     """
 
@@ -183,13 +222,16 @@ class TaskVector:
         return self.entries.items()
 
     def __add__(self, other: TaskVector) -> TaskVector:
-        both = dict(self.entries)
+        entries = dict(self.entries)
         for name, value in other.items():
-            both[name] = _plus(name, both[name], value) if name in both else value
-        return TaskVector(both)
+            if name in entries:
+                value = _plus(name, entries[name], value)
+            entries[name] = value
+        return TaskVector(entries)
 
     def __mul__(self, factor: float) -> TaskVector:
-        return TaskVector({name: value * factor for name, value in self.items()})
+        entries = {name: value * factor for name, value in self.items()}
+        return TaskVector(entries)
 
     __rmul__ = __mul__
 
@@ -197,112 +239,154 @@ class TaskVector:
         return self + other * -1.0
 
     def dense(self, name: str) -> Tensor:
-        """The change of one layer or parameter, as a full tensor."""
+        """Return the change of one layer or parameter as a full tensor."""
         return dense(self.entries[name])
 
     def made(self) -> TaskVector:
-        """With every deferred tensor made, for those who use it more than once."""
-        return TaskVector({k: v.dense() if isinstance(v, Deferred) else v for k, v in self.items()})
+        """Return the vector with every deferred tensor made, for use more than once."""
+        entries: dict[str, Entry] = {}
+        for name, value in self.items():
+            if isinstance(value, Deferred):
+                value = value.dense()
+            entries[name] = value
+        return TaskVector(entries)
 
     def inner(self, other: TaskVector) -> float:
-        """The Frobenius inner product over all layers."""
-        return sum(inner(value, other[name]) for name, value in self.items() if name in other)
+        """Return the Frobenius inner product over all layers."""
+        shared = [name for name in self.entries if name in other]
+        # From Python 3.12 on `sum` compensates for rounding; a loop would give other last digits.
+        return sum(inner(self[name], other[name]) for name in shared)
 
     def norm(self) -> float:
-        """The Frobenius norm over all layers."""
-        return sum(max(0.0, _square(value)) for value in self.entries.values()) ** 0.5
+        """Return the Frobenius norm over all layers."""
+        # Rounding can make the square of a low-rank entry slightly negative where it is zero.
+        squares = [max(0.0, _square(value)) for value in self.entries.values()]
+        return sum(squares) ** 0.5
 
     def cosine(self, other: TaskVector) -> float:
-        """The cosine of the angle between two task vectors; 0 if one of them is zero.
+        """Return the cosine of the angle between two task vectors; 0 if one of them is zero.
 
         Examples
         --------
-        >>> a, b = TaskVector({"w": torch.tensor([1.0, 0.0])}), TaskVector({"w": torch.tensor([1.0, 1.0])})
+        >>> a = TaskVector({"w": torch.tensor([1.0, 0.0])})
+        >>> b = TaskVector({"w": torch.tensor([1.0, 1.0])})
         >>> round(a.cosine(b), 4)
         0.7071
         """
         norms = self.norm() * other.norm()
-        return self.inner(other) / norms if norms else 0.0
+        if norms == 0:
+            return 0.0
+        return self.inner(other) / norms
 
     def truncate(self, rank: int) -> TaskVector:
-        """Each low-rank layer at most of this rank, the nearest there is; of other entries nothing changes."""
-        return TaskVector(
-            {k: v.truncate(rank) if isinstance(v, LowRank) else v for k, v in self.items()}
-        )
+        """Return the nearest vector whose low-rank entries have at most this rank.
+
+        Other entries stay as they are.
+        """
+        entries: dict[str, Entry] = {}
+        for name, value in self.items():
+            if isinstance(value, LowRank):
+                value = value.truncate(rank)
+            entries[name] = value
+        return TaskVector(entries)
 
 
 def _plus(name: str, left: Entry, right: Entry) -> Entry:
     if left.shape != right.shape:
-        shapes = f"{tuple(left.shape)} in one task vector, {tuple(right.shape)} in another"
         raise InputError(
-            f"`{name}` has the shape {shapes}: they belong to different models, or different spaces."
+            f"`{name}` has the shape {tuple(left.shape)} in one task vector, "
+            f"{tuple(right.shape)} in another: they belong to different models, or different "
+            "spaces."
         )
     if isinstance(left, LowRank) and isinstance(right, LowRank):
         return left + right
     if isinstance(left, Tensor) and isinstance(right, Tensor):
         return left + right
+    # A sum of two kinds is full, so it is put off until somebody reads this layer.
     return Deferred(left.shape, lambda: dense(left) + dense(right))
 
 
 def _square(value: Entry) -> float:
-    whole = value.dense() if isinstance(value, Deferred) else value  # made once, not twice
-    return inner(whole, whole)
+    """Return the inner product of an entry with itself; a deferred one is made once, not twice."""
+    if isinstance(value, Deferred):
+        value = value.dense()
+    return inner(value, value)
 
 
 def by_depth(names: Iterable[str], parts: int) -> dict[str, int]:
-    """Which of so many parts of equal depth each layer is in, by the first number in its name; without one, the first.
+    """Return which of `parts` parts of equal depth each layer is in.
+
+    The depth of a layer is the first number in its name; a layer without one is in the first part.
 
     Examples
     --------
     >>> by_depth(["embed", "layer.0.q", "layer.1.q", "layer.2.q", "layer.3.q"], 2)
     {'embed': 0, 'layer.0.q': 0, 'layer.1.q': 0, 'layer.2.q': 1, 'layer.3.q': 1}
     """
-    blocks = {
-        name: int(next((part for part in name.split(".") if part.isdigit()), -1)) for name in names
-    }
-    depth = {
-        block: i
-        for i, block in enumerate(sorted({block for block in blocks.values() if block >= 0}))
-    }
-    return {
-        name: depth.get(block, 0) * parts // max(1, len(depth)) for name, block in blocks.items()
-    }
+    blocks = {name: _block(name) for name in names}
+    numbers = {block for block in blocks.values() if block is not None}
+    # Positions, not the numbers themselves: an adapter may change only every other block.
+    depths = {block: depth for depth, block in enumerate(sorted(numbers))}
+    levels = max(1, len(depths))
+    result = {}
+    for name, block in blocks.items():
+        depth = 0 if block is None else depths[block]
+        result[name] = depth * parts // levels
+    return result
+
+
+def _block(name: str) -> int | None:
+    """Return the first number in a layer's name, if there is one."""
+    for word in name.split("."):
+        if word.isdigit():
+            return int(word)
+    return None
 
 
 def total(vectors: Sequence[TaskVector]) -> TaskVector:
-    """The sum of task vectors. Low-rank layers are put together once, not vector by vector."""
-    entries: dict[str, list[Entry]] = {}
+    """Return the sum of task vectors.
+
+    Low-rank layers are put together once, not vector by vector, which would copy the growing
+    factors each time.
+    """
+    by_name: dict[str, list[Entry]] = {}
     for vector in vectors:
         for name, value in vector.items():
-            entries.setdefault(name, []).append(value)
-    return TaskVector({name: _total(name, values) for name, values in entries.items()})
+            by_name.setdefault(name, []).append(value)
+    entries = {name: _total(name, values) for name, values in by_name.items()}
+    return TaskVector(entries)
 
 
 def _total(name: str, values: list[Entry]) -> Entry:
-    low = [
-        value for value in values if isinstance(value, LowRank) and value.shape == values[0].shape
-    ]
-    if len(low) == len(values) > 1:
-        return LowRank(
-            torch.cat([value.B for value in low], dim=1), torch.cat([value.A for value in low])
-        )
-    return functools.reduce(functools.partial(_plus, name), values)
+    shape = values[0].shape
+    low_rank = []
+    for value in values:
+        if isinstance(value, LowRank) and value.shape == shape:
+            low_rank.append(value)
+    if len(low_rank) == len(values) > 1:
+        B = torch.cat([value.B for value in low_rank], dim=1)
+        A = torch.cat([value.A for value in low_rank])
+        return LowRank(B, A)
+    # A single value, a mixture of kinds, or shapes that differ, which `_plus` refuses.
+    plus = functools.partial(_plus, name)
+    return functools.reduce(plus, values)
 
 
 def shapes(vectors: Mapping[str, TaskVector]) -> dict[str, torch.Size]:
-    """The shape of every layer that any of the task vectors changes, in their own order.
+    """Return the shape of every layer that a task vector changes, in the vectors' order.
 
     Raises
     ------
     InputError
-        A layer has not one shape.
+        Two vectors give a layer different shapes.
     """
-    found: dict[str, torch.Size] = {}
+    sizes: dict[str, torch.Size] = {}
     for task, vector in vectors.items():
         for name, value in vector.items():
-            if found.setdefault(name, value.shape) != value.shape:
-                both = f"{tuple(value.shape)} in `{task}`, {tuple(found[name])} before"
+            before = sizes.setdefault(name, value.shape)
+            if before != value.shape:
                 raise InputError(
-                    f"`{name}` has the shape {both}: they belong to different models, or spaces."
+                    f"`{name}` has the shape {tuple(value.shape)} in `{task}`, {tuple(before)} "
+                    "before: they belong to different models, or spaces."
                 )
-    return found
+    return sizes
