@@ -207,7 +207,7 @@ def test_pickles_and_missing_files(copy):
     fails(folder, place, f"{CONFIG}` is missing")
     with pytest.raises(InputError, match="There is no folder .* of a model or an adapter"):
         merge_checkpoint(folder, [place / "nowhere"], "sum", dry_run=True)
-    with pytest.raises(InputError, match="nothing to merge"):
+    with pytest.raises(InputError, match="Nothing to merge"):
         merge_checkpoint(folder, [], "sum", dry_run=True)
 
 

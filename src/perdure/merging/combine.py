@@ -49,8 +49,11 @@ def _return_type(function: Callable[..., object]) -> type:
     kind = get_origin(annotation) or annotation
     # What an annotation leaves open (`Any`, a union) is checked when the rule returns; whatever
     # it rules out can be refused before hours of training.
-    is_open = kind in (Any, inspect.Signature.empty) or not isinstance(kind, type)
-    if is_open or issubclass(TaskVector, kind):
+    if (
+        kind in (Any, inspect.Signature.empty)
+        or not isinstance(kind, type)
+        or issubclass(TaskVector, kind)
+    ):
         return TaskVector
     return kind
 

@@ -206,10 +206,12 @@ def bounded(name: str, value: object, interval: str) -> None:
     low, high = map(float, interval[1:-1].split(","))
     inside = False
     if isinstance(value, int | float):
-        # Both comparisons are false for NaN, which is in no interval.
+        # All comparisons are false for NaN, which is in no interval.
         inside = low < value < high
-        inside |= interval.startswith("[") and value == low
-        inside |= interval.endswith("]") and value == high
+        if interval.startswith("["):
+            inside |= value == low
+        if interval.endswith("]"):
+            inside |= value == high
     if not inside:
         raise InputError(f"`{name}` must be a number in {interval}, got `{value}`.")
 

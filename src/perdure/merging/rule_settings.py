@@ -247,7 +247,10 @@ def label(name: str, options: Mapping[str, object], space: str, since: str) -> s
     >>> label("ties", {"density": 0.3}, "delta", "start")
     'ties(density=0.3, since=start)'
     """
-    shown = [f"{key}={value}" for key, value in options.items() if value is not None]
+    shown: list[str] = []
+    for key, value in options.items():
+        if value is not None:
+            shown.append(f"{key}={value}")
     if space != "delta":
         shown.append(f"space={space}")
     if since != "pretrained":

@@ -38,6 +38,7 @@ class Scaled:
     """
 
     def __init__(self, model: nn.Module, vectors: Sequence[TaskVector]):
+        # `data`, not the parameter: a search changes weights outside of autograd.
         self.layers: dict[str, nn.Module] = {}
         self.weights: dict[str, nn.Parameter] = {}
         self.before: dict[str, Tensor] = {}
@@ -96,8 +97,9 @@ class Scaled:
         # Where most scales move, a sum from W0 costs at most twice as much,
         # and drops all rounding.
         most_move = 2 * len(steps) > len(scales)
+        is_new = name not in self.sums
         is_due = self.updates.get(name) == REFRESH
-        if name not in self.sums or most_move or is_due:
+        if is_new or most_move or is_due:
             self.sums[name] = self.before[name].float().clone()
             self.updates[name] = 0
             steps = dict(enumerate(scales))

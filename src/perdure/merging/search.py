@@ -202,5 +202,6 @@ def start_of(tasks: int, settings: Search) -> Scales:
         "tasks": tasks,
         "layers": tasks * settings.groups,
     }
+    count = counts[settings.over]
     scale = min(1 / tasks, settings.highest)
-    return (scale,) * counts[settings.over]
+    return (scale,) * count

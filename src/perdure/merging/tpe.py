@@ -33,6 +33,7 @@ class TPE:
         logarithmic: bool = False,
         startup: int = 10,
     ):
+        # Optuna reports each trial on the terminal, between the lines of our own progress.
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         with warnings.catch_warnings():
             # Optuna calls `multivariate` experimental.
@@ -46,6 +47,7 @@ class TPE:
             direction="maximize",
             sampler=sampler,
         )
+        # `study.ask` takes the distributions at once, so that TPE sees all numbers together.
         self._space = {}
         for name, (low, high) in ranges.items():
             distribution = optuna.distributions.FloatDistribution(low, high, log=logarithmic)
