@@ -203,7 +203,7 @@ def _header(
         tensors[name] = new(value)
     for name, origin in copies.items():
         tensors[name] = source.tensors[origin]
-    # transformers refuses a file that does not name its framework.
+    # Some versions of transformers refuse a file that does not name its framework.
     metadata = source.metadata or {"format": "pt"}
     return header(tensors, metadata)
 

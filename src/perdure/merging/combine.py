@@ -159,12 +159,12 @@ class Combined:
 
     @property
     def routed(self) -> bool:
-        """Whether each task has a model of its own."""
+        """True if each task has a model of its own."""
         return isinstance(self.vectors, dict) or self.picks
 
     @property
     def picks(self) -> bool:
-        """Whether the task posterior picks one task for each sample."""
+        """True if the task posterior picks one task for each sample."""
         return isinstance(self.vectors, Mixture) and not self.vectors.gate_rank
 
     @contextlib.contextmanager

@@ -117,7 +117,9 @@ class Rule:
         options = {key: value for key, value in settings.items() if key not in WHERE}
 
         applied = validated(WHERE, given, where)
-        over = applied["search"].over if "search" in applied else "all"
+        over = "all"
+        if "search" in applied:
+            over = applied["search"].over
         if over != "all" and name != "task_arithmetic":
             raise InputError(f"`search.over: {over}` is for `task_arithmetic`, not for `{name}`.")
         if "search" in given and "scale" not in options:
@@ -139,7 +141,12 @@ class Rule:
 
         # The class is frozen, so that rules can be compared and shared: only here and in
         # `with_options` are its fields set.
-        values = {"name": name, "options": options, **_defaults(), **applied}
+        values = {
+            "name": name,
+            "options": options,
+            **_defaults(),
+            **applied,
+        }
         for key, value in values.items():
             object.__setattr__(self, key, value)
 
@@ -221,12 +228,12 @@ class Rule:
 
     @property
     def routed(self) -> bool:
-        """Whether each task has a model of its own, or each input."""
+        """True if each task, or each input, has a model of its own."""
         return self.nature.order == "routed"
 
     @property
     def searches(self) -> bool:
-        """Whether its scale is still to be searched on validation data."""
+        """True if the scale is still to be searched on validation data."""
         return self.options.get("scale") == "search"
 
 

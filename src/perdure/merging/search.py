@@ -70,7 +70,7 @@ def candidates(
     tried: dict[Scales, float] = {}
 
     # A score is expensive, because it measures a model on validation data: no candidate is
-    # scored twice, and a candidate that comes up again costs nothing of the budget.
+    # scored twice.
     def tell(scales: Scales) -> float:
         if scales not in tried:
             tried[scales] = score(scales)
@@ -96,7 +96,9 @@ def best(tried: dict[Scales, float]) -> Scales:
     """
 
     def preference(scales: Scales) -> tuple[float, float]:
-        tie_break = -scales[0] if len(scales) == 1 else 0.0
+        tie_break = 0.0
+        if len(scales) == 1:
+            tie_break = -scales[0]
         return tried[scales], tie_break
 
     return max(tried, key=preference)
@@ -142,7 +144,8 @@ def _tpe(tell: Callable[[Scales], float], start: Scales, settings: Search) -> No
     for _ in range(settings.budget - 1):
         candidate = searcher.ask()
         scales = tuple(candidate.values())
-        searcher.tell(tell(scales))
+        score = tell(scales)
+        searcher.tell(score)
 
 
 def _cma_es(tell: Callable[[Scales], float], start: Scales, settings: Search) -> None:
@@ -150,8 +153,9 @@ def _cma_es(tell: Callable[[Scales], float], start: Scales, settings: Search) ->
     bounds = np.array([[0.0, settings.highest]] * len(start))
     # The default population of CMA-ES is 4 + 3 ln(number of scales). It learns from whole
     # generations only, so one of them must fit into the budget that the start leaves.
-    default_size = 4 + int(3 * math.log(len(start)))
-    size = max(2, min(default_size, settings.budget - 1))
+    size = 4 + int(3 * math.log(len(start)))
+    size = min(size, settings.budget - 1)
+    size = max(size, 2)
     strategy = cmaes.CMA(
         mean=np.array(start),
         sigma=max(start) / 2,

@@ -1,4 +1,4 @@
-"""Optuna's TPE, asked for candidates and told their scores: the one place that knows Optuna."""
+"""Optuna's TPE, asked for candidates and told their scores. No other file knows Optuna."""
 
 import importlib
 import warnings
