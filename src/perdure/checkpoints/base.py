@@ -227,8 +227,8 @@ def find(source: str | Path) -> Path:
         lines = str(error).splitlines() or [""]
         why = lines[0].removeprefix("Got: ")
         raise FetchError(
-            f"`{source}` is no folder, and was not found on the hub, or the hub is out of reach. "
-            f"({why})"
+            f"There is no folder `{source}`, and the model was not found on the hub, "
+            f"or the hub cannot be reached. ({why})"
         ) from error
 
 
@@ -297,7 +297,7 @@ def _shards(folder: Path, index: Mapping[str, object]) -> list[str]:
 
 def _where(folder: Path, files: Mapping[str, TensorFile]) -> dict[str, str]:
     """Return the name of the file of each tensor."""
-    # Which of two tensors of one name is meant cannot be told.
+    # There is no telling which of two tensors with one name is meant.
     where: dict[str, str] = {}
     for name, file in files.items():
         for tensor in file.tensors:

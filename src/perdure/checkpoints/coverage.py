@@ -67,7 +67,7 @@ def _missing(base: Checkpoint, folder: PeftFolder, names: LayerNames) -> list[st
 
 
 def _existing(base: Checkpoint, folder: PeftFolder, layers: list[str]) -> list[str]:
-    """Return those layers that the model has in memory which the adapter was trained with.
+    """Return the layers that exist in the model in memory that the adapter was trained with.
 
     The base may have more, such as the output layer of another task, and transformers may join
     several of them into one.

@@ -89,7 +89,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class _Slice:
-    """The tensor of the base, or the matrix in one, that holds rows of an expert.
+    """A tensor of the base, or a matrix in one, that holds rows of an expert.
 
     Attributes
     ----------
@@ -125,8 +125,8 @@ def fit(folder: PeftFolder, skeleton: Skeleton) -> dict[str, tuple[Factors, Weig
         return {}
     if skeleton.model is None:
         raise CheckpointError(
-            f"`{folder.folder}` changes single parameters (`target_parameters`). Which they are, "
-            "only transformers knows, and it cannot build the model of "
+            f"`{folder.folder}` changes single parameters (`target_parameters`). Only "
+            "transformers knows which these are, and it cannot build the model of "
             f"`{skeleton.base.folder}`."
         )
     pairs: dict[str, tuple[Factors, Weight]] = {}
@@ -172,8 +172,8 @@ def _parameters(folder: PeftFolder, skeleton: Skeleton) -> dict[str, Parameter]:
         if len(targeted) != len(wrappers):
             raise CheckpointError(
                 f"`{folder.file.path}` has factors for {len(wrappers)} parameters of `{name}`, "
-                f"but `target_parameters` names {len(targeted)} of them. Which factors belong to "
-                "which parameter cannot be told: it cannot be merged."
+                f"but `target_parameters` names {len(targeted)} of them. There is no telling "
+                "which factors belong to which parameter, so it cannot be merged."
             )
         # peft wraps a module once for each of its parameters, the last one outermost. Each wrapper
         # further in has another `.base_layer` in its name.

@@ -1,7 +1,7 @@
 """Adapters fitted to a base model on disk.
 
-Which weight each layer changes, and what an adapter holds beyond B A, is decided for all of them
-before a rule sees any.
+For all adapters it is decided which weights they change, and what becomes of the tensors that
+they hold beyond B A, before a rule sees any of them.
 """
 
 import functools
@@ -150,7 +150,7 @@ def _fit(base: Checkpoint, folder: PeftFolder, name: str, skeleton: Skeleton) ->
     pairs = experts.fit(folder, skeleton)
     for layer, factors in folder.factors.items():
         tensor = names.tensor(layer)
-        assert tensor is not None  # `match` has found all of them
+        assert tensor is not None  # `match` finds a weight for every layer, or raises
         stem = tensor.removesuffix(".weight")
         if stem in pairs:
             raise CheckpointError(
@@ -185,7 +185,7 @@ def _fit(base: Checkpoint, folder: PeftFolder, name: str, skeleton: Skeleton) ->
 def _stored(base: Checkpoint, tensor: str, skeleton: Skeleton) -> Stored:
     """Return the type and the shape of a weight.
 
-    Those of a tied weight that is not stored are those of the weight it is tied to.
+    A tied weight that is not stored has those of the weight that it is tied to.
     """
     if tensor not in base.where:
         tensor = skeleton.ties[tensor]

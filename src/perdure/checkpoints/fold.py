@@ -282,7 +282,7 @@ def _fold(
         if not is_finite(result):
             reason = "the base model's own values are not"
             if is_finite(W):
-                reason = "the change is too great"
+                reason = "the change is too large"
             raise CheckpointError(
                 f"`{name}` of the merged model would not be finite (NaN or Inf): {reason}."
             )

@@ -153,7 +153,7 @@ def loads_with(merger: Merger, form: str) -> str:
 
 def _write_index(old: Mapping[str, object], names: Sequence[str], folder: Path) -> None:
     """Write the index of the files, read anew from what was written."""
-    # Tensors may be new or of another size, so that nothing of the old table is sure to hold.
+    # Tensors may be new or of another size: the table of the base no longer holds.
     table: dict[str, str] = {}
     size = 0
     for name in names:
@@ -182,7 +182,7 @@ def _write_configurations(merger: Merger, folder: Path) -> None:
         if is_model:
             new.update(_labels(merger))
             new.update(_tables(merger))
-        # Files that say nothing else stay as they are, byte by byte.
+        # Unchanged configurations stay as they are, byte by byte.
         if new != old:
             text = json.dumps(new, indent=2, sort_keys=True)
             path.write_text(text + "\n", encoding="utf-8")

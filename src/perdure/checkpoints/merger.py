@@ -251,7 +251,7 @@ def _apply(
     shapes = _shapes(adapters)
     whole = {adapter.name: adapter.vector for adapter in adapters}
 
-    # A rule may be a user's own, so that its result is checked each time.
+    # A rule may be a user's own, so its result is checked each time.
     def applied(vectors: dict[str, TaskVector]) -> TaskVector:
         vector = function(vectors, **settings)
         if not isinstance(vector, TaskVector):
@@ -303,7 +303,7 @@ def _typed(base: Checkpoint, tables: Tables, tensors: Mapping[str, Tensor]) -> d
         converted = value.to(FLOATS.get(dtype, value.dtype))
         if not converted.isfinite().all():
             raise CheckpointError(
-                f"`{tensor}` of an adapter is too great for the base's type, {converted.dtype}."
+                f"`{tensor}` of an adapter is too large for the base's type, {converted.dtype}."
             )
         typed[tensor] = converted
     return typed

@@ -43,8 +43,8 @@ REFUSED = {
     "monteclora_config": "its weights are random variables",
     "kasa_config": "KaSA scales the singular values of W",
 }
-# Settings that change nothing of the sum W + s B A, or that are read here. A setting that is
-# neither here nor in `REFUSED` is newer than this table, and warned about.
+# Settings that leave the sum W + s B A as it is, or that are read here. A setting that is neither
+# here nor in `REFUSED` is newer than this table, and warned about.
 HARMLESS = {
     "alpha_pattern",
     "auto_mapping",
@@ -90,7 +90,7 @@ SAVED = re.compile(r"(?P<module>.+?)\.modules_to_save\.(?:[^.]+\.)?(?P<parameter
 
 @dataclass(frozen=True)
 class Factors:
-    """The change of one layer: s B A, with s in B. That of an embedding has its table's rows.
+    """The change of one layer: s B A, with s in B. For an embedding it has a row for each token.
 
     Attributes
     ----------
@@ -409,7 +409,7 @@ def whole(file: TensorFile, key: str) -> Tensor:
 
 
 def _keys(file: TensorFile, layer: str, keys: Mapping[str, str]) -> tuple[str, str]:
-    """Return the names of A and B in the file, from those of a layer's factors by letter."""
+    """Return the names of A and B in the file, given the names of a layer's factors by letter."""
     letters = ("A", "B")
     if "embedding_A" in keys or "embedding_B" in keys:
         letters = ("embedding_A", "embedding_B")
@@ -468,7 +468,7 @@ def numbers(targets: Targets, layer: str) -> tuple[int, float, float]:
 
 
 def _number(targets: Targets, key: str, layer: str, pattern: str) -> float:
-    """Return the number of a layer: from the first pattern that names it, or the general one."""
+    """Return the rank or alpha of a layer: from the first pattern that fits, or the general one."""
     # As in peft, a pattern for this layer comes before the setting for all layers.
     value = targets.value(pattern, layer)
     if value is None:
