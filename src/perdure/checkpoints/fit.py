@@ -114,7 +114,7 @@ def fit(
 
 def _names(folders: Sequence[PeftFolder]) -> list[str]:
     """Return a name for each adapter, with the folders above where several have the same."""
-    # `en/adapter` and `de/adapter` are told apart by the folder above, and if that is not enough
+    # `en/lora` and `de/lora` are told apart by the folder above, and if that is not enough
     # by their paths.
     names = [folder.name for folder in folders]
     paths = [folder.folder.resolve() for folder in folders]

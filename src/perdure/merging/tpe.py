@@ -4,7 +4,6 @@ import importlib
 import warnings
 from collections.abc import Mapping
 from types import ModuleType
-from typing import Any
 
 from perdure.errors import InputError
 
@@ -53,7 +52,7 @@ class TPE:
             distribution = optuna.distributions.FloatDistribution(low, high, log=logarithmic)
             self._space[name] = distribution
         self._create_trial = optuna.trial.create_trial
-        self._trial: Any = None
+        self._trial = None
 
     def ask(self) -> dict[str, float]:
         """Return the next candidate."""
