@@ -207,7 +207,7 @@ def test_pickles_and_missing_files(copy):
     fails(folder, place, f"{CONFIG}` is missing")
     with pytest.raises(InputError, match="There is no folder .* of a model or an adapter"):
         merge_checkpoint(folder, [place / "nowhere"], "sum", dry_run=True)
-    with pytest.raises(InputError, match="nothing to merge"):
+    with pytest.raises(InputError, match="Nothing to merge"):
         merge_checkpoint(folder, [], "sum", dry_run=True)
 
 
@@ -321,7 +321,7 @@ def test_quantized_and_infinite_bases(made, tmp_path):
     for name, value, message in (
         ("int", torch.ones(16, 16, dtype=torch.int8), "the base is quantized"),
         ("inf", torch.full((16, 16), float("inf")), "own values are not"),
-        ("great", torch.full((16, 16), 65504.0, dtype=torch.float16), "the change is too great"),
+        ("great", torch.full((16, 16), 65504.0, dtype=torch.float16), "the change is too large"),
     ):
         place = Path(shutil.copytree(folder, tmp_path / name / "llama"))
         tensors = values(place) | {"model.layers.0.self_attn.q_proj.weight": value}

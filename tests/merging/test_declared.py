@@ -42,7 +42,7 @@ def test_what_is_not_declared_has_a_default(mine):
         ),
         (
             "@nature('routed', state='', needs=['x'])\ndef mine(vectors, x):\n    ...\n",
-            r"can be had is \['inputs'\]",
+            r"A rule can need \['inputs'\]",
         ),
         (
             "@nature('routed', state='', needs=['inputs'])\ndef mine(vectors):\n    ...\n",
@@ -137,7 +137,7 @@ def test_what_may_be_right_is_left_alone(mine, returned):
     ("value", "message"),
     [
         ("1", "returned int: it must return a `TaskVector`"),
-        ("dict(vectors)", "returned dict, so that what acts depends"),
+        ("dict(vectors)", "returned dict, which acts differently for different inputs"),
     ],
 )
 def test_what_is_returned_is_checked(mine, value, message):

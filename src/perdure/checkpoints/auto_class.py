@@ -1,10 +1,9 @@
-"""The class of transformers that loads a model whole, for the snippet of a model card."""
+"""The class of transformers that loads a model, for the snippet of a model card."""
 
 from collections.abc import Mapping
-from typing import Any
 
-# The end of an architecture's name, and the class that loads it. For another (such as `…ForConditionalGeneration`,
-# which is many things) the architecture itself does.
+# The end of an architecture's name, and the class that loads it. Where no end fits (such as
+# `…ForConditionalGeneration`, which may be one of several), the architecture itself is named.
 AUTO = {
     "ForCausalLM": "AutoModelForCausalLM",
     "LMHeadModel": "AutoModelForCausalLM",
@@ -15,20 +14,28 @@ AUTO = {
     "ForMultipleChoice": "AutoModelForMultipleChoice",
     "ForImageClassification": "AutoModelForImageClassification",
 }
-# Types whose classes are named like these, but load from no such table: they classify sounds, or answer about images.
+# Types whose classes have such names but are in none of these tables: they classify sounds, or
+# answer questions about images. (Tuples, not sets: in a damaged configuration the type may be a
+# list, which a set cannot look up.)
 NOT_IN_TABLES = (
-    *(
-        "data2vec-audio",
-        "hubert",
-        "sew",
-        "sew-d",
-        "unispeech",
-        "unispeech-sat",
-        "wav2vec2",
-        "wav2vec2-bert",
-    ),
-    *("wav2vec2-conformer", "wavlm", "blip", "layoutlm", "tapas", "vilt", "mistral4"),
+    "blip",
+    "data2vec-audio",
+    "hubert",
+    "layoutlm",
+    "mistral4",
+    "sew",
+    "sew-d",
+    "tapas",
+    "unispeech",
+    "unispeech-sat",
+    "vilt",
+    "wav2vec2",
+    "wav2vec2-bert",
+    "wav2vec2-conformer",
+    "wavlm",
 )
+# Ends of names of models that are a component of another, or have a head: `AutoModel` would load
+# another class for their configuration.
 PARTS = (
     "EncoderModel",
     "DecoderModel",
@@ -38,33 +45,30 @@ PARTS = (
     "HeadModel",
     "HeadsModel",
 )
-"""Ends of names of models that are part of another, or have a head: `AutoModel` loads something else."""
 # Types whose `…ForConditionalGeneration` turns a text into a text.
 SEQ2SEQ = (
-    *(
-        "bart",
-        "bigbird_pegasus",
-        "blenderbot",
-        "blenderbot-small",
-        "fsmt",
-        "led",
-        "longt5",
-        "m2m_100",
-        "marian",
-    ),
-    *(
-        "mbart",
-        "mt5",
-        "mvp",
-        "nllb-moe",
-        "pegasus",
-        "pegasus_x",
-        "plbart",
-        "prophetnet",
-        "switch_transformers",
-    ),
-    *("t5", "umt5"),
+    "bart",
+    "bigbird_pegasus",
+    "blenderbot",
+    "blenderbot-small",
+    "fsmt",
+    "led",
+    "longt5",
+    "m2m_100",
+    "marian",
+    "mbart",
+    "mt5",
+    "mvp",
+    "nllb-moe",
+    "pegasus",
+    "pegasus_x",
+    "plbart",
+    "prophetnet",
+    "switch_transformers",
+    "t5",
+    "umt5",
 )
+# The class for the `task_type` of an adapter.
 TASKS = {
     "CAUSAL_LM": "AutoModelForCausalLM",
     "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
@@ -73,30 +77,32 @@ TASKS = {
     "QUESTION_ANS": "AutoModelForQuestionAnswering",
     "FEATURE_EXTRACTION": "AutoModel",
 }
-"""The class that a model is loaded with, by the `task_type` of an adapter."""
 
 
-def of_task(task: Any) -> str | None:
-    """Return the class for an adapter's `task_type`, or None if it does not say."""
+def of_task(task: object) -> str | None:
+    """Return the class for an adapter's `task_type`, or None if the adapter states none."""
     return TASKS.get(task) if isinstance(task, str) else None
 
 
-def of_config(config: Mapping[str, Any]) -> str:
+def of_config(config: Mapping[str, object]) -> str:
     """Return the class for a model's configuration."""
-    names = config.get("architectures")
-    name = names[0] if isinstance(names, list) and names else ""
+    architectures = config.get("architectures")
+    name = ""
+    if isinstance(architectures, list) and architectures:
+        name = architectures[0]
+    # The name goes into the Python code of a model card, and may come from a stranger.
     if not isinstance(name, str) or not name.isidentifier():
         return "AutoModel"
+
     kind = config.get("model_type")
     if name.endswith("ForConditionalGeneration") and kind in SEQ2SEQ:
         return "AutoModelForSeq2SeqLM"
     if name.endswith("Model") and not name.endswith(PARTS):
         return "AutoModel"
+    # `…WithLMHeadModel` is an older name of several kinds of language models.
+    if name.endswith("WithLMHeadModel") or kind in NOT_IN_TABLES:
+        return name
     for end, auto in AUTO.items():
-        if (
-            name.endswith(end)
-            and not name.endswith("WithLMHeadModel")
-            and kind not in NOT_IN_TABLES
-        ):
+        if name.endswith(end):
             return auto
     return name

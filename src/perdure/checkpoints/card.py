@@ -1,4 +1,4 @@
-"""What a merger did, as a value, as a few lines for the terminal, and as a model card."""
+"""The result of a merger, as a value, as lines for the terminal, and as a model card."""
 
 import json
 import re
@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from perdure.checkpoints.fit import Fitted
 from perdure.errors import printable
@@ -22,36 +21,36 @@ class MergedAdapter:
 
     @classmethod
     def of(cls, adapter: Fitted) -> "MergedAdapter":
-        """Of an adapter that was fitted to the base."""
+        """Describe an adapter that was fitted to the base."""
         return cls(adapter.name, adapter.settings, len(adapter.factors))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Merged:
-    """What was, or with `dry_run` would be, written.
+    """The model or adapter that was written, or with `dry_run` would be.
 
     Attributes
     ----------
     layers
-        How many layers of the base change.
+        The number of layers of the base that change.
     saved
         The tensors that were taken whole from adapters.
     error
-        ‖ΔW - written ΔW‖ / ‖ΔW‖ over all layers (Frobenius); nothing for an adapter that is not written yet. A model
-        holds all of ΔW, rounded once with W to the type of the base.
+        ‖ΔW - written ΔW‖ / ‖ΔW‖ over all layers (Frobenius); None for an adapter that is not
+        written yet. A model holds all of ΔW, rounded once with W to the type of the base.
     notes
-        What a user should know, a sentence each.
+        Sentences with warnings for the user.
     loads_with
         The class of transformers that loads the model, or the base for the adapter.
     size, free, memory
-        In bytes: of the output, on the disk, and an estimate of what the process needs.
+        Bytes of the output, bytes free on the disk, and an estimate of the memory needed.
     """
 
     output: Path
     form: str
     base: str
     rule: str
-    settings: Mapping[str, Any]
+    settings: Mapping[str, object]
     adapters: tuple[MergedAdapter, ...]
     layers: int
     saved: tuple[str, ...]
@@ -67,15 +66,19 @@ class Merged:
     @property
     def label(self) -> str:
         """The rule with its settings."""
-        own = ", ".join(f"{name}={value}" for name, value in self.settings.items())
-        return f"{self.rule}({own})" if own else self.rule
+        if not self.settings:
+            return self.rule
+        settings = ", ".join(f"{name}={value}" for name, value in self.settings.items())
+        return f"{self.rule}({settings})"
 
     def __str__(self) -> str:
+        adapters = _adapters(len(self.adapters))
         lines = [
-            f"{self.label} of {_adapters(len(self.adapters))}: {self.layers} layers change.",
+            f"{self.label} of {adapters}: {self.layers} layers change.",
             f"  base: {self.base}",
         ]
-        lines += [f"  {part.name}: {part.settings}, {part.layers} layers" for part in self.adapters]
+        for adapter in self.adapters:
+            lines.append(f"  {adapter.name}: {adapter.settings}, {adapter.layers} layers")
         if self.saved:
             lines.append(f"  taken whole: {', '.join(self.saved)}")
         lines += self.notes
@@ -84,82 +87,135 @@ class Merged:
         if self.written:
             lines.append(f"Written ({_mb(self.size)}): {self.output}")
         else:
-            lines.append(
-                f"Would write {_mb(self.size)} as {self.form}; {_mb(self.free)} are free on the disk."
-            )
-            lines.append(f"Would need about {_mb(self.memory)} of memory.")
+            lines += [
+                f"Would write {_mb(self.size)} as {self.form}; "
+                f"{_mb(self.free)} are free on the disk.",
+                f"Would need about {_mb(self.memory)} of memory.",
+            ]
+        # Names come from files of strangers, who may try to command the terminal.
         return "\n".join(map(printable, lines))
 
 
 def card(merged: Merged) -> str:
-    """A model card, safe whoever chose the names: README.md with its YAML front matter (JSON texts are YAML texts)."""
-    library = "transformers" if merged.form == "model" else "peft"
-    front = [
-        f"library_name: {library}",
-        f"base_model: {json.dumps(merged.base)}",
-        f"base_model_relation: {'merge' if merged.form == 'model' else 'adapter'}",
-        "tags:",
-        *(
-            f"- {tag}"
-            for tag in ("merge", "perdure", *(["lora"] if merged.form == "adapter" else []))
-        ),
-    ]
-    rows = [f"| {code(part.name)} | {part.settings} | {part.layers} |" for part in merged.adapters]
-    settings = (
-        ", ".join(code(f"{name}={value}") for name, value in merged.settings.items())
-        or "its defaults"
-    )
+    """Return a model card: README.md with YAML front matter, safe whoever chose the names."""
     lines = [
+        *_front_matter(merged),
         f"# {code(merged.output.name)}",
         "",
-        f"{_adapters(len(merged.adapters))}, merged into {code(merged.base)} with the rule {code(merged.rule)} "
-        f"({settings}) by perdure {version('perdure')}. {merged.layers} layers change.",
+        _summary(merged),
         "",
         "| adapter | LoRA | layers |",
         "|---|---|---|",
-        *rows,
-        "",
     ]
+    for adapter in merged.adapters:
+        lines.append(f"| {code(adapter.name)} | {adapter.settings} | {adapter.layers} |")
+    lines.append("")
     if merged.saved:
-        lines += [f"Taken whole from an adapter: {', '.join(map(code, merged.saved))}.", ""]
+        names = ", ".join(map(code, merged.saved))
+        lines += [f"Taken whole from an adapter: {names}.", ""]
     if merged.form == "adapter":
-        lines += [f"Relative truncation error (Frobenius, all layers): {merged.error:.2e}.", ""]
+        lines += [
+            f"Relative truncation error (Frobenius, all layers): {merged.error:.2e}.",
+            "",
+        ]
     for note in merged.notes:
         lines += [_escaped(note), ""]
-    lines += ["## Loading", "", "```python", *_loading(merged), "```", ""]
-    return "\n".join(["---", *front, "---", "", *lines])
+    lines += [
+        "## Loading",
+        "",
+        "```python",
+        *_loading(merged),
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _front_matter(merged: Merged) -> list[str]:
+    """Return the front matter, with the keys that the hub reads."""
+    is_model = merged.form == "model"
+    lines = [
+        "---",
+        f"library_name: {'transformers' if is_model else 'peft'}",
+        # A JSON text is a YAML text, and no name can end it.
+        f"base_model: {json.dumps(merged.base)}",
+        f"base_model_relation: {'merge' if is_model else 'adapter'}",
+        "tags:",
+        "- merge",
+        "- perdure",
+    ]
+    if not is_model:
+        lines.append("- lora")
+    return [*lines, "---", ""]
+
+
+def _summary(merged: Merged) -> str:
+    adapters = _adapters(len(merged.adapters))
+    base = code(merged.base)
+    rule = code(merged.rule)
+    settings = [code(f"{name}={value}") for name, value in merged.settings.items()]
+    return (
+        f"{adapters}, merged into {base} "
+        f"with the rule {rule} ({', '.join(settings) or 'its defaults'}) "
+        f"by perdure {version('perdure')}. "
+        f"{merged.layers} layers change."
+    )
 
 
 def code(text: str) -> str:
-    """Return a name that may come from a stranger as code in Markdown: nothing in it is HTML, a link or a column."""
+    """Return a name that may come from a stranger as code in Markdown.
+
+    No character of it is HTML, a link or the end of a column.
+    """
+    # In a table a `|` ends the column, even within code.
     text = printable(text).replace("|", "\\|")
-    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    # Code ends at a run of as many backticks as it began with: take one more than the text has.
+    longest = 0
+    for run in re.findall("`+", text):
+        longest = max(longest, len(run))
     fence = "`" * (longest + 1)
-    space = " " if text.startswith("`") or text.endswith("`") or not text.strip() else ""
-    return f"{fence}{space}{text}{space}{fence}"
+    # A space at both ends keeps backticks of the text off the fence; Markdown drops it.
+    touches_fence = text.startswith("`") or text.endswith("`")
+    is_blank = not text.strip()
+    if touches_fence or is_blank:
+        text = f" {text} "
+    return f"{fence}{text}{fence}"
 
 
 def _escaped(sentence: str) -> str:
-    """Return a sentence of ours, with the names that stand in backticks as code, and the rest as plain text."""
-    parts = printable(sentence).split("`")
-    if len(parts) % 2 == 0:  # a name has a backtick itself
+    """Return a sentence of ours as Markdown: names in backticks as code, the rest as plain text."""
+    pieces = printable(sentence).split("`")
+    if len(pieces) % 2 == 0:
+        # A name has a backtick of its own, so that names and text cannot be told apart.
         return code(sentence)
-    plain = [re.sub(r"([\\*_{}\[\]<>#|!&])", r"\\\1", part) for part in parts[::2]]
-    names = [code(part) for part in parts[1::2]]
-    return "".join(text for pair in zip(plain, [*names, ""], strict=True) for text in pair)
+    # Backticks take turns to open and to close, so that every second piece is a name.
+    escaped: list[str] = []
+    for i, piece in enumerate(pieces):
+        is_name = i % 2 == 1
+        if is_name:
+            escaped.append(code(piece))
+        else:
+            escaped.append(re.sub(r"([\\*_{}\[\]<>#|!&])", r"\\\1", piece))
+    return "".join(escaped)
 
 
 def _loading(merged: Merged) -> list[str]:
-    place = json.dumps(merged.output.name)  # where it lies is nobody else's business
-    name = merged.loads_with
+    """Return the Python code that loads the result."""
+    # Only the folder's name: the path to it is nobody else's business.
+    folder = json.dumps(merged.output.name)
+    loader = merged.loads_with
     if merged.form == "model":
-        return [f"from transformers import {name}", "", f"model = {name}.from_pretrained({place})"]
+        return [
+            f"from transformers import {loader}",
+            "",
+            f"model = {loader}.from_pretrained({folder})",
+        ]
     return [
         "from peft import PeftModel",
-        f"from transformers import {name}",
+        f"from transformers import {loader}",
         "",
-        f"base = {name}.from_pretrained({json.dumps(merged.base)})",
-        f"model = PeftModel.from_pretrained(base, {place})",
+        f"base = {loader}.from_pretrained({json.dumps(merged.base)})",
+        f"model = PeftModel.from_pretrained(base, {folder})",
     ]
 
 

@@ -1,4 +1,4 @@
-"""Whether an adapter's file and its configuration speak of the same layers."""
+"""The comparison of an adapter's file with the layers that its configuration names."""
 
 import warnings
 from collections.abc import Iterable
@@ -10,55 +10,75 @@ from perdure.checkpoints.peft_folder import PeftFolder
 from perdure.checkpoints.skeleton import Skeleton
 from perdure.errors import PerdureWarning
 
+# The largest number of layers that a sentence names.
 SHOWN = 5
-"""Names of layers in a sentence."""
 
 
-def notes(folder: PeftFolder, name: str, names: LayerNames, skeleton: Skeleton) -> tuple[str, ...]:
-    """Say what the file lacks and what it has beyond the configuration, as warnings, and as sentences for the card."""
-    said: list[str] = []
-    lost = _missing(skeleton.base, folder, names) + experts.missing(folder, skeleton)
-    if lost:
-        total = len(lost) + len(folder.factors) + len(folder.wrapped)
-        said.append(
-            f"The file of the adapter `{name}` lacks {len(lost)} of the {total} layers that its configuration "
-            f"targets: {_listed(lost)}. They stay as they are in the base."
+def notes(
+    folder: PeftFolder,
+    name: str,
+    names: LayerNames,
+    skeleton: Skeleton,
+) -> tuple[str, ...]:
+    """Warn of layers that the file lacks, or has beyond the configuration.
+
+    Returns
+    -------
+    The warnings as sentences for the model card.
+    """
+    sentences: list[str] = []
+    # A missing layer is no error, because peft loads such a file, too: its B stays 0.
+    missing = _missing(skeleton.base, folder, names)
+    missing += experts.missing(folder, skeleton)
+    if missing:
+        total = len(missing) + len(folder.factors) + len(folder.wrapped)
+        sentences.append(
+            f"The file of the adapter `{name}` lacks {len(missing)} of the {total} layers that "
+            f"its configuration targets: {_listed(missing)}. They stay as they are in the base."
         )
     if folder.untargeted:
-        said.append(
-            f"The file of the adapter `{name}` has factors of layers that its configuration does not target: "
-            f"{_listed(folder.untargeted)}. They are left out, as peft leaves them out."
+        sentences.append(
+            f"The file of the adapter `{name}` has factors of layers that its configuration does "
+            f"not target: {_listed(folder.untargeted)}. "
+            "They are left out, as peft leaves them out."
         )
-    for sentence in said:
+    for sentence in sentences:
         warnings.warn(sentence, PerdureWarning, stacklevel=4)
-    return tuple(said)
+    return tuple(sentences)
 
 
 def _missing(base: Checkpoint, folder: PeftFolder, names: LayerNames) -> list[str]:
-    """The layers that are targeted, and of which the file has no factors."""
-    lost: list[str] = []
+    """Return the layers that are targeted, but have no factors in the file."""
+    missing: list[str] = []
     for stem, tensor in names.tensors.items():
-        if (
-            not stem.startswith(names.stored)
-            or tensor not in base.where
-            or len(base.stored(tensor).shape) < 2
-        ):
+        if not stem.startswith(names.stored):
+            continue
+        # The weight of a tied layer may be stored under the other's name only.
+        if tensor not in base.where:
+            continue
+        # Norms and biases have one dimension: peft has no LoRA for them.
+        if len(base.stored(tensor).shape) < 2:
             continue
         layer = names.used + stem.removeprefix(names.stored)
         if layer not in folder.factors and folder.targets.named(layer):
-            lost.append(layer)
-    return _existing(base, folder, lost) if lost else []
+            missing.append(layer)
+    # To ask transformers takes seconds: only if there is a reason to.
+    return _existing(base, folder, missing) if missing else []
 
 
 def _existing(base: Checkpoint, folder: PeftFolder, layers: list[str]) -> list[str]:
-    """Those of the layers that are layers in memory of the model which the adapter was trained with.
+    """Return the layers that exist in the model in memory that the adapter was trained with.
 
-    The base may have more, such as the output layer of another task, and transformers may join several into one.
+    The base may have more, such as the output layer of another task, and transformers may join
+    several of them into one.
     """
     kind = auto_class.of_task(folder.config.get("task_type"))
     if kind is None:
-        stated = folder.config.get("auto_mapping")
-        kind = stated.get("base_model_class") if isinstance(stated, dict) else None
+        # peft writes the class of the model where the adapter has no `task_type`.
+        mapping = folder.config.get("auto_mapping")
+        if isinstance(mapping, dict):
+            name = mapping.get("base_model_class")
+            kind = name if isinstance(name, str) else None
     model = Skeleton(base, kind).model
     if model is None:
         return layers
@@ -68,5 +88,8 @@ def _existing(base: Checkpoint, folder: PeftFolder, layers: list[str]) -> list[s
 
 def _listed(layers: Iterable[str]) -> str:
     names = [f"`{layer}`" for layer in layers]
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+    shown = ", ".join(names[:SHOWN])
+    more = len(names) - SHOWN
+    if more > 0:
+        return f"{shown} and {more} more"
+    return shown

@@ -1,16 +1,15 @@
-"""LoRA of single parameters (`target_parameters`): the experts of a mixture, which peft trains together.
+"""LoRA of single parameters (`target_parameters`): the experts of a mixture, trained together.
 
 A parameter of E experts has one A with E·r rows, those of an expert together, and one B with r·E
-columns, whose experts take turns. On disk the experts may lie in one tensor, or each in its own, and
-then two of them (gate and up) may be joined into one parameter while they are loaded.
+columns, in which the experts take turns. On disk the experts may lie in one tensor, or each in its
+own; then two of them (gate and up) may be joined into one parameter while they are loaded.
 """
 
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from perdure.checkpoints.peft_folder import Factors, PeftFolder, numbers, whole
 from perdure.checkpoints.skeleton import Skeleton
@@ -20,29 +19,30 @@ from perdure.storage.tensors import TensorFile
 from perdure.vectors.task_vector import LowRank
 
 WRAPPER = ".base_layer"
-ONE_EACH = ["MergeModulelist(0)"]  # the steps of transformers that stack a tensor of each expert,
-SIDE_BY_SIDE = [
-    "MergeModulelist(0)",
-    "Concatenate(1)",
-]  # and set the rows of two such stacks side by side
+# The steps by which transformers stacks one tensor of each expert, …
+STACKED = ["MergeModulelist(0)"]
+# … and by which it sets the rows of two such stacks side by side.
+STACKED_SIDE_BY_SIDE = ["MergeModulelist(0)", "Concatenate(1)"]
 
 
+# The experts of a layer follow each other, and some layers have a hundred of them: without the
+# cache each would read the factors of all.
 @functools.lru_cache(maxsize=8)
-def _kept(file: TensorFile, key: str) -> Tensor:
-    """The factors of all experts, kept for the next expert: there are a hundred of them in some layers."""
+def _all_experts(file: TensorFile, key: str) -> Tensor:
+    """Read a factor of all experts."""
     return whole(file, key)
 
 
 @dataclass(frozen=True)
 class ExpertFactors(Factors):
-    """The change of one expert, or of some rows of it.
+    """The change of one expert, or of some of its rows.
 
     Attributes
     ----------
     expert, experts
-        Which one, of how many.
+        The number of the expert, and the number of experts.
     rows
-        The rows of B A that are meant, from and to.
+        The first of the rows of B A that change the tensor, and the one after the last.
     """
 
     expert: int
@@ -52,10 +52,17 @@ class ExpertFactors(Factors):
     @property
     def change(self) -> LowRank:
         """The factors, in float32; see `Factors.change`."""
+        key_A, key_B = self.keys
+        # The rows of an expert lie together: peft reads A as experts × rank × in.
         first = self.expert * self.rank
-        A = _kept(self.file, self.keys[0])[first : first + self.rank].float()
-        columns = _kept(self.file, self.keys[1])[slice(*self.rows), self.expert :: self.experts]
-        return LowRank(self.scaled(columns.float()), A)
+        last = first + self.rank
+        A = _all_experts(self.file, key_A)
+        A = A[first:last].float()
+        # The columns of the experts take turns: peft reads B as out × rank × experts.
+        first, last = self.rows
+        B = _all_experts(self.file, key_B)
+        B = B[first:last, self.expert :: self.experts].float()
+        return LowRank(self.scaled(B), A)
 
 
 @dataclass(frozen=True)
@@ -65,11 +72,11 @@ class Parameter:
     Attributes
     ----------
     name
-        As the adapter's model calls it.
+        Its name in the model of the adapter.
     stored
-        As the base's model does.
+        Its name in the model of the base.
     shape
-        Experts, rows and columns of what B A is added to.
+        Experts, rows and columns of the matrices that B A is added to.
     turned
         Whether the parameter has the columns first: W is stored as experts × in × out.
     """
@@ -80,141 +87,208 @@ class Parameter:
     turned: bool
 
 
+@dataclass(frozen=True)
+class _Slice:
+    """A tensor of the base, or a matrix in one, that holds rows of an expert.
+
+    Attributes
+    ----------
+    index
+        The matrix in a tensor of three dimensions; None: the tensor is one matrix.
+    rows
+        The first of the expert's rows, and the one after the last.
+    """
+
+    tensor: str
+    index: int | None
+    expert: int
+    rows: tuple[int, int]
+
+    @property
+    def layer(self) -> str:
+        """The name of the change of these rows among those of layers."""
+        stem = self.tensor.removesuffix(".weight")
+        if self.index is None:
+            return stem
+        return f"{stem}[{self.index}]"
+
+
 def fit(folder: PeftFolder, skeleton: Skeleton) -> dict[str, tuple[Factors, Weight]]:
     """Find the weights in the base of the parameters that an adapter changes.
 
     Raises
     ------
     CheckpointError
-        The base has no such parameters, or stores them in a form that is not known here.
+        The base lacks such parameters, or stores them in an unknown form.
     """
     if not folder.wrapped:
         return {}
     if skeleton.model is None:
         raise CheckpointError(
-            f"`{folder.folder}` changes single parameters (`target_parameters`). Which they are, only transformers "
-            f"knows, and it cannot build the model of `{skeleton.base.folder}`."
+            f"`{folder.folder}` changes single parameters (`target_parameters`). Only "
+            "transformers knows which these are, and it cannot build the model of "
+            f"`{skeleton.base.folder}`."
         )
-    found: dict[str, tuple[Factors, Weight]] = {}
+    pairs: dict[str, tuple[Factors, Weight]] = {}
     for wrapper, parameter in _parameters(folder, skeleton).items():
         for layer, factors, weight in _weights(folder, skeleton, wrapper, parameter):
-            found[layer] = factors, weight
-    return found
+            pairs[layer] = factors, weight
+    return pairs
 
 
 def missing(folder: PeftFolder, skeleton: Skeleton) -> list[str]:
-    """Return the parameters that are targeted, and of which the adapter's file has no factors."""
+    """Return the parameters that are targeted, but have no factors in the adapter's file."""
     if not folder.targets.parameters or skeleton.model is None:
         return []
-    wrapped = {_module(wrapper.replace(WRAPPER, ""), skeleton)[0] for wrapper in folder.wrapped}
-    names = [name for name, _ in skeleton.model.named_parameters() if _is_targeted(folder, name)]
-    return [name for name in names if name.rpartition(".")[0] not in wrapped]
+    # Their names in the base's model, which has or lacks a prefix that the adapter's names have.
+    wrapped: set[str] = set()
+    for wrapper in folder.wrapped:
+        name, _ = _module(wrapper.replace(WRAPPER, ""), skeleton)
+        wrapped.add(name)
+    names: list[str] = []
+    for name, _ in skeleton.model.named_parameters():
+        if not _is_targeted(folder, name):
+            continue
+        module = name.rpartition(".")[0]
+        if module not in wrapped:
+            names.append(name)
+    return names
 
 
 def _parameters(folder: PeftFolder, skeleton: Skeleton) -> dict[str, Parameter]:
-    """The parameter of each wrapper. peft wraps a module once for each of its parameters, the last one outermost."""
-    modules: dict[str, list[str]] = {}
+    """Return the parameter of each wrapper."""
+    wrappers_of: dict[str, list[str]] = {}
     for wrapper in folder.wrapped:
-        modules.setdefault(wrapper.replace(WRAPPER, ""), []).append(wrapper)
-    found: dict[str, Parameter] = {}
-    for name, wrappers in modules.items():
+        name = wrapper.replace(WRAPPER, "")
+        wrappers_of.setdefault(name, []).append(wrapper)
+
+    parameters: dict[str, Parameter] = {}
+    for name, wrappers in wrappers_of.items():
         stored, module = _module(name, skeleton)
-        targeted = [part for part in _parts(module) if _is_targeted(folder, f"{name}.{part}")]
-        outermost_first = sorted(wrappers, key=len)
+        targeted: list[str] = []
+        for parameter, _ in module.named_parameters(recurse=False):
+            if _is_targeted(folder, f"{name}.{parameter}"):
+                targeted.append(parameter)
         if len(targeted) != len(wrappers):
             raise CheckpointError(
-                f"`{folder.file.path}` has factors for {len(wrappers)} parameters of `{name}`, and `target_parameters` "
-                f"names {len(targeted)} of it. Which factors are whose cannot be told: it cannot be merged."
+                f"`{folder.file.path}` has factors for {len(wrappers)} parameters of `{name}`, "
+                f"but `target_parameters` names {len(targeted)} of them. There is no telling "
+                "which factors belong to which parameter, so it cannot be merged."
             )
-        for wrapper, part in zip(outermost_first, reversed(targeted), strict=True):
-            found[wrapper] = _parameter(f"{name}.{part}", f"{stored}.{part}", module, part)
-    return found
+        # peft wraps a module once for each of its parameters, the last one outermost. Each wrapper
+        # further in has another `.base_layer` in its name.
+        outermost_first = sorted(wrappers, key=len)
+        for wrapper, parameter in zip(outermost_first, reversed(targeted), strict=True):
+            parameters[wrapper] = _parameter(
+                f"{name}.{parameter}",
+                f"{stored}.{parameter}",
+                module,
+                getattr(module, parameter),
+            )
+    return parameters
 
 
-def _module(name: str, skeleton: Skeleton) -> tuple[str, Any]:
-    """A module of the base's model, with or without the prefix of the inner model; its name there, and the module."""
+def _module(name: str, skeleton: Skeleton) -> tuple[str, nn.Module]:
+    """Return a module of the base's model, and its name there.
+
+    The name of the adapter may have the prefix of the inner model (`model.`), or lack it.
+    """
     prefix = f"{skeleton.model.base_model_prefix}."
-    for other in (name, prefix + name, name.removeprefix(prefix)):
+    for candidate in (name, prefix + name, name.removeprefix(prefix)):
         try:
-            return other, skeleton.model.get_submodule(other)
+            module = skeleton.model.get_submodule(candidate)
         except AttributeError:
             continue
+        return candidate, module
     raise CheckpointError(
-        f"The adapter changes parameters of `{name}`, which the model of `{skeleton.base.folder}` has not. It belongs "
-        "to another model."
+        f"The adapter changes parameters of `{name}`, which the model of "
+        f"`{skeleton.base.folder}` does not have. It belongs to another model."
     )
 
 
-def _parts(module: Any) -> list[str]:
-    return [name for name, _ in module.named_parameters(recurse=False)]
-
-
 def _is_targeted(folder: PeftFolder, name: str) -> bool:
-    return any(name == end or name.endswith(f".{end}") for end in folder.targets.parameters)
+    ends = folder.targets.parameters
+    return any(name == end or name.endswith(f".{end}") for end in ends)
 
 
-def _parameter(name: str, stored: str, module: Any, part: str) -> Parameter:
-    shape = tuple(getattr(module, part).shape)
+def _parameter(name: str, stored: str, module: nn.Module, value: Tensor) -> Parameter:
+    shape = tuple(value.shape)
     if len(shape) == 2:
-        return Parameter(name, stored, (1, *shape), turned=False)
+        rows, columns = shape
+        return Parameter(name, stored, (1, rows, columns), turned=False)
     if len(shape) != 3:
         raise CheckpointError(
             f"`{name}` has {len(shape)} dimensions. peft changes parameters of 2 or 3."
         )
+    experts, rows, columns = shape
+    # transformers marks the modules that store their experts as in × out, such as GPT-OSS.
     turned = bool(getattr(module, "is_transposed", False))
-    experts, first, second = shape
-    rows, columns = (second, first) if turned else (first, second)
+    if turned:
+        rows, columns = columns, rows
     return Parameter(name, stored, (experts, rows, columns), turned)
 
 
 def _weights(
     folder: PeftFolder, skeleton: Skeleton, wrapper: str, parameter: Parameter
 ) -> Iterator[tuple[str, Factors, Weight]]:
-    """The tensors of the base that a parameter is made of, each with its change, by the names of their layers."""
+    """Yield the tensors of the base that form a parameter, each with the name of its layer."""
     keys = folder.wrapped[wrapper]
     rank, alpha, scale = numbers(folder.targets, parameter.name)
-    experts, rows, columns = parameter.shape
-    shapes = [folder.file.tensors[key].shape for key in keys]
-    if shapes != [(experts * rank, columns), (rows, experts * rank)]:
+    experts, height, width = parameter.shape
+    shape_A, shape_B = (folder.file.tensors[key].shape for key in keys)
+    if shape_A != (experts * rank, width) or shape_B != (height, experts * rank):
         raise CheckpointError(
-            f"`{folder.file.path}`: the factors of `{parameter.name}` have the shapes {shapes[0]} and {shapes[1]}, "
-            f"which {experts} experts of {rows} × {columns} and rank {rank} do not fit."
+            f"`{folder.file.path}`: the factors of `{parameter.name}` have the shapes {shape_A} "
+            f"and {shape_B}, which do not fit {experts} experts of {height} × {width} "
+            f"and rank {rank}."
         )
-    for tensor, index, expert, (first, last) in _places(skeleton, parameter):
-        layer = tensor.removesuffix(".weight") + ("" if index is None else f"[{index}]")
-        shape = (last - first, columns)
-        yield (
-            layer,
-            ExpertFactors(
-                folder.file, keys, scale, shape, rank, alpha, False, expert, experts, (first, last)
-            ),
-            Weight(tensor, parameter.turned, index),
+    for piece in _slices(skeleton, parameter):
+        first, last = piece.rows
+        factors = ExpertFactors(
+            file=folder.file,
+            keys=keys,
+            scale=scale,
+            shape=(last - first, width),
+            rank=rank,
+            alpha=alpha,
+            embedding=False,
+            expert=piece.expert,
+            experts=experts,
+            rows=piece.rows,
         )
+        weight = Weight(piece.tensor, parameter.turned, piece.index)
+        yield piece.layer, factors, weight
 
 
-def _places(
-    skeleton: Skeleton, parameter: Parameter
-) -> Iterator[tuple[str, int | None, int, tuple[int, int]]]:
-    """Tensor, index in it (None: all of it), expert, and rows of the parameter."""
-    experts, rows, _ = parameter.shape
+def _slices(skeleton: Skeleton, parameter: Parameter) -> Iterator[_Slice]:
+    """Yield the tensors of the base, or matrices in one, that form a parameter."""
+    experts, height, _ = parameter.shape
     if parameter.stored in skeleton.tensors:
+        # The base stores the parameter as it is in memory: a stack of experts, or one matrix.
         tensor = skeleton.tensors[parameter.stored]
-        three = len(skeleton.base.stored(tensor).shape) == 3
+        is_stack = len(skeleton.base.stored(tensor).shape) == 3
         for expert in range(experts):
-            yield tensor, expert if three else None, expert, (0, rows)
+            index = expert if is_stack else None
+            yield _Slice(tensor, index, expert, (0, height))
         return
-    joined = skeleton.joined.get(parameter.stored, {})
-    patterns, steps = skeleton.operations(next(iter(joined), ""))
-    alike = all(len(joined.get(pattern, ())) == experts for pattern in patterns)
-    if parameter.turned or not patterns or not alike or steps not in (ONE_EACH, SIDE_BY_SIDE):
+
+    # The tensors of each pattern are one stack: those of gate, then those of up.
+    stacks = skeleton.joined.get(parameter.stored, {})
+    patterns, steps = skeleton.operations(next(iter(stacks), ""))
+    is_known = bool(patterns) and steps in (STACKED, STACKED_SIDE_BY_SIDE)
+    is_complete = all(len(stacks.get(pattern, ())) == experts for pattern in patterns)
+    if parameter.turned or not is_known or not is_complete:
+        form = " and ".join(steps) or "no tensor of that name"
         raise CheckpointError(
-            f"`{skeleton.base.folder}` stores `{parameter.stored}` in another form than transformers has in memory "
-            f"({' and '.join(steps) or 'no tensor of that name'}), which is not known here: the adapter cannot be "
+            f"`{skeleton.base.folder}` stores `{parameter.stored}` in another form than "
+            f"transformers has in memory ({form}), which is not known here: the adapter cannot be "
             "merged. Merge it with peft's `merge_and_unload`."
         )
+    # Side by side means below each other in the rows of B A: first all of gate, then all of up.
     first = 0
     for pattern in patterns:
-        height = skeleton.base.stored(joined[pattern][0]).shape[0]
-        for expert, tensor in enumerate(joined[pattern]):
-            yield tensor, None, expert, (first, first + height)
-        first += height
+        tensors = stacks[pattern]
+        last = first + skeleton.base.stored(tensors[0]).shape[0]
+        for expert, tensor in enumerate(tensors):
+            yield _Slice(tensor, None, expert, (first, last))
+        first = last

@@ -1,4 +1,4 @@
-"""A task vector as a PEFT LoRA folder that stock peft loads: of a rank that is asked for, or exact."""
+"""A task vector as a PEFT LoRA folder that stock peft loads: cut to a rank, or exact."""
 
 import json
 import re
@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +18,13 @@ from perdure.vectors.task_vector import Entry, LowRank, dense
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer as the adapter will name it, the shape of its weight, and whether it is an embedding."""
+    """A layer by its name in the adapter, with the shape of its weight.
+
+    Attributes
+    ----------
+    embedding
+        Whether the layer is an embedding, which peft stores in another way.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -27,75 +32,105 @@ class Layer:
 
 
 def truncated(entry: Entry, rank: int | None) -> tuple[LowRank, float, float]:
-    """Two factors of a change, the square of what they leave out, and the square of the whole (Frobenius).
+    """Cut a change to a rank, or keep all of a low-rank one.
+
+    Returns
+    -------
+    The factors; the square of the part that they leave out; the square of the whole (Frobenius).
 
     Raises
     ------
     InputError
-        No rank is asked for, and the change is not low-rank.
+        No rank is given, and the change is not low-rank.
     CheckpointError
         The change is not finite.
     """
     if rank is None and not isinstance(entry, LowRank):
         raise InputError(
-            "The rule gives a full matrix, which an adapter holds to some rank only: give `--rank`."
+            "The rule gives a full matrix, which an adapter can hold only to some rank: "
+            "give `--rank`."
         )
-    entry = entry if isinstance(entry, LowRank) else dense(entry).float()
-    if not all(
-        is_finite(part) for part in ((entry.B, entry.A) if isinstance(entry, LowRank) else (entry,))
-    ):
-        raise CheckpointError(
-            "The merged change would not be finite (NaN or Inf): a scale is too great, or no number."
-        )
-    if isinstance(entry, LowRank) and not entry.rank:  # peft has no adapters of rank 0
-        return (
-            LowRank(entry.B.new_zeros(entry.shape[0], 1), entry.A.new_zeros(1, entry.shape[1])),
-            0.0,
-            0.0,
-        )
-    least = min(entry.shape)
-    if isinstance(entry, LowRank) and entry.rank <= min(least, rank or least):
-        return entry, 0.0, entry.svd()[1].double().square().sum().item()
+    if not isinstance(entry, LowRank):
+        entry = dense(entry).float()
+    _check_finite(entry)
+
+    largest = min(entry.shape)
+    kept = rank or largest
     if isinstance(entry, LowRank):
+        if entry.rank == 0:
+            # peft has no adapters of rank 0: zeros of rank 1 are the same change.
+            B = entry.B.new_zeros(entry.shape[0], 1)
+            A = entry.A.new_zeros(1, entry.shape[1])
+            return LowRank(B, A), 0.0, 0.0
         U, S, Vh = entry.svd()
+        if entry.rank <= min(largest, kept):
+            # The factors fit as they are: no SVD adds its rounding to them.
+            return entry, 0.0, S.double().square().sum().item()
     else:
         U, S, Vh = torch.linalg.svd(entry, full_matrices=False)
+
+    # The first singular values give the nearest matrix of a rank (Eckart & Young); the squares of
+    # the others add up to what it leaves out.
     squares = S.double().square()
-    kept = rank or least
     change = LowRank(U[:, :kept] * S[:kept], Vh[:kept])
     return change, squares[kept:].sum().item(), squares.sum().item()
 
 
+def _check_finite(change: LowRank | Tensor) -> None:
+    matrices = (change.B, change.A) if isinstance(change, LowRank) else (change,)
+    if not all(map(is_finite, matrices)):
+        raise CheckpointError(
+            "The merged change would not be finite (NaN or Inf): "
+            "a scale is too large, or is no number."
+        )
+
+
 def tensors(layers: Mapping[Layer, LowRank]) -> dict[str, Tensor]:
-    """peft's names and shapes of the factors."""
-    found = {}
+    """Return the factors by peft's names and in its shapes."""
+    factors: dict[str, Tensor] = {}
     for layer, change in layers.items():
-        B, A = change.B, change.A
-        if (
-            layer.embedding
-        ):  # its table is B A with the rows of a vocabulary; peft keeps it the other way round
-            found[f"{PREFIX}{layer.name}.lora_embedding_A"] = B.T.contiguous()
-            found[f"{PREFIX}{layer.name}.lora_embedding_B"] = A.T.contiguous()
-        else:
-            ones = (1,) * (len(layer.shape) - 2)
-            found[f"{PREFIX}{layer.name}.lora_A.weight"] = (
-                A.reshape(len(A), *layer.shape[1:]) if ones else A.contiguous()
-            )
-            found[f"{PREFIX}{layer.name}.lora_B.weight"] = B.reshape(*B.shape, *ones).contiguous()
-    return found
+        name = f"{PREFIX}{layer.name}"
+        if layer.embedding:
+            # The change of the table is B A, with a row for each token. peft has it transposed.
+            factors[f"{name}.lora_embedding_A"] = change.B.T.contiguous()
+            factors[f"{name}.lora_embedding_B"] = change.A.T.contiguous()
+            continue
+        A = change.A
+        B = change.B
+        kernel = layer.shape[2:]
+        if kernel:
+            # A convolution's kernel goes into A, and B is a convolution of size 1. (The shape of
+            # other weights says nothing of A: a `Conv1D` stores them as in × out.)
+            A = A.reshape(len(A), *layer.shape[1:])
+            B = B.reshape(*B.shape, *[1] * len(kernel))
+        factors[f"{name}.lora_A.weight"] = A.contiguous()
+        factors[f"{name}.lora_B.weight"] = B.contiguous()
+    return factors
 
 
-def config(layers: Mapping[Layer, LowRank], **stated: Any) -> dict[str, Any]:
-    """peft's configuration: alpha is the rank, so that B A counts once; layers of another rank are listed."""
+def config(layers: Mapping[Layer, LowRank], stated: Mapping[str, object]) -> dict[str, object]:
+    """Return peft's configuration for an adapter with these layers.
+
+    Alpha is the rank, so that B A counts once. Layers of another rank than most are listed.
+
+    Parameters
+    ----------
+    stated
+        Further settings, which come last.
+    """
     ranks = {layer.name: change.rank for layer, change in layers.items()}
     usual = Counter(ranks.values()).most_common(1)[0][0]
-    other = {f"^{re.escape(name)}": rank for name, rank in ranks.items() if rank != usual}
+    # peft matches a pattern with the end of a name: with `^` it has to be the whole name.
+    others: dict[str, int] = {}
+    for name, rank in ranks.items():
+        if rank != usual:
+            others[f"^{re.escape(name)}"] = rank
     return {
         "peft_type": "LORA",
         "r": usual,
         "lora_alpha": usual,
-        "rank_pattern": other,
-        "alpha_pattern": other,
+        "rank_pattern": others,
+        "alpha_pattern": others,
         "target_modules": sorted(ranks),
         "lora_dropout": 0.0,
         "bias": "none",
@@ -107,11 +142,17 @@ def config(layers: Mapping[Layer, LowRank], **stated: Any) -> dict[str, Any]:
     }
 
 
-def write(folder: Path, configuration: Mapping[str, Any], values: Mapping[str, Tensor]) -> None:
-    """Write both files."""
+def write(
+    folder: Path,
+    configuration: Mapping[str, object],
+    values: Mapping[str, Tensor],
+) -> None:
+    """Write the configuration and the weights of an adapter."""
+    # Sorted, as peft writes it.
     text = json.dumps(configuration, indent=2, sort_keys=True)
     (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
-    start, _ = header({name: new(value) for name, value in values.items()}, {"format": "pt"})
+    stored = {name: new(value) for name, value in values.items()}
+    start, _ = header(stored, {"format": "pt"})
     path = folder / WEIGHTS
     try:
         with path.open("wb") as file:
@@ -119,4 +160,5 @@ def write(folder: Path, configuration: Mapping[str, Any], values: Mapping[str, T
             for value in values.values():
                 file.write(as_bytes(value.contiguous()))
     except OSError as error:
+        # A failed write does not say which file it was: a full disk should.
         raise OSError(error.errno, error.strerror, str(path)) from error

@@ -1,8 +1,13 @@
-"""Adapters fitted to a base model on disk: whose layer is which weight, and what goes beyond B A, decided for all."""
+"""Adapters fitted to a base model on disk.
+
+For all adapters it is decided which weights they change, and what becomes of the tensors that
+they hold beyond B A, before a rule sees any of them.
+"""
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,33 +22,37 @@ from perdure.checkpoints.skeleton import CONV1D, Skeleton
 from perdure.checkpoints.weights import Weight
 from perdure.errors import CheckpointError, InputError, UnknownName
 from perdure.storage.tensors import FLOATS, Stored, TensorFile
-from perdure.vectors.task_vector import OnDemand, TaskVector
+from perdure.vectors.task_vector import LowRank, OnDemand, TaskVector
 
+# The names that GPT-2 and its relatives give to layers of the kind `Conv1D`.
 CONV1D_LAYERS = {"c_attn", "c_proj", "c_fc", "q_attn"}
+# The file in which a run keeps the statistics of the layers' inputs.
 STATISTICS = "inputs.safetensors"
 BLOCK = 1 << 22  # values compared at a time
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """An adapter, and how its layers are called in the base.
+    """An adapter, with the names and weights of its layers in the base.
 
     Attributes
     ----------
     name
-        Its own among the adapters that are merged.
+        A name that no other adapter of the merger has.
     factors
-        By the layer's name in the base: its weight's without `.weight`.
+        The change of each layer, by the name of its weight in the base without `.weight`.
     weights
-        Where the weight of each of these layers lies.
+        The weight of each of these layers.
     saved
-        Modules that were trained whole, by the tensor's name in the base (or their own if it has none).
+        Modules that were trained whole, by the tensor's name in the base (or their own, if the
+        base has none).
     spelled
-        What the adapter itself calls those tensors.
+        The adapter's own names for those tensors.
     grown
-        Tables with a row for each token that were resized before training, by the tensor's name in the base.
+        Tables with a row for each token that were resized before training, by the tensor's name
+        in the base.
     notes
-        What a user should know of it, a sentence each.
+        Sentences with warnings for the user.
     """
 
     name: str
@@ -58,10 +67,11 @@ class Fitted:
 
     @property
     def vector(self) -> TaskVector:
-        """The task vector, whose factors stay on the disk until they are wanted."""
-        return TaskVector(
-            OnDemand({name: lambda one=one: one.change for name, one in self.factors.items()})
-        )
+        """The task vector, whose factors stay on the disk until they are asked for."""
+        makers: dict[str, Callable[[], LowRank]] = {}
+        for name, factors in self.factors.items():
+            makers[name] = functools.partial(getattr, factors, "change")
+        return TaskVector(OnDemand(makers))
 
     @property
     def shapes(self) -> dict[str, tuple[int, int]]:
@@ -70,7 +80,7 @@ class Fitted:
 
     @property
     def settings(self) -> str:
-        """Its ranks and alphas."""
+        """The ranks and alphas, as a text."""
         return peft_folder.described(self.factors.values())
 
 
@@ -84,207 +94,259 @@ def fit(
     InputError
         There are no adapters, or one is given twice.
     CheckpointError
-        One is damaged, acts in another way than B A, or belongs to another model.
+        One is damaged, does something else than to add B A, or belongs to another model.
     """
     if not sources:
-        raise InputError(
-            "There is nothing to merge: give at least one PEFT folder after the base model."
-        )
+        raise InputError("Nothing to merge: give at least one PEFT folder after the base model.")
     folders = [peft_folder.read(source) for source in sources]
-    places = [folder.folder.resolve() for folder in folders]
-    twice = next((place for i, place in enumerate(places) if place in places[:i]), None)
-    if twice:
-        raise InputError(f"The adapter `{twice}` is given twice.")
+    paths: set[Path] = set()
+    for folder in folders:
+        path = folder.folder.resolve()
+        if path in paths:
+            raise InputError(f"The adapter `{path}` is given twice.")
+        paths.add(path)
     if not any_base:
         for folder in folders:
             _check_base(base, folder)
-    return [
-        _fit(base, folder, name, skeleton)
-        for folder, name in zip(folders, _names(folders), strict=True)
-    ]
+    names = _names(folders)
+    return [_fit(base, folder, name, skeleton) for folder, name in zip(folders, names, strict=True)]
 
 
 def _names(folders: Sequence[PeftFolder]) -> list[str]:
-    """Each adapter's name, with the folders above where several have the same."""
+    """Return a name for each adapter, with the folders above where several have the same."""
+    # `en/lora` and `de/lora` are told apart by the folder above, and if that is not enough
+    # by their paths.
     names = [folder.name for folder in folders]
-    paths = [str(folder.folder.resolve()) for folder in folders]
-    ends = [f"{Path(path).parent.name}/{name}" for path, name in zip(paths, names, strict=True)]
-    for longer in (ends, paths):
-        names = [
-            name if names.count(name) == 1 else other
-            for name, other in zip(names, longer, strict=True)
-        ]
+    paths = [folder.folder.resolve() for folder in folders]
+    with_parent: list[str] = []
+    for path, name in zip(paths, names, strict=True):
+        with_parent.append(f"{path.parent.name}/{name}")
+    whole_paths = [str(path) for path in paths]
+    for longer in (with_parent, whole_paths):
+        counts = Counter(names)
+        for i, name in enumerate(names):
+            if counts[name] > 1:
+                names[i] = longer[i]
     return names
 
 
 def _check_base(base: Checkpoint, folder: PeftFolder) -> None:
     if folder.base and last_part(folder.base) not in base.names:
         raise CheckpointError(
-            f"`{folder.folder}` was trained on `{folder.base}`, and the base given is `{base.source}`. If these "
-            "are the same model, say so with `--any-base`."
+            f"`{folder.folder}` was trained on `{folder.base}`, and the base given is "
+            f"`{base.source}`. If these are the same model, say so with `--any-base`."
         )
 
 
 def _fit(base: Checkpoint, folder: PeftFolder, name: str, skeleton: Skeleton) -> Fitted:
+    """Find the weights that one adapter changes."""
     names = layer_names.match(folder.factors, base, folder.folder, skeleton)
     spelled = {_tensor(base, names, key): key for key in folder.saved}
-    saved = OnDemand(
-        {
-            tensor: functools.partial(folder.saved.__getitem__, key)
-            for tensor, key in spelled.items()
-        }
-    )
+    saved: dict[str, Callable[[], Tensor]] = {}
+    for tensor, key in spelled.items():
+        saved[tensor] = functools.partial(folder.saved.__getitem__, key)
     grown = _grown(base, folder, names, skeleton)
+
     pairs = experts.fit(folder, skeleton)
     for layer, factors in folder.factors.items():
         tensor = names.tensor(layer)
-        assert tensor is not None
+        assert tensor is not None  # `match` finds a weight for every layer, or raises
         stem = tensor.removesuffix(".weight")
         if stem in pairs:
             raise CheckpointError(
                 f"`{folder.folder}`: two of its layers are the one weight `{tensor}` of the base."
             )
         _check_float(base, tensor, skeleton)
-        stored = grown[tensor].shape if tensor in grown else _stored(base, tensor, skeleton).shape
-        pairs[stem] = (
-            factors,
-            Weight(tensor, _is_transposed(folder, layer, tensor, tuple(stored), skeleton)),
-        )
+        if tensor in grown:
+            shape = tuple(grown[tensor].shape)
+        else:
+            shape = _stored(base, tensor, skeleton).shape
+        transposed = _is_transposed(folder, layer, tensor, shape, skeleton)
+        pairs[stem] = factors, Weight(tensor, transposed)
+
     for factors, weight in pairs.values():
         _check_float(base, weight.tensor, skeleton)
-        _ = (
-            factors.change
-        )  # what is damaged shows now, but not before its size is known to be that of the base
-    factors = {stem: pair[0] for stem, pair in pairs.items()}
-    weights = {stem: pair[1] for stem, pair in pairs.items()}
-    notes = coverage.notes(folder, name, names, skeleton)
-    return Fitted(name, folder, names, factors, weights, saved, spelled, grown, notes)
+        # Damaged values show now and not in the middle of writing, but only once their size is
+        # known to be that of the base.
+        _ = factors.change
+    return Fitted(
+        name=name,
+        folder=folder,
+        names=names,
+        factors={stem: factors for stem, (factors, _) in pairs.items()},
+        weights={stem: weight for stem, (_, weight) in pairs.items()},
+        saved=OnDemand(saved),
+        spelled=spelled,
+        grown=grown,
+        notes=coverage.notes(folder, name, names, skeleton),
+    )
 
 
 def _stored(base: Checkpoint, tensor: str, skeleton: Skeleton) -> Stored:
-    """Type, shape and place of a weight; of a tied one that is not stored, those of the other."""
-    return base.stored(tensor if tensor in base.where else skeleton.ties[tensor])
+    """Return the type and the shape of a weight.
+
+    A tied weight that is not stored has those of the weight that it is tied to.
+    """
+    if tensor not in base.where:
+        tensor = skeleton.ties[tensor]
+    return base.stored(tensor)
 
 
 def _check_float(base: Checkpoint, tensor: str, skeleton: Skeleton) -> None:
-    stored = _stored(base, tensor, skeleton)
-    if stored.dtype not in FLOATS:
+    dtype = _stored(base, tensor, skeleton).dtype
+    if dtype not in FLOATS:
         raise CheckpointError(
-            f"`{tensor}` in `{base.folder}` has the type {stored.dtype}: the base is quantized. Give the model before "
-            "quantization."
+            f"`{tensor}` in `{base.folder}` has the type {dtype}: the base is quantized. "
+            "Give the model before quantization."
         )
 
 
 def _is_transposed(
     folder: PeftFolder, layer: str, tensor: str, stored: tuple[int, ...], skeleton: Skeleton
 ) -> bool:
-    """Whether W is stored as in × out: by the kind of the layer, whatever `fan_in_fan_out` says, as in peft."""
-    factors, base = folder.factors[layer], skeleton.base
+    """Return whether W is stored as in × out.
+
+    As in peft, the kind of the layer decides, whatever `fan_in_fan_out` says.
+    """
+    factors = folder.factors[layer]
+    height, width = factors.shape
+    # A convolution's kernel is flattened, as in `Factors.shape`.
     flat = (*stored[:1], math.prod(stored[1:]))
-    fits = len(stored) >= 2 and factors.shape == flat
-    fits_turned = len(stored) == 2 and factors.shape[::-1] == flat and not factors.embedding
-    stated = bool(folder.config.get("fan_in_fan_out"))
+    fits = len(stored) >= 2 and flat == (height, width)
+    fits_turned = len(stored) == 2 and flat == (width, height)
     transposed = False
-    named = layer.split(".")[-1] in CONV1D_LAYERS
-    if (
-        fits_turned and named and base.config.get("model_type") in CONV1D
-    ):  # without asking transformers
-        transposed = True
-    elif fits_turned and (not fits or stated or skeleton.may_have_conv1d()):
-        known = skeleton.is_conv1d(tensor)
-        # of an architecture that transformers does not know, the file and the names are all there is to go by
-        transposed = known if known is not None else stated and named
-    if not (fits_turned if transposed else fits):
+    if fits_turned and not factors.embedding:
+        transposed = _is_conv1d(folder, layer, tensor, fits, skeleton)
+    if not transposed and not fits:
         raise CheckpointError(
-            f"`{folder.folder}` changes `{layer}` by a matrix of the shape {factors.shape}, but `{tensor}` in "
-            f"`{base.folder}` has the shape {stored}: the adapter belongs to another model."
+            f"`{folder.folder}` changes `{layer}` by a matrix of the shape {factors.shape}, "
+            f"but `{tensor}` in `{skeleton.base.folder}` has the shape {stored}: "
+            "the adapter belongs to another model."
         )
     return transposed
 
 
+def _is_conv1d(folder: PeftFolder, layer: str, tensor: str, fits: bool, skeleton: Skeleton) -> bool:
+    """Return whether a weight that fits when it is turned belongs to a `Conv1D`.
+
+    Parameters
+    ----------
+    fits
+        Whether the weight fits as it is, too, because it is square.
+    """
+    has_known_name = layer.split(".")[-1] in CONV1D_LAYERS
+    if has_known_name and skeleton.base.config.get("model_type") in CONV1D:
+        return True  # without asking transformers, which takes seconds
+    stated = bool(folder.config.get("fan_in_fan_out"))
+    if fits and not stated and not skeleton.may_have_conv1d():
+        return False
+    known = skeleton.is_conv1d(tensor)
+    if known is not None:
+        return known
+    # transformers does not know the architecture: only the file and the names are left to go by.
+    return stated and has_known_name
+
+
 def _tensor(base: Checkpoint, names: LayerNames, key: str) -> str:
-    """The name in the base of a tensor that an adapter holds whole; its own if the base has none."""
-    module, _, part = key.rpartition(".")
+    """Return the name in the base of a tensor that an adapter holds whole.
+
+    If the base has no such tensor, it is the adapter's own name.
+    """
+    module, _, parameter = key.rpartition(".")
     weight = names.tensor(module)
-    found = (
-        f"{weight.removesuffix('.weight')}.{part}"
-        if weight
-        else names.stored + key.removeprefix(names.used)
-    )
-    return found if found in base.where else key
+    if weight:
+        name = f"{weight.removesuffix('.weight')}.{parameter}"
+    else:
+        name = names.stored + key.removeprefix(names.used)
+    return name if name in base.where else key
 
 
 def _grown(
     base: Checkpoint, folder: PeftFolder, names: LayerNames, skeleton: Skeleton
 ) -> dict[str, Tensor]:
-    """The tables that were resized before training. Other whole tensors that are not declared must be the base's."""
+    """Return the tables that were resized before training.
+
+    Other whole tensors that are not declared must be equal to the base's.
+    """
     grown: dict[str, Tensor] = {}
     for key, value in folder.copies.items():
         tensor = _tensor(base, names, key)
         source = tensor if tensor in base.where else skeleton.ties.get(tensor)
-        if (
-            source
-            and _has_other_rows(base, source, value)
-            and tensor in {*skeleton.tables, *skeleton.ties}
-        ):
-            grown[tensor] = value
-        elif source != tensor and source and folder.config.get("ensure_weight_tying"):
+        if source and _has_other_rows(base, source, value):
+            is_table = tensor in skeleton.tables or tensor in skeleton.ties
+            if is_table:
+                grown[tensor] = value
+                continue
+        is_tied = bool(source) and source != tensor
+        if is_tied and folder.config.get("ensure_weight_tying"):
             continue  # peft writes the table that was trained under its other name, too
-        elif source is None or not _is_copy(base, source, value):
+        if source is None or not _is_copy(base, source, value):
             raise CheckpointError(
-                f"`{folder.folder}` holds `{tensor}` whole, not as in `{base.folder}` and not among its "
-                "`modules_to_save`: it belongs to another model, or was trained without being declared. It cannot be "
-                "merged."
+                f"`{folder.folder}` holds `{tensor}` whole, not as in `{base.folder}` and not "
+                "among its `modules_to_save`: it belongs to another model, or was trained without "
+                "being declared. It cannot be merged."
             )
     return grown
 
 
 def _has_other_rows(base: Checkpoint, tensor: str, value: Tensor) -> bool:
+    """Return whether a table has another number of rows, of the same length."""
     stored = base.stored(tensor).shape
-    return stored[:1] != tuple(value.shape[:1]) and stored[1:] == tuple(value.shape[1:])
+    shape = tuple(value.shape)
+    has_other_rows = stored[:1] != shape[:1]
+    has_same_columns = stored[1:] == shape[1:]
+    return has_other_rows and has_same_columns
 
 
 def _is_copy(base: Checkpoint, tensor: str, value: Tensor) -> bool:
-    """Whether a tensor is the base's own, compared a few rows at a time."""
-    if not value.ndim or base.stored(tensor).shape != tuple(value.shape):
+    """Return whether a tensor is equal to the base's."""
+    stored = base.stored(tensor)
+    if not value.ndim or stored.shape != tuple(value.shape):
         return False
     file = base.files[base.where[tensor]]
-    step = max(1, BLOCK // max(1, value[0].numel()))
-    for first in range(0, len(value), step):
-        rows = file.read(tensor, first, min(first + step, len(value)))
-        if not torch.equal(rows.to(value), value[first : first + step]):
+    # A few rows at a time: a table of embeddings may be a large part of the model, and only one
+    # copy of it is in memory already.
+    step = max(1, BLOCK // max(1, stored.row))
+    first = 0
+    for block in value.split(step):
+        last = first + len(block)
+        rows = file.read(tensor, first, last)
+        if not torch.equal(rows.to(value), block):
             return False
+        first = last
     return True
 
 
 def choose_saved(adapters: Sequence[Fitted], choice: str | None = None) -> dict[str, Tensor]:
-    """The modules that were trained whole, of which a merged model can have one each.
+    """Return the modules that were trained whole; a merged model can have one of each.
 
     Parameters
     ----------
     choice
-        The adapter whose modules are taken; `none`: the base keeps its own; by default all, if none differ.
+        The adapter whose modules are taken; `none`: the base keeps its own; by default all of
+        them, if none differ.
 
     Raises
     ------
     InputError
-        Several adapters have different ones, and there was no choice.
+        Several adapters have different ones, and no choice is given.
     """
     if choice == "none":
         return {}
     if choice is not None:
-        chosen = {adapter.name: adapter for adapter in adapters}
-        if choice not in chosen:
-            raise UnknownName("adapter (for `--saved-modules`; or `none`)", choice, chosen)
-        return dict(chosen[choice].saved)
+        by_name = {adapter.name: adapter for adapter in adapters}
+        if choice not in by_name:
+            raise UnknownName("adapter (for `--saved-modules`; or `none`)", choice, by_name)
+        return dict(by_name[choice].saved)
     refusal = "The adapters have different `{}` (`modules_to_save`), and one model can hold one."
-    return agreed({adapter.name: adapter.saved for adapter in adapters}, refusal)
+    saved = {adapter.name: adapter.saved for adapter in adapters}
+    return agreed(saved, refusal)
 
 
 def agreed(
     by_adapter: Mapping[str, Mapping[str, Tensor]], refusal: str, choice: str | None = None
 ) -> dict[str, Tensor]:
-    """Return the tensors of which a merged model can have one each, if no two adapters have different ones.
+    """Return the tensors of all adapters, if no two adapters have different ones.
 
     Parameters
     ----------
@@ -300,60 +362,65 @@ def agreed(
     """
     chosen: dict[str, Tensor] = {}
     for name, tensors in by_adapter.items():
-        if choice not in (None, name):
+        if choice is not None and name != choice:
             continue
         for tensor, value in tensors.items():
             if tensor in chosen and not torch.equal(chosen[tensor].to(value), value):
                 names = ", ".join(by_adapter)
                 raise InputError(
-                    f"{refusal.format(tensor)} Choose with `--saved-modules`: {names}, or `none` for the base's."
+                    f"{refusal.format(tensor)} Choose with `--saved-modules`: {names}, "
+                    "or `none` for the base's."
                 )
             chosen[tensor] = value
     return chosen
 
 
 def inputs(adapters: Sequence[Fitted], rule: str) -> dict[str, dict[str, Tensor]]:
-    """The kept statistics of each layer's inputs, by adapter and layer.
+    """Return the kept statistics of each layer's inputs, by adapter and layer.
 
     Raises
     ------
     CheckpointError
         An adapter has none, or none for one of its layers.
     """
-    found = {}
+    by_adapter: dict[str, dict[str, Tensor]] = {}
     for adapter in adapters:
-        places = [
-            adapter.folder.folder / STATISTICS,
-            adapter.folder.folder.resolve().parent / STATISTICS,
-        ]
-        path = next((place for place in places if place.is_file()), None)
-        if path is None:
+        folder = adapter.folder.folder
+        path = folder / STATISTICS
+        if not path.is_file():
+            # In a run of perdure they lie beside the PEFT folder.
+            path = folder.resolve().parent / STATISTICS
+        if not path.is_file():
             raise CheckpointError(
-                f"The rule `{rule}` needs the statistics of the layers' inputs, and there is no `{STATISTICS}` in or "
-                f"beside `{adapter.folder.folder}`. A run of perdure writes it; for other adapters choose another rule."
+                f"The rule `{rule}` needs the statistics of the layers' inputs, and there is no "
+                f"`{STATISTICS}` in or beside `{folder}`. A run of perdure writes it; "
+                "for other adapters choose another rule."
             )
-        found[adapter.name] = _statistics(adapter, TensorFile(path), path)
-    return found
+        by_adapter[adapter.name] = _statistics(adapter, TensorFile(path))
+    return by_adapter
 
 
-def _statistics(adapter: Fitted, file: TensorFile, path: Path) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
+def _statistics(adapter: Fitted, file: TensorFile) -> dict[str, Tensor]:
+    """Return the statistics of one adapter, by the name of the layer in the base."""
+    statistics: dict[str, Tensor] = {}
     for key in file.tensors:
         value = file.read(key)
+        # Layers with the same inputs, such as query, key and value, share a matrix.
         for layer in key.split(","):
             tensor = adapter.names.tensor(layer)
             if tensor:
-                found[tensor.removesuffix(".weight")] = value
-    for layer, shape in adapter.shapes.items():
-        wanted = (shape[1],) * 2
-        value = found.get(layer)
-        if value is None or tuple(value.shape) != wanted or not torch.isfinite(value).all():
-            has = (
-                "nothing"
-                if value is None
-                else f"a matrix of the shape {tuple(value.shape)}, or one not finite"
-            )
-            raise CheckpointError(
-                f"`{path}` must have a finite matrix {wanted} for `{layer}`; it has {has}."
-            )
-    return found
+                statistics[tensor.removesuffix(".weight")] = value
+    # A layer with weights of out × in has a matrix of in × in: the products of its inputs.
+    for layer, (_, width) in adapter.shapes.items():
+        shape = (width, width)
+        value = statistics.get(layer)
+        if value is None:
+            problem = "nothing"
+        elif tuple(value.shape) != shape or not torch.isfinite(value).all():
+            problem = f"a matrix of the shape {tuple(value.shape)}, or one not finite"
+        else:
+            continue
+        raise CheckpointError(
+            f"`{file.path}` must have a finite matrix {shape} for `{layer}`; it has {problem}."
+        )
+    return statistics

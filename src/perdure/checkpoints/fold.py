@@ -1,9 +1,10 @@
-"""W + ΔW, written from one safetensors file into another: a few rows at a time, and one rounding.
+"""W + ΔW, written from one safetensors file into another by rows, and rounded once.
 
-What does not change is copied by the operating system, without passing through the process.
+Tensors that do not change are copied by the operating system and never enter the process.
 """
 
 import errno
+import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,76 +15,118 @@ import torch
 from torch import Tensor
 
 from perdure.errors import CheckpointError
-from perdure.storage.tensors import FLOATS, Stored, TensorFile, as_bytes, header, is_finite, new
+from perdure.storage.tensors import (
+    FLOATS,
+    Stored,
+    TensorFile,
+    as_bytes,
+    header,
+    is_finite,
+    new,
+)
 from perdure.vectors.task_vector import Entry, LowRank, dense
 
 BLOCK = 1 << 19  # values in a block of rows
-CHUNK = 1 << 26  # bytes copied between two steps of the progress bar
+CHUNK = 1 << 26  # bytes copied by the system between two steps of the progress bar
+BUFFER = 1 << 22  # bytes copied at a time through the process
+# Errors by which a file system says that it cannot copy by itself.
+NO_SYSTEM_COPY = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF)
 Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
 class Change:
-    """ΔW of a stored weight: a matrix whose rows are those of W, or its columns if W is stored transposed (Conv1D).
+    """ΔW of a stored weight, made on demand.
 
-    It is made when it is wanted.
+    Attributes
+    ----------
+    transposed
+        Whether W is stored as in × out (`Conv1D`), so that its rows are the columns of ΔW.
     """
 
     make: Callable[[], Entry]
     transposed: bool = False
 
     def whole(self) -> Tensor:
-        """ΔW, as W is stored."""
-        value = dense(self.make())
-        return value.T if self.transposed else value
+        """Return ΔW in the order in which W is stored."""
+        return self._as_stored(dense(self.make()))
 
-    def blocks(self, rows: int, step: int, place: Tensor) -> Iterator[Tensor]:
-        """ΔW, `step` rows of W at a time, in `place`. A deferred matrix is made once."""
+    def _as_stored(self, change: Tensor) -> Tensor:
+        return change.T if self.transposed else change
+
+    def blocks(self, rows: int, step: int, memory: Tensor) -> Iterator[Tensor]:
+        """Yield ΔW, `step` rows of W at a time, computed in `memory`."""
         entry = self.make()
-        if isinstance(entry, LowRank):
-            B, A = entry.B.to(place.dtype), entry.A.to(place.dtype)
-            B, A = (A.T, B.T.contiguous()) if self.transposed else (B, A)
-            for i in range(0, rows, step):
-                part = B[i : i + step]
-                yield torch.mm(part, A, out=place[: len(part) * A.shape[1]].view(len(part), -1))
-        else:
-            whole = dense(entry).to(place.dtype)
-            whole = whole.T if self.transposed else whole
+        if not isinstance(entry, LowRank):
+            # A deferred matrix is made once for all blocks.
+            whole = self._as_stored(dense(entry).to(memory.dtype))
             for i in range(0, rows, step):
                 yield whole[i : i + step]
+            return
+
+        B = entry.B.to(memory.dtype)
+        A = entry.A.to(memory.dtype)
+        left = B
+        right = A
+        if self.transposed:
+            # (B A)ᵀ = Aᵀ Bᵀ
+            left = A.T
+            right = B.T.contiguous()
+        width = right.shape[1]
+        for i in range(0, rows, step):
+            block = left[i : i + step]
+            height = len(block)
+            product = memory[: height * width].view(height, -1)
+            yield torch.mm(block, right, out=product)
 
 
 @dataclass(frozen=True)
 class Stack:
-    """ΔW of a stack of matrices, such as the experts of a layer; those that are not here stay as they are."""
+    """ΔW of a stack of matrices, such as the experts of a layer.
+
+    Attributes
+    ----------
+    parts
+        The changes by the index of their matrix; the other matrices stay as they are.
+    """
 
     parts: Mapping[int, Change]
 
-    def blocks(self, rows: int, step: int, place: Tensor) -> Iterator[Tensor]:
-        """ΔW, `step` matrices at a time, in `place`, each as a row."""
+    def blocks(self, rows: int, step: int, memory: Tensor) -> Iterator[Tensor]:
+        """Yield ΔW, `step` matrices at a time, each as a row, computed in `memory`."""
         for first in range(0, rows, step):
-            count = min(step, rows - first)
-            block = place.view(min(rows, step), -1)[:count]
-            for row, index in zip(block, range(first, first + count), strict=True):
+            last = min(first + step, rows)
+            block = memory.view(min(rows, step), -1)
+            block = block[: last - first]
+            for row, index in zip(block, range(first, last), strict=True):
                 if index in self.parts:
-                    row.copy_(self.parts[index].whole().flatten())
+                    change = self.parts[index].whole()
+                    row.copy_(change.flatten())
                 else:
                     row.zero_()
             yield block
 
 
 class Places:
-    """Memory that is used again and again: new memory costs more time than the arithmetic that is done in it."""
+    """Memory that is used again and again.
+
+    New memory for each block would cost more time than the arithmetic in it.
+    """
 
     def __init__(self) -> None:
         self._kept: dict[str, Tensor] = {}
 
     def get(self, use: str, values: int, dtype: torch.dtype) -> Tensor:
-        """A vector of so many values; what was in it is lost."""
+        """Return a vector of `values` elements, which are not set.
+
+        The vector that was returned last for the same use is lost.
+        """
         size = values * dtype.itemsize
-        if use not in self._kept or len(self._kept[use]) < size:
-            self._kept[use] = torch.empty(size, dtype=torch.uint8)
-        return self._kept[use][:size].view(dtype)
+        memory = self._kept.get(use)
+        if memory is None or len(memory) < size:
+            memory = torch.empty(size, dtype=torch.uint8)
+            self._kept[use] = memory
+        return memory[:size].view(dtype)
 
 
 def fold(
@@ -95,14 +138,14 @@ def fold(
     *,
     copies: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a file with the tensors of another, some of them changed, some replaced or added.
+    """Write a file with the tensors of another, some of them changed, replaced or added.
 
     Parameters
     ----------
     replaced
-        Whole tensors; what is in `changes`, too, is added to them.
+        Whole tensors; a change of the same name is added to them.
     copies
-        New tensors, and those of the file that they begin as.
+        New tensors, each by the name of the tensor of the file that it begins as.
 
     Raises
     ------
@@ -110,29 +153,29 @@ def fold(
         A result is not finite.
     """
     copies = copies or {}
-    start, places = header(_tensors(source, replaced, copies), source.metadata or {"format": "pt"})
+    start, stored = _header(source, replaced, copies)
+    touched = {*changes, *replaced, *copies}
     work = Places()
     try:
+        # Without a buffer, so that the system's copies and our own writes keep their order.
         with open(target, "wb", buffering=0) as file:
             _write(file, start)
-            for same, names in _runs(
-                list(places), lambda name: name not in {*changes, *replaced, *copies}
-            ):
-                if same:
-                    first, last = source.tensors[names[0]].start, source.tensors[names[-1]].stop
+            for is_touched, names in _runs(list(stored), touched):
+                if not is_touched:
+                    first = source.tensors[names[0]].start
+                    last = source.tensors[names[-1]].stop
                     _copy(source.path, file, first, last - first, progress)
                     continue
                 for name in names:
+                    tensor = stored[name]
                     if name in changes:
-                        rows = (
-                            replaced[name].__getitem__
-                            if name in replaced
-                            else _reader(source, copies, name, work)
-                        )
-                        for block in _fold(name, places[name], rows, changes[name], work):
+                        rows = _reader(source, replaced, copies, name, work)
+                        blocks = _fold(name, tensor, rows, changes[name], work)
+                        for block in blocks:
                             _write(file, as_bytes(block))
                     elif name in replaced:
-                        _write(file, as_bytes(replaced[name].contiguous()))
+                        value = replaced[name].contiguous()
+                        _write(file, as_bytes(value))
                     else:
                         origin = source.tensors[copies[name]]
                         _copy(
@@ -142,55 +185,72 @@ def fold(
                             origin.stop - origin.start,
                             lambda count: None,
                         )
-                    progress(places[name].stop - places[name].start)
-    except OSError as error:  # a failed write does not say of which file
-        raise OSError(error.errno, error.strerror, str(error.filename or target)) from error
+                    progress(tensor.stop - tensor.start)
+    except OSError as error:
+        # A failed write does not say which file it was.
+        path = str(error.filename or target)
+        raise OSError(error.errno, error.strerror, path) from error
 
 
-def _tensors(
+def _header(
     source: TensorFile, replaced: Mapping[str, Tensor], copies: Mapping[str, str]
-) -> dict[str, Stored]:
-    """Type, shape and size of all tensors of the file that is written, in their order."""
-    whole = {name: new(value) for name, value in replaced.items()}
-    return {
-        **source.tensors,
-        **whole,
-        **{name: source.tensors[other] for name, other in copies.items()},
-    }
+) -> tuple[bytes, dict[str, Stored]]:
+    """Return the first bytes of the file that is written, and the position of each tensor."""
+    # Replaced tensors keep their position in the order; new ones come last. So neighbours in the
+    # source stay neighbours, and `_runs` are long.
+    tensors = dict(source.tensors)
+    for name, value in replaced.items():
+        tensors[name] = new(value)
+    for name, origin in copies.items():
+        tensors[name] = source.tensors[origin]
+    # Some versions of transformers refuse a file that does not name its framework.
+    metadata = source.metadata or {"format": "pt"}
+    return header(tensors, metadata)
 
 
 def size_of(
-    source: TensorFile, replaced: Mapping[str, Tensor], copies: Mapping[str, str] | None = None
+    source: TensorFile,
+    replaced: Mapping[str, Tensor],
+    copies: Mapping[str, str] | None = None,
 ) -> int:
-    """The bytes of the file that `fold` will write."""
-    start, places = header(
-        _tensors(source, replaced, copies or {}), source.metadata or {"format": "pt"}
-    )
-    return max([place.stop for place in places.values()], default=len(start))
+    """Return the bytes of the file that `fold` will write."""
+    start, stored = _header(source, replaced, copies or {})
+    if not stored:
+        return len(start)
+    return max(tensor.stop for tensor in stored.values())
 
 
-def _runs(names: list[str], same: Callable[[str], bool]) -> Iterator[tuple[bool, list[str]]]:
-    """Neighbours that stay as they are together, so that they are copied in one go."""
-    run: list[str] = []
-    for name in names:
-        if run and same(run[-1]) != same(name):
-            yield same(run[0]), run
-            run = []
-        run.append(name)
-    if run:
-        yield same(run[0]), run
+def _runs(names: list[str], touched: set[str]) -> Iterator[tuple[bool, list[str]]]:
+    """Yield neighbours that are all touched, or all copied in one go, and which of the two."""
+    for is_touched, run in itertools.groupby(names, key=touched.__contains__):
+        yield is_touched, list(run)
 
 
 def _reader(
-    source: TensorFile, copies: Mapping[str, str], name: str, work: Places
+    source: TensorFile,
+    replaced: Mapping[str, Tensor],
+    copies: Mapping[str, str],
+    name: str,
+    work: Places,
 ) -> Callable[[slice], Tensor]:
-    """A function that reads rows of a tensor, or of the one that it is a copy of, into memory that is used again."""
+    """Return a function that reads rows of a tensor before it is changed.
+
+    The rows of a tensor in the file are read into memory that is used again.
+    """
+    if name in replaced:
+        return replaced[name].__getitem__
     name = copies.get(name, name)
     stored = source.tensors[name]
 
     def rows(which: slice) -> Tensor:
-        place = work.get("W", (which.stop - which.start) * stored.row, FLOATS[stored.dtype])
-        return source.read(name, which.start, which.stop, place.view(torch.uint8))
+        count = which.stop - which.start
+        memory = work.get("W", count * stored.row, FLOATS[stored.dtype])
+        return source.read(
+            name,
+            first=which.start,
+            last=which.stop,
+            into=memory.view(torch.uint8),
+        )
 
     return rows
 
@@ -202,36 +262,42 @@ def _fold(
     change: Change | Stack,
     work: Places,
 ) -> Iterator[Tensor]:
-    """W + ΔW, a few rows at a time, in memory that is used again."""
+    """Yield W + ΔW, a few rows at a time, in memory that is used again."""
     dtype = FLOATS[stored.dtype]
     wide = torch.promote_types(dtype, torch.float32)
-    rows, step = stored.shape[0], max(1, BLOCK // max(1, stored.row))
+    rows = stored.shape[0]
+    step = max(1, BLOCK // max(1, stored.row))
     values = min(rows, step) * stored.row
     blocks = change.blocks(rows, step, work.get("change", values, wide))
     for i, block in zip(range(0, rows, step), blocks, strict=True):
         count = block.numel()
         W = rows_of(slice(i, i + len(block))).flatten(1)
-        total = work.get("total", count, wide).view(W.shape).copy_(W)
-        torch.add(total, block, out=total)  # (of mixed types it would make copies)
-        result = work.get("result", count, dtype).view(W.shape).copy_(total)  # rounded once
+        total = work.get("total", count, wide).view(W.shape)
+        result = work.get("result", count, dtype).view(W.shape)
+        # W is widened first: an addition of mixed types would make copies.
+        total.copy_(W)
+        torch.add(total, block, out=total)
+        # The only rounding to the type of the base.
+        result.copy_(total)
         if not is_finite(result):
-            own = (
-                "the change is too great" if is_finite(W) else "the base model's own values are not"
-            )
+            reason = "the base model's own values are not"
+            if is_finite(W):
+                reason = "the change is too large"
             raise CheckpointError(
-                f"`{name}` of the merged model would not be finite (NaN or Inf): {own}."
+                f"`{name}` of the merged model would not be finite (NaN or Inf): {reason}."
             )
         yield result
 
 
 def _write(file: IO[bytes], content: bytes | memoryview) -> None:
+    # A raw file may write less than it is given.
     rest = memoryview(content)
     while rest:
         rest = rest[file.write(rest) :]
 
 
 def _copy(source: Path, file: IO[bytes], start: int, count: int, progress: Progress) -> None:
-    """Bytes from file to file, by the system if it can."""
+    """Copy bytes from file to file, by the system if it can."""
     with open(source, "rb", buffering=0) as origin:
         by_system = hasattr(os, "copy_file_range")
         while count:
@@ -239,25 +305,24 @@ def _copy(source: Path, file: IO[bytes], start: int, count: int, progress: Progr
             if by_system:
                 try:
                     done = os.copy_file_range(
-                        origin.fileno(), file.fileno(), min(count, CHUNK), start
+                        origin.fileno(),
+                        file.fileno(),
+                        min(count, CHUNK),
+                        start,
                     )
                 except OSError as error:
-                    if error.errno not in (
-                        errno.EXDEV,
-                        errno.EINVAL,
-                        errno.ENOSYS,
-                        errno.EOPNOTSUPP,
-                        errno.EBADF,
-                    ):
+                    if error.errno not in NO_SYSTEM_COPY:
                         raise
                     by_system = False
-            if not done:  # some file systems copy nothing and do not say so
-                part = os.pread(origin.fileno(), min(count, 1 << 22), start)
-                if not part:
+            # Some file systems copy nothing and report no error.
+            if not done:
+                content = os.pread(origin.fileno(), min(count, BUFFER), start)
+                if not content:
                     raise CheckpointError(
                         f"`{source}` has become shorter while it was read. Begin again."
                     )
-                _write(file, part)
-                done = len(part)
-            start, count = start + done, count - done
+                _write(file, content)
+                done = len(content)
+            start += done
+            count -= done
             progress(done)

@@ -1,6 +1,9 @@
-"""PEFT folders and a base model on disk → one model on disk, or one adapter; nothing is loaded whole."""
+"""PEFT folders and a base model on disk become one model on disk, or one adapter.
 
-from collections.abc import Sequence
+At no time a model is in memory as a whole.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,7 +17,8 @@ from perdure.merging.rule_settings import RuleLike
 from perdure.storage import staging
 from perdure.vectors.task_vector import Deferred, OnDemand
 
-RUNTIME = 230_000_000  # bytes that Python and torch take
+# The bytes of memory that Python and torch take by themselves.
+RUNTIME = 230_000_000
 
 
 def merge_checkpoint(
@@ -41,42 +45,49 @@ def merge_checkpoint(
     rule
         A `Rule`, its name, or a mapping of `name` and settings, as in a recipe.
     output
-        A folder that is not there yet: it appears when all of it is written.
+        A folder that does not exist yet: it appears when all of it is written.
     form
         `model`: the base with W + ΔW, rounded once; `adapter`: ΔW as one LoRA of the base.
     rank
-        Of the adapter's layers: the nearest there is. By default all that the rule gives, if that is low-rank.
+        The rank of the adapter's layers, each the nearest matrix of that rank. By default
+        everything that the rule gives, if that is low-rank.
     saved_modules
-        The adapter whose `modules_to_save` (heads) are taken, or `none`; by default all, if none differ.
+        The adapter whose `modules_to_save` (heads) are taken, or `none`; by default all of them,
+        if none differ.
     any_base
-        Take adapters that name another base model than this.
+        Take adapters that name another base model.
     dry_run
-        Check all, apply the rule, and say what would be written.
+        Check everything, apply the rule, and return what would be written.
 
     Raises
     ------
     CheckpointError
-        A file is damaged, an adapter belongs to another model or cannot be merged, or the result is not finite.
+        A file is damaged, an adapter belongs to another model or cannot be merged, or the result
+        is not finite.
     OutputError
-        There is something at `output`, the disk is full, or writing is not allowed.
+        `output` already exists, the disk is full, or writing is not allowed.
     InputError
         The rule, its settings or the options cannot be used.
     """
-    if form not in ("model", "adapter"):
-        raise InputError(f"`--as {form}`: a merger is written as `model` or as `adapter`.")
-    if rank is not None and (form != "adapter" or rank < 1):
-        raise InputError(
-            f"`--rank {rank}`: a rank, at least 1, is for `--as adapter`; a model holds the whole merger."
-        )
+    _check_options(form, rank)
     if output is None and not dry_run:
         raise InputError(
             "Give `--output`, the folder to write; or `--dry-run` to see what would be written."
         )
-    place = Path(output) if output else Path.cwd() / "merged"
+    target = Path.cwd() / "merged"
     if output:
-        staging.check_free(place)
-    merger = combine(base, adapters, rule, saved_modules=saved_modules, any_base=any_base)
-    summary = _summary(merger, place, form, rank)
+        # Before anything is read, because it may take minutes until the folder is written.
+        target = Path(output)
+        staging.check_free(target)
+
+    merger = combine(
+        base,
+        adapters,
+        rule,
+        saved_modules=saved_modules,
+        any_base=any_base,
+    )
+    summary = _summary(merger, target, form, rank)
     if dry_run:
         return summary
     if form == "model":
@@ -86,30 +97,32 @@ def merge_checkpoint(
         return merged_folder.write_adapter(merger, summary, rank, progress)
 
 
+def _check_options(form: str, rank: int | None) -> None:
+    if form not in ("model", "adapter"):
+        raise InputError(f"`--as {form}`: a merger is written as `model` or as `adapter`.")
+    if rank is not None and (form != "adapter" or rank < 1):
+        raise InputError(
+            f"`--rank {rank}`: a rank, at least 1, is for `--as adapter`; "
+            "a model holds the whole merger."
+        )
+
+
 # -- what is or would be written
 
 
 def _summary(merger: Merger, output: Path, form: str, rank: int | None) -> Merged:
-    if form == "model":
-        size = merged_folder.size_of(merger)
-    else:
-        size = sum(
-            4 * sum(shape) * _most(merger, layer, shape, rank)
-            for layer, shape in merger.shapes.items()
-        )
-        size += sum(value.numel() * value.element_size() for value in merger.saved.values())
     return Merged(
         output=output,
         form=form,
         base=merger.base.published,
         rule=merger.rule,
         settings=merger.settings,
-        adapters=tuple(MergedAdapter.of(adapter) for adapter in merger.adapters),
+        adapters=tuple(map(MergedAdapter.of, merger.adapters)),
         layers=len(merger.vector),
         saved=tuple(sorted(merger.saved)),
         error=0.0 if form == "model" else None,
         rank=rank,
-        size=size,
+        size=_size(merger, form, rank),
         free=staging.room(output),
         memory=_memory(merger),
         notes=merged_folder.notes(merger, form),
@@ -117,40 +130,74 @@ def _summary(merger: Merger, output: Path, form: str, rank: int | None) -> Merge
     )
 
 
-def _most(merger: Merger, layer: str, shape: tuple[int, int], rank: int | None) -> int:
-    """The highest rank that a layer of an adapter can have, without applying the rule to it."""
-    ranks = sum(
-        adapter.factors[layer].rank for adapter in merger.adapters if layer in adapter.factors
-    )
-    return min(ranks, *shape, rank or ranks)
+def _size(merger: Merger, form: str, rank: int | None) -> int:
+    """Return the bytes of a model, or an upper bound for those of an adapter."""
+    if form == "model":
+        return merged_folder.size_of(merger)
+    # The rule is not applied for it, which may take as long as the merger itself.
+    size = sum(_bytes(value) for value in merger.saved.values())
+    for layer, (height, width) in merger.shapes.items():
+        ranks = 0
+        for adapter in merger.adapters:
+            if layer in adapter.factors:
+                ranks += adapter.factors[layer].rank
+        # The factors of a sum have at most the sum of the ranks.
+        highest = min(ranks, height, width, rank or ranks)
+        size += 4 * (height + width) * highest
+    return size
 
 
 def _memory(merger: Merger) -> int:
-    """An estimate: the factors that are held, twice (a result has its own), and the greatest full matrices."""
-    low: dict[str, int] = {}
+    """Estimate the memory for writing: the factors, and the largest full matrices."""
+    low_rank: dict[str, int] = {}
     for adapter in merger.adapters:
         for layer, factors in adapter.factors.items():
-            low[layer] = low.get(layer, 0) + 4 * factors.rank * sum(factors.shape)
-    if isinstance(merger.vector.entries, OnDemand):  # one layer at a time
-        greatest = max(low, key=low.__getitem__)
-        entries, factors = [merger.vector[greatest]], low[greatest]
+            height, width = factors.shape
+            size = 4 * factors.rank * (height + width)
+            low_rank[layer] = low_rank.get(layer, 0) + size
+
+    if isinstance(merger.vector.entries, OnDemand):
+        # One layer at a time is in memory: the largest decides.
+        largest = max(low_rank, key=low_rank.__getitem__)
+        entries = [merger.vector[largest]]
+        factors = low_rank[largest]
     else:
-        entries, factors = list(merger.vector.entries.values()), sum(low.values())
-    whole = [4 * entry.shape.numel() for entry in entries if isinstance(entry, Deferred)]
-    kept = sum(4 * entry.numel() for entry in entries if isinstance(entry, Tensor))
-    whole_tensors = [*merger.saved.values(), *merger.grown.values()]
-    kept += sum(value.numel() * value.element_size() for value in whole_tensors)
-    # of a full matrix: that of each task, their stack, what is left of it, signs, and the result
-    full = (3 * len(merger.adapters) + 3) * max(whole, default=0)
-    return RUNTIME + 2 * factors + full + kept + 6 * 4 * fold.BLOCK
+        entries = list(merger.vector.entries.values())
+        factors = sum(low_rank.values())
+
+    largest_matrix = 0
+    kept = 0
+    for entry in entries:
+        if isinstance(entry, Deferred):
+            size = 4 * entry.shape.numel()
+            largest_matrix = max(largest_matrix, size)
+        elif isinstance(entry, Tensor):
+            kept += 4 * entry.numel()
+    for value in merger.saved.values():
+        kept += _bytes(value)
+    for value in merger.grown.values():
+        kept += _bytes(value)
+
+    # A deferred matrix is made from one for each task, their stack, what a rule leaves of that
+    # (3 for each task); and from signs, sums and the result (3 more).
+    matrices = 3 * len(merger.adapters) + 3
+    # The result of a rule has its own factors, beside those of the adapters: twice the factors.
+    # `fold` works on blocks of W, ΔW, their sum and the result; six of them are ample.
+    blocks = 6 * 4 * fold.BLOCK
+    return RUNTIME + 2 * factors + matrices * largest_matrix + kept + blocks
+
+
+def _bytes(value: Tensor) -> int:
+    return value.numel() * value.element_size()
 
 
 @contextmanager
-def _progress(total: int, quiet: bool):
-    """A function that is told how much has been done."""
+def _progress(total: int, quiet: bool) -> Iterator[Callable[[int], None]]:
+    """Yield a function that is told how much more has been done."""
     if quiet:
         yield lambda count: None
         return
+    # Imported only here: a call from Python needs no terminal.
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -166,6 +213,7 @@ def _progress(total: int, quiet: bool):
         TaskProgressColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=total)
         yield lambda count: bar.advance(task, count)

@@ -1,4 +1,4 @@
-"""What a rule makes of adapters that are fitted to a base on disk, before anything is written."""
+"""The result of a rule for adapters that are fitted to a base on disk, before it is written."""
 
 import functools
 import math
@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -24,33 +23,33 @@ from perdure.settings import checked, named
 from perdure.storage.tensors import FLOATS, Stored, new, total_bytes
 from perdure.vectors.task_vector import Entry, OnDemand, TaskVector
 
-HEADS = (
-    "classifier.weight",
-    "score.weight",
-    "classifier.out_proj.weight",
-)  # whose rows are the labels
+# The weights whose rows are the labels: a head with another number of labels may replace the
+# base's, and the configuration then lists new ones.
+HEADS = ("classifier.weight", "score.weight", "classifier.out_proj.weight")
+HEAD_MODULES = tuple(name.removesuffix(".weight") for name in HEADS)
 
 
 @dataclass(frozen=True)
 class Merger:
-    """What a rule made of adapters, before it is written.
+    """The result of a rule, before it is written.
 
     Attributes
     ----------
     vector
         The change of the base, by the name of a layer in the base.
     tables
-        What becomes of the tables with a row for each token.
+        The decisions about the tables with a row for each token.
     saved
         Whole tensors that are taken from adapters, in the type of the base.
     grown
-        Tables of another number of rows than the base's, to which changes are added; likewise.
+        Tables with another number of rows than the base's, to which changes are added, in the type
+        of the base.
     """
 
     base: Checkpoint
     adapters: Sequence[Fitted]
     rule: str
-    settings: Mapping[str, Any]
+    settings: Mapping[str, object]
     vector: TaskVector
     tables: Tables
     saved: Mapping[str, Tensor]
@@ -59,58 +58,83 @@ class Merger:
     @property
     def shapes(self) -> dict[str, tuple[int, int]]:
         """The shape of each layer's change."""
-        return {
-            layer: shape for adapter in self.adapters for layer, shape in adapter.shapes.items()
-        }
+        return _shapes(self.adapters)
 
     @cached_property
     def weights(self) -> dict[str, Weight]:
-        """Where the weight of each layer lies in the base."""
-        return {
-            layer: weight for adapter in self.adapters for layer, weight in adapter.weights.items()
-        }
+        """The weight of each layer in the base."""
+        weights: dict[str, Weight] = {}
+        for adapter in self.adapters:
+            weights.update(adapter.weights)
+        return weights
 
     def stored(self, tensor: str) -> Stored:
-        """Type and shape of a tensor of the merged model before it is changed."""
+        """Return the type and shape of a tensor of the merged model before it is changed."""
         if tensor in self.grown:
             return new(self.grown[tensor])
-        return self.base.stored(self.tables.copies.get(tensor, tensor))
+        return self.base.stored(self._source(tensor))
 
-    def changes(self, name: str) -> dict[str, fold.Change | fold.Stack]:
-        """ΔW of each weight that a file will have."""
-        layers: dict[str, dict[int | None, str]] = {}
+    def changes(self, file: str) -> dict[str, fold.Change | fold.Stack]:
+        """Return ΔW of each weight that goes into a file."""
+        # By the tensor, and in it by the matrix: experts are several layers of one tensor.
+        layers_of: dict[str, dict[int | None, str]] = {}
         for layer in self.vector.entries:
             weight = self.weights[layer]
-            if self._file(weight.tensor) == name:
-                layers.setdefault(weight.tensor, {})[weight.index] = layer
-        return {tensor: self._change(parts) for tensor, parts in layers.items()}
+            if self._file(weight.tensor) != file:
+                continue
+            layers = layers_of.setdefault(weight.tensor, {})
+            layers[weight.index] = layer
 
-    def replaced(self, name: str) -> dict[str, Tensor]:
-        """The whole tensors of a file that are not the base's."""
+        changes: dict[str, fold.Change | fold.Stack] = {}
+        for tensor, layers in layers_of.items():
+            changes[tensor] = self._change(layers)
+        return changes
+
+    def replaced(self, file: str) -> dict[str, Tensor]:
+        """Return the whole tensors of a file that are not the base's."""
+        replaced: dict[str, Tensor] = {}
         values = {**self.grown, **self.saved}
-        return {tensor: value for tensor, value in values.items() if self._file(tensor) == name}
+        for tensor, value in values.items():
+            if self._file(tensor) == file:
+                replaced[tensor] = value
+        return replaced
 
-    def copies(self, name: str) -> dict[str, str]:
-        """The new tensors of a file that begin as a copy of one that is there."""
-        return {
-            copy: source for copy, source in self.tables.copies.items() if self._file(copy) == name
-        }
+    def copies(self, file: str) -> dict[str, str]:
+        """Return the new tensors of a file that begin as a copy of an existing one."""
+        copies: dict[str, str] = {}
+        for copy, source in self.tables.copies.items():
+            if self._file(copy) == file:
+                copies[copy] = source
+        return copies
+
+    def _source(self, tensor: str) -> str:
+        """Return the tensor of the base that a tensor begins as."""
+        return self.tables.copies.get(tensor, tensor)
 
     def _file(self, tensor: str) -> str:
-        """Where a tensor goes: a copy beside the tensor that it is of, a new one into the last file."""
-        last = list(self.base.files)[-1]
-        return self.base.where.get(self.tables.copies.get(tensor, tensor), last)
+        """Return the file that a tensor goes into.
 
-    def _change(self, parts: Mapping[int | None, str]) -> fold.Change | fold.Stack:
-        made = {
-            index: fold.Change(
-                functools.partial(self.vector.__getitem__, layer), self.weights[layer].transposed
+        A copy goes into the file of its source, and a new tensor into the last file.
+        """
+        source = self._source(tensor)
+        if source in self.base.where:
+            return self.base.where[source]
+        # Any file would do, because the index names it.
+        files = list(self.base.files)
+        return files[-1]
+
+    def _change(self, layers: Mapping[int | None, str]) -> fold.Change | fold.Stack:
+        """Return the change of one tensor, from the layer of each matrix in it."""
+        changes: dict[int, fold.Change] = {}
+        for index, layer in layers.items():
+            change = fold.Change(
+                functools.partial(self.vector.__getitem__, layer),
+                transposed=self.weights[layer].transposed,
             )
-            for index, layer in parts.items()
-        }
-        if None in made:
-            return made[None]
-        return fold.Stack({index: change for index, change in made.items() if index is not None})
+            if index is None:
+                return change
+            changes[index] = change
+        return fold.Stack(changes)
 
 
 def combine(
@@ -122,113 +146,193 @@ def combine(
     any_base: bool = False,
 ) -> Merger:
     """Read the adapters and apply a rule to them; see `merge_checkpoint`."""
-    name, options = named(rule.own if isinstance(rule, Rule) else rule, "rule")
+    # The rule is checked first: to read a large base takes longer than to mend a setting.
+    name, function, settings = _chosen_rule(rule)
+    checkpoint = Checkpoint.open(base)
+    skeleton = Skeleton(checkpoint)
+    fitted = fit.fit(checkpoint, adapters, skeleton, any_base=any_base)
+    _check_scales(settings, fitted)
+
+    saved = fit.choose_saved(fitted, saved_modules)
+    tables = vocabulary.arrange(skeleton, fitted, saved, saved_modules)
+    # Where two tables are one, a change of both counts once: `arrange` leaves the second out.
+    fitted = tables.adapters
+    # The only statistics that adapters keep on disk, and only runs of perdure write them.
+    statistics: dict[str, object] = {}
+    if "inputs" in nature_of(function).needs:
+        statistics["inputs"] = fit.inputs(fitted, name)
+    _check_saved(fitted, tables.saved)
+    vector = _apply(name, function, {**statistics, **settings}, fitted)
+
+    # The card states the defaults, too, so that the merger can be repeated.
+    all_settings: dict[str, object] = {}
+    for key, parameter in registry.options(function).items():
+        all_settings[key] = parameter.default
+    all_settings.update(settings)
+    return Merger(
+        base=checkpoint,
+        adapters=fitted,
+        rule=name,
+        settings=all_settings,
+        vector=vector,
+        tables=tables,
+        saved=_typed(checkpoint, tables, tables.saved),
+        grown=_typed(checkpoint, tables, tables.grown),
+    )
+
+
+def _chosen_rule(rule: RuleLike) -> tuple[str, Callable[..., object], dict[str, object]]:
+    """Return the name, the function and the given settings of a rule that works on disk."""
+    # `own` leaves out `space` and `since` where they are the defaults: here there is no other way.
+    if isinstance(rule, Rule):
+        rule = rule.own
+    name, options = named(rule, "rule")
     function = registry.find("rule", name)
     if nature_of(function).order == "routed":
         raise _routed(name)
     for key in {"space", "since"} & set(options):
         raise InputError(
-            f"`{key}` is for the rules of a run. PEFT folders are merged by what they add to the weights."
+            f"`{key}` is for the rules of a run. "
+            "PEFT folders are merged by what they add to the weights."
         )
     settings = checked(function, options, f"rule `{name}`")
-    scales = settings.get("scale")
-    if scales == "search":
+    if settings.get("scale") == "search":
         raise InputError(
             "`scale: search` needs the tasks' validation data: give a run folder, or a number here."
         )
-    checkpoint = Checkpoint.open(base)
-    skeleton = Skeleton(checkpoint)
-    found = fit.fit(checkpoint, adapters, skeleton, any_base=any_base)
-    names = [adapter.name for adapter in found]
-    if isinstance(scales, dict) and (unknown := [task for task in scales if task not in names]):
-        raise UnknownName("adapter (in `scale`)", unknown[0], names)
-    saved = fit.choose_saved(found, saved_modules)
-    tables = vocabulary.arrange(skeleton, found, saved, saved_modules)
-    found = tables.adapters
-    extra = {"inputs": fit.inputs(found, name)} if "inputs" in nature_of(function).needs else {}
-    _check_saved(found, tables.saved)
-    vector = _apply(name, function, {**extra, **settings}, found)
-    usual = {key: parameter.default for key, parameter in registry.options(function).items()}
-    whole = _typed(checkpoint, tables, tables.saved)
-    grown = _typed(checkpoint, tables, tables.grown)
-    return Merger(checkpoint, found, name, usual | settings, vector, tables, whole, grown)
+    return name, function, settings
 
 
 def _routed(rule: str) -> InputError:
     return InputError(
-        f"The rule `{rule}` is routed: what acts depends on the input, so there is no one model to write. Choose "
-        "another, such as `task_arithmetic`."
+        f"The rule `{rule}` is routed: what acts depends on the input, so there is no one model "
+        "to write. Choose another, such as `task_arithmetic`."
     )
 
 
+def _check_scales(settings: Mapping[str, object], adapters: Sequence[Fitted]) -> None:
+    """Check that scales by task are for adapters that are merged."""
+    scales = settings.get("scale")
+    names = [adapter.name for adapter in adapters]
+    if isinstance(scales, dict):
+        for task in scales:
+            if task not in names:
+                raise UnknownName("adapter (in `scale`)", task, names)
+
+
 def _check_saved(adapters: Sequence[Fitted], saved: Mapping[str, Tensor]) -> None:
-    """A weight cannot be changed by one adapter and replaced by another."""
-    for layer in (tensor.removesuffix(".weight") for tensor in saved):
-        both = [adapter.name for adapter in adapters if layer in adapter.factors]
-        if both:
-            raise InputError(
-                f"`{layer}` is changed by the adapter `{both[0]}`, and taken whole (`modules_to_save`) from another: "
-                "one of them would be lost. Give `--saved-modules none`, or merge without one of them."
-            )
+    """Check that no weight is changed by one adapter and replaced by another."""
+    for tensor in saved:
+        layer = tensor.removesuffix(".weight")
+        for adapter in adapters:
+            if layer in adapter.factors:
+                raise InputError(
+                    f"`{layer}` is changed by the adapter `{adapter.name}`, and taken whole "
+                    "(`modules_to_save`) from another: one of them would be lost. "
+                    "Give `--saved-modules none`, or merge without one of them."
+                )
+
+
+def _shapes(adapters: Sequence[Fitted]) -> dict[str, tuple[int, int]]:
+    """Return the shape of each layer that any adapter changes."""
+    shapes: dict[str, tuple[int, int]] = {}
+    for adapter in adapters:
+        shapes.update(adapter.shapes)
+    return shapes
 
 
 def _apply(
-    rule: str, function: Callable[..., Any], settings: Mapping[str, Any], adapters: Sequence[Fitted]
+    rule: str,
+    function: Callable[..., object],
+    settings: Mapping[str, object],
+    adapters: Sequence[Fitted],
 ) -> TaskVector:
-    """What the rule makes of the adapters; a layer at a time, when it is wanted, if the rule can."""
-    shapes = {layer: shape for adapter in adapters for layer, shape in adapter.shapes.items()}
+    """Apply the rule to the adapters: one layer at a time, on demand, if the rule can."""
+    shapes = _shapes(adapters)
     whole = {adapter.name: adapter.vector for adapter in adapters}
 
+    # A rule may be a user's own, so its result is checked each time.
     def applied(vectors: dict[str, TaskVector]) -> TaskVector:
         vector = function(vectors, **settings)
         if not isinstance(vector, TaskVector):
             raise _routed(rule)
         for layer, entry in vector.items():
-            if shapes.get(layer) != tuple(entry.shape):
+            shape = shapes.get(layer)
+            if shape != tuple(entry.shape):
                 raise InputError(
-                    f"The rule `{rule}` changes `{layer}` by a matrix of the shape {tuple(entry.shape)}; the adapters "
-                    f"change it by {shapes.get(layer) or 'nothing'}."
+                    f"The rule `{rule}` changes `{layer}` by a matrix of the shape "
+                    f"{tuple(entry.shape)}; the adapters change it by {shape or 'nothing'}."
                 )
         return vector
 
-    def of(layer: str) -> Entry:
-        return applied(
-            {name: TaskVector({layer: v[layer]} if layer in v else {}) for name, v in whole.items()}
-        )[layer]
+    def applied_to(layer: str) -> Entry:
+        vectors: dict[str, TaskVector] = {}
+        for name, vector in whole.items():
+            entries: dict[str, Entry] = {}
+            if layer in vector:
+                entries[layer] = vector[layer]
+            # An adapter that leaves the layer alone still counts, as in an average.
+            vectors[name] = TaskVector(entries)
+        vector = applied(vectors)
+        return vector[layer]
 
-    if not nature_of(function).layerwise or isinstance(
-        settings.get("scale"), dict
-    ):  # which may speak of depth
+    # A mapping of scales may have one for each group of depth, which all layers together define.
+    if not nature_of(function).layerwise or isinstance(settings.get("scale"), dict):
         return applied(whole)
-    of(
-        min(shapes, key=lambda layer: math.prod(shapes[layer]))
-    )  # wrong settings show before anything is written
-    return TaskVector(OnDemand({layer: functools.partial(of, layer) for layer in shapes}))
+    # Wrong settings show before anything is written: at the smallest layer, which costs least.
+    smallest = min(shapes, key=lambda layer: math.prod(shapes[layer]))
+    applied_to(smallest)
+    makers = {layer: functools.partial(applied_to, layer) for layer in shapes}
+    return TaskVector(OnDemand(makers))
 
 
-def _typed(base: Checkpoint, tables: Tables, saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Saved tensors in the type of those that they replace, or of most of the model."""
-    sizes: dict[str, int] = {}
-    for tensor in base.where:
-        stored = base.stored(tensor)
-        sizes[stored.dtype] = sizes.get(stored.dtype, 0) + total_bytes([stored])
-    usual = max((dtype for dtype in sizes if dtype in FLOATS), key=sizes.__getitem__, default="F32")
-    typed = {}
-    for tensor, value in saved.items():
-        stored = base.stored(tensor) if tensor in base.where else None
-        may_differ = tables.size is not None and len(value) == tables.size
-        may_differ |= tensor.removesuffix(".bias").endswith(_head_modules())
-        if stored and stored.shape != tuple(value.shape) and not may_differ:
+def _typed(base: Checkpoint, tables: Tables, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors of adapters in the type of those that they replace.
+
+    New tensors get the type of most of the model.
+    """
+    usual = _usual_type(base)
+    typed: dict[str, Tensor] = {}
+    for tensor, value in tensors.items():
+        dtype = usual
+        if tensor in base.where:
+            stored = base.stored(tensor)
+            dtype = stored.dtype
+            _check_shape(base, tables, tensor, value)
+        # A type that is no float (of a quantized base) leaves the tensor as it is.
+        converted = value.to(FLOATS.get(dtype, value.dtype))
+        if not converted.isfinite().all():
             raise CheckpointError(
-                f"`{tensor}` has the shape {stored.shape} in `{base.folder}`, and {tuple(value.shape)} in an adapter."
+                f"`{tensor}` of an adapter is too large for the base's type, {converted.dtype}."
             )
-        typed[tensor] = value.to(FLOATS.get(stored.dtype if stored else usual, value.dtype))
-        if not typed[tensor].isfinite().all():
-            raise CheckpointError(
-                f"`{tensor}` of an adapter is too great for the base's type, {typed[tensor].dtype}."
-            )
+        typed[tensor] = converted
     return typed
 
 
-def _head_modules() -> tuple[str, ...]:
-    return (*HEADS, *(name.removesuffix(".weight") for name in HEADS))
+def _usual_type(base: Checkpoint) -> str:
+    """Return the floating type in which most bytes of a model are stored."""
+    # Measured in bytes: norms may be many, and of another type than the large matrices.
+    sizes: dict[str, int] = {}
+    for tensor in base.where:
+        stored = base.stored(tensor)
+        dtype = stored.dtype
+        if dtype in FLOATS:
+            size = total_bytes([stored])
+            sizes[dtype] = sizes.get(dtype, 0) + size
+    if not sizes:
+        return "F32"
+    return max(sizes, key=sizes.__getitem__)
+
+
+def _check_shape(base: Checkpoint, tables: Tables, tensor: str, value: Tensor) -> None:
+    """Check that a tensor replaces one of its shape; heads and resized tables may differ."""
+    shape = base.stored(tensor).shape
+    new_shape = tuple(value.shape)
+    if new_shape == shape:
+        return
+    is_table = tables.size is not None and len(value) == tables.size
+    is_head = tensor.removesuffix(".bias").endswith((*HEADS, *HEAD_MODULES))
+    if not is_table and not is_head:
+        raise CheckpointError(
+            f"`{tensor}` has the shape {shape} in `{base.folder}`, and {new_shape} in an adapter."
+        )

@@ -1,7 +1,7 @@
 """The base as transformers builds it, without memory for its values.
 
 Files alone do not tell whether a square weight belongs to an `nn.Linear` or to a `Conv1D`, which
-tables are one and the same, or how tensors are renamed and joined while they are loaded. Asking
+tables are one and the same, or how tensors are renamed and joined while they are loaded. To ask
 transformers takes seconds, so this is built only when one of these questions comes up.
 """
 
@@ -13,14 +13,27 @@ from typing import Any
 from perdure.checkpoints.base import Checkpoint
 
 # Model types whose blocks have layers of the kind `Conv1D`, which store W as in × out.
-CONV1D = ("clvp_decoder", "decision_transformer", "gpt2", "imagegpt", "openai-gpt")
-LEFT_OUT = ("auto_map", "custom_pipelines", "use_pretrained_backbone", "num_labels", "_num_labels")
+CONV1D = (
+    "clvp_decoder",
+    "decision_transformer",
+    "gpt2",
+    "imagegpt",
+    "openai-gpt",
+)
+# Settings that name code or weights elsewhere, or make a list of a number of labels of any size.
+LEFT_OUT = (
+    "auto_map",
+    "custom_pipelines",
+    "use_pretrained_backbone",
+    "num_labels",
+    "_num_labels",
+)
+# The names of settings that are a number of modules.
 COUNT = re.compile(r"(n|num|encoder|decoder)_.*(layers?|blocks?|experts?)")
-"""What a setting is called that says how many modules there are."""
 
 
 class Skeleton:
-    """What transformers knows of a base; nothing, where it does not know the architecture.
+    """The knowledge of transformers about a base; empty for an unknown architecture.
 
     Parameters
     ----------
@@ -28,160 +41,190 @@ class Skeleton:
         The class of transformers that builds it; by default the one that the base names.
     """
 
-    def __init__(self, base: Checkpoint, kind: Any = None) -> None:
+    def __init__(self, base: Checkpoint, kind: str | None = None) -> None:
         self.base = base
         self._kind = kind
 
     def may_have_conv1d(self) -> bool:
         """Return whether a model of the base, or one inside it, is of a type that has `Conv1D`."""
-        return any(kind in CONV1D for kind in _values(self.base.config, "model_type"))
+        # A model of text and images has the configurations of two models in its own.
+        for key, value in _items(self.base.config):
+            if key == "model_type" and value in CONV1D:
+                return True
+        return False
 
     def is_conv1d(self, tensor: str) -> bool | None:
-        """Return whether a weight of the base belongs to a `Conv1D`; None if that is not known."""
+        """Return whether a weight of the base belongs to a `Conv1D`; None if that is unknown."""
         if self.model is None or tensor not in self._spelled:
             return None
         from transformers.pytorch_utils import Conv1D
 
-        module = self._spelled[tensor].rpartition(".")[0]
-        return isinstance(self.model.get_submodule(module), Conv1D)
+        name = self._spelled[tensor].rpartition(".")[0]
+        module = self.model.get_submodule(name)
+        return isinstance(module, Conv1D)
 
     @cached_property
     def model(self) -> Any:
-        """The model, on the device `meta`; None if transformers cannot build it."""
+        """The model of transformers, on the device `meta`; None if it cannot be built."""
         if not _is_plausible(self.base):
             return None
         try:
             return _build(self.base, self._kind)
-        except Exception:  # whatever transformers makes of a configuration from elsewhere
+        except Exception:
+            # A configuration from elsewhere may make transformers raise anything.
             return None
 
     @cached_property
     def tensors(self) -> dict[str, str]:
-        """The tensor of each parameter, by the name that transformers gives it, if it is taken as it is."""
-        return {names[0]: tensor for tensor, names in self._loaded.items() if names[1] is None}
+        """The tensors that are loaded as they are, by the name that transformers gives them."""
+        tensors: dict[str, str] = {}
+        for tensor, (name, pattern) in self._loaded.items():
+            if pattern is None:
+                tensors[name] = tensor
+        return tensors
 
     @cached_property
     def joined(self) -> dict[str, dict[str, list[str]]]:
         """The tensors that are joined into one parameter while they are loaded.
 
-        By the parameter's name, and the pattern in transformers' table that a tensor matches. Their
-        order is that in which transformers joins them.
+        The keys are the name of the parameter, and the pattern in transformers' table that the
+        tensors match. The tensors are in the order in which transformers joins them.
         """
-        found: dict[str, dict[str, list[str]]] = {}
+        joined: dict[str, dict[str, list[str]]] = {}
         for tensor in sorted(self._loaded, key=_natural):
             name, pattern = self._loaded[tensor]
-            if pattern is not None:
-                found.setdefault(name, {}).setdefault(pattern, []).append(tensor)
-        return found
+            if pattern is None:
+                continue
+            by_pattern = joined.setdefault(name, {})
+            tensors = by_pattern.setdefault(pattern, [])
+            tensors.append(tensor)
+        return joined
 
     def operations(self, pattern: str) -> tuple[list[str], list[str]]:
-        """Return how tensors of a pattern are joined: the patterns in their order, and the steps."""
-        for converter in self._table[1]:
-            if pattern in converter.source_patterns:
-                steps = [
-                    f"{type(step).__name__}({getattr(step, 'dim', '')})"
-                    for step in converter.operations
-                ]
-                return list(converter.source_patterns), steps
+        """Return how tensors of a pattern are joined: the patterns in order, and the steps."""
+        _, converters = self._table
+        for converter in converters:
+            if pattern not in converter.source_patterns:
+                continue
+            steps: list[str] = []
+            for operation in converter.operations:
+                dimension = getattr(operation, "dim", "")
+                steps.append(f"{type(operation).__name__}({dimension})")
+            return list(converter.source_patterns), steps
         return [], []
 
     @cached_property
     def ties(self) -> dict[str, str]:
-        """The parameters that are another one, by name, as the base has it."""
-        ties = getattr(self.model, "all_tied_weights_keys", None) or {}
-        return {self.stored(name): self.stored(other) for name, other in ties.items()}
+        """The parameters that are tied to another one, both by their names in the base."""
+        tied = getattr(self.model, "all_tied_weights_keys", None) or {}
+        ties: dict[str, str] = {}
+        for name, other in tied.items():
+            stored = self.stored(name)
+            ties[stored] = self.stored(other)
+        return ties
 
     @cached_property
     def tables(self) -> set[str]:
-        """The parameters with a row for each token: those of the input's and the output's embeddings."""
+        """The parameters with a row for each token: the embeddings of input and output."""
         tables: set[str] = set()
         if self.model is None:
             return tables
-        modules = [self.model.get_input_embeddings(), self.model.get_output_embeddings()]
+        embeddings = [self.model.get_input_embeddings(), self.model.get_output_embeddings()]
         for name, module in self.model.named_modules():
-            if any(module is table for table in modules):
-                tables |= {
-                    self.stored(f"{name}.{part}")
-                    for part, _ in module.named_parameters(recurse=False)
-                }
+            if not any(module is embedding for embedding in embeddings):
+                continue
+            for parameter, _ in module.named_parameters(recurse=False):
+                tables.add(self.stored(f"{name}.{parameter}"))
         return tables
 
     def stored(self, name: str) -> str:
-        """Return the name in the base of a parameter; the same, if the base does not have it."""
+        """Return the name of a parameter in the base; the same name if the base lacks it."""
         return self.tensors.get(name, name)
 
     @cached_property
     def _spelled(self) -> dict[str, str]:
+        """The names that transformers gives to the tensors of the base."""
         return {tensor: name for name, tensor in self.tensors.items()}
 
     @cached_property
-    def _table(self) -> tuple[list[Any], list[Any]]:
-        """transformers' own table of what is renamed, and of what is joined or split."""
+    def _table(self) -> tuple[list, list]:
+        """The table of transformers: the entries that rename, and those that join or split."""
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import WeightRenaming
 
-        table = get_model_conversion_mapping(self.model)
-        renamings = [entry for entry in table if isinstance(entry, WeightRenaming)]
-        return renamings, [entry for entry in table if not isinstance(entry, WeightRenaming)]
+        renamings = []
+        converters = []
+        for entry in get_model_conversion_mapping(self.model):
+            entries = renamings if isinstance(entry, WeightRenaming) else converters
+            entries.append(entry)
+        return renamings, converters
 
     @cached_property
     def _loaded(self) -> Mapping[str, tuple[str, str | None]]:
-        """The parameter that each tensor becomes, and the pattern of those that are joined with others."""
+        """The parameter that each tensor becomes, and the pattern of those that are joined."""
         if self.model is None:
             return {}
         try:
             from transformers.core_model_loading import rename_source_key
 
+            renamings, converters = self._table
             state = self.model.state_dict()
-            prefix = self.model.base_model_prefix
-            return {
-                name: rename_source_key(name, *self._table, prefix, state)
-                for name in self.base.where
-            }
-        except Exception:  # a table of another form than is known here
+            loaded: dict[str, tuple[str, str | None]] = {}
+            for name in self.base.where:
+                loaded[name] = rename_source_key(
+                    name,
+                    renamings,
+                    converters,
+                    self.model.base_model_prefix,
+                    state,
+                )
+            return loaded
+        except Exception:
+            # The table is private to transformers, and another version may have another form.
             return {}
 
 
-def _build(base: Checkpoint, name: Any) -> Any:
+def _build(base: Checkpoint, architecture: str | None) -> Any:
+    """Build the model of a base, or one of the same configuration with another head."""
     import torch
     import transformers
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    values = _without_reach(base.config)
-    config = CONFIG_MAPPING[values["model_type"]].from_dict(values)
-    name = name or (config.architectures or ["AutoModel"])[0]
-    kind: Any = getattr(transformers, name, None) or transformers.AutoModel
+    settings = _without_reach(base.config)
+    config_class = CONFIG_MAPPING[base.config["model_type"]]
+    config = config_class.from_dict(settings)
+    name = architecture or (config.architectures or ["AutoModel"])[0]
+    kind = getattr(transformers, name, None) or transformers.AutoModel
+    # `from_config` of an `AutoModel…` finds the class first; a class has only the private method.
+    from_config = getattr(kind, "_from_config", None) or kind.from_config
+    # On `meta` a tensor has a shape and no memory: a model of any size is built at once.
     with torch.device("meta"):
-        return (
-            kind._from_config(config) if hasattr(kind, "_from_config") else kind.from_config(config)
-        )
+        return from_config(config)
 
 
-def _without_reach(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration without what names code or weights elsewhere, or makes a list of as many labels as it says."""
-    values = {key: value for key, value in config.items() if key not in LEFT_OUT}
-    return {
-        key: _without_reach(value) if isinstance(value, dict) else value
-        for key, value in values.items()
-    }
+def _without_reach(config: Mapping[str, object]) -> dict[str, object]:
+    """Return a configuration without the settings that reach beyond the model's own layers."""
+    settings: dict[str, object] = {}
+    for key, value in config.items():
+        if key in LEFT_OUT:
+            continue
+        settings[key] = _without_reach(value) if isinstance(value, dict) else value
+    return settings
 
 
 def _is_plausible(base: Checkpoint) -> bool:
     """Return whether the configuration has no more layers than the files have tensors."""
-    most = max(100, len(base.where))
+    # Each module is a Python object: a stranger's configuration could ask for a billion of them.
+    largest = max(100, len(base.where))
     for key, value in _items(base.config):
-        if isinstance(value, int) and value > most and COUNT.fullmatch(key):
+        if isinstance(value, int) and value > largest and COUNT.fullmatch(key):
             return False
     return True
 
 
-def _values(config: Mapping[str, Any], key: str) -> list[Any]:
-    return [value for name, value in _items(config) if name == key]
-
-
-def _items(config: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """The settings of a configuration and of those within it."""
-    items: list[tuple[str, Any]] = []
+def _items(config: Mapping[str, object]) -> list[tuple[str, object]]:
+    """Return the settings of a configuration and of those within it."""
+    items: list[tuple[str, object]] = []
     for key, value in config.items():
         items.append((str(key), value))
         if isinstance(value, dict):
@@ -190,5 +233,11 @@ def _items(config: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """A key under which `experts.10` comes after `experts.9`."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
+    """Return a key under which `experts.10` comes after `experts.9`."""
+    key: list[tuple[int, str]] = []
+    for word in name.split("."):
+        if word.isdigit():
+            key.append((int(word), ""))
+        else:
+            key.append((-1, word))
+    return key

@@ -1,12 +1,14 @@
-"""Which layers an adapter's configuration names, as peft reads it."""
+"""The layers that an adapter's configuration names, as peft reads it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from perdure.errors import CheckpointError
 from perdure.models.patterns import Patterns
 
 ALL_LINEAR = "all-linear"
+# peft's default for `layers_pattern`: any name before the number of a block.
+ANY_NAME = r"[^.]*"
 LISTS = (
     "target_modules",
     "exclude_modules",
@@ -18,7 +20,7 @@ MAPPINGS = ("rank_pattern", "alpha_pattern")
 
 
 class Targets:
-    """What an adapter's configuration says of layers, by name or by regular expression.
+    """The layers that an adapter's configuration names, by their names or by regular expressions.
 
     Parameters
     ----------
@@ -34,26 +36,24 @@ class Targets:
     def __init__(self, config: Mapping[str, Any], where: str) -> None:
         self.config = config
         self.where = where
+        # All patterns of one file share a time to be matched in.
         self._patterns = Patterns(CheckpointError)
         for key in LISTS:
             may_be_text = key not in ("target_parameters", "modules_to_save")
             if not _are_texts(config.get(key), may_be_text):
-                raise CheckpointError(
-                    f"`{where}`: `{key}` is {str(config[key])[:80]!r}, not a list of names."
-                )
+                raise self._wrong_type(key, "a list of names")
         for key in MAPPINGS:
             if not isinstance(config.get(key) or {}, dict):
-                raise CheckpointError(
-                    f"`{where}`: `{key}` is {str(config[key])[:80]!r}, not a dict."
-                )
-        blocks = config.get("layers_to_transform")
-        if not _are_numbers(blocks):
-            raise CheckpointError(
-                f"`{where}`: `layers_to_transform` is {str(blocks)[:80]!r}, not a list of numbers."
-            )
+                raise self._wrong_type(key, "a dict")
+        if not _are_numbers(config.get("layers_to_transform")):
+            raise self._wrong_type("layers_to_transform", "a list of numbers")
+
+    def _wrong_type(self, key: str, allowed: str) -> CheckpointError:
+        value = str(self.config[key])[:80]
+        return CheckpointError(f"`{self.where}`: `{key}` is {value!r}, not {allowed}.")
 
     def named(self, layer: str) -> bool | None:
-        """Return whether the configuration names a layer; None if it leaves that to the model's type.
+        """Return whether the configuration names a layer; None if the model's type decides.
 
         Raises
         ------
@@ -61,9 +61,12 @@ class Targets:
             A pattern is no regular expression, or takes too much time.
         """
         targets = self.config.get("target_modules")
-        if targets == ALL_LINEAR or (targets is None and not self.parameters):
+        if targets == ALL_LINEAR:
             return None
-        if targets is None or self._is_excluded(layer):
+        if targets is None:
+            # Without either setting peft has a default for each type of model.
+            return False if self.parameters else None
+        if self._is_excluded(layer):
             return False
         if isinstance(targets, str):
             return bool(self._fullmatch("target_modules", targets, layer))
@@ -74,17 +77,23 @@ class Targets:
         """The single parameters that are targeted, by the ends of their names."""
         return self.config.get("target_parameters") or []
 
-    def value(self, setting: str, layer: str) -> Any:
-        """Return what `rank_pattern` or `alpha_pattern` says of a layer; None if it says nothing.
+    @property
+    def saved_modules(self) -> list[str]:
+        """The modules that are trained whole."""
+        return self.config.get("modules_to_save") or []
 
-        The first pattern counts that is the end of the layer's name.
+    def value(self, setting: str, layer: str) -> object:
+        """Return the value of a layer in `rank_pattern` or `alpha_pattern`; None if it has none.
+
+        The first pattern counts that matches an end of the layer's name.
 
         Raises
         ------
         CheckpointError
             A pattern is no regular expression, or takes too much time.
         """
-        for pattern, value in (self.config.get(setting) or {}).items():
+        by_pattern = self.config.get(setting) or {}
+        for pattern, value in by_pattern.items():
             if self._match(setting, rf"(.*\.)?({pattern})$", layer):
                 return value
         return None
@@ -96,43 +105,51 @@ class Targets:
                 return True
         elif _ends_with(layer, excluded):
             return True
-        saved = self.config.get("modules_to_save") or []
-        return any(
-            self._match("modules_to_save", rf"(^|.*\.){name}($|\..*)", layer) for name in saved
-        )
+        # A module that is trained whole has no factors. Its name is a pattern for peft, too.
+        for module in self.saved_modules:
+            if self._match("modules_to_save", rf"(^|.*\.){module}($|\..*)", layer):
+                return True
+        return False
 
     def _is_in_blocks(self, layer: str) -> bool:
         """Return whether a layer's block is among `layers_to_transform`."""
         blocks = self.config.get("layers_to_transform")
         if blocks is None or blocks == []:
             return True
-        patterns = self.config.get("layers_pattern") or [r"[^.]*"]
-        for pattern in [patterns] if isinstance(patterns, str) else patterns:
-            start = r".*?\." if pattern == r"[^.]*" else r"(?:^|.*?\.)"
-            # lazy: the first number counts, which is the block's, not that of an expert in it
-            found = self._match("layers_pattern", rf"{start}{pattern}\.(?P<idx>\d+)\.", layer)
-            if found:
-                return int(found["idx"]) in ([blocks] if isinstance(blocks, int) else blocks)
+        if isinstance(blocks, int):
+            blocks = [blocks]
+        patterns = self.config.get("layers_pattern") or [ANY_NAME]
+        if isinstance(patterns, str):
+            patterns = [patterns]
+        for pattern in patterns:
+            # Lazy, so that the first number counts: the block's, not that of an expert in it.
+            start = r".*?\." if pattern == ANY_NAME else r"(?:^|.*?\.)"
+            block = self._match("layers_pattern", rf"{start}{pattern}\.(?P<idx>\d+)\.", layer)
+            if block:
+                return int(block["idx"]) in blocks
         return False
 
-    def _match(self, setting: str, pattern: str, layer: str) -> Any:
+    def _match(self, setting: str, pattern: str, layer: str):
         return self._patterns.match(pattern, layer, f"`{self.where}`: `{setting}`")
 
-    def _fullmatch(self, setting: str, pattern: str, layer: str) -> Any:
+    def _fullmatch(self, setting: str, pattern: str, layer: str):
         return self._patterns.fullmatch(pattern, layer, f"`{self.where}`: `{setting}`")
 
 
-def _ends_with(layer: str, names: list[str]) -> bool:
+def _ends_with(layer: str, names: Sequence[str]) -> bool:
     return layer in names or any(layer.endswith(f".{name}") for name in names)
 
 
-def _are_texts(value: Any, may_be_text: bool) -> bool:
-    if value is None or (may_be_text and isinstance(value, str)):
+def _are_texts(value: object, may_be_text: bool) -> bool:
+    if value is None:
         return True
+    if isinstance(value, str):
+        return may_be_text
     return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
-def _are_numbers(value: Any) -> bool:
+def _are_numbers(value: object) -> bool:
+    # `type`, not `isinstance`: for Python `true` is a number.
     if value is None or type(value) is int:
         return True
     return isinstance(value, list) and all(type(number) is int for number in value)

@@ -1,4 +1,4 @@
-"""Where the weight of a layer lies in the base."""
+"""The position of a layer's weight in the base."""
 
 from dataclasses import dataclass
 
@@ -10,11 +10,11 @@ class Weight:
     Attributes
     ----------
     tensor
-        Its name in the base.
+        The name of the tensor in the base.
     transposed
-        Whether it is stored as in × out, as those of a `Conv1D` are.
+        Whether it is stored as in × out, as in a `Conv1D`.
     index
-        Which matrix of a tensor with three dimensions; None: the tensor is one matrix.
+        The matrix in a tensor with three dimensions; None: the tensor is one matrix.
     """
 
     tensor: str

@@ -1,17 +1,19 @@
-"""The interface of a rule: task vectors by task name, in the order in which they were learned, become one.
+"""The interface of a rule, which combines task vectors into one.
 
-A rule is one function in `rules/`, named as its file. It takes `vectors: dict[str, TaskVector]` and its settings by
-keyword, and returns a `TaskVector`, or what acts differently for different inputs: a task vector for each task (a
-`dict`), or a `Mixture`. What it says of itself (`@nature`) is believed: nothing is run to find it out.
+A rule is one function in `rules/`, named as its file. It takes `vectors`, a dict of task
+vectors by task in the order of learning, and its settings by keyword. It returns a `TaskVector`,
+or something that acts differently for different inputs: a `dict` with a task vector for each
+task, or a `Mixture`. Its declaration (`@nature`) is believed: no rule is run to find it out.
 
-Settings are checked by their types, as those of methods are: `Annotated[float, Gt(0), Le(1)]` is a number in (0, 1].
+Settings are checked by their types, as those of methods are: `Annotated[float, Gt(0), Le(1)]`
+is a number in (0, 1].
 """
 
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Literal, TypeVar, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
 
@@ -19,34 +21,35 @@ from perdure import registry
 from perdure.errors import InputError
 
 Order = Literal["order-free", "sequential", "routed"]
+# The statistics that a rule can need besides task vectors, with a description for errors.
+# Training keeps them where `keep_NAME` says so.
 KEPT = {"inputs": "statistics of the layers' inputs"}
-"""What a rule can need besides task vectors, and what it is. Training keeps it where `keep_NAME` says so."""
-F = TypeVar("F", bound=Callable[..., Any])
+F = TypeVar("F", bound=Callable[..., object])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Nature:
-    """What a rule says of itself.
+    """The declaration of a rule.
 
     Attributes
     ----------
     order
-        `order-free`: the order of the tasks does not matter; `sequential`: it does; `routed`: what acts depends on the
-        input.
+        `order-free`: the order of the tasks does not matter; `sequential`: it does; `routed`: the
+        task vector that acts depends on the input.
     state
-        What has to be kept for the next task, and how it grows with the number n of tasks.
+        The state that is kept for the next task, and how it grows with the number n of tasks.
     needs
-        What it needs besides task vectors, of what adapters keep (`Adapter.kept`): each is given to the parameter of
-        that name, by task and layer.
+        The things besides task vectors that the rule needs, among those that adapters keep
+        (`Adapter.kept`). Each is passed to the parameter of that name, by task and layer.
     low_rank
-        Whether it takes low-rank changes only, as LoRA makes them.
+        Whether it takes only low-rank changes, as LoRA makes them.
     layerwise
-        Whether what a layer becomes depends on that layer alone, so that a model can be merged one layer at a time
-        (unless its `scale` is a mapping, which may speak of depth).
+        Whether each layer of the result depends on that layer alone, so that a model can be
+        merged one layer at a time (unless its `scale` is a mapping, which may tell depths apart).
     most
-        How many tasks it can combine, if that is limited.
+        The largest number of tasks that it can combine, if that is limited.
     check
-        Raises `InputError` if settings do not go together, which it takes by name.
+        A function of some settings, by name, that raises `InputError` if they do not go together.
     """
 
     order: Order = "sequential"
@@ -92,67 +95,86 @@ def nature(
 
     def declare(rule: F) -> F:
         @functools.wraps(rule)
-        def checked(*given: Any, **settings: Any) -> Any:
+        def checked(*given: object, **settings: object) -> object:
             check_settings(checked, settings)
             return rule(*given, **settings)
 
+        # `wraps` gives `checked` the signature of the rule, from which the registry reads the
+        # settings. pyright knows neither that nor attributes of functions.
         checked.nature = declared  # pyright: ignore[reportAttributeAccessIssue]
         return checked  # pyright: ignore[reportReturnType]
 
     return declare
 
 
-def nature_of(rule: Callable[..., Any]) -> Nature:
-    """Return what a rule declares. One that declares nothing is sequential, and takes task vectors alone.
+def nature_of(rule: Callable[..., object]) -> Nature:
+    """Return the declaration of a rule; by default it is sequential and takes task vectors alone.
 
     Raises
     ------
     InputError
-        It takes what it does not declare, or what adapters do not keep.
+        The rule takes something that it does not declare, or that adapters do not keep.
     """
     declared = getattr(rule, "nature", None) or Nature()
     parameters = inspect.signature(rule).parameters.values()
-    taken = [each.name for each in parameters if each.kind is not inspect.Parameter.KEYWORD_ONLY][
-        1:
+    taken = [
+        parameter.name
+        for parameter in parameters
+        if parameter.kind is not inspect.Parameter.KEYWORD_ONLY
     ]
-    if taken != list(declared.needs) or not KEPT.keys() >= set(taken):
+    taken = taken[1:]  # the first are the task vectors
+    is_kept = KEPT.keys() >= set(taken)
+    if taken != list(declared.needs) or not is_kept:
         raise InputError(
-            f"The rule `{rule.__name__}` takes {taken} besides task vectors, but declares that it needs "
-            f"{list(declared.needs)}: write `@nature(…, needs={taken})`. What can be had is {list(KEPT)}."
+            f"The rule `{rule.__name__}` takes {taken} besides task vectors, but declares that it "
+            f"needs {list(declared.needs)}: write `@nature(…, needs={taken})`. "
+            f"A rule can need {list(KEPT)}."
         )
     return declared
 
 
-def check_settings(rule: Callable[..., Any], given: Mapping[str, Any]) -> None:
-    """Check settings of a rule by the types of its parameters, and with each other.
+def check_settings(rule: Callable[..., object], given: Mapping[str, object]) -> None:
+    """Check the settings of a rule by the types of its parameters, and with each other.
 
     Raises
     ------
     InputError
-        One is not what it may be, or they do not go together.
+        A setting is not of its type, or settings do not go together.
     """
     parameters = registry.options(rule)
     for name, value in given.items():
         if name in parameters:
             _check_setting(name, value, parameters[name].annotation)
+    # Settings are checked with each other last, when the type of each is right, and together
+    # with the defaults of those that are not given.
     check = nature_of(rule).check
     if check:
-        settings = {name: parameter.default for name, parameter in parameters.items()} | dict(given)
-        check(**{name: settings[name] for name in inspect.signature(check).parameters})
+        settings: dict[str, object] = {}
+        for name, parameter in parameters.items():
+            settings[name] = parameter.default
+        settings.update(given)
+        taken = inspect.signature(check).parameters
+        check(**{name: settings[name] for name in taken})
 
 
-def _check_setting(name: str, value: Any, kind: Any) -> None:
-    if get_origin(kind) is Literal:
+def _check_setting(name: str, value: object, kind: object) -> None:
+    # Other types, such as mappings, pass: pydantic checks them where a `Rule` is made, and a
+    # rule that takes several forms checks them itself.
+    origin = get_origin(kind)
+    if origin is Literal:
         chosen(name, value, kind)
-    elif get_origin(kind) is Annotated and get_args(kind)[0] in (int, float):
-        bounded(name, value, _interval(get_args(kind)[1:]))
+    elif origin is Annotated:
+        number, *bounds = get_args(kind)
+        if number in (int, float):
+            bounded(name, value, _interval(bounds))
     elif kind is float:
         bounded(name, value, "(-inf, inf)")
 
 
-def _interval(bounds: Sequence[Any]) -> str:
+def _interval(bounds: Sequence[object]) -> str:
     """Return the bounds of a number as mathematics writes them."""
-    low, high = "(-inf", "inf)"
+    low = "(-inf"
+    high = "inf)"
     for bound in bounds:
         match bound:
             case Gt(gt=value):
@@ -166,8 +188,8 @@ def _interval(bounds: Sequence[Any]) -> str:
     return f"{low}, {high}"
 
 
-def bounded(name: str, value: float, interval: str) -> None:
-    """Check that a setting is a number of an interval, written as in mathematics.
+def bounded(name: str, value: object, interval: str) -> None:
+    """Check that a setting is a number in an interval, written as in mathematics.
 
     Examples
     --------
@@ -179,17 +201,22 @@ def bounded(name: str, value: float, interval: str) -> None:
     Raises
     ------
     InputError
-        It is not.
+        The setting is not a number, or lies outside the interval.
     """
     low, high = map(float, interval[1:-1].split(","))
-    number = isinstance(value, int | float)
-    above = number and (low <= value if interval[0] == "[" else low < value)
-    below = number and (value <= high if interval[-1] == "]" else value < high)
-    if not (above and below):
+    inside = False
+    if isinstance(value, int | float):
+        # All comparisons are false for NaN, which is in no interval.
+        inside = low < value < high
+        if interval.startswith("["):
+            inside |= value == low
+        if interval.endswith("]"):
+            inside |= value == high
+    if not inside:
         raise InputError(f"`{name}` must be a number in {interval}, got `{value}`.")
 
 
-def chosen(name: str, value: str, choices: Any) -> None:
+def chosen(name: str, value: object, choices: object) -> None:
     """Check that a setting is one of the values of a `Literal`.
 
     Examples
@@ -201,9 +228,9 @@ def chosen(name: str, value: str, choices: Any) -> None:
     Raises
     ------
     InputError
-        It is not.
+        The setting is not one of them.
     """
-    if value not in get_args(choices):
-        raise InputError(
-            f"`{name}` must be one of {', '.join(map(repr, get_args(choices)))}, got `{value}`."
-        )
+    allowed = get_args(choices)
+    if value not in allowed:
+        listed = ", ".join(map(repr, allowed))
+        raise InputError(f"`{name}` must be one of {listed}, got `{value}`.")

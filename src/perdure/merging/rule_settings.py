@@ -1,4 +1,4 @@
-"""A rule with its settings, as it is given everywhere: by its name, as a mapping, or as a `Rule`."""
+"""A rule with its settings, given as a name, as a mapping, or as a `Rule`."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ from perdure.errors import InputError
 from perdure.merging.rule import KEPT, Nature, check_settings, nature_of
 from perdure.merging.search import Search
 from perdure.settings import checked, named, validated
+from perdure.vectors.task_vector import TaskVector
 
 Space = Literal["delta", "factor"]
 Since = Literal["pretrained", "start"]
+# Statistics that adapters keep for rules, by their name, the task and the layer.
 KeptByTask = Mapping[str, Mapping[str, Mapping[str, Tensor]]]
-"""What adapters keep for rules: by its name, the task and the layer."""
-WHERE: dict[str, Any] = {
+# The type and the default of the settings that every rule has, besides its own: they say where
+# the rule is applied and how its scale is searched.
+WHERE: dict[str, tuple[object, object]] = {
     "space": (Space, "delta"),
     "since": (Since, "pretrained"),
     "search": (Search, Search()),
@@ -27,7 +30,7 @@ WHERE: dict[str, Any] = {
 
 @dataclass(frozen=True, init=False)
 class Rule:
-    """A rule of `merging/` with its settings, and what it is applied to.
+    """A rule with its settings, and the space that it is applied in.
 
     Whoever takes a rule also takes its name, or a mapping of `name` and settings, as in a recipe.
 
@@ -36,17 +39,18 @@ class Rule:
     name
         The rule's name, or the path of a Python file with one.
     space
-        `delta`: ΔW = s B A of each layer, which is how LoRA acts, summed exactly; `factor`: the modules' own parameters
-        (A and B apart), relative to their common start. Bottleneck adapters have only `factor`. The two differ: the sum
-        of factors has the cross terms B_i A_j.
+        `delta`: ΔW = s B A of each layer, which is how LoRA acts, summed exactly; `factor`: the
+        modules' own parameters (A and B apart), relative to their common start. Bottleneck
+        adapters have only `factor`. The two differ: the sum of factors has cross terms B_i A_j.
     since
-        `pretrained`: a task vector is all that the module adds to the pre-trained model (the paper's tau = Phi -
-        Phi_pre); with modules started from the previous task it contains the earlier tasks, which so count several
-        times. `start`: only what training on the task itself has added.
+        `pretrained`: a task vector is all that the module adds to the pre-trained model (the
+        paper's tau = Phi - Phi_pre). If modules start from the previous task, it contains the
+        earlier tasks, which then count several times. `start`: only the change that training on
+        the task itself has made.
     search
-        How the scale is searched where it is `search`.
+        The search for the scale, where that is `search`.
     settings
-        Its own settings, such as `scale`. `options` holds those that are given.
+        The rule's own settings, such as `scale`. `options` holds those that are given.
 
     Raises
     ------
@@ -62,7 +66,7 @@ class Rule:
     """
 
     name: str
-    options: Mapping[str, Any]
+    options: Mapping[str, Any]  # of types that only the rule knows
     space: Space
     since: Since
     search: Search
@@ -73,14 +77,13 @@ class Rule:
         *,
         space: Space = "delta",
         since: Since = "pretrained",
-        search: Search | Mapping[str, Any] | None = None,
-        **settings: Any,
+        search: Search | Mapping[str, object] | None = None,
+        **settings: object,
     ):
-        self._set(
-            name,
-            settings | {"space": space, "since": since} | ({"search": search} if search else {}),
-            "",
-        )
+        settings |= {"space": space, "since": since}
+        if search:
+            settings["search"] = search
+        self._set(name, settings, "")
 
     @classmethod
     def of(cls, rule: RuleLike, where: str = "") -> Rule:
@@ -89,124 +92,161 @@ class Rule:
         Parameters
         ----------
         where
-            The file that it stands in, for an error.
+            The file that names the rule, for an error.
 
         Raises
         ------
         InputError
-            It is none of them, or there is no such rule or setting.
+            `rule` is of none of these forms, or there is no such rule or setting.
         """
         if isinstance(rule, Rule):
             return rule
         name, settings = named(rule, "rule")
+        # `__init__` has no `where`: it would collide with a rule's own setting of that name.
         made = cls.__new__(cls)
         made._set(name, settings, where)
         return made
 
-    def _set(self, name: str, settings: Mapping[str, Any], where: str) -> None:
+    def _set(self, name: str, settings: Mapping[str, object], where: str) -> None:
         """Check all settings and keep them."""
         if not isinstance(name, str):
             raise InputError(f"A rule's name is a text such as `ties`, got {name!r}.")
-        function, where = (
-            registry.find("rule", name),
-            f"{where}{': ' if where else ''}rule `{name}`",
-        )
+        function = registry.find("rule", name)
+        where = f"{where}: rule `{name}`" if where else f"rule `{name}`"
         given = {key: settings[key] for key in WHERE if key in settings}
         options = {key: value for key, value in settings.items() if key not in WHERE}
+
         applied = validated(WHERE, given, where)
-        over = applied["search"].over if "search" in applied else "all"
+        over = "all"
+        if "search" in applied:
+            over = applied["search"].over
         if over != "all" and name != "task_arithmetic":
             raise InputError(f"`search.over: {over}` is for `task_arithmetic`, not for `{name}`.")
         if "search" in given and "scale" not in options:
             raise InputError(
-                f"`search` of {where} says how a scale is found: give it with `scale: search`."
+                f"`search` of {where} says how a scale is searched: "
+                "give it together with `scale: search`."
             )
-        searched = {}
-        if options.get("scale") == "search" and "scale" in registry.options(function):
-            searched = {"scale": options.pop("scale")}  # a run finds the number
+
+        # A run finds the number. Until then `search` is no value that the rule's own types would
+        # allow, so it is set aside while they are checked.
+        has_scale = "scale" in registry.options(function)
+        searches = has_scale and options.get("scale") == "search"
+        if searches:
+            del options["scale"]
         options = checked(function, options, where)
         check_settings(function, options)
-        options |= searched
-        usual = {key: default for key, (_, default) in WHERE.items()}
-        for key, value in {"name": name, "options": options, **usual, **applied}.items():
+        if searches:
+            options["scale"] = "search"
+
+        # The class is frozen, so that rules can be compared and shared: only here and in
+        # `with_options` are its fields set.
+        values = {
+            "name": name,
+            "options": options,
+            **_defaults(),
+            **applied,
+        }
+        for key, value in values.items():
             object.__setattr__(self, key, value)
 
     @property
-    def section(self) -> dict[str, Any]:
+    def section(self) -> dict[str, object]:
         """The rule as a recipe names it: a mapping of `name` and settings."""
-        search = {"search": vars(self.search)} if self.searches else {}
-        return {
+        section: dict[str, object] = {
             "name": self.name,
             "space": self.space,
             "since": self.since,
-            **search,
-            **self.options,
         }
+        if self.searches:
+            section["search"] = vars(self.search)
+        return section | dict(self.options)
 
     @property
-    def own(self) -> dict[str, Any]:
-        """The same without what is as usual."""
-        usual = {key: default for key, (_, default) in WHERE.items()}
-        return {key: value for key, value in self.section.items() if usual.get(key) != value}
+    def own(self) -> dict[str, object]:
+        """The section without `space`, `since` and `search` where they are the defaults."""
+        defaults = _defaults()
+        section: dict[str, object] = {}
+        for key, value in self.section.items():
+            if defaults.get(key) != value:
+                section[key] = value
+        return section
 
     @property
     def label(self) -> str:
-        """The name, and the settings that are not the defaults: what tells it from other rules in `scores.csv`."""
+        """The name with the settings that are not the defaults, as in `scores.csv`."""
+        # Two searches of one rule are two rows of `scores.csv`, which tells rules by their label.
         options = dict(self.options)
         if self.searches and self.search.over != "all":
             options["scale"] = f"search over {self.search.over} by {self.search.by}"
         return label(self.name, options, self.space, self.since)
 
-    def with_options(self, options: Mapping[str, Any]) -> Rule:
-        """The rule with other settings of its own, which are right already."""
+    def with_options(self, options: Mapping[str, object]) -> Rule:
+        """Return the rule with other settings of its own, which are not checked again."""
         made = type(self).__new__(type(self))
-        for key, value in {**vars(self), "options": options}.items():
+        values = vars(self) | {"options": options}
+        for key, value in values.items():
             object.__setattr__(made, key, value)
         return made
 
-    def with_scale(self, scale: Any) -> Rule:
-        """The rule with another scale."""
+    def with_scale(self, scale: object) -> Rule:
+        """Return the rule with another scale."""
         return self.with_options({**self.options, "scale": scale})
 
-    def __call__(self, vectors: Mapping[str, Any], kept: KeptByTask | None = None) -> Any:
-        """What the rule makes of task vectors, by task name: one, one for each task, or a `Mixture`.
+    def __call__(
+        self,
+        vectors: Mapping[str, TaskVector],
+        kept: KeptByTask | None = None,
+    ) -> Any:
+        """Apply the rule to task vectors, by task name.
+
+        A rule returns a task vector, one for each task, or a `Mixture`; a user's own may return
+        anything, which `combine` checks.
 
         Raises
         ------
         InputError
-            The rule needs what was not `kept`.
+            The rule needs statistics that were not `kept`.
         """
-        needed = {}
+        needed: dict[str, object] = {}
         for name in self.nature.needs:
-            if not kept or not kept.get(name):
+            statistics = kept.get(name) if kept else None
+            if not statistics:
                 raise InputError(
-                    f"The rule `{self.name}` needs {KEPT[name]}, which were not kept: learn the tasks with `training: "
-                    f"{{keep_{name}: true}}`."
+                    f"The rule `{self.name}` needs {KEPT[name]}, which were not kept: "
+                    f"learn the tasks with `training: {{keep_{name}: true}}`."
                 )
-            needed[name] = kept[name]
-        return registry.find("rule", self.name)(vectors, **needed, **self.options)
+            needed[name] = statistics
+        # The function is not a field: a `Rule` is plain values, which are compared and written.
+        function = registry.find("rule", self.name)
+        return function(vectors, **needed, **self.options)
 
     @property
     def nature(self) -> Nature:
-        """What the rule declares."""
+        """The declaration of the rule."""
         return nature_of(registry.find("rule", self.name))
 
     @property
     def routed(self) -> bool:
-        """Whether each task has a model of its own, or each input."""
+        """True if each task, or each input, has a model of its own."""
         return self.nature.order == "routed"
 
     @property
     def searches(self) -> bool:
-        """Whether its scale is to be searched on validation data."""
+        """True if the scale is still to be searched on validation data."""
         return self.options.get("scale") == "search"
 
 
-RuleLike = Rule | str | Mapping[str, Any]
-"""A rule as it may be given: itself, its name, or a mapping of `name` and settings."""
+# A rule as it may be given: itself, its name, or a mapping of `name` and settings.
+RuleLike = Rule | str | Mapping[str, object]
 
 
-def label(name: str, options: Mapping[str, Any], space: str, since: str) -> str:
+def _defaults() -> dict[str, object]:
+    """Return the defaults of the settings that all rules have."""
+    return {key: default for key, (_, default) in WHERE.items()}
+
+
+def label(name: str, options: Mapping[str, object], space: str, since: str) -> str:
     """Return a rule's name with the settings that are not the defaults.
 
     Examples
@@ -214,7 +254,14 @@ def label(name: str, options: Mapping[str, Any], space: str, since: str) -> str:
     >>> label("ties", {"density": 0.3}, "delta", "start")
     'ties(density=0.3, since=start)'
     """
-    usual = {"space": "delta", "since": "pretrained"}
-    settings = {**options, "space": space, "since": since}
-    shown = [f"{key}={value}" for key, value in settings.items() if usual.get(key) != value]
-    return f"{name}({', '.join(shown)})" if shown else name
+    shown: list[str] = []
+    for key, value in options.items():
+        if value is not None:
+            shown.append(f"{key}={value}")
+    if space != "delta":
+        shown.append(f"space={space}")
+    if since != "pretrained":
+        shown.append(f"since={since}")
+    if not shown:
+        return name
+    return f"{name}({', '.join(shown)})"

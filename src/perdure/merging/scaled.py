@@ -1,4 +1,4 @@
-"""Task vectors folded into a model with scales that can be moved, for searches."""
+"""Task vectors folded into a model, with scales that a search can move cheaply."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -10,38 +10,66 @@ from perdure.models import adapters
 from perdure.models.matrices import oriented
 from perdure.vectors.task_vector import LowRank, TaskVector, by_depth
 
+# The number of updates in place after which a sum is computed anew: each of them adds a rounding
+# error of single precision.
 REFRESH = 32
-"""After so many updates in place a sum is made anew: each adds a rounding error of single precision."""
 
 
 class Scaled:
-    """Low-rank task vectors folded into a model with scales that can be moved, each at the cost of its own update.
+    """Low-rank task vectors in the weights of a model, with scales that can be moved.
 
-    W = W0 + sum of scale_t ΔW_t is kept in single precision; a move of scale_t by d adds d B_t A_t to it.
+    W = W0 + Σ scale_t ΔW_t is kept in single precision, with ΔW_t = B_t A_t of task t.
+    To move scale_t by d adds d B_t A_t, so a move costs only the tasks whose scale changes.
+
+    Attributes
+    ----------
+    layers, weights
+        The layers that any of the task vectors changes, and their weights in the model.
+    factors
+        B and A of each layer, for each task.
+    before
+        W0, to be put back.
+    sums
+        W in single precision.
+    now
+        The scales that each sum has at present.
+    updates
+        The number of updates in place since each sum was computed.
     """
 
     def __init__(self, model: nn.Module, vectors: Sequence[TaskVector]):
-        names = dict.fromkeys(name for vector in vectors for name in vector.entries)
-        self.layers = {name: adapters.base_layer(model, name) for name in names}
-        self.weights = {name: layer.weight for name, layer in self.layers.items()}
+        # `data`, not the parameter: a search changes weights outside of autograd.
+        self.layers: dict[str, nn.Module] = {}
+        self.weights: dict[str, nn.Parameter] = {}
+        self.before: dict[str, Tensor] = {}
+        for vector in vectors:
+            for name in vector.entries:
+                layer = adapters.base_layer(model, name)
+                self.layers[name] = layer
+                self.weights[name] = layer.weight
+                self.before[name] = layer.weight.data
         self.factors = [self._factors(vector) for vector in vectors]
-        self.before = {name: weight.data for name, weight in self.weights.items()}
         self.sums: dict[str, Tensor] = {}
         self.now: dict[str, tuple[float, ...]] = {}
-        self.updates = dict.fromkeys(names, 0)
+        self.updates: dict[str, int] = {}
 
     def _factors(self, vector: TaskVector) -> dict[str, tuple[Tensor, Tensor]]:
-        device = {name: weight.device for name, weight in self.weights.items()}
-        return {
-            name: (value.B.float().to(device[name]), value.A.float().to(device[name]))
-            for name, value in vector.items()
-            if isinstance(value, LowRank)
-        }
+        """Return B and A of each layer in single precision, on the device of the layer."""
+        factors: dict[str, tuple[Tensor, Tensor]] = {}
+        for name, change in vector.items():
+            # A search comes here only if all changes are low-rank (`evaluation.scales`).
+            if not isinstance(change, LowRank):
+                continue
+            device = self.weights[name].device
+            B = change.B.float().to(device)
+            A = change.A.float().to(device)
+            factors[name] = B, A
+        return factors
 
     @classmethod
     @contextlib.contextmanager
     def on(cls, model: nn.Module, vectors: Sequence[TaskVector]) -> Iterator["Scaled"]:
-        """With the weights put back afterwards, bit for bit."""
+        """Yield the scaled vectors; afterwards the weights are as before, bit for bit."""
         scaled = cls(model, vectors)
         try:
             yield scaled
@@ -50,28 +78,55 @@ class Scaled:
                 weight.data = scaled.before[name]
 
     def move(self, scales: Sequence[Sequence[float]]) -> None:
-        """Give each task its scale, or one for each part of equal depth."""
-        part = by_depth(self.weights, len(scales[0]))
+        """Give each task one scale, or one for each group of layers of equal depth."""
+        groups = by_depth(self.weights, len(scales[0]))
         for name, weight in self.weights.items():
-            wanted = tuple(of_task[part[name]] for of_task in scales)
-            if wanted != self.now.get(name):
-                self._update(name, wanted)
-                self.now[name] = wanted
-                weight.data = self.sums[name].to(weight.dtype)
+            group = groups[name]
+            layer_scales = tuple(task_scales[group] for task_scales in scales)
+            if layer_scales == self.now.get(name):
+                continue
+            self._update(name, layer_scales)
+            self.now[name] = layer_scales
+            # A model in bfloat16 is rounded from the sum at each move, so that its own rounding
+            # never adds up. In single precision the weight shares memory with the sum.
+            weight.data = self.sums[name].to(weight.dtype)
 
-    def _update(self, name: str, wanted: tuple[float, ...]) -> None:
-        steps = [
-            (t, to - now)
-            for t, (to, now) in enumerate(zip(wanted, self.now.get(name, wanted), strict=True))
-        ]
-        steps = [(t, step) for t, step in steps if step]
-        if name not in self.sums or 2 * len(steps) > len(wanted) or self.updates[name] == REFRESH:
-            self.sums[name], steps = self.before[name].float().clone(), list(enumerate(wanted))
+    def _update(self, name: str, scales: tuple[float, ...]) -> None:
+        """Bring the sum of a layer to new scales: in place, or from W0."""
+        steps = self._steps(name, scales)
+        # Where most scales move, a sum from W0 costs at most twice as much,
+        # and drops all rounding.
+        most_move = 2 * len(steps) > len(scales)
+        is_new = name not in self.sums
+        is_due = self.updates.get(name) == REFRESH
+        if is_new or most_move or is_due:
+            self.sums[name] = self.before[name].float().clone()
             self.updates[name] = 0
-        held = [(step, *self.factors[t][name]) for t, step in steps if name in self.factors[t]]
-        if held:
-            B = torch.cat([step * B for step, B, _ in held], dim=1)
-            oriented(self.layers[name], self.sums[name]).addmm_(
-                B, torch.cat([A for _, _, A in held])
-            )
+            steps = dict(enumerate(scales))
+
+        columns: list[Tensor] = []
+        rows: list[Tensor] = []
+        for task, step in steps.items():
+            factors = self.factors[task].get(name)
+            if factors is None:
+                continue
+            B, A = factors
+            columns.append(step * B)
+            rows.append(A)
+        if rows:
+            # Σ step_t B_t A_t is one product of the factors set side by side.
+            B = torch.cat(columns, dim=1)
+            A = torch.cat(rows)
+            oriented(self.layers[name], self.sums[name]).addmm_(B, A)
             self.updates[name] += 1
+
+    def _steps(self, name: str, scales: tuple[float, ...]) -> dict[int, float]:
+        """Return how far the scale of each task moves, without the tasks that stay."""
+        # A layer that was never moved has no sum yet, and `_update` starts from W0 anyway.
+        before = self.now.get(name, scales)
+        steps: dict[int, float] = {}
+        for task, scale in enumerate(scales):
+            step = scale - before[task]
+            if step:
+                steps[task] = step
+        return steps

@@ -1,11 +1,12 @@
-"""Search for the scales of task vectors: numbers in, a score out, every candidate kept."""
+"""The search for scales of task vectors: numbers in, a score out, all candidates kept."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from types import ModuleType
+from typing import Annotated, Literal
 
 import numpy as np
 from annotated_types import Ge, Gt
@@ -14,31 +15,34 @@ from perdure.merging.tpe import TPE, needed
 
 Scales = tuple[float, ...]
 GRID = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.8, 1.0, 1.5, 2.0)
+# The last step of the pattern search, as a share of the first. Below that, scores differ by
+# single validation examples.
 FINEST = 1 / 8
-"""Of the first step: below that, differences are those of single validation examples."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """What is searched for, and how.
+    """The scales that are searched for, and the way in which they are searched.
 
     Parameters
     ----------
     over
-        One scale for `all` tasks; one for each of the `tasks`; or one for each task and part of the `layers`.
+        One scale for `all` tasks; one for each of the `tasks`; or one for each task and group
+        of `layers`.
     by
-        `coordinate`: move one scale at a time by a step that is halved when no move is better; `tpe` (of Optuna) or
-        `cma-es` (pip install 'perdure[search]'). One scale for all is looked up on a grid.
+        `coordinate`: move one scale at a time by a step that is halved when no move is better;
+        `tpe` (of Optuna) or `cma-es` (pip install 'perdure[search]'). One scale for all is looked
+        up on a grid.
     grid
-        What is tried of one scale for all, besides 1/n.
+        The values that are tried for one scale for all, besides 1/n.
     groups
-        In how many parts of equal depth the layers are divided.
+        The number of groups of equal depth into which the layers are divided.
     budget
-        How many candidates are scored at most.
+        The largest number of candidates that are scored.
     highest
-        Scales are between 0 and this.
+        The upper bound of all scales; the lower one is 0.
     seed
-        Of `tpe` and `cma-es`.
+        Seed for `tpe` and `cma-es`.
     """
 
     over: Literal["all", "tasks", "layers"] = "all"
@@ -53,16 +57,20 @@ class Search:
 def candidates(
     score: Callable[[Scales], float], start: Scales, settings: Search
 ) -> dict[Scales, float]:
-    """Score scales, from `start` on, as the settings say; return all that were tried, in this order.
+    """Score candidates from `start` on, and return their scores in the order of trial.
 
     Examples
     --------
-    >>> tried = candidates(lambda s: -abs(s[0] - 0.75) - abs(s[1] - 0.25), (0.5, 0.5), Search(over="tasks"))
+    >>> def score(scales):
+    ...     return -abs(scales[0] - 0.75) - abs(scales[1] - 0.25)
+    >>> tried = candidates(score, (0.5, 0.5), Search(over="tasks"))
     >>> best(tried)
     (0.75, 0.25)
     """
     tried: dict[Scales, float] = {}
 
+    # A score is expensive, because it measures a model on validation data: no candidate is
+    # scored twice.
     def tell(scales: Scales) -> float:
         if scales not in tried:
             tried[scales] = score(scales)
@@ -81,66 +89,98 @@ def candidates(
 
 
 def best(tried: dict[Scales, float]) -> Scales:
-    """The candidate with the highest score. Of equally good ones: of one scale the smallest, which is nearest to the
-    pre-trained model; of several the first that was tried, which is nearest to 1/n for all.
+    """Return the candidate with the highest score.
+
+    Ties between single scales go to the smallest, which is nearest to the pre-trained model.
+    Other ties go to the candidate that was tried first, which is nearest to 1/n for all.
     """
-    return max(tried, key=lambda scales: (tried[scales], -scales[0] if len(scales) == 1 else 0.0))
+
+    def preference(scales: Scales) -> tuple[float, float]:
+        tie_break = 0.0
+        if len(scales) == 1:
+            tie_break = -scales[0]
+        return tried[scales], tie_break
+
+    return max(tried, key=preference)
 
 
 def _coordinate(
-    tell: Callable[[Scales], float], start: Scales, settings: Search, tried: dict[Scales, float]
+    tell: Callable[[Scales], float],
+    start: Scales,
+    settings: Search,
+    tried: dict[Scales, float],
 ) -> None:
-    """Pattern search: each scale in turn up or down by the step, kept when the score is higher."""
-    now, step = start, max(start)
-    tell(start)
+    """Move each scale in turn up or down by a step, and keep the moves that score higher."""
+    now = start
+    step = max(start)
     finest = FINEST * step
+    tell(start)
     while step >= finest:
         before = now
         for i in range(len(now)):
             for move in (step, -step):
+                # The budget counts candidates, not moves: those that were tried before are free.
                 if len(tried) >= settings.budget:
                     return
-                moved = (*now[:i], min(max(now[i] + move, 0.0), settings.highest), *now[i + 1 :])
+                scale = max(now[i] + move, 0.0)
+                scale = min(scale, settings.highest)
+                moved = (*now[:i], scale, *now[i + 1 :])
                 if tell(moved) > tell(now):
                     now = moved
                     break
+        # Only a whole round without progress makes the step smaller.
         if now == before:
             step /= 2
 
 
 def _tpe(tell: Callable[[Scales], float], start: Scales, settings: Search) -> None:
-    names = [str(i) for i in range(len(start))]
-    ranges = dict.fromkeys(names, (0.0, settings.highest))
-    searcher = TPE(ranges, settings.seed, optuna=_package("optuna", settings))
-    searcher.add(dict(zip(names, start, strict=True)), tell(start))
+    # Optuna is looked for before the first score, which may take minutes.
+    optuna = _package("optuna", settings)
+    first = {str(i): scale for i, scale in enumerate(start)}
+    ranges = dict.fromkeys(first, (0.0, settings.highest))
+    searcher = TPE(ranges, settings.seed, optuna=optuna)
+    searcher.add(first, tell(start))
+    # The start is one of the candidates that the budget allows.
     for _ in range(settings.budget - 1):
-        scales = tuple(searcher.ask().values())
-        searcher.tell(tell(scales))
+        candidate = searcher.ask()
+        scales = tuple(candidate.values())
+        score = tell(scales)
+        searcher.tell(score)
 
 
 def _cma_es(tell: Callable[[Scales], float], start: Scales, settings: Search) -> None:
     cmaes = _package("cmaes", settings)
     bounds = np.array([[0.0, settings.highest]] * len(start))
-    usual = 4 + int(3 * math.log(len(start)))
-    size = max(2, min(usual, settings.budget - 1))
-    sigma = max(start) / 2
+    # The default population of CMA-ES is 4 + 3 ln(number of scales). It learns from whole
+    # generations only, so one of them must fit into the budget that the start leaves.
+    size = 4 + int(3 * math.log(len(start)))
+    size = min(size, settings.budget - 1)
+    size = max(size, 2)
     strategy = cmaes.CMA(
-        mean=np.array(start), sigma=sigma, bounds=bounds, seed=settings.seed, population_size=size
+        mean=np.array(start),
+        sigma=max(start) / 2,
+        bounds=bounds,
+        seed=settings.seed,
+        population_size=size,
     )
     tell(start)
     for _ in range((settings.budget - 1) // size):
-        asked = [strategy.ask() for _ in range(size)]
-        strategy.tell([(scales, -tell(tuple(scales.tolist()))) for scales in asked])
+        generation = [strategy.ask() for _ in range(size)]
+        losses: list[tuple[np.ndarray, float]] = []
+        for scales in generation:
+            score = tell(tuple(scales.tolist()))
+            losses.append((scales, -score))  # cmaes minimises
+        strategy.tell(losses)
 
 
-def _package(name: str, settings: Search) -> Any:
+def _package(name: str, settings: Search) -> ModuleType:
     return needed(name, f"`search.by: {settings.by}`", ", or search by `coordinate`")
 
 
 def named(
     scales: Scales, tasks: Sequence[str], settings: Search
 ) -> float | dict[str, float] | dict[str, list[float]]:
-    """Scales as `task_arithmetic` takes them: a number, one by task, or one by task and part of the layers.
+    """Return scales as `task_arithmetic` takes them: a number, or numbers or lists by task.
 
     Examples
     --------
@@ -151,11 +191,21 @@ def named(
         return scales[0]
     if settings.over == "tasks":
         return dict(zip(tasks, scales, strict=True))
-    parts = [list(scales[i : i + settings.groups]) for i in range(0, len(scales), settings.groups)]
-    return dict(zip(tasks, parts, strict=True))
+    by_task: dict[str, list[float]] = {}
+    for i, task in enumerate(tasks):
+        # The scales of a task are neighbours, from its first group of layers to its last.
+        first = i * settings.groups
+        by_task[task] = list(scales[first : first + settings.groups])
+    return by_task
 
 
 def start_of(tasks: int, settings: Search) -> Scales:
-    """1/n for each task, or for each of its parts (or the highest that is allowed)."""
-    each = {"all": 1, "tasks": tasks, "layers": tasks * settings.groups}[settings.over]
-    return (min(1 / tasks, settings.highest),) * each
+    """Return the first candidate: 1/n everywhere, or `highest` if that is lower."""
+    counts = {
+        "all": 1,
+        "tasks": tasks,
+        "layers": tasks * settings.groups,
+    }
+    count = counts[settings.over]
+    scale = min(1 / tasks, settings.highest)
+    return (scale,) * count

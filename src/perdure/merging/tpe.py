@@ -1,9 +1,9 @@
-"""Optuna's TPE, asked for candidates and told their scores: the one place that knows Optuna."""
+"""Optuna's TPE, asked for candidates and told their scores. No other file knows Optuna."""
 
 import importlib
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from types import ModuleType
 
 from perdure.errors import InputError
 
@@ -20,7 +20,7 @@ class TPE:
     logarithmic
         Search on a logarithmic scale.
     startup
-        The number of candidates that are random, before TPE learns from scores.
+        The number of random candidates before TPE learns from scores.
     """
 
     def __init__(
@@ -28,48 +28,58 @@ class TPE:
         ranges: Mapping[str, tuple[float, float]],
         seed: int,
         *,
-        optuna: Any,
+        optuna: ModuleType,
         logarithmic: bool = False,
         startup: int = 10,
     ):
+        # Optuna reports each trial on the terminal, between the lines of our own progress.
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", optuna.exceptions.ExperimentalWarning
-            )  # of `multivariate`
+            # Optuna calls `multivariate` experimental.
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             sampler = optuna.samplers.TPESampler(
-                seed=seed, n_startup_trials=startup, multivariate=True
+                seed=seed,
+                n_startup_trials=startup,
+                multivariate=True,
             )
-        self._study = optuna.create_study(direction="maximize", sampler=sampler)
-        distribution = optuna.distributions.FloatDistribution
-        self._space = {
-            name: distribution(low, high, log=logarithmic) for name, (low, high) in ranges.items()
-        }
+        self._study = optuna.create_study(
+            direction="maximize",
+            sampler=sampler,
+        )
+        # `study.ask` takes the distributions at once, so that TPE sees all numbers together.
+        self._space = {}
+        for name, (low, high) in ranges.items():
+            distribution = optuna.distributions.FloatDistribution(low, high, log=logarithmic)
+            self._space[name] = distribution
         self._create_trial = optuna.trial.create_trial
-        self._asked: Any = None
+        self._trial = None
 
     def ask(self) -> dict[str, float]:
         """Return the next candidate."""
-        self._asked = self._study.ask(self._space)
-        return self._asked.params
+        self._trial = self._study.ask(self._space)
+        return self._trial.params
 
     def tell(self, score: float) -> None:
-        """Learn from the score of the candidate that was asked for last."""
-        self._study.tell(self._asked, score)
+        """Learn from the score of the last candidate that was asked for."""
+        self._study.tell(self._trial, score)
 
     def add(self, candidate: Mapping[str, float], score: float) -> None:
-        """Learn from the score of a candidate that was not asked for, or in an earlier process."""
-        trial = self._create_trial(params=dict(candidate), distributions=self._space, value=score)
+        """Learn from the score of another candidate, such as one of an earlier process."""
+        trial = self._create_trial(
+            params=dict(candidate),
+            distributions=self._space,
+            value=score,
+        )
         self._study.add_trial(trial)
 
 
-def needed(package: str, needed_by: str, instead: str = "") -> Any:
+def needed(package: str, needed_by: str, instead: str = "") -> ModuleType:
     """Import a package of the extra `search`.
 
     Raises
     ------
     InputError
-        It is not installed; the message says what needs it, and what can be done `instead`.
+        The package is not installed. The message says what needs it, and what to do `instead`.
     """
     try:
         return importlib.import_module(package)
