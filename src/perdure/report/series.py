@@ -1,20 +1,19 @@
-"""What a page compares, and how each of it looks in every figure: one colour has one meaning on the whole page.
+"""The results that a page compares, and their looks: a colour has one meaning on the whole page.
 
-A colour stands for a group of runs with one of its rules. The way in which the task is known has a line and a marker
-(and a hatch, for bars). Whatever else is drawn, is drawn in grey.
+A colour stands for a group of runs with one of its rules. The way in which the task is known has a
+line and a marker (and a hatch, for bars). Everything else is drawn in grey.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from perdure.report.plain import Record, Summary
 from perdure.report.svg import SOFT
 
-Summary = Mapping[str, Any]
 Way = tuple[str, str]
 """A way to know the task: its key, and the words for it."""
 
-# Colours that colour-blind people can tell apart, after Okabe and Ito 2008. Grey is not among them.
+# Colours that colour-blind people can tell apart, after Okabe and Ito 2008, without grey.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#b38600")
 LINES = ("-", "--", ":", "-.")
 MARKERS = "os^Dv<>P"
@@ -40,11 +39,11 @@ class Series:
 
     title: str
     look: Look
-    result: Mapping[str, Any]
+    result: Record
 
 
 def ways(summary: Summary) -> list[Way]:
-    """List the ways to know the task with which any run was measured."""
+    """List the ways to know the task with which any run was measured, the main ones first."""
     words = {}
     for run in summary["runs"]:
         for result in run["results"]:
@@ -55,7 +54,7 @@ def ways(summary: Summary) -> list[Way]:
 
 
 class Looks:
-    """The looks of a page: the same for a run, a rule and a way to know the task in each of its figures."""
+    """The looks of a page: a run, a rule and a way to know the task look alike in each figure."""
 
     def __init__(self, summary: Summary):
         self.several = len(summary["groups"]) > 1
@@ -67,13 +66,16 @@ class Looks:
                 self._groups[number] = group["title"]
                 keys.append((group["title"], summary["runs"][number]["rule"]))
             keys += [(group["title"], result["rule"]) for result in group["results"]]
+        # Numbers in the order of the page, so that the first groups get the first colours.
         self._numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
 
     def of(self, group: str, rule: str | None, task_id: str | None = None) -> Look:
         """Return the look of a group's results with a rule, for one way to know the task."""
         number = self._numbers[group, rule]
-        way = self._ways.index(task_id) if task_id in self._ways else 0
-        # Several groups are drawn with one way in a figure, so that lines and markers are free to tell groups apart.
+        way = 0
+        if task_id in self._ways:
+            way = self._ways.index(task_id)
+        # Of several groups a figure shows one way only: lines and markers are free for groups.
         marker = number if self.several else way
         line = number // len(COLOURS) if self.several else way
         return Look(
@@ -89,7 +91,10 @@ class Looks:
 
 
 def compared(summary: Summary, known: Sequence[Way]) -> list[Series]:
-    """List what is compared in these ways to know the task: all rules of each group, or its own if there are many."""
+    """List the results to compare for these ways to know the task.
+
+    They are those of all rules of each group, or of the group's own rule if there are too many.
+    """
     results = []
     for task_id, _ in known:
         for group in summary["groups"]:
@@ -102,9 +107,15 @@ def compared(summary: Summary, known: Sequence[Way]) -> list[Series]:
     looks = Looks(summary)
     series = []
     for group, result in results:
-        words = [group] if looks.several else []
-        words += [result["rule"]] if several_rules else []
-        words += [result["known"]] if len(known) > 1 else []
+        # A title names only that in which the results differ.
+        words = []
+        if looks.several:
+            words.append(group)
+        if several_rules:
+            words.append(result["rule"])
+        if len(known) > 1:
+            words.append(result["known"])
         title = " · ".join(words) or result["rule"]
-        series.append(Series(title, looks.of(group, result["rule"], result["task_id"]), result))
+        look = looks.of(group, result["rule"], result["task_id"])
+        series.append(Series(title, look, result))
     return series
