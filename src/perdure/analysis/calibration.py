@@ -51,8 +51,9 @@ def reliability(
     [2, 1]
     """
     confidence = confidence.double()
+    scaled = confidence * bins
     # Bins are open below and closed above; the clamp puts a confidence of exactly 0 into the first.
-    numbers = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    numbers = scaled.ceil().long().clamp(1, bins) - 1
     table = []
     for number in range(bins):
         inside = numbers == number
@@ -63,7 +64,15 @@ def reliability(
             mean_accuracy = right[inside].double().mean().item()
         low = number / bins
         high = (number + 1) / bins
-        table.append(Bin(low, high, count, mean_confidence, mean_accuracy))
+        table.append(
+            Bin(
+                low,
+                high,
+                count,
+                mean_confidence,
+                mean_accuracy,
+            )
+        )
     return table
 
 

@@ -63,13 +63,16 @@ class UnbiasedCKA:
                 f"CKA needs batches of the same four examples or more, got {sorted(sizes)}."
             )
         n = sizes.pop()
-        # Each layer's Gram matrix is one row, so that all pairs of layers are a single product.
-        K = torch.stack([_centred(features).flatten() for features in left])
-        L = torch.stack([_centred(features).flatten() for features in right])
         scale = n * (n - 3)
-        self._both = self._both + K @ L.T / scale
-        self._left = self._left + K.square().sum(1) / scale
-        self._right = self._right + L.square().sum(1) / scale
+        K = _flat(left)
+        L = _flat(right)
+        both = K @ L.T
+        left_alone = K.square().sum(1)
+        right_alone = L.square().sum(1)
+        # Both models' features may be of any number of layers, which is known only now.
+        self._both = self._both + both / scale
+        self._left = self._left + left_alone / scale
+        self._right = self._right + right_alone / scale
 
     def matrix(self) -> Float[Tensor, "left right"]:
         """Return CKA of each layer on the left with each on the right.
@@ -78,6 +81,7 @@ class UnbiasedCKA:
         """
         if isinstance(self._both, float):
             raise InputError("CKA needs at least one batch: call `add` first.")
+        # Features that do not vary have an HSIC of 0 with themselves: 0 / 0 is nan.
         left = torch.as_tensor(self._left)
         right = torch.as_tensor(self._right)
         return self._both / torch.outer(left, right).sqrt()
@@ -119,16 +123,28 @@ def batches(examples: int, *, batch: int = BATCH, seed: int = 0) -> Sequence[Ten
     return shuffled.tensor_split(max(1, math.ceil(examples / batch)))
 
 
+def _flat(layers: Sequence[Float[Tensor, "batch _"]]) -> Float[Tensor, "layers square"]:
+    """Return each layer's Gram matrix as a row: a single product then makes all pairs."""
+    rows = []
+    for features in layers:
+        gram = _centred(features)
+        rows.append(gram.flatten())
+    return torch.stack(rows)
+
+
 def _centred(features: Float[Tensor, "batch _"]) -> Float[Tensor, "batch batch"]:
     """Return the Gram matrix without its diagonal, centred so that each row adds up to 0."""
     n = len(features)
+    # In double precision: what is left after centring is small beside the entries of K.
     x = features.detach().double().cpu()
     # The result is invariant to this shift. It keeps large means from swamping the digits.
     x = x - x.mean(0)
     K = (x @ x.T).fill_diagonal_(0)
+    # What makes each row, without its diagonal, add up to 0.
     rows = K.sum(1) / (n - 2)
     total = K.sum() / ((n - 1) * (n - 2))
-    centred = K - rows[:, None] - rows + total
+    columns = rows[:, None]
+    centred = K - columns - rows + total
     return centred.fill_diagonal_(0)
 
 
@@ -146,11 +162,15 @@ def compute(subject: Subject) -> dict[str, object]:
     to_pretrained, to_previous = _over_steps(subject)
 
     steps = len(subject.learned)
-    initial = subject.hidden(subject.combined(0), examples)
-    last = subject.hidden(subject.combined(steps), examples)
+    pretrained = subject.combined(0)
+    learned = subject.combined(steps)
+    initial = subject.hidden(pretrained, examples)
+    last = subject.hidden(learned, examples)
     layers = UnbiasedCKA()
     for rows in mini_batches:
-        layers.add([layer[rows] for layer in initial], [layer[rows] for layer in last])
+        left = [layer[rows] for layer in initial]
+        right = [layer[rows] for layer in last]
+        layers.add(left, right)
     names = ["embeddings"]
     names += [f"layer {number}" for number in range(1, len(last))]
     return {
@@ -167,7 +187,8 @@ def _over_steps(subject: Subject) -> tuple[list[float], list[float]]:
     previous = pretrained
     to_pretrained = []
     to_previous = []
-    for step in range(1, len(subject.learned) + 1):
+    steps = len(subject.learned)
+    for step in range(1, steps + 1):
         features = torch.cat(subject.tested(step))
         to_pretrained.append(cka(pretrained, features, seed=subject.seed))
         to_previous.append(cka(previous, features, seed=subject.seed))

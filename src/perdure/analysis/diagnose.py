@@ -77,6 +77,7 @@ def diagnose(
     OutputError
         The file cannot be written.
     """
+    # Several processes would all compute the same, and write the same file.
     if engine.count() > 1:
         raise InputError(
             "`diagnose` is for one process: start it without `accelerate launch` or `torchrun`."
@@ -115,6 +116,7 @@ def diagnose(
                 results["parts"][name] = {"reading": reading, **numbers}
             except LeftOut as reason:
                 results["left_out"][name] = str(reason)
+    # `plain` has made None of what is undefined, for JSON has no nan.
     text = json.dumps(_with_earlier(subject.run.folder, results), allow_nan=False)
     files.write(subject.run.folder / FILE, text + "\n", check=sources.check)
     return results

@@ -38,14 +38,17 @@ def hidden_states(backbone: Backbone, examples: Examples) -> list[Float[Tensor, 
             row_numbers.append(rows)
             means.append([_mean(state, mask).cpu() for state in states])
     layers = []
+    # From a list of layers for each batch to a list of batches for each layer.
     for batches in zip(*means, strict=True):
-        layers.append(in_order(zip(row_numbers, batches, strict=True)))
+        numbered = zip(row_numbers, batches, strict=True)
+        layers.append(in_order(numbered))
     return layers
 
 
 def _mean(state: Tensor, mask: Tensor | None) -> Float[Tensor, "examples width"]:
     if state.dim() == 4:  # convolutional: batch, channels, height, width
         return state.flatten(2).mean(2)
+    # A picture has no padding: all of its tokens count.
     weights = torch.ones_like(state[..., :1])
     if mask is not None:
         weights = mask[..., None].to(state.dtype)

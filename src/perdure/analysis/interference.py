@@ -1,4 +1,4 @@
-"""How much task vectors interfere: norms, cosines, common subspaces and conflicts of sign.
+"""Interference of task vectors: norms, cosines, common subspaces and conflicts of sign.
 
 Layers are compared in the form in which they are stored: low-rank ones by their factors, where
 that is exact. A layer that a task vector lacks counts as zero. A value that is undefined (a vector
@@ -59,9 +59,14 @@ def cosines(vectors: Vectors) -> Pairwise:
     >>> cosines({"a": a, "b": b}).overall.tolist()
     [[1.0, 0.0], [0.0, 1.0]]
     """
-    grams = {name: _gram(entries) for name, entries in _by_layer(vectors)}
+    grams = {}
+    for name, entries in _by_layer(vectors):
+        grams[name] = _gram(entries)
+    by_layer = {}
+    for name, gram in grams.items():
+        by_layer[name] = _normed(gram)
+    # Inner products add up over the layers, cosines do not.
     total = _total(grams, len(vectors))
-    by_layer = {name: _normed(gram) for name, gram in grams.items()}
     return Pairwise(_normed(total), by_layer)
 
 
@@ -83,23 +88,34 @@ def sign_conflicts(vectors: Vectors, *, weighted: bool = False) -> Pairwise:
     0.75
     """
     count = len(vectors)
-    # The inner products of the (signs of the) changes, and the same of their absolute values.
-    signed: dict[str, Tensor] = {}
-    absolute: dict[str, Tensor] = {}
+    # The inner products of the changes (or of their signs), and of their absolute values.
+    signed = {}
+    absolute = {}
     for name, entries in _by_layer(vectors):
-        signed[name] = torch.zeros(count, count, dtype=torch.double)
-        absolute[name] = torch.zeros(count, count, dtype=torch.double)
+        inner = torch.zeros(count, count, dtype=torch.double)
+        inner_absolute = torch.zeros_like(inner)
         for block in _blocks(entries):
             values = block if weighted else block.sign()
-            signed[name] += values @ values.T
-            absolute[name] += values.abs() @ values.abs().T
-    overall = _opposed(_total(signed, count), _total(absolute, count))
-    by_layer = {name: _opposed(gram, absolute[name]) for name, gram in signed.items()}
+            sizes = values.abs()
+            inner += values @ values.T
+            inner_absolute += sizes @ sizes.T
+        signed[name] = inner
+        absolute[name] = inner_absolute
+    by_layer = {}
+    for name, inner in signed.items():
+        by_layer[name] = _opposed(inner, absolute[name])
+    overall = _opposed(
+        _total(signed, count),
+        _total(absolute, count),
+    )
     return Pairwise(overall, by_layer)
 
 
 def _opposed(signed: Tensor, absolute: Tensor) -> Float[Tensor, "tasks tasks"]:
-    return ((1 - signed / absolute) / 2).clamp(0, 1)
+    """Return the share that the signs take away: 0 where all agree, 1 where all are opposed."""
+    agreement = signed / absolute
+    share = (1 - agreement) / 2
+    return share.clamp(0, 1)  # no rounding error beyond a share
 
 
 def overlaps(vectors: Vectors, *, rank: int = 8) -> tuple[Pairwise, Pairwise]:
@@ -119,9 +135,10 @@ def overlaps(vectors: Vectors, *, rank: int = 8) -> tuple[Pairwise, Pairwise]:
     >>> round(left.overall[0, 1].item(), 4), round(right.overall[0, 1].item(), 4)
     (0.0, 1.0)
     """
-    left: dict[str, Tensor] = {}
-    right: dict[str, Tensor] = {}
+    left = {}
+    right = {}
     for name, entries in _by_layer(vectors):
+        # Biases and norms have no subspaces.
         if len(entries[0].shape) != 2:
             continue
         written = []
@@ -132,7 +149,8 @@ def overlaps(vectors: Vectors, *, rank: int = 8) -> tuple[Pairwise, Pairwise]:
             read.append(Vh[:rank].T.double())
         left[name] = _common(written)
         right[name] = _common(read)
-    return _averaged(left, len(vectors)), _averaged(right, len(vectors))
+    count = len(vectors)
+    return _averaged(left, count), _averaged(right, count)
 
 
 def _averaged(layers: dict[str, Tensor], tasks: int) -> Pairwise:
@@ -145,27 +163,34 @@ def _averaged(layers: dict[str, Tensor], tasks: int) -> Pairwise:
 
 def _common(bases: Sequence[Float[Tensor, "d _"]]) -> Float[Tensor, "tasks tasks"]:
     """Return the mean squared cosine of the principal angles, given orthonormal bases."""
-    overlap = torch.full((len(bases), len(bases)), torch.nan, dtype=torch.double)
-    for row, a in enumerate(bases):
-        for column, b in enumerate(bases):
-            k = min(a.shape[1], b.shape[1])
-            # A zero ΔW has no subspace at all: undefined, and not "orthogonal".
-            if k:
-                cosines = a[:, :k].T @ b[:, :k]
-                overlap[row, column] = cosines.square().sum().item() / k
-    return overlap
+    rows = []
+    for a in bases:
+        rows.append([_overlap(a, b) for b in bases])
+    return torch.tensor(rows, dtype=torch.double)
+
+
+def _overlap(a: Float[Tensor, "d _"], b: Float[Tensor, "d _"]) -> float:
+    k = min(a.shape[1], b.shape[1])
+    # A zero ΔW has no subspace at all: the overlap is undefined, and not 0.
+    if k == 0:
+        return torch.nan
+    cosines = a[:, :k].T @ b[:, :k]
+    return cosines.square().sum().item() / k
 
 
 def _by_layer(vectors: Vectors) -> Iterator[tuple[str, list[Entry]]]:
     """Yield the entries of all tasks, layer by layer."""
     for name, shape in shapes(vectors).items():
-        zero: Entry
-        if len(shape) == 2:
-            # Of rank 0, so that low-rank entries are still compared without any full matrix.
-            zero = LowRank(torch.zeros(shape[0], 0), torch.zeros(0, shape[1]))
-        else:
-            zero = torch.zeros(shape)
+        zero = _zero(shape)
         yield name, [vector.entries.get(name, zero) for vector in vectors.values()]
+
+
+def _zero(shape: torch.Size) -> Entry:
+    """Return no change of a layer; that of a matrix has rank 0, so that no full one is made."""
+    if len(shape) != 2:
+        return torch.zeros(shape)
+    rows, columns = shape
+    return LowRank(torch.zeros(rows, 0), torch.zeros(0, columns))
 
 
 def _gram(entries: Sequence[Entry]) -> Float[Tensor, "tasks tasks"]:
@@ -177,24 +202,33 @@ def _gram(entries: Sequence[Entry]) -> Float[Tensor, "tasks tasks"]:
     low_rank = [entry for entry in entries if isinstance(entry, LowRank)]
     count = len(entries)
     if len(low_rank) < count:
-        products = (block @ block.T for block in _blocks(entries))
-        return sum(products, torch.zeros(count, count))
+        gram = torch.zeros(count, count, dtype=torch.double)
+        for block in _blocks(entries):
+            gram += block @ block.T
+        return gram
     # All tasks' factors side by side: one product of each kind, and then sums over the blocks that
     # belong to a pair of tasks. `member` says which task each column of B (and row of A) is from.
-    B = torch.cat([entry.B.double() for entry in low_rank], dim=1)
-    A = torch.cat([entry.A.double() for entry in low_rank])
+    left = [entry.B.double() for entry in low_rank]
+    right = [entry.A.double() for entry in low_rank]
+    B = torch.cat(left, dim=1)
+    A = torch.cat(right)
     ranks = torch.tensor([entry.rank for entry in low_rank])
     owner = torch.repeat_interleave(ranks)
     member = torch.nn.functional.one_hot(owner, count).double()
-    return member.T @ ((B.T @ B) * (A @ A.T)) @ member
+    products = (B.T @ B) * (A @ A.T)
+    return member.T @ products @ member
 
 
 def _blocks(entries: Sequence[Entry]) -> Iterator[Float[Tensor, "tasks block"]]:
     """Yield all values of a layer, some rows at a time, so that full matrices need not fit."""
+    # Deferred tensors are made once here, and low-rank ones row by row below.
     stored = [entry if isinstance(entry, LowRank) else dense(entry) for entry in entries]
     shape = entries[0].shape
-    height = max(1, BLOCK * shape[0] // max(1, len(entries) * shape.numel()))
-    for start in range(0, shape[0], height):
+    length = shape[0]
+    size = len(entries) * shape.numel()
+    # A single row may be more than a block, and a layer may be empty.
+    height = max(1, BLOCK * length // max(1, size))
+    for start in range(0, length, height):
         rows = slice(start, start + height)
         values = []
         for entry in stored:
@@ -205,13 +239,16 @@ def _blocks(entries: Sequence[Entry]) -> Iterator[Float[Tensor, "tasks block"]]:
 
 def _normed(gram: Float[Tensor, "tasks tasks"]) -> Float[Tensor, "tasks tasks"]:
     """Divide inner products by the norms, which are on the diagonal; 0 / 0 is nan."""
-    size = gram.diagonal().clamp_min(0).sqrt()
-    cosines = gram / (size[:, None] * size)
+    squares = gram.diagonal().clamp_min(0)
+    size = squares.sqrt()
+    products = size[:, None] * size
+    cosines = gram / products
     return cosines.clamp(-1, 1)
 
 
 def _total(grams: Mapping[str, Tensor], tasks: int) -> Float[Tensor, "tasks tasks"]:
-    return sum(grams.values(), torch.zeros(tasks, tasks, dtype=torch.double))
+    zero = torch.zeros(tasks, tasks, dtype=torch.double)
+    return sum(grams.values(), zero)
 
 
 def compute(subject: Subject) -> dict[str, object]:
@@ -222,7 +259,8 @@ def compute(subject: Subject) -> dict[str, object]:
         raise LeftOut("There is one task only, and nothing to compare it with.")
     matrices = {}
     for task, vector in vectors.items():
-        matrices[task] = TaskVector({name: vector[name] for name in linear if name in vector})
+        entries = {name: vector[name] for name in linear if name in vector}
+        matrices[task] = TaskVector(entries)
     left, right = overlaps(matrices)
     measures = {
         "cosine": cosines(vectors),
@@ -244,5 +282,9 @@ def compute(subject: Subject) -> dict[str, object]:
     for key, measure in measures.items():
         numbers[key] = plain(measure.overall)
     for key, measure in measures.items():
-        numbers[f"layer_{key}"] = [plain(measure.layers[name][*upper]) for name in layers]
+        values = []
+        for name in layers:
+            pairs = measure.layers[name][*upper]
+            values.append(plain(pairs))
+        numbers[f"layer_{key}"] = values
     return numbers

@@ -56,8 +56,8 @@ class Probe:
         varies = scale > 1e-9 * (1 + mean.abs())
         scale = torch.where(varies, scale, torch.ones_like(scale))
         x = (x - mean) / scale
-        weight = torch.zeros(classes, x.shape[1], dtype=torch.double, requires_grad=True)
-        bias = torch.zeros(classes, dtype=torch.double, requires_grad=True)
+        weight = torch.zeros(classes, x.shape[1], dtype=torch.double).requires_grad_()
+        bias = torch.zeros(classes, dtype=torch.double).requires_grad_()
         optimizer = torch.optim.LBFGS(
             [weight, bias],
             max_iter=STEPS,
@@ -66,18 +66,26 @@ class Probe:
             line_search_fn="strong_wolfe",
         )
 
+        # The line search calls this several times in each step.
         def loss() -> Tensor:
             optimizer.zero_grad()
-            value = torch.nn.functional.cross_entropy(x @ weight.T + bias, labels.cpu())
+            logits = x @ weight.T + bias
+            error = torch.nn.functional.cross_entropy(logits, labels.cpu())
             # Half the squared norm over n: scikit-learn's LogisticRegression with C = 1.
-            value = value + weight.square().sum() / (2 * len(x))
+            penalty = weight.square().sum() / (2 * len(x))
+            value = error + penalty
             value.backward()
             return value
 
         # Whoever measures may do so under `no_grad`, but fitting needs gradients.
         with torch.enable_grad():
             optimizer.step(loss)  # pyright: ignore
-        return cls(mean, scale, weight.detach(), bias.detach())
+        return cls(
+            mean=mean,
+            scale=scale,
+            weight=weight.detach(),
+            bias=bias.detach(),
+        )
 
     def predict(self, features: Float[Tensor, "examples width"]) -> Int[Tensor, " examples"]:
         """Return the likeliest class of each example."""
@@ -120,14 +128,16 @@ def compute(subject: Subject) -> dict[str, object]:
     test = subject.encoded("test")
     labels = torch.cat(subject.labels(train))
     answers = subject.labels(test)
-    rows: list[list[float]] = []
+    classes = len(subject.stream.classes)
+    rows = []
     for step in range(len(subject.learned) + 1):
         # A frozen backbone has the same features at every step, so that one probe is enough.
         if rows and subject.frozen:
             rows.append(rows[0])
             continue
-        features = torch.cat(subject.features(subject.combined(step), train))
-        probe = Probe.fitted(features, labels, len(subject.stream.classes))
+        combined = subject.combined(step)
+        features = torch.cat(subject.features(combined, train))
+        probe = Probe.fitted(features, labels, classes)
         accuracies = []
         for tested, answer in zip(subject.tested(step), answers, strict=True):
             right = probe.predict(tested) == answer
@@ -135,11 +145,17 @@ def compute(subject: Subject) -> dict[str, object]:
         rows.append(accuracies)
 
     # The format has a column for each task, also for those whose examples are gone.
-    present = [subject.tasks.index(name) for name in subject.present]
-    A = torch.full((len(rows), len(subject.tasks)), math.nan, dtype=torch.double)
-    A[:, present] = torch.tensor(rows, dtype=torch.double)
+    tasks = subject.tasks
+    present = [tasks.index(name) for name in subject.present]
+    accuracy = torch.tensor(rows, dtype=torch.double)
+    A = torch.full(
+        (len(rows), len(tasks)),
+        math.nan,
+        dtype=torch.double,
+    )
+    A[:, present] = accuracy
     return {
-        "accuracy": plain(A[:, present].mean(1)),
+        "accuracy": plain(accuracy.mean(1)),
         "subset": plain(A),
         "plasticity": plain(plasticity(A)),
         "stability": plain(stability(A)),

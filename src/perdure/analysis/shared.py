@@ -1,4 +1,4 @@
-"""What several diagnostics need to compute: task vectors, plain numbers, and the reason to skip."""
+"""Task vectors, plain numbers, and the reason to skip: what several diagnostics need."""
 
 import math
 
@@ -40,6 +40,7 @@ def vectors_of(subject: Subject) -> tuple[dict[str, TaskVector], list[str]]:
             # Full fine-tuning changes biases too; their names lead to no layer.
             if not name.endswith(".bias"):
                 names[name] = None
+    # Overlaps and zones need matrices, so embeddings and norms are told apart here.
     model = subject.backbone.model
     linear = [name for name in names if is_matrix(adapters.base_layer(model, name))]
     return vectors, linear

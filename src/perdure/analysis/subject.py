@@ -64,7 +64,7 @@ class Subject:
 
     @property
     def frozen(self) -> bool:
-        """Whether the method has left the backbone as it was."""
+        """True if the method has left the backbone as it was."""
         return all(task.adapter.config is None for task in self.learned)
 
     def combined(self, step: int) -> Combined:
@@ -81,21 +81,30 @@ class Subject:
             check_search(self.stream, step, self.rule)
             best, _ = with_best_scale(system, self.stream)
             return best.combined
-        where = f"`{self.run.folder / 'combined.json'}`: rule `{self.rule.name}`"
-        options = checked(registry.find("rule", self.rule.name), search["options"], where)
-        return system.with_rule(self.rule.with_options(options)).combined
+        # The options come from a file, so they are checked like those of a recipe.
+        path = self.run.folder / "combined.json"
+        where = f"`{path}`: rule `{self.rule.name}`"
+        kind = registry.find("rule", self.rule.name)
+        options = checked(kind, search["options"], where)
+        rule = self.rule.with_options(options)
+        return system.with_rule(rule).combined
 
     def encoded(self, split: Split) -> list[Examples]:
         """Return the examples that are read, one value for each task in `present`."""
         fewer = self.stream.limited(**{split: self.examples}, seed=self.seed)
-        return [self.backbone.encode(fewer.task(name).rows(split)) for name in self.present]
+        encoded = []
+        for name in self.present:
+            rows = fewer.task(name).rows(split)
+            encoded.append(self.backbone.encode(rows))
+        return encoded
 
     def labels(self, examples: Sequence[Examples]) -> list[Int[Tensor, " examples"]]:
         """Return the labels of each task's examples, as numbers among the classes of all tasks."""
         labels = []
         for name, rows in zip(self.present, examples, strict=True):
             class_index = torch.tensor(self.stream.class_index(name))
-            labels.append(class_index[torch.tensor(rows.labels)])
+            own_labels = torch.tensor(rows.labels)
+            labels.append(class_index[own_labels])
         return labels
 
     def features(
@@ -104,7 +113,13 @@ class Subject:
         """Return the features of each task's examples; a routed model is told their task."""
         by_task = []
         for name, rows in zip(self.present, examples, strict=True):
-            by_task.append(features(self.backbone, combined, rows, task=name).cpu())
+            of_task = features(
+                self.backbone,
+                combined,
+                rows,
+                task=name,
+            )
+            by_task.append(of_task.cpu())
         return by_task
 
     def tested(self, step: int) -> list[Float[Tensor, "examples width"]]:
@@ -124,6 +139,7 @@ class Subject:
         """Return the hidden states of each layer, with the examples of all tasks in one tensor."""
         by_task = []
         for name, rows in zip(self.present, examples, strict=True):
+            # A routed model has other weights for each task; they are taken back afterwards.
             with combined.applied(self.backbone, name):
                 by_task.append(hidden_states(self.backbone, rows))
         return [torch.cat(layer) for layer in zip(*by_task, strict=True)]
@@ -142,10 +158,19 @@ def subject_of(
         The tasks are not those that the run learned, or it has learned none.
     """
     recipe = Recipe.parse(run.recipe)
+    # Checked before data and model are opened, which may take long.
     if not run.tasks:
         raise RunError(f"`{run.folder}` has learned no task yet, so there is nothing to diagnose.")
     stream = stream or recipe.make_stream(run)
     backbone = recipe.make_backbone()
     rule = rule or recipe.make_rule()
     system = restored(run, backbone, rule, stream)
-    return Subject(run, system, stream.until(len(system.learned)), examples, recipe.seed)
+    # A stream may go on with tasks that the run has not learned yet.
+    learned = stream.until(len(system.learned))
+    return Subject(
+        run=run,
+        system=system,
+        stream=learned,
+        examples=examples,
+        seed=recipe.seed,
+    )

@@ -1,4 +1,4 @@
-"""Where a change of weights lies among the pre-trained weights' own directions."""
+"""Zones of the pre-trained weights: among which of their own directions a change lies."""
 
 from __future__ import annotations
 
@@ -59,7 +59,8 @@ class Zones:
         """
         U, S, Vh = svd(weight.detach().double().cpu())
         # A sum that reaches its share exactly must not miss it by a rounding error.
-        below = S.cumsum(0) < mass * S.sum() * (1 - 1e-12)
+        threshold = mass * S.sum() * (1 - 1e-12)
+        below = S.cumsum(0) < threshold
         leading = int(below.sum()) + 1
         return cls(U, Vh, min(leading, len(S)))
 
@@ -73,22 +74,35 @@ class Zones:
         energy = max(0.0, inner(change, change))
         first = self._within(change, leading, leading)
         inside = self._within(change, every, every)
-        zones = torch.tensor([first, inside - first, energy - inside], dtype=torch.double)
-        return zones.clamp_min(0)  # differences of nearly equal numbers may fall below 0
+        zones = [
+            first,
+            inside - first,
+            energy - inside,
+        ]
+        # Differences of nearly equal numbers may fall below 0.
+        return torch.tensor(zones, dtype=torch.double).clamp_min(0)
 
     def mixed(self, change: Entry) -> float:
         """Return the part of ‖ΔW‖² in zone II with only one side among the first k*."""
         leading = slice(0, self.leading)
         rest = slice(self.leading, None)
-        return self._within(change, leading, rest) + self._within(change, rest, leading)
+        above = self._within(change, leading, rest)
+        below = self._within(change, rest, leading)
+        return above + below
 
     def by_chance(self) -> Float[Tensor, "3"]:
         """Return a random change's expected shares: those of the zones in the matrix entries."""
         k = self.leading
-        r = len(self.Vh)
-        size = self.U.shape[0] * self.Vh.shape[1]
-        entries = torch.tensor([k * k, r * r - k * k, size - r * r], dtype=torch.double)
-        return entries / size
+        r = len(self.Vh)  # the rank of W0
+        outputs = self.U.shape[0]
+        inputs = self.Vh.shape[1]
+        size = outputs * inputs
+        entries = [
+            k * k,
+            r * r - k * k,
+            size - r * r,
+        ]
+        return torch.tensor(entries, dtype=torch.double) / size
 
     def _within(self, change: Entry, left: slice, right: slice) -> float:
         """Return ‖Uᵀ ΔW V‖² for some of the singular vectors on each side."""
@@ -97,34 +111,47 @@ class Zones:
         projected: Entry
         if isinstance(change, LowRank):
             # The factors are projected one by one: no full matrix is made.
-            projected = LowRank(U.T @ change.B.to(U), change.A.to(U) @ V)
+            B = U.T @ change.B.to(U)
+            A = change.A.to(U) @ V
+            projected = LowRank(B, A)
         else:
-            projected = U.T @ dense(change).to(U) @ V
+            full = dense(change).to(U)
+            projected = U.T @ full @ V
         return max(0.0, inner(projected, projected))
 
 
 def compute(subject: Subject) -> dict[str, object]:
     """Return the numbers of this diagnostic for a run."""
     vectors, linear = vectors_of(subject)
-    energies = torch.zeros(len(linear), len(vectors), 3, dtype=torch.double)
-    mixed = torch.zeros(len(vectors), dtype=torch.double)
+    count = len(vectors)
+    energies = torch.zeros(
+        len(linear),
+        count,
+        3,
+        dtype=torch.double,
+    )
+    mixed = torch.zeros(count, dtype=torch.double)
     chance = torch.zeros(3, dtype=torch.double)
+    model = subject.backbone.model
     for layer, name in enumerate(linear):
-        weight = matrix(adapters.base_layer(subject.backbone.model, name))
+        weight = matrix(adapters.base_layer(model, name))
         zones = Zones.of(weight)
         # Layers count by their size, as they do in ‖ΔW‖² of a random change.
         chance += zones.by_chance() * weight.numel()
         for task, vector in enumerate(vectors.values()):
+            # A layer that a task does not change has no energy.
             if name in vector:
-                energies[layer, task] = zones.energies(vector[name])
-                mixed[task] += zones.mixed(vector[name])
-    total = energies.sum(0)
-    layers = linear if len(vectors) <= MANY else []
+                change = vector[name]
+                energies[layer, task] = zones.energies(change)
+                mixed[task] += zones.mixed(change)
+    by_task = energies.sum(0)
+    total = by_task.sum(1)
+    layers = linear if count <= MANY else []
     layer_shares = energies / energies.sum(2, keepdim=True)
     return {
         "layers": layers,
-        "shares": plain(total / total.sum(1, keepdim=True)),
-        "mixed": plain(mixed / total.sum(1)),
+        "shares": plain(by_task / total[:, None]),
+        "mixed": plain(mixed / total),
         "by_chance": plain(chance / chance.sum()),
         "layer_shares": plain(layer_shares[: len(layers)]),
     }

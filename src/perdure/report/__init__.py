@@ -27,7 +27,13 @@ __all__ = ["FORMATS", "report"]
 
 def _to_json(summary: Summary) -> str:
     # `plain` has replaced what JSON does not know, so a nan here is a fault.
-    return json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json.dumps(
+        summary,
+        indent=2,
+        ensure_ascii=False,
+        allow_nan=False,
+    )
+    return text + "\n"
 
 
 FORMATS: dict[str, Callable[[Summary], str]] = {

@@ -1,4 +1,4 @@
-"""What all charts of a report share: size, ticks that name tasks, and a legend below."""
+"""The frame that all charts of a report share: size, names of tasks, and a legend below."""
 
 from collections.abc import Sequence
 
@@ -15,6 +15,7 @@ PERCENT = FuncFormatter(lambda value, _: f"{100 * value:.3g}".replace("-", "−"
 
 def empty(lines: int) -> tuple[Figure, Axes]:
     """Return a figure with room for a legend of `lines` lines; a single line needs none."""
+    # Inches. The constrained layout makes room for a legend outside of the axes.
     legend = 0.19 * (lines if lines > 1 else 0)
     figure = Figure(figsize=(WIDTH, 2.9 + legend), layout="constrained")
     axes = figure.subplots()
@@ -31,9 +32,11 @@ def name_tasks(axes: Axes, names: Sequence[str]) -> None:
     letters = sum(len(short(name)) + 2 for name in labelled)
     turned = {}
     if letters > 60:
+        # Turned around its end, or a name would not point to its tick.
         turned = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
     labels = [shown(name, 28) for name in labelled]
-    axes.set_xticks(range(0, len(names), step), labels, **turned)
+    ticks = range(0, len(names), step)
+    axes.set_xticks(ticks, labels, **turned)
     # Set by hand: matplotlib would end the axis where the data end.
     axes.set_xlim(-0.6, len(names) - 0.4)
 
@@ -48,10 +51,15 @@ def with_legend(figure: Figure) -> Figure:
     # Panels repeat their labels; the first line of each name is enough.
     handles = {}
     for axes in figure.axes:
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+        drawn, labels = axes.get_legend_handles_labels()
+        for handle, label in zip(drawn, labels, strict=True):
             handles.setdefault(label, handle)
     if len(handles) > 1:
-        figure.legend(list(handles.values()), list(handles), loc="outside lower left")
+        figure.legend(
+            list(handles.values()),
+            list(handles),
+            loc="outside lower left",
+        )
     return figure
 
 

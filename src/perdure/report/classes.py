@@ -1,4 +1,4 @@
-"""How single classes were answered: recall, and the class for which each was taken instead."""
+"""Answers by class: recall, and the class for which each was taken instead."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -22,7 +22,8 @@ def examples(answers: Answers) -> dict[str, int]:
     # Every way to know the task was measured on the same examples, so the last one read will do.
     for tasks in answers.values():
         for task, classes in tasks.items():
-            counts[task] = sum(sum(answered.values()) for answered in classes.values())
+            totals = [sum(answered.values()) for answered in classes.values()]
+            counts[task] = sum(totals)
     return counts
 
 
@@ -36,13 +37,16 @@ def summarise(answers: Answers) -> Record:
 
 
 def _of_way(tasks: Mapping[str, Mapping[str, Mapping[str, int]]]) -> Record:
+    # `update` of a `Counter` adds up what several tasks have answered for the same class.
     together: dict[str, Counter[str]] = {}
     for classes in tasks.values():
         for true, answered in classes.items():
-            together.setdefault(true, Counter()).update(answered)
+            counter = together.setdefault(true, Counter())
+            counter.update(answered)
     rows = [_of_class(true, answered) for true, answered in together.items()]
     count = len(rows)
     if count > ALL:
+        # The sort is stable: of equal recall, the class that was learned first stays first.
         rows.sort(key=lambda row: row["recall"])
         rows = rows[:WORST]
     return {"count": count, "classes": rows}
@@ -51,6 +55,7 @@ def _of_way(tasks: Mapping[str, Mapping[str, Mapping[str, int]]]) -> Record:
 def _of_class(true: str, answered: Counter[str]) -> Record:
     taken_for = None
     times = 0
+    # The most common answer that is not the right one.
     for name, count in answered.most_common():
         if name != true:
             taken_for = name
@@ -68,6 +73,7 @@ def _of_class(true: str, answered: Counter[str]) -> Record:
 
 def picture(run: Record, task_id: str, known: str) -> Picture | None:
     """Draw the confusion of a run's classes as shares of each row, beside a table of recalls."""
+    # A single class cannot be taken for another.
     answered = run["classes"].get(task_id)
     if not answered or len(answered["classes"]) < 2:
         return None
@@ -79,16 +85,30 @@ def picture(run: Record, task_id: str, known: str) -> Picture | None:
     shares = np.zeros((len(names), len(columns)))
     rows: list[list[Cell]] = []
     for row, entry in enumerate(classes):
+        counts = entry["answered"]
         for column, name in enumerate(columns):
-            shares[row, column] = entry["answered"].get(name, 0) / entry["examples"]
-        keys = ("name", "examples", "recall", "taken_for", "times")
-        rows.append([entry[key] for key in keys])
+            shares[row, column] = counts.get(name, 0) / entry["examples"]
+        rows.append(
+            [
+                entry["name"],
+                entry["examples"],
+                entry["recall"],
+                entry["taken_for"],
+                entry["times"],
+            ]
+        )
     which = "all classes"
     if len(classes) < answered["count"]:
         which = f"the {len(classes)} of {answered['count']} classes with the lowest recall"
     return Picture(
         caption=f"True class (row) × answer, %: {which} · {known}",
-        svg=heat(shares, names, columns, limits=(0.0, 1.0), digits=0),
+        svg=heat(
+            shares,
+            names,
+            columns,
+            limits=(0.0, 1.0),
+            digits=0,
+        ),
         header=["class", "test examples", "recall", "most often taken for", "times"],
         rows=rows,
     )

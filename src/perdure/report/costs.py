@@ -63,6 +63,7 @@ def _draw_search(searched: Sequence[tuple[str, Look, Record]]) -> Figure:
     return with_legend(figure)
 
 
+# The title of each panel, and the unit of its bars.
 COSTS = {
     "seconds": ("learning, seconds", 1.0),
     "trained": ("trained, thousands", 1e3),
@@ -77,28 +78,36 @@ def cost(summary: Summary) -> Picture | None:
     # A single run needs no figure: the table of its tasks has these numbers.
     if len(runs) < 2:
         return None
-    known = [name for name in COSTS if any(run["cost"][name] for run in runs)]
-    if not known:
-        return None
-    rows: list[list[Cell]] = []
-    for run in runs:
-        rows.append([run["title"], *(run["cost"][name] for name in known)])
-    header = ["run", *(name.replace("_", " ") for name in known)]
+    header = ["run"]
+    columns = [[run["title"] for run in runs]]
     panels = []
-    for name in known:
-        title, unit = COSTS[name]
-        values = [(run["cost"][name] or 0) / unit for run in runs[:ROWS]]
-        panels.append((title, values))
+    for name, (title, unit) in COSTS.items():
+        costs = [run["cost"][name] for run in runs]
+        if not any(costs):
+            continue
+        header.append(name.replace("_", " "))
+        columns.append(costs)
+        drawn = [(cost or 0) / unit for cost in costs[:ROWS]]
+        panels.append((title, drawn))
+    if not panels:
+        return None
     titles = [run["title"] for run in runs[:ROWS]]
-    return Picture("Time, parameters and bytes", _draw_cost(titles, panels), header, rows)
+    return Picture(
+        caption="Time, parameters and bytes",
+        svg=_draw_cost(titles, panels),
+        header=header,
+        rows=[list(row) for row in zip(*columns, strict=True)],
+    )
 
 
 @svg
 def _draw_cost(titles: Sequence[str], panels: Sequence[tuple[str, Sequence[float]]]) -> Figure:
     """Draw a panel of bars for each kind of cost: a bar for each run."""
     count = len(titles)
-    size = (1.3 + 1.75 * len(panels), 0.75 + 0.2 * count)
-    figure = Figure(figsize=size, layout="constrained")
+    # Inches: a column for each panel beside the names, and a line for each run.
+    width = 1.3 + 1.75 * len(panels)
+    height = 0.75 + 0.2 * count
+    figure = Figure(figsize=(width, height), layout="constrained")
     grid = figure.subplots(1, len(panels), squeeze=False)[0]
     labels = [shown(title, 34) for title in titles]
     for axes, (title, values) in zip(grid, panels, strict=True):

@@ -19,6 +19,7 @@ def sections(diagnostics: Record) -> list[Section]:
     left_out = diagnostics.get("left_out", {})
     tasks = diagnostics.get("tasks", [])
     made = []
+    # In the order of the page. A part that is in neither was not asked for.
     for name, diagnostic in registry.diagnostics().items():
         if name in parts:
             part = parts[name]

@@ -27,6 +27,7 @@ def show(results: Record, console: Console | None = None) -> None:
             console.print()
             _print(console, diagnostic.table(part, tasks))
             say(console, part["reading"], style="dim")
+    # After the tables, for they are what was asked for.
     for name, reason in results["left_out"].items():
         console.print()
         say(console, f"Left out: {name}. {reason}")
@@ -39,7 +40,12 @@ def _print(console: Console, table: Table) -> None:
     for column, name in enumerate(table.header):
         if name in table.texts:
             texts.append(column)
-    print_table(console, table.header, table.rows[:ROWS], texts=texts)
+    print_table(
+        console,
+        table.header,
+        table.rows[:ROWS],
+        texts=texts,
+    )
     hidden = len(table.rows) - ROWS
     if hidden > 0:
         say(console, f"… and {hidden} more in diagnostics.json.")

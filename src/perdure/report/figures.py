@@ -204,7 +204,7 @@ def _draw_losses(curves: Sequence[tuple[str, Look, Sequence[Record]]]) -> Figure
 
 @dataclass(frozen=True)
 class Point:
-    """What a result has learned and forgotten: means and standard deviations over seeds."""
+    """New-task accuracy and forgetting of a result: means and deviations over seeds."""
 
     series: Series
     learned: Record
@@ -241,7 +241,12 @@ def plane(summary: Summary, known: Sequence[Way]) -> Picture | None:
             ]
         )
     header = ["run", "new-task accuracy", "± sd", "forgetting", "± sd", "seeds"]
-    return Picture(title, _draw_plane(points), header, rows)
+    return Picture(
+        caption=title,
+        svg=_draw_plane(points),
+        header=header,
+        rows=rows,
+    )
 
 
 @svg
@@ -292,7 +297,8 @@ def forgetting(summary: Summary) -> Picture | None:
         names |= dict.fromkeys(bar.values)
     drawn = []
     for bar in bars:
-        drawn.append(Line(bar.title, bar.look, [bar.values.get(name) for name in names]))
+        values = [bar.values.get(name) for name in names]
+        drawn.append(Line(bar.title, bar.look, values))
     # A single bar compares nothing.
     if sum(len(_known(line.values)) for line in drawn) < 2:
         return None
@@ -300,7 +306,12 @@ def forgetting(summary: Summary) -> Picture | None:
     for number, name in enumerate(names):
         rows.append([name, *(line.values[number] for line in drawn)])
     header = ["name", *(line.title for line in drawn)]
-    return Picture("Forgetting, points", _draw_bars(drawn, list(names)), header, rows)
+    return Picture(
+        caption="Forgetting, points",
+        svg=_draw_bars(drawn, list(names)),
+        header=header,
+        rows=rows,
+    )
 
 
 @dataclass(frozen=True)
@@ -323,7 +334,7 @@ def _forgetting_of_tasks(summary: Summary) -> list[Bars]:
             if looks.several:
                 title = f"{run['title']} · {title}"
             look = looks.of_run(number, run["rule"], result["task_id"])
-            # The last task has nothing to forget yet, and no value.
+            # The last task has nothing to forget yet: there is one value less than tasks.
             values = dict(zip(result["tasks"], result["forgetting"], strict=False))
             bars.append(Bars(title, look, values))
     return bars

@@ -63,6 +63,7 @@ def read(folder: str | Path) -> Files:
     problems: list[str] = []
 
     def tried(read: Callable[..., T], default: T, *values: object) -> T:
+        # What cannot be read is worth a sentence, but no reason to show nothing.
         try:
             return read(*values)
         except RunError as error:
@@ -129,7 +130,10 @@ def _missing(folder: Path, there: dict[str, bool], *, combined: bool) -> list[st
 
 def _learned(recipe: Record, scores: list[Record], events: list[Record]) -> list[str]:
     """Return the tasks that were learned, according to the events and the scores."""
-    names = [event.get("task") for event in events if event.get("event") == "task"]
+    names = []
+    for event in events:
+        if event.get("event") == "task":
+            names.append(event.get("task"))
     evaluation = recipe.get("evaluation")
     future = isinstance(evaluation, dict) and evaluation.get("future")
     # With `future`, tasks that are still to come have scores, too: these prove nothing then.

@@ -43,7 +43,12 @@ def matrix(result: Record, limits: tuple[float, float]) -> Picture:
     learned = [names[step] for step in measured]
     return Picture(
         caption=result["name"],
-        svg=heat(values, learned, names, limits=limits),
+        svg=heat(
+            values,
+            learned,
+            names,
+            limits=limits,
+        ),
         header=["after learning", *names],
         rows=[[names[step], *scores[step]] for step in measured],
     )
@@ -88,11 +93,21 @@ def heat(
     painted = _painted(values, limits, colours)
     cells = _cells(painted, width, height)
     if _is_numbered(len(rows), len(columns)):
-        cells += _numbers(scale * values, painted, width, height, digits)
+        scaled = scale * values
+        cells += _numbers(
+            scaled,
+            painted,
+            width,
+            height,
+            digits,
+        )
+    # Labels end 7 pixels from the cells; a baseline 4 pixels below the middle centres the letters.
     for row in _labelled(len(rows), height):
-        cells.append(_left(-7, (row + 0.5) * height + 4, rows[row]))
+        middle = (row + 0.5) * height
+        cells.append(_left(-7, middle + 4, rows[row]))
     for column in _labelled(len(columns), width):
-        cells.append(_above((column + 0.5) * width, -7, columns[column]))
+        middle = (column + 0.5) * width
+        cells.append(_above(middle, -7, columns[column]))
 
     # Names of columns are turned by 40°: their height is the sine of their length, about 0.65, and
     # their width the cosine, 0.77. The last one stands out over the right border.
@@ -102,13 +117,14 @@ def heat(
     over = max(4.0, 0.77 * label - width / 2)
     full_width = left + len(columns) * width + over
     full_height = top + len(rows) * height + 4
+    content = "".join(cells)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" '
         f'width="{full_width:.0f}" height="{full_height:.0f}" '
         f'viewBox="{-left:.0f} {-top:.0f} {full_width:.0f} {full_height:.0f}" '
         f'font-family="{FONT}" font-size="12" '
         f'style="min-width: {SMALLEST * full_width:.0f}px">'
-        f'<g style="fill: var(--ink, #1d2127)">{"".join(cells)}</g></svg>'
+        f'<g style="fill: var(--ink, #1d2127)">{content}</g></svg>'
     )
 
 
@@ -136,13 +152,15 @@ def _painted(
 ) -> ndarray:
     """Return the colour of each cell as red, green, blue and alpha from 0 to 255."""
     low, high = limits
-    # Equal limits must not divide by zero.
-    shares = np.clip((values - low) / (high - low or 1), 0, 1)
+    extent = high - low or 1  # equal limits must not divide by zero
+    shares = (values - low) / extent
+    shares = np.clip(shares, 0, 1)
     painted = matplotlib.colormaps[colours](shares)
     transparent = (1, 1, 1, 0)
     missing = np.isnan(values)[..., None]
     painted = np.where(missing, transparent, painted)
-    return np.round(255 * painted).astype(np.uint8)
+    painted = np.round(255 * painted)
+    return painted.astype(np.uint8)
 
 
 def _cells(painted: ndarray, width: int, height: int) -> list[str]:
@@ -152,8 +170,18 @@ def _cells(painted: ndarray, width: int, height: int) -> list[str]:
     cells = []
     for row in range(rows):
         for column in range(columns):
+            x = column * width
+            y = row * height
             colour = painted[row, column]
-            cells.append(_cell(column * width, row * height, width, height, colour))
+            cells.append(
+                _cell(
+                    x,
+                    y,
+                    width,
+                    height,
+                    colour,
+                )
+            )
     return cells
 
 
@@ -171,7 +199,16 @@ def _numbers(
         x = (column + 0.5) * width
         # The text's baseline is 3 pixels below the middle, so that its digits are centred.
         y = (row + 0.5) * height + 3
-        texts.append(_number(x, y, value, digits, painted[row, column]))
+        colour = painted[row, column]
+        texts.append(
+            _number(
+                x,
+                y,
+                value,
+                digits,
+                colour,
+            )
+        )
     return texts
 
 
@@ -197,7 +234,8 @@ def _raster(painted: ndarray, width: float, height: float) -> str:
 
 
 def _number(x: float, y: float, value: float, digits: int, colour: ndarray) -> str:
-    style = f"fill: {ink(*(colour[:3] / 255))}"
+    red, green, blue = colour[:3] / 255
+    style = f"fill: {ink(red, green, blue)}"
     text = number(value, digits)
     return f'<text x="{x - 1}" y="{y}" text-anchor="middle" style="{style}">{text}</text>'
 
@@ -217,8 +255,11 @@ def _labelled(count: int, size: float) -> range:
 
 def _label_width(names: Sequence[str]) -> float:
     """Return the width of the longest label in pixels."""
-    letters = [sum(_letters(character) for character in short(name)) for name in names]
-    return 14 + max((LETTER * count for count in letters), default=0)
+    longest = 0.0
+    for name in names:
+        letters = sum(_letters(character) for character in short(name))
+        longest = max(longest, LETTER * letters)
+    return 14 + longest
 
 
 def _letters(character: str) -> float:
@@ -227,7 +268,8 @@ def _letters(character: str) -> float:
 
 
 def _hex(colour: ndarray) -> str:
-    return "#" + "".join(f"{channel:02x}" for channel in colour[:3])
+    red, green, blue = colour[:3]
+    return f"#{red:02x}{green:02x}{blue:02x}"
 
 
 def ink(*colour: float) -> str:
@@ -235,7 +277,8 @@ def ink(*colour: float) -> str:
     red, green, blue = (_linear(channel) for channel in colour)
     luminance = 0.2126 * red + 0.7152 * green + 0.0722 * blue
     # Contrast is (lighter + 0.05) / (darker + 0.05); white has luminance 1, and black 0.
-    return "black" if (luminance + 0.05) ** 2 > 1.05 * 0.05 else "white"
+    lifted = luminance + 0.05
+    return "black" if lifted**2 > 1.05 * 0.05 else "white"
 
 
 def _linear(channel: float) -> float:

@@ -90,6 +90,7 @@ def to_html(summary: Summary) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
+        # A misspelt name in the template is an error, and not an empty place.
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -109,6 +110,7 @@ def to_html(summary: Summary) -> str:
         results=table(summary),
         symbols=symbols,
         note=note(summary),
+        # Read by `perdure forget`, which has to know the pages that tell of a task.
         made_of=[json.dumps(_made_of(run)) for run in summary["runs"]],
         sections=_fitting(_sections(summary)),
     )
@@ -120,6 +122,7 @@ def _made_of(run: Record) -> dict[str, str]:
 
 
 def _yaml(value: object) -> str:
+    # In the order of the recipe, and with the letters of every language.
     return yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
 
 
@@ -238,7 +241,12 @@ def _matrices(summary: Summary) -> Section:
         picture = heat_map.matrix(result, limits)
         pictures.append(_titled(picture, run, several))
     title = "Accuracy matrix" if len(pictures) == 1 else "Accuracy matrices"
-    return Section(title, note, pictures, folded=several)
+    return Section(
+        title,
+        note,
+        pictures,
+        folded=several,
+    )
 
 
 def _has_gaps(matrix: Sequence[Sequence[float | None]]) -> bool:
@@ -270,7 +278,12 @@ def _classes(summary: Summary) -> Section:
         "Each row adds up to 100 %. The table has each class's recall, and what it was most often "
         "taken for."
     )
-    return Section("Classes", note, pictures, folded=several)
+    return Section(
+        "Classes",
+        note,
+        pictures,
+        folded=several,
+    )
 
 
 def _fitting(sections: Sequence[Section]) -> list[Section]:
@@ -282,6 +295,7 @@ def _fitting(sections: Sequence[Section]) -> list[Section]:
             sizes[id(picture)] = len(picture.header) * len(picture.rows)
     room = CELLS
     kept = set[int]()
+    # The smallest first, so that as many tables as possible are kept.
     for key in sorted(sizes, key=sizes.__getitem__):
         room -= sizes[key]
         if room >= 0:

@@ -79,6 +79,7 @@ def table(summary: Summary) -> ResultsTable:
     seeds = _has_seeds(summary)
     counted = _has_counts(summary)
     texts = ["Run", "Rule", "Task known by"]
+    # Columns that say the same in every row are left out.
     if seeds:
         texts.insert(1, "Seeds")
     numbers = [metric["title"] for metric in summary["metrics"].values()]
@@ -146,7 +147,9 @@ def to_markdown(summary: Summary) -> str:
     """Return what was run, the table, and the definitions of its metrics."""
     lines = []
     for run in summary["runs"]:
-        lines.append(f"- **{_cell(run['title'])}**: {_cell(run['sentence'])}")
+        title = _cell(run["title"])
+        sentence = _cell(run["sentence"])
+        lines.append(f"- **{title}**: {sentence}")
     lines.append("")
     incomplete = unfinished(summary)
     if incomplete:
@@ -162,6 +165,7 @@ def to_markdown(summary: Summary) -> str:
 
 
 def _table_lines(results: ResultsTable) -> list[str]:
+    # The colon aligns a column of numbers to the right.
     numbers = len(results.header) - results.texts
     rule = ["---"] * results.texts + ["---:"] * numbers
     lines = []
@@ -175,4 +179,5 @@ def _cell(text: str) -> str:
     text = " ".join(text.split())
     # `&` first: it is in what replaces `<`.
     text = text.replace("&", "&amp;").replace("<", "&lt;")
+    # A pipe would begin a new cell, and the others are markup.
     return re.sub(r"([\\`*|\[\]])", r"\\\1", text)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 Cell = str | int | float | None
+"""A value of a table; None was not measured."""
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ def plain(value: object) -> Any:
     {'seconds': None, 'name': 'a\\\\x1b[31m'}
     """
     if isinstance(value, Mapping):
+        # Keys of YAML may be anything, those of JSON are text.
         return {clean(str(key)): plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [plain(inner) for inner in value]
@@ -30,6 +31,7 @@ def plain(value: object) -> Any:
         return None
     if value is None or isinstance(value, bool | int | float):
         return value
+    # What else YAML knows, such as dates, becomes text.
     return clean(str(value))
 
 

@@ -18,23 +18,33 @@ def groups(runs: Sequence[Record]) -> list[Record]:
     Each number of a result has its mean, its standard deviation (n - 1) and n: it was measured in
     n `of` the group's runs.
     """
+    numbers = _grouped(runs)
+    titles = _titles(runs, numbers)
+    made = []
+    for title, group in zip(titles, numbers, strict=True):
+        results = _results([runs[number] for number in group])
+        made.append({"title": title, "runs": group, "results": results})
+    return made
+
+
+def _grouped(runs: Sequence[Record]) -> list[list[int]]:
+    """Return the numbers of the runs, in lists of those that differ only in their seed."""
     members: dict[tuple[str, int], list[int]] = {}
-    seen: list[str] = []
+    seen = []
     for number, run in enumerate(runs):
-        recipe = {name: value for name, value in run["recipe"].items() if name not in TOLD}
-        # A recipe that cannot be read says nothing about the run, which then stands alone.
-        key = json.dumps(_settings(recipe) or number, sort_keys=True)
+        recipe = dict(run["recipe"])
+        for name in TOLD:
+            recipe.pop(name, None)
         whole = json.dumps(recipe, sort_keys=True)
+        # A recipe that cannot be read says nothing about the run, which then stands alone.
+        settings = _settings(recipe) or number
+        key = json.dumps(settings, sort_keys=True)
         # The same seed again is not another sample: copies of a run form a group of their own.
         copies = seen.count(whole)
         seen.append(whole)
-        members.setdefault((key, copies), []).append(number)
-    titles = _titles(runs, list(members.values()))
-    made = []
-    for title, numbers in zip(titles, members.values(), strict=True):
-        results = _results([runs[number] for number in numbers])
-        made.append({"title": title, "runs": numbers, "results": results})
-    return made
+        group = members.setdefault((key, copies), [])
+        group.append(number)
+    return list(members.values())
 
 
 def _titles(runs: Sequence[Record], groups: Sequence[Sequence[int]]) -> list[str]:
@@ -42,15 +52,20 @@ def _titles(runs: Sequence[Record], groups: Sequence[Sequence[int]]) -> list[str
 
     Groups of the same title get what differs between their recipes, or a folder.
     """
+    firsts = [runs[numbers[0]] for numbers in groups]
     titles = [_title(runs, numbers) for numbers in groups]
-    settings = [_flat(_settings(runs[numbers[0]]["recipe"])) for numbers in groups]
+    settings = []
+    for run in firsts:
+        recipe = _settings(run["recipe"])
+        settings.append(_flat(recipe))
     ambiguous = {title for title in titles if titles.count(title) > 1}
+    # Each title by itself: what tells two groups apart need not differ in all of them.
     for title in ambiguous:
         same = [group for group, other in enumerate(titles) if other == title]
         differing = _differing([settings[group] for group in same])
         for group in same:
-            folder = runs[groups[group][0]]["folder"]
             said = _said(settings[group], differing)
+            folder = firsts[group]["folder"]
             titles[group] = f"{title}: {said}" if said else f"{title} ({folder})"
     return titles
 
@@ -62,7 +77,8 @@ def _differing(settings: Sequence[Record]) -> list[str]:
         names.update(flat)
     differing = []
     for name in sorted(names):
-        if len({str(flat.get(name)) for flat in settings}) > 1:
+        values = {str(flat.get(name)) for flat in settings}
+        if len(values) > 1:
             differing.append(name)
     # The settings of a method differ with its name, which is enough.
     main = [name for name in differing if name.endswith(("name", "method", "rule"))]
@@ -74,7 +90,8 @@ def _said(flat: Record, names: Sequence[str]) -> str:
     words = []
     for name in names[:3]:
         if name in flat:
-            words.append(f"{name.removesuffix('.name')} {flat[name]}")
+            section = name.removesuffix(".name")
+            words.append(f"{section} {flat[name]}")
     return ", ".join(words)
 
 
@@ -97,8 +114,9 @@ def _settings(recipe: Record) -> Record:
     """Return a recipe, or a section of one, without its seeds."""
     settings = {}
     for key, inner in recipe.items():
-        if key not in SEEDS:
-            settings[str(key)] = _settings(inner) if isinstance(inner, dict) else inner
+        if key in SEEDS:
+            continue
+        settings[str(key)] = _settings(inner) if isinstance(inner, dict) else inner
     return settings
 
 
@@ -106,10 +124,11 @@ def _flat(settings: Record, before: str = "") -> Record:
     """Return nested settings in one level, with names such as `method.rank`."""
     flat = {}
     for key, inner in settings.items():
+        name = f"{before}{key}"
         if isinstance(inner, dict):
-            flat |= _flat(inner, f"{before}{key}.")
+            flat |= _flat(inner, f"{name}.")
         else:
-            flat[f"{before}{key}"] = inner
+            flat[name] = inner
     return flat
 
 
@@ -118,36 +137,55 @@ def _results(runs: Sequence[Record]) -> list[Record]:
     by_kind: dict[tuple[str, ...], list[Record]] = {}
     for run in runs:
         for result in run["results"]:
-            kind = (result["rule"], result["task_id"], result["metric"])
-            by_kind.setdefault(kind, []).append(result)
+            kind = (
+                result["rule"],
+                result["task_id"],
+                result["metric"],
+            )
+            same = by_kind.setdefault(kind, [])
+            same.append(result)
     own = {run["rule"] for run in runs}
     return [_result(results, own, len(runs)) for results in by_kind.values()]
 
 
 def _result(results: Sequence[Record], own: set[str | None], runs: int) -> Record:
     first = results[0]
-    result: Record = {}
-    for key in ("name", "rule", "task_id", "known", "metric"):
-        result[key] = first[key]
-    # Where no run says which rule is its own, every rule is compared.
-    result["own"] = first["rule"] in own or own == {None}
-    names = dict.fromkeys(name for other in results for name in other["metrics"])
     averages = {}
-    for name in names:
-        averages[name] = _spread([other["metrics"].get(name) for other in results], runs)
-    result["metrics"] = averages
-    result["examples"] = first["examples"]
-    errors = [other["standard_error"] for other in results]
-    result["standard_error"] = _spread(errors, runs)["mean"]
-    result["learned"] = _spread([other["learned"] for other in results], runs)
-    result["seen"] = _seen([other["seen"] for other in results], runs)
-    return result
+    for name in _metrics(results):
+        values = [result["metrics"].get(name) for result in results]
+        averages[name] = _spread(values, runs)
+    errors = [result["standard_error"] for result in results]
+    learned = [result["learned"] for result in results]
+    curves = [result["seen"] for result in results]
+    return {
+        "name": first["name"],
+        "rule": first["rule"],
+        "task_id": first["task_id"],
+        "known": first["known"],
+        "metric": first["metric"],
+        # Where no run says which rule is its own, every rule is compared.
+        "own": first["rule"] in own or own == {None},
+        "metrics": averages,
+        "examples": first["examples"],
+        "standard_error": _spread(errors, runs)["mean"],
+        "learned": _spread(learned, runs),
+        "seen": _seen(curves, runs),
+    }
+
+
+def _metrics(results: Sequence[Record]) -> list[str]:
+    """Return the metrics that any of the results has, in their order."""
+    names = {}
+    for result in results:
+        names |= dict.fromkeys(result["metrics"])
+    return list(names)
 
 
 def _seen(curves: Sequence[Sequence[float | None]], runs: int) -> list[Record]:
     """Average curves step by step; a run that is not finished has a shorter one."""
     spreads = []
-    for step in range(max(len(curve) for curve in curves)):
+    length = max(len(curve) for curve in curves)
+    for step in range(length):
         values = [curve[step] for curve in curves if step < len(curve)]
         spreads.append(_spread(values, runs))
     return spreads
@@ -155,6 +193,16 @@ def _seen(curves: Sequence[Sequence[float | None]], runs: int) -> list[Record]:
 
 def _spread(values: Sequence[float | None], runs: int) -> Record:
     known = [value for value in values if value is not None]
-    mean = float(np.mean(known)) if known else None
-    sd = float(np.std(known, ddof=1)) if len(known) > 1 else None
-    return {"mean": mean, "sd": sd, "n": len(known), "of": runs}
+    mean = None
+    sd = None
+    if known:
+        mean = float(np.mean(known))
+    # A single sample has no standard deviation.
+    if len(known) > 1:
+        sd = float(np.std(known, ddof=1))
+    return {
+        "mean": mean,
+        "sd": sd,
+        "n": len(known),
+        "of": runs,
+    }

@@ -25,7 +25,7 @@ DRAWN = 16
 
 @dataclass(frozen=True)
 class Look:
-    """How a line, its points and its bars are drawn."""
+    """The look of a line, its points and its bars."""
 
     colour: str = SOFT
     line: str = "-"
@@ -47,7 +47,8 @@ def ways(summary: Summary) -> list[Way]:
     words = {}
     for run in summary["runs"]:
         for result in run["results"]:
-            words[result["task_id"]] = result["known"]
+            key = result["task_id"]
+            words[key] = result["known"]
     first = [key for key in FIRST_WAYS if key in words]
     others = [key for key in words if key not in FIRST_WAYS]
     return [(key, words[key]) for key in first + others]
@@ -62,12 +63,16 @@ class Looks:
         self._groups: dict[int, str] = {}
         keys = []
         for group in summary["groups"]:
+            title = group["title"]
             for number in group["runs"]:
-                self._groups[number] = group["title"]
-                keys.append((group["title"], summary["runs"][number]["rule"]))
-            keys += [(group["title"], result["rule"]) for result in group["results"]]
+                run = summary["runs"][number]
+                self._groups[number] = title
+                keys.append((title, run["rule"]))
+            for result in group["results"]:
+                keys.append((title, result["rule"]))
         # Numbers in the order of the page, so that the first groups get the first colours.
-        self._numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+        unique = dict.fromkeys(keys)
+        self._numbers = {key: number for number, key in enumerate(unique)}
 
     def of(self, group: str, rule: str | None, task_id: str | None = None) -> Look:
         """Return the look of a group's results with a rule, for one way to know the task."""
@@ -76,8 +81,12 @@ class Looks:
         if task_id in self._ways:
             way = self._ways.index(task_id)
         # Of several groups a figure shows one way only: lines and markers are free for groups.
-        marker = number if self.several else way
-        line = number // len(COLOURS) if self.several else way
+        marker = way
+        line = way
+        if self.several:
+            marker = number
+            # Another line only once the colours are used up.
+            line = number // len(COLOURS)
         return Look(
             colour=COLOURS[number % len(COLOURS)],
             line=LINES[line % len(LINES)],
@@ -90,6 +99,17 @@ class Looks:
         return self.of(self._groups[number], rule, task_id)
 
 
+def _accuracies(summary: Summary, task_id: str) -> list[tuple[str, Record]]:
+    """List each group's title with its results for one way to know the task."""
+    results = []
+    for group in summary["groups"]:
+        for result in group["results"]:
+            # Another metric has another scale, and does not belong into the same figure.
+            if result["task_id"] == task_id and result["metric"] == "accuracy":
+                results.append((group["title"], result))
+    return results
+
+
 def compared(summary: Summary, known: Sequence[Way]) -> list[Series]:
     """List the results to compare for these ways to know the task.
 
@@ -97,13 +117,12 @@ def compared(summary: Summary, known: Sequence[Way]) -> list[Series]:
     """
     results = []
     for task_id, _ in known:
-        for group in summary["groups"]:
-            for result in group["results"]:
-                if result["task_id"] == task_id and result["metric"] == "accuracy":
-                    results.append((group["title"], result))
+        results += _accuracies(summary, task_id)
+    # With too many lines nobody can tell them apart; the other rules are in the table of results.
     if len(results) > DRAWN:
         results = [(group, result) for group, result in results if result["own"]]
-    several_rules = len({result["rule"] for _, result in results}) > 1
+    rules = {result["rule"] for _, result in results}
+    several_rules = len(rules) > 1
     looks = Looks(summary)
     series = []
     for group, result in results:

@@ -50,11 +50,13 @@ def summarise(folders: Sequence[str | Path]) -> Summary:
         raise RunError("There is nothing to report. Give at least one run folder.")
     files = [read(folder) for folder in folders]
     # Many long streams would make a page too large to open; a curve needs some points anyway.
-    tasks = sum(len(run.tasks) for run in files)
-    points = max(8, min(POINTS, ALL_POINTS // max(1, tasks)))
+    curves = max(1, sum(len(run.tasks) for run in files))
+    share = ALL_POINTS // curves
+    points = max(8, min(POINTS, share))
     runs = []
     for run, title in zip(files, _titles(files), strict=True):
-        runs.append(plain(_run(run, title, points)))
+        whole = _run(run, title, points)
+        runs.append(plain(whole))
     measured = set[str]()
     for run in runs:
         for result in run["results"]:
@@ -65,11 +67,16 @@ def summarise(folders: Sequence[str | Path]) -> Summary:
 
 def _titles(files: Sequence[Files]) -> list[str]:
     """Return the recipes' names, else the folders'; the folder is added where two are the same."""
-    names = [str(run.recipe.get("name") or run.folder.resolve().name) for run in files]
+    names = []
+    for run in files:
+        name = run.recipe.get("name") or run.folder.resolve().name
+        names.append(str(name))
     titles = []
     for name, run in zip(names, files, strict=True):
-        ambiguous = names.count(name) > 1
-        titles.append(f"{name} ({run.folder})" if ambiguous else name)
+        title = name
+        if names.count(name) > 1:
+            title = f"{name} ({run.folder})"
+        titles.append(title)
     return titles
 
 
@@ -107,15 +114,23 @@ def _run(files: Files, title: str, points: int) -> Record:
 
 def _tasks(files: Files) -> list[Record]:
     """Return the tasks with what the events say about learning them."""
-    learned: dict[object, Record] = {}
+    learned = {}
     for event in files.events:
         if event.get("event") == "task":
-            learned[event.get("task")] = event
+            name = event.get("task")
+            learned[name] = event
     tasks = []
     for task in files.tasks:
         event = learned.get(task["name"], {})
-        told = {key: event.get(key) for key in ("seconds", "examples", "trained", "state_bytes")}
-        tasks.append(task | told)
+        tasks.append(
+            {
+                **task,
+                "seconds": event.get("seconds"),
+                "examples": event.get("examples"),
+                "trained": event.get("trained"),
+                "state_bytes": event.get("state_bytes"),
+            }
+        )
     return tasks
 
 
@@ -125,24 +140,40 @@ def _tasks(files: Files) -> list[Record]:
 def _results(files: Files) -> list[Record]:
     """Return a result for each rule, way to know the task, and metric."""
     names = {task["name"] for task in files.tasks}
-    keys: dict[tuple[str, str, str], None] = {}
+    # Dicts and not sets: they keep the order of the file.
+    keys = {}
+    rules = {}
+    ways = dict.fromkeys(TASK_IDS)
     for row in files.scores:
         # Rows of tasks that were forgotten, or of steps with them, belong to no result.
         current = 0 < row["step"] <= len(names) and row["task"] in names
-        if current and math.isfinite(row["value"]):
-            keys[row["rule"], row["task_id"], row["metric"]] = None
-    rules = [rule for rule, _, _ in keys]
-    ways = [*TASK_IDS, *(way for _, way, _ in keys)]
-    # Rules in the order of the file, and in each the ways that perdure knows before all others.
-    order = sorted(keys, key=lambda key: (rules.index(key[0]), ways.index(key[1])))
-    return [_result(files, *key) for key in order]
+        if not current or not math.isfinite(row["value"]):
+            continue
+        rule = row["rule"]
+        way = row["task_id"]
+        keys[rule, way, row["metric"]] = None
+        rules[rule] = None
+        ways[way] = None
+    # For each rule, the ways that perdure knows come first.
+    rule_order = list(rules)
+    way_order = list(ways)
+
+    def position(key: tuple[str, str, str]) -> tuple[int, int]:
+        rule, way, _ = key
+        return rule_order.index(rule), way_order.index(way)
+
+    return [_result(files, *key) for key in sorted(keys, key=position)]
 
 
 def _result(files: Files, rule: str, task_id: str, metric: str) -> Record:
     names = [task["name"] for task in files.tasks]
-    rows = [row for row in files.scores if (row["task_id"], row["metric"]) == (task_id, metric)]
+    rows = []
+    for row in files.scores:
+        if row["task_id"] == task_id and row["metric"] == metric:
+            rows.append(row)
     R, zero_shot = _scores(rows, rule, names)
-    values = metrics.summary(R, None if np.isnan(zero_shot).all() else zero_shot)
+    before = None if np.isnan(zero_shot).all() else zero_shot
+    values = metrics.summary(R, before)
 
     examples = None
     standard_error = None
@@ -151,15 +182,15 @@ def _result(files: Files, rule: str, task_id: str, metric: str) -> Record:
     if metric == "accuracy" and set(names) <= counts.keys():
         sizes = np.array([counts[name] for name in names])
         examples = int(sizes.sum())
-        standard_error = _number(metrics.standard_error(R[-1], sizes))
+        error = metrics.standard_error(R[-1], sizes)
+        standard_error = _number(error)
 
-    last = len(names) - 1
     known = TASK_IDS.get(task_id, task_id)
-    title = [rule, known]
+    title = f"{rule} · {known}"
     if metric != "accuracy":
-        title.append(metric)
+        title += f" · {metric}"
     return {
-        "name": " · ".join(title),
+        "name": title,
         "rule": rule,
         "task_id": task_id,
         "known": known,
@@ -171,9 +202,28 @@ def _result(files: Files, rule: str, task_id: str, metric: str) -> Record:
         "examples": examples,
         "standard_error": standard_error,
         "learned": _number(np.diag(R).mean()),
-        "seen": _numbers(R[i, : i + 1].mean() for i in range(len(R))),
-        "forgetting": _numbers(R[j:last, j].max() - R[last, j] for j in range(last)),
+        "seen": _seen(R),
+        "forgetting": _forgetting(R),
     }
+
+
+def _seen(R: Float[ndarray, "steps tasks"]) -> list[float | None]:
+    """Return the mean score over the tasks seen, after each task."""
+    means = []
+    for step, scores in enumerate(R):
+        seen = scores[: step + 1]
+        means.append(_number(seen.mean()))
+    return means
+
+
+def _forgetting(R: Float[ndarray, "steps tasks"]) -> list[float | None]:
+    """Return, for each task but the last, its best score before the end less its last score."""
+    last = len(R) - 1
+    losses = []
+    for task in range(last):
+        best = R[task:last, task].max()
+        losses.append(_number(best - R[last, task]))
+    return losses
 
 
 def _scores(
@@ -181,8 +231,9 @@ def _scores(
 ) -> tuple[Float[ndarray, "steps tasks"], Float[ndarray, " tasks"]]:
     """Return the accuracy matrix R of a rule, and the scores before anything was learned."""
     index = {name: number for number, name in enumerate(names)}
-    R = np.full((len(names), len(names)), np.nan)
-    zero_shot = np.full(len(names), np.nan)
+    count = len(names)
+    R = np.full((count, count), np.nan)
+    zero_shot = np.full(count, np.nan)
     for row in rows:
         if row["task"] not in index:
             continue
@@ -190,7 +241,7 @@ def _scores(
         task = index[row["task"]]
         if step == 0:  # nothing was combined yet: the same for every rule
             zero_shot[task] = row["value"]
-        elif row["rule"] == rule and step <= len(names):
+        elif row["rule"] == rule and step <= count:
             R[step - 1, task] = row["value"]
     return R, zero_shot
 
@@ -244,12 +295,16 @@ def _number(value: float) -> float | None:
 def _status(files: Files) -> str:
     """Say what an unfinished run is doing, or where it stopped; "" for a finished one."""
     finished = {task["name"] for task in files.tasks}
-    verb = " is" if len(finished) == 1 else "s are"
-    done = f"{len(finished)} task{verb} finished"
+    count = len(finished)
+    verb = " is" if count == 1 else "s are"
+    done = f"{count} task{verb} finished"
     inside = _unfinished_task(files.events, finished)
+    if inside:
+        done += f", and {inside}"
     if files.running:
-        return f"Running now: {done}, and {inside}." if inside else f"Running now: {done}."
-    return f"Stopped: {done}, and {inside}." if inside else ""
+        return f"Running now: {done}."
+    # A run that nobody is writing, and that is not inside of a task, is a whole one.
+    return f"Stopped: {done}." if inside else ""
 
 
 def _unfinished_task(events: Sequence[Record], finished: set[str]) -> str:
@@ -287,14 +342,22 @@ def _losses(files: Files, points: int) -> list[Record]:
         step = event.get("step")
         loss = event.get("loss")
         # The event log is a file that anybody may have written.
-        if isinstance(step, int) and isinstance(loss, float) and math.isfinite(loss):
-            curve = curves.setdefault(str(event.get("task")), {})
+        if not isinstance(step, int) or not isinstance(loss, float):
+            continue
+        if math.isfinite(loss):
+            name = str(event.get("task"))
+            curve = curves.setdefault(name, {})
             # A task that was started again has some steps twice; the last time counts.
             curve[step] = loss
-    return [{"task": name, **_thinned(curve, points)} for name, curve in curves.items() if curve]
+    losses = []
+    for name, curve in curves.items():
+        if curve:
+            losses.append({"task": name, **_thinned(curve, points)})
+    return losses
 
 
 def _thinned(curve: Mapping[int, float], points: int) -> dict[str, list[float]]:
+    # Means over stretches, for the losses of single mini-batches are noisy.
     steps = np.array(sorted(curve.items()))
     stretches = np.array_split(steps, min(points, len(steps)))
     means = [stretch.mean(axis=0) for stretch in stretches]
@@ -306,17 +369,21 @@ def _thinned(curve: Mapping[int, float], points: int) -> dict[str, list[float]]:
 
 def _cost(tasks: Sequence[Record]) -> Record:
     """Return the cost of all tasks together; of trained parameters, the most for any one task."""
-    known = {}
-    for name in ("seconds", "trained", "bytes", "state_bytes"):
-        known[name] = [task.get(name) for task in tasks if task.get(name) is not None]
-    # Each task's number is the method's whole state after it, so the last one counts.
-    state = known["state_bytes"]
+    seconds = _known(tasks, "seconds")
+    sizes = _known(tasks, "bytes")
+    states = _known(tasks, "state_bytes")
     return {
-        "seconds": sum(known["seconds"]) if known["seconds"] else None,
-        "trained": max(known["trained"], default=None),
-        "bytes": sum(known["bytes"]) if known["bytes"] else None,
-        "state_bytes": state[-1] if state else None,
+        "seconds": sum(seconds) if seconds else None,
+        "trained": max(_known(tasks, "trained"), default=None),
+        "bytes": sum(sizes) if sizes else None,
+        # Each task's number is the method's whole state after it, so the last one counts.
+        "state_bytes": states[-1] if states else None,
     }
+
+
+def _known(tasks: Sequence[Record], key: str) -> list[float]:
+    values = [task.get(key) for task in tasks]
+    return [value for value in values if value is not None]
 
 
 # -- what was run, in one sentence
@@ -357,6 +424,7 @@ def _listed(tasks: Sequence[Record]) -> str:
     """Name the tasks in brackets, and say that their order is that of learning."""
     names = [task["name"] for task in tasks]
     listed = ", ".join(names)
+    # A sentence with 300 names is none; the last one says where the run has come to.
     if len(names) > 20:
         listed = f"{', '.join(names[:18])} … {names[-1]}"
     order = "learned in this order" if len(names) > 1 else "learned"
@@ -373,10 +441,14 @@ def _name(section: object) -> str:
 def _text(scale: object) -> str:
     """Return a scale, or those of tasks and their parts, as text."""
     if isinstance(scale, dict):
-        return ", ".join(f"{task} {_text(value)}" for task, value in scale.items())
+        texts = [f"{task} {_text(value)}" for task, value in scale.items()]
+        return ", ".join(texts)
     if isinstance(scale, list):
-        return "/".join(_text(value) for value in scale)
-    return f"{scale:.3g}" if isinstance(scale, float) else str(scale)
+        texts = [_text(value) for value in scale]
+        return "/".join(texts)
+    if isinstance(scale, float):
+        return f"{scale:.3g}"
+    return str(scale)
 
 
 def _scale(combined: Record) -> str:

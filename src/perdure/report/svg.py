@@ -55,7 +55,12 @@ def svg(draw: Callable[P, Figure]) -> Callable[P, str]:
             # The page is shown in the reader's fonts, so letters that ours lack do not matter.
             warnings.filterwarnings("ignore", "Glyph .* missing from font")
             figure = draw(*args, **kwargs)
-            figure.savefig(file, format="svg", metadata=NONE, transparent=True)
+            figure.savefig(
+                file,
+                format="svg",
+                metadata=NONE,
+                transparent=True,
+            )
         text = file.getvalue()
         # The XML declaration before it has no place in HTML.
         text = text[text.index("<svg") :]

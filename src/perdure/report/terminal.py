@@ -42,9 +42,16 @@ def _print_results(summary: Summary, symbols: dict[str, str], console: Console) 
     first = 0 if len(summary["runs"]) > 1 else 1
     # A line of 80 characters has no room for the columns behind the metrics.
     end = results.texts + len(symbols)
-    header = [symbols.get(title, title) for title in results.header[first:end]]
+    titles = results.header[first:end]
+    header = [symbols.get(title, title) for title in titles]
     rows = [row[first:end] for row in results.rows]
-    print_table(console, header, rows, texts=range(results.texts - first))
+    texts = range(results.texts - first)
+    print_table(
+        console,
+        header,
+        rows,
+        texts=texts,
+    )
 
 
 def _print_last(run: Record, console: Console) -> None:
@@ -58,11 +65,17 @@ def _print_last(run: Record, console: Console) -> None:
         return
     rows = []
     for number, task in enumerate(results[0]["tasks"]):
-        rows.append([task, *(percent(row[number]) for row in scores)])
+        cells = [percent(row[number]) for row in scores]
+        rows.append([task, *cells])
     console.print()
     header = ["task", *(result["known"] for result in results)]
     title = f"{run['title']}: scores after the last task (%)"
-    print_table(console, header, rows, title=title)
+    print_table(
+        console,
+        header,
+        rows,
+        title=title,
+    )
 
 
 def _is_partial(row: Sequence[float | None]) -> bool:
@@ -70,8 +83,14 @@ def _is_partial(row: Sequence[float | None]) -> bool:
 
 
 def say(console: Console, text: str, style: str = "") -> None:
-    """Print a sentence as it is: rich would read brackets as markup."""
-    console.print(clean(text), style=style, markup=False, highlight=False)
+    """Print a sentence as it is."""
+    # Names of tasks may hold brackets, which rich would read as markup.
+    console.print(
+        clean(text),
+        style=style,
+        markup=False,
+        highlight=False,
+    )
 
 
 def prose(text: str, console: Console | None = None) -> None:
@@ -123,7 +142,11 @@ def listing(title: str, rows: Iterable[tuple[str, str]], console: Console | None
     console = console or Console()
     # rich would fold the title of a table to the table's width.
     console.print(Text(clean(title), style="italic"))
-    drawn = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    drawn = Table(
+        show_header=False,
+        box=None,
+        padding=(0, 2, 0, 0),
+    )
     for name, text in rows:
         # As `Text`, brackets are no markup.
         drawn.add_row(Text(printable(name)), Text(clean(text)))
@@ -136,6 +159,7 @@ def overview(summary: Summary, console: Console | None = None) -> None:
     There is a column for each way to know the task.
     """
     console = console or Console()
+    # The same columns for all runs, whichever ways each was measured with.
     ways: dict[str, None] = {}
     for run in summary["runs"]:
         for result in run["results"]:
@@ -159,9 +183,9 @@ def overview(summary: Summary, console: Console | None = None) -> None:
 
 
 def matrices(summary: Summary, console: Console | None = None) -> None:
-    """Print the accuracy matrices of each run's own rule; a row is a step.
+    """Print the accuracy matrices of each run's own rule, for each way to do without the task.
 
-    Matrices with the task given are left out: it is known only in task-incremental learning.
+    A row is a step.
     """
     console = console or Console()
     for run in summary["runs"]:
@@ -173,7 +197,12 @@ def matrices(summary: Summary, console: Console | None = None) -> None:
                 return console.print(f"The matrices of {count} tasks are in the report.")
             title = f"{run['title']}, {result['known']}"
             header = ["after", *result["tasks"]]
-            print_table(console, header, _matrix_rows(result), title=title)
+            print_table(
+                console,
+                header,
+                _matrix_rows(result),
+                title=title,
+            )
             console.print()
 
 

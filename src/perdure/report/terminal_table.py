@@ -32,7 +32,9 @@ def print_table(
         The columns of names and words, which may be folded. All others hold numbers.
     """
     header = [printable(name) for name in header]
-    cells = [[printable(cell) for cell in row] for row in rows]
+    cells = []
+    for row in rows:
+        cells.append([printable(cell) for cell in row])
     if title:
         console.print(Text(printable(title), style="italic"))
     widths = _widths(console.width, header, cells, texts)
@@ -41,10 +43,17 @@ def print_table(
     drawn = Table(box=None, padding=(0, GAP, 0, 0))
     for number, (name, width) in enumerate(zip(header, widths, strict=True)):
         justify = "left" if number in texts else "right"
-        drawn.add_column(Text(name), justify=justify, width=width, overflow="fold")
+        drawn.add_column(
+            Text(name),
+            justify=justify,
+            width=width,
+            overflow="fold",
+        )
     for row in cells:
-        folded = [_broken(cell, width) for cell, width in zip(row, widths, strict=True)]
-        drawn.add_row(*(Text(cell) for cell in folded))
+        texts_of_row = []
+        for cell, width in zip(row, widths, strict=True):
+            texts_of_row.append(Text(_broken(cell, width)))
+        drawn.add_row(*texts_of_row)
     console.print(drawn)
 
 
@@ -79,8 +88,10 @@ def _widths(
             least.append(max((cell_len(piece) for piece in pieces), default=0))
     while sum(widths) + GAP * len(widths) > room:
         foldable = [number for number, width in enumerate(widths) if width > least[number]]
+        # Numbers are never cut: this table has to be printed in another way.
         if not foldable:
             return None
+        # Letter by letter, so that the widest columns shrink to the same width.
         widest = max(foldable, key=widths.__getitem__)
         widths[widest] -= 1
     return widths
@@ -90,6 +101,7 @@ def _print_blocks(
     console: Console, header: Sequence[str], rows: Sequence[Sequence[str]], texts: Collection[int]
 ) -> None:
     """Print each row as its name and, below it, the other cells with their headers."""
+    # The first column of names is the heading of a block.
     first = min(texts)
     for row in rows:
         _print_folded(console, row[first], indent=0)

@@ -1,4 +1,4 @@
-"""How each diagnostic is shown: one file is one diagnostic, discovered by its name.
+"""Diagnostics as they are shown: one file is one diagnostic, discovered by its name.
 
 A file declares a `Diagnostic`: the numbers in diagnostics.json, how to read them, and how they look
 on the page and on the terminal. The file of the same name in `perdure.analysis` computes the

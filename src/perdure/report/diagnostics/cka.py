@@ -43,6 +43,7 @@ def pictures(part: Part, tasks: Sequence[str]) -> list[Picture]:
         names,
         steps,
     )
+    # Deep models have too many layers to draw; the same ones are kept on both sides.
     kept = spread(len(part["layers"]), TASKS)
     layers = [part["layers"][layer] for layer in kept]
     by_layer = heat_map(

@@ -56,6 +56,7 @@ def table(part: Part, tasks: Sequence[str]) -> Table:
     conflict = array(part["sign_conflict"])
     rows = []
     for row, task in enumerate(tasks):
+        # There always is another task: with a single one nothing is computed.
         others = [other for other in range(len(tasks)) if other != row]
         closest = max(others, key=lambda other, row=row: _size(cosine[row, other]))
         rows.append(
@@ -97,7 +98,14 @@ def pictures(part: Part, tasks: Sequence[str]) -> list[Picture]:
     names = tasks[:TASKS]
     norms = {"‖ΔW‖": array(part["norms"])[:TASKS]}
     bars = figures.bars(norms, names, "‖ΔW‖")
-    shown.append(series(bars, "Norm of each task vector", names, norms))
+    shown.append(
+        series(
+            bars,
+            "Norm of each task vector",
+            names,
+            norms,
+        )
+    )
     # With very many tasks the values of single layers are not computed.
     if part["layers"]:
         shown += _by_layer(part, tasks)
@@ -115,6 +123,7 @@ def _by_layer(part: Part, tasks: Sequence[str]) -> list[Picture]:
             limits=up_to(norms),
         )
     ]
+    # The number of pairs grows with the square of the number of tasks.
     chosen, pairs = _pairs(array(part["cosine"]), tasks)
     count = len(tasks) * (len(tasks) - 1) // 2
     strongest = "" if len(chosen) == count else f" ({len(chosen)} strongest)"
@@ -139,8 +148,13 @@ def _pairs(
     """Choose the pairs that are drawn, those with the greatest cosines; and name them."""
     # In the order in which the format stores a value for each pair.
     pairs = list(itertools.combinations(range(len(tasks)), 2))
-    sizes = [np.nan_to_num(abs(cosine[pair])) for pair in pairs]
-    strongest = sorted(range(len(pairs)), key=lambda pair: -sizes[pair])
+    sizes = []
+    for pair in pairs:
+        size = abs(cosine[pair])
+        sizes.append(np.nan_to_num(size))
+    numbers = range(len(pairs))
+    strongest = sorted(numbers, key=lambda number: -sizes[number])
+    # Back in their own order, in which a reader looks for a pair.
     chosen = sorted(strongest[:TASKS])
     names = []
     for pair in chosen:

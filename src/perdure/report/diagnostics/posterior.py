@@ -26,6 +26,7 @@ def table(part: Part, tasks: Sequence[str]) -> Table:
     rows = []
     for number, task in enumerate(tasks):
         row = confusion[number]
+        # The diagonal is the share that was found right.
         rows.append([task, percent(none(row[number])), _mistake(row, number, tasks)])
     errors = f"task {percent(part['task_ece'])}, class {percent(part['class_ece'])}"
     return Table(

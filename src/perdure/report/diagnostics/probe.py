@@ -38,7 +38,12 @@ def pictures(part: Part, tasks: Sequence[str]) -> list[Picture]:
     steps = ["(pre-trained)", *names]
     accuracy = {"all tasks": array(part["accuracy"])[: TASKS + 1]}
     over_steps = series(
-        figures.lines(accuracy, steps, "probe accuracy, %", percent=True),
+        figures.lines(
+            accuracy,
+            steps,
+            "probe accuracy, %",
+            percent=True,
+        ),
         "Probe accuracy on all tasks",
         steps,
         accuracy,
@@ -53,7 +58,12 @@ def pictures(part: Part, tasks: Sequence[str]) -> list[Picture]:
     )
     changes = {key: array(part[key])[:TASKS] for key in CHANGES}
     of_tasks = series(
-        figures.bars(changes, names, "points", percent=True),
+        figures.bars(
+            changes,
+            names,
+            "points",
+            percent=True,
+        ),
         "Plasticity (while a task is learned) and stability (after it)",
         names,
         changes,

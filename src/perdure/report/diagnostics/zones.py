@@ -36,6 +36,7 @@ def _row(name: str, shares: Sequence[float | None]) -> list[str]:
 
 def pictures(part: Part, tasks: Sequence[str]) -> list[Picture]:
     """Make the bars of each task's zones, and zone I by layer."""
+    # What a random change would have stands beside what the tasks have.
     names = ["by chance", *tasks[:TASKS]]
     chance = array(part["by_chance"])
     shares = np.vstack([chance, array(part["shares"])[:TASKS]])
@@ -51,7 +52,14 @@ def pictures(part: Part, tasks: Sequence[str]) -> list[Picture]:
         percent=True,
         stacked=True,
     )
-    shown = [series(svg, "Share of ‖ΔW‖² in each zone", names, zones)]
+    shown = [
+        series(
+            svg,
+            "Share of ‖ΔW‖² in each zone",
+            names,
+            zones,
+        )
+    ]
     # With very many tasks the values of single layers are not computed.
     if part["layers"]:
         zone_1 = array(part["layer_shares"])[:, :TASKS, 0]

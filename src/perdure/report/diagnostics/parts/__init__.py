@@ -1,4 +1,4 @@
-"""What the files of single diagnostics share.
+"""Code that the files of single diagnostics share.
 
 declaration.py  The declaration that each of them makes
 figures.py      Lines, bars and the reliability diagram, as SVG

@@ -35,6 +35,7 @@ def lines(
             label=shown(name),
         )
     low, high = axes.get_ylim()
+    # Shares end at 1; the rest keeps a line at the top whole.
     high = min(high, 1.02)
     # At least a tenth of height, so that noise looks small.
     low = min(low, high - 0.1)
@@ -53,12 +54,14 @@ def bars(
 ) -> Figure:
     """Draw bars for each name: one for each series, side by side or stacked."""
     figure, axes = _axes(names, beside, percent, len(series))
+    # The bars of a name fill 0.8 of its place, from -0.4 to 0.4.
     width = 0.8 if stacked else 0.8 / len(series)
     bottom = np.zeros(len(names))
     for number, (name, values) in enumerate(series.items()):
         x = np.arange(len(names))
         if not stacked:
-            x = x + (-0.4 + (number + 0.5) * width)
+            offset = -0.4 + (number + 0.5) * width
+            x = x + offset
         strength = GREYS[number % len(GREYS)]
         axes.bar(
             x,
@@ -90,7 +93,13 @@ def reliability(bins: Float[ndarray, "bins 5"], label: str) -> Figure:
         color=[to_rgba(SOFT, strength) for strength in strengths],
         lw=0,
     )
-    axes.plot([0, 1], [0, 1], "--", color=SOFT, lw=1)
+    axes.plot(
+        [0, 1],
+        [0, 1],
+        "--",
+        color=SOFT,
+        lw=1,
+    )
     axes.set(
         xlim=(0, 1),
         ylim=(0, 1),

@@ -13,8 +13,11 @@ def array(values: ArrayLike) -> Float[ndarray, "..."]:
 
 def mean(values: Float[ndarray, " n"]) -> float | None:
     """Return the mean of the values that are defined."""
+    # NumPy's `nanmean` would warn where no value is defined.
     known = values[np.isfinite(values)]
-    return float(known.mean()) if len(known) else None
+    if not len(known):
+        return None
+    return float(known.mean())
 
 
 def none(value: float) -> float | None:
@@ -25,5 +28,6 @@ def none(value: float) -> float | None:
 def shares(confusion: ArrayLike) -> Float[ndarray, "true predicted"]:
     """Divide each row of a confusion matrix by its sum; a row without examples is nan."""
     counts = array(confusion)
+    # A row without examples is 0 / 0, which is meant.
     with np.errstate(invalid="ignore", divide="ignore"):
         return counts / counts.sum(1, keepdims=True)

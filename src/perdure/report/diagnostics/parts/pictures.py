@@ -43,7 +43,12 @@ def heat_map(
     table = []
     for name, row in zip(rows, cells(values), strict=True):
         table.append([name, *row])
-    return Picture(caption, svg, ["", *columns], table)
+    return Picture(
+        caption,
+        svg,
+        ["", *columns],
+        table,
+    )
 
 
 def square(
@@ -99,6 +104,7 @@ def spread(count: int, most: int) -> list[int]:
     ([0, 3, 6], [0, 1])
     """
     numbers = np.linspace(0, count - 1, min(count, most))
+    # A set, for two of them may round to the same.
     return sorted({round(number) for number in numbers})
 
 
@@ -116,7 +122,12 @@ def series(
     rows = []
     for name, row in zip(names, cells(columns.T), strict=True):
         rows.append([name, *row])
-    return Picture(caption, svg, ["", *values], rows)
+    return Picture(
+        caption,
+        svg,
+        ["", *values],
+        rows,
+    )
 
 
 def cells(values: Float[ndarray, "rows columns"]) -> list[list[Cell]]:
@@ -135,8 +146,9 @@ def drawn(pictures: Sequence[Picture]) -> list[Picture]:
 def _endings(names: Sequence[str]) -> list[str]:
     """Return the names of layers without the beginning that all of them share."""
     pieces = [name.split(".") for name in names]
-    shared = 0
     # The last piece stays, even where all names are the same.
-    while all(len(name) > shared + 1 and name[shared] == pieces[0][shared] for name in pieces):
+    longest = min((len(name) - 1 for name in pieces), default=0)
+    shared = 0
+    while shared < longest and len({name[shared] for name in pieces}) == 1:
         shared += 1
     return [".".join(name[shared:]) for name in pieces]
