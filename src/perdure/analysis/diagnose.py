@@ -146,10 +146,11 @@ def _with_earlier(folder: Path, results: Results) -> Results:
     new = {*results["parts"], *results["left_out"]}
     merged = dict(results)
     for section in ("parts", "left_out"):
-        parts = {name: part for name, part in earlier[section].items() if name not in new}
-        parts |= results[section]
+        entries = {key: value for key, value in earlier[section].items() if key not in new}
+        entries |= results[section]
         # The order on the page, whichever part was computed first.
-        merged[section] = {name: parts[name] for name in registry.diagnostics() if name in parts}
+        order = [name for name in registry.diagnostics() if name in entries]
+        merged[section] = {name: entries[name] for name in order}
     return merged
 
 

@@ -22,9 +22,9 @@ def sections(diagnostics: Record) -> list[Section]:
     # In the order of the page. A part that is in neither was not asked for.
     for name, diagnostic in registry.diagnostics().items():
         if name in parts:
-            part = parts[name]
-            note = f"{part['reading']} {_about(diagnostics, diagnostic)}"
-            pictures = diagnostic.pictures(part, tasks)
+            numbers = parts[name]
+            note = f"{numbers['reading']} {_about(diagnostics, diagnostic)}"
+            pictures = diagnostic.pictures(numbers, tasks)
             made.append(Section(diagnostic.title, note, pictures))
         elif name in left_out:
             made.append(Section(diagnostic.title, f"Left out. {left_out[name]}"))

@@ -23,10 +23,10 @@ def show(results: Record, console: Console | None = None) -> None:
     say(console, headline, style="bold")
     for name, diagnostic in registry.diagnostics().items():
         if name in results["parts"]:
-            part = results["parts"][name]
+            numbers = results["parts"][name]
             console.print()
-            _print(console, diagnostic.table(part, tasks))
-            say(console, part["reading"], style="dim")
+            _print(console, diagnostic.table(numbers, tasks))
+            say(console, numbers["reading"], style="dim")
     # After the tables, for they are what was asked for.
     for name, reason in results["left_out"].items():
         console.print()

@@ -29,7 +29,7 @@ def report(
     folders: Sequence[str | Path],
     output: str | Path,
     to_text: Callable[[Summary], str] | None = None,
-) -> Summary:
+) -> Record:
     """Write the page of one run, or of several side by side.
 
     Parameters

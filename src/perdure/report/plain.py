@@ -8,7 +8,7 @@ from perdure.errors import printable
 
 Record = dict[str, Any]
 """A JSON object: a run, a result, an event. Its keys are those of the files and of the report."""
-Summary = Record
+Summary = Mapping[str, Any]
 """A report's dict, as `perdure.report.summary` makes it."""
 
 

@@ -144,11 +144,11 @@ def _results(runs: Sequence[Record]) -> list[Record]:
             )
             same = by_kind.setdefault(kind, [])
             same.append(result)
-    own = {run["rule"] for run in runs}
-    return [_result(results, own, len(runs)) for results in by_kind.values()]
+    own_rules = {run["rule"] for run in runs}
+    return [_result(results, own_rules, len(runs)) for results in by_kind.values()]
 
 
-def _result(results: Sequence[Record], own: set[str | None], runs: int) -> Record:
+def _result(results: Sequence[Record], own_rules: set[str | None], runs: int) -> Record:
     first = results[0]
     averages = {}
     for name in _metrics(results):
@@ -164,7 +164,7 @@ def _result(results: Sequence[Record], own: set[str | None], runs: int) -> Recor
         "known": first["known"],
         "metric": first["metric"],
         # Where no run says which rule is its own, every rule is compared.
-        "own": first["rule"] in own or own == {None},
+        "own": first["rule"] in own_rules or own_rules == {None},
         "metrics": averages,
         "examples": first["examples"],
         "standard_error": _spread(errors, runs)["mean"],

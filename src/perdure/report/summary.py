@@ -13,7 +13,7 @@ from perdure.errors import RunError
 from perdure.evaluation import metrics
 from perdure.report import classes
 from perdure.report.folder import Files, read
-from perdure.report.plain import Record, Summary, plain
+from perdure.report.plain import Record, plain
 from perdure.report.seeds import groups
 
 METRICS = {
@@ -35,7 +35,7 @@ ALL_POINTS = 8000
 """The number of points, roughly, that all loss curves of a page share."""
 
 
-def summarise(folders: Sequence[str | Path]) -> Summary:
+def summarise(folders: Sequence[str | Path]) -> Record:
     """Return everything that a report says about runs, as plain lists, dicts, text and numbers.
 
     `runs` has one entry for each folder; `groups` has one for each set of runs that differ only in

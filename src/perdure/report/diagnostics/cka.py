@@ -17,10 +17,10 @@ READING = (
 )
 
 
-def table(part: Part, tasks: Sequence[str]) -> Table:
+def table(numbers: Part, tasks: Sequence[str]) -> Table:
     """Make the table of the terminal: a row for each task."""
     rows = []
-    columns = zip(tasks, part["to_pretrained"], part["to_previous"], strict=True)
+    columns = zip(tasks, numbers["to_pretrained"], numbers["to_previous"], strict=True)
     for task, pretrained, previous in columns:
         rows.append([task, number(pretrained), number(previous)])
     return Table(
@@ -30,12 +30,12 @@ def table(part: Part, tasks: Sequence[str]) -> Table:
     )
 
 
-def pictures(part: Part, tasks: Sequence[str]) -> list[Picture]:
+def pictures(numbers: Part, tasks: Sequence[str]) -> list[Picture]:
     """Make the curves over the steps, and the layers against each other."""
     names = tasks[:TASKS]
     steps = {
-        "with the pre-trained model": array(part["to_pretrained"])[:TASKS],
-        "with the step before": array(part["to_previous"])[:TASKS],
+        "with the pre-trained model": array(numbers["to_pretrained"])[:TASKS],
+        "with the step before": array(numbers["to_previous"])[:TASKS],
     }
     over_steps = series(
         figures.lines(steps, names, "CKA"),
@@ -44,11 +44,11 @@ def pictures(part: Part, tasks: Sequence[str]) -> list[Picture]:
         steps,
     )
     # Deep models have too many layers to draw; the same ones are kept on both sides.
-    kept = spread(len(part["layers"]), TASKS)
-    layers = [part["layers"][layer] for layer in kept]
+    kept = spread(len(numbers["layers"]), TASKS)
+    layers = [numbers["layers"][layer] for layer in kept]
     by_layer = heat_map(
         "CKA: layer of the pre-trained model (row) × of the last one",
-        array(part["matrix"])[np.ix_(kept, kept)],
+        array(numbers["matrix"])[np.ix_(kept, kept)],
         layers,
         layers,
         limits=(0.0, 1.0),

@@ -49,11 +49,11 @@ MEASURES = {
 GREATEST = "greatest with"
 
 
-def table(part: Part, tasks: Sequence[str]) -> Table:
+def table(numbers: Part, tasks: Sequence[str]) -> Table:
     """Make the table of the terminal: a row for each task, with means over the others."""
-    cosine = array(part["cosine"])
-    overlap = (array(part["overlap_left"]) + array(part["overlap_right"])) / 2
-    conflict = array(part["sign_conflict"])
+    cosine = array(numbers["cosine"])
+    overlap = (array(numbers["overlap_left"]) + array(numbers["overlap_right"])) / 2
+    conflict = array(numbers["sign_conflict"])
     rows = []
     for row, task in enumerate(tasks):
         # There always is another task: with a single one nothing is computed.
@@ -62,7 +62,7 @@ def table(part: Part, tasks: Sequence[str]) -> Table:
         rows.append(
             [
                 task,
-                number(part["norms"][row], 3),
+                number(numbers["norms"][row], 3),
                 number(mean(cosine[row, others])),
                 f"{number(cosine[row, closest])} {tasks[closest]}",
                 number(mean(overlap[row, others])),
@@ -82,21 +82,21 @@ def _size(cosine: float) -> float:
     return -2.0 if np.isnan(cosine) else abs(cosine)
 
 
-def pictures(part: Part, tasks: Sequence[str]) -> list[Picture]:
+def pictures(numbers: Part, tasks: Sequence[str]) -> list[Picture]:
     """Make the heat maps of pairs of tasks, the norms, and both by layer."""
     shown = []
     for key, measure in MEASURES.items():
         shown.append(
             square(
                 f"{measure.caption}: task × task",
-                part[key],
+                numbers[key],
                 tasks,
                 limits=measure.limits,
                 percent=measure.percent,
             )
         )
     names = tasks[:TASKS]
-    norms = {"‖ΔW‖": array(part["norms"])[:TASKS]}
+    norms = {"‖ΔW‖": array(numbers["norms"])[:TASKS]}
     bars = figures.bars(norms, names, "‖ΔW‖")
     shown.append(
         series(
@@ -107,33 +107,33 @@ def pictures(part: Part, tasks: Sequence[str]) -> list[Picture]:
         )
     )
     # With very many tasks the values of single layers are not computed.
-    if part["layers"]:
-        shown += _by_layer(part, tasks)
+    if numbers["layers"]:
+        shown += _by_layer(numbers, tasks)
     return drawn(shown)
 
 
-def _by_layer(part: Part, tasks: Sequence[str]) -> list[Picture]:
-    norms = array(part["layer_norms"])[:, :TASKS]
+def _by_layer(numbers: Part, tasks: Sequence[str]) -> list[Picture]:
+    norms = array(numbers["layer_norms"])[:, :TASKS]
     shown = [
         by_layer(
             "Norm: layer × task",
             norms,
-            part["layers"],
+            numbers["layers"],
             tasks[:TASKS],
             limits=up_to(norms),
         )
     ]
     # The number of pairs grows with the square of the number of tasks.
-    chosen, pairs = _pairs(array(part["cosine"]), tasks)
+    chosen, pairs = _pairs(array(numbers["cosine"]), tasks)
     count = len(tasks) * (len(tasks) - 1) // 2
     strongest = "" if len(chosen) == count else f" ({len(chosen)} strongest)"
     for key, measure in MEASURES.items():
-        values = array(part[f"layer_{key}"])
+        values = array(numbers[f"layer_{key}"])
         shown.append(
             by_layer(
                 f"{measure.caption}: layer × pair of tasks{strongest}",
                 values[:, chosen],
-                part["layers"],
+                numbers["layers"],
                 pairs,
                 limits=measure.limits,
                 percent=measure.percent,
@@ -152,8 +152,8 @@ def _pairs(
     for pair in pairs:
         size = abs(cosine[pair])
         sizes.append(np.nan_to_num(size))
-    numbers = range(len(pairs))
-    strongest = sorted(numbers, key=lambda number: -sizes[number])
+    order = range(len(pairs))
+    strongest = sorted(order, key=lambda pair: -sizes[pair])
     # Back in their own order, in which a reader looks for a pair.
     chosen = sorted(strongest[:TASKS])
     names = []

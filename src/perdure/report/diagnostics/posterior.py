@@ -20,15 +20,15 @@ READING = (
 TAKEN_FOR = "most often taken for"
 
 
-def table(part: Part, tasks: Sequence[str]) -> Table:
+def table(numbers: Part, tasks: Sequence[str]) -> Table:
     """Make the table of the terminal: a row for each true task."""
-    confusion = shares(part["confusion"])
+    confusion = shares(numbers["confusion"])
     rows = []
     for number, task in enumerate(tasks):
         row = confusion[number]
         # The diagonal is the share that was found right.
         rows.append([task, percent(none(row[number])), _mistake(row, number, tasks)])
-    errors = f"task {percent(part['task_ece'])}, class {percent(part['class_ece'])}"
+    errors = f"task {percent(numbers['task_ece'])}, class {percent(numbers['class_ece'])}"
     return Table(
         title=f"Task found (%); calibration error: {errors}",
         header=["true task", "found", TAKEN_FOR],
@@ -47,17 +47,17 @@ def _mistake(row: Float[ndarray, " tasks"], task: int, tasks: Sequence[str]) -> 
     return f"{percent(row[likeliest])} {tasks[likeliest]}"
 
 
-def pictures(part: Part, tasks: Sequence[str]) -> list[Picture]:
+def pictures(numbers: Part, tasks: Sequence[str]) -> list[Picture]:
     """Make the confusion of the tasks, and a reliability diagram of tasks and of classes."""
     confusion = square(
         "True task (row) × task found, % of the row",
-        shares(part["confusion"]),
+        shares(numbers["confusion"]),
         tasks,
         limits=(0.0, 1.0),
         percent=True,
     )
-    task = _reliability("p(task | x)", part["task_bins"], part["task_ece"])
-    label = _reliability("p(class | x)", part["class_bins"], part["class_ece"])
+    task = _reliability("p(task | x)", numbers["task_bins"], numbers["task_ece"])
+    label = _reliability("p(class | x)", numbers["class_bins"], numbers["class_ece"])
     return drawn([confusion, task, label])
 
 

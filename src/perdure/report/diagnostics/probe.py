@@ -17,13 +17,13 @@ READING = (
 CHANGES = ("plasticity", "stability")
 
 
-def table(part: Part, tasks: Sequence[str]) -> Table:
+def table(numbers: Part, tasks: Sequence[str]) -> Table:
     """Make the table of the terminal: a row for each step."""
-    rows = [["(pre-trained)", percent(part["accuracy"][0]), "", ""]]
+    rows = [["(pre-trained)", percent(numbers["accuracy"][0]), "", ""]]
     # Steps begin before the first task, so that a task's own step is one behind its number.
     for number, task in enumerate(tasks):
-        accuracy = percent(part["accuracy"][number + 1])
-        changes = [percent(part[key][number], signed=True) for key in CHANGES]
+        accuracy = percent(numbers["accuracy"][number + 1])
+        changes = [percent(numbers[key][number], signed=True) for key in CHANGES]
         rows.append([task, accuracy, *changes])
     return Table(
         title="Probe accuracy on all tasks after each (%)",
@@ -32,11 +32,11 @@ def table(part: Part, tasks: Sequence[str]) -> Table:
     )
 
 
-def pictures(part: Part, tasks: Sequence[str]) -> list[Picture]:
+def pictures(numbers: Part, tasks: Sequence[str]) -> list[Picture]:
     """Make the curve over the steps, the accuracy on each task, and its changes."""
     names = tasks[:TASKS]
     steps = ["(pre-trained)", *names]
-    accuracy = {"all tasks": array(part["accuracy"])[: TASKS + 1]}
+    accuracy = {"all tasks": array(numbers["accuracy"])[: TASKS + 1]}
     over_steps = series(
         figures.lines(
             accuracy,
@@ -50,13 +50,13 @@ def pictures(part: Part, tasks: Sequence[str]) -> list[Picture]:
     )
     by_task = heat_map(
         "Probe accuracy, %: after this task (row) × on that",
-        array(part["subset"])[: TASKS + 1, :TASKS],
+        array(numbers["subset"])[: TASKS + 1, :TASKS],
         steps,
         names,
         limits=(0.0, 1.0),
         percent=True,
     )
-    changes = {key: array(part[key])[:TASKS] for key in CHANGES}
+    changes = {key: array(numbers[key])[:TASKS] for key in CHANGES}
     of_tasks = series(
         figures.bars(
             changes,

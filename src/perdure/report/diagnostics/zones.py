@@ -18,10 +18,10 @@ READING = (
 )
 
 
-def table(part: Part, tasks: Sequence[str]) -> Table:
+def table(numbers: Part, tasks: Sequence[str]) -> Table:
     """Make the table of the terminal: a row for each task, below that of chance."""
-    rows = [_row("by chance", part["by_chance"])]
-    for task, shares in zip(tasks, part["shares"], strict=True):
+    rows = [_row("by chance", numbers["by_chance"])]
+    for task, shares in zip(tasks, numbers["shares"], strict=True):
         rows.append(_row(task, shares))
     return Table(
         title="Where ΔW lies in the pre-trained weights (% of ‖ΔW‖²)",
@@ -34,12 +34,12 @@ def _row(name: str, shares: Sequence[float | None]) -> list[str]:
     return [name, *(percent(share) for share in shares)]
 
 
-def pictures(part: Part, tasks: Sequence[str]) -> list[Picture]:
+def pictures(numbers: Part, tasks: Sequence[str]) -> list[Picture]:
     """Make the bars of each task's zones, and zone I by layer."""
     # What a random change would have stands beside what the tasks have.
     names = ["by chance", *tasks[:TASKS]]
-    chance = array(part["by_chance"])
-    shares = np.vstack([chance, array(part["shares"])[:TASKS]])
+    chance = array(numbers["by_chance"])
+    shares = np.vstack([chance, array(numbers["shares"])[:TASKS]])
     zones = {
         "zone I": shares[:, 0],
         "zone II": shares[:, 1],
@@ -61,13 +61,13 @@ def pictures(part: Part, tasks: Sequence[str]) -> list[Picture]:
         )
     ]
     # With very many tasks the values of single layers are not computed.
-    if part["layers"]:
-        zone_1 = array(part["layer_shares"])[:, :TASKS, 0]
+    if numbers["layers"]:
+        zone_1 = array(numbers["layer_shares"])[:, :TASKS, 0]
         shown.append(
             by_layer(
                 "Share in zone I, %: layer × task",
                 zone_1,
-                part["layers"],
+                numbers["layers"],
                 tasks[:TASKS],
                 limits=up_to(zone_1),
                 percent=True,
