@@ -40,7 +40,7 @@ def vectors_of(subject: Subject) -> tuple[dict[str, TaskVector], list[str]]:
             # Full fine-tuning changes biases too; their names lead to no layer.
             if not name.endswith(".bias"):
                 names[name] = None
-    # Overlaps and zones need matrices, so embeddings and norms are told apart here.
+    # Overlaps and zones need matrices, so embeddings and norms are left out here.
     model = subject.backbone.model
     linear = [name for name in names if is_matrix(adapters.base_layer(model, name))]
     return vectors, linear

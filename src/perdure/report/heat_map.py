@@ -173,15 +173,7 @@ def _cells(painted: ndarray, width: int, height: int) -> list[str]:
             x = column * width
             y = row * height
             colour = painted[row, column]
-            cells.append(
-                _cell(
-                    x,
-                    y,
-                    width,
-                    height,
-                    colour,
-                )
-            )
+            cells.append(_cell(x, y, width, height, colour))
     return cells
 
 
@@ -200,15 +192,7 @@ def _numbers(
         # The text's baseline is 3 pixels below the middle, so that its digits are centred.
         y = (row + 0.5) * height + 3
         colour = painted[row, column]
-        texts.append(
-            _number(
-                x,
-                y,
-                value,
-                digits,
-                colour,
-            )
-        )
+        texts.append(_number(x, y, value, digits, colour))
     return texts
 
 
