@@ -73,8 +73,8 @@ def _of_class(true: str, answered: Counter[str]) -> Record:
 
 def picture(run: Record, task_id: str, known: str) -> Picture | None:
     """Draw the confusion of a run's classes as shares of each row, beside a table of recalls."""
-    # A single class cannot be taken for another.
     answered = run["classes"].get(task_id)
+    # A single class cannot be taken for another.
     if not answered or len(answered["classes"]) < 2:
         return None
     classes = answered["classes"]
