@@ -321,9 +321,10 @@ def _unfinished_task(events: Sequence[Record], finished: set[str]) -> str:
 def _search(combined: Record) -> Record | None:
     """Return the candidates of the last search, their scores, and the chosen one."""
     candidates = combined.get("candidates", [])
+    if not candidates:
+        return None
     # A scale for each task is a point in many dimensions, of which no curve can be drawn.
-    by_task = any(isinstance(candidate["scale"], dict) for candidate in candidates)
-    if not candidates or by_task:
+    if any(isinstance(candidate["scale"], dict) for candidate in candidates):
         return None
     candidates = sorted(candidates, key=lambda candidate: candidate["scale"])
     return {
