@@ -1,4 +1,4 @@
-"""Diagnostics: why tasks disturb each other, how the features move, what is found out about the task. Pure functions.
+"""Diagnostics: why tasks interfere, how features move, how well a run recognises the task.
 
 One file is one diagnostic; the file of the same name in `perdure.report.diagnostics` shows it:
 
@@ -6,15 +6,17 @@ interference.py   task vectors, pair by pair: cosine, common subspaces, conflict
 zones.py          where in the pre-trained weights' own directions a change lies
 cka.py            how alike two models' features are
 probe.py          a fresh linear classifier on frozen features
-posterior.py      which task is found, and whether a confidence is the share that is right
+posterior.py      confusion of the tasks, and how well calibrated tasks and classes are
 
-What they stand on:
+They build on:
 
 calibration.py    confusion matrix and reliability
 diagnose.py       all of them for a run: `perdure diagnose`
 hidden.py         the hidden states of each layer, one vector an example
-shared.py         task vectors, numbers, and why a diagnostic is left out
-subject.py        a run with all that it is diagnosed on
+shared.py         task vectors, plain numbers, and the reason to leave a diagnostic out
+subject.py        a run with everything that a diagnosis needs
+
+The measures are pure functions.
 """
 
 from perdure.analysis.calibration import Bin, confusion, expected_calibration_error, reliability

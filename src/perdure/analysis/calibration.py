@@ -1,4 +1,4 @@
-"""What a classifier takes for what, and whether its confidence is the share that it gets right."""
+"""Confusion matrices, and how well a classifier's confidence matches its accuracy."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,9 +10,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Bin:
-    """The examples whose confidence is in (low, high]: how many, their mean confidence, and the share that is right.
+    """The number of examples with confidence in (low, high], their mean confidence and accuracy.
 
-    The means of a bin without examples are None.
+    The means of an empty bin are None.
     """
 
     low: float
@@ -23,47 +23,64 @@ class Bin:
 
 
 def confusion(
-    true: Int[Tensor, " examples"], found: Int[Tensor, " examples"], count: int
-) -> Int[Tensor, "true found"]:
-    """How often each of `count` kinds (a row) was found to be each (a column).
+    true: Int[Tensor, " examples"], predicted: Int[Tensor, " examples"], count: int
+) -> Int[Tensor, "true predicted"]:
+    """Count how often each of `count` kinds (a row) was taken for each (a column).
 
     Examples
     --------
     >>> confusion(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1]), 2).tolist()
     [[1, 1], [0, 1]]
     """
-    return torch.bincount(true * count + found, minlength=count * count).reshape(count, count)
+    # Each pair (true, predicted) becomes one number, so that a single `bincount` does it all.
+    pairs = true * count + predicted
+    return torch.bincount(pairs, minlength=count * count).reshape(count, count)
 
 
 def reliability(
     confidence: Float[Tensor, " examples"], right: Bool[Tensor, " examples"], *, bins: int = 15
 ) -> list[Bin]:
-    """The reliability table: bins of equal width from 0 to 1. A confidence of 0 is in the first.
+    """Return the reliability table: bins of equal width from 0 to 1.
+
+    A confidence of 0 counts in the first bin.
 
     Examples
     --------
-    >>> [bin.count for bin in reliability(torch.tensor([0.1, 0.5, 0.9]), torch.tensor([True, True, False]), bins=2)]
+    >>> right = torch.tensor([True, True, False])
+    >>> [bin.count for bin in reliability(torch.tensor([0.1, 0.5, 0.9]), right, bins=2)]
     [2, 1]
     """
     confidence = confidence.double()
-    place = (confidence * bins).ceil().long().clamp(1, bins) - 1
-    found = []
-    for i in range(bins):
-        inside, low, high = place == i, i / bins, (i + 1) / bins
+    scaled = confidence * bins
+    # Bins are open below and closed above; the clamp puts a confidence of exactly 0 into the first.
+    numbers = scaled.ceil().long().clamp(1, bins) - 1
+    table = []
+    for number in range(bins):
+        inside = numbers == number
         count = int(inside.sum())
-        means = (
-            (confidence[inside].mean().item(), right[inside].double().mean().item())
-            if count
-            else (None, None)
+        mean_confidence = mean_accuracy = None
+        if count:
+            mean_confidence = confidence[inside].mean().item()
+            mean_accuracy = right[inside].double().mean().item()
+        low = number / bins
+        high = (number + 1) / bins
+        table.append(
+            Bin(
+                low,
+                high,
+                count,
+                mean_confidence,
+                mean_accuracy,
+            )
         )
-        found.append(Bin(low, high, count, *means))
-    return found
+    return table
 
 
 def expected_calibration_error(table: Sequence[Bin]) -> float:
-    """ECE = sum over bins of count / n · |accuracy - confidence| (Guo et al. 2017, arXiv 1706.04599).
+    """ECE = sum over bins of count / n · |accuracy - confidence|, with n examples in all.
 
-    0: of the answers given with confidence p, a share p is right. nan without examples.
+    At 0, a share p of the answers given with confidence p is right. Without examples it is nan.
+    See Guo et al. 2017, arXiv 1706.04599.
 
     Examples
     --------
@@ -71,6 +88,13 @@ def expected_calibration_error(table: Sequence[Bin]) -> float:
     >>> expected_calibration_error(table)
     0.25
     """
-    n = sum(bin.count for bin in table)
-    gaps = [bin.count * abs((bin.accuracy or 0) - (bin.confidence or 0)) for bin in table]
-    return sum(gaps) / n if n else float("nan")
+    examples = sum(bin.count for bin in table)
+    if not examples:
+        return float("nan")
+    gaps = []
+    for bin in table:
+        # An empty bin has no means, and its count of 0 removes the gap.
+        gap = abs((bin.accuracy or 0) - (bin.confidence or 0))
+        gaps.append(bin.count * gap)
+    # `sum` of floats is compensated since Python 3.12; `+=` in the loop would round differently.
+    return sum(gaps) / examples

@@ -1,10 +1,9 @@
-"""How alike two sets of features of the same examples are: linear CKA from unbiased estimates of HSIC."""
+"""Linear CKA, from unbiased estimates of HSIC: the similarity of two models' features."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -18,19 +17,20 @@ BATCH = 256
 
 
 class UnbiasedCKA:
-    """CKA of every pair of two models' layers, summed up over mini-batches of the same examples.
+    """CKA of every pair of two models' layers, accumulated over mini-batches of the same examples.
 
     With K = X Xᵀ and L = Y Yᵀ, their diagonals set to 0, and n examples in a batch:
 
         HSIC₁(K, L) = [tr(K L) + ΣK ΣL / ((n-1)(n-2)) - 2 · 1ᵀ K L 1 / (n-2)] / (n (n-3))
         CKA = Σ_b HSIC₁(K, L) / sqrt(Σ_b HSIC₁(K, K) · Σ_b HSIC₁(L, L))
 
-    HSIC₁ is unbiased (Song et al. 2012), so batches may be small and features wide (Nguyen et al. 2021, arXiv
-    2010.15327; used on continual learners by Kim & Han 2023, arXiv 2304.01663). 1: the same but for rotation and scale;
-    near 0, on either side: independent.
+    HSIC₁ is unbiased (Song et al. 2012), so batches may be small and features wide (Nguyen et al.
+    2021, arXiv 2010.15327; used on continual learners by Kim & Han 2023, arXiv 2304.01663).
+    A CKA of 1 means equal up to rotation and scale; a value near 0, of either sign, means
+    independent.
 
-    It is computed as the inner product of K and L after each was centred so that its rows add up to 0 without the
-    diagonal (Székely & Rizzo 2014), which is the same number.
+    HSIC₁ is computed as the inner product of K and L after each was centred so that its rows,
+    without the diagonal, add up to 0 (Székely & Rizzo 2014), which gives the same number.
 
     Examples
     --------
@@ -49,44 +49,53 @@ class UnbiasedCKA:
     def add(
         self, left: Sequence[Float[Tensor, "_ _"]], right: Sequence[Float[Tensor, "_ _"]]
     ) -> None:
-        """Count a batch: the features of its examples at each layer of the two models.
+        """Add a batch: the features of its examples at each layer of the two models.
 
         Raises
         ------
         InputError
-            It has fewer than four examples, or the two have different numbers of them.
+            The batch has fewer than four examples, or the layers disagree on their number.
         """
-        sizes = {len(x) for x in (*left, *right)}
+        sizes = {len(features) for features in (*left, *right)}
+        # HSIC₁ divides by n - 3.
         if len(sizes) != 1 or min(sizes) < 4:
             raise InputError(
                 f"CKA needs batches of the same four examples or more, got {sorted(sizes)}."
             )
         n = sizes.pop()
-        K, L = (torch.stack([_centred(x).flatten() for x in part]) for part in (left, right))
         scale = n * (n - 3)
-        self._both = self._both + K @ L.T / scale
-        self._left = self._left + K.square().sum(1) / scale
-        self._right = self._right + L.square().sum(1) / scale
+        K = _flat(left)
+        L = _flat(right)
+        both = K @ L.T
+        left_alone = K.square().sum(1)
+        right_alone = L.square().sum(1)
+        # Both models' features may be of any number of layers, which is known only now.
+        self._both = self._both + both / scale
+        self._left = self._left + left_alone / scale
+        self._right = self._right + right_alone / scale
 
     def matrix(self) -> Float[Tensor, "left right"]:
-        """CKA of each layer of the one with each layer of the other; nan where features do not vary."""
+        """Return CKA of each layer on the left with each on the right.
+
+        It is nan where features do not vary.
+        """
         if isinstance(self._both, float):
             raise InputError("CKA needs at least one batch: call `add` first.")
-        return (
-            self._both
-            / torch.outer(torch.as_tensor(self._left), torch.as_tensor(self._right)).sqrt()
-        )
+        # Features that do not vary have an HSIC of 0 with themselves: 0 / 0 is nan.
+        left = torch.as_tensor(self._left)
+        right = torch.as_tensor(self._right)
+        return self._both / torch.outer(left, right).sqrt()
 
 
 def cka(
     left: Float[Tensor, "n a"], right: Float[Tensor, "m b"], *, batch: int = BATCH, seed: int = 0
 ) -> float:
-    """CKA of two sets of features of the same examples, over mini-batches that are drawn with `seed`.
+    """Return CKA of two sets of features of the same examples, over mini-batches drawn with `seed`.
 
     Raises
     ------
     InputError
-        There are fewer than four examples, or not the same number.
+        There are fewer than four examples, or the two sets differ in their number.
 
     Examples
     --------
@@ -98,53 +107,90 @@ def cka(
         raise InputError(
             f"CKA compares features of the same examples, got {len(left)} and {len(right)} rows."
         )
-    found = UnbiasedCKA()
+    layers = UnbiasedCKA()
     for rows in batches(len(left), batch=batch, seed=seed):
-        found.add([left[rows]], [right[rows]])
-    return found.matrix().item()
+        layers.add([left[rows]], [right[rows]])
+    return layers.matrix().item()
 
 
 def batches(examples: int, *, batch: int = BATCH, seed: int = 0) -> Sequence[Tensor]:
-    """The rows of mini-batches of nearly equal size, mixed: examples often come in the order of their tasks."""
-    mixed = torch.randperm(examples, generator=torch.Generator().manual_seed(seed))
-    return mixed.tensor_split(max(1, math.ceil(examples / batch)))
+    """Return the row numbers of shuffled mini-batches of nearly equal size.
+
+    The shuffling matters because examples often come in the order of their tasks.
+    """
+    shuffled = torch.randperm(examples, generator=torch.Generator().manual_seed(seed))
+    # `split` would leave a small last batch, for which HSIC₁ is undefined below four examples.
+    return shuffled.tensor_split(max(1, math.ceil(examples / batch)))
+
+
+def _flat(layers: Sequence[Float[Tensor, "batch _"]]) -> Float[Tensor, "layers square"]:
+    """Return each layer's Gram matrix as a row: a single product then makes all pairs."""
+    rows = []
+    for features in layers:
+        gram = _centred(features)
+        rows.append(gram.flatten())
+    return torch.stack(rows)
 
 
 def _centred(features: Float[Tensor, "batch _"]) -> Float[Tensor, "batch batch"]:
-    """The Gram matrix without its diagonal, centred so that each row adds up to 0."""
-    x, n = features.detach().double().cpu(), len(features)
-    x = x - x.mean(0)  # changes nothing but the rounding
+    """Return the Gram matrix without its diagonal, centred so that each row adds up to 0."""
+    n = len(features)
+    # In double precision: what is left after centring is small beside the entries of K.
+    x = features.detach().double().cpu()
+    # The result is invariant to this shift. It keeps large means from swamping the digits.
+    x = x - x.mean(0)
     K = (x @ x.T).fill_diagonal_(0)
+    # What makes each row, without its diagonal, add up to 0.
     rows = K.sum(1) / (n - 2)
-    return (K - rows[:, None] - rows + K.sum() / ((n - 1) * (n - 2))).fill_diagonal_(0)
+    total = K.sum() / ((n - 1) * (n - 2))
+    columns = rows[:, None]
+    centred = K - columns - rows + total
+    return centred.fill_diagonal_(0)
 
 
-def compute(subject: Subject) -> dict[str, Any]:
+def compute(subject: Subject) -> dict[str, object]:
     """Return the numbers of this diagnostic for a run."""
     if subject.frozen:
         raise LeftOut(
             "The method trains nothing in the backbone, so its features are those of before."
         )
     examples = subject.encoded("test")
-    rows = batches(sum(map(len, examples)), seed=subject.seed)
-    if min(map(len, rows)) < 4:
+    count = sum(len(rows) for rows in examples)
+    mini_batches = batches(count, seed=subject.seed)
+    if min(len(rows) for rows in mini_batches) < 4:
         raise LeftOut("CKA needs at least 4 test examples.")
-    first = before = torch.cat(subject.tested(0))
-    to_first, to_previous = [], []
-    for step in range(1, len(subject.learned) + 1):
-        now = torch.cat(subject.tested(step))
-        to_first.append(cka(first, now, seed=subject.seed))
-        to_previous.append(cka(before, now, seed=subject.seed))
-        before = now
-    pretrained = subject.hidden(subject.combined(0), examples)
-    last = subject.hidden(subject.combined(len(subject.learned)), examples)
+    to_pretrained, to_previous = _over_steps(subject)
+
+    steps = len(subject.learned)
+    pretrained = subject.combined(0)
+    learned = subject.combined(steps)
+    initial = subject.hidden(pretrained, examples)
+    last = subject.hidden(learned, examples)
     layers = UnbiasedCKA()
-    for some in rows:
-        layers.add([layer[some] for layer in pretrained], [layer[some] for layer in last])
-    names = ["embeddings", *(f"layer {i}" for i in range(1, len(last)))]
+    for rows in mini_batches:
+        left = [layer[rows] for layer in initial]
+        right = [layer[rows] for layer in last]
+        layers.add(left, right)
+    names = ["embeddings"]
+    names += [f"layer {number}" for number in range(1, len(last))]
     return {
         "layers": names,
-        "to_pretrained": plain(torch.tensor(to_first)),
+        "to_pretrained": plain(torch.tensor(to_pretrained)),
         "to_previous": plain(torch.tensor(to_previous)),
         "matrix": plain(layers.matrix()),
     }
+
+
+def _over_steps(subject: Subject) -> tuple[list[float], list[float]]:
+    """Compare the features after each task with the pre-trained model's and the previous step's."""
+    pretrained = torch.cat(subject.tested(0))
+    previous = pretrained
+    to_pretrained = []
+    to_previous = []
+    steps = len(subject.learned)
+    for step in range(1, steps + 1):
+        features = torch.cat(subject.tested(step))
+        to_pretrained.append(cka(pretrained, features, seed=subject.seed))
+        to_previous.append(cka(previous, features, seed=subject.seed))
+        previous = features
+    return to_pretrained, to_previous

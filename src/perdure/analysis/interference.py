@@ -1,12 +1,12 @@
-"""How much task vectors are in each other's way: norms, cosines, common subspaces and conflicts of sign.
+"""Interference of task vectors: norms, cosines, common subspaces and conflicts of sign.
 
-The entries of a layer are compared as they are: low-rank ones by their factors, where that is exact. A layer that a
-task vector lacks is zero there. Where something is not defined (a vector is zero) there is nan.
+Layers are compared in the form in which they are stored: low-rank ones by their factors, where
+that is exact. A layer that a task vector lacks counts as zero. A value that is undefined (a vector
+is zero) is nan.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -17,7 +17,7 @@ from perdure.analysis.subject import Subject
 from perdure.vectors.task_vector import Entry, LowRank, TaskVector, dense, shapes, svd
 
 Vectors = Mapping[str, TaskVector]
-BLOCK = 2**22  # entries of all tasks that are made at a time
+BLOCK = 2**22  # the number of entries, over all tasks, that are in memory at a time
 
 
 @dataclass(frozen=True)
@@ -29,180 +29,262 @@ class Pairwise:
 
 
 def norms(vectors: Vectors) -> dict[str, Float[Tensor, " tasks"]]:
-    """The Frobenius norm of each task's ΔW, by layer; over all layers the squares add up.
+    """Return the Frobenius norm of each task's ΔW, by layer; over all layers the squares add up.
 
     Examples
     --------
     >>> norms({"a": TaskVector({"w": torch.tensor([3.0, 4.0])}), "b": TaskVector({})})["w"].tolist()
     [5.0, 0.0]
     """
-    return {
-        name: _gram(entries).diagonal().clamp_min(0).sqrt() for name, entries in _by_layer(vectors)
-    }
+    by_layer = {}
+    for name, entries in _by_layer(vectors):
+        # A square of low-rank factors can come out as a tiny negative number.
+        squares = _gram(entries).diagonal().clamp_min(0)
+        by_layer[name] = squares.sqrt()
+    return by_layer
 
 
 def cosines(vectors: Vectors) -> Pairwise:
-    """The cosine of the angle between two tasks' ΔW, <ΔW_a, ΔW_b> / (‖ΔW_a‖ ‖ΔW_b‖).
+    """Return the cosine of the angle between two tasks' ΔW, <ΔW_a, ΔW_b> / (‖ΔW_a‖ ‖ΔW_b‖).
 
     Raises
     ------
     InputError
-        A layer has not one shape.
+        A layer has different shapes in different tasks.
 
     Examples
     --------
-    >>> a, b = TaskVector({"w": torch.tensor([1.0, 0.0])}), TaskVector({"w": torch.tensor([0.0, 2.0])})
+    >>> a = TaskVector({"w": torch.tensor([1.0, 0.0])})
+    >>> b = TaskVector({"w": torch.tensor([0.0, 2.0])})
     >>> cosines({"a": a, "b": b}).overall.tolist()
     [[1.0, 0.0], [0.0, 1.0]]
     """
-    grams = {name: _gram(entries) for name, entries in _by_layer(vectors)}
-    return Pairwise(
-        _normed(_total(grams, len(vectors))), {name: _normed(gram) for name, gram in grams.items()}
-    )
+    grams = {}
+    for name, entries in _by_layer(vectors):
+        grams[name] = _gram(entries)
+    by_layer = {}
+    for name, gram in grams.items():
+        by_layer[name] = _normed(gram)
+    # Inner products add up over the layers, cosines do not.
+    total = _total(grams, len(vectors))
+    return Pairwise(_normed(total), by_layer)
 
 
 def sign_conflicts(vectors: Vectors, *, weighted: bool = False) -> Pairwise:
-    """The share of weights that two tasks change in opposite directions, among those that both change.
+    """Return the share of weights, among those both tasks change, with changes of opposite sign.
 
-    1/2 is chance. With `weighted` each weight counts with |a b|, a and b being its two changes: then it is the share
-    of their inner product of absolute values that the signs take away, (1 - <a, b> / <|a|, |b|>) / 2. What it costs to
-    resolve such conflicts by a vote is the subject of TIES-Merging (Yadav et al. 2023, arXiv 2306.01708).
+    1/2 is chance. With `weighted`, each weight counts with |a b|, where a and b are its two
+    changes: the share is then what the signs take away of the inner product of absolute values,
+    (1 - <a, b> / <|a|, |b|>) / 2. TIES-Merging studies what it costs to resolve such conflicts by
+    a vote (Yadav et al. 2023, arXiv 2306.01708).
 
     Examples
     --------
-    >>> a, b = TaskVector({"w": torch.tensor([1.0, 3.0, 0.0])}), TaskVector({"w": torch.tensor([1.0, -1.0, 5.0])})
+    >>> a = TaskVector({"w": torch.tensor([1.0, 3.0, 0.0])})
+    >>> b = TaskVector({"w": torch.tensor([1.0, -1.0, 5.0])})
     >>> sign_conflicts({"a": a, "b": b}).overall[0, 1].item()
     0.5
     >>> sign_conflicts({"a": a, "b": b}, weighted=True).overall[0, 1].item()
     0.75
     """
-    with_sign, without = {}, {}
+    count = len(vectors)
+    # The inner products of the changes (or of their signs), and of their absolute values.
+    signed = {}
+    absolute = {}
     for name, entries in _by_layer(vectors):
-        with_sign[name] = torch.zeros(len(vectors), len(vectors), dtype=torch.double)
-        without[name] = with_sign[name].clone()
+        inner = torch.zeros(count, count, dtype=torch.double)
+        inner_absolute = torch.zeros_like(inner)
         for block in _blocks(entries):
             values = block if weighted else block.sign()
-            with_sign[name] += values @ values.T
-            without[name] += values.abs() @ values.abs().T
-    rates = {name: _opposed(gram, without[name]) for name, gram in with_sign.items()}
-    return Pairwise(_opposed(_total(with_sign, len(vectors)), _total(without, len(vectors))), rates)
+            sizes = values.abs()
+            inner += values @ values.T
+            inner_absolute += sizes @ sizes.T
+        signed[name] = inner
+        absolute[name] = inner_absolute
+    by_layer = {}
+    for name, inner in signed.items():
+        by_layer[name] = _opposed(inner, absolute[name])
+    overall = _opposed(
+        _total(signed, count),
+        _total(absolute, count),
+    )
+    return Pairwise(overall, by_layer)
 
 
-def _opposed(with_sign: Tensor, without: Tensor) -> Float[Tensor, "tasks tasks"]:
-    return ((1 - with_sign / without) / 2).clamp(0, 1)
+def _opposed(signed: Tensor, absolute: Tensor) -> Float[Tensor, "tasks tasks"]:
+    """Return the share that the signs take away: 0 where all agree, 1 where all are opposed."""
+    agreement = signed / absolute
+    share = (1 - agreement) / 2
+    return share.clamp(0, 1)  # no rounding error beyond a share
 
 
 def overlaps(vectors: Vectors, *, rank: int = 8) -> tuple[Pairwise, Pairwise]:
-    """How far the leading singular subspaces of two tasks' ΔW are the same: the mean squared cosine of their angles.
+    """Return how far the leading singular subspaces of two tasks' ΔW coincide, left and right.
 
-    ‖Uᵀ_a U_b‖² / k for the first k left singular vectors (what a layer writes), and the same for those on the right
-    (what it reads); k is `rank`, or less where ΔW has no more. 0: orthogonal, 1: equal; of two random subspaces in d
-    dimensions k / d is expected. Over all layers: the mean of those where both tasks have a ΔW. Entries that are no
-    matrices are left out.
+    The overlap is the mean squared cosine of the principal angles, ‖U_aᵀ U_b‖² / k for the first
+    k left singular vectors (what a layer writes), and the same for those on the right (what it
+    reads); k is `rank`, or less where ΔW has fewer. 0 is orthogonal and 1 is equal; two random
+    subspaces in d dimensions have an expected overlap of k / d. The value over all layers is the
+    mean of those in which both tasks have a ΔW. Entries other than matrices are left out.
 
     Examples
     --------
-    >>> a, b = LowRank(torch.eye(4)[:, :1], torch.ones(1, 3)), LowRank(torch.eye(4)[:, 1:2], torch.ones(1, 3))
+    >>> a = LowRank(torch.eye(4)[:, :1], torch.ones(1, 3))
+    >>> b = LowRank(torch.eye(4)[:, 1:2], torch.ones(1, 3))
     >>> left, right = overlaps({"a": TaskVector({"w": a}), "b": TaskVector({"w": b})})
     >>> round(left.overall[0, 1].item(), 4), round(right.overall[0, 1].item(), 4)
     (0.0, 1.0)
     """
-    left, right = {}, {}
+    left = {}
+    right = {}
     for name, entries in _by_layer(vectors):
-        if len(entries[0].shape) == 2:
-            parts = [svd(entry) for entry in entries]
-            left[name] = _common([U[:, :rank].double() for U, _, _ in parts])
-            right[name] = _common([Vh[:rank].T.double() for _, _, Vh in parts])
-    return _averaged(left, len(vectors)), _averaged(right, len(vectors))
+        # Biases and norms have no subspaces.
+        if len(entries[0].shape) != 2:
+            continue
+        written = []
+        read = []
+        for entry in entries:
+            U, _, Vh = svd(entry)
+            written.append(U[:, :rank].double())
+            read.append(Vh[:rank].T.double())
+        left[name] = _common(written)
+        right[name] = _common(read)
+    count = len(vectors)
+    return _averaged(left, count), _averaged(right, count)
 
 
 def _averaged(layers: dict[str, Tensor], tasks: int) -> Pairwise:
-    """Over all layers: the mean of those that are defined."""
-    none = torch.full((tasks, tasks), torch.nan, dtype=torch.double)
-    return Pairwise(torch.stack([none, *layers.values()]).nanmean(0), layers)
+    """Add the mean over those layers in which a value is defined."""
+    # `stack` needs at least one tensor, and `nanmean` ignores this one.
+    undefined = torch.full((tasks, tasks), torch.nan, dtype=torch.double)
+    overall = torch.stack([undefined, *layers.values()]).nanmean(0)
+    return Pairwise(overall, layers)
 
 
 def _common(bases: Sequence[Float[Tensor, "d _"]]) -> Float[Tensor, "tasks tasks"]:
-    """The mean squared cosine of the principal angles between each two subspaces, given orthonormal bases."""
+    """Return the mean squared cosine of the principal angles, given orthonormal bases."""
+    rows = []
+    for a in bases:
+        rows.append([_overlap(a, b) for b in bases])
+    return torch.tensor(rows, dtype=torch.double)
 
-    def common(a: Tensor, b: Tensor) -> float:
-        k = min(a.shape[1], b.shape[1])
-        return (a[:, :k].T @ b[:, :k]).square().sum().item() / k if k else torch.nan
 
-    return torch.tensor([[common(a, b) for b in bases] for a in bases], dtype=torch.double)
+def _overlap(a: Float[Tensor, "d _"], b: Float[Tensor, "d _"]) -> float:
+    k = min(a.shape[1], b.shape[1])
+    # A zero ΔW has no subspace at all: the overlap is undefined, and not 0.
+    if k == 0:
+        return torch.nan
+    cosines = a[:, :k].T @ b[:, :k]
+    return cosines.square().sum().item() / k
 
 
 def _by_layer(vectors: Vectors) -> Iterator[tuple[str, list[Entry]]]:
-    """The entries of all tasks, layer by layer."""
+    """Yield the entries of all tasks, layer by layer."""
     for name, shape in shapes(vectors).items():
-        zero = (
-            LowRank(torch.zeros(shape[0], 0), torch.zeros(0, shape[1]))
-            if len(shape) == 2
-            else torch.zeros(shape)
-        )
+        zero = _zero(shape)
         yield name, [vector.entries.get(name, zero) for vector in vectors.values()]
 
 
+def _zero(shape: torch.Size) -> Entry:
+    """Return no change of a layer; that of a matrix has rank 0, so that no full one is made."""
+    if len(shape) != 2:
+        return torch.zeros(shape)
+    rows, columns = shape
+    return LowRank(torch.zeros(rows, 0), torch.zeros(0, columns))
+
+
 def _gram(entries: Sequence[Entry]) -> Float[Tensor, "tasks tasks"]:
-    """The inner products of all pairs, in double precision; of low-rank entries without any full matrix."""
-    low = [entry for entry in entries if isinstance(entry, LowRank)]
-    if len(low) < len(entries):
-        return sum(
-            (block @ block.T for block in _blocks(entries)), torch.zeros(len(entries), len(entries))
-        )
-    B = torch.cat([entry.B.double() for entry in low], dim=1)
-    A = torch.cat([entry.A.double() for entry in low])
-    owner = torch.repeat_interleave(torch.tensor([entry.rank for entry in low]))
-    member = torch.nn.functional.one_hot(owner, len(low)).double()
-    return member.T @ ((B.T @ B) * (A @ A.T)) @ member
+    """Return the inner products of all pairs, in double precision.
+
+    Low-rank entries need no full matrix: <B_a A_a, B_b A_b> is the sum over the entries of
+    (B_aᵀ B_b) * (A_a A_bᵀ).
+    """
+    low_rank = [entry for entry in entries if isinstance(entry, LowRank)]
+    count = len(entries)
+    if len(low_rank) < count:
+        gram = torch.zeros(count, count, dtype=torch.double)
+        for block in _blocks(entries):
+            gram += block @ block.T
+        return gram
+    # All tasks' factors side by side: one product of each kind, and then sums over the blocks that
+    # belong to a pair of tasks. `member` says which task each column of B (and row of A) is from.
+    left = [entry.B.double() for entry in low_rank]
+    right = [entry.A.double() for entry in low_rank]
+    B = torch.cat(left, dim=1)
+    A = torch.cat(right)
+    ranks = torch.tensor([entry.rank for entry in low_rank])
+    owner = torch.repeat_interleave(ranks)
+    member = torch.nn.functional.one_hot(owner, count).double()
+    products = (B.T @ B) * (A @ A.T)
+    return member.T @ products @ member
 
 
 def _blocks(entries: Sequence[Entry]) -> Iterator[Float[Tensor, "tasks block"]]:
-    """All values of a layer, some rows at a time, so that never all full matrices are in memory."""
-    whole = [entry if isinstance(entry, LowRank) else dense(entry) for entry in entries]
+    """Yield all values of a layer, some rows at a time, so that full matrices need not fit."""
+    # Deferred tensors are made once here, and low-rank ones row by row below.
+    stored = [entry if isinstance(entry, LowRank) else dense(entry) for entry in entries]
     shape = entries[0].shape
-    rows = max(1, BLOCK * shape[0] // max(1, len(entries) * shape.numel()))
-    for start in range(0, shape[0], rows):
-        part = slice(start, start + rows)
-        values = [
-            (e.B[part] @ e.A if isinstance(e, LowRank) else e[part]).reshape(-1) for e in whole
-        ]
+    length = shape[0]
+    size = len(entries) * shape.numel()
+    # A single row may be more than a block, and a layer may be empty.
+    height = max(1, BLOCK * length // max(1, size))
+    for start in range(0, length, height):
+        rows = slice(start, start + height)
+        values = []
+        for entry in stored:
+            block = entry.B[rows] @ entry.A if isinstance(entry, LowRank) else entry[rows]
+            values.append(block.reshape(-1))
         yield torch.stack(values).double()
 
 
 def _normed(gram: Float[Tensor, "tasks tasks"]) -> Float[Tensor, "tasks tasks"]:
-    size = gram.diagonal().clamp_min(0).sqrt()
-    return (gram / (size[:, None] * size)).clamp(-1, 1)
+    """Divide inner products by the norms, which are on the diagonal; 0 / 0 is nan."""
+    squares = gram.diagonal().clamp_min(0)
+    size = squares.sqrt()
+    products = size[:, None] * size
+    cosines = gram / products
+    return cosines.clamp(-1, 1)
 
 
 def _total(grams: Mapping[str, Tensor], tasks: int) -> Float[Tensor, "tasks tasks"]:
-    return sum(grams.values(), torch.zeros(tasks, tasks, dtype=torch.double))
+    zero = torch.zeros(tasks, tasks, dtype=torch.double)
+    return sum(grams.values(), zero)
 
 
-def compute(subject: Subject) -> dict[str, Any]:
+def compute(subject: Subject) -> dict[str, object]:
     """Return the numbers of this diagnostic for a run."""
     vectors, linear = vectors_of(subject)
-    if len(vectors) < 2:
+    count = len(vectors)
+    if count < 2:
         raise LeftOut("There is one task only, and nothing to compare it with.")
-    matrices = {t: TaskVector({n: v[n] for n in linear if n in v}) for t, v in vectors.items()}
+    matrices = {}
+    for task, vector in vectors.items():
+        entries = {name: vector[name] for name in linear if name in vector}
+        matrices[task] = TaskVector(entries)
     left, right = overlaps(matrices)
-    pairs = {
+    measures = {
         "cosine": cosines(vectors),
         "overlap_left": left,
         "overlap_right": right,
         "sign_conflict": sign_conflicts(vectors),
         "weighted_sign_conflict": sign_conflicts(vectors, weighted=True),
     }
-    layers = linear if len(vectors) <= MANY else []
     by_layer = norms(vectors)
-    upper = torch.triu_indices(len(vectors), len(vectors), 1)
-    return {
+    squares = sum(norm.square() for norm in by_layer.values())
+    layers = linear if count <= MANY else []
+    # By layer each pair of tasks is stored once: the matrices are symmetric.
+    upper = torch.triu_indices(count, count, 1)
+    numbers: dict[str, object] = {
         "layers": layers,
-        "norms": plain(sum(norm.square() for norm in by_layer.values()) ** 0.5),
+        "norms": plain(squares**0.5),
         "layer_norms": [plain(by_layer[name]) for name in layers],
-        **{name: plain(value.overall) for name, value in pairs.items()},
-        **{
-            f"layer_{name}": [plain(v.layers[n][*upper]) for n in layers]
-            for name, v in pairs.items()
-        },
     }
+    for key, measure in measures.items():
+        numbers[key] = plain(measure.overall)
+    for key, measure in measures.items():
+        values = []
+        for name in layers:
+            pairs = measure.layers[name][*upper]
+            values.append(plain(pairs))
+        numbers[f"layer_{key}"] = values
+    return numbers

@@ -1,8 +1,7 @@
-"""Which task the posterior finds for an input, and whether its confidence is the share that is right."""
-
-from typing import Any
+"""The confusion of the task posterior, and how well calibrated it and the classes are."""
 
 import torch
+from torch import Tensor
 
 from perdure.analysis.calibration import confusion, expected_calibration_error, reliability
 from perdure.analysis.shared import number
@@ -11,31 +10,60 @@ from perdure.evaluation.posterior import describe
 from perdure.evaluation.score import probabilities, settled, task_logits
 
 
-def compute(subject: Subject) -> dict[str, Any]:
+def compute(subject: Subject) -> dict[str, object]:
     """Return the numbers of this diagnostic for a run."""
     posterior = subject.system.posterior
-    combined, tasks = subject.combined(len(subject.learned)), subject.tasks
-    places = [subject.stream.class_index(name) for name in tasks]
+    backbone = subject.backbone
+    tasks = subject.tasks
+    combined = subject.combined(len(subject.learned))
+    # Where each task's classes are among those of all tasks.
+    class_index = [subject.stream.class_index(name) for name in tasks]
     examples = subject.encoded("test")
-    true, weights, classes = [], [], []
+    true_tasks = []
+    task_probabilities = []
+    class_probabilities = []
     for name, rows in zip(subject.present, examples, strict=True):
-        index = tasks.index(name)
-        log_weights = posterior.log_prob(describe(subject.backbone, rows))
+        task = tasks.index(name)
+        described = describe(backbone, rows)
+        log_weights = posterior.log_prob(described)
+        # A rule that picks one task's model per example acts on the likeliest task alone.
         acting = settled(log_weights) if combined.picks else log_weights
-        logits = task_logits(subject.backbone, combined, rows, tasks, acting)
-        true.append(torch.full((len(rows),), index))
-        weights.append(log_weights.exp())
-        classes.append(probabilities(logits, places, acting))
-    tables = {
-        "task": (torch.cat(weights), torch.cat(true)),
-        "class": (torch.cat(classes), torch.cat(subject.labels(examples))),
+        logits = task_logits(
+            backbone,
+            combined,
+            rows,
+            tasks,
+            acting,
+        )
+        true_tasks.append(torch.full((len(rows),), task))
+        # The confidence in the task is the posterior's, even where the rule rounds it to 0 or 1.
+        task_probabilities.append(log_weights.exp())
+        class_probabilities.append(probabilities(logits, class_index, acting))
+
+    answers = torch.cat(true_tasks)
+    weights = torch.cat(task_probabilities)
+    labels = torch.cat(subject.labels(examples))
+    classes = torch.cat(class_probabilities)
+    counts = confusion(answers, weights.argmax(1), len(tasks))
+    return {
+        "confusion": counts.tolist(),
+        **_calibration("task", weights, answers),
+        **_calibration("class", classes, labels),
     }
-    found: dict[str, Any] = {
-        "confusion": confusion(torch.cat(true), torch.cat(weights).argmax(1), len(tasks)).tolist()
+
+
+def _calibration(kind: str, probability: Tensor, answer: Tensor) -> dict[str, object]:
+    """Return the calibration error and the reliability table, under the names of their `kind`."""
+    # The confidence is the probability of the answer, which is the likeliest one.
+    best = probability.max(1)
+    table = reliability(best.values, best.indices == answer)
+    error = expected_calibration_error(table)
+    rows = []
+    for bin in table:
+        # The columns of the format are the fields in their order.
+        fields = vars(bin).values()
+        rows.append([number(value) for value in fields])
+    return {
+        f"{kind}_ece": number(error),
+        f"{kind}_bins": rows,
     }
-    for name, (probability, answer) in tables.items():
-        best = probability.max(1)
-        table = reliability(best.values, best.indices == answer)
-        found[f"{name}_ece"] = number(expected_calibration_error(table))
-        found[f"{name}_bins"] = [[number(value) for value in vars(bin).values()] for bin in table]
-    return found

@@ -1,15 +1,14 @@
 """Probe retraining: how much a linear classifier can read from frozen features, step by step.
 
-An analysis and not a method: the classifier is trained on examples of *all* tasks at once (Kim & Han 2023, arXiv
-2304.01663). A curve that rises says that the features gained from the new tasks; a flat one that they are stable but
-not plastic; one that falls that something in them was lost.
+This is an analysis and not a method: the classifier is trained on examples of *all* tasks at once
+(Kim & Han 2023, arXiv 2304.01663). A rising curve says that the features gained from the new
+tasks, a flat one that they are stable but not plastic, a falling one that they lost something.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -18,20 +17,22 @@ from torch import Tensor
 from perdure.analysis.shared import plain
 from perdure.analysis.subject import Subject
 
-STEPS = 200  # of L-BFGS at most
+STEPS = 200  # the most that L-BFGS takes
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A linear classifier on standardised features: multinomial logistic regression, fitted from zero by L-BFGS.
+    """A linear classifier on standardised features: multinomial logistic regression by L-BFGS.
 
-    It minimises the mean cross-entropy + ‖W‖² / (2 n) over n examples, which is convex, so the start does not matter;
-    the bias is not penalised. Features that do not vary are only centred.
+    It minimises the mean cross-entropy + ‖W‖² / (2 n) over n examples, starting from zero. The
+    objective is convex, so the initial weights do not matter; the bias is not penalised. Features
+    that do not vary are only centred.
 
     Examples
     --------
-    >>> features, labels = torch.tensor([[-2.0], [-1.0], [1.0], [2.0]]), torch.tensor([0, 0, 1, 1])
-    >>> Probe.fitted(features, labels, classes=2).predict(torch.tensor([[-5.0], [0.5]])).tolist()
+    >>> features = torch.tensor([[-2.0], [-1.0], [1.0], [2.0]])
+    >>> probe = Probe.fitted(features, torch.tensor([0, 0, 1, 1]), classes=2)
+    >>> probe.predict(torch.tensor([[-5.0], [0.5]])).tolist()
     [0, 1]
     """
 
@@ -47,14 +48,17 @@ class Probe:
         labels: Int[Tensor, " examples"],
         classes: int,
     ) -> Probe:
-        """The classifier of examples with labels from 0 to `classes` - 1."""
+        """Fit a classifier to examples with labels from 0 to `classes` - 1."""
         x = features.detach().double().cpu()
-        mean, scale = x.mean(0), x.std(0, correction=0)
-        scale = torch.where(scale > 1e-9 * (1 + mean.abs()), scale, torch.ones_like(scale))
+        mean = x.mean(0)
+        scale = x.std(0, correction=0)
+        # A constant feature has a deviation of rounding errors, which must not be scaled up to 1.
+        varies = scale > 1e-9 * (1 + mean.abs())
+        scale = torch.where(varies, scale, torch.ones_like(scale))
         x = (x - mean) / scale
-        weight = torch.zeros(classes, x.shape[1], dtype=torch.double, requires_grad=True)
-        bias = torch.zeros(classes, dtype=torch.double, requires_grad=True)
-        search = torch.optim.LBFGS(
+        weight = torch.zeros(classes, x.shape[1], dtype=torch.double).requires_grad_()
+        bias = torch.zeros(classes, dtype=torch.double).requires_grad_()
+        optimizer = torch.optim.LBFGS(
             [weight, bias],
             max_iter=STEPS,
             tolerance_grad=1e-5,
@@ -62,38 +66,53 @@ class Probe:
             line_search_fn="strong_wolfe",
         )
 
+        # The line search calls this several times in each step.
         def loss() -> Tensor:
-            search.zero_grad()
-            value = torch.nn.functional.cross_entropy(x @ weight.T + bias, labels.cpu())
-            value = value + weight.square().sum() / (2 * len(x))
+            optimizer.zero_grad()
+            logits = x @ weight.T + bias
+            error = torch.nn.functional.cross_entropy(logits, labels.cpu())
+            # Half the squared norm over n: scikit-learn's LogisticRegression with C = 1.
+            penalty = weight.square().sum() / (2 * len(x))
+            value = error + penalty
             value.backward()
             return value
 
+        # Whoever measures may do so under `no_grad`, but fitting needs gradients.
         with torch.enable_grad():
-            search.step(loss)  # pyright: ignore
-        return cls(mean, scale, weight.detach(), bias.detach())
+            optimizer.step(loss)  # pyright: ignore
+        return cls(
+            mean=mean,
+            scale=scale,
+            weight=weight.detach(),
+            bias=bias.detach(),
+        )
 
     def predict(self, features: Float[Tensor, "examples width"]) -> Int[Tensor, " examples"]:
-        """The likeliest class of each example."""
+        """Return the likeliest class of each example."""
         x = (features.detach().double().cpu() - self.mean) / self.scale
-        return (x @ self.weight.T + self.bias).argmax(1)
+        logits = x @ self.weight.T + self.bias
+        return logits.argmax(1)
 
 
 def plasticity(A: Float[Tensor, "steps tasks"]) -> Float[Tensor, " tasks"]:
-    """What learning a task gave to a probe's accuracy on it: A[j, j] - A[j-1, j].
+    """Plasticity: what learning a task added to a probe's accuracy on it, A[j, j] - A[j-1, j].
 
-    A[i, j] is the accuracy on task j after i tasks, from 0 (the pre-trained model), with the tasks counted from 1.
+    A[i, j] is the accuracy on task j after i tasks, where i = 0 is the pre-trained model and tasks
+    are counted from 1.
 
     Examples
     --------
     >>> plasticity(torch.tensor([[0.5, 0.5], [0.75, 0.5], [0.625, 1.0]])).tolist()
     [0.25, 0.5]
     """
+    # Rows start at step 0 and columns at task 1: A[j, j] of the formula is one below the diagonal.
     return A.diagonal(-1) - A.diagonal()
 
 
 def stability(A: Float[Tensor, "steps tasks"]) -> Float[Tensor, " tasks"]:
-    """What later tasks did to a probe's accuracy on a task: A[N, j] - A[j, j] with N tasks; 0 for the last.
+    """Stability: what later tasks added to a probe's accuracy on a task, A[N, j] - A[j, j].
+
+    N is the number of tasks; the last task's value is 0.
 
     Examples
     --------
@@ -103,24 +122,40 @@ def stability(A: Float[Tensor, "steps tasks"]) -> Float[Tensor, " tasks"]:
     return A[-1] - A.diagonal(-1)
 
 
-def compute(subject: Subject) -> dict[str, Any]:
+def compute(subject: Subject) -> dict[str, object]:
     """Return the numbers of this diagnostic for a run."""
-    train, test = subject.encoded("train"), subject.encoded("test")
-    labels, answers = torch.cat(subject.labels(train)), subject.labels(test)
-    rows: list[list[float]] = []
-    present = [subject.tasks.index(name) for name in subject.present]
+    train = subject.encoded("train")
+    test = subject.encoded("test")
+    labels = torch.cat(subject.labels(train))
+    answers = subject.labels(test)
+    classes = len(subject.stream.classes)
+    rows = []
     for step in range(len(subject.learned) + 1):
-        if rows and subject.frozen:  # the same features at every step
+        # A frozen backbone has the same features at every step, so that one probe is enough.
+        if rows and subject.frozen:
             rows.append(rows[0])
             continue
-        known = torch.cat(subject.features(subject.combined(step), train))
-        probe = Probe.fitted(known, labels, len(subject.stream.classes))
-        found = [probe.predict(each) for each in subject.tested(step)]
-        rows.append([(a == b).double().mean().item() for a, b in zip(found, answers, strict=True)])
-    A = torch.full((len(rows), len(subject.tasks)), math.nan, dtype=torch.double)
-    A[:, present] = torch.tensor(rows, dtype=torch.double)
+        combined = subject.combined(step)
+        features = torch.cat(subject.features(combined, train))
+        probe = Probe.fitted(features, labels, classes)
+        accuracies = []
+        for tested, answer in zip(subject.tested(step), answers, strict=True):
+            right = probe.predict(tested) == answer
+            accuracies.append(right.double().mean().item())
+        rows.append(accuracies)
+
+    # The format has a column for each task, also for those whose examples are gone.
+    tasks = subject.tasks
+    present = [tasks.index(name) for name in subject.present]
+    accuracy = torch.tensor(rows, dtype=torch.double)
+    A = torch.full(
+        (len(rows), len(tasks)),
+        math.nan,
+        dtype=torch.double,
+    )
+    A[:, present] = accuracy
     return {
-        "accuracy": plain(A[:, present].mean(1)),
+        "accuracy": plain(accuracy.mean(1)),
         "subset": plain(A),
         "plasticity": plain(plasticity(A)),
         "stability": plain(stability(A)),

@@ -1,7 +1,6 @@
-"""What the files of single diagnostics share when they compute: task vectors, numbers, and why one is left out."""
+"""Task vectors, plain numbers, and the reason to skip: what several diagnostics need."""
 
 import math
-from typing import Any
 
 from torch import Tensor
 
@@ -16,31 +15,46 @@ MANY = 40  # with more tasks the values of single layers are left out: pairs gro
 
 
 class LeftOut(Exception):
-    """Why a diagnostic makes no sense for a run."""
+    """The reason why a diagnostic makes no sense for a run."""
 
 
 def vectors_of(subject: Subject) -> tuple[dict[str, TaskVector], list[str]]:
-    """Return the tasks' ΔW, and the names of the linear layers among what they change."""
+    """Return the tasks' ΔW, and the names of the linear layers among those that they change.
+
+    Raises
+    ------
+    LeftOut
+        The run has no ΔW.
+    """
     if subject.frozen:
         raise LeftOut("The method trains nothing in the backbone, so there are no task vectors.")
-    learned = [task.adapter for task in subject.learned]
-    if any(isinstance(adapter.config, BottleneckConfig) for adapter in learned):
+    modules = [task.adapter for task in subject.learned]
+    if any(isinstance(module.config, BottleneckConfig) for module in modules):
         raise LeftOut("Bottleneck adapters are no change of weights, so there is no ΔW.")
-    vectors = task_vectors(learned, since=subject.rule.since)
-    names = dict.fromkeys(
-        name for vector in vectors.values() for name in vector.entries if name[-5:] != ".bias"
-    )
+    vectors = task_vectors(modules, since=subject.rule.since)
+
+    # A dict and not a set: the layers keep the order in which the tasks' modules name them.
+    names: dict[str, None] = {}
+    for vector in vectors.values():
+        for name in vector.entries:
+            # Full fine-tuning changes biases too; their names lead to no layer.
+            if not name.endswith(".bias"):
+                names[name] = None
+    # Overlaps and zones need matrices, so embeddings and norms are left out here.
     model = subject.backbone.model
-    return vectors, [name for name in names if is_matrix(adapters.base_layer(model, name))]
+    linear = [name for name in names if is_matrix(adapters.base_layer(model, name))]
+    return vectors, linear
 
 
-def plain(values: Tensor) -> Any:
-    """As lists of numbers; what is not defined is None."""
-    return [plain(value) for value in values] if values.dim() else number(values.item())
+def plain(values: Tensor) -> object:
+    """Return nested lists of numbers; a value that is undefined becomes None."""
+    if values.dim():
+        return [plain(value) for value in values]
+    return number(values.item())
 
 
 def number(value: float | None) -> float | int | None:
-    """Six digits, which is more than the examples allow; None where it is not finite."""
+    """Return six digits, more than the examples justify; None for a value that is not finite."""
     if value is None or not math.isfinite(value):
         return None
     return value if isinstance(value, int) else float(f"{value:.6g}")

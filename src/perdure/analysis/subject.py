@@ -1,4 +1,4 @@
-"""What a run is diagnosed on: its model at each step, and examples of its tasks."""
+"""The subject of a diagnosis: a run's model at each step, and examples of its tasks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,18 +25,19 @@ from perdure.runs.state import RunState
 from perdure.settings import checked
 
 EXAMPLES = 100
-"""How many of each task and split are read at most."""
+"""The most examples that are read of each task and split."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A run with all that it is diagnosed with; `stream` is of the tasks that it has learned."""
+    """A run with everything that a diagnosis needs; `stream` holds the tasks it has learned."""
 
     run: RunState
     system: System
     stream: TaskStream
     examples: int
     seed: int
+    # The test features at each step: several diagnostics need them, and they are what takes time.
     _tested: dict[int, list[Float[Tensor, "examples width"]]] = field(default_factory=dict)
 
     @property
@@ -49,7 +50,7 @@ class Subject:
 
     @property
     def rule(self) -> Rule:
-        """The rule as it was asked for, which may have a scale to be searched."""
+        """The rule as it was given, possibly with a scale that is still to be searched."""
         return self.system.rule
 
     @property
@@ -58,84 +59,118 @@ class Subject:
 
     @property
     def present(self) -> list[str]:
-        """The tasks whose examples are here: what is read of examples is read of these."""
+        """The tasks whose examples are here; diagnostics that read examples cover only these."""
         return [task.name for task in self.stream if not task.missing]
 
     @property
     def frozen(self) -> bool:
-        """Whether the method has left the backbone as it was."""
+        """True if the method has left the backbone as it was."""
         return all(task.adapter.config is None for task in self.learned)
 
     def combined(self, step: int) -> Combined:
-        """The model after so many tasks, with the scale that was found then, or is found now; with 0 the pre-trained
-        one.
+        """Return the model after `step` tasks; 0 is the pre-trained one.
+
+        A scale that the rule searches is the one that the run recorded then, or is searched now.
         """
         system = self.system.until(step)
         if not step or not self.rule.searches:
             return system.combined
-        found = self.run.found(self.rule.label, step)
-        if not found:
+        search = self.run.found(self.rule.label, step)
+        if not search:
+            # The run used another rule, or did not measure at this step.
             check_search(self.stream, step, self.rule)
-            return with_best_scale(system, self.stream)[0].combined
-        where = f"`{self.run.folder / 'combined.json'}`: rule `{self.rule.name}`"
-        options = checked(registry.find("rule", self.rule.name), found["options"], where)
-        return system.with_rule(self.rule.with_options(options)).combined
+            best, _ = with_best_scale(system, self.stream)
+            return best.combined
+        # The options come from a file, so they are checked like those of a recipe.
+        path = self.run.folder / "combined.json"
+        where = f"`{path}`: rule `{self.rule.name}`"
+        kind = registry.find("rule", self.rule.name)
+        options = checked(kind, search["options"], where)
+        rule = self.rule.with_options(options)
+        return system.with_rule(rule).combined
 
     def encoded(self, split: Split) -> list[Examples]:
-        """The examples of each task that are read."""
+        """Return the examples that are read, one value for each task in `present`."""
         fewer = self.stream.limited(**{split: self.examples}, seed=self.seed)
-        return [self.backbone.encode(fewer.task(name).rows(split)) for name in self.present]
+        encoded = []
+        for name in self.present:
+            rows = fewer.task(name).rows(split)
+            encoded.append(self.backbone.encode(rows))
+        return encoded
 
     def labels(self, examples: Sequence[Examples]) -> list[Int[Tensor, " examples"]]:
-        """Of each task's examples, among the classes of all."""
-        index = [self.stream.class_index(name) for name in self.present]
-        return [
-            torch.tensor(of)[torch.tensor(rows.labels)]
-            for of, rows in zip(index, examples, strict=True)
-        ]
+        """Return the labels of each task's examples, as numbers among the classes of all tasks."""
+        labels = []
+        for name, rows in zip(self.present, examples, strict=True):
+            class_index = torch.tensor(self.stream.class_index(name))
+            own_labels = torch.tensor(rows.labels)
+            labels.append(class_index[own_labels])
+        return labels
 
     def features(
         self, combined: Combined, examples: Sequence[Examples]
     ) -> list[Float[Tensor, "examples width"]]:
-        """Of each task's examples; a routed model reads those of a task as that task's."""
-        pairs = zip(self.present, examples, strict=True)
-        return [features(self.backbone, combined, rows, task=name).cpu() for name, rows in pairs]
+        """Return the features of each task's examples; a routed model is told their task."""
+        by_task = []
+        for name, rows in zip(self.present, examples, strict=True):
+            of_task = features(
+                self.backbone,
+                combined,
+                rows,
+                task=name,
+            )
+            by_task.append(of_task.cpu())
+        return by_task
 
     def tested(self, step: int) -> list[Float[Tensor, "examples width"]]:
-        """Of each task's test examples, by the model after so many tasks; computed once, for it is what takes time."""
+        """Return the features of each task's test examples after `step` tasks, computed once."""
         if step not in self._tested:
-            same = self.frozen and step  # nothing of the backbone was ever changed
-            self._tested[step] = (
-                self.tested(0) if same else self.features(self.combined(step), self.encoded("test"))
-            )
+            if self.frozen and step:
+                # The backbone never changed, so every step has the features of step 0.
+                self._tested[step] = self.tested(0)
+            else:
+                combined = self.combined(step)
+                self._tested[step] = self.features(combined, self.encoded("test"))
         return self._tested[step]
 
     def hidden(
         self, combined: Combined, examples: Sequence[Examples]
     ) -> list[Float[Tensor, "examples _"]]:
-        """The hidden states of each layer, of all tasks' examples one after the other."""
-        found = []
+        """Return the hidden states of each layer, with the examples of all tasks in one tensor."""
+        by_task = []
         for name, rows in zip(self.present, examples, strict=True):
+            # A routed model has other weights for each task; they are taken back afterwards.
             with combined.applied(self.backbone, name):
-                found.append(hidden_states(self.backbone, rows))
-        return [torch.cat(layer) for layer in zip(*found, strict=True)]
+                by_task.append(hidden_states(self.backbone, rows))
+        return [torch.cat(layer) for layer in zip(*by_task, strict=True)]
 
 
 def subject_of(
     run: RunState, rule: Rule | None, stream: TaskStream | None, examples: int
 ) -> Subject:
-    """A run with its backbone and tasks, which have to be those that it learned; by default with its own rule.
+    """Return a run with its backbone and tasks, for at most `examples` of each task and split.
 
-    `examples` are at most so many of each task and split.
+    Without a rule, the run's own is used; without a stream, its recipe makes one.
 
     Raises
     ------
     RunError
-        The tasks are others, or it has learned none.
+        The tasks are not those that the run learned, or it has learned none.
     """
     recipe = Recipe.parse(run.recipe)
+    # Checked before data and model are opened, which may take long.
     if not run.tasks:
         raise RunError(f"`{run.folder}` has learned no task yet, so there is nothing to diagnose.")
-    stream, backbone = stream or recipe.make_stream(run), recipe.make_backbone()
-    system = restored(run, backbone, rule or recipe.make_rule(), stream)
-    return Subject(run, system, stream.until(len(system.learned)), examples, recipe.seed)
+    stream = stream or recipe.make_stream(run)
+    backbone = recipe.make_backbone()
+    rule = rule or recipe.make_rule()
+    system = restored(run, backbone, rule, stream)
+    # A stream may go on with tasks that the run has not learned yet.
+    learned = stream.until(len(system.learned))
+    return Subject(
+        run=run,
+        system=system,
+        stream=learned,
+        examples=examples,
+        seed=recipe.seed,
+    )

@@ -1,9 +1,8 @@
-"""Where a change of weights lies among the pre-trained weights' own directions."""
+"""Zones of the pre-trained weights: among which of their own directions a change lies."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -20,19 +19,22 @@ from perdure.vectors.task_vector import Entry, LowRank, dense, inner, svd
 class Zones:
     """The zones of a pre-trained weight W0 = U S Vᵀ (SMILE, Tang et al. 2024, arXiv 2408.10174).
 
-    With full orthonormal bases of outputs and inputs, ΔW is a sum of parts along u_i v_jᵀ, and its energy ‖ΔW‖² the sum
-    of theirs. Each part is counted in one zone, by the greater of i and j, so that the shares of the zones add up to 1:
+    With full orthonormal bases of outputs and inputs, ΔW is a sum of components along u_i v_jᵀ,
+    and its energy ‖ΔW‖² is the sum of theirs. The greater of i and j decides the one zone in which
+    a component counts, so that the shares of the zones add up to 1:
 
-    - I: both among the first k*, the smallest number of singular values with at least half of their sum;
+    - I: both among the first k*, the smallest number of singular values with at least half of
+      their sum;
     - II: both among the singular vectors of W0, and not both among the first k*;
-    - III: the rest, which W0 itself does not use (none where W0 is square and of full rank).
+    - III: the rest, which W0 itself does not use (empty where W0 is square and of full rank).
 
-    SMILE's own figure for II leaves out the blocks between I and II (i in one, j in the other): `mixed`.
+    SMILE's own figure for II leaves out the blocks between I and II (i in one, j in the other):
+    `mixed`.
 
     Attributes
     ----------
     U, Vh
-        Of W0's decomposition, reduced to its numerical rank.
+        The singular vectors of W0, reduced to its numerical rank.
     leading
         k*.
 
@@ -51,62 +53,105 @@ class Zones:
 
     @classmethod
     def of(cls, weight: Float[Tensor, "out in"], *, mass: float = 0.5) -> Zones:
-        """The zones of a weight; `mass` is the share of the singular values' sum that zone I has at least."""
+        """Return the zones of a weight.
+
+        `mass` is the least share of the singular values' sum that zone I holds.
+        """
         U, S, Vh = svd(weight.detach().double().cpu())
-        below = S.cumsum(0) < mass * S.sum() * (1 - 1e-12)
-        return cls(U, Vh, min(int(below.sum()) + 1, len(S)))
+        # A sum that reaches its share exactly must not miss it by a rounding error.
+        threshold = mass * S.sum() * (1 - 1e-12)
+        below = S.cumsum(0) < threshold
+        leading = int(below.sum()) + 1
+        return cls(U, Vh, min(leading, len(S)))
 
     def energies(self, change: Entry) -> Float[Tensor, "3"]:
-        """The parts of ‖ΔW‖² in the zones I, II and III, of which the last is what remains."""
-        k, energy = self.leading, max(0.0, inner(change, change))
-        first = self._within(change, slice(0, k), slice(0, k))
-        inside = self._within(change, slice(None), slice(None))
-        return torch.tensor([first, inside - first, energy - inside], dtype=torch.double).clamp_min(
-            0
-        )
+        """Return ‖ΔW‖² in the zones I, II and III.
+
+        Zone III gets what remains, so that the directions outside W0 need no basis of their own.
+        """
+        leading = slice(0, self.leading)
+        every = slice(None)
+        energy = max(0.0, inner(change, change))
+        first = self._within(change, leading, leading)
+        inside = self._within(change, every, every)
+        zones = [
+            first,
+            inside - first,
+            energy - inside,
+        ]
+        # Differences of nearly equal numbers may fall below 0.
+        return torch.tensor(zones, dtype=torch.double).clamp_min(0)
 
     def mixed(self, change: Entry) -> float:
-        """The part of ‖ΔW‖² that is in zone II with only one of its two sides among the first k*."""
-        k, rest = self.leading, slice(self.leading, None)
-        return self._within(change, slice(0, k), rest) + self._within(change, rest, slice(0, k))
+        """Return the part of ‖ΔW‖² in zone II with only one side among the first k*."""
+        leading = slice(0, self.leading)
+        rest = slice(self.leading, None)
+        above = self._within(change, leading, rest)
+        below = self._within(change, rest, leading)
+        return above + below
 
     def by_chance(self) -> Float[Tensor, "3"]:
-        """The shares that a random change would have: those of the zones in the entries of the matrix."""
-        k, r, size = self.leading, len(self.Vh), self.U.shape[0] * self.Vh.shape[1]
-        return torch.tensor([k * k, r * r - k * k, size - r * r], dtype=torch.double) / size
+        """Return a random change's expected shares: those of the zones in the matrix entries."""
+        k = self.leading
+        r = len(self.Vh)  # the rank of W0
+        outputs = self.U.shape[0]
+        inputs = self.Vh.shape[1]
+        size = outputs * inputs
+        entries = [
+            k * k,
+            r * r - k * k,
+            size - r * r,
+        ]
+        return torch.tensor(entries, dtype=torch.double) / size
 
     def _within(self, change: Entry, left: slice, right: slice) -> float:
-        """‖Uᵀ ΔW V‖² for some of the singular vectors on each side."""
-        U, V = self.U[:, left], self.Vh[right].T
+        """Return ‖Uᵀ ΔW V‖² for some of the singular vectors on each side."""
+        U = self.U[:, left]
+        V = self.Vh[right].T
+        projected: Entry
         if isinstance(change, LowRank):
-            found: Entry = LowRank(U.T @ change.B.to(U), change.A.to(U) @ V)
+            # The factors are projected one by one: no full matrix is made.
+            B = U.T @ change.B.to(U)
+            A = change.A.to(U) @ V
+            projected = LowRank(B, A)
         else:
-            found = U.T @ dense(change).to(U) @ V
-        return max(0.0, inner(found, found))
+            full = dense(change).to(U)
+            projected = U.T @ full @ V
+        return max(0.0, inner(projected, projected))
 
 
-def compute(subject: Subject) -> dict[str, Any]:
+def compute(subject: Subject) -> dict[str, object]:
     """Return the numbers of this diagnostic for a run."""
     vectors, linear = vectors_of(subject)
-    energies = torch.zeros(len(linear), len(vectors), 3, dtype=torch.double)
-    mixed, chance = (
-        torch.zeros(len(vectors), dtype=torch.double),
-        torch.zeros(3, dtype=torch.double),
+    count = len(vectors)
+    energies = torch.zeros(
+        len(linear),
+        count,
+        3,
+        dtype=torch.double,
     )
-    for i, name in enumerate(linear):
-        weight = matrix(adapters.base_layer(subject.backbone.model, name))
+    mixed = torch.zeros(count, dtype=torch.double)
+    chance = torch.zeros(3, dtype=torch.double)
+    model = subject.backbone.model
+    for layer, name in enumerate(linear):
+        weight = matrix(adapters.base_layer(model, name))
         zones = Zones.of(weight)
+        # Layers count by their size, as they do in ‖ΔW‖² of a random change.
         chance += zones.by_chance() * weight.numel()
-        for j, vector in enumerate(vectors.values()):
+        for task, vector in enumerate(vectors.values()):
+            # A layer that a task does not change has no energy.
             if name in vector:
-                energies[i, j] = zones.energies(vector[name])
-                mixed[j] += zones.mixed(vector[name])
-    total = energies.sum(0)
-    layers = linear if len(vectors) <= MANY else []
+                change = vector[name]
+                energies[layer, task] = zones.energies(change)
+                mixed[task] += zones.mixed(change)
+    by_task = energies.sum(0)
+    total = by_task.sum(1)
+    layers = linear if count <= MANY else []
+    layer_shares = energies / energies.sum(2, keepdim=True)
     return {
         "layers": layers,
-        "shares": plain(total / total.sum(1, keepdim=True)),
-        "mixed": plain(mixed / total.sum(1)),
+        "shares": plain(by_task / total[:, None]),
+        "mixed": plain(mixed / total),
         "by_chance": plain(chance / chance.sum()),
-        "layer_shares": plain((energies / energies.sum(2, keepdim=True))[: len(layers)]),
+        "layer_shares": plain(layer_shares[: len(layers)]),
     }

@@ -1,7 +1,6 @@
-"""What all charts of a report have in common: size, ticks that name tasks, and a legend below."""
+"""The frame that all charts of a report share: size, names of tasks, and a legend below."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -15,8 +14,10 @@ PERCENT = FuncFormatter(lambda value, _: f"{100 * value:.3g}".replace("-", "−"
 
 
 def empty(lines: int) -> tuple[Figure, Axes]:
-    """A figure with room for a legend of so many lines."""
-    figure = Figure(figsize=(WIDTH, 2.9 + 0.19 * (lines if lines > 1 else 0)), layout="constrained")
+    """Return a figure with room for a legend of `lines` lines; a single line needs none."""
+    # Inches. The constrained layout makes room for a legend outside of the axes.
+    legend = 0.19 * (lines if lines > 1 else 0)
+    figure = Figure(figsize=(WIDTH, 2.9 + legend), layout="constrained")
     axes = figure.subplots()
     axes.grid(axis="y")
     axes.tick_params(length=0)
@@ -24,36 +25,51 @@ def empty(lines: int) -> tuple[Figure, Axes]:
 
 
 def name_tasks(axes: Axes, names: Sequence[str]) -> None:
-    """Names below the axis: of many some, and turned where there is no room."""
-    step = -(-len(names) // 20)
-    some = names[::step]
-    crowded = sum(len(short(name)) + 2 for name in some) > 60
-    turned = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if crowded else {}
-    axes.set_xticks(range(0, len(names), step), [shown(name, 28) for name in some], **turned)
+    """Write names below the axis: at most 20, and turned where there is no room."""
+    step = -(-len(names) // 20)  # rounded up
+    labelled = names[::step]
+    # About 60 characters fit side by side into the width of a figure.
+    letters = sum(len(short(name)) + 2 for name in labelled)
+    turned = {}
+    if letters > 60:
+        # Turned around its end, or a name would not point to its tick.
+        turned = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
+    labels = [shown(name, 28) for name in labelled]
+    ticks = range(0, len(names), step)
+    axes.set_xticks(ticks, labels, **turned)
+    # Set by hand: matplotlib would end the axis where the data end.
     axes.set_xlim(-0.6, len(names) - 0.4)
 
 
 def shown(text: str, length: int = 64) -> str:
-    """A label that matplotlib shows: it hides those that start with "_"."""
+    """Return a label that matplotlib shows: it hides those that start with "_"."""
     return " " + short(text, length)
 
 
 def with_legend(figure: Figure) -> Figure:
     """Name the lines or bars below the figure, if there are several."""
+    # Panels repeat their labels; the first line of each name is enough.
     handles = {}
     for axes in figure.axes:
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+        drawn, labels = axes.get_legend_handles_labels()
+        for handle, label in zip(drawn, labels, strict=True):
             handles.setdefault(label, handle)
     if len(handles) > 1:
-        figure.legend(list(handles.values()), list(handles), loc="outside lower left")
+        figure.legend(
+            list(handles.values()),
+            list(handles),
+            loc="outside lower left",
+        )
     return figure
 
 
-def left_out(lines: Sequence[Any]) -> str:
-    """Say, for a caption, how many lines of many are drawn."""
-    return f" (drawn: {DRAWN} of {len(lines)})" if len(lines) > DRAWN else ""
+def left_out(lines: Sequence[object]) -> str:
+    """Say, for a caption, how many of the lines are drawn, if not all."""
+    if len(lines) <= DRAWN:
+        return ""
+    return f" (drawn: {DRAWN} of {len(lines)})"
 
 
 def gaps(values: Sequence[float | None]) -> list[float]:
-    """Return values with nan where there is none, which matplotlib leaves out."""
+    """Return the values with nan for None: matplotlib leaves a gap there."""
     return [float("nan") if value is None else value for value in values]

@@ -1,13 +1,13 @@
-"""How the single classes were answered: recall, and what a class was taken for instead."""
+"""Answers by class: recall, and the class for which each was taken instead."""
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from perdure.report.heat_map import heat
 from perdure.report.picture import Cell, Picture
+from perdure.report.plain import Record
 from perdure.runs.layout import Answers
 
 ALL = 50
@@ -19,36 +19,48 @@ WORST = 10
 def examples(answers: Answers) -> dict[str, int]:
     """Return the number of test examples of each task."""
     counts: dict[str, int] = {}
+    # Every way to know the task was measured on the same examples, so the last one read will do.
     for tasks in answers.values():
         for task, classes in tasks.items():
-            counts[task] = sum(sum(answered.values()) for answered in classes.values())
+            totals = [sum(answered.values()) for answered in classes.values()]
+            counts[task] = sum(totals)
     return counts
 
 
-def summarise(answers: Answers) -> dict[str, Any]:
+def summarise(answers: Answers) -> Record:
     """Return, by the way to know the task, how often each class was answered with which.
 
-    Classes of the same name in several tasks are one class. Of more than 50 classes the ten with the lowest recall
-    are kept.
+    Classes of the same name in several tasks are one class. If there are more than 50, only the
+    ten with the lowest recall are kept.
     """
     return {task_id: _of_way(tasks) for task_id, tasks in answers.items()}
 
 
-def _of_way(tasks: Mapping[str, Mapping[str, Mapping[str, int]]]) -> dict[str, Any]:
+def _of_way(tasks: Mapping[str, Mapping[str, Mapping[str, int]]]) -> Record:
+    # `update` of a `Counter` adds up what several tasks have answered for the same class.
     together: dict[str, Counter[str]] = {}
     for classes in tasks.values():
         for true, answered in classes.items():
-            together.setdefault(true, Counter()).update(answered)
+            counter = together.setdefault(true, Counter())
+            counter.update(answered)
     rows = [_of_class(true, answered) for true, answered in together.items()]
-    if len(rows) <= ALL:
-        return {"count": len(rows), "classes": rows}
-    rows.sort(key=lambda row: row["recall"])
-    return {"count": len(rows), "classes": rows[:WORST]}
+    count = len(rows)
+    if count > ALL:
+        # The sort is stable: of equal recall, the class that was learned first stays first.
+        rows.sort(key=lambda row: row["recall"])
+        rows = rows[:WORST]
+    return {"count": count, "classes": rows}
 
 
-def _of_class(true: str, answered: Counter[str]) -> dict[str, Any]:
-    wrong = [(name, count) for name, count in answered.most_common() if name != true]
-    taken_for, times = wrong[0] if wrong else (None, 0)
+def _of_class(true: str, answered: Counter[str]) -> Record:
+    taken_for = None
+    times = 0
+    # The most common answer that is not the right one.
+    for name, count in answered.most_common():
+        if name != true:
+            taken_for = name
+            times = count
+            break
     return {
         "name": true,
         "examples": answered.total(),
@@ -59,28 +71,44 @@ def _of_class(true: str, answered: Counter[str]) -> dict[str, Any]:
     }
 
 
-def picture(run: Mapping[str, Any], task_id: str, known: str) -> Picture | None:
-    """Draw the confusion of a run's classes, each row in shares of the class; beside it a table of recalls."""
-    found = run["classes"].get(task_id)
-    if not found or len(found["classes"]) < 2:
+def picture(run: Record, task_id: str, known: str) -> Picture | None:
+    """Draw the confusion of a run's classes as shares of each row, beside a table of recalls."""
+    answered = run["classes"].get(task_id)
+    # A single class cannot be taken for another.
+    if not answered or len(answered["classes"]) < 2:
         return None
-    classes = found["classes"]
-    names = [one["name"] for one in classes]
-    columns = list(
-        dict.fromkeys([*names, *(one["taken_for"] for one in classes if one["taken_for"])])
-    )
+    classes = answered["classes"]
+    names = [entry["name"] for entry in classes]
+    # A class may be taken for one that is not among the rows: then it has a column only.
+    mistakes = [entry["taken_for"] for entry in classes if entry["taken_for"]]
+    columns = list(dict.fromkeys([*names, *mistakes]))
     shares = np.zeros((len(names), len(columns)))
     rows: list[list[Cell]] = []
-    for row, one in enumerate(classes):
+    for row, entry in enumerate(classes):
+        counts = entry["answered"]
         for column, name in enumerate(columns):
-            shares[row, column] = one["answered"].get(name, 0) / one["examples"]
-        rows.append([one["name"], one["examples"], one["recall"], one["taken_for"], one["times"]])
-    image = heat(shares, names, columns, limits=(0.0, 1.0), digits=0)
-    few = len(classes) < found["count"]
-    which = (
-        f"the {len(classes)} of {found['count']} classes with the lowest recall"
-        if few
-        else "all classes"
+            shares[row, column] = counts.get(name, 0) / entry["examples"]
+        rows.append(
+            [
+                entry["name"],
+                entry["examples"],
+                entry["recall"],
+                entry["taken_for"],
+                entry["times"],
+            ]
+        )
+    which = "all classes"
+    if len(classes) < answered["count"]:
+        which = f"the {len(classes)} of {answered['count']} classes with the lowest recall"
+    return Picture(
+        caption=f"True class (row) × answer, %: {which} · {known}",
+        svg=heat(
+            shares,
+            names,
+            columns,
+            limits=(0.0, 1.0),
+            digits=0,
+        ),
+        header=["class", "test examples", "recall", "most often taken for", "times"],
+        rows=rows,
     )
-    header = ["class", "test examples", "recall", "most often taken for", "times"]
-    return Picture(f"True class (row) × answer, %: {which} · {known}", image, header, rows)

@@ -1,13 +1,13 @@
-"""Figures of what a run took, and of how its scale was searched."""
+"""Figures of what a run took, and of the search of its scale."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
 from perdure.report.axes import PERCENT, empty, gaps, left_out, shown, with_legend
 from perdure.report.picture import Cell, Picture
-from perdure.report.series import DRAWN, Look, Looks, Summary
+from perdure.report.plain import Record, Summary
+from perdure.report.series import DRAWN, Look, Looks
 from perdure.report.svg import SOFT, svg
 
 ROWS = 40
@@ -15,39 +15,55 @@ ROWS = 40
 
 
 def search(summary: Summary) -> Picture | None:
-    """Draw the validation score over the scale λ; the filled point is the one that was taken."""
+    """Draw the validation score over the scale λ; the filled point is the chosen one."""
     looks = Looks(summary)
     searched = []
     rows: list[list[Cell]] = []
     for number, run in enumerate(summary["runs"]):
-        if not run["search"]:
+        candidates = run["search"]
+        if not candidates:
             continue
-        searched.append((run["title"], looks.of_run(number, run["rule"]), run["search"]))
-        for scale, score in zip(run["search"]["scales"], run["search"]["scores"], strict=True):
-            taken = "taken" if scale == run["search"]["chosen"] else ""
-            rows.append([run["title"], scale, score, taken])
+        title = run["title"]
+        look = looks.of_run(number, run["rule"])
+        searched.append((title, look, candidates))
+        for scale, score in zip(candidates["scales"], candidates["scores"], strict=True):
+            taken = "taken" if scale == candidates["chosen"] else ""
+            rows.append([title, scale, score, taken])
     if not searched:
         return None
-    header = ["run", "scale λ", "mean validation score", ""]
-    return Picture(f"Search of λ{left_out(searched)}", _draw_search(searched[:DRAWN]), header, rows)
+    return Picture(
+        caption=f"Search of λ{left_out(searched)}",
+        svg=_draw_search(searched[:DRAWN]),
+        header=["run", "scale λ", "mean validation score", ""],
+        rows=rows,
+    )
 
 
 @svg
-def _draw_search(searched: Sequence[tuple[str, Look, Mapping[str, Any]]]) -> Figure:
+def _draw_search(searched: Sequence[tuple[str, Look, Record]]) -> Figure:
     figure, axes = empty(len(searched))
-    for title, look, search in searched:
-        scales, scores = search["scales"], gaps(search["scores"])
+    for title, look, candidates in searched:
+        scales = candidates["scales"]
+        scores = gaps(candidates["scores"])
         axes.plot(
-            scales, scores, look.line, marker="o", color=look.colour, mfc="none", label=shown(title)
+            scales,
+            scores,
+            look.line,
+            marker="o",
+            color=look.colour,
+            mfc="none",
+            label=shown(title),
         )
-        if search["chosen"] in scales:
-            taken = scales.index(search["chosen"])
+        # The rule's scale need not be one of the candidates; then no point is filled.
+        if candidates["chosen"] in scales:
+            taken = scales.index(candidates["chosen"])
             axes.plot(scales[taken], scores[taken], "o", color=look.colour, ms=9)
     axes.set(xlabel="scale λ", ylabel="mean validation score, %")
     axes.yaxis.set_major_formatter(PERCENT)
     return with_legend(figure)
 
 
+# The title of each panel, and the unit of its bars.
 COSTS = {
     "seconds": ("learning, seconds", 1.0),
     "trained": ("trained, thousands", 1e3),
@@ -57,30 +73,51 @@ COSTS = {
 
 
 def cost(summary: Summary) -> Picture | None:
-    """Draw what each run took: time, the parameters trained for a task, bytes on disk, and bytes remembered."""
-    known = [name for name in COSTS if any(run["cost"][name] for run in summary["runs"])]
-    if not known or len(summary["runs"]) < 2:  # what one run took stands in the table of its tasks
+    """Draw what each run took: seconds, parameters trained for a task, bytes on disk and kept."""
+    runs = summary["runs"]
+    # A single run needs no figure: the table of its tasks has these numbers.
+    if len(runs) < 2:
         return None
-    rows: list[list[Cell]] = []
-    for run in summary["runs"]:
-        rows.append([run["title"], *(run["cost"][name] for name in known)])
-    header = ["run", *(name.replace("_", " ") for name in known)]
-    image = _draw_cost(rows[:ROWS], [COSTS[name] for name in known])
-    return Picture("Time, parameters and bytes", image, header, rows)
+    header = ["run"]
+    columns = [[run["title"] for run in runs]]
+    panels = []
+    for name, (title, unit) in COSTS.items():
+        costs = [run["cost"][name] for run in runs]
+        if not any(costs):
+            continue
+        header.append(name.replace("_", " "))
+        columns.append(costs)
+        drawn = [(cost or 0) / unit for cost in costs[:ROWS]]
+        panels.append((title, drawn))
+    if not panels:
+        return None
+    titles = [run["title"] for run in runs[:ROWS]]
+    return Picture(
+        caption="Time, parameters and bytes",
+        svg=_draw_cost(titles, panels),
+        header=header,
+        rows=[list(row) for row in zip(*columns, strict=True)],
+    )
 
 
 @svg
-def _draw_cost(rows: Sequence[Sequence[Any]], about: Sequence[tuple[str, float]]) -> Figure:
-    size = (1.3 + 1.75 * len(about), 0.75 + 0.2 * len(rows))
-    figure = Figure(figsize=size, layout="constrained")
-    panels = figure.subplots(1, len(about), squeeze=False)[0]
-    for column, (axes, (title, unit)) in enumerate(zip(panels, about, strict=True), start=1):
-        values = [(row[column] or 0) / unit for row in rows]
-        axes.barh(range(len(rows)), values, 0.7, color=SOFT)
-        axes.set(ylim=(len(rows) - 0.5, -0.5), title=title)
-        names = [shown(row[0], 34) if column == 1 else "" for row in rows]
-        axes.set_yticks(range(len(rows)), names)
+def _draw_cost(titles: Sequence[str], panels: Sequence[tuple[str, Sequence[float]]]) -> Figure:
+    """Draw a panel of bars for each kind of cost: a bar for each run."""
+    count = len(titles)
+    # Inches: a column for each panel beside the names, and a line for each run.
+    width = 1.3 + 1.75 * len(panels)
+    height = 0.75 + 0.2 * count
+    figure = Figure(figsize=(width, height), layout="constrained")
+    grid = figure.subplots(1, len(panels), squeeze=False)[0]
+    labels = [shown(title, 34) for title in titles]
+    for axes, (title, values) in zip(grid, panels, strict=True):
+        axes.barh(range(count), values, 0.7, color=SOFT)
+        # The axis points down, so that the runs are in the order of the table.
+        axes.set(ylim=(count - 0.5, -0.5), title=title)
+        axes.set_yticks(range(count), labels)
         axes.tick_params(length=0)
         axes.locator_params(axis="x", nbins=3)
         axes.grid(axis="x")
+        # Only the first panel names the runs.
+        labels = [""] * count
     return figure

@@ -1,41 +1,43 @@
-"""What `perdure diagnose` has found → sections of the page: figures, each with the numbers that it was drawn from."""
-
-from collections.abc import Mapping
-from typing import Any
+"""The results of `perdure diagnose` → sections of the page: figures with their numbers."""
 
 from perdure import registry
 from perdure.report.diagnostics.parts.declaration import Diagnostic
 from perdure.report.diagnostics.parts.pictures import TASKS
 from perdure.report.picture import Section
+from perdure.report.plain import Record
 
 
-def sections(diagnostics: Mapping[str, Any]) -> list[Section]:
-    """A section for each part, with a sentence on how it is read; one that was left out says why.
+def sections(diagnostics: Record) -> list[Section]:
+    """Return a section for each part, with a sentence on how to read it, or why it was left out.
 
     Parameters
     ----------
     diagnostics
-        As `perdure.runs.layout.diagnostics` reads them; of an empty one there are no sections.
+        As `perdure.runs.layout.diagnostics` reads them; without any there are no sections.
     """
-    found, tasks = [], diagnostics.get("tasks", [])
+    parts = diagnostics.get("parts", {})
+    left_out = diagnostics.get("left_out", {})
+    tasks = diagnostics.get("tasks", [])
+    made = []
+    # In the order of the page. A part that is in neither was not asked for.
     for name, diagnostic in registry.diagnostics().items():
-        if name in diagnostics.get("parts", {}):
-            part = diagnostics["parts"][name]
-            about = f"{part['reading']} {_about(diagnostics, diagnostic)}"
-            found.append(Section(diagnostic.title, about, diagnostic.pictures(part, tasks)))
-        elif name in diagnostics.get("left_out", {}):
-            found.append(Section(diagnostic.title, f"Left out. {diagnostics['left_out'][name]}"))
-    return found
+        if name in parts:
+            numbers = parts[name]
+            note = f"{numbers['reading']} {_about(diagnostics, diagnostic)}"
+            pictures = diagnostic.pictures(numbers, tasks)
+            made.append(Section(diagnostic.title, note, pictures))
+        elif name in left_out:
+            made.append(Section(diagnostic.title, f"Left out. {left_out[name]}"))
+    return made
 
 
-def _about(diagnostics: Mapping[str, Any], diagnostic: Diagnostic) -> str:
-    """What a part was computed with, and what of it is not drawn."""
+def _about(diagnostics: Record, diagnostic: Diagnostic) -> str:
+    """Say how a part was computed, and which tasks are not drawn."""
+    text = f"(Rule {diagnostics['rule']}"
+    if diagnostic.reads_examples:
+        text += f", at most {diagnostics['examples']} examples of each task and split"
+    text += ".)"
     count = len(diagnostics["tasks"])
-    most = f", at most {diagnostics['examples']} examples of each task and split"
-    examples = most if diagnostic.reads_examples else ""
-    capped = (
-        f" Drawn are the first {TASKS} of {count} tasks; all are in diagnostics.json."
-        if count > TASKS
-        else ""
-    )
-    return f"(Rule {diagnostics['rule']}{examples}.){capped}"
+    if count > TASKS:
+        text += f" Drawn are the first {TASKS} of {count} tasks; all are in diagnostics.json."
+    return text

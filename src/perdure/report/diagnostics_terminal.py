@@ -1,43 +1,51 @@
-"""What `perdure diagnose` has found → the terminal, a row a task."""
-
-from collections.abc import Mapping
-from typing import Any
+"""The results of `perdure diagnose` → the terminal, with a row for each task."""
 
 from rich.console import Console
 
 from perdure import registry
 from perdure.report.diagnostics.parts.declaration import Table
-from perdure.report.plain import plain
+from perdure.report.plain import Record, plain
 from perdure.report.terminal import say
 from perdure.report.terminal_table import print_table
 
-ROWS = 40  # of a table at most
+ROWS = 40
+"""The most rows of a table."""
 
 
-def show(found: Mapping[str, Any], console: Console | None = None) -> None:
-    """Print a table for each part that was computed, how it is read, and why others were left out."""
+def show(results: Record, console: Console | None = None) -> None:
+    """Print each part that was computed and how to read it, and why others were left out."""
     console = console or Console()
-    found = plain(found)
-    count = len(found["tasks"])
-    say(
-        console,
-        f"{count} task{'s' if count > 1 else ''}, combined by {found['rule']}",
-        style="bold",
-    )
+    # Names of tasks come from a folder that anybody may have written.
+    results = plain(results)
+    tasks = results["tasks"]
+    plural = "s" if len(tasks) > 1 else ""
+    headline = f"{len(tasks)} task{plural}, combined by {results['rule']}"
+    say(console, headline, style="bold")
     for name, diagnostic in registry.diagnostics().items():
-        if name in found["parts"]:
-            part = found["parts"][name]
+        if name in results["parts"]:
+            numbers = results["parts"][name]
             console.print()
-            _print(console, diagnostic.table(part, found["tasks"]))
-            say(console, part["reading"], style="dim")
-    for name, reason in found["left_out"].items():
+            _print(console, diagnostic.table(numbers, tasks))
+            say(console, numbers["reading"], style="dim")
+    # After the tables, for they are what was asked for.
+    for name, reason in results["left_out"].items():
         console.print()
         say(console, f"Left out: {name}. {reason}")
 
 
 def _print(console: Console, table: Table) -> None:
     say(console, table.title, style="italic")
-    texts = [i for i, name in enumerate(table.header) if i == 0 or name in table.texts]
-    print_table(console, table.header, table.rows[:ROWS], texts=texts)
-    if len(table.rows) > ROWS:
-        say(console, f"… and {len(table.rows) - ROWS} more in diagnostics.json.")
+    # The first column names the rows.
+    texts = [0]
+    for column, name in enumerate(table.header):
+        if name in table.texts:
+            texts.append(column)
+    print_table(
+        console,
+        table.header,
+        table.rows[:ROWS],
+        texts=texts,
+    )
+    hidden = len(table.rows) - ROWS
+    if hidden > 0:
+        say(console, f"… and {hidden} more in diagnostics.json.")

@@ -1,32 +1,37 @@
 """A run folder's files as plain values, read without torch (`perdure.runs.layout` describes them).
 
-Of a run that is damaged, or that is being written, as much is read as there is, and what is missing is named.
+A run that is damaged, or still being written, is read as far as possible, and what is missing is
+named.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from perdure.errors import RunError
+from perdure.report.plain import Record
 from perdure.runs import layout
 from perdure.runs.sources import Sources
 from perdure.storage import lock
 
 T = TypeVar("T")
 
+# `scores.csv` is not among them: without it nothing is measured yet, which is no fault.
+EXPECTED = ("environment.json", "events.jsonl", "combined.json")
+
 
 @dataclass(frozen=True)
 class Files:
-    """What a report needs of a run folder.
+    """The contents of a run folder that a report needs.
 
     Attributes
     ----------
     combined
-        The rule as it was last applied, empty if no task was finished.
+        The rule as it was last applied, empty if no task is finished.
     tasks
-        Name, number of classes, bytes on disk and SHA-256 of the manifest of each complete task, in the order of
-        learning.
+        Name, number of classes, bytes on disk and SHA-256 of the manifest of each complete task,
+        in the order of learning.
     problems
         A sentence for each file that is missing or cannot be understood.
     running
@@ -34,14 +39,14 @@ class Files:
     """
 
     folder: Path
-    recipe: dict[str, Any]
-    environment: dict[str, Any]
-    scores: list[dict[str, Any]]
-    events: list[dict[str, Any]]
-    combined: dict[str, Any]
-    tasks: list[dict[str, Any]]
+    recipe: Record
+    environment: Record
+    scores: list[Record]
+    events: list[Record]
+    combined: Record
+    tasks: list[Record]
     answers: layout.Answers
-    diagnostics: dict[str, Any]
+    diagnostics: Record
     problems: list[str]
     running: bool
 
@@ -52,89 +57,98 @@ def read(folder: str | Path) -> Files:
     Raises
     ------
     RunError
-        It is not a run, or one of a format that is not known here.
+        It is not a run, or has an unknown format.
     """
     folder = Path(folder)
     problems: list[str] = []
 
-    def tried(read: Callable[..., T], usual: T, *values: Any) -> T:
+    def tried(read: Callable[..., T], default: T, *values: object) -> T:
+        # What cannot be read is worth a sentence, but no reason to show nothing.
         try:
             return read(*values)
         except RunError as error:
             problems.append(str(error))
-            return usual
+            return default
 
-    sources = Sources.readable(folder)  # before anything is read that may be forgotten meanwhile
+    # First of all: a task that is forgotten while the rest is read must be missed at the end.
+    sources = Sources.readable(folder)
     environment = tried(layout.environment, {}, folder)
-    if not problems:  # its format is known then, or wrong
+    # The format stands in `environment.json`. If that is damaged, the rest is still worth showing.
+    if not problems:
         layout.check_run(folder)
     elif not layout.is_run(folder):
         raise RunError(f"`{folder}` is not a run: it has no `recipe.yaml`.")
     recipe = tried(layout.recipe, {}, folder)
     forgotten = layout.forgotten(recipe)
-    places = tried(layout.task_folders, {}, folder, forgotten)
-    names = (
-        "environment.json",
-        "events.jsonl",
-        "combined.json",
-    )  # without scores.csv nothing is measured yet
-    there = {name: tried(layout.is_there, True, folder / name) for name in names}
-    for name in names:
-        if not there[name] and (places or name != "combined.json"):
-            problems.append(_missing(folder, name))
-    scores, events = tried(layout.scores, [], folder), tried(layout.events, [], folder)
-    tasks = {name: tried(_task, _unknown(name), name, place) for name, place in places.items()}
+    task_folders = tried(layout.task_folders, {}, folder, forgotten)
+    there = {name: tried(layout.is_there, True, folder / name) for name in EXPECTED}
+    problems += _missing(folder, there, combined=bool(task_folders))
+    scores = tried(layout.scores, [], folder)
+    events = tried(layout.events, [], folder)
+
+    tasks: dict[str, Record] = {}
+    for name, task_folder in task_folders.items():
+        tasks[name] = tried(_task, _unknown(name), name, task_folder)
     for name in _learned(recipe, scores, events):
         if name not in tasks and name not in forgotten:
             problems.append(
-                f"`{folder / 'tasks'}` has no whole folder of task `{name}`, which was learned."
+                f"`{folder / 'tasks'}` has no complete folder of task `{name}`, which was learned."
             )
             tasks[name] = _unknown(name)
+    combined: Record = {}
+    if there["combined.json"]:
+        combined = tried(layout.combined, {}, folder)
     return Files(
         folder=folder,
         recipe=recipe,
         environment=environment,
         scores=scores,
         events=events,
-        combined=tried(layout.combined, {}, folder) if there["combined.json"] else {},
+        combined=combined,
         tasks=[task | {"manifest": sources.tasks.get(task["name"])} for task in tasks.values()],
         answers=tried(layout.answers, {}, folder),
         diagnostics=tried(layout.diagnostics, {}, folder),
+        # A damaged file may be read more than once.
         problems=list(dict.fromkeys(problems)),
         running=lock.holder(folder) is not None,
     )
 
 
-def _missing(folder: Path, name: str) -> str:
-    why = {
-        "events.jsonl": "losses and times are not known",
-        "combined.json": "the rule is not known. `perdure evaluate RUN` writes it",
+def _missing(folder: Path, there: dict[str, bool], *, combined: bool) -> list[str]:
+    """Name the missing files; `combined.json` exists only once a task is finished."""
+    consequences = {
         "environment.json": "it is not known with which versions this was run",
+        "events.jsonl": "losses and times are not known",
+        "combined.json": f"the rule is not known. `perdure evaluate {folder}` writes it",
     }
-    return f"`{folder / name}` is missing: {why[name].replace('RUN', str(folder))}."
+    sentences = []
+    for name, consequence in consequences.items():
+        if not there[name] and (combined or name != "combined.json"):
+            sentences.append(f"`{folder / name}` is missing: {consequence}.")
+    return sentences
 
 
-def _learned(
-    recipe: dict[str, Any], scores: list[dict[str, Any]], events: list[dict[str, Any]]
-) -> list[str]:
-    """The tasks of which a run says that they were learned: of tasks to come there may be scores, too."""
+def _learned(recipe: Record, scores: list[Record], events: list[Record]) -> list[str]:
+    """Return the tasks that were learned, according to the events and the scores."""
+    names = []
+    for event in events:
+        if event.get("event") == "task":
+            names.append(event.get("task"))
     evaluation = recipe.get("evaluation")
     future = isinstance(evaluation, dict) and evaluation.get("future")
-    rows = (
-        []
-        if future
-        else sorted((row for row in scores if row["step"] > 0), key=lambda row: row["step"])
-    )
-    names = [event.get("task") for event in events if event.get("event") == "task"] + [
-        row["task"] for row in rows
-    ]
+    # With `future`, tasks that are still to come have scores, too: these prove nothing then.
+    if not future:
+        rows = [row for row in scores if row["step"] > 0]
+        rows.sort(key=lambda row: row["step"])
+        names += [row["task"] for row in rows]
     return [name for name in dict.fromkeys(names) if name]
 
 
-def _unknown(name: str) -> dict[str, Any]:
+def _unknown(name: str) -> Record:
     return {"name": name, "classes": None, "bytes": None}
 
 
-def _task(name: str, place: Path) -> dict[str, Any]:
-    size = sum(file["size"] for file in layout.manifest(place).values())
-    return {"name": name, "classes": len(layout.task(place)["classes"]) or None, "bytes": size}
+def _task(name: str, folder: Path) -> Record:
+    size = sum(file["size"] for file in layout.manifest(folder).values())
+    classes = len(layout.task(folder)["classes"])
+    return {"name": name, "classes": classes or None, "bytes": size}

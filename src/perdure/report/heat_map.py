@@ -1,11 +1,13 @@
-"""Numbers in rows and columns as a heat map: SVG written by hand, for a report may hold a hundred of them."""
+"""Numbers in rows and columns as a heat map.
+
+The SVG is written by hand, because a report may hold a hundred heat maps.
+"""
 
 import base64
 import io
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -15,41 +17,55 @@ from PIL import Image
 
 from perdure.report.markdown import number
 from perdure.report.picture import Picture
+from perdure.report.plain import Record
 from perdure.report.svg import FONT, SMALLEST, short
 
-NUMBERS, CELLS, ROWS = (
-    12,
-    40,
-    60,
-)  # up to so many columns hold numbers; up to so many (and rows) are drawn one by one
-LETTER = 7.2  # pixels of a letter, nearly always at most
+NUMBERS = 12  # with more columns, cells hold no numbers
+CELLS = 40  # with more columns, cells are not drawn one by one
+ROWS = 60  # the same for rows, for both
+LETTER = 7.2  # pixels, which few letters exceed
+SIDE = 960  # pixels: the largest side of a map without single cells
 
 
-def matrix(result: Mapping[str, Any], limits: tuple[float, float]) -> Picture:
-    """The accuracy matrix: after learning the row's task, the score on the column's. Empty rows are left out."""
-    measured = [
-        i for i, row in enumerate(result["matrix"]) if any(value is not None for value in row)
-    ] or [0]
+def matrix(result: Record, limits: tuple[float, float]) -> Picture:
+    """Draw an accuracy matrix: the score on the column's task after learning the row's.
+
+    Empty rows are left out.
+    """
+    scores = result["matrix"]
+    measured = []
+    for step, row in enumerate(scores):
+        if any(value is not None for value in row):
+            measured.append(step)
+    measured = measured or [0]  # a map has at least one row
     names = result["tasks"]
-    values = np.array([result["matrix"][i] for i in measured], dtype=float)
-    image = heat(values, [names[i] for i in measured], names, limits=limits)
-    rows = [[names[i], *result["matrix"][i]] for i in measured]
-    return Picture(result["name"], image, ["after learning", *names], rows)
-
-
-def limits(results: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
-    """Where the colours of several matrices begin and end: the tenths around their values."""
-    values = [
-        value
-        for result in results
-        for row in result["matrix"]
-        for value in row
-        if value is not None
-    ]
-    low, high = (
-        (np.floor(10 * min(values)) / 10, np.ceil(10 * max(values)) / 10) if values else (0.0, 1.0)
+    values = np.array([scores[step] for step in measured], dtype=float)
+    learned = [names[step] for step in measured]
+    return Picture(
+        caption=result["name"],
+        svg=heat(
+            values,
+            learned,
+            names,
+            limits=limits,
+        ),
+        header=["after learning", *names],
+        rows=[[names[step], *scores[step]] for step in measured],
     )
-    return float(low), float(max(high, low + 0.1))
+
+
+def limits(results: Sequence[Record]) -> tuple[float, float]:
+    """Return the first and last value of a colour scale: the tenths around the matrices' values."""
+    values = []
+    for result in results:
+        for row in result["matrix"]:
+            values += [value for value in row if value is not None]
+    if not values:
+        return 0.0, 1.0
+    low = float(np.floor(10 * min(values)) / 10)
+    high = float(np.ceil(10 * max(values)) / 10)
+    # Where all values are alike the scale still needs a width.
+    return low, max(high, low + 0.1)
 
 
 def heat(
@@ -62,7 +78,7 @@ def heat(
     scale: float = 100,
     digits: int = 1,
 ) -> str:
-    """A heat map as SVG; nan where there is no number.
+    """Return a heat map as SVG; nan stands for a missing number.
 
     Parameters
     ----------
@@ -71,73 +87,141 @@ def heat(
     colours
         A colour map of matplotlib.
     scale, digits
-        In cells stand `scale` times the values, rounded to so many digits.
+        Cells show `scale` times the values, rounded to this number of digits.
     """
-    numbered = len(columns) <= NUMBERS and len(rows) <= ROWS
-    single = len(columns) <= CELLS and len(rows) <= ROWS
-    side = max(2, 960 // max(len(rows), len(columns), 1))
-    width, height = (
-        (46, 30 if len(rows) <= NUMBERS else 22)
-        if numbered
-        else (24, 20)
-        if single
-        else (side, side)
-    )
-    painted = matplotlib.colormaps[colours](
-        np.clip((values - limits[0]) / (limits[1] - limits[0] or 1), 0, 1)
-    )
-    painted = np.round(255 * np.where(np.isnan(values)[..., None], (1, 1, 1, 0), painted)).astype(
-        np.uint8
-    )
-    places = [
-        (column * width, row * height) for row in range(len(rows)) for column in range(len(columns))
-    ]
-    if single:
-        cells = [
-            _cell(*place, width, height, colour)
-            for place, colour in zip(places, painted.reshape(-1, 4), strict=True)
-        ]
-    else:
-        cells = [_raster(painted, width * len(columns), height * len(rows))]
-    if numbered:
-        flat = zip(places, values.flat, painted.reshape(-1, 4), strict=True)
-        cells += [
-            _number(x + width / 2, y + height / 2 + 3, scale * v, digits, c)
-            for (x, y), v, c in flat
-            if v == v
-        ]
-    left, top, over = _labels(rows), 0.65 * _labels(columns) + 14, 0.77 * _labels(columns)
-    cells += [_left(-7, (i + 0.5) * height + 4, rows[i]) for i in _shown(len(rows), height)]
-    cells += [_above((i + 0.5) * width, -7, columns[i]) for i in _shown(len(columns), width)]
-    size = [left + len(columns) * width + max(4.0, over - width / 2), top + len(rows) * height + 4]
+    width, height = _cell_size(len(rows), len(columns))
+    painted = _painted(values, limits, colours)
+    cells = _cells(painted, width, height)
+    if _is_numbered(len(rows), len(columns)):
+        scaled = scale * values
+        cells += _numbers(
+            scaled,
+            painted,
+            width,
+            height,
+            digits,
+        )
+    # Labels end 7 pixels from the cells; a baseline 4 pixels below the middle centres the letters.
+    for row in _labelled(len(rows), height):
+        middle = (row + 0.5) * height
+        cells.append(_left(-7, middle + 4, rows[row]))
+    for column in _labelled(len(columns), width):
+        middle = (column + 0.5) * width
+        cells.append(_above(middle, -7, columns[column]))
+
+    # Names of columns are turned by 40°: their height is the sine of their length, about 0.65, and
+    # their width the cosine, 0.77. The last one stands out over the right border.
+    left = _label_width(rows)
+    label = _label_width(columns)
+    top = 0.65 * label + 14
+    over = max(4.0, 0.77 * label - width / 2)
+    full_width = left + len(columns) * width + over
+    full_height = top + len(rows) * height + 4
+    content = "".join(cells)
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{size[0]:.0f}" height="{size[1]:.0f}" '
-        f'viewBox="{-left:.0f} {-top:.0f} {size[0]:.0f} {size[1]:.0f}" '
-        f'font-family="{FONT}" font-size="12" style="min-width: {SMALLEST * size[0]:.0f}px">'
-        f'<g style="fill: var(--ink, #1d2127)">{"".join(cells)}</g></svg>'
+        f'<svg xmlns="http://www.w3.org/2000/svg" '
+        f'width="{full_width:.0f}" height="{full_height:.0f}" '
+        f'viewBox="{-left:.0f} {-top:.0f} {full_width:.0f} {full_height:.0f}" '
+        f'font-family="{FONT}" font-size="12" '
+        f'style="min-width: {SMALLEST * full_width:.0f}px">'
+        f'<g style="fill: var(--ink, #1d2127)">{content}</g></svg>'
     )
+
+
+def _is_numbered(rows: int, columns: int) -> bool:
+    return columns <= NUMBERS and rows <= ROWS
+
+
+def _is_single(rows: int, columns: int) -> bool:
+    """Return whether cells are drawn one by one."""
+    return columns <= CELLS and rows <= ROWS
+
+
+def _cell_size(rows: int, columns: int) -> tuple[int, int]:
+    """Return the width and height of a cell in pixels."""
+    if _is_numbered(rows, columns):
+        return 46, 30 if rows <= NUMBERS else 22
+    if _is_single(rows, columns):
+        return 24, 20
+    side = max(2, SIDE // max(rows, columns, 1))
+    return side, side
+
+
+def _painted(
+    values: Float[ndarray, "rows columns"], limits: tuple[float, float], colours: str
+) -> ndarray:
+    """Return the colour of each cell as red, green, blue and alpha from 0 to 255."""
+    low, high = limits
+    extent = high - low or 1  # equal limits must not divide by zero
+    shares = (values - low) / extent
+    shares = np.clip(shares, 0, 1)
+    painted = matplotlib.colormaps[colours](shares)
+    transparent = (1, 1, 1, 0)
+    missing = np.isnan(values)[..., None]
+    painted = np.where(missing, transparent, painted)
+    painted = np.round(255 * painted)
+    return painted.astype(np.uint8)
+
+
+def _cells(painted: ndarray, width: int, height: int) -> list[str]:
+    rows, columns = painted.shape[:2]
+    if not _is_single(rows, columns):
+        return [_raster(painted, width * columns, height * rows)]
+    cells = []
+    for row in range(rows):
+        for column in range(columns):
+            x = column * width
+            y = row * height
+            colour = painted[row, column]
+            cells.append(_cell(x, y, width, height, colour))
+    return cells
+
+
+def _numbers(
+    values: Float[ndarray, "rows columns"],
+    painted: ndarray,
+    width: int,
+    height: int,
+    digits: int,
+) -> list[str]:
+    texts = []
+    for (row, column), value in np.ndenumerate(values):
+        if np.isnan(value):
+            continue
+        x = (column + 0.5) * width
+        # The text's baseline is 3 pixels below the middle, so that its digits are centred.
+        y = (row + 0.5) * height + 3
+        colour = painted[row, column]
+        texts.append(_number(x, y, value, digits, colour))
+    return texts
 
 
 def _cell(x: float, y: float, width: float, height: float, colour: ndarray) -> str:
     if not colour[3]:
         return ""
-    return f'<rect x="{x}" y="{y}" width="{width - 2}" height="{height - 2}" rx="2" fill="{_hex(colour)}"/>'
+    # Two pixels less, for the gap between cells.
+    return (
+        f'<rect x="{x}" y="{y}" width="{width - 2}" height="{height - 2}" rx="2" '
+        f'fill="{_hex(colour)}"/>'
+    )
 
 
 def _raster(painted: ndarray, width: float, height: float) -> str:
-    """All cells as one picture: of 300 tasks there are 45,000."""
+    """Return all cells as one picture: 300 tasks have 45,000."""
     file = io.BytesIO()
     Image.fromarray(painted, "RGBA").save(file, "PNG", optimize=True)
     data = base64.b64encode(file.getvalue()).decode()
     return (
-        f'<image width="{width}" height="{height}" preserveAspectRatio="none" style="image-rendering: pixelated" '
-        f'href="data:image/png;base64,{data}"/>'
+        f'<image width="{width}" height="{height}" preserveAspectRatio="none" '
+        f'style="image-rendering: pixelated" href="data:image/png;base64,{data}"/>'
     )
 
 
 def _number(x: float, y: float, value: float, digits: int, colour: ndarray) -> str:
-    style = f"fill: {ink(*(colour[:3] / 255))}"
-    return f'<text x="{x - 1}" y="{y}" text-anchor="middle" style="{style}">{number(value, digits)}</text>'
+    red, green, blue = colour[:3] / 255
+    style = f"fill: {ink(red, green, blue)}"
+    text = number(value, digits)
+    return f'<text x="{x - 1}" y="{y}" text-anchor="middle" style="{style}">{text}</text>'
 
 
 def _left(x: float, y: float, name: str) -> str:
@@ -148,27 +232,41 @@ def _above(x: float, y: float, name: str) -> str:
     return f'<text transform="translate({x:.1f} {y}) rotate(-40)">{escape(short(name))}</text>'
 
 
-def _shown(count: int, size: float) -> range:
-    """Which labels there is room for."""
+def _labelled(count: int, size: float) -> range:
+    """Return the rows or columns that have room for a label, which takes 15 pixels."""
     return range(0, count, int(np.ceil(15 / size)))
 
 
-def _labels(names: Sequence[str]) -> float:
-    """How wide the longest label is, in pixels."""
-    return 14 + max((LETTER * sum(_letters(c) for c in short(name)) for name in names), default=0)
+def _label_width(names: Sequence[str]) -> float:
+    """Return the width of the longest label in pixels."""
+    longest = 0.0
+    for name in names:
+        letters = sum(_letters(character) for character in short(name))
+        longest = max(longest, LETTER * letters)
+    return 14 + longest
 
 
 def _letters(character: str) -> float:
-    """How wide a character is, in letters."""
+    """Return the width of a character in letters: East Asian ones are twice as wide."""
     return 2.0 if unicodedata.east_asian_width(character) in "WF" else 1.0
 
 
 def _hex(colour: ndarray) -> str:
-    return "#" + "".join(f"{part:02x}" for part in colour[:3])
+    red, green, blue = colour[:3]
+    return f"#{red:02x}{green:02x}{blue:02x}"
 
 
 def ink(*colour: float) -> str:
-    """Black or white, whichever has the higher contrast on a colour (WCAG 2)."""
-    red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour)
+    """Return black or white, whichever has the higher contrast on a colour (WCAG 2)."""
+    red, green, blue = (_linear(channel) for channel in colour)
     luminance = 0.2126 * red + 0.7152 * green + 0.0722 * blue
-    return "black" if (luminance + 0.05) ** 2 > 1.05 * 0.05 else "white"
+    # Contrast is (lighter + 0.05) / (darker + 0.05); white has luminance 1, and black 0.
+    lifted = luminance + 0.05
+    return "black" if lifted**2 > 1.05 * 0.05 else "white"
+
+
+def _linear(channel: float) -> float:
+    """Undo the gamma of sRGB."""
+    if channel <= 0.04045:
+        return channel / 12.92
+    return ((channel + 0.055) / 1.055) ** 2.4

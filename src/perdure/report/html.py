@@ -1,10 +1,9 @@
 """A report's dict → one HTML page that needs nothing else: no network, no files beside it."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -14,30 +13,33 @@ from perdure.errors import OutputError
 from perdure.report import classes, costs, diagnostics_page, figures, heat_map
 from perdure.report.markdown import note, percent, table
 from perdure.report.picture import Picture, Section
-from perdure.report.series import ways
+from perdure.report.plain import Record, Summary
+from perdure.report.series import Way, ways
 from perdure.report.summary import summarise
 from perdure.runs.sources import Sources
 from perdure.storage import files
 
-FEW = 4  # up to so many runs each is shown with all its rules
-CELLS = 120_000  # of all tables on a page: more make it too large to open
+FEW = 4
+"""The most runs of which each is shown with all its rules."""
+CELLS = 120_000
+"""The most table cells on a page: with more it takes too long to open."""
 
 
 def report(
     folders: Sequence[str | Path],
     output: str | Path,
-    to_text: Callable[[Mapping[str, Any]], str] | None = None,
-) -> dict[str, Any]:
+    to_text: Callable[[Summary], str] | None = None,
+) -> Record:
     """Write the page of one run, or of several side by side.
 
     Parameters
     ----------
     folders
-        The run folders. One that is damaged, or still running, is shown as far as it is.
+        The run folders. One that is damaged, or still running, is shown as far as possible.
     output
-        The HTML file; one that is there is replaced.
+        The HTML file; an existing one is replaced.
     to_text
-        How the numbers become text; by default that of the page.
+        The function that turns the numbers into text; by default that of the page.
 
     Returns
     -------
@@ -47,23 +49,26 @@ def report(
     Raises
     ------
     RunError
-        A folder is not a run, or a task was forgotten while its report was made: then nothing is written.
+        A folder is not a run, or a task was forgotten while its report was made: then nothing is
+        written.
     OutputError
         The page cannot be written.
     """
+    # Noted before anything is read, so that `write` notices a task that is forgotten meanwhile.
     sources = [Sources.readable(folder) for folder in folders]
     summary = summarise(folders)
-    write(output, (to_text or to_html)(summary), sources)
+    text = (to_text or to_html)(summary)
+    write(output, text, sources)
     return summary
 
 
 def write(output: str | Path, text: str, sources: Sequence[Sources]) -> None:
-    """Write a report's text, if the tasks that it was made of are still there.
+    """Write a report's text, if the tasks behind it still exist.
 
     Raises
     ------
     OutputError
-        It cannot be written.
+        The file cannot be written.
     RunError
         A task is gone.
     """
@@ -80,84 +85,118 @@ def write(output: str | Path, text: str, sources: Sequence[Sources]) -> None:
     files.write(output, text, check=check)
 
 
-def to_html(summary: Mapping[str, Any]) -> str:
-    """The page as text."""
-    loader = FileSystemLoader(Path(__file__).parent / "templates")
+def to_html(summary: Summary) -> str:
+    """Return the page as text."""
     environment = Environment(
-        loader=loader,
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
+        # A misspelt name in the template is an error, and not an empty place.
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["yaml"] = lambda value: yaml.safe_dump(
-        value, sort_keys=False, allow_unicode=True
-    )
-    environment.filters["svg"] = Markup  # names in it are escaped by those who drew it
+    environment.filters["yaml"] = _yaml
+    environment.filters["svg"] = Markup  # names in it were escaped when it was drawn
     environment.filters["cell"] = _cell
     titles = [group["title"] for group in summary["groups"]]
-    values = {
-        "title": ", ".join(titles) if len(titles) <= FEW else f"{len(summary['runs'])} runs",
-        "results": table(summary),
-        "symbols": {metric["title"]: metric["symbol"] for metric in summary["metrics"].values()},
-        "note": note(summary),
-        "made_of": [json.dumps(_made_of(run)) for run in summary["runs"]],
-        "sections": _fitting(_sections(summary)),
-    }
-    return environment.get_template("report.html").render(summary, **values)
+    title = ", ".join(titles)
+    if len(titles) > FEW:
+        title = f"{len(summary['runs'])} runs"
+    symbols = {metric["title"]: metric["symbol"] for metric in summary["metrics"].values()}
+    template = environment.get_template("report.html")
+    return template.render(
+        summary,
+        title=title,
+        results=table(summary),
+        symbols=symbols,
+        note=note(summary),
+        # Read by `perdure forget`, which has to know the pages that tell of a task.
+        made_of=[json.dumps(_made_of(run)) for run in summary["runs"]],
+        sections=_fitting(_sections(summary)),
+    )
 
 
-def _made_of(run: Mapping[str, Any]) -> dict[str, str]:
+def _made_of(run: Record) -> dict[str, str]:
     """Return the tasks that a run had when it was read, with the SHA-256 of their manifests."""
     return {task["name"]: task["manifest"] for task in run["tasks"] if task["manifest"]}
 
 
-def _cell(value: Any) -> str:
-    """A table's value as text: numbers with as many digits as anybody reads."""
+def _yaml(value: object) -> str:
+    # In the order of the recipe, and with the letters of every language.
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
+
+
+def _cell(value: object) -> str:
+    """Return a table's value as text, with no more digits than anybody reads."""
     if value is None:
         return "–"
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def _sections(summary: Mapping[str, Any]) -> list[Section]:
-    known = ways(summary)
-    several = len(summary["groups"]) > 1
-    parts = [[way] for way in known] if several else [known]
+def _sections(summary: Summary) -> list[Section]:
     sections = [
-        Section(
-            "Over the stream",
-            "A colour stands for one run and rule on the whole page." if several else "",
-            _there(
-                *(figures.seen(summary, part) for part in parts),
-                *(figures.tasks(summary, part) for part in parts),
-            ),
-        ),
-        Section(
-            "Stability and plasticity",
-            "To the right a run learns new tasks better, below it forgets less.",
-            _there(*(figures.plane(summary, part) for part in parts), figures.forgetting(summary)),
-        ),
+        _over_the_stream(summary),
+        _stability(summary),
         _matrices(summary),
         _classes(summary),
         Section(
-            "Search of the scale",
-            "On validation examples; the filled point was taken.",
-            _there(costs.search(summary)),
+            title="Search of the scale",
+            note="On validation examples; the filled point was taken.",
+            pictures=_drawn([costs.search(summary)]),
         ),
-        Section("Training", "", _there(figures.losses(summary))),
         Section(
-            "Cost", "Trained: the most parameters for any one task.", _there(costs.cost(summary))
+            title="Training",
+            pictures=_drawn([figures.losses(summary)]),
+        ),
+        Section(
+            title="Cost",
+            note="Trained: the most parameters for any one task.",
+            pictures=_drawn([costs.cost(summary)]),
         ),
     ]
-    return [section for section in sections if section.pictures] + _diagnostics(summary)
+    shown = [section for section in sections if section.pictures]
+    # A diagnostic that was left out has no pictures, but its section says why.
+    return shown + _diagnostics(summary)
 
 
-def _diagnostics(summary: Mapping[str, Any]) -> list[Section]:
+def _several_groups(summary: Summary) -> bool:
+    return len(summary["groups"]) > 1
+
+
+def _figures_of_ways(summary: Summary) -> list[list[Way]]:
+    """Return the ways to know the task, in lists of those that share a figure.
+
+    Several groups of runs are drawn with one way in a figure: lines are then free for groups.
+    """
+    known = ways(summary)
+    return [[way] for way in known] if _several_groups(summary) else [known]
+
+
+def _over_the_stream(summary: Summary) -> Section:
+    together = _figures_of_ways(summary)
+    pictures = [figures.seen(summary, known) for known in together]
+    pictures += [figures.tasks(summary, known) for known in together]
+    note = ""
+    if _several_groups(summary):
+        note = "A colour stands for one run and rule on the whole page."
+    return Section("Over the stream", note, _drawn(pictures))
+
+
+def _stability(summary: Summary) -> Section:
+    pictures = [figures.plane(summary, known) for known in _figures_of_ways(summary)]
+    pictures.append(figures.forgetting(summary))
+    return Section(
+        title="Stability and plasticity",
+        note="To the right a run learns new tasks better, below it forgets less.",
+        pictures=_drawn(pictures),
+    )
+
+
+def _diagnostics(summary: Summary) -> list[Section]:
     diagnosed = [run for run in summary["runs"] if run["diagnostics"]]
     if len(diagnosed) > FEW:
-        return [
-            Section("Diagnostics", f"{len(diagnosed)} runs were diagnosed: see the report of each.")
-        ]
+        note = f"{len(diagnosed)} runs were diagnosed: see the report of each."
+        return [Section("Diagnostics", note)]
     several = len(summary["runs"]) > 1
     sections = []
     for run in diagnosed:
@@ -167,69 +206,105 @@ def _diagnostics(summary: Mapping[str, Any]) -> list[Section]:
     return sections
 
 
-def _there(*pictures: Picture | None) -> list[Picture]:
+def _drawn(pictures: Iterable[Picture | None]) -> list[Picture]:
     return [picture for picture in pictures if picture]
 
 
-def _shown(summary: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
-    """Run and result of what is shown one by one: of many runs only their own rule, in one way to know the task."""
-    pairs = [(run, result) for run in summary["runs"] for result in run["results"]]
-    if len(summary["runs"]) <= FEW:
-        return pairs
-    first = [key for key, _ in ways(summary)][:1]
-    return [
-        (run, result)
-        for run, result in pairs
-        if result["rule"] == run["rule"] and [result["task_id"]] == first
-    ]
+def _shown(summary: Summary) -> list[tuple[Record, Record]]:
+    """Return run and result of everything that is shown one by one.
+
+    With many runs these are the results of each run's own rule, in one way to know the task.
+    """
+    few = len(summary["runs"]) <= FEW
+    first_way = [key for key, _ in ways(summary)][:1]
+    pairs = []
+    for run in summary["runs"]:
+        for result in run["results"]:
+            main = result["rule"] == run["rule"] and [result["task_id"]] == first_way
+            if few or main:
+                pairs.append((run, result))
+    return pairs
 
 
-def _matrices(summary: Mapping[str, Any]) -> Section:
+def _matrices(summary: Summary) -> Section:
     shown = _shown(summary)
-    low, high = limits = heat_map.limits([result for _, result in shown])
-    colours = f"Dark is {percent(low)} %, light {percent(high)} %."
-    gaps = any(
-        None in row[: step + 1] for _, result in shown for step, row in enumerate(result["matrix"])
-    )
-    blank = " Below the diagonal a blank was not measured." if gaps else ""
-    note = f"Row: after learning this task. Column: the score on this task. {colours}{blank}"
+    # One scale of colours for all of them, so that they can be compared.
+    limits = heat_map.limits([result for _, result in shown])
+    low, high = limits
+    note = "Row: after learning this task. Column: the score on this task."
+    note += f" Dark is {percent(low)} %, light {percent(high)} %."
+    if any(_has_gaps(result["matrix"]) for _, result in shown):
+        note += " Below the diagonal a blank was not measured."
     several = len(summary["runs"]) > 1
     pictures = []
     for run, result in shown:
         picture = heat_map.matrix(result, limits)
-        caption = f"{run['title']} · {picture.caption}" if several else picture.caption
-        pictures.append(replace(picture, caption=caption))
+        pictures.append(_titled(picture, run, several))
     title = "Accuracy matrix" if len(pictures) == 1 else "Accuracy matrices"
-    return Section(title, note, pictures, folded=several)
+    return Section(
+        title,
+        note,
+        pictures,
+        folded=several,
+    )
 
 
-def _classes(summary: Mapping[str, Any]) -> Section:
-    """Show how the classes of each run were answered, without the task where that was measured."""
+def _has_gaps(matrix: Sequence[Sequence[float | None]]) -> bool:
+    """Return whether a score of a task already learned is missing."""
+    return any(None in row[: step + 1] for step, row in enumerate(matrix))
+
+
+def _titled(picture: Picture, run: Record, several: bool) -> Picture:
+    """Name the run in a picture's caption, if there are several."""
+    if not several:
+        return picture
+    return replace(picture, caption=f"{run['title']} · {picture.caption}")
+
+
+def _classes(summary: Summary) -> Section:
+    """Show how each run's classes were answered, without knowing the task if that was measured."""
     several = len(summary["runs"]) > 1
     pictures = []
-    for run in summary["runs"] if len(summary["runs"]) <= FEW else []:
-        way = next((way for way in ways(summary) if way[0] in run["classes"]), None)
-        picture = classes.picture(run, *way) if way else None
-        if picture:
-            caption = f"{run['title']} · {picture.caption}" if several else picture.caption
-            pictures.append(replace(picture, caption=caption))
-    note = "Each row adds up to 100 %. The table has each class's recall, and what it was most often taken for."
-    return Section("Classes", note, pictures, folded=several)
+    if len(summary["runs"]) <= FEW:
+        for run in summary["runs"]:
+            measured = [way for way in ways(summary) if way[0] in run["classes"]]
+            if not measured:
+                continue
+            task_id, known = measured[0]
+            picture = classes.picture(run, task_id, known)
+            if picture:
+                pictures.append(_titled(picture, run, several))
+    note = (
+        "Each row adds up to 100 %. The table has each class's recall, and what it was most often "
+        "taken for."
+    )
+    return Section(
+        "Classes",
+        note,
+        pictures,
+        folded=several,
+    )
 
 
 def _fitting(sections: Sequence[Section]) -> list[Section]:
-    """The sections without the largest tables, where all together are too much for a page."""
-    size = {
-        id(picture): len(picture.header) * len(picture.rows)
-        for one in sections
-        for picture in one.pictures
-    }
-    left, kept = CELLS, set()
-    for key in sorted(size, key=size.__getitem__):
-        left -= size[key]
-        if left >= 0:
+    """Drop the largest tables, if all of them together are too much for a page."""
+    # Pictures hold lists, so they are told apart by their identity.
+    sizes: dict[int, int] = {}
+    for section in sections:
+        for picture in section.pictures:
+            sizes[id(picture)] = len(picture.header) * len(picture.rows)
+    room = CELLS
+    kept = set[int]()
+    # The smallest first, so that as many tables as possible are kept.
+    for key in sorted(sizes, key=sizes.__getitem__):
+        room -= sizes[key]
+        if room >= 0:
             kept.add(key)
-    return [
-        replace(one, pictures=[p if id(p) in kept else replace(p, rows=[]) for p in one.pictures])
-        for one in sections
-    ]
+    fitting = []
+    for section in sections:
+        pictures = []
+        for picture in section.pictures:
+            fits = id(picture) in kept
+            pictures.append(picture if fits else replace(picture, rows=[]))
+        fitting.append(replace(section, pictures=pictures))
+    return fitting

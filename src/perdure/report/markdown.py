@@ -2,13 +2,13 @@
 
 import math
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+
+from perdure.report.plain import Record, Summary
 
 
 def percent(value: float | None, *, signed: bool = False) -> str:
-    """A share in percent.
+    """Format a share in percent.
 
     Examples
     --------
@@ -19,7 +19,7 @@ def percent(value: float | None, *, signed: bool = False) -> str:
 
 
 def number(value: float | None, digits: int = 2, *, signed: bool = False) -> str:
-    """A number with so many digits after the point; – for one that is not defined.
+    """Format a number with `digits` digits after the point; – for one that is undefined.
 
     Examples
     --------
@@ -29,36 +29,44 @@ def number(value: float | None, digits: int = 2, *, signed: bool = False) -> str
     if value is None or math.isnan(value):
         return "–"
     rounded = round(value, digits) + 0.0  # no minus before a zero
-    return f"{rounded:{'+' if signed else ''}.{digits}f}".replace("-", "−")
+    sign = "+" if signed else ""
+    return f"{rounded:{sign}.{digits}f}".replace("-", "−")
 
 
-def spread(value: Mapping[str, Any] | None, *, signed: bool = False) -> str:
-    """A mean over runs in percent, with the standard deviation where there are several.
+def spread(value: Record | None, *, signed: bool = False) -> str:
+    """Format a mean over runs in percent, with the standard deviation if there are several.
 
     Examples
     --------
-    >>> spread({"mean": 0.5, "sd": 0.021, "n": 3, "of": 3}), spread({"mean": 0.5, "sd": None, "n": 1, "of": 1})
-    ('50.0 ± 2.1', '50.0')
+    >>> spread({"mean": 0.5, "sd": 0.021, "n": 3, "of": 3})
+    '50.0 ± 2.1'
+    >>> spread({"mean": 0.5, "sd": None, "n": 1, "of": 1})
+    '50.0'
 
-    Where it was measured in some of the runs only, their number is said:
+    If only some of the runs were measured, their number is added:
 
-    >>> spread({"mean": 0.5, "sd": None, "n": 1, "of": 3}), spread({"mean": None, "sd": None, "n": 0, "of": 3})
-    ('50.0 (1 of 3)', '–')
+    >>> spread({"mean": 0.5, "sd": None, "n": 1, "of": 3})
+    '50.0 (1 of 3)'
+    >>> spread({"mean": None, "sd": None, "n": 0, "of": 3})
+    '–'
     """
     if value is None or value["mean"] is None:
         return "–"
-    deviation = f" ± {percent(value['sd'])}" if value["sd"] is not None else ""
-    share = f" ({value['n']} of {value['of']})" if value["n"] < value["of"] else ""
-    return f"{percent(value['mean'], signed=signed)}{deviation}{share}"
+    text = percent(value["mean"], signed=signed)
+    if value["sd"] is not None:
+        text += f" ± {percent(value['sd'])}"
+    if value["n"] < value["of"]:
+        text += f" ({value['n']} of {value['of']})"
+    return text
 
 
 @dataclass(frozen=True)
 class ResultsTable:
     """The summary table: the names of its columns, and its rows.
 
-    The first `texts` columns say what was measured: run, seeds, rule, and how the task is known. The others are
-    numbers: the metrics in percent and, where they are known, the standard error of the average accuracy and the
-    number of test examples.
+    The first `texts` columns say what was measured: run, seeds, rule, and how the task is known.
+    The others are numbers: the metrics in percent and, where they are known, the standard error of
+    the average accuracy and the number of test examples.
     """
 
     header: list[str]
@@ -66,76 +74,110 @@ class ResultsTable:
     rows: list[list[str]]
 
 
-def table(summary: Mapping[str, Any]) -> ResultsTable:
-    """Make the summary table. Runs that differ in their seed only are one row."""
-    seeds = any(len(group["runs"]) > 1 for group in summary["groups"])
-    results = [(group, result) for group in summary["groups"] for result in group["results"]]
-    counted = any(result["examples"] for _, result in results)
-    texts = ["Run", *(["Seeds"] if seeds else []), "Rule", "Task known by"]
+def table(summary: Summary) -> ResultsTable:
+    """Make the summary table. Runs that differ only in their seed are one row."""
+    seeds = _has_seeds(summary)
+    counted = _has_counts(summary)
+    texts = ["Run", "Rule", "Task known by"]
+    # Columns that say the same in every row are left out.
+    if seeds:
+        texts.insert(1, "Seeds")
     numbers = [metric["title"] for metric in summary["metrics"].values()]
-    numbers += ["Standard error", "Test examples"] if counted else []
+    if counted:
+        numbers += ["Standard error", "Test examples"]
     rows = []
-    for group, result in results:
-        rule = (
-            result["rule"]
-            if result["metric"] == "accuracy"
-            else f"{result['rule']} ({result['metric']})"
-        )
-        row = [group["title"], *([str(len(group["runs"]))] if seeds else []), rule, result["known"]]
-        for name in summary["metrics"]:
-            row.append(spread(result["metrics"].get(name), signed=name.endswith("transfer")))
-        if counted:
-            examples = result["examples"]
-            row += [percent(result["standard_error"]), "–" if examples is None else f"{examples:,}"]
-        rows.append(row)
+    for group in summary["groups"]:
+        for result in group["results"]:
+            row = [group["title"]]
+            if seeds:
+                row.append(str(len(group["runs"])))
+            row += [_rule(result), result["known"]]
+            for name in summary["metrics"]:
+                # A transfer is a gain or a loss, so its sign is always shown.
+                signed = name.endswith("transfer")
+                row.append(spread(result["metrics"].get(name), signed=signed))
+            if counted:
+                examples = result["examples"]
+                row.append(percent(result["standard_error"]))
+                row.append("–" if examples is None else f"{examples:,}")
+            rows.append(row)
     return ResultsTable(texts + numbers, len(texts), rows)
 
 
-def note(summary: Mapping[str, Any]) -> str:
+def _has_seeds(summary: Summary) -> bool:
+    return any(len(group["runs"]) > 1 for group in summary["groups"])
+
+
+def _has_counts(summary: Summary) -> bool:
+    """Return whether the number of test examples is known for any result."""
+    for group in summary["groups"]:
+        if any(result["examples"] for result in group["results"]):
+            return True
+    return False
+
+
+def _rule(result: Record) -> str:
+    if result["metric"] == "accuracy":
+        return result["rule"]
+    return f"{result['rule']} ({result['metric']})"
+
+
+def note(summary: Summary) -> str:
     """Say how to read the table."""
     sentences = ["In percent; – was not measured."]
-    if any(len(group["runs"]) > 1 for group in summary["groups"]):
+    if _has_seeds(summary):
         sentences.append("Mean ± standard deviation over seeds.")
-    if any(result["examples"] for group in summary["groups"] for result in group["results"]):
+    if _has_counts(summary):
         sentences.append(
             "The standard error is that of the average accuracy, from the number of test examples."
         )
     return " ".join(sentences)
 
 
-def unfinished(summary: Mapping[str, Any]) -> list[str]:
-    """What is missing of runs, and which are not finished."""
+def unfinished(summary: Summary) -> list[str]:
+    """Say which runs are not finished, and what is missing from the others."""
     runs = summary["runs"]
-    status = [f"{run['title']}: {run['status']}" for run in runs if run["status"]]
-    return status + [problem for run in runs for problem in run["problems"]]
+    sentences = [f"{run['title']}: {run['status']}" for run in runs if run["status"]]
+    for run in runs:
+        sentences += run["problems"]
+    return sentences
 
 
-def to_markdown(summary: Mapping[str, Any]) -> str:
-    """What was run, the table, and the definitions of its metrics."""
-    results = table(summary)
-    rule = ["---"] * results.texts + ["---:"] * (len(results.header) - results.texts)
-    lines = [
-        "| " + " | ".join(_cell(cell) for cell in row) + " |"
-        for row in [results.header, rule, *results.rows]
-    ]
-    runs = [f"- **{_cell(run['title'])}**: {_cell(run['sentence'])}" for run in summary["runs"]]
-    missing = [f"- {_cell(said)}" for said in unfinished(summary)]
-    notes = [
-        f"- {metric['title']}: {metric['definition']}" for metric in summary["metrics"].values()
-    ]
-    parts = [
-        *runs,
-        "",
-        *(["Incomplete:", "", *missing, ""] if missing else []),
-        *lines,
-        "",
-        note(summary),
-        "",
-        *notes,
-    ]
-    return "\n".join([*parts, ""])
+def to_markdown(summary: Summary) -> str:
+    """Return what was run, the table, and the definitions of its metrics."""
+    lines = []
+    for run in summary["runs"]:
+        title = _cell(run["title"])
+        sentence = _cell(run["sentence"])
+        lines.append(f"- **{title}**: {sentence}")
+    lines.append("")
+    incomplete = unfinished(summary)
+    if incomplete:
+        lines += ["Incomplete:", ""]
+        lines += [f"- {_cell(sentence)}" for sentence in incomplete]
+        lines.append("")
+    lines += _table_lines(table(summary))
+    lines += ["", note(summary), ""]
+    for metric in summary["metrics"].values():
+        lines.append(f"- {metric['title']}: {metric['definition']}")
+    lines.append("")  # the text ends in a line break
+    return "\n".join(lines)
+
+
+def _table_lines(results: ResultsTable) -> list[str]:
+    # The colon aligns a column of numbers to the right.
+    numbers = len(results.header) - results.texts
+    rule = ["---"] * results.texts + ["---:"] * numbers
+    lines = []
+    for row in [results.header, rule, *results.rows]:
+        cells = " | ".join(_cell(cell) for cell in row)
+        lines.append(f"| {cells} |")
+    return lines
 
 
 def _cell(text: str) -> str:
-    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
+    text = " ".join(text.split())
+    # `&` first: it is in what replaces `<`.
+    text = text.replace("&", "&amp;").replace("<", "&lt;")
+    # A pipe would begin a new cell, and the others are markup.
     return re.sub(r"([\\`*|\[\]])", r"\\\1", text)

@@ -1,9 +1,10 @@
-"""What a report shows: sections, and in them figures with the numbers that they were drawn from."""
+"""The contents of a report: sections, and in them figures with the numbers behind them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 Cell = str | int | float | None
+"""A value of a table; None was not measured."""
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,8 @@ class Picture:
     svg
         The figure itself.
     header, rows
-        The table: names of its columns, and its rows. Shares are from 0 to 1; None where nothing was measured.
+        The table: the names of its columns, and its rows. Shares are from 0 to 1; None was not
+        measured.
     """
 
     caption: str
@@ -28,7 +30,10 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page: a title, one sentence on how to read its figures, and the figures; open or folded."""
+    """A part of the page: a title, a sentence on how to read its figures, and the figures.
+
+    A folded one is closed when the page opens.
+    """
 
     title: str
     note: str = ""

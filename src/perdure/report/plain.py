@@ -1,4 +1,4 @@
-"""What stands in a run folder, as what may be shown anywhere: values of JSON, and text that only says something."""
+"""Values of a run folder in a form that is safe to show anywhere: JSON, and harmless text."""
 
 import math
 from collections.abc import Mapping
@@ -6,9 +6,16 @@ from typing import Any
 
 from perdure.errors import printable
 
+Record = dict[str, Any]
+"""A JSON object: a run, a result, an event. Its keys are those of the files and of the report."""
+Summary = Mapping[str, Any]
+"""A report's dict, as `perdure.report.summary` makes it."""
 
-def plain(value: Any) -> Any:
-    """Lists, dicts, texts in which control characters are spelled out, and finite numbers (None for others).
+
+def plain(value: object) -> Any:
+    """Return lists, dicts, text with control characters spelled out, and finite numbers.
+
+    Numbers that are not finite become None: JSON has no word for them.
 
     Examples
     --------
@@ -16,14 +23,18 @@ def plain(value: Any) -> Any:
     {'seconds': None, 'name': 'a\\\\x1b[31m'}
     """
     if isinstance(value, Mapping):
+        # Keys of YAML may be anything, those of JSON are text.
         return {clean(str(key)): plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [plain(inner) for inner in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    return value if value is None or isinstance(value, bool | int | float) else clean(str(value))
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    # What else YAML knows, such as dates, becomes text.
+    return clean(str(value))
 
 
 def clean(text: str) -> str:
-    """Return a text that may have several lines and columns, and nothing else that acts on a terminal."""
+    """Return text that may have lines and columns, but nothing else that acts on a terminal."""
     return printable(text, keep="\n\t")

@@ -2,124 +2,207 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
+from perdure.report.plain import Record
+
 SEEDS = ("seed", "order_seed")
-TOLD = ("name", "about")  # they may tell of the seed
+TOLD = ("name", "about")  # texts of a recipe that may mention the seed
 
 
-def groups(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Title, places of the `runs`, and results; each number with its mean, standard deviation (n - 1) and n.
+def groups(runs: Sequence[Record]) -> list[Record]:
+    """Return the groups of runs: title, numbers of the `runs`, and results over seeds.
 
-    It is from n `of` the group's runs: in the others it was not measured.
+    Each number of a result has its mean, its standard deviation (n - 1) and n: it was measured in
+    n `of` the group's runs.
     """
-    found: dict[tuple[str, int], list[int]] = {}
-    seeds: list[str] = []
-    for place, run in enumerate(runs):
-        recipe = {name: value for name, value in run["recipe"].items() if name not in TOLD}
-        key = json.dumps(_settings(recipe) or place, sort_keys=True)
-        seeds.append(json.dumps(recipe, sort_keys=True))
-        copies = sum(
-            seed == seeds[-1] for seed in seeds[:-1]
-        )  # the same seed again is no other sample
-        found.setdefault((key, copies), []).append(place)
-    titles = _titles(runs, list(found.values()))
-    return [
-        {"title": title, "runs": places, "results": _results([runs[place] for place in places])}
-        for title, places in zip(titles, found.values(), strict=True)
-    ]
+    numbers = _grouped(runs)
+    titles = _titles(runs, numbers)
+    made = []
+    for title, group in zip(titles, numbers, strict=True):
+        results = _results([runs[number] for number in group])
+        made.append({"title": title, "runs": group, "results": results})
+    return made
 
 
-def _titles(runs: Sequence[Mapping[str, Any]], places: Sequence[Sequence[int]]) -> list[str]:
-    """A run's own title, where it stands alone; of several their recipe's name, and what is different in it."""
-    titles = [_title(runs, group) for group in places]
-    flat = [_flat(_settings(runs[group[0]]["recipe"])) for group in places]
-    for title in {title for title in titles if titles.count(title) > 1}:
-        same = [i for i, other in enumerate(titles) if other == title]
-        names = sorted({name for i in same for name in flat[i]})
-        differ = [name for name in names if len({str(flat[i].get(name)) for i in same}) > 1]
-        # a method's settings differ with its name, which is enough
-        differ = [name for name in differ if name.endswith(("name", "method", "rule"))] or differ
-        for i in same:
-            said = ", ".join(
-                f"{name.removesuffix('.name')} {flat[i][name]}"
-                for name in differ[:3]
-                if name in flat[i]
-            )
-            titles[i] = f"{title}: {said}" if said else f"{title} ({runs[places[i][0]]['folder']})"
+def _grouped(runs: Sequence[Record]) -> list[list[int]]:
+    """Return the numbers of the runs, in lists of those that differ only in their seed."""
+    members: dict[tuple[str, int], list[int]] = {}
+    seen = []
+    for number, run in enumerate(runs):
+        recipe = dict(run["recipe"])
+        for name in TOLD:
+            recipe.pop(name, None)
+        whole = json.dumps(recipe, sort_keys=True)
+        # A recipe that cannot be read says nothing about the run, which then stands alone.
+        settings = _settings(recipe) or number
+        key = json.dumps(settings, sort_keys=True)
+        # The same seed again is not another sample: copies of a run form a group of their own.
+        copies = seen.count(whole)
+        seen.append(whole)
+        group = members.setdefault((key, copies), [])
+        group.append(number)
+    return list(members.values())
+
+
+def _titles(runs: Sequence[Record], groups: Sequence[Sequence[int]]) -> list[str]:
+    """Return a run's own title where it stands alone, else the name that its group shares.
+
+    Groups of the same title get what differs between their recipes, or a folder.
+    """
+    firsts = [runs[numbers[0]] for numbers in groups]
+    titles = [_title(runs, numbers) for numbers in groups]
+    settings = []
+    for run in firsts:
+        recipe = _settings(run["recipe"])
+        settings.append(_flat(recipe))
+    ambiguous = {title for title in titles if titles.count(title) > 1}
+    # Each title by itself: what tells two groups apart need not differ in all of them.
+    for title in ambiguous:
+        same = [group for group, other in enumerate(titles) if other == title]
+        differing = _differing([settings[group] for group in same])
+        for group in same:
+            said = _said(settings[group], differing)
+            folder = firsts[group]["folder"]
+            titles[group] = f"{title}: {said}" if said else f"{title} ({folder})"
     return titles
 
 
-def _title(runs: Sequence[Mapping[str, Any]], group: Sequence[int]) -> str:
-    run = runs[group[0]]
-    if len(group) == 1:
-        return run["title"]
-    same = os.path.commonprefix(
-        [str(runs[place]["recipe"].get("name") or "") for place in group]
-    ).rstrip(" ,:-_")
-    method = run["recipe"].get("method")
-    return same or str(
-        (method.get("name") if isinstance(method, Mapping) else method) or run["title"]
-    )
+def _differing(settings: Sequence[Record]) -> list[str]:
+    """Return the names of the settings in which some recipes differ."""
+    names = set[str]()
+    for flat in settings:
+        names.update(flat)
+    differing = []
+    for name in sorted(names):
+        values = {str(flat.get(name)) for flat in settings}
+        if len(values) > 1:
+            differing.append(name)
+    # The settings of a method differ with its name, which is enough.
+    main = [name for name in differing if name.endswith(("name", "method", "rule"))]
+    return main or differing
 
 
-def _settings(value: Any) -> Any:
-    """A recipe without its seeds."""
-    if isinstance(value, Mapping):
-        return {str(key): _settings(inner) for key, inner in value.items() if key not in SEEDS}
-    return value
+def _said(flat: Record, names: Sequence[str]) -> str:
+    """Return the first three of these settings as text."""
+    words = []
+    for name in names[:3]:
+        if name in flat:
+            section = name.removesuffix(".name")
+            words.append(f"{section} {flat[name]}")
+    return ", ".join(words)
 
 
-def _flat(value: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    found = {}
-    for key, inner in value.items():
-        found |= (
-            _flat(inner, f"{before}{key}.")
-            if isinstance(inner, Mapping)
-            else {f"{before}{key}": inner}
-        )
-    return found
+def _title(runs: Sequence[Record], numbers: Sequence[int]) -> str:
+    first = runs[numbers[0]]
+    if len(numbers) == 1:
+        return first["title"]
+    names = [str(runs[number]["recipe"].get("name") or "") for number in numbers]
+    # "mine-0" and "mine-1" share "mine-".
+    shared = os.path.commonprefix(names).rstrip(" ,:-_")
+    if shared:
+        return shared
+    method = first["recipe"].get("method")
+    if isinstance(method, dict):
+        method = method.get("name")
+    return str(method or first["title"])
 
 
-def _results(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One for each rule, way to know the task, and metric that any of the runs has."""
-    found: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+def _settings(recipe: Record) -> Record:
+    """Return a recipe, or a section of one, without its seeds."""
+    settings = {}
+    for key, inner in recipe.items():
+        if key in SEEDS:
+            continue
+        settings[str(key)] = _settings(inner) if isinstance(inner, dict) else inner
+    return settings
+
+
+def _flat(settings: Record, before: str = "") -> Record:
+    """Return nested settings in one level, with names such as `method.rank`."""
+    flat = {}
+    for key, inner in settings.items():
+        name = f"{before}{key}"
+        if isinstance(inner, dict):
+            flat |= _flat(inner, f"{name}.")
+        else:
+            flat[name] = inner
+    return flat
+
+
+def _results(runs: Sequence[Record]) -> list[Record]:
+    """Return a result for each rule, way to know the task, and metric that any run has."""
+    by_kind: dict[tuple[str, ...], list[Record]] = {}
     for run in runs:
         for result in run["results"]:
-            found.setdefault((result["rule"], result["task_id"], result["metric"]), []).append(
-                result
+            kind = (
+                result["rule"],
+                result["task_id"],
+                result["metric"],
             )
-    own = {run["rule"] for run in runs}
-    return [_result(results, own, len(runs)) for results in found.values()]
+            same = by_kind.setdefault(kind, [])
+            same.append(result)
+    own_rules = {run["rule"] for run in runs}
+    return [_result(results, own_rules, len(runs)) for results in by_kind.values()]
 
 
-def _result(
-    results: Sequence[Mapping[str, Any]], own: set[str | None], runs: int
-) -> dict[str, Any]:
-    names = dict.fromkeys(name for result in results for name in result["metrics"])
-    length = max(len(result["seen"]) for result in results)
+def _result(results: Sequence[Record], own_rules: set[str | None], runs: int) -> Record:
+    first = results[0]
+    averages = {}
+    for name in _metrics(results):
+        values = [result["metrics"].get(name) for result in results]
+        averages[name] = _spread(values, runs)
+    errors = [result["standard_error"] for result in results]
+    learned = [result["learned"] for result in results]
+    curves = [result["seen"] for result in results]
     return {
-        **{key: results[0][key] for key in ("name", "rule", "task_id", "known", "metric")},
-        "own": results[0]["rule"] in own or own == {None},
-        "metrics": {
-            name: _spread([result["metrics"].get(name) for result in results], runs)
-            for name in names
-        },
-        "examples": results[0]["examples"],
-        "standard_error": _spread([result["standard_error"] for result in results], runs)["mean"],
-        "learned": _spread([result["learned"] for result in results], runs),
-        "seen": [
-            _spread([r["seen"][i] if i < len(r["seen"]) else None for r in results], runs)
-            for i in range(length)
-        ],
+        "name": first["name"],
+        "rule": first["rule"],
+        "task_id": first["task_id"],
+        "known": first["known"],
+        "metric": first["metric"],
+        # Where no run says which rule is its own, every rule is compared.
+        "own": first["rule"] in own_rules or own_rules == {None},
+        "metrics": averages,
+        "examples": first["examples"],
+        "standard_error": _spread(errors, runs)["mean"],
+        "learned": _spread(learned, runs),
+        "seen": _seen(curves, runs),
     }
 
 
-def _spread(values: Sequence[float | None], runs: int) -> dict[str, Any]:
+def _metrics(results: Sequence[Record]) -> list[str]:
+    """Return the metrics that any of the results has, in their order."""
+    names = {}
+    for result in results:
+        names |= dict.fromkeys(result["metrics"])
+    return list(names)
+
+
+def _seen(curves: Sequence[Sequence[float | None]], runs: int) -> list[Record]:
+    """Average curves step by step; a run that is not finished has a shorter one."""
+    spreads = []
+    length = max(len(curve) for curve in curves)
+    for step in range(length):
+        values = [curve[step] for curve in curves if step < len(curve)]
+        spreads.append(_spread(values, runs))
+    return spreads
+
+
+def _spread(values: Sequence[float | None], runs: int) -> Record:
     known = [value for value in values if value is not None]
-    mean = float(np.mean(known)) if known else None
-    sd = float(np.std(known, ddof=1)) if len(known) > 1 else None
-    return {"mean": mean, "sd": sd, "n": len(known), "of": runs}
+    mean = None
+    sd = None
+    if known:
+        mean = float(np.mean(known))
+    # A single sample has no standard deviation.
+    if len(known) > 1:
+        sd = float(np.std(known, ddof=1))
+    return {
+        "mean": mean,
+        "sd": sd,
+        "n": len(known),
+        "of": runs,
+    }

@@ -1,20 +1,19 @@
-"""What a page compares, and how each of it looks in every figure: one colour has one meaning on the whole page.
+"""The results that a page compares, and their looks: a colour has one meaning on the whole page.
 
-A colour stands for a group of runs with one of its rules. The way in which the task is known has a line and a marker
-(and a hatch, for bars). Whatever else is drawn, is drawn in grey.
+A colour stands for a group of runs with one of its rules. The way in which the task is known has a
+line and a marker (and a hatch, for bars). Everything else is drawn in grey.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from perdure.report.plain import Record, Summary
 from perdure.report.svg import SOFT
 
-Summary = Mapping[str, Any]
 Way = tuple[str, str]
 """A way to know the task: its key, and the words for it."""
 
-# Colours that colour-blind people can tell apart, after Okabe and Ito 2008. Grey is not among them.
+# Colours that colour-blind people can tell apart, after Okabe and Ito 2008, without grey.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#b38600")
 LINES = ("-", "--", ":", "-.")
 MARKERS = "os^Dv<>P"
@@ -26,7 +25,7 @@ DRAWN = 16
 
 @dataclass(frozen=True)
 class Look:
-    """How a line, its points and its bars are drawn."""
+    """The look of a line, its points and its bars."""
 
     colour: str = SOFT
     line: str = "-"
@@ -40,22 +39,23 @@ class Series:
 
     title: str
     look: Look
-    result: Mapping[str, Any]
+    result: Record
 
 
 def ways(summary: Summary) -> list[Way]:
-    """List the ways to know the task with which any run was measured."""
+    """List the ways to know the task with which any run was measured, the main ones first."""
     words = {}
     for run in summary["runs"]:
         for result in run["results"]:
-            words[result["task_id"]] = result["known"]
+            key = result["task_id"]
+            words[key] = result["known"]
     first = [key for key in FIRST_WAYS if key in words]
     others = [key for key in words if key not in FIRST_WAYS]
     return [(key, words[key]) for key in first + others]
 
 
 class Looks:
-    """The looks of a page: the same for a run, a rule and a way to know the task in each of its figures."""
+    """The looks of a page: a run, a rule and a way to know the task look alike in each figure."""
 
     def __init__(self, summary: Summary):
         self.several = len(summary["groups"]) > 1
@@ -63,19 +63,30 @@ class Looks:
         self._groups: dict[int, str] = {}
         keys = []
         for group in summary["groups"]:
+            title = group["title"]
             for number in group["runs"]:
-                self._groups[number] = group["title"]
-                keys.append((group["title"], summary["runs"][number]["rule"]))
-            keys += [(group["title"], result["rule"]) for result in group["results"]]
-        self._numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+                run = summary["runs"][number]
+                self._groups[number] = title
+                keys.append((title, run["rule"]))
+            for result in group["results"]:
+                keys.append((title, result["rule"]))
+        # Numbers in the order of the page, so that the first groups get the first colours.
+        unique = dict.fromkeys(keys)
+        self._numbers = {key: number for number, key in enumerate(unique)}
 
     def of(self, group: str, rule: str | None, task_id: str | None = None) -> Look:
         """Return the look of a group's results with a rule, for one way to know the task."""
         number = self._numbers[group, rule]
-        way = self._ways.index(task_id) if task_id in self._ways else 0
-        # Several groups are drawn with one way in a figure, so that lines and markers are free to tell groups apart.
-        marker = number if self.several else way
-        line = number // len(COLOURS) if self.several else way
+        way = 0
+        if task_id in self._ways:
+            way = self._ways.index(task_id)
+        # Of several groups a figure shows one way only: lines and markers are free for groups.
+        marker = way
+        line = way
+        if self.several:
+            marker = number
+            # Another line only once the colours are used up.
+            line = number // len(COLOURS)
         return Look(
             colour=COLOURS[number % len(COLOURS)],
             line=LINES[line % len(LINES)],
@@ -88,23 +99,42 @@ class Looks:
         return self.of(self._groups[number], rule, task_id)
 
 
+def _accuracies(summary: Summary, task_id: str) -> list[tuple[str, Record]]:
+    """List each group's title with its results for one way to know the task."""
+    results = []
+    for group in summary["groups"]:
+        for result in group["results"]:
+            # Another metric has another scale, and does not belong into the same figure.
+            if result["task_id"] == task_id and result["metric"] == "accuracy":
+                results.append((group["title"], result))
+    return results
+
+
 def compared(summary: Summary, known: Sequence[Way]) -> list[Series]:
-    """List what is compared in these ways to know the task: all rules of each group, or its own if there are many."""
+    """List the results to compare for these ways to know the task.
+
+    They are those of all rules of each group, or of the group's own rule if there are too many.
+    """
     results = []
     for task_id, _ in known:
-        for group in summary["groups"]:
-            for result in group["results"]:
-                if result["task_id"] == task_id and result["metric"] == "accuracy":
-                    results.append((group["title"], result))
+        results += _accuracies(summary, task_id)
+    # With too many lines nobody can tell them apart; the other rules are in the table of results.
     if len(results) > DRAWN:
         results = [(group, result) for group, result in results if result["own"]]
-    several_rules = len({result["rule"] for _, result in results}) > 1
+    rules = {result["rule"] for _, result in results}
+    several_rules = len(rules) > 1
     looks = Looks(summary)
     series = []
     for group, result in results:
-        words = [group] if looks.several else []
-        words += [result["rule"]] if several_rules else []
-        words += [result["known"]] if len(known) > 1 else []
+        # A title names only that in which the results differ.
+        words = []
+        if looks.several:
+            words.append(group)
+        if several_rules:
+            words.append(result["rule"])
+        if len(known) > 1:
+            words.append(result["known"])
         title = " · ".join(words) or result["rule"]
-        series.append(Series(title, looks.of(group, result["rule"], result["task_id"]), result))
+        look = looks.of(group, result["rule"], result["task_id"])
+        series.append(Series(title, look, result))
     return series

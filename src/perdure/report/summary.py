@@ -2,17 +2,18 @@
 
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
 
 from perdure.errors import RunError
 from perdure.evaluation import metrics
 from perdure.report import classes
 from perdure.report.folder import Files, read
-from perdure.report.plain import plain
+from perdure.report.plain import Record, plain
 from perdure.report.seeds import groups
 
 METRICS = {
@@ -27,15 +28,18 @@ TASK_IDS = {
     "posterior": "task posterior",
     "concatenated": "heads concatenated",
 }
-NOTHING = "Nothing is measured yet of the tasks as they are now. `perdure evaluate` does it."
-POINTS = 100  # of a loss curve, at most
-ALL_POINTS = 8000  # of all of them, about
+NOTHING = "Nothing is measured yet for the tasks as they are now. `perdure evaluate` does it."
+POINTS = 100
+"""The most points of a loss curve."""
+ALL_POINTS = 8000
+"""The number of points, roughly, that all loss curves of a page share."""
 
 
-def summarise(folders: Sequence[str | Path]) -> dict[str, Any]:
-    """All that a report says about runs, as plain lists, dicts, strings and numbers (None: not measured).
+def summarise(folders: Sequence[str | Path]) -> Record:
+    """Return everything that a report says about runs, as plain lists, dicts, text and numbers.
 
-    `runs` has one entry for each folder; `groups` one for each set of runs that differ in their seed only.
+    `runs` has one entry for each folder; `groups` has one for each set of runs that differ only in
+    their seed. A number that was not measured is None.
 
     Raises
     ------
@@ -45,37 +49,49 @@ def summarise(folders: Sequence[str | Path]) -> dict[str, Any]:
     if not folders:
         raise RunError("There is nothing to report. Give at least one run folder.")
     files = [read(folder) for folder in folders]
-    points = max(8, min(POINTS, ALL_POINTS // max(1, sum(len(one.tasks) for one in files))))
-    runs = [
-        plain(_run(one, title, points)) for one, title in zip(files, _titles(files), strict=True)
-    ]
-    measured = {name for run in runs for result in run["results"] for name in result["metrics"]}
+    # Many long streams would make a page too large to open; a curve needs some points anyway.
+    curves = max(1, sum(len(run.tasks) for run in files))
+    share = ALL_POINTS // curves
+    points = max(8, min(POINTS, share))
+    runs = []
+    for run, title in zip(files, _titles(files), strict=True):
+        whole = _run(run, title, points)
+        runs.append(plain(whole))
+    measured = set[str]()
+    for run in runs:
+        for result in run["results"]:
+            measured.update(result["metrics"])
     shown = {name: _metric(name) for name in METRICS if name in measured}
     return {"metrics": shown, "runs": runs, "groups": groups(runs)}
 
 
 def _titles(files: Sequence[Files]) -> list[str]:
-    """The recipe's name, else the folder's; the folder is added where two are the same."""
-    titles = [str(one.recipe.get("name") or one.folder.resolve().name) for one in files]
-    same = [titles.count(title) > 1 for title in titles]
-    return [
-        f"{t} ({one.folder})" if s else t for t, s, one in zip(titles, same, files, strict=True)
-    ]
+    """Return the recipes' names, else the folders'; the folder is added where two are the same."""
+    names = []
+    for run in files:
+        name = run.recipe.get("name") or run.folder.resolve().name
+        names.append(str(name))
+    titles = []
+    for name, run in zip(names, files, strict=True):
+        title = name
+        if names.count(name) > 1:
+            title = f"{name} ({run.folder})"
+        titles.append(title)
+    return titles
 
 
 def _metric(name: str) -> dict[str, str]:
-    definition = (inspect.getdoc(getattr(metrics, name)) or "").split("\n\n")[0]
-    definition = " ".join(definition.split())
-    return {"title": METRICS[name], "symbol": definition.split(" = ")[0], "definition": definition}
+    """Return a metric's title, symbol and definition: the first paragraph of its docstring."""
+    docstring = inspect.getdoc(getattr(metrics, name)) or ""
+    paragraph = docstring.split("\n\n")[0]
+    definition = " ".join(paragraph.split())
+    # Each of them begins as a formula does: "AA = …".
+    symbol = definition.split(" = ")[0]
+    return {"title": METRICS[name], "symbol": symbol, "definition": definition}
 
 
-def _run(files: Files, title: str, points: int) -> dict[str, Any]:
-    learned = {event.get("task"): event for event in files.events if event.get("event") == "task"}
-    for task in (tasks := [dict(task) for task in files.tasks]):
-        event = learned.get(task["name"], {})
-        task |= {
-            name: event.get(name) for name in ("seconds", "examples", "trained", "state_bytes")
-        }
+def _run(files: Files, title: str, points: int) -> Record:
+    tasks = _tasks(files)
     results = _results(files)
     return {
         "title": title,
@@ -96,42 +112,85 @@ def _run(files: Files, title: str, points: int) -> dict[str, Any]:
     }
 
 
+def _tasks(files: Files) -> list[Record]:
+    """Return the tasks with what the events say about learning them."""
+    learned = {}
+    for event in files.events:
+        if event.get("event") == "task":
+            name = event.get("task")
+            learned[name] = event
+    tasks = []
+    for task in files.tasks:
+        event = learned.get(task["name"], {})
+        tasks.append(
+            {
+                **task,
+                "seconds": event.get("seconds"),
+                "examples": event.get("examples"),
+                "trained": event.get("trained"),
+                "state_bytes": event.get("state_bytes"),
+            }
+        )
+    return tasks
+
+
 # -- scores
 
 
-def _results(files: Files) -> list[dict[str, Any]]:
-    """One for each rule, way to know the task, and metric."""
+def _results(files: Files) -> list[Record]:
+    """Return a result for each rule, way to know the task, and metric."""
     names = {task["name"] for task in files.tasks}
-    rows = [row for row in files.scores if 0 < row["step"] <= len(names) and row["task"] in names]
-    measured = [row for row in rows if math.isfinite(row["value"])]
-    keys = list(dict.fromkeys((row["rule"], row["task_id"], row["metric"]) for row in measured))
-    rules = [rule for rule, _, _ in keys]
-    ways = [*TASK_IDS, *(way for _, way, _ in keys)]
-    keys.sort(key=lambda key: (rules.index(key[0]), ways.index(key[1])))
-    return [_result(files, *key) for key in keys]
-
-
-def _result(files: Files, rule: str, task_id: str, metric: str) -> dict[str, Any]:
-    names = [task["name"] for task in files.tasks]
-    place = {name: number for number, name in enumerate(names)}
-    rows = [row for row in files.scores if (row["task_id"], row["metric"]) == (task_id, metric)]
-    R = np.full((len(names), len(names)), np.nan)
-    zero_shot = np.full(len(names), np.nan)
-    for row in rows:
-        if row["task"] not in place:
+    # Dicts and not sets: they keep the order of the file.
+    keys = {}
+    rules = {}
+    ways = dict.fromkeys(TASK_IDS)
+    for row in files.scores:
+        # Rows of tasks that were forgotten, or of steps with them, belong to no result.
+        current = 0 < row["step"] <= len(names) and row["task"] in names
+        if not current or not math.isfinite(row["value"]):
             continue
-        if row["step"] == 0:  # nothing was combined yet: the same for every rule
-            zero_shot[place[row["task"]]] = row["value"]
-        elif row["rule"] == rule and row["step"] <= len(names):
-            R[row["step"] - 1, place[row["task"]]] = row["value"]
-    values = metrics.summary(R, None if np.isnan(zero_shot).all() else zero_shot)
+        rule = row["rule"]
+        way = row["task_id"]
+        keys[rule, way, row["metric"]] = None
+        rules[rule] = None
+        ways[way] = None
+    # For each rule, the ways that perdure knows come first.
+    rule_order = list(rules)
+    way_order = list(ways)
+
+    def position(key: tuple[str, str, str]) -> tuple[int, int]:
+        rule, way, _ = key
+        return rule_order.index(rule), way_order.index(way)
+
+    return [_result(files, *key) for key in sorted(keys, key=position)]
+
+
+def _result(files: Files, rule: str, task_id: str, metric: str) -> Record:
+    names = [task["name"] for task in files.tasks]
+    rows = []
+    for row in files.scores:
+        if row["task_id"] == task_id and row["metric"] == metric:
+            rows.append(row)
+    R, zero_shot = _scores(rows, rule, names)
+    before = None if np.isnan(zero_shot).all() else zero_shot
+    values = metrics.summary(R, before)
+
+    examples = None
+    standard_error = None
     counts = classes.examples(files.answers)
-    known_counts = metric == "accuracy" and set(names) <= counts.keys()
-    examples = np.array([counts[name] for name in names]) if known_counts else None
-    last = len(names) - 1
+    # The formula is that of a share of right answers, and needs the number of every task.
+    if metric == "accuracy" and set(names) <= counts.keys():
+        sizes = np.array([counts[name] for name in names])
+        examples = int(sizes.sum())
+        error = metrics.standard_error(R[-1], sizes)
+        standard_error = _number(error)
+
     known = TASK_IDS.get(task_id, task_id)
+    title = f"{rule} · {known}"
+    if metric != "accuracy":
+        title += f" · {metric}"
     return {
-        "name": " · ".join([rule, known, *([metric] if metric != "accuracy" else [])]),
+        "name": title,
         "rule": rule,
         "task_id": task_id,
         "known": known,
@@ -140,30 +199,68 @@ def _result(files: Files, rule: str, task_id: str, metric: str) -> dict[str, Any
         "tasks": names,
         "matrix": [_numbers(row) for row in R],
         "metrics": dict(zip(values, _numbers(values.values()), strict=True)),
-        "examples": None if examples is None else int(examples.sum()),
-        "standard_error": None
-        if examples is None
-        else _number(metrics.standard_error(R[-1], examples)),
+        "examples": examples,
+        "standard_error": standard_error,
         "learned": _number(np.diag(R).mean()),
-        "seen": _numbers(R[i, : i + 1].mean() for i in range(len(R))),
-        "forgetting": _numbers(R[j:last, j].max() - R[last, j] for j in range(last)),
+        "seen": _seen(R),
+        "forgetting": _forgetting(R),
     }
 
 
-def _not_measured(files: Files, results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Say what was not measured after the last task: an average over the tasks needs all of them."""
+def _seen(R: Float[ndarray, "steps tasks"]) -> list[float | None]:
+    """Return the mean score over the tasks seen, after each task."""
+    means = []
+    for step, scores in enumerate(R):
+        seen = scores[: step + 1]
+        means.append(_number(seen.mean()))
+    return means
+
+
+def _forgetting(R: Float[ndarray, "steps tasks"]) -> list[float | None]:
+    """Return, for each task but the last, its best score before the end less its last score."""
+    last = len(R) - 1
+    losses = []
+    for task in range(last):
+        best = R[task:last, task].max()
+        losses.append(_number(best - R[last, task]))
+    return losses
+
+
+def _scores(
+    rows: Sequence[Record], rule: str, names: Sequence[str]
+) -> tuple[Float[ndarray, "steps tasks"], Float[ndarray, " tasks"]]:
+    """Return the accuracy matrix R of a rule, and the scores before anything was learned."""
+    index = {name: number for number, name in enumerate(names)}
+    count = len(names)
+    R = np.full((count, count), np.nan)
+    zero_shot = np.full(count, np.nan)
+    for row in rows:
+        if row["task"] not in index:
+            continue
+        step = row["step"]
+        task = index[row["task"]]
+        if step == 0:  # nothing was combined yet: the same for every rule
+            zero_shot[task] = row["value"]
+        elif row["rule"] == rule and step <= count:
+            R[step - 1, task] = row["value"]
+    return R, zero_shot
+
+
+def _not_measured(files: Files, results: Sequence[Record]) -> list[str]:
+    """Say what was not measured after the last task: an average needs all of them."""
     rule = files.combined.get("label")
-    if files.running or (
-        results and rule is None
-    ):  # it is not known yet, or no longer, what would be due
+    # While a run is written there is more to come; without its rule nobody knows what is due.
+    if files.running or (results and rule is None):
         return []
     if not files.tasks:
         return ["No task is learned yet, so nothing is measured."]
     measured = set[str]()
     for result in results:
-        if result["rule"] == rule:
-            last = zip(result["tasks"], result["matrix"][-1], strict=True)
-            measured |= {name for name, value in last if value is not None}
+        if result["rule"] != rule:
+            continue
+        for name, value in zip(result["tasks"], result["matrix"][-1], strict=True):
+            if value is not None:
+                measured.add(name)
     missing = [f"`{task['name']}`" for task in files.tasks if task["name"] not in measured]
     if not missing:
         return []
@@ -171,21 +268,24 @@ def _not_measured(files: Files, results: Sequence[Mapping[str, Any]]) -> list[st
         return [NOTHING]
     verb = "was" if len(missing) == 1 else "were"
     return [
-        f"After the last task {_few(missing)} {verb} not measured, so averages over all {len(files.tasks)} tasks are "
-        "not given (–). The scores of each task are in the accuracy matrix."
+        f"After the last task {_few(missing)} {verb} not measured, so averages over all "
+        f"{len(files.tasks)} tasks are not given (–). The scores of each task are in the accuracy "
+        "matrix."
     ]
 
 
 def _few(names: Sequence[str], most: int = 8) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    text = ", ".join(names[:most])
+    if len(names) > most:
+        text += f" and {len(names) - most} more"
+    return text
 
 
-def _numbers(values: Any) -> list[float | None]:
+def _numbers(values: Iterable[float]) -> list[float | None]:
     return [_number(value) for value in values]
 
 
-def _number(value: Any) -> float | None:
+def _number(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
@@ -193,104 +293,168 @@ def _number(value: Any) -> float | None:
 
 
 def _status(files: Files) -> str:
-    """What a run does or did when it was read, if it is not finished; else nothing."""
-    started = [event for event in files.events if event.get("event") == "step"]
+    """Say what an unfinished run is doing, or where it stopped; "" for a finished one."""
     finished = {task["name"] for task in files.tasks}
-    task, step = (started[-1].get("task"), started[-1].get("step")) if started else (None, None)
-    inside = f"task {task} is at step {step}" if task and task not in finished else ""
-    done = f"{len(finished)} task{' is' if len(finished) == 1 else 's are'} finished"
+    count = len(finished)
+    verb = " is" if count == 1 else "s are"
+    done = f"{count} task{verb} finished"
+    inside = _unfinished_task(files.events, finished)
+    if inside:
+        done += f", and {inside}"
     if files.running:
-        return f"Running now: {done}{', and ' if inside else ''}{inside}."
-    return f"Stopped: {done}, and {inside}." if inside else ""
+        return f"Running now: {done}."
+    # A run that nobody is writing, and that is not inside of a task, is a whole one.
+    return f"Stopped: {done}." if inside else ""
 
 
-def _search(combined: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The candidates of the last search, their scores, and the one that was taken."""
-    found = combined.get("candidates", [])
-    if not found or any(
-        isinstance(one["scale"], dict) for one in found
-    ):  # one for each task is no curve
+def _unfinished_task(events: Sequence[Record], finished: set[str]) -> str:
+    """Say at which step of a task a run is, going by its last event of a step."""
+    steps = [event for event in events if event.get("event") == "step"]
+    if not steps:
+        return ""
+    task = steps[-1].get("task")
+    if not task or task in finished:
+        return ""
+    return f"task {task} is at step {steps[-1].get('step')}"
+
+
+def _search(combined: Record) -> Record | None:
+    """Return the candidates of the last search, their scores, and the chosen one."""
+    candidates = combined.get("candidates", [])
+    if not candidates:
         return None
-    found = sorted(found, key=lambda one: one["scale"])
-    scores = _numbers(one["score"] for one in found)
+    # A scale for each task is a point in many dimensions, of which no curve can be drawn.
+    if any(isinstance(candidate["scale"], dict) for candidate in candidates):
+        return None
+    candidates = sorted(candidates, key=lambda candidate: candidate["scale"])
     return {
-        "scales": [one["scale"] for one in found],
-        "scores": scores,
+        "scales": [candidate["scale"] for candidate in candidates],
+        "scores": _numbers(candidate["score"] for candidate in candidates),
         "chosen": combined["options"].get("scale"),
     }
 
 
-def _losses(files: Files, points: int) -> list[dict[str, Any]]:
-    """A loss curve for each task, as means over so many parts at most; also of one that is not finished."""
+def _losses(files: Files, points: int) -> list[Record]:
+    """Return a loss curve of at most `points` means for each task, also for an unfinished one."""
     curves: dict[str, dict[int, float]] = {task["name"]: {} for task in files.tasks}
     for event in files.events:
-        step, loss = event.get("step"), event.get("loss")
-        if (
-            event.get("event") == "step"
-            and isinstance(step, int)
-            and isinstance(loss, float)
-            and math.isfinite(loss)
-        ):
-            # a task that was begun twice: the last time counts
-            curves.setdefault(str(event.get("task")), {})[step] = loss
-    return [{"task": name, **_thinned(curve, points)} for name, curve in curves.items() if curve]
+        if event.get("event") != "step":
+            continue
+        step = event.get("step")
+        loss = event.get("loss")
+        # The event log is a file that anybody may have written.
+        if not isinstance(step, int) or not isinstance(loss, float):
+            continue
+        if math.isfinite(loss):
+            name = str(event.get("task"))
+            curve = curves.setdefault(name, {})
+            # A task that was started again has some steps twice; the last time counts.
+            curve[step] = loss
+    losses = []
+    for name, curve in curves.items():
+        if curve:
+            losses.append({"task": name, **_thinned(curve, points)})
+    return losses
 
 
 def _thinned(curve: Mapping[int, float], points: int) -> dict[str, list[float]]:
+    # Means over stretches, for the losses of single mini-batches are noisy.
     steps = np.array(sorted(curve.items()))
-    means = [part.mean(axis=0) for part in np.array_split(steps, min(points, len(steps)))]
-    return {"steps": [float(step) for step, _ in means], "loss": [float(loss) for _, loss in means]}
-
-
-def _cost(tasks: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-    """What all tasks took together; of the parameters the most that were trained for one."""
-    kept: dict[str, list[Any]] = {}
-    for name in ("seconds", "trained", "bytes", "state_bytes"):
-        kept[name] = [task.get(name) for task in tasks if task.get(name) is not None]
+    stretches = np.array_split(steps, min(points, len(steps)))
+    means = [stretch.mean(axis=0) for stretch in stretches]
     return {
-        "seconds": sum(kept["seconds"]) if kept["seconds"] else None,
-        "trained": max(kept["trained"], default=None),
-        "bytes": sum(kept["bytes"]) if kept["bytes"] else None,
-        "state_bytes": kept["state_bytes"][-1] if kept["state_bytes"] else None,
+        "steps": [float(step) for step, _ in means],
+        "loss": [float(loss) for _, loss in means],
     }
 
 
+def _cost(tasks: Sequence[Record]) -> Record:
+    """Return the cost of all tasks together; of trained parameters, the most for any one task."""
+    seconds = _known(tasks, "seconds")
+    sizes = _known(tasks, "bytes")
+    states = _known(tasks, "state_bytes")
+    return {
+        "seconds": sum(seconds) if seconds else None,
+        "trained": max(_known(tasks, "trained"), default=None),
+        "bytes": sum(sizes) if sizes else None,
+        # Each task's number is the method's whole state after it, so the last one counts.
+        "state_bytes": states[-1] if states else None,
+    }
+
+
+def _known(tasks: Sequence[Record], key: str) -> list[float]:
+    values = [task.get(key) for task in tasks]
+    return [value for value in values if value is not None]
+
+
+# -- what was run, in one sentence
+
+
 def _sentence(files: Files) -> str:
-    """What was run."""
-    recipe, names = files.recipe, [task["name"] for task in files.tasks]
+    recipe = files.recipe
+    rule = files.combined.get("name") or _name(recipe.get("rule"))
+    return " ".join(
+        [
+            _described(recipe, len(files.tasks)),
+            f"{_listed(files.tasks)} on {_name(recipe.get('backbone'))}",
+            f"by method {_name(recipe.get('method'))},",
+            f"combined by rule {rule}",
+            f"{_scale(files.combined)}with seed {recipe.get('seed', 'unknown')}.",
+        ]
+    )
+
+
+def _described(recipe: Record, count: int) -> str:
+    """Say how many tasks there are, of which kind, and where they come from."""
     stream = recipe.get("stream")
-    own = isinstance(stream, list)  # tables of one's own; the scenario then stands beside them
-    scenario = (recipe if own else stream if isinstance(stream, dict) else {}).get("scenario")
+    scenario = None
+    # Own tables are a list; their scenario then stands beside them, and not in the stream.
+    if isinstance(stream, list):
+        source = "own data"
+        scenario = recipe.get("scenario")
+    else:
+        source = _name(stream)
+        if isinstance(stream, dict):
+            scenario = stream.get("scenario")
     kind = f"{scenario}-incremental " if scenario else ""
-    listed = ", ".join(names) if len(names) <= 20 else f"{', '.join(names[:18])} … {names[-1]}"
+    plural = "" if count == 1 else "s"
+    return f"{count} {kind}task{plural} of {source}"
+
+
+def _listed(tasks: Sequence[Record]) -> str:
+    """Name the tasks in brackets, and say that their order is that of learning."""
+    names = [task["name"] for task in tasks]
+    listed = ", ".join(names)
+    # A sentence with 300 names is none; the last one says where the run has come to.
+    if len(names) > 20:
+        listed = f"{', '.join(names[:18])} … {names[-1]}"
     order = "learned in this order" if len(names) > 1 else "learned"
-    parts = [
-        f"{len(names)} {kind}task{'' if len(names) == 1 else 's'} of {'own data' if own else _name(stream)}",
-        f"({listed or 'none finished'}), {order} on {_name(recipe.get('backbone'))}",
-        f"by method {_name(recipe.get('method'))},",
-        f"combined by rule {files.combined.get('name') or _name(recipe.get('rule'))}",
-        f"{_scale(files.combined)}with seed {recipe.get('seed', 'unknown')}.",
-    ]
-    return " ".join(parts)
+    return f"({listed or 'none finished'}), {order}"
 
 
-def _name(value: Any) -> str:
-    """What a part of the recipe is called: itself, or its name."""
-    if isinstance(value, dict):
-        value = value.get("name") or value.get("model")
-    return "an unnamed one" if value is None else str(value)
+def _name(section: object) -> str:
+    """Return what a section of the recipe is called: itself, or its name."""
+    if isinstance(section, dict):
+        section = section.get("name") or section.get("model")
+    return "an unnamed one" if section is None else str(section)
 
 
-def _text(scale: Any) -> str:
-    """A scale, or those of tasks and their parts, as text."""
+def _text(scale: object) -> str:
+    """Return a scale, or those of tasks and their parts, as text."""
     if isinstance(scale, dict):
-        return ", ".join(f"{task} {_text(value)}" for task, value in scale.items())
+        texts = [f"{task} {_text(value)}" for task, value in scale.items()]
+        return ", ".join(texts)
     if isinstance(scale, list):
-        return "/".join(_text(value) for value in scale)
-    return f"{scale:.3g}" if isinstance(scale, float) else str(scale)
+        texts = [_text(value) for value in scale]
+        return "/".join(texts)
+    if isinstance(scale, float):
+        return f"{scale:.3g}"
+    return str(scale)
 
 
-def _scale(combined: Mapping[str, Any]) -> str:
+def _scale(combined: Record) -> str:
     scale = combined.get("options", {}).get("scale")
+    if scale is None:
+        return ""
     searched = ", found by search on validation data" if combined.get("candidates") else ""
-    return "" if scale is None else f"(λ = {_text(scale)}{searched}) "
+    return f"(λ = {_text(scale)}{searched}) "

@@ -1,4 +1,7 @@
-"""How figures look, and how they become SVG text. matplotlib's global state is neither read nor changed."""
+"""The style of figures, and how they become SVG text.
+
+matplotlib's global state is neither read nor changed.
+"""
 
 import functools
 import io
@@ -12,10 +15,13 @@ from matplotlib.figure import Figure
 
 P = ParamSpec("P")
 FONT = "system-ui, -apple-system, Segoe UI, Roboto, Liberation Sans, sans-serif"
-SMALLEST = 0.7  # of its size: a figure that would be narrower scrolls, so that its text can be read
-INK, SOFT, LINE = "#1d2127", "#5b6470", "#dfe3e8"
+SMALLEST = 0.7
+"""The smallest scale at which text can be read; in less room a figure scrolls."""
+INK = "#1d2127"
+SOFT = "#5b6470"
+LINE = "#dfe3e8"
 THEME = {INK: f"var(--ink, {INK})", SOFT: f"var(--soft, {SOFT})", LINE: f"var(--line, {LINE})"}
-"""The page's colours in light and dark; those after the comma where a figure stands alone."""
+"""The page's colours in light and dark; the value after the comma is for a figure by itself."""
 STYLE = {
     "font.size": 9,
     "axes.titlesize": 9,
@@ -32,27 +38,38 @@ STYLE = {
     "ytick.labelcolor": INK,
     "legend.frameon": False,
     "text.parse_math": False,  # a `$` in a name is a `$`
-    "svg.fonttype": "none",  # text stays text: it can be searched, and the reader's fonts have its letters
+    # Text stays text: it can be searched, and the reader's fonts have its letters.
+    "svg.fonttype": "none",
     "svg.hashsalt": "perdure",  # the same dict gives the same bytes
 }
 NONE = {"Date": None, "Creator": None, "Format": None, "Type": None}
 
 
 def svg(draw: Callable[P, Figure]) -> Callable[P, str]:
-    """Let a function that draws a figure return it as SVG."""
+    """Decorate a function that draws a figure so that it returns SVG text."""
 
     @functools.wraps(draw)
     def drawn(*args: P.args, **kwargs: P.kwargs) -> str:
+        file = io.StringIO()
         with matplotlib.style.context(["default", STYLE]), warnings.catch_warnings():
-            # the page is shown in the reader's fonts, so it does not matter what ours lack
+            # The page is shown in the reader's fonts, so letters that ours lack do not matter.
             warnings.filterwarnings("ignore", "Glyph .* missing from font")
-            figure, file = draw(*args, **kwargs), io.StringIO()
-            figure.savefig(file, format="svg", metadata=NONE, transparent=True)
-        text = file.getvalue()[
-            file.getvalue().index("<svg") :
-        ]  # the lines before it have no place in HTML
-        points = float(re.search(r'width="([\d.]+)pt"', text)[1])  # pyright: ignore
-        text = text.replace("<svg", f'<svg style="min-width: {SMALLEST * points * 4 / 3:.0f}px"', 1)
+            figure = draw(*args, **kwargs)
+            figure.savefig(
+                file,
+                format="svg",
+                metadata=NONE,
+                transparent=True,
+            )
+        text = file.getvalue()
+        # The XML declaration before it has no place in HTML.
+        text = text[text.index("<svg") :]
+        width = re.search(r'width="([\d.]+)pt"', text)
+        points = float(width[1])  # pyright: ignore
+        # A point is 4/3 of a CSS pixel.
+        smallest = SMALLEST * points * 4 / 3
+        text = text.replace("<svg", f'<svg style="min-width: {smallest:.0f}px"', 1)
+        # matplotlib knows no CSS variables, so they replace the colours in the finished text.
         for colour, themed in THEME.items():
             text = text.replace(f": {colour}", f": {themed}")
         return text
@@ -61,6 +78,8 @@ def svg(draw: Callable[P, Figure]) -> Callable[P, str]:
 
 
 def short(name: str, length: int = 28) -> str:
-    """A name that fits into a figure."""
+    """Return a name that fits into a figure, on one line and with at most `length` characters."""
     name = " ".join(name.split())
-    return name if len(name) <= length else name[: length - 1] + "…"
+    if len(name) <= length:
+        return name
+    return name[: length - 1] + "…"

@@ -1,8 +1,7 @@
 """A report's dict → the terminal: what was run, and the table."""
 
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -10,73 +9,102 @@ from rich.text import Text
 
 from perdure.errors import printable
 from perdure.report.markdown import percent, table
-from perdure.report.plain import clean
+from perdure.report.plain import Record, Summary, clean
 from perdure.report.terminal_table import print_table
 
-MANY = 8  # tasks: more columns hold no number on a line of 80 characters
+MANY = 8
+"""The most tasks of a matrix: a line of 80 characters has no room for more numbers."""
 
 
-def show(summary: Mapping[str, Any], console: Console | None = None) -> None:
+def show(summary: Summary, console: Console | None = None) -> None:
     """Print what was run and the summary table."""
     console = console or Console()
     for run in summary["runs"]:
         say(console, run["title"], style="bold")
         say(console, run["sentence"])
-        for said in (run["status"], *run["problems"]):
-            if said:
-                say(console, said, style="yellow")
+        for sentence in (run["status"], *run["problems"]):
+            if sentence:
+                say(console, sentence, style="yellow")
         console.print()
-    results = table(summary)
     symbols = {metric["title"]: metric["symbol"] for metric in summary["metrics"].values()}
     if not symbols:
         return
-    first = 0 if len(summary["runs"]) > 1 else 1  # which run is clear if there is one
-    shown = results.texts + len(symbols)  # a line of 80 characters has no room for more
-    header = [symbols.get(title, title) for title in results.header[first:shown]]
-    print_table(
-        console,
-        header,
-        [row[first:shown] for row in results.rows],
-        texts=range(results.texts - first),
-    )
+    _print_results(summary, symbols, console)
     for run in summary["runs"]:
-        _last(run, console)
+        _print_last(run, console)
     names = ", ".join(f"{symbol}: {title.lower()}" for title, symbol in symbols.items())
     say(console, f"\nIn percent; – was not measured. {names}.", style="dim")
 
 
-def _last(run: Mapping[str, Any], console: Console) -> None:
-    """Print the score of each task after the last one, where not all of them have one: averages say nothing then."""
-    results = [
-        result for result in run["results"] if result["rule"] == run["rule"] and result["matrix"]
-    ]
+def _print_results(summary: Summary, symbols: dict[str, str], console: Console) -> None:
+    results = table(summary)
+    # With one run, its column says nothing.
+    first = 0 if len(summary["runs"]) > 1 else 1
+    # A line of 80 characters has no room for the columns behind the metrics.
+    end = results.texts + len(symbols)
+    titles = results.header[first:end]
+    header = [symbols.get(title, title) for title in titles]
+    rows = [row[first:end] for row in results.rows]
+    texts = range(results.texts - first)
+    print_table(
+        console,
+        header,
+        rows,
+        texts=texts,
+    )
+
+
+def _print_last(run: Record, console: Console) -> None:
+    """Print the scores after the last task if only some are known: averages are missing then."""
+    results = []
+    for result in run["results"]:
+        if result["rule"] == run["rule"] and result["matrix"]:
+            results.append(result)
     scores = [result["matrix"][-1] for result in results]
-    if not any(None in row and any(value is not None for value in row) for row in scores):
+    if not any(_is_partial(row) for row in scores):
         return
     rows = []
     for number, task in enumerate(results[0]["tasks"]):
-        rows.append([task, *(percent(row[number]) for row in scores)])
+        cells = [percent(row[number]) for row in scores]
+        rows.append([task, *cells])
     console.print()
     header = ["task", *(result["known"] for result in results)]
-    print_table(console, header, rows, title=f"{run['title']}: scores after the last task (%)")
+    title = f"{run['title']}: scores after the last task (%)"
+    print_table(
+        console,
+        header,
+        rows,
+        title=title,
+    )
+
+
+def _is_partial(row: Sequence[float | None]) -> bool:
+    return None in row and any(value is not None for value in row)
 
 
 def say(console: Console, text: str, style: str = "") -> None:
-    """Print a sentence; nothing in it is markup."""
-    console.print(clean(text), style=style, markup=False, highlight=False)
+    """Print a sentence as it is."""
+    # Names of tasks may hold brackets, which rich would read as markup.
+    console.print(
+        clean(text),
+        style=style,
+        markup=False,
+        highlight=False,
+    )
 
 
 def prose(text: str, console: Console | None = None) -> None:
     """Print a docstring, its paragraphs folded to the width of the terminal."""
     console = console or Console()
     paragraph: list[str] = []
+    # The empty line at the end closes the last paragraph.
     for line in [*text.splitlines(), ""]:
-        indent = _indent(line)
-        same = paragraph and indent == _indent(paragraph[0])
-        if paragraph and not (same and line.strip() and not _is_rule(line)):
+        breaks = not line.strip() or _is_rule(line)
+        # Another indent is another paragraph: the description of a parameter, or the next one.
+        if paragraph and (breaks or _indent(line) != _indent(paragraph[0])):
             _print_paragraph(console, paragraph)
             paragraph = []
-        if not line.strip() or _is_rule(line):
+        if breaks:
             console.print(Text(printable(line)))
         else:
             paragraph.append(line)
@@ -87,8 +115,9 @@ def _indent(line: str) -> int:
 
 
 def _is_rule(line: str) -> bool:
-    """Return whether a line is what stands under a heading."""
-    return len(line.strip()) > 2 and set(line.strip()) == {"-"}
+    """Return whether a line underlines a heading."""
+    text = line.strip()
+    return len(text) > 2 and set(text) == {"-"}
 
 
 def _print_paragraph(console: Console, lines: Sequence[str]) -> None:
@@ -98,37 +127,52 @@ def _print_paragraph(console: Console, lines: Sequence[str]) -> None:
         return
     space = " " * _indent(lines[0])
     joined = printable(" ".join(line.strip() for line in lines))
-    for line in textwrap.wrap(joined, console.width, initial_indent=space, subsequent_indent=space):
+    folded = textwrap.wrap(
+        joined,
+        console.width,
+        initial_indent=space,
+        subsequent_indent=space,
+    )
+    for line in folded:
         console.print(Text(line))
 
 
 def listing(title: str, rows: Iterable[tuple[str, str]], console: Console | None = None) -> None:
-    """Print names and what is said of each."""
+    """Print names and their descriptions."""
     console = console or Console()
-    console.print(
-        Text(clean(title), style="italic")
-    )  # a table's own title is as narrow as the table
-    drawn = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    # rich would fold the title of a table to the table's width.
+    console.print(Text(clean(title), style="italic"))
+    drawn = Table(
+        show_header=False,
+        box=None,
+        padding=(0, 2, 0, 0),
+    )
     for name, text in rows:
-        drawn.add_row(Text(printable(name)), Text(clean(text)))  # brackets are text here
+        # As `Text`, brackets are no markup.
+        drawn.add_row(Text(printable(name)), Text(clean(text)))
     console.print(drawn)
 
 
-def overview(summary: Mapping[str, Any], console: Console | None = None) -> None:
-    """Print the average accuracy after the last task: a row per run and rule, a column per way to know the task."""
+def overview(summary: Summary, console: Console | None = None) -> None:
+    """Print the average accuracy after the last task, for each run and rule.
+
+    There is a column for each way to know the task.
+    """
     console = console or Console()
-    ways = list(
-        dict.fromkeys(result["known"] for run in summary["runs"] for result in run["results"])
-    )
+    # The same columns for all runs, whichever ways each was measured with.
+    ways: dict[str, None] = {}
+    for run in summary["runs"]:
+        for result in run["results"]:
+            ways[result["known"]] = None
     rows = []
     for run in summary["runs"]:
-        for rule in dict.fromkeys(result["rule"] for result in run["results"]):
-            found = {
-                r["known"]: r["metrics"]["average_accuracy"]
-                for r in run["results"]
-                if r["rule"] == rule
-            }
-            rows.append([run["title"], rule, *(percent(found.get(way)) for way in ways)])
+        by_rule: dict[str, dict[str, float | None]] = {}
+        for result in run["results"]:
+            averages = by_rule.setdefault(result["rule"], {})
+            averages[result["known"]] = result["metrics"]["average_accuracy"]
+        for rule, averages in by_rule.items():
+            cells = [percent(averages.get(way)) for way in ways]
+            rows.append([run["title"], rule, *cells])
     print_table(
         console,
         ["", "rule", *ways],
@@ -138,28 +182,37 @@ def overview(summary: Mapping[str, Any], console: Console | None = None) -> None
     )
 
 
-def matrices(summary: Mapping[str, Any], console: Console | None = None) -> None:
-    """Print the accuracy matrices of each run's own rule, for each way to do without the task: a row is a step."""
+def matrices(summary: Summary, console: Console | None = None) -> None:
+    """Print the accuracy matrices of each run's own rule, for each way to do without the task.
+
+    A row is a step.
+    """
     console = console or Console()
     for run in summary["runs"]:
         for result in run["results"]:
             if result["rule"] != run["rule"] or result["task_id"] == "given":
                 continue
-            if len(result["tasks"]) > MANY:
-                return console.print(
-                    f"The matrices of {len(result['tasks'])} tasks are in the report."
-                )
-            rows = []
-            for step, (task, row) in enumerate(zip(result["tasks"], result["matrix"], strict=True)):
-                cells = [
-                    "" if value is None and later > step else percent(value)
-                    for later, value in enumerate(row)
-                ]
-                rows.append([task, *cells])
+            count = len(result["tasks"])
+            if count > MANY:
+                return console.print(f"The matrices of {count} tasks are in the report.")
+            title = f"{run['title']}, {result['known']}"
+            header = ["after", *result["tasks"]]
             print_table(
                 console,
-                ["after", *result["tasks"]],
-                rows,
-                title=f"{run['title']}, {result['known']}",
+                header,
+                _matrix_rows(result),
+                title=title,
             )
             console.print()
+
+
+def _matrix_rows(result: Record) -> list[list[str]]:
+    rows = []
+    for step, (task, scores) in enumerate(zip(result["tasks"], result["matrix"], strict=True)):
+        cells = [task]
+        for column, value in enumerate(scores):
+            # Tasks that were not learned yet are blank, and not "not measured".
+            blank = value is None and column > step
+            cells.append("" if blank else percent(value))
+        rows.append(cells)
+    return rows

@@ -1,4 +1,4 @@
-"""Tables on a terminal of any width: words are folded, and numbers are never cut."""
+"""Tables on a terminal of any width: words are folded, but numbers are never cut."""
 
 import textwrap
 from collections.abc import Collection, Sequence
@@ -10,8 +10,10 @@ from rich.text import Text
 
 from perdure.errors import printable
 
-GAP = 2  # columns of the terminal between two of the table
-WORD = 12  # a word that is longer may be folded inside
+GAP = 2
+"""The number of blanks between two columns."""
+WORD = 12
+"""The length from which a word may be folded inside."""
 
 
 def print_table(
@@ -22,15 +24,17 @@ def print_table(
     texts: Collection[int] = (0,),
     title: str = "",
 ) -> None:
-    """Print a table; where the terminal is too narrow for it, each row as a block of lines.
+    """Print a table, or each row as a block of lines if the terminal is too narrow.
 
     Parameters
     ----------
     texts
-        The columns of names and words, which may be folded. All others are numbers.
+        The columns of names and words, which may be folded. All others hold numbers.
     """
     header = [printable(name) for name in header]
-    cells = [[printable(cell) for cell in row] for row in rows]
+    cells = []
+    for row in rows:
+        cells.append([printable(cell) for cell in row])
     if title:
         console.print(Text(printable(title), style="italic"))
     widths = _widths(console.width, header, cells, texts)
@@ -39,40 +43,55 @@ def print_table(
     drawn = Table(box=None, padding=(0, GAP, 0, 0))
     for number, (name, width) in enumerate(zip(header, widths, strict=True)):
         justify = "left" if number in texts else "right"
-        drawn.add_column(Text(name), justify=justify, width=width, overflow="fold")
-    for row in cells:
-        drawn.add_row(
-            *(Text(_broken(cell, width)) for cell, width in zip(row, widths, strict=True))
+        drawn.add_column(
+            Text(name),
+            justify=justify,
+            width=width,
+            overflow="fold",
         )
+    for row in cells:
+        texts_of_row = []
+        for cell, width in zip(row, widths, strict=True):
+            texts_of_row.append(Text(_broken(cell, width)))
+        drawn.add_row(*texts_of_row)
     console.print(drawn)
 
 
 def _broken(cell: str, width: int) -> str:
-    """Put the settings of a rule, in brackets, on a line of their own where the cell is folded anyway."""
-    return (
-        cell.replace("(", "\n(", 1) if cell_len(cell) > width and not cell.startswith("(") else cell
-    )
+    """Put a rule's settings, in brackets, on a line of their own if the cell is folded anyway."""
+    if cell_len(cell) <= width or cell.startswith("("):
+        return cell
+    return cell.replace("(", "\n(", 1)
 
 
 def _widths(
     room: int, header: Sequence[str], rows: Sequence[Sequence[str]], texts: Collection[int]
 ) -> list[int] | None:
-    """Return the width of each column, the widest made narrower until all fit; nothing if they never do."""
+    """Return the width of each column; None if they never fit.
+
+    The widest column that may still be folded is made narrower until all of them fit.
+    """
     least = []
     widths = []
     for number, name in enumerate(header):
         column = [row[number] for row in rows]
-        widths.append(max(map(cell_len, [name, *column])))
-        words = max(map(cell_len, name.split()), default=0)
+        widths.append(max(cell_len(cell) for cell in [name, *column]))
+        # The words of a header may stand below each other, over numbers too.
+        pieces = name.split()
         if number in texts:
-            inside = max((cell_len(word) for cell in column for word in cell.split()), default=0)
-            least.append(min(max(words, inside), WORD))
+            for cell in column:
+                pieces += cell.split()
+            longest = max((cell_len(piece) for piece in pieces), default=0)
+            least.append(min(longest, WORD))
         else:
-            least.append(max([words, *map(cell_len, column)]))
+            pieces += column
+            least.append(max((cell_len(piece) for piece in pieces), default=0))
     while sum(widths) + GAP * len(widths) > room:
         foldable = [number for number, width in enumerate(widths) if width > least[number]]
+        # Numbers are never cut: this table has to be printed in another way.
         if not foldable:
             return None
+        # Letter by letter, so that the widest columns shrink to the same width.
         widest = max(foldable, key=widths.__getitem__)
         widths[widest] -= 1
     return widths
@@ -81,21 +100,25 @@ def _widths(
 def _print_blocks(
     console: Console, header: Sequence[str], rows: Sequence[Sequence[str]], texts: Collection[int]
 ) -> None:
-    """Print each row as its name and, below, what is said of it."""
+    """Print each row as its name and, below it, the other cells with their headers."""
+    # The first column of names is the heading of a block.
     first = min(texts)
     for row in rows:
         _print_folded(console, row[first], indent=0)
         numbers = []
         for number, (name, cell) in enumerate(zip(header, row, strict=True)):
-            if number in texts and number != first and cell:
-                _print_folded(console, f"{name}: {cell}" if name else cell, indent=GAP)
-            elif number not in texts and cell:
+            if number == first or not cell:
+                continue
+            if number in texts:
+                text = f"{name}: {cell}" if name else cell
+                _print_folded(console, text, indent=GAP)
+            else:
                 numbers.append(f"{name} {cell}".strip())
         _print_pairs(console, numbers)
 
 
 def _print_pairs(console: Console, pairs: Sequence[str]) -> None:
-    """Print names with their numbers, as many on a line as there is room for; a number is never cut."""
+    """Print names with their numbers, several on a line where they fit; a number is never cut."""
     width = console.width - GAP
     line = ""
     for pair in pairs:
@@ -106,9 +129,8 @@ def _print_pairs(console: Console, pairs: Sequence[str]) -> None:
         if line:
             _print_folded(console, line, indent=GAP)
         line = pair
-        if (
-            cell_len(pair) > width
-        ):  # the name fills lines of its own, and the number stands below it
+        if cell_len(pair) > width:
+            # The name fills lines of its own, and the number stands below it.
             name, _, line = pair.rpartition(" ")
             _print_folded(console, name, indent=GAP)
     if line:
@@ -118,7 +140,11 @@ def _print_pairs(console: Console, pairs: Sequence[str]) -> None:
 def _print_folded(console: Console, text: str, *, indent: int) -> None:
     """Print a text, folded between its words."""
     space = " " * indent
-    for line in textwrap.wrap(
-        text, max(console.width, 2 * GAP), initial_indent=space, subsequent_indent=space
-    ):
+    folded = textwrap.wrap(
+        text,
+        max(console.width, 2 * GAP),  # `textwrap` needs room for the indent and a letter
+        initial_indent=space,
+        subsequent_indent=space,
+    )
+    for line in folded:
         console.print(Text(line))

@@ -1,4 +1,4 @@
-"""How far the features moved: shown."""
+"""CKA of the features: tables and figures."""
 
 from collections.abc import Sequence
 
@@ -12,38 +12,48 @@ from perdure.report.markdown import number
 from perdure.report.picture import Picture
 
 READING = (
-    "1: the same features but for rotation and scale; near 0: nothing in common. Low values against the "
-    "pre-trained model mean that learning moved the features far."
+    "1: the same features but for rotation and scale; near 0: nothing in common. Low values "
+    "against the pre-trained model mean that learning moved the features far."
 )
 
 
-def table(part: Part, tasks: Sequence[str]) -> Table:
-    rows = [
-        [task, number(first), number(before)]
-        for task, first, before in zip(
-            tasks, part["to_pretrained"], part["to_previous"], strict=True
-        )
-    ]
+def table(numbers: Part, tasks: Sequence[str]) -> Table:
+    """Make the table of the terminal: a row for each task."""
+    rows = []
+    columns = zip(tasks, numbers["to_pretrained"], numbers["to_previous"], strict=True)
+    for task, pretrained, previous in columns:
+        rows.append([task, number(pretrained), number(previous)])
     return Table(
-        "CKA of the features after each task",
-        ["after", "with pre-trained", "with the step before"],
-        rows,
+        title="CKA of the features after each task",
+        header=["after", "with pre-trained", "with the step before"],
+        rows=rows,
     )
 
 
-def pictures(part: Part, tasks: Sequence[str]) -> list[Picture]:
+def pictures(numbers: Part, tasks: Sequence[str]) -> list[Picture]:
+    """Make the curves over the steps, and the layers against each other."""
     names = tasks[:TASKS]
     steps = {
-        "with the pre-trained model": array(part["to_pretrained"])[:TASKS],
-        "with the step before": array(part["to_previous"])[:TASKS],
+        "with the pre-trained model": array(numbers["to_pretrained"])[:TASKS],
+        "with the step before": array(numbers["to_previous"])[:TASKS],
     }
-    kept = spread(len(part["layers"]), TASKS)
-    matrix, layers = array(part["matrix"])[np.ix_(kept, kept)], [part["layers"][i] for i in kept]
-    return drawn([
-        series(figures.lines(steps, names, "CKA"), "CKA of the features after each task", names, steps),
-        heat_map("CKA: layer of the pre-trained model (row) × of the last one", matrix, layers, layers,
-                 limits=(0.0, 1.0)),
-    ])  # fmt: skip
+    over_steps = series(
+        figures.lines(steps, names, "CKA"),
+        "CKA of the features after each task",
+        names,
+        steps,
+    )
+    # Deep models have too many layers to draw; the same ones are kept on both sides.
+    kept = spread(len(numbers["layers"]), TASKS)
+    layers = [numbers["layers"][layer] for layer in kept]
+    by_layer = heat_map(
+        "CKA: layer of the pre-trained model (row) × of the last one",
+        array(numbers["matrix"])[np.ix_(kept, kept)],
+        layers,
+        layers,
+        limits=(0.0, 1.0),
+    )
+    return drawn([over_steps, by_layer])
 
 
 DIAGNOSTIC = Diagnostic(

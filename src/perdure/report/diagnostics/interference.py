@@ -1,7 +1,8 @@
-"""How task vectors agree or oppose each other, pair by pair: shown."""
+"""Interference of task vectors, pair by pair: tables and figures."""
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
@@ -22,78 +23,144 @@ from perdure.report.markdown import number, percent
 from perdure.report.picture import Picture
 
 READING = (
-    "Cosine 0: two tasks change the weights independently; above 0 they agree, below they oppose each "
-    "other. Overlap is the mean squared cosine between their leading singular subspaces (0 orthogonal, 1 "
-    "equal). Sign conflict is the share of weights that they change in opposite directions (50 % is "
-    "chance)."
+    "Cosine 0: two tasks change the weights independently; above 0 they agree, below they oppose "
+    "each other. Overlap is the mean squared cosine between their leading singular subspaces (0 "
+    "orthogonal, 1 equal). Sign conflict is the share of weights that they change in opposite "
+    "directions (50 % is chance)."
 )
 
 
-def table(part: Part, tasks: Sequence[str]) -> Table:
-    cosine = array(part["cosine"])
-    overlap = (array(part["overlap_left"]) + array(part["overlap_right"])) / 2
-    conflict, rows = array(part["sign_conflict"]), []
-    for i, task in enumerate(tasks):
-        others = [j for j in range(len(tasks)) if j != i]
-        close = max(
-            others, key=lambda j, i=i: -2.0 if np.isnan(cosine[i, j]) else abs(cosine[i, j])
+@dataclass(frozen=True)
+class Measure:
+    """A measure of pairs of tasks, and how its heat maps look."""
+
+    caption: str
+    limits: tuple[float, float] = (0.0, 1.0)
+    percent: bool = False
+
+
+MEASURES = {
+    "cosine": Measure("Cosine", limits=(-1.0, 1.0)),
+    "overlap_left": Measure("Overlap of what layers write (left singular vectors)"),
+    "overlap_right": Measure("Overlap of what layers read (right singular vectors)"),
+    "sign_conflict": Measure("Sign conflict, %", percent=True),
+    "weighted_sign_conflict": Measure("Sign conflict, weighted by size, %", percent=True),
+}
+GREATEST = "greatest with"
+
+
+def table(numbers: Part, tasks: Sequence[str]) -> Table:
+    """Make the table of the terminal: a row for each task, with means over the others."""
+    cosine = array(numbers["cosine"])
+    overlap = (array(numbers["overlap_left"]) + array(numbers["overlap_right"])) / 2
+    conflict = array(numbers["sign_conflict"])
+    rows = []
+    for row, task in enumerate(tasks):
+        # There always is another task: with a single one nothing is computed.
+        others = [other for other in range(len(tasks)) if other != row]
+        closest = max(others, key=lambda other, row=row: _size(cosine[row, other]))
+        rows.append(
+            [
+                task,
+                number(numbers["norms"][row], 3),
+                number(mean(cosine[row, others])),
+                f"{number(cosine[row, closest])} {tasks[closest]}",
+                number(mean(overlap[row, others])),
+                percent(mean(conflict[row, others])),
+            ]
         )
-        means = [mean(value[i, others]) for value in (cosine, overlap, conflict)]
-        rows.append([task, number(part["norms"][i], 3), number(means[0]), f"{number(cosine[i, close])} {tasks[close]}",
-                     number(means[1]), percent(means[2])])  # fmt: skip
-    header = ["task", "‖ΔW‖", "cosine", "greatest with", "overlap", "sign conflict"]
-    return Table("Task vectors: means over the other tasks", header, rows, texts=("greatest with",))
-
-
-def pictures(part: Part, tasks: Sequence[str]) -> list[Picture]:
-    kinds = {
-        "cosine": ("Cosine", (-1.0, 1.0), False),
-        "overlap_left": ("Overlap of what layers write (left singular vectors)", (0.0, 1.0), False),
-        "overlap_right": (
-            "Overlap of what layers read (right singular vectors)",
-            (0.0, 1.0),
-            False,
-        ),
-        "sign_conflict": ("Sign conflict, %", (0.0, 1.0), True),
-        "weighted_sign_conflict": ("Sign conflict, weighted by size, %", (0.0, 1.0), True),
-    }
-    look = {
-        key: {"limits": limits, "percent": percent} for key, (_, limits, percent) in kinds.items()
-    }
-    shown = [
-        square(f"{caption}: task × task", part[key], tasks, **look[key])
-        for key, (caption, *_) in kinds.items()
-    ]
-    names, norms = tasks[:TASKS], {"‖ΔW‖": array(part["norms"])[:TASKS]}
-    shown.append(
-        series(figures.bars(norms, names, "‖ΔW‖"), "Norm of each task vector", names, norms)
+    return Table(
+        title="Task vectors: means over the other tasks",
+        header=["task", "‖ΔW‖", "cosine", GREATEST, "overlap", "sign conflict"],
+        rows=rows,
+        texts=(GREATEST,),
     )
-    if layers := part["layers"]:
-        norms = array(part["layer_norms"])[:, :TASKS]
-        shown.append(by_layer("Norm: layer × task", norms, layers, names, limits=up_to(norms)))
-        chosen, pairs = _pairs(array(part["cosine"]), tasks)
-        strongest = (
-            ""
-            if len(chosen) == len(tasks) * (len(tasks) - 1) // 2
-            else f" ({len(chosen)} strongest)"
-        )
-        for key, (caption, *_) in kinds.items():
-            values, about = (
-                array(part[f"layer_{key}"])[:, chosen],
-                f"{caption}: layer × pair of tasks{strongest}",
+
+
+def _size(cosine: float) -> float:
+    """Return the size of a cosine; an undefined one is smaller than all others."""
+    return -2.0 if np.isnan(cosine) else abs(cosine)
+
+
+def pictures(numbers: Part, tasks: Sequence[str]) -> list[Picture]:
+    """Make the heat maps of pairs of tasks, the norms, and both by layer."""
+    shown = []
+    for key, measure in MEASURES.items():
+        shown.append(
+            square(
+                f"{measure.caption}: task × task",
+                numbers[key],
+                tasks,
+                limits=measure.limits,
+                percent=measure.percent,
             )
-            shown.append(by_layer(about, values, layers, pairs, **look[key]))
+        )
+    names = tasks[:TASKS]
+    norms = {"‖ΔW‖": array(numbers["norms"])[:TASKS]}
+    bars = figures.bars(norms, names, "‖ΔW‖")
+    shown.append(
+        series(
+            bars,
+            "Norm of each task vector",
+            names,
+            norms,
+        )
+    )
+    # With very many tasks the values of single layers are not computed.
+    if numbers["layers"]:
+        shown += _by_layer(numbers, tasks)
     return drawn(shown)
+
+
+def _by_layer(numbers: Part, tasks: Sequence[str]) -> list[Picture]:
+    norms = array(numbers["layer_norms"])[:, :TASKS]
+    shown = [
+        by_layer(
+            "Norm: layer × task",
+            norms,
+            numbers["layers"],
+            tasks[:TASKS],
+            limits=up_to(norms),
+        )
+    ]
+    # The number of pairs grows with the square of the number of tasks.
+    chosen, pairs = _pairs(array(numbers["cosine"]), tasks)
+    count = len(tasks) * (len(tasks) - 1) // 2
+    strongest = "" if len(chosen) == count else f" ({len(chosen)} strongest)"
+    for key, measure in MEASURES.items():
+        values = array(numbers[f"layer_{key}"])
+        shown.append(
+            by_layer(
+                f"{measure.caption}: layer × pair of tasks{strongest}",
+                values[:, chosen],
+                numbers["layers"],
+                pairs,
+                limits=measure.limits,
+                percent=measure.percent,
+            )
+        )
+    return shown
 
 
 def _pairs(
     cosine: Float[ndarray, "tasks tasks"], tasks: Sequence[str]
 ) -> tuple[list[int], list[str]]:
-    """Which pairs are drawn, of which there may be too many: those with the greatest cosines; and their names."""
-    every = list(itertools.combinations(range(len(tasks)), 2))
-    order = sorted(range(len(every)), key=lambda i: -np.nan_to_num(abs(cosine[every[i]])))
-    chosen = sorted(order[:TASKS])
-    return chosen, [" – ".join(tasks[i][:13] for i in every[k]) for k in chosen]
+    """Choose the pairs that are drawn, those with the greatest cosines; and name them."""
+    # In the order in which the format stores a value for each pair.
+    pairs = list(itertools.combinations(range(len(tasks)), 2))
+    sizes = []
+    for pair in pairs:
+        size = abs(cosine[pair])
+        sizes.append(np.nan_to_num(size))
+    order = range(len(pairs))
+    strongest = sorted(order, key=lambda pair: -sizes[pair])
+    # Back in their own order, in which a reader looks for a pair.
+    chosen = sorted(strongest[:TASKS])
+    names = []
+    for pair in chosen:
+        left, right = pairs[pair]
+        names.append(f"{tasks[left][:13]} – {tasks[right][:13]}")
+    return chosen, names
 
 
 DIAGNOSTIC = Diagnostic(

@@ -1,6 +1,10 @@
-"""Which task is found for an input, and how well confidence is calibrated: shown."""
+"""The task posterior, its confusion and its calibration: tables and figures."""
 
 from collections.abc import Sequence
+
+from jaxtyping import Float
+from numpy import ndarray
+from numpy.typing import ArrayLike
 
 from perdure.report.diagnostics.parts import figures
 from perdure.report.diagnostics.parts.declaration import Diagnostic, Part, Table
@@ -10,52 +14,64 @@ from perdure.report.markdown import percent
 from perdure.report.picture import Picture
 
 READING = (
-    "Row: the true task, column: the task that was found. A calibration error of 0 means that of the "
-    "answers given with confidence p, a share p is right."
+    "Row: the true task, column: the task that was found. A calibration error of 0 means that of "
+    "the answers given with confidence p, a share p is right."
 )
+TAKEN_FOR = "most often taken for"
 
 
-def table(part: Part, tasks: Sequence[str]) -> Table:
+def table(numbers: Part, tasks: Sequence[str]) -> Table:
+    """Make the table of the terminal: a row for each true task."""
+    confusion = shares(numbers["confusion"])
     rows = []
-    for i, row in enumerate(shares(part["confusion"])):
-        others = [j for j in range(len(tasks)) if j != i and row[j] > 0]
-        taken = max(others, key=lambda j, row=row: row[j], default=None)
-        rows.append(
-            [
-                tasks[i],
-                percent(none(row[i])),
-                "" if taken is None else f"{percent(row[taken])} {tasks[taken]}",
-            ]
-        )
-    errors = f"task {percent(part['task_ece'])}, class {percent(part['class_ece'])}"
+    for number, task in enumerate(tasks):
+        row = confusion[number]
+        # The diagonal is the share that was found right.
+        rows.append([task, percent(none(row[number])), _mistake(row, number, tasks)])
+    errors = f"task {percent(numbers['task_ece'])}, class {percent(numbers['class_ece'])}"
     return Table(
-        f"Task found (%); calibration error: {errors}",
-        ["true task", "found", "most often taken for"],
-        rows,
-        texts=("most often taken for",),
+        title=f"Task found (%); calibration error: {errors}",
+        header=["true task", "found", TAKEN_FOR],
+        rows=rows,
+        texts=(TAKEN_FOR,),
     )
 
 
-def pictures(part: Part, tasks: Sequence[str]) -> list[Picture]:
-    confusion = shares(part["confusion"])
-    shown = [
-        square(
-            "True task (row) × task found, % of the row",
-            confusion,
-            tasks,
-            limits=(0.0, 1.0),
-            percent=True,
-        )
-    ]
-    for kind, label in {"task": "p(task | x)", "class": "p(class | x)"}.items():
-        bins, error = array(part[f"{kind}_bins"]), part[f"{kind}_ece"]
-        caption = f"Reliability of {label}" + (
-            "" if error is None else f": calibration error {100 * error:.1f} %"
-        )
-        header = ["from", "to", "examples", "confidence", "right"]
-        svg = figures.reliability(bins, f"confidence, {label}, %")
-        shown.append(Picture(caption, svg, header, cells(bins)))
-    return drawn(shown)
+def _mistake(row: Float[ndarray, " tasks"], task: int, tasks: Sequence[str]) -> str:
+    """Name the other task for which a task was most often taken, with its share, if any."""
+    # A comparison with nan is false: a task without examples was taken for none.
+    others = [other for other in range(len(tasks)) if other != task and row[other] > 0]
+    if not others:
+        return ""
+    likeliest = max(others, key=lambda other: row[other])
+    return f"{percent(row[likeliest])} {tasks[likeliest]}"
+
+
+def pictures(numbers: Part, tasks: Sequence[str]) -> list[Picture]:
+    """Make the confusion of the tasks, and a reliability diagram of tasks and of classes."""
+    confusion = square(
+        "True task (row) × task found, % of the row",
+        shares(numbers["confusion"]),
+        tasks,
+        limits=(0.0, 1.0),
+        percent=True,
+    )
+    task = _reliability("p(task | x)", numbers["task_bins"], numbers["task_ece"])
+    label = _reliability("p(class | x)", numbers["class_bins"], numbers["class_ece"])
+    return drawn([confusion, task, label])
+
+
+def _reliability(label: str, rows: ArrayLike, error: float | None) -> Picture:
+    bins = array(rows)
+    caption = f"Reliability of {label}"
+    if error is not None:
+        caption += f": calibration error {100 * error:.1f} %"
+    return Picture(
+        caption=caption,
+        svg=figures.reliability(bins, f"confidence, {label}, %"),
+        header=["from", "to", "examples", "confidence", "right"],
+        rows=cells(bins),
+    )
 
 
 DIAGNOSTIC = Diagnostic(

@@ -1,4 +1,4 @@
-"""What a linear classifier reads from the features: shown."""
+"""Probes, linear classifiers on the features: tables and figures."""
 
 from collections.abc import Sequence
 
@@ -10,44 +10,65 @@ from perdure.report.markdown import percent
 from perdure.report.picture import Picture
 
 READING = (
-    "An analysis with the training data of all tasks, no method: a fresh linear classifier on each step's "
-    "frozen features. Rising: the features gained; flat: stable, not plastic; falling: something was "
-    "lost."
+    "An analysis with the training data of all tasks, no method: a fresh linear classifier on each "
+    "step's frozen features. Rising: the features gained; flat: stable, not plastic; falling: "
+    "something was lost."
 )
+CHANGES = ("plasticity", "stability")
 
 
-def table(part: Part, tasks: Sequence[str]) -> Table:
-    rows = [["(pre-trained)", percent(part["accuracy"][0]), "", ""]]
-    for i, task in enumerate(tasks):
-        changes = [percent(part[key][i], signed=True) for key in ("plasticity", "stability")]
-        rows.append([task, percent(part["accuracy"][i + 1]), *changes])
+def table(numbers: Part, tasks: Sequence[str]) -> Table:
+    """Make the table of the terminal: a row for each step."""
+    rows = [["(pre-trained)", percent(numbers["accuracy"][0]), "", ""]]
+    # Steps begin before the first task, so that a task's own step is one behind its number.
+    for number, task in enumerate(tasks):
+        accuracy = percent(numbers["accuracy"][number + 1])
+        changes = [percent(numbers[key][number], signed=True) for key in CHANGES]
+        rows.append([task, accuracy, *changes])
     return Table(
-        "Probe accuracy on all tasks after each (%)",
-        ["after", "accuracy", "plasticity", "stability"],
-        rows,
+        title="Probe accuracy on all tasks after each (%)",
+        header=["after", "accuracy", *CHANGES],
+        rows=rows,
     )
 
 
-def pictures(part: Part, tasks: Sequence[str]) -> list[Picture]:
-    steps, names = ["(pre-trained)", *tasks][: TASKS + 1], tasks[:TASKS]
-    accuracy = {"all tasks": array(part["accuracy"])[: TASKS + 1]}
-    changes = {key: array(part[key])[:TASKS] for key in ("plasticity", "stability")}
-    over_steps = figures.lines(accuracy, steps, "probe accuracy, %", percent=True)
-    subset = array(part["subset"])[: TASKS + 1, :TASKS]
-    of_tasks = figures.bars(changes, names, "points", percent=True)
-    caption = "Probe accuracy, %: after this task (row) × on that"
-    return drawn(
-        [
-            series(over_steps, "Probe accuracy on all tasks", steps, accuracy),
-            heat_map(caption, subset, steps, names, limits=(0.0, 1.0), percent=True),
-            series(
-                of_tasks,
-                "Plasticity (while a task is learned) and stability (after it)",
-                names,
-                changes,
-            ),
-        ]
+def pictures(numbers: Part, tasks: Sequence[str]) -> list[Picture]:
+    """Make the curve over the steps, the accuracy on each task, and its changes."""
+    names = tasks[:TASKS]
+    steps = ["(pre-trained)", *names]
+    accuracy = {"all tasks": array(numbers["accuracy"])[: TASKS + 1]}
+    over_steps = series(
+        figures.lines(
+            accuracy,
+            steps,
+            "probe accuracy, %",
+            percent=True,
+        ),
+        "Probe accuracy on all tasks",
+        steps,
+        accuracy,
     )
+    by_task = heat_map(
+        "Probe accuracy, %: after this task (row) × on that",
+        array(numbers["subset"])[: TASKS + 1, :TASKS],
+        steps,
+        names,
+        limits=(0.0, 1.0),
+        percent=True,
+    )
+    changes = {key: array(numbers[key])[:TASKS] for key in CHANGES}
+    of_tasks = series(
+        figures.bars(
+            changes,
+            names,
+            "points",
+            percent=True,
+        ),
+        "Plasticity (while a task is learned) and stability (after it)",
+        names,
+        changes,
+    )
+    return drawn([over_steps, by_task, of_tasks])
 
 
 DIAGNOSTIC = Diagnostic(

@@ -1,4 +1,4 @@
-"""Where task vectors lie in the pre-trained weights: shown."""
+"""Zones of the pre-trained weights that task vectors change: tables and figures."""
 
 from collections.abc import Sequence
 
@@ -12,30 +12,67 @@ from perdure.report.markdown import percent
 from perdure.report.picture import Picture
 
 READING = (
-    "Shares of ‖ΔW‖²: zone I among the leading singular vectors of the pre-trained weights (half of the "
-    "singular values' sum), II among the others, III outside of them; more than by chance in I means that "
-    "what the pre-trained model does most is changed."
+    "Shares of ‖ΔW‖²: zone I among the leading singular vectors of the pre-trained weights (half "
+    "of the singular values' sum), II among the others, III outside of them; more than by chance "
+    "in I means that what the pre-trained model does most is changed."
 )
 
 
-def table(part: Part, tasks: Sequence[str]) -> Table:
-    chance, width = ["by chance", *map(percent, part["by_chance"])], ["task", "zone I", "II", "III"]
-    rows = [
-        [task, *map(percent, shares)] for task, shares in zip(tasks, part["shares"], strict=True)
-    ]
-    return Table("Where ΔW lies in the pre-trained weights (% of ‖ΔW‖²)", width, [chance, *rows])
+def table(numbers: Part, tasks: Sequence[str]) -> Table:
+    """Make the table of the terminal: a row for each task, below that of chance."""
+    rows = [_row("by chance", numbers["by_chance"])]
+    for task, shares in zip(tasks, numbers["shares"], strict=True):
+        rows.append(_row(task, shares))
+    return Table(
+        title="Where ΔW lies in the pre-trained weights (% of ‖ΔW‖²)",
+        header=["task", "zone I", "II", "III"],
+        rows=rows,
+    )
 
 
-def pictures(part: Part, tasks: Sequence[str]) -> list[Picture]:
+def _row(name: str, shares: Sequence[float | None]) -> list[str]:
+    return [name, *(percent(share) for share in shares)]
+
+
+def pictures(numbers: Part, tasks: Sequence[str]) -> list[Picture]:
+    """Make the bars of each task's zones, and zone I by layer."""
+    # What a random change would have stands beside what the tasks have.
     names = ["by chance", *tasks[:TASKS]]
-    values = np.vstack([array(part["by_chance"]), array(part["shares"])[:TASKS]])
-    zones = {f"zone {name}": values[:, i] for i, name in enumerate(("I", "II", "III"))}
-    svg = figures.bars(zones, names, "share of ‖ΔW‖², %", percent=True, stacked=True)
-    shown = [series(svg, "Share of ‖ΔW‖² in each zone", names, zones)]
-    if layers := part["layers"]:
-        first = array(part["layer_shares"])[:, :TASKS, 0]
-        shown.append(by_layer("Share in zone I, %: layer × task", first, layers, tasks[:TASKS],
-                                  limits=up_to(first), percent=True))  # fmt: skip
+    chance = array(numbers["by_chance"])
+    shares = np.vstack([chance, array(numbers["shares"])[:TASKS]])
+    zones = {
+        "zone I": shares[:, 0],
+        "zone II": shares[:, 1],
+        "zone III": shares[:, 2],
+    }
+    svg = figures.bars(
+        zones,
+        names,
+        "share of ‖ΔW‖², %",
+        percent=True,
+        stacked=True,
+    )
+    shown = [
+        series(
+            svg,
+            "Share of ‖ΔW‖² in each zone",
+            names,
+            zones,
+        )
+    ]
+    # With very many tasks the values of single layers are not computed.
+    if numbers["layers"]:
+        zone_1 = array(numbers["layer_shares"])[:, :TASKS, 0]
+        shown.append(
+            by_layer(
+                "Share in zone I, %: layer × task",
+                zone_1,
+                numbers["layers"],
+                tasks[:TASKS],
+                limits=up_to(zone_1),
+                percent=True,
+            )
+        )
     return drawn(shown)
 
 

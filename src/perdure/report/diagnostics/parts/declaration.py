@@ -1,18 +1,18 @@
-"""What the file of a diagnostic declares."""
+"""The declaration that each file of a diagnostic makes."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from perdure.report.picture import Picture
+from perdure.report.plain import Record
 
-Part = Mapping[str, Any]
+Part = Record
 """The numbers of one diagnostic, as they stand in diagnostics.json."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table on the terminal; `texts` are the columns behind the first that hold texts, not numbers."""
+    """A table on the terminal; `texts` are the columns after the first that hold text."""
 
     title: str
     header: list[str]
@@ -27,21 +27,21 @@ class Diagnostic:
     Attributes
     ----------
     position
-        Those with a smaller one are computed and shown before it.
+        Diagnostics are computed and shown in the order of their positions.
     title
         The heading of its section on the page.
     reading
-        One or two sentences on how it is read.
+        One or two sentences on how to read it.
     axes
-        Its numbers by key, and their axes, a letter each: t tasks, p pairs of tasks (each once, in their order), s
-        steps (before the first task, and after each), l the part's `layers`, z zones, b bins with c columns. No letter
-        is one number.
+        Its numbers by key, with a letter for each axis: t tasks, p pairs of tasks (each once, in
+        their order), s steps (before the first task, and after each), l the part's `layers`,
+        z zones, b bins with c columns. No letter is a single number.
     table
         Makes the table on the terminal from the numbers and the names of the tasks.
     pictures
         Makes the figures on the page from the same.
     reads_examples
-        Whether it is computed from examples of the tasks, and needs those of one task at least.
+        Whether it is computed from examples, and needs those of at least one task.
     """
 
     position: int

@@ -14,7 +14,7 @@ from perdure.report.series import LINES, MARKERS
 from perdure.report.svg import SOFT, svg
 
 GREYS = (1.0, 0.6, 0.3)
-"""How strong the bars of each series are: colours stand for runs on the page, and these are all of one run."""
+"""The strengths of grey of each series. Colours stand for runs on the page; these share one run."""
 Values = Float[ndarray, " n"]
 
 
@@ -22,14 +22,24 @@ Values = Float[ndarray, " n"]
 def lines(
     series: Mapping[str, Values], names: Sequence[str], beside: str, *, percent: bool = False
 ) -> Figure:
-    """A line for each series of shares, over named steps; a tenth of height at least, so that noise stays small."""
+    """Draw a line for each series of shares, over named steps; `beside` labels the axis."""
     figure, axes = _axes(names, beside, percent, len(series))
-    for i, (name, values) in enumerate(series.items()):
-        marker = MARKERS[i % len(MARKERS)] if len(names) <= 40 else ""
-        axes.plot(values, LINES[i % len(LINES)], marker=marker, color=SOFT, ms=5, label=shown(name))
+    for number, (name, values) in enumerate(series.items()):
+        marker = MARKERS[number % len(MARKERS)]
+        axes.plot(
+            values,
+            LINES[number % len(LINES)],
+            marker=marker if len(names) <= 40 else "",  # more would touch each other
+            color=SOFT,
+            ms=5,
+            label=shown(name),
+        )
     low, high = axes.get_ylim()
+    # Shares end at 1; the rest keeps a line at the top whole.
     high = min(high, 1.02)
-    axes.set(xlabel="after learning", ylim=(min(low, high - 0.1), high))
+    # At least a tenth of height, so that noise looks small.
+    low = min(low, high - 0.1)
+    axes.set(xlabel="after learning", ylim=(low, high))
     return with_legend(figure)
 
 
@@ -42,20 +52,26 @@ def bars(
     percent: bool = False,
     stacked: bool = False,
 ) -> Figure:
-    """Bars for each name: one for each series, beside or on each other."""
+    """Draw bars for each name: one for each series, side by side or stacked."""
     figure, axes = _axes(names, beside, percent, len(series))
-    width, bottom = 0.8 / (1 if stacked else len(series)), np.zeros(len(names))
-    for i, (name, values) in enumerate(series.items()):
-        x = np.arange(len(names)) + (0 if stacked else -0.4 + (i + 0.5) * width)
-        below = bottom if stacked else None
+    # The bars of a name fill 0.8 of its place, from -0.4 to 0.4.
+    width = 0.8 if stacked else 0.8 / len(series)
+    bottom = np.zeros(len(names))
+    for number, (name, values) in enumerate(series.items()):
+        x = np.arange(len(names))
+        if not stacked:
+            offset = -0.4 + (number + 0.5) * width
+            x = x + offset
+        strength = GREYS[number % len(GREYS)]
         axes.bar(
             x,
             values,
             0.92 * width,
-            bottom=below,
-            color=to_rgba(SOFT, GREYS[i % len(GREYS)]),
+            bottom=bottom if stacked else None,
+            color=to_rgba(SOFT, strength),
             label=shown(name),
         )
+        # An undefined value has no height, and must not lift what stands on it to nan.
         bottom += np.nan_to_num(values)
     axes.axhline(0, color=SOFT, lw=0.8)
     return with_legend(figure)
@@ -63,16 +79,33 @@ def bars(
 
 @svg
 def reliability(bins: Float[ndarray, "bins 5"], label: str) -> Figure:
-    """The share that is right over the confidence; the diagonal is perfect. Strong bars hold more of the examples."""
+    """Draw accuracy over confidence; the diagonal is perfect. Strong bars hold more examples."""
     figure = Figure(figsize=(3.2, 3.2), layout="constrained")
     axes = figure.subplots()
     low, high, count, _, accuracy = bins.T
-    strength = 0.25 + 0.75 * np.nan_to_num(count) / max(1.0, np.nan_to_num(count).max(initial=0))
-    colours = [to_rgba(SOFT, alpha) for alpha in strength]
-    axes.bar(low, np.nan_to_num(accuracy), high - low, align="edge", color=colours, lw=0)
-    axes.plot([0, 1], [0, 1], "--", color=SOFT, lw=1)
+    counts = np.nan_to_num(count)
+    strengths = 0.25 + 0.75 * counts / max(1.0, counts.max(initial=0))
+    axes.bar(
+        low,
+        np.nan_to_num(accuracy),
+        high - low,
+        align="edge",
+        color=[to_rgba(SOFT, strength) for strength in strengths],
+        lw=0,
+    )
+    axes.plot(
+        [0, 1],
+        [0, 1],
+        "--",
+        color=SOFT,
+        lw=1,
+    )
     axes.set(
-        xlim=(0, 1), ylim=(0, 1), xlabel=label, ylabel="share that is right, %", aspect="equal"
+        xlim=(0, 1),
+        ylim=(0, 1),
+        xlabel=label,
+        ylabel="share that is right, %",
+        aspect="equal",
     )
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(lambda value, _: f"{100 * value:.0f}")

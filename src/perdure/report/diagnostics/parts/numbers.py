@@ -1,30 +1,33 @@
 """The numbers of diagnostics.json as arrays: None is nan."""
 
-from typing import Any
-
 import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
+from numpy.typing import ArrayLike
 
 
-def array(values: Any) -> Float[ndarray, "..."]:
-    """Lists of numbers; None is nan."""
+def array(values: ArrayLike) -> Float[ndarray, "..."]:
+    """Return lists of numbers as an array; None becomes nan."""
     return np.array(values, dtype=float)
 
 
 def mean(values: Float[ndarray, " n"]) -> float | None:
-    """The mean of those that are defined."""
+    """Return the mean of the values that are defined."""
+    # NumPy's `nanmean` would warn where no value is defined.
     known = values[np.isfinite(values)]
-    return float(known.mean()) if len(known) else None
+    if not len(known):
+        return None
+    return float(known.mean())
 
 
 def none(value: float) -> float | None:
-    """None for nan."""
+    """Return None for nan, as JSON and tables have it."""
     return float(value) if np.isfinite(value) else None
 
 
-def shares(confusion: Any) -> Float[ndarray, "true found"]:
-    """Each row of a confusion matrix, divided by its sum; nan where a row is empty."""
+def shares(confusion: ArrayLike) -> Float[ndarray, "true predicted"]:
+    """Divide each row of a confusion matrix by its sum; a row without examples is nan."""
     counts = array(confusion)
+    # A row without examples is 0 / 0, which is meant.
     with np.errstate(invalid="ignore", divide="ignore"):
         return counts / counts.sum(1, keepdims=True)
