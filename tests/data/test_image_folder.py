@@ -127,7 +127,7 @@ def test_splits_are_folders(tmp_path):
             ["cat/1.png", "cat/more/1.png", "dog/1.png"],
             "do not lie equally deep: `dog/1.png` and `cat/more/1.png`",
         ),
-        (["1.png", "2.png"], "The images lie right in `.*`. Put them into one folder per class"),
+        (["1.png", "2.png"], "The images lie directly in `.*`. Put them into one folder per class"),
         (["train/1.png", "test/1.png"], r"have the names of splits: \['test', 'train'\]"),
         (["cat/train/1.png", "cat/test/1.png", "dog/train/1.png"], "have the names of splits"),
         (
