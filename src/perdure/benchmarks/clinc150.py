@@ -121,7 +121,8 @@ def clinc150(
     groups = _groups(tasks, order_seed)
     # By name: the numbers of the labels are in another order, and include the one out of scope.
     labels, data = _from_folder(Path(folder)) if folder else _from_hub()
-    missing = set(itertools.chain(*groups.values())) - set(labels)
+    intents_of_tasks = set(itertools.chain(*groups.values()))
+    missing = intents_of_tasks - set(labels)
     if missing:
         raise DataError(
             f"The labels of CLINC150 lack {len(missing)} of its 150 intents, "
@@ -139,7 +140,8 @@ def clinc150(
         splits: dict[Split, Dataset] = {}
         for split, rows in data.items():
             splits[split] = of_classes(rows, numbers)
-        task = Task(name, tuple(intents), **bounded(splits, sizes, seed))
+        chosen = bounded(splits, sizes, seed)
+        task = Task(name, tuple(intents), **chosen)
         stream.append(task)
     return TaskStream("clinc150", tuple(stream), scenario)
 
@@ -148,9 +150,12 @@ def _groups(tasks: int, order_seed: int | None) -> dict[str, list[str]]:
     """Return the intents of each task."""
     domains = list(DOMAINS)
     if order_seed is not None:
-        order = np.random.default_rng(order_seed).permutation(len(domains))
+        random = np.random.default_rng(order_seed)
+        order = random.permutation(len(domains))
         domains = [domains[i] for i in order]
-    by_domain = {name: DOMAINS[name].split() for name in domains}
+    by_domain = {}
+    for name in domains:
+        by_domain[name] = DOMAINS[name].split()
     if tasks == len(domains):
         return by_domain
 
@@ -162,7 +167,8 @@ def _groups(tasks: int, order_seed: int | None) -> dict[str, list[str]]:
     groups = {}
     for number in range(tasks):
         start = number * size
-        groups[f"intents{number + 1:02}"] = intents[start : start + size]
+        name = f"intents{number + 1:02}"
+        groups[name] = intents[start : start + size]
     return groups
 
 
@@ -171,13 +177,15 @@ def _from_folder(folder: Path) -> tuple[list[str], dict[Split, Dataset]]:
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         labels = manifest["clinc150"]["labels"]
+        # By pyarrow, not `datasets`, which would leave a copy in its cache.
         table = pq.read_table(path)
     except (OSError, KeyError, ValueError) as error:
         raise DataError(
             f"`{folder}` must hold `{path.name}`, and `manifest.json` with `labels` of "
             f"`clinc150`: {error}."
         ) from error
-    return labels, by_split(Dataset(table), ["text", "label"], str(path))
+    splits = by_split(Dataset(table), ["text", "label"], str(path))
+    return labels, splits
 
 
 def _from_hub() -> tuple[list[str], dict[Split, Dataset]]:

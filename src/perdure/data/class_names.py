@@ -38,7 +38,7 @@ def complaint(labels: Sequence[str], column: str) -> str | None:
     (None, None)
     """
     counts = Counter(labels)
-    # Classes repeat themselves; but of one or two rows nothing can be said.
+    # Classes repeat themselves, but one or two rows are too few to tell.
     mostly_different = len(counts) > len(labels) / 2 and len(labels) > 2
     numbers = []
     for name in counts:

@@ -93,15 +93,18 @@ def from_tables(tables: Sequence[Table], columns: Columns) -> Dataset:
     names.append("row")
 
     values: dict[str, list[object]] = {name: [] for name in names}
+    read_input = text if columns.kind == "text" else _image
     for table in tables:
         columns.check(f"`{table.path}`", table.columns)
         for row in table.rows(columns.names):
             for name, column in zip(columns.input_names, columns.inputs, strict=True):
-                read = text if columns.kind == "text" else _image
-                values[name].append(read(row, column))
-            values["label"].append(table.class_name(row, columns.label))
+                value = read_input(row, column)
+                values[name].append(value)
+            label = table.class_name(row, columns.label)
+            values["label"].append(label)
             if columns.task:
-                values["task"].append(table.class_name(row, columns.task))
+                task = table.class_name(row, columns.task)
+                values["task"].append(task)
             values["row"].append(row.number)
     if not values["row"]:
         raise DataError(f"`{tables[0].path}` has no rows, only the names of columns.")
@@ -121,7 +124,7 @@ def from_dataset(data: Dataset, source: str, columns: Columns) -> Dataset:
     """
     columns.check(source, data.column_names)
     if columns.kind == "text":
-        # Only to refuse what is no text: the examples are selected, not built from these rows.
+        # Only to refuse cells that are not texts: the examples are not built from these rows.
         for row in _rows(data, source, columns.inputs):
             for column in columns.inputs:
                 text(row, column, empty=True)
@@ -130,6 +133,7 @@ def from_dataset(data: Dataset, source: str, columns: Columns) -> Dataset:
     new_names = dict(zip(columns.inputs, columns.input_names, strict=True))
     # Both names of a pair at once: its columns may be called `text_pair` and `text`, in this order.
     examples = examples.rename_columns(new_names)
+    # By name, as in tables, so that tasks from both share the classes of the same name.
     labels = _class_names(data, source, columns.label)
     examples = examples.add_column("label", labels)
     if columns.task:
@@ -151,7 +155,8 @@ def _rows(data: Dataset, source: str, columns: Sequence[str]) -> Iterator[Row]:
     values = [data[column] for column in columns]
     for number, row in enumerate(zip(*values, strict=True), start=1):
         cells = dict(zip(columns, row, strict=True))
-        yield Row(number, cells, f"{source}, row {number}")
+        where = f"{source}, row {number}"
+        yield Row(number, cells, where)
 
 
 def _class_names(data: Dataset, source: str, column: str) -> list[str]:

@@ -61,14 +61,18 @@ class Exemplars:
         data = task.train.select(list(chosen))
         self.kind = task.kind
         if task.kind == "text":
-            self.inputs[task.name] = [text.encode() for text in _texts(data)]
-            if "text_pair" in data.column_names and task.name not in self.pairs:
+            inputs = [text.encode() for text in _texts(data)]
+            # A task that is learned again is already there.
+            is_pair = "text_pair" in data.column_names
+            if is_pair and task.name not in self.pairs:
                 self.pairs.append(task.name)
         else:
             # The encoded file is smaller than its pixels, and decodes to the same image.
             encoded = images.undecoded(data)
-            self.inputs[task.name] = [images.content(image) for image in encoded]
-        self.labels[task.name] = [int(label) for label in data["label"][:]]
+            inputs = [images.content(image) for image in encoded]
+        labels = data["label"][:]
+        self.inputs[task.name] = inputs
+        self.labels[task.name] = list(map(int, labels))
         self.seen[task.name] = len(task.train)
 
     def thin(self, counts: Mapping[str, int], random: np.random.Generator) -> None:
@@ -120,7 +124,7 @@ class Exemplars:
         if self.kind == "text":
             texts = []
             for encoded in self.inputs[task]:
-                # The bytes may come from a damaged file: what is no UTF-8 is replaced.
+                # They may come from a damaged file: bytes that are not UTF-8 are replaced.
                 texts.append(encoded.decode(errors="replace"))
             columns |= _columns(texts, are_pairs=task in self.pairs)
         else:
@@ -196,25 +200,31 @@ class Exemplars:
         tasks: dict[str, list[int]] = kept["tasks"]
         exemplars = cls(kept["kind"])
 
-        counts = [count for count, _ in tasks.values()]
         # Slices never fail: without this check a wrong length would silently cut other examples.
+        counts = [count for count, _ in tasks.values()]
+        total = sum(counts)
         is_negative = min([0, *lengths, *counts]) < 0
-        if is_negative or sum(lengths) != len(content) or len(lengths) != sum(counts):
-            raise ValueError(
-                f"{sum(counts)} examples, {len(lengths)} lengths, {len(content)} bytes"
-            )
-        ends: list[int] = state["lengths"].cumsum(0).tolist()
+        fits = sum(lengths) == len(content) and len(lengths) == total
+        if is_negative or not fits:
+            raise ValueError(f"{total} examples, {len(lengths)} lengths, {len(content)} bytes")
+
+        # The examples lie one after the other, task by task: `number` and `start` walk over them.
+        number = 0
         start = 0
         for task, (count, seen) in tasks.items():
-            stop = start + count
             inputs = []
-            for length, end in zip(lengths[start:stop], ends[start:stop], strict=True):
-                inputs.append(content[end - length : end])
+            task_labels = []
+            for _ in range(count):
+                stop = start + lengths[number]
+                inputs.append(content[start:stop])
+                task_labels.append(int(labels[number]))
+                start = stop
+                number += 1
             exemplars.inputs[task] = inputs
-            exemplars.labels[task] = [int(labels[i]) for i in range(start, stop)]
+            exemplars.labels[task] = task_labels
             exemplars.seen[task] = int(seen)
-            start = stop
-        exemplars.pairs = [task for task in kept.get("pairs", []) if task in tasks]
+        pairs = kept.get("pairs", [])
+        exemplars.pairs = [task for task in pairs if task in tasks]
         return exemplars
 
 
@@ -276,18 +286,19 @@ def herded(
     Welling, Herding dynamical weights to learn, ICML 2009; Rebuffi et al., iCaRL, arXiv 1611.07725.
     """
     # In double precision: the sum grows, and rounding should not decide between near neighbours.
-    x = torch.nn.functional.normalize(features.double(), dim=1)
+    directions = torch.nn.functional.normalize(features.double(), dim=1)
     chosen = []
     for class_number in sorted(set(labels)):
         left = [i for i, label in enumerate(labels) if label == class_number]
-        class_mean = x[left].mean(0)
-        total = torch.zeros(x.shape[1], dtype=torch.double)
+        class_mean = directions[left].mean(0)
+        # The sum of the chosen features.
+        total = torch.zeros(directions.shape[1], dtype=torch.double)
         for count in range(1, min(per_class, len(left)) + 1):
             # The mean that the chosen examples would have with each of those that are left.
-            means = (total + x[left]) / count
+            means = (total + directions[left]) / count
             distances = (means - class_mean).norm(dim=1)
             nearest = left.pop(int(distances.argmin().item()))
-            total = total + x[nearest]
+            total = total + directions[nearest]
             chosen.append(nearest)
     return sorted(chosen)
 
@@ -311,8 +322,9 @@ def shares(
     size = min(capacity, total)
     kept_of_old = [kept[task] for task in old]
     # Rounded up as often as the fraction says: always rounding down would favour the new task.
-    share_of_old = size * (1 - seen[new] / total) + random.random()
-    count_of_old = min(int(share_of_old), sum(kept_of_old))
+    share_of_old = 1 - seen[new] / total
+    size_of_old = int(size * share_of_old + random.random())
+    count_of_old = min(size_of_old, sum(kept_of_old))
     counts: list[int] = []
     if old:
         # Each count as if `count_of_old` examples were drawn from one urn that holds them all.

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import BinaryIO, TypedDict, cast
+from typing import Any, BinaryIO, TypedDict, cast
 
 import numpy as np
 import pyarrow as pa
@@ -359,19 +359,23 @@ def as_rows(inputs: Sequence[object]) -> Dataset:
     return Dataset.from_dict({"image": rows}, features=features)
 
 
-def undecoded(data: Dataset, column: str = "image") -> Sequence[EncodedImage]:
-    """Return a column's images as they are stored; they are read one by one."""
+def undecoded(data: Dataset, column: str = "image") -> Any:
+    """Return a column's images as they are stored, a sequence of `EncodedImage`.
+
+    They are read one by one. The type is the column of `datasets`, which has no annotations.
+    """
     images = data.select_columns([column])
     images = images.cast_column(column, ImageColumn(decode=False))
-    return cast("Sequence[EncodedImage]", images[column])
+    return images[column]
 
 
 def unreadable(data: Dataset, where: str) -> Iterator[str]:
     """Yield the reason why an image cannot be read, for each such image of a split.
 
-    All images are decoded, one at a time: nothing less shows that one is cut short.
+    All images are decoded, one at a time: only this shows that one is cut short.
     """
-    for row, image in enumerate(undecoded(data), start=1):
+    encoded: Sequence[EncodedImage] = undecoded(data)
+    for row, image in enumerate(encoded, start=1):
         path = image["path"]
         name = f"`{path}`" if path else f"{where}, row {row},"
         try:

@@ -17,7 +17,7 @@ from perdure.data.table_files import Delimited, Json, Number, Parquet, Reader, c
 from perdure.errors import DataError
 
 ENDINGS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
-HALF = "half of a surrogate pair, which is no character. Write both halves, or remove it."
+HALF = "half of a surrogate pair, which is not a character. Write both halves, or remove it."
 
 
 @dataclass(frozen=True)
@@ -141,9 +141,10 @@ def text(row: Row, column: str, *, empty: bool = False) -> str:
     Raises
     ------
     DataError
-        The cell is missing or empty, is not a text, or holds something that is no character.
+        The cell is missing or empty, is not a text, or holds a NUL or half of a surrogate pair.
     """
     value = row.cells.get(column)
+    # A missing cell is refused even where empty texts are accepted: its key may be misspelled.
     if value is None or (value == "" and not empty):
         raise DataError(
             f"{row.where}, has nothing in column `{column}`. Complete it or leave it out."
@@ -169,8 +170,11 @@ def texts(row: Row, columns: Sequence[str], *, empty: bool = False) -> str | tup
     DataError
         A cell is not a text.
     """
-    first, *others = [text(row, column, empty=empty) for column in columns]
-    return (first, others[0]) if others else first
+    cells = [text(row, column, empty=empty) for column in columns]
+    if len(cells) == 1:
+        return cells[0]
+    first, second, *_ = cells
+    return first, second
 
 
 def class_name(row: Row, column: str, names: Sequence[str] | None = None) -> str:
@@ -193,6 +197,7 @@ def class_name(row: Row, column: str, names: Sequence[str] | None = None) -> str
             )
         return names[value]
     if value is None or isinstance(value, str):
+        # `text` also refuses an empty name, and one that no file can hold.
         return text(row, column)
     name = _written(value)
     if name is None:
@@ -210,7 +215,7 @@ def _written(value: object) -> str | None:
         return "true" if value else "false"
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    if isinstance(value, Number):
+    if isinstance(value, Number):  # its digits: `1.10` and `1.1` are different names
         return value.written
     if isinstance(value, int | float | decimal.Decimal):
         return str(value)
@@ -258,9 +263,10 @@ def _described(value: object) -> str:
         dict: "an object",
         bytes: "bytes",
     }
-    return kinds.get(type(value), f"a value of type `{type(value).__name__}`")
+    unknown = f"a value of type `{type(value).__name__}`"
+    return kinds.get(type(value), unknown)
 
 
 def _listed(names: Sequence[str]) -> str:
-    quoted = [f"`{name}`" for name in names]
-    return f"{', '.join(quoted[:-1])} or {quoted[-1]}"
+    *others, last = [f"`{name}`" for name in names]
+    return f"{', '.join(others)} or {last}"

@@ -46,8 +46,14 @@ def split_rows(labels: Sequence[int], *, shares: Sequence[float], seed: int) -> 
             numbers.extend(rows[start:stop])
             start = stop
         rest.extend(rows[start:])
-    # Sorted, so that each part keeps the order of the table. An empty list would become floats.
-    return [np.sort(np.array(numbers, dtype=int)) for numbers in (*parts, rest)]
+    parts.append(rest)
+    arrays = []
+    for numbers in parts:
+        # `int`, because an empty list would become an array of floats, which cannot index rows.
+        array = np.array(numbers, dtype=int)
+        # Sorted, so that each part keeps the order of the table.
+        arrays.append(np.sort(array))
+    return arrays
 
 
 def divided(data: Dataset, size: int, seed: int) -> tuple[Dataset, Dataset]:
@@ -62,8 +68,9 @@ def divided(data: Dataset, size: int, seed: int) -> tuple[Dataset, Dataset]:
     """
     if size >= len(data):
         return data, data.select([])
+    labels = data["label"][:]
     share = size / len(data)
-    chosen, rest = split_rows(data["label"][:], shares=[share], seed=seed)
+    chosen, rest = split_rows(labels, shares=[share], seed=seed)
     return data.select(chosen), data.select(rest)
 
 
@@ -89,12 +96,15 @@ def bounded(
     splits = dict(data)
     if "validation" not in splits:
         # Before training is cut to its size: the validation split takes nothing from that size.
-        validation, train = _with_validation(splits["train"], sizes["validation"], seed)
+        size = sizes["validation"]
+        validation, train = _with_validation(splits["train"], size, seed)
         splits["validation"] = validation
         splits["train"] = train
     for split, size in sizes.items():
+        # A validation split that was just made has its size already.
         if size and split in data:
-            splits[split], _ = divided(splits[split], size, seed)
+            chosen, _ = divided(splits[split], size, seed)
+            splits[split] = chosen
     return splits
 
 
@@ -103,9 +113,13 @@ def _with_validation(data: Dataset, size: int | None, seed: int) -> tuple[Datase
     if size is None:
         size = min(len(data) // 10, MAX_DEFAULT_VALIDATION)
     # At most a fifth, also of those asked for, and at least one: no split of a task may be empty.
-    size = max(1, min(size, len(data) // 5))
+    size = min(size, len(data) // 5)
+    size = max(1, size)
     validation, train = divided(data, size, seed)
-    if len(set(train["label"][:])) < len(set(data["label"][:])):
+    # Each class gives at least one example to validation: it may have been the only one.
+    classes = set(data["label"][:])
+    classes_left = set(train["label"][:])
+    if len(classes_left) < len(classes):
         raise DataError(
             "A class has a single training example, which leaves none for validation. "
             "Give at least two."
@@ -134,7 +148,8 @@ def by_split(data: Dataset, columns: Sequence[str], source: str) -> dict[Split, 
     for split, keys in SPLIT_NAMES.items():
         for key in keys:
             if key in names:
-                rows = np.flatnonzero(names == key)
+                is_of_split = names == key
+                rows = np.flatnonzero(is_of_split)
                 splits[split] = inputs.select(rows)
     for split in ("train", "test"):
         if split not in splits:
@@ -193,7 +208,8 @@ def class_tasks(
     order = np.arange(len(classes))
     if order_seed is not None:
         # Not `default_rng`: its shuffles differ, and the results of papers could not be compared.
-        order = np.random.RandomState(order_seed).permutation(len(classes))
+        random = np.random.RandomState(order_seed)
+        order = random.permutation(len(classes))
 
     dealt = []
     for number, group in enumerate(np.split(order, tasks), start=1):
@@ -202,5 +218,7 @@ def class_tasks(
         splits: dict[Split, Dataset] = {}
         for split, rows in data.items():
             splits[split] = of_classes(rows, indices)
-        dealt.append(Task(f"part{number:02}", names, **bounded(splits, sizes, seed)))
+        chosen = bounded(splits, sizes, seed)
+        task = Task(f"part{number:02}", names, **chosen)
+        dealt.append(task)
     return tuple(dealt)

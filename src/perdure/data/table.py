@@ -122,8 +122,11 @@ class _Request:
         """Return the columns to read; the input is found by its usual name if none is given."""
         if self.text and self.image:
             raise DataError("Give either `text` or `image`: a task has one kind of input.")
-        texts = [self.text] if isinstance(self.text, str) else list(self.text or [])
-        if len(texts) > 2 or len(set(texts)) < len(texts):
+        texts = self.text or []
+        if isinstance(self.text, str):
+            texts = [self.text]
+        is_repeated = len(set(texts)) < len(texts)
+        if len(texts) > 2 or is_repeated:
             raise DataError(
                 f"`text` names the columns {texts}. "
                 "Give one column, or two different ones for pairs."
@@ -148,7 +151,7 @@ class _Request:
 def _tables(
     files: Mapping[str, str], encoding: str, delimiter: str | None
 ) -> dict[Split, list[Table]] | None:
-    """Open the tables of each split; return `None` if the data is no table in a file."""
+    """Open the tables of each split; return `None` if the data is not a table in a file."""
     paths: dict[Split, list[Path]] = {}
     for split in SPLITS:
         if split in files:
@@ -223,7 +226,8 @@ def _read_tables(
     splits: dict[Split, Dataset] = {}
     for split, split_tables in tables.items():
         splits[split] = from_tables(split_tables, columns)
-    return splits, first.class_names.get(columns.label)
+    classes = first.class_names.get(columns.label)
+    return splits, classes
 
 
 # -- folders of images, and what `datasets` reads
@@ -246,8 +250,10 @@ def _read_datasets(
     columns = request.among(splits["train"].column_names, f"`{source}`")
     examples: dict[Split, Dataset] = {}
     for split, rows in splits.items():
-        examples[split] = from_dataset(rows, f"`{source}`, split `{split}`", columns)
-    return examples, declared_classes(splits["train"], columns.label)
+        where = f"`{source}`, split `{split}`"
+        examples[split] = from_dataset(rows, where, columns)
+    classes = declared_classes(splits["train"], columns.label)
+    return examples, classes
 
 
 def _load_images(files: Mapping[str, str]) -> Mapping[str, Dataset]:
@@ -266,7 +272,10 @@ def _load_images(files: Mapping[str, str]) -> Mapping[str, Dataset]:
 def _where(files: Mapping[str, str], split: Split) -> str:
     """Return what errors call the table of a split."""
     file = files.get(split, files["train"])
-    return Path(file).name if os.path.exists(file) else f"{file}, {split}"
+    if os.path.exists(file):
+        return Path(file).name
+    # A data set on the hub: its id alone would not tell the splits apart.
+    return f"{file}, {split}"
 
 
 def from_hub(name: str, config: str | None = None) -> Mapping[str, Dataset]:
@@ -277,8 +286,9 @@ def from_hub(name: str, config: str | None = None) -> Mapping[str, Dataset]:
     DataError
         The data set does not exist, cannot be reached, or cannot be read.
     """
-    arguments = [name, config] if config else [name]
-    return _load(name, lambda: datasets.load_dataset(*arguments))
+    if config:
+        return _load(name, lambda: datasets.load_dataset(name, config))
+    return _load(name, lambda: datasets.load_dataset(name))
 
 
 def _load(source: str, load: Callable[[], object]) -> Mapping[str, Dataset]:
@@ -287,7 +297,9 @@ def _load(source: str, load: Callable[[], object]) -> Mapping[str, Dataset]:
         try:
             return cast("Mapping[str, Dataset]", load())
         except Exception as error:  # datasets wraps whatever its readers raise
-            reason = str(error.__cause__ or error).strip().splitlines()[0]
+            # The cause has the reader's own words; the lines after the first are of no use here.
+            message = str(error.__cause__ or error).strip()
+            reason = message.splitlines()[0]
             if "corresponds to no data" in reason:
                 reason = "it has no rows"
             if _cannot_be_written(error):
@@ -328,7 +340,8 @@ def _cannot_be_written(error: BaseException) -> bool:
     for reason in (error, error.__cause__, error.__context__):
         if isinstance(reason, OSError):
             numbers.add(reason.errno)
-    return bool(numbers & {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR})
+    denied = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
+    return bool(numbers & denied)
 
 
 # -- tasks
@@ -336,7 +349,9 @@ def _cannot_be_written(error: BaseException) -> bool:
 
 def _by_task(splits: Mapping[Split, Dataset]) -> dict[str, dict[Split, Dataset]]:
     """Cut the examples into those of each task, in the order in which training names them."""
-    names = {split: np.array(data["task"][:]) for split, data in splits.items()}
+    names: dict[Split, np.ndarray] = {}
+    for split, data in splits.items():
+        names[split] = np.array(data["task"][:])
     titles = dict.fromkeys(names["train"].tolist())
     splits_of_tasks: dict[str, dict[Split, Dataset]] = {}
     for title in titles:
@@ -373,13 +388,17 @@ def _task(
             raise DataError(f"Task `{title}`: {reason[0].lower()}{reason[1:]}")
         names = in_order(present)
 
-    numbered = {split: _numbered(title, split, data, names) for split, data in splits.items()}
+    numbered: dict[Split, Dataset] = {}
+    for split, data in splits.items():
+        numbered[split] = _numbered(title, split, data, names)
     for split, share in SHARES.items():
         if split not in numbered:
             train = numbered["train"]
             _check_counts(title, train, names, split)
             size = round(share * len(train))
-            numbered[split], numbered["train"] = divided(train, size, seed)
+            chosen, rest = divided(train, size, seed)
+            numbered[split] = chosen
+            numbered["train"] = rest
     return Task(title, tuple(names), **numbered)
 
 
@@ -391,7 +410,7 @@ def _numbered(title: str, split: str, data: Dataset, names: Sequence[str]) -> Da
         if name not in index:
             raise DataError(
                 f"Task `{title}`, split `{split}`, has the label `{shown(name)}`, which does not "
-                f"occur in training (row {row}). Correct it, or give training examples of it."
+                f"occur in training (row {row}). Correct it, or add training examples with it."
             )
         numbers.append(index[name])
     rest = [name for name in data.column_names if name not in ("label", "task")]

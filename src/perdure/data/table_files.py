@@ -404,7 +404,7 @@ def _declared_classes(metadata: dict[bytes, bytes] | None) -> dict[str, list[str
     `datasets` writes them into the metadata of the files that it makes; the cells are numbers.
     """
     declared: dict[str, list[str]] = {}
-    # Anybody can write such metadata. What is not as `datasets` writes it declares nothing.
+    # Anybody can write such metadata. It is ignored unless it has the form of `datasets`.
     try:
         features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
         for column, feature in features.items():

@@ -81,13 +81,18 @@ class DelimitedOutput:
     def __init__(self, file: BinaryIO, columns: Sequence[str], delimiter: str, made: Sequence[str]):
         self._columns = columns
         self._made = made
-        self._writer = csv.writer(_Utf8(file), delimiter=delimiter, lineterminator="\n")
+        self._writer = csv.writer(
+            _Utf8(file),
+            delimiter=delimiter,
+            lineterminator="\n",  # not the default, which is that of Windows
+        )
         self._writer.writerow(columns)
 
     def write(self, rows: Sequence[Cells]) -> None:
         """Write rows."""
         for row in rows:
-            self._writer.writerow([self._cell(row, name) for name in self._columns])
+            cells = [self._cell(row, name) for name in self._columns]
+            self._writer.writerow(cells)
 
     def _cell(self, row: Cells, name: str) -> str:
         value = row.get(name)
@@ -132,7 +137,8 @@ class JsonOutput:
         """Write rows."""
         for row in rows:
             # Between rows, not after them: JSON allows no comma after the last one.
-            self._file.write(self._between + to_json(row).encode())
+            line = to_json(row).encode()
+            self._file.write(self._between + line)
             self._between = b",\n" if self._as_list else b"\n"
 
     def close(self) -> None:
@@ -210,7 +216,8 @@ def _opened(
     if ending == ".parquet":
         return ParquetOutput(file, _schema(table, types, made))
     # A header needs all columns at the start; later rows of JSON may have keys of their own.
-    columns = list(dict.fromkeys([*table.columns, *types.columns, *made]))
+    names = [*table.columns, *types.columns, *made]
+    columns = list(dict.fromkeys(names))
     delimiter = "\t" if ending == ".tsv" else ","
     # From CSV to CSV, the delimiter stays: it is the one that its readers are set up for.
     if ending == table.path.suffix.lower() == ".csv" and isinstance(table.reader, Delimited):
@@ -222,7 +229,9 @@ def _schema(table: Table, types: "Types", made: Mapping[str, pa.DataType]) -> pa
     if isinstance(table.reader, Parquet):
         fields = list(pq.read_schema(table.path))
     else:
-        fields = [pa.field(name, kind) for name, kind in types.inferred().items()]
+        fields = []
+        for name, kind in types.inferred().items():
+            fields.append(pa.field(name, kind))
     for name, kind in made.items():
         fields.append(pa.field(name, kind))
     return pa.schema(fields)
@@ -240,7 +249,10 @@ def to_json(value: object) -> str:
     if isinstance(value, Number):
         return value.written
     if isinstance(value, Mapping):
-        members = [f"{_quoted(str(key))}: {to_json(inner)}" for key, inner in value.items()]
+        members = []
+        for key, inner in value.items():
+            name = _quoted(str(key))
+            members.append(f"{name}: {to_json(inner)}")
         return "{" + ", ".join(members) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(to_json, value)) + "]"
@@ -299,7 +311,10 @@ class Types:
         A column that holds several kinds of values, lists or objects is text, in JSON.
         """
         # Every type of Parquet has a null, so a cell without a value says nothing about it.
-        return {name: _type(kinds - {"nothing"}) for name, kinds in self._seen.items()}
+        types = {}
+        for name, kinds in self._seen.items():
+            types[name] = _type(kinds - {"nothing"})
+        return types
 
 
 def _kind(value: object) -> str:

@@ -62,10 +62,12 @@ class Task:
                 f"Task `{self.name}` needs at least two different classes, "
                 f"got {list(self.classes)}. Check that the label column is the right one."
             )
+        # Now, because later an error would come in the middle of a run.
         for split in SPLITS:
             self._check(split)
 
     def _check(self, split: Split) -> None:
+        # The sizes and labels alone: whether all images can be read takes long (see `unreadable`).
         data: Dataset = getattr(self, split)
         where = f"Task `{self.name}`, split `{split}`,"
         if len(data) == 0:
@@ -78,6 +80,7 @@ class Task:
                     f"{where} has no column `{column}`. Its columns: {data.column_names}."
                 )
         labels = np.asarray(data["label"][:])
+        # Floats are not rounded: they are a quantity, or whole numbers of which some are missing.
         if not np.issubdtype(labels.dtype, np.integer):
             raise DataError(
                 f"{where} needs whole numbers as labels, indices into the classes; "
@@ -129,6 +132,7 @@ class Task:
             return True
         if self.kind == "text":
             return False
+        # Only now, because most runs match by content, and each digest reads a whole split.
         by_path = {}
         for split in SPLITS:
             by_path[split] = _digest(getattr(self, split), "image", _content_or_path)
@@ -149,7 +153,10 @@ class Task:
     @cached_property
     def _digests(self) -> dict[str, str]:
         # Cached, because at each task a run asks for the digests of all tasks so far.
-        return {split: _digest(getattr(self, split), self.kind) for split in SPLITS}
+        digests = {}
+        for split in SPLITS:
+            digests[split] = _digest(getattr(self, split), self.kind)
+        return digests
 
     def limited(self, sizes: dict[str, int | None], seed: int) -> "Task":
         """Return the task with at most `sizes[split]` examples a split, drawn with `seed`."""
@@ -279,8 +286,8 @@ class TaskStream:
     """Tasks in the order in which they are learned.
 
     `scenario` says what is known about an input at test time (van de Ven & Tolias 2022). With
-    `task` its task is known. With `domain` nothing is, and all tasks have the same classes. With
-    `class` nothing is, and the class is any of those of all tasks. Classes of the same name in
+    `task`, its task is known. With `domain` it is not, and all tasks have the same classes. With
+    `class` it is not either, and the class may be one of any task. Classes of the same name in
     different tasks are the same class.
 
     Examples
