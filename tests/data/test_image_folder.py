@@ -159,7 +159,8 @@ def test_other_files_are_left_out_and_named(tmp_path):
         assert content(tmp_path / "a") == {"train": RIGHT}
     (tmp_path / "a" / "dog" / "7.heic").write_bytes(b"none")
     with pytest.warns(
-        PerdureWarning, match="not images by their ending, and are left out: 1, such as `dog/7.heic`"
+        PerdureWarning,
+        match="not images by their ending, and are left out: 1, such as `dog/7.heic`",
     ):
         assert content(tmp_path / "a") == {"train": RIGHT}
 
