@@ -127,7 +127,7 @@ def test_splits_are_folders(tmp_path):
             ["cat/1.png", "cat/more/1.png", "dog/1.png"],
             "do not lie equally deep: `dog/1.png` and `cat/more/1.png`",
         ),
-        (["1.png", "2.png"], "The images lie right in `.*`. Put them into one folder per class"),
+        (["1.png", "2.png"], "The images lie directly in `.*`. Put them into one folder per class"),
         (["train/1.png", "test/1.png"], r"have the names of splits: \['test', 'train'\]"),
         (["cat/train/1.png", "cat/test/1.png", "dog/train/1.png"], "have the names of splits"),
         (
@@ -159,7 +159,8 @@ def test_other_files_are_left_out_and_named(tmp_path):
         assert content(tmp_path / "a") == {"train": RIGHT}
     (tmp_path / "a" / "dog" / "7.heic").write_bytes(b"none")
     with pytest.warns(
-        PerdureWarning, match="no images by their ending, and are left out: 1, such as `dog/7.heic`"
+        PerdureWarning,
+        match="not images by their ending, and are left out: 1, such as `dog/7.heic`",
     ):
         assert content(tmp_path / "a") == {"train": RIGHT}
 

@@ -243,7 +243,7 @@ def test_what_is_no_file(tmp_path, monkeypatch):
             (tmp_path / "broken.png", "broken.png` is a broken link"),
             (tmp_path / "circle.png", "circle.png` cannot be opened"),
             ("a" * 300, "cannot be opened"),
-            ("a\0b", "is no path"),
+            ("a\0b", "is not a path"),
             ("https://example.org/a.png", "is an address. Fetch the image"),
         ):
             with pytest.raises(DataError, match=message):

@@ -174,8 +174,8 @@ BROKEN = [
     ("t.parquet", "text,label\na,x\n", "cannot be read as Parquet"),
     ("t.xlsx", "", "its name must end in `.csv`, `.tsv`, `.jsonl`, `.json` or `.parquet`"),
     ("t", "text,label\na,x\n", "its name must end in"),
-    ("t.jsonl", '{"text": "a", "label": "x"}\n["b"]\n', "row 2, is no object with columns"),
-    ("t.jsonl", "1\n2\n", "row 1, is no object with columns"),
+    ("t.jsonl", '{"text": "a", "label": "x"}\n["b"]\n', "row 2, is not an object with columns"),
+    ("t.jsonl", "1\n2\n", "row 1, is not an object with columns"),
     (
         "t.jsonl",
         '\n{"text": "a", "label": "x"}\n{"text"\n',
@@ -192,7 +192,7 @@ BROKEN = [
     (
         "t.jsonl",
         '{"text": {"a": 1}, "label": "x"}\n',
-        "has an object in column `text`, where a text is wanted",
+        "has an object in column `text`, where a text is expected",
     ),
     ("t.jsonl", '{"text": ["a"], "label": "x"}\n', "has a list in column `text`"),
     ("t.jsonl", '{"text": 1.50, "label": "x"}\n', "has the number `1.50` in column `text`"),
@@ -200,13 +200,13 @@ BROKEN = [
     (
         "t.jsonl",
         '{"text": "a", "label": ["x", "y"]}\n',
-        "has a list in column `label`, where a class is wanted",
+        "has a list in column `label`, where a class is expected",
     ),
     ("t.jsonl", '{"text": "a", "label": {}}\n', "has an object in column `label`"),
     (
         "t.jsonl",
         '{"text": "a", "label": NaN}\n',
-        "has the number `nan` in column `label`, where a class is wanted",
+        "has the number `nan` in column `label`, where a class is expected",
     ),
     (
         "t.jsonl",
@@ -222,14 +222,14 @@ BROKEN = [
         "line 1, is not JSON: Exceeds the limit",
     ),
     ("t.json", "[]", "holds an empty list"),
-    ("t.json", '[{"text": "a", "label": "x"}, 3]', "row 2, is no object"),
+    ("t.json", '[{"text": "a", "label": "x"}, 3]', "row 2, is not an object"),
     (
         "t.json",
         '[{"text": "a", "label": "x"} {"text": "b"}]',
-        "behind row 1: the list of objects breaks off",
+        "after row 1: the list of objects breaks off",
     ),
-    ("t.json", '[{"text": "a", "label": "x"}', "behind row 1: the list of objects breaks off"),
-    ("t.json", '[{"text": "a", "label": "x"}] 3', "goes on behind its list of 1 objects"),
+    ("t.json", '[{"text": "a", "label": "x"}', "after row 1: the list of objects breaks off"),
+    ("t.json", '[{"text": "a", "label": "x"}] 3', "goes on after its list of 1 objects"),
     ("t.json", '[{"text": "a", "label": "x"}, {"text": "b", "lab', "row 2, is not JSON"),
     ("t.json", json.dumps({"text": ["a"], "label": ["x"]}), "has a list in column `text`"),
 ]
@@ -248,7 +248,7 @@ def test_cells_of_parquet_that_are_no_texts(tmp_path):
     columns = {"text": pa.array([b"w0", b"w1"]), "label": pa.array([0.5, float("nan")])}
     pq.write_table(pa.table(columns), tmp_path / "t.parquet")
     with pytest.raises(
-        DataError, match="row 1, has bytes in column `text`, where a text is wanted"
+        DataError, match="row 1, has bytes in column `text`, where a text is expected"
     ):
         read_tasks(str(tmp_path / "t.parquet"))
     pq.write_table(pa.table(columns | {"text": pa.array(["a", "b"])}), tmp_path / "t.parquet")

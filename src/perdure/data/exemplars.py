@@ -1,4 +1,4 @@
-"""Examples that are kept: which ones, and how they lie in a method's state, so that they are saved with it."""
+"""Examples that are kept for replay: their choice, and their form in a method's state."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ Strategy = Literal["balanced", "reservoir", "herding"]
 
 @dataclass
 class Exemplars:
-    """Kept examples by task: each is bytes (a text in UTF-8, or an image as it was encoded) and a label.
+    """Kept examples by task: each is bytes (a text in UTF-8, or an encoded image) and a label.
 
     A pair of texts is a JSON list.
 
@@ -39,7 +39,7 @@ class Exemplars:
     inputs: dict[str, list[bytes]] = field(default_factory=dict)
     labels: dict[str, list[int]] = field(default_factory=dict)
     seen: dict[str, int] = field(default_factory=dict)
-    """How many examples each task had."""
+    """The number of training examples that each task had."""
     pairs: list[str] = field(default_factory=list)
     """The tasks whose examples are pairs of texts."""
 
@@ -48,192 +48,268 @@ class Exemplars:
 
     @property
     def size(self) -> int:
-        """In bytes, of the inputs."""
-        return sum(len(value) for values in self.inputs.values() for value in values)
-
-    def add(self, task: Task, chosen: Sequence[int]) -> None:
-        """Keep these of a task's training examples."""
-        data = task.train.select(list(chosen))
-        self.kind = task.kind
-        if task.kind == "text":
-            self.inputs[task.name] = [text.encode() for text in _texts(data)]
-            if "text_pair" in data.column_names and task.name not in self.pairs:
-                self.pairs.append(task.name)
-        else:
-            self.inputs[task.name] = [images.content(value) for value in images.undecoded(data)]
-        self.labels[task.name] = [int(label) for label in data["label"][:]]
-        self.seen[task.name] = len(task.train)
+        """The size of all inputs, in bytes."""
+        return sum(map(len, self._all_inputs()))
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many are kept of each task."""
+        """The number of examples that are kept of each task."""
         return {task: len(labels) for task, labels in self.labels.items()}
 
+    def add(self, task: Task, chosen: Sequence[int]) -> None:
+        """Keep the training examples of a task whose row numbers are `chosen`."""
+        data = task.train.select(list(chosen))
+        self.kind = task.kind
+        if task.kind == "text":
+            inputs = [text.encode() for text in _texts(data)]
+            # A task that is learned again is already there.
+            is_pair = "text_pair" in data.column_names
+            if is_pair and task.name not in self.pairs:
+                self.pairs.append(task.name)
+        else:
+            # The encoded file is smaller than its pixels, and decodes to the same image.
+            encoded = images.undecoded(data)
+            inputs = [images.content(image) for image in encoded]
+        labels = data["label"][:]
+        self.inputs[task.name] = inputs
+        self.labels[task.name] = list(map(int, labels))
+        self.seen[task.name] = len(task.train)
+
     def thin(self, counts: Mapping[str, int], random: np.random.Generator) -> None:
-        """Keep only so many of each task, drawn at random from what is kept of it."""
+        """Keep at most `counts[task]` of a task's examples, drawn at random."""
         for task, count in counts.items():
-            chosen = sorted(random.permutation(len(self.labels[task]))[:count].tolist())
-            self.inputs[task] = [self.inputs[task][i] for i in chosen]
-            self.labels[task] = [self.labels[task][i] for i in chosen]
+            inputs = self.inputs[task]
+            labels = self.labels[task]
+            order = random.permutation(len(labels))
+            # Sorted, so that the examples stay in the order in which the task has them.
+            chosen = sorted(order[:count].tolist())
+            self.inputs[task] = [inputs[i] for i in chosen]
+            self.labels[task] = [labels[i] for i in chosen]
 
     def of_tasks(self, tasks: Sequence[str]) -> "Exemplars":
-        """Only those of these tasks: others have been forgotten."""
-        parts: list[Any] = [self.inputs, self.labels, self.seen]
-        kept = ({name: v for name, v in values.items() if name in tasks} for values in parts)
-        return Exemplars(self.kind, *kept, pairs=[name for name in self.pairs if name in tasks])
+        """Return the examples of these tasks alone: the others have been forgotten."""
+        exemplars = Exemplars(self.kind)
+        for name in self.labels:
+            if name in tasks:
+                exemplars.inputs[name] = self.inputs[name]
+                exemplars.labels[name] = self.labels[name]
+                exemplars.seen[name] = self.seen[name]
+        exemplars.pairs = [name for name in self.pairs if name in tasks]
+        return exemplars
 
     def rows(self, tasks: Mapping[str, int] | Sequence[str]) -> Rows:
-        """The examples of these tasks, as a stream has them; a mapping says how many classes each has.
+        """Return the examples of these tasks, as a stream has them.
+
+        A mapping gives the number of classes of each task, against which the labels are checked.
 
         Raises
         ------
         RunError
-            A task has no such class.
+            A label is not the number of one of its task's classes.
         """
-        found = []
+        rows: Rows = []
         for task in tasks:
-            if self.labels.get(task):
-                if (
-                    isinstance(tasks, Mapping)
-                    and not 0 <= min(self.labels[task]) <= max(self.labels[task]) < tasks[task]
-                ):
-                    raise RunError(
-                        f"An example of `{task}` that the run keeps is of no class that the task has."
-                    )
-                values = self.inputs[task]
-                labels = {"label": self.labels[task]}
-                if self.kind == "text":
-                    texts = [value.decode(errors="replace") for value in values]
-                    data = Dataset.from_dict(_columns(texts, task in self.pairs) | labels)
-                else:
-                    encoded = [{"bytes": value, "path": None} for value in values]
-                    data = Dataset.from_dict({"image": encoded, **labels}).cast_column(
-                        "image", Image()
-                    )
-                found.append((task, data))
-        return found
+            labels = self.labels.get(task)
+            if not labels:
+                continue
+            if isinstance(tasks, Mapping) and (min(labels) < 0 or max(labels) >= tasks[task]):
+                raise RunError(
+                    f"An example of `{task}` that the run keeps is of no class that the task has."
+                )
+            rows.append((task, self._dataset(task)))
+        return rows
+
+    def _dataset(self, task: str) -> Dataset:
+        columns: dict[str, list] = {}
+        if self.kind == "text":
+            texts = []
+            for encoded in self.inputs[task]:
+                # They may come from a damaged file: bytes that are not UTF-8 are replaced.
+                texts.append(encoded.decode(errors="replace"))
+            columns |= _columns(texts, are_pairs=task in self.pairs)
+        else:
+            columns["image"] = [
+                {
+                    "bytes": encoded,
+                    "path": None,
+                }
+                for encoded in self.inputs[task]
+            ]
+        columns["label"] = self.labels[task]
+        data = Dataset.from_dict(columns)
+        if self.kind == "text":
+            return data
+        return data.cast_column("image", Image())
+
+    def _all_inputs(self) -> list[bytes]:
+        joined: list[bytes] = []
+        for inputs in self.inputs.values():
+            joined += inputs
+        return joined
 
     # -- as a method's state
 
     def state(self) -> dict[str, Any]:
-        """Tensors and JSON values."""
-        values = [value for of_task in self.inputs.values() for value in of_task]
+        """Return the examples as a method's state holds them: tensors and JSON values."""
+        inputs = self._all_inputs()
+        lengths = [len(value) for value in inputs]
+        labels: list[int] = []
+        for task_labels in self.labels.values():
+            labels += task_labels
+
+        # One tensor for all inputs: a tensor of its own for each text costs more than most texts.
+        content = np.frombuffer(b"".join(inputs), dtype=np.uint8)
+        kept: dict[str, object] = {
+            "kind": self.kind,
+            "tasks": {task: [count, self.seen[task]] for task, count in self.counts.items()},
+        }
+        # Left out where there are no pairs: the states of older versions have no such key.
+        if self.pairs:
+            kept["pairs"] = self.pairs
         return {
-            "examples": torch.from_numpy(np.frombuffer(b"".join(values), dtype=np.uint8).copy()),
-            "lengths": torch.tensor([len(value) for value in values], dtype=torch.int64),
-            "labels": torch.tensor(
-                [label for of_task in self.labels.values() for label in of_task], dtype=torch.int64
-            ),
-            "kept": {
-                "kind": self.kind,
-                "tasks": {t: [len(self.labels[t]), self.seen[t]] for t in self.labels},
-            }
-            | ({"pairs": self.pairs} if self.pairs else {}),
+            # Copied, because the array of a bytes object is read-only, of which torch warns.
+            "examples": torch.from_numpy(content.copy()),
+            "lengths": torch.tensor(lengths, dtype=torch.int64),
+            "labels": torch.tensor(labels, dtype=torch.int64),
+            "kept": kept,
         }
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> "Exemplars":
-        """From a method's state; empty if there is nothing in it.
+        """Read the examples from a method's state; none if the state has no examples.
 
         Raises
         ------
         RunError
-            Its parts do not fit each other.
+            The lengths, labels and counts do not fit each other.
         """
         if "kept" not in state:
             return cls()
+        # The state comes from a run's folder, which may be damaged or made by somebody else.
         try:
-            content, lengths, labels = (
-                state["examples"].numpy().tobytes(),
-                state["lengths"].tolist(),
-                state["labels"],
-            )
-            tasks: dict[str, list[int]] = state["kept"]["tasks"]
-            kept, ends, place = cls(state["kept"]["kind"]), state["lengths"].cumsum(0).tolist(), 0
-            counts = [count for count, _ in tasks.values()]
-            if min([0, *lengths, *counts]) < 0 or [sum(lengths), len(lengths)] != [
-                len(content),
-                sum(counts),
-            ]:
-                raise ValueError(
-                    f"{sum(counts)} examples, {len(lengths)} lengths, {len(content)} bytes"
-                )
-            for task, (count, seen) in tasks.items():
-                own = range(place, place + count)
-                kept.inputs[task] = [content[ends[i] - lengths[i] : ends[i]] for i in own]
-                kept.labels[task], kept.seen[task] = [int(labels[i]) for i in own], int(seen)
-                place += count
-            kept.pairs = [task for task in state["kept"].get("pairs", []) if task in tasks]
+            return cls._unpacked(state)
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise RunError(f"The examples that the run keeps are damaged ({error}).") from error
-        return kept
+
+    @classmethod
+    def _unpacked(cls, state: Mapping[str, Any]) -> "Exemplars":
+        content: bytes = state["examples"].numpy().tobytes()
+        lengths: list[int] = state["lengths"].tolist()
+        labels: Tensor = state["labels"]
+        kept = state["kept"]
+        tasks: dict[str, list[int]] = kept["tasks"]
+        exemplars = cls(kept["kind"])
+
+        # Slices never fail: without this check a wrong length would silently cut other examples.
+        counts = [count for count, _ in tasks.values()]
+        total = sum(counts)
+        is_negative = min([0, *lengths, *counts]) < 0
+        fits = sum(lengths) == len(content) and len(lengths) == total
+        if is_negative or not fits:
+            raise ValueError(f"{total} examples, {len(lengths)} lengths, {len(content)} bytes")
+
+        # The examples lie one after the other, task by task: `number` and `start` walk over them.
+        number = 0
+        start = 0
+        for task, (count, seen) in tasks.items():
+            inputs = []
+            task_labels = []
+            for _ in range(count):
+                stop = start + lengths[number]
+                inputs.append(content[start:stop])
+                task_labels.append(int(labels[number]))
+                start = stop
+                number += 1
+            exemplars.inputs[task] = inputs
+            exemplars.labels[task] = task_labels
+            exemplars.seen[task] = int(seen)
+        pairs = kept.get("pairs", [])
+        exemplars.pairs = [task for task in pairs if task in tasks]
+        return exemplars
 
 
 def _texts(data: Dataset) -> list[str]:
-    """Return the texts, of pairs both in one."""
+    """Return the texts; the two of a pair become one, a JSON list."""
     if "text_pair" not in data.column_names:
         return data["text"][:]
-    return [
-        json.dumps(pair, ensure_ascii=False)
-        for pair in zip(data["text"], data["text_pair"], strict=True)
-    ]
+    pairs = zip(data["text"], data["text_pair"], strict=True)
+    return [json.dumps(pair, ensure_ascii=False) for pair in pairs]
 
 
-def _columns(texts: Sequence[str], are_pairs: bool) -> dict[str, list[Any]]:
-    """Return the columns that a task has, from what `_texts` gives.
+def _columns(texts: Sequence[str], are_pairs: bool) -> dict[str, list[str]]:
+    """Return the columns that a task has, from the texts that `_texts` returned.
 
     Raises
     ------
     RunError
-        One should be a pair, and is none.
+        A text should hold a pair, but does not.
     """
     if not are_pairs:
         return {"text": list(texts)}
+    firsts: list[str] = []
+    seconds: list[str] = []
     try:
-        pairs = [tuple(map(str, json.loads(text))) for text in texts]
-        return {"text": [first for first, _ in pairs], "text_pair": [second for _, second in pairs]}
+        for text in texts:
+            first, second = map(str, json.loads(text))
+            firsts.append(first)
+            seconds.append(second)
     except (ValueError, TypeError, RecursionError) as error:
         raise RunError(f"A pair of texts that the run keeps is damaged ({error}).") from error
+    return {"text": firsts, "text_pair": seconds}
 
 
-# -- which ones
+# -- which examples are kept
 
 
 def balanced(labels: Sequence[int], per_class: int, random: np.random.Generator) -> list[int]:
-    """At most so many of each class, drawn at random."""
-    order = random.permutation(len(labels)).tolist()
-    return sorted(i for c in set(labels) for i in [j for j in order if labels[j] == c][:per_class])
+    """Choose at most `per_class` examples of each class, drawn at random."""
+    counts = dict.fromkeys(labels, 0)
+    chosen = []
+    for i in random.permutation(len(labels)).tolist():
+        label = labels[i]
+        if counts[label] < per_class:
+            counts[label] += 1
+            chosen.append(i)
+    return sorted(chosen)
 
 
 def herded(
     features: Float[Tensor, "examples d"], labels: Sequence[int], per_class: int
 ) -> list[int]:
-    """At most so many of each class, one after the other, each such that their mean is nearest to the class's mean.
+    """Choose at most `per_class` examples of each class, with a mean close to the class's.
 
-    Of features of length one.
+    They are chosen one after the other, each such that the mean of the examples chosen so
+    far comes nearest to the mean of the class. Features are first scaled to length one.
 
     References
     ----------
     Welling, Herding dynamical weights to learn, ICML 2009; Rebuffi et al., iCaRL, arXiv 1611.07725.
     """
-    x = torch.nn.functional.normalize(features.double(), dim=1)
+    # In double precision: the sum grows, and rounding should not decide between near neighbours.
+    directions = torch.nn.functional.normalize(features.double(), dim=1)
     chosen = []
-    for c in sorted(set(labels)):
-        own = [i for i, label in enumerate(labels) if label == c]
-        mean, total, left = x[own].mean(0), torch.zeros(x.shape[1], dtype=torch.double), list(own)
-        for count in range(1, min(per_class, len(own)) + 1):
-            nearest = ((total + x[left]) / count - mean).norm(dim=1).argmin().item()
-            total = total + x[left[int(nearest)]]
-            chosen.append(left.pop(int(nearest)))
+    for class_number in sorted(set(labels)):
+        left = [i for i, label in enumerate(labels) if label == class_number]
+        class_mean = directions[left].mean(0)
+        # The sum of the chosen features.
+        total = torch.zeros(directions.shape[1], dtype=torch.double)
+        for count in range(1, min(per_class, len(left)) + 1):
+            # The mean that the chosen examples would have with each of those that are left.
+            means = (total + directions[left]) / count
+            distances = (means - class_mean).norm(dim=1)
+            nearest = left.pop(int(distances.argmin().item()))
+            total = total + directions[nearest]
+            chosen.append(nearest)
     return sorted(chosen)
 
 
 def shares(
     capacity: int, seen: Mapping[str, int], kept: Mapping[str, int], random: np.random.Generator
 ) -> dict[str, int]:
-    """How many are kept of each task, the last of which is new, so that every example seen is as likely to be there.
+    """Draw the number of examples to keep of each task.
 
-    So far as it can be: of old tasks only what is still kept can be, and more of the new one makes up for it.
+    All examples seen are equally likely to be kept. The last task is new. An old task can
+    only give examples that are still kept; where these do not suffice, the new task gives more.
 
     Examples
     --------
@@ -242,10 +318,16 @@ def shares(
     {'old': 5, 'new': 5}
     """
     *old, new = seen
-    size, before = min(capacity, sum(seen.values())), [kept[task] for task in old]
-    wanted = (
-        size * (1 - seen[new] / sum(seen.values())) + random.random()
-    )  # rounded up as often as its fraction says
-    count = min(int(wanted), sum(before))
-    found = random.multivariate_hypergeometric(before, count).tolist() if old else []
-    return dict(zip(old, found, strict=True)) | {new: min(size - count, kept[new])}
+    total = sum(seen.values())
+    size = min(capacity, total)
+    kept_of_old = [kept[task] for task in old]
+    # Rounded up as often as the fraction says: always rounding down would favour the new task.
+    share_of_old = 1 - seen[new] / total
+    size_of_old = int(size * share_of_old + random.random())
+    count_of_old = min(size_of_old, sum(kept_of_old))
+    counts: list[int] = []
+    if old:
+        # Each count as if `count_of_old` examples were drawn from one urn that holds them all.
+        counts = random.multivariate_hypergeometric(kept_of_old, count_of_old).tolist()
+    counts.append(min(size - count_of_old, kept[new]))
+    return dict(zip(seen, counts, strict=True))

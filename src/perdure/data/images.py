@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypedDict, cast
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +22,7 @@ from PIL import Image, ImageFile
 from perdure.errors import DataError
 
 LISTED = 10
-"""The number of unreadable images that an error names; of the others it says how many there are."""
+"""The number of unreadable images that an error names; the others are only counted."""
 
 SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 
@@ -33,6 +33,8 @@ SIXTEEN_BITS_AS_INTEGERS = ("PPM", "PNG")
 REFUSED_FORMATS = ("EPS", "BUFR", "GRIB", "HDF5", "MPEG", "WMF")
 
 ORIENTATION = 0x0112  # the EXIF tag
+
+# The transposition that turns an image upright, by the value of the tag; 1 is upright already.
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -44,31 +46,38 @@ UPRIGHT = {
 }
 
 
+class EncodedImage(TypedDict):
+    """An image as an undecoded column of `datasets` has it: the content of a file, or its path."""
+
+    bytes: bytes | None
+    path: str | None
+
+
 class _Refused(Exception):
     """An image is not read; the message goes on where its name ends."""
 
 
-def read_image(source: Any, name: str | None = None) -> Image.Image:
+def read_image(source: object, name: str | None = None) -> Image.Image:
     """Return an image as the models read it: upright, in RGB, with eight bits a channel.
 
-    The image is turned as its EXIF orientation says. Of an animation the first frame is read, or, of
-    an object of Pillow, the frame that it is at. What is transparent is shown on white. Grey values
+    The image is turned as its EXIF orientation says. The first frame of an animation is read, or
+    the current frame of an object of Pillow. Transparent pixels are shown on white. Grey values
     of 16 bits are divided by 257, and floats are multiplied by 255 if all of them are in [0, 1].
 
     Parameters
     ----------
     source
-        A path, the bytes of a file, an object of Pillow, an array that Pillow takes, or a mapping with
-        `bytes` or `path`, as an undecoded column of `datasets` has it.
+        A path, the bytes of a file, an object of Pillow, an array that Pillow takes, or a
+        mapping with `bytes` or `path`, as an undecoded column of `datasets` has it.
     name
-        What an error calls the image; by default its path.
+        The name of the image in errors; by default its path.
 
     Raises
     ------
     DataError
-        The image is missing, empty, damaged or cut short, is no regular file or no image, has more
-        pixels than `PIL.Image.MAX_IMAGE_PIXELS`, or has samples without a known range: 32-bit
-        integers, or floats outside [0, 1].
+        The image is missing, empty, damaged or cut short, is not a regular file or not an image,
+        has more pixels than `PIL.Image.MAX_IMAGE_PIXELS`, or has samples without a known range:
+        32-bit integers, or floats outside [0, 1].
 
     Examples
     --------
@@ -76,7 +85,7 @@ def read_image(source: Any, name: str | None = None) -> Image.Image:
     (128, 128, 128)
     >>> read_image(Image.new("I", (2, 2), 70000))
     Traceback (most recent call last):
-    perdure.errors.DataError: The image holds 32-bit integers, whose range is not known. Save it with 8 or 16 bits.
+    perdure.errors.DataError: The image holds 32-bit integers, whose range is not known. ...
     """
     if isinstance(source, Mapping):
         source, path = _of_column(source)
@@ -86,7 +95,8 @@ def read_image(source: Any, name: str | None = None) -> Image.Image:
     name = name or "The image"
     try:
         with warnings.catch_warnings():
-            # Pillow warns of odd metadata, which does no harm, and of sizes, which are checked here.
+            # Pillow warns of odd metadata, which does no harm, and of sizes, which are checked
+            # here. A warning that becomes an error would make a good image unreadable.
             warnings.simplefilter("ignore")
             return _read(source)
     except _Refused as refusal:
@@ -95,19 +105,20 @@ def read_image(source: Any, name: str | None = None) -> Image.Image:
         raise DataError(f"{name} has {_too_many()}") from error
     except Image.UnidentifiedImageError as error:
         raise DataError(f"{name} is not an image that Pillow can read.") from error
-    except Exception as error:  # its decoders raise all kinds of errors for damaged files
+    except Exception as error:  # Pillow's decoders raise all kinds of errors for damaged files
         raise DataError(f"{name} is damaged or cut short ({error}).") from error
 
 
-def _of_column(value: Mapping[str, Any]) -> tuple[Any, str | None]:
-    """The image and its name, from the mapping that an undecoded column of `datasets` has."""
+def _of_column(value: Mapping[str, object]) -> tuple[object, str | None]:
+    """Return the image and its name, from a mapping with `bytes` or `path`."""
     path = value.get("path")
     name = f"`{path}`" if path else None
     content = value.get("bytes")
+    # Where there are both, the path only names the image: the file may be on another machine.
     return (path if content is None else content), name
 
 
-def _read(source: Any) -> Image.Image:
+def _read(source: object) -> Image.Image:
     if isinstance(source, Image.Image):
         return _normalised(source)
     if isinstance(source, np.ndarray):
@@ -126,21 +137,22 @@ def _read(source: Any) -> Image.Image:
     )
 
 
-def _open(file: Any) -> Image.Image:
+def _open(file: BinaryIO | io.BytesIO) -> Image.Image:
     return Image.open(file, formats=_formats())
 
 
 @cache
 def _formats() -> list[str]:
-    Image.init()
+    Image.init()  # until then Pillow knows the most common formats only
     return [name for name in Image.ID if name not in REFUSED_FORMATS]
 
 
 @cache
 def endings() -> frozenset[str]:
-    """The endings of the names of images, in lower case and with the dot."""
+    """Return the endings of the names of images, in lower case and with the dot."""
     formats = _formats()
-    return frozenset(end for end, name in Image.registered_extensions().items() if name in formats)
+    known = Image.registered_extensions()
+    return frozenset(ending for ending, name in known.items() if name in formats)
 
 
 def _of_array(pixels: np.ndarray) -> Image.Image:
@@ -167,31 +179,33 @@ def _open_file(path: Path) -> BinaryIO:
     except FileNotFoundError as error:
         reason = "is a broken link." if path.is_symlink() else "does not exist."
         raise _Refused(reason) from error
-    except (
-        OSError
-    ) as error:  # a loop of links, a file that may not be read, a name that is too long
+    except OSError as error:
+        # A loop of links, a file that may not be read, a name that is too long.
         raise _Refused(f"cannot be opened ({error.strerror}).") from error
     except ValueError as error:  # a character that no path has
-        raise _Refused("is no path.") from error
+        raise _Refused("is not a path.") from error
 
 
 def _normalised(image: Image.Image) -> Image.Image:
     width, height = image.size
     if not width * height:
         raise _Refused("has no pixels.")
+    # Before anything is decoded: a small file can hold an image that fills the memory.
     if Image.MAX_IMAGE_PIXELS and width * height > Image.MAX_IMAGE_PIXELS:
         raise _Refused(f"has {width} × {height} pixels, {_too_many()}")
     _load(image)
-    upright = UPRIGHT.get(_orientation(image) or 1)
+    orientation = _orientation(image)
     pixels = _rgb(image)
+    upright = UPRIGHT.get(orientation or 1)
     return pixels if upright is None else pixels.transpose(upright)
 
 
 def _load(image: Image.Image) -> None:
     """Decode an image, unless it is decoded already.
 
-    Where Pillow knows the name of an uncompressed TIFF file, it maps it into memory, with width and
-    height exchanged if its orientation exchanges them (seen in 13.0). It does not know the name here.
+    Where Pillow knows the name of an uncompressed TIFF file, it maps the file into memory, with
+    width and height exchanged if its orientation exchanges them (seen in 13.0). Therefore the
+    name is hidden from it.
     """
     if not isinstance(image, ImageFile.ImageFile):
         return
@@ -209,17 +223,17 @@ def _too_many() -> str:
 
 
 def _orientation(image: Image.Image) -> int | None:
-    """The EXIF orientation; damaged metadata counts as none, as it does to viewers."""
+    """Return the EXIF orientation; damaged metadata is ignored, as viewers do."""
     try:
         return image.getexif().get(ORIENTATION)
-    except Exception:
+    except Exception:  # its parser raises all kinds of errors, too
         return None
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode in SIXTEEN_BITS or (
-        image.mode == "I" and image.format in SIXTEEN_BITS_AS_INTEGERS
-    ):
+    as_integers = image.mode == "I" and image.format in SIXTEEN_BITS_AS_INTEGERS
+    if image.mode in SIXTEEN_BITS or as_integers:
+        # Pillow's own conversion to RGB would clip them at 255.
         return _grey(np.asarray(image, dtype=np.float32) / 65535)
     if image.mode == "I":
         raise _Refused(
@@ -227,7 +241,7 @@ def _rgb(image: Image.Image) -> Image.Image:
         )
     if image.mode == "F":
         values = np.asarray(image)
-        if not (values.min() >= 0 and values.max() <= 1):  # true of NaN, too
+        if not (values.min() >= 0 and values.max() <= 1):  # this also refuses NaN
             raise _Refused(
                 "holds floats that are not all in [0, 1]. Scale them, or save it with 8 or 16 bits."
             )
@@ -235,8 +249,10 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "La":  # Pillow converts it to no other mode
         image = image.convert("LA")
     if image.has_transparency_data:
+        # `convert("RGB")` alone would show the colours that transparent pixels happen to have.
         image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
     try:
         return image.convert("RGB")
     except (ValueError, ImportError) as error:
@@ -246,17 +262,19 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _grey(values: np.ndarray) -> Image.Image:
-    """An image of grey values in [0, 1]."""
-    return Image.fromarray(np.rint(values * 255).astype(np.uint8)).convert("RGB")
+    """Return an image of grey values in [0, 1]."""
+    levels = np.rint(values * 255).astype(np.uint8)
+    return Image.fromarray(levels).convert("RGB")
 
 
 # -- columns of a data set
 
 
 def image_column(data: Dataset, column: str, source: str) -> Dataset:
-    """Return the data set with a column of images for one of paths, of encoded images, or of images.
+    """Return the data set with one column turned into images.
 
-    An image that has no file of its own is given a name for errors, `source` and its row, as its path.
+    The column holds paths, encoded images, or images. An image that has no file of its own is
+    given a name for errors, `source` and its row, as its path.
 
     Raises
     ------
@@ -270,88 +288,113 @@ def image_column(data: Dataset, column: str, source: str) -> Dataset:
     'photos.parquet, row 1'
     """
     try:
-        table: Any = data.cast_column(column, ImageColumn(decode=False)).with_format("arrow")[:]
+        encoded = data.cast_column(column, ImageColumn(decode=False))
     except (TypeError, ValueError, pa.ArrowException) as error:
         kind = data.features[column]
         raise DataError(
-            f"`{source}`: column `{column}` holds `{getattr(kind, 'dtype', kind)}`, but should hold images or paths."
+            f"`{source}`: column `{column}` holds `{getattr(kind, 'dtype', kind)}`, "
+            "but should hold images or paths."
         ) from error
+    table = cast("pa.Table", encoded.with_format("arrow")[:])
+
     chunks = []
-    row = 0
+    rows_before = 0
     for chunk in table[column].chunks:
-        encoded, paths = chunk.flatten()
-        names = paths.to_pylist()
-        for index, in_file in enumerate(encoded.is_null().to_pylist()):
-            row += 1
-            if not in_file:
-                names[index] = f"{source}, row {row}"
-            elif not names[index]:
-                raise DataError(f"`{source}`: row {row} has no image in column `{column}`.")
-        # the encoded images are not copied: they may be most of the memory
-        arrays = [encoded, pa.array(names, pa.string())]
-        chunks.append(pa.StructArray.from_arrays(arrays, names=["bytes", "path"]))
-    features = Features({**data.features, column: ImageColumn()})
+        chunks.append(_with_paths(chunk, rows_before, column, source))
+        rows_before += len(chunk)
     images = pa.chunked_array(chunks, ImageColumn.pa_type)
+
+    features = Features({**data.features, column: ImageColumn()})
     table = table.set_column(data.column_names.index(column), column, images)
-    # by default the fingerprint is a hash of all images
-    about = f"{data._fingerprint} {column} {source}"
-    fingerprint = hashlib.sha256(about.encode()).hexdigest()[:16]
+    # `datasets` reads the types of its columns from the metadata of the schema.
     table = table.replace_schema_metadata(features.arrow_schema.metadata)
+    # The default fingerprint would be a hash of all images.
+    origin = f"{data._fingerprint} {column} {source}"
+    fingerprint = hashlib.sha256(origin.encode()).hexdigest()[:16]
     return Dataset(table, fingerprint=fingerprint)
 
 
-def as_rows(inputs: Sequence[Any]) -> Dataset:
-    """Return a data set with the column `image` of images of any kind that `read_image` takes.
+def _with_paths(
+    chunk: pa.StructArray, rows_before: int, column: str, source: str
+) -> pa.StructArray:
+    """Give a name to each image of a chunk that has no file of its own."""
+    contents, paths = chunk.flatten()
+    names = paths.to_pylist()
+    for index, is_file in enumerate(contents.is_null().to_pylist()):
+        row = rows_before + index + 1
+        if not is_file:
+            names[index] = f"{source}, row {row}"
+        elif not names[index]:
+            raise DataError(f"`{source}`: row {row} has no image in column `{column}`.")
+    # The encoded images are not copied: they may be most of the memory.
+    arrays = [contents, pa.array(names, pa.string())]
+    return pa.StructArray.from_arrays(arrays, names=["bytes", "path"])
 
-    Files are read when their turn comes. What is only in memory is stored as it is now, whichever file
-    it once came from: as PNG, which keeps every pixel.
+
+def as_rows(inputs: Sequence[object]) -> Dataset:
+    """Return a data set with a column `image`, from images of any kind that `read_image` takes.
+
+    Files are read when their turn comes. An image in memory is stored as it is now, whichever
+    file it once came from: as PNG, which keeps every pixel.
 
     Raises
     ------
     DataError
         An image in memory cannot be read.
     """
-    rows = []
+    rows: list[EncodedImage] = []
     for number, source in enumerate(inputs, start=1):
+        name = f"image {number}"
         if isinstance(source, str | Path):
             rows.append({"bytes": None, "path": str(source)})
         elif isinstance(source, bytes | bytearray):
-            rows.append({"bytes": bytes(source), "path": f"image {number}"})
+            rows.append({"bytes": bytes(source), "path": name})
         else:
             file = io.BytesIO()
-            read_image(source, f"Image {number}").save(file, "PNG", compress_level=1)
-            rows.append({"bytes": file.getvalue(), "path": f"image {number}"})
-    return Dataset.from_dict({"image": rows}, features=Features({"image": ImageColumn()}))
+            image = read_image(source, f"Image {number}")
+            # The fastest compression: the bytes stay in memory, and are soon decoded again.
+            image.save(file, "PNG", compress_level=1)
+            rows.append({"bytes": file.getvalue(), "path": name})
+    features = Features({"image": ImageColumn()})
+    return Dataset.from_dict({"image": rows}, features=features)
 
 
 def undecoded(data: Dataset, column: str = "image") -> Any:
-    """The column's images as they are stored, each a mapping with `bytes` and `path`, read one by one."""
-    return data.select_columns([column]).cast_column(column, ImageColumn(decode=False))[column]
+    """Return a column's images as they are stored, a sequence of `EncodedImage`.
+
+    They are read one by one. The type is the column of `datasets`, which has no annotations.
+    """
+    images = data.select_columns([column])
+    images = images.cast_column(column, ImageColumn(decode=False))
+    return images[column]
 
 
 def unreadable(data: Dataset, where: str) -> Iterator[str]:
-    """The reason why an image cannot be read, for each such image of a split.
+    """Yield the reason why an image cannot be read, for each such image of a split.
 
-    All images are decoded, one at a time: nothing less shows that one is cut short.
+    All images are decoded, one at a time: only this shows that one is cut short.
     """
-    for row, value in enumerate(undecoded(data), start=1):
+    encoded: Sequence[EncodedImage] = undecoded(data)
+    for row, image in enumerate(encoded, start=1):
+        path = image["path"]
+        name = f"`{path}`" if path else f"{where}, row {row},"
         try:
-            read_image(value, f"`{value['path']}`" if value["path"] else f"{where}, row {row},")
+            read_image(image, name)
         except DataError as error:
             yield str(error)
 
 
-def content(value: Mapping[str, Any]) -> bytes:
-    """The bytes of an image as it is encoded, from the table or from its file.
+def content(image: EncodedImage) -> bytes:
+    """Return the bytes of an encoded image, from the table or from its file.
 
     Raises
     ------
     DataError
-        The file is missing, empty, or no regular file, or may not be read.
+        The file is missing, empty, or not a regular file, or may not be read.
     """
-    if value["bytes"] is not None:
-        return value["bytes"]
-    path = Path(value["path"])
+    if image["bytes"] is not None:
+        return image["bytes"]
+    path = Path(cast("str", image["path"]))
     try:
         with _open_file(path) as file:
             return file.read()

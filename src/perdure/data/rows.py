@@ -1,8 +1,8 @@
 """Tables, read row by row as they are written: CSV, TSV, JSON lines, JSON lists and Parquet.
 
-A cell of CSV is its text. In JSON and Parquet a cell has a type, and as the name of a class it is
+A cell of CSV is its text. In JSON and Parquet a cell has a type. As the name of a class it is
 written in one way: a whole number by its digits, another number as the JSON file writes it (in
-Parquet the shortest digits that mean it), a truth value as `true` or `false`, a date as ISO 8601.
+Parquet the shortest digits that mean it), a truth value as `true` or `false`, a date in ISO 8601.
 """
 
 import datetime
@@ -12,13 +12,12 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from perdure.data.table_files import Delimited, Json, Number, Parquet, Reader, check_file
 from perdure.errors import DataError
 
 ENDINGS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
-HALF = "half of a surrogate pair, which is no character. Write both halves, or remove it."
+HALF = "half of a surrogate pair, which is not a character. Write both halves, or remove it."
 
 
 @dataclass(frozen=True)
@@ -28,27 +27,28 @@ class Row:
     Attributes
     ----------
     number
-        Counted from 1, without the header and blank lines.
+        The number of the row, counted from 1, without the header and blank lines.
     cells
-        By column: texts of CSV, values of JSON and Parquet. A row of JSON has the keys that it has.
+        The cells by column: texts of CSV, values of JSON and Parquet. A row of JSON has the keys
+        of its own object.
     where
         The row as messages name it.
     """
 
     number: int
-    cells: dict[str, Any]
+    cells: dict[str, object]
     where: str
 
 
 class Table:
-    """A table in a file, of which a row at a time is in memory.
+    """A table in a file, which is read without having all of its rows in memory.
 
     Attributes
     ----------
     columns
         The names in the header, or the keys of the first JSON object.
     class_names
-        By column: the names that a Parquet file declares for the numbers in it.
+        The names that a Parquet file declares for the numbers in a column, for each such column.
 
     Examples
     --------
@@ -64,22 +64,24 @@ class Table:
         self.reader = reader
         self.columns = reader.columns
         self.class_names = reader.class_names
-        repeated = [name for name in self.columns if self.columns.count(name) > 1]
-        if repeated:
-            name = f"of the name `{repeated[0]}`" if repeated[0] else "without a name"
-            raise DataError(f"`{path}` has several columns {name}. Rename or remove all but one.")
+        for name in self.columns:
+            if self.columns.count(name) > 1:
+                which = f"of the name `{name}`" if name else "without a name"
+                raise DataError(
+                    f"`{path}` has several columns {which}. Rename or remove all but one."
+                )
 
     @classmethod
     def open(
         cls, path: str | os.PathLike[str], *, encoding: str = "utf-8", delimiter: str | None = None
     ) -> "Table":
-        """Open a table, whose format its ending says.
+        """Open a table; the ending of its name says in which format it is.
 
         Parameters
         ----------
         path
-            A file that ends in `.csv`, `.tsv`, `.jsonl`, `.json` or `.parquet`. Any character is
-            taken as it is.
+            A file that ends in `.csv`, `.tsv`, `.jsonl`, `.json` or `.parquet`. No character in
+            it is a wildcard.
         encoding
             The encoding of a text file. A byte order mark of UTF-8 is dropped.
         delimiter
@@ -89,10 +91,11 @@ class Table:
         Raises
         ------
         DataError
-            There is no such file, it is of another kind, or has two columns of one name.
+            The file does not exist, is of another kind, or has two columns of one name.
         """
         path = Path(path)
         ending = path.suffix.lower()
+        # First of all: to open a pipe would wait for ever, and a device may never end.
         check_file(path)
         if ending == ".parquet":
             return cls(path, Parquet(path))
@@ -103,7 +106,7 @@ class Table:
         if ending == ".tsv":
             return cls(path, Delimited(path, encoding, delimiter or "\t"))
         raise DataError(
-            f"`{path}` is no table that can be read: its name must end in {_listed(ENDINGS)}. "
+            f"`{path}` is not a table that can be read: its name must end in {_listed(ENDINGS)}. "
             "Save it in one of these formats, not compressed."
         )
 
@@ -116,6 +119,7 @@ class Table:
             The file is broken at some row, which is named.
         """
         for number, (line, cells) in enumerate(self.reader.rows(columns), start=1):
+            # Both numbers: a spreadsheet counts rows, an editor lines.
             where = f"`{self.path}`, row {number}"
             if line is not None:
                 where += f" (line {line})"
@@ -132,22 +136,23 @@ def text(row: Row, column: str, *, empty: bool = False) -> str:
     Parameters
     ----------
     empty
-        Take texts without any character but white space, too.
+        Accept an empty text, and a text of white space alone.
 
     Raises
     ------
     DataError
-        The cell is missing or empty, is no text, or holds what is no character.
+        The cell is missing or empty, is not a text, or holds a NUL or half of a surrogate pair.
     """
     value = row.cells.get(column)
+    # A missing cell is refused even where empty texts are accepted: its key may be misspelled.
     if value is None or (value == "" and not empty):
         raise DataError(
             f"{row.where}, has nothing in column `{column}`. Complete it or leave it out."
         )
     if not isinstance(value, str):
         raise DataError(
-            f"{row.where}, has {_described(value)} in column `{column}`, where a text is wanted. "
-            "Write it as a text, or name another column."
+            f"{row.where}, has {_described(value)} in column `{column}`, "
+            "where a text is expected. Write it as a text, or name another column."
         )
     if not empty and not value.strip():
         raise DataError(
@@ -163,14 +168,19 @@ def texts(row: Row, columns: Sequence[str], *, empty: bool = False) -> str | tup
     Raises
     ------
     DataError
-        A cell is no text.
+        A cell is not a text.
     """
-    found = [text(row, column, empty=empty) for column in columns]
-    return found[0] if len(found) == 1 else (found[0], found[1])
+    cells = [text(row, column, empty=empty) for column in columns]
+    if len(cells) == 1:
+        return cells[0]
+    first, second, *_ = cells
+    return first, second
 
 
 def class_name(row: Row, column: str, names: Sequence[str] | None = None) -> str:
-    """Return the name of the class that a cell holds; with `names`, the cell may be a number of one of them.
+    """Return the name of the class that a cell holds.
+
+    With `names`, the cell may be the number of one of them.
 
     Raises
     ------
@@ -178,6 +188,7 @@ def class_name(row: Row, column: str, names: Sequence[str] | None = None) -> str
         The cell is empty, or of a type that names no class.
     """
     value = row.cells.get(column)
+    # Checked, because a list takes -1 for its last name; in data sets it means a secret label.
     if names is not None and isinstance(value, int):
         if not 0 <= value < len(names):
             raise DataError(
@@ -186,23 +197,25 @@ def class_name(row: Row, column: str, names: Sequence[str] | None = None) -> str
             )
         return names[value]
     if value is None or isinstance(value, str):
+        # `text` also refuses an empty name, and one that no file can hold.
         return text(row, column)
     name = _written(value)
     if name is None:
         raise DataError(
-            f"{row.where}, has {_described(value)} in column `{column}`, where a class is wanted. "
-            "Write the name of one class, or name another column."
+            f"{row.where}, has {_described(value)} in column `{column}`, "
+            "where a class is expected. Write the name of one class, or name another column."
         )
     return name
 
 
-def _written(value: Any) -> str | None:
-    """Write a value of JSON or Parquet in the one way that names a class; nothing if it names none."""
+def _written(value: object) -> str | None:
+    """Write a value of JSON or Parquet as the name of a class; return `None` if it names none."""
+    # The order matters: in Python a truth value is a whole number, and `Number` is a float.
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    if isinstance(value, Number):
+    if isinstance(value, Number):  # its digits: `1.10` and `1.1` are different names
         return value.written
     if isinstance(value, int | float | decimal.Decimal):
         return str(value)
@@ -212,6 +225,7 @@ def _written(value: Any) -> str | None:
 
 
 def _check_characters(value: str, row: Row, column: str) -> None:
+    # A NUL is a sign of a binary file; on half of a pair tokenizers fail.
     if "\0" in value:
         raise DataError(f"{row.where}, has a NUL character in column `{column}`. Remove it.")
     if half := half_of_a_pair(value):
@@ -219,7 +233,7 @@ def _check_characters(value: str, row: Row, column: str) -> None:
 
 
 def half_of_a_pair(text: str) -> str | None:
-    """Return the first half of a surrogate pair in a text, spelled out; none where the text can be written.
+    """Return the first half of a surrogate pair in a text, spelled out, if there is one.
 
     Examples
     --------
@@ -228,22 +242,31 @@ def half_of_a_pair(text: str) -> str | None:
     """
     try:
         text.encode()
-    except UnicodeEncodeError as error:  # JSON can write half of a pair, and so can Python
-        return f"\\u{ord(text[error.start]):04x}"
+    except UnicodeEncodeError as error:
+        # JSON can write half of a pair, and Python reads it without complaint.
+        half = text[error.start]
+        return f"\\u{ord(half):04x}"
     return None
 
 
-def _described(value: Any) -> str:
+def _described(value: object) -> str:
     if isinstance(value, bool):
         return f"the truth value `{str(value).lower()}`"
     if isinstance(value, Number):
         return f"the number `{value.written}`"
     if isinstance(value, int | float | decimal.Decimal):
         return f"the number `{value}`"
-    kinds = {list: "a list", tuple: "a list", dict: "an object", bytes: "bytes"}
-    return kinds.get(type(value), f"a value of type `{type(value).__name__}`")
+    # In the words of JSON and Parquet, not in Python's.
+    kinds = {
+        list: "a list",
+        tuple: "a list",
+        dict: "an object",
+        bytes: "bytes",
+    }
+    unknown = f"a value of type `{type(value).__name__}`"
+    return kinds.get(type(value), unknown)
 
 
 def _listed(names: Sequence[str]) -> str:
-    quoted = [f"`{name}`" for name in names]
-    return f"{', '.join(quoted[:-1])} or {quoted[-1]}"
+    *others, last = [f"`{name}`" for name in names]
+    return f"{', '.join(others)} or {last}"

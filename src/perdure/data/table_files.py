@@ -1,7 +1,8 @@
-"""The files that hold tables: where rows are found in CSV, in JSON and in Parquet, one row at a time.
+"""Readers for the files that hold tables: the rows of CSV, JSON and Parquet, one at a time.
 
-A reader has the `columns` of its file, the `class_names` that the file declares for some of them,
-and yields rows as pairs of a line number (`None` where a file has no lines) and cells by column.
+A reader has the `columns` of its file, the `class_names` that the file declares for some of
+them, and yields rows as pairs of a line number (`None` where a file has no lines) and cells by
+column.
 """
 
 import codecs
@@ -10,32 +11,36 @@ import json
 import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 from pyarrow import ArrowException
 
 from perdure.errors import DataError
 
-MAX_LINE = 10_000_000  # characters of a line or a cell; War and Peace has 3.2 million
+# Characters of a line or a cell: a file that is not a table may be one endless line. War and Peace
+# has 3.2 million.
+MAX_LINE = 10_000_000
 DELIMITERS = (",", ";", "\t", "|")
-CHUNK = 1 << 16  # characters
-PARQUET_ROWS = 1024  # read at once
+CHUNK = 1 << 16  # the characters of JSON that are read at once
+PARQUET_ROWS = 1024  # the rows of Parquet that are read at once, whatever its row groups are
 
-Cells = tuple[int | None, dict[str, Any]]
+Cells = tuple[int | None, dict[str, object]]
 
 
 def check_file(path: Path) -> None:
-    """Refuse what is no regular file, before anything waits for a pipe or fills the memory.
+    """Refuse anything but a regular file, before it is opened.
+
+    To open a pipe would wait for ever, and to read a device might fill the memory.
 
     Raises
     ------
     DataError
-        There is no such file, or it is a folder, a pipe, a device or a socket.
+        The file does not exist, or is a folder, a pipe, a device or a socket.
     """
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError) as error:
+        # `NotADirectoryError`: something above it in the path is a file.
         raise DataError(f"There is no file `{path}`.") from error
     except OSError as error:
         raise DataError(f"`{path}` cannot be read: {error.strerror}.") from error
@@ -55,6 +60,7 @@ def check_text_file(path: Path) -> None:
     DataError
         The file begins as an archive, an Excel workbook or a Parquet file does.
     """
+    # These begin with fixed bytes. Without this check the error would be one of encoding or of CSV.
     try:
         with path.open("rb") as file:
             beginning = file.read(4)
@@ -74,17 +80,19 @@ def lines(path: Path, encoding: str) -> Iterator[str]:
     Raises
     ------
     DataError
-        The text is not in this encoding, a line is too long or holds a NUL character.
+        The text is not in this encoding, or a line is too long or holds a NUL character.
     """
     number = 0
     try:
+        # `newline=""`: the ends of lines inside quoted cells of CSV stay as they are written.
         with path.open(encoding=_codec(encoding), newline="") as file:
+            # One character more than is allowed, so that a line that is too long shows.
             while line := file.readline(MAX_LINE + 1):
                 number += 1
                 if "\0" in line:
                     raise DataError(
-                        f"`{path}`, line {number}, holds a NUL character, so it is no text in {encoding}. "
-                        "Save the table as UTF-8, or give its `encoding`."
+                        f"`{path}`, line {number}, holds a NUL character, so it is not a text in "
+                        f"{encoding}. Save the table as UTF-8, or give its `encoding`."
                     )
                 if len(line) > MAX_LINE:
                     raise DataError(
@@ -93,11 +101,12 @@ def lines(path: Path, encoding: str) -> Iterator[str]:
                 yield line
     except UnicodeError as error:
         if isinstance(error, UnicodeDecodeError):
-            number += 1 + error.object[: error.start].count(
-                b"\n"
-            )  # of the block that was being decoded
+            # `object` is the block that was being decoded; the lines before it have been counted.
+            before = error.object[: error.start]
+            number += 1 + before.count(b"\n")
         raise DataError(
-            f"`{path}`, line {number}, is not written in {encoding}. Save the table as UTF-8, or give its `encoding`."
+            f"`{path}`, line {number}, is not written in {encoding}. "
+            "Save the table as UTF-8, or give its `encoding`."
         ) from error
     except OSError as error:
         raise DataError(f"`{path}` cannot be read: {error.strerror}.") from error
@@ -109,6 +118,7 @@ def _codec(encoding: str) -> str:
         b"".decode(encoding)  # refuses codecs such as `hex`, which make no text
     except (LookupError, ValueError) as error:
         raise DataError(f"There is no encoding `{encoding}`. Try `utf-8` or `latin-1`.") from error
+    # Excel puts a byte order mark before its UTF-8, which would become part of the first column.
     return "utf-8-sig" if name == "utf-8" else encoding
 
 
@@ -116,7 +126,7 @@ class Delimited:
     """A table with a header line: CSV with any delimiter, or TSV.
 
     Without a `delimiter`, the header decides: it is split by each of the usual ones, and the one
-    that makes the most columns is taken, a comma if there is but one column.
+    that makes the most columns is taken, a comma if there is only one column.
     """
 
     def __init__(self, path: Path, encoding: str, delimiter: str | None):
@@ -131,11 +141,15 @@ class Delimited:
                 f"`delimiter` is {delimiter!r}, but should be one character, such as `;`."
             )
         headers = self._headers([delimiter] if delimiter else DELIMITERS)
+        # `max` takes the first of equals: a comma where the header is a single column.
         self.delimiter = max(headers, key=lambda candidate: len(headers[candidate]))
         self.columns = headers[self.delimiter]
 
     def _headers(self, delimiters: Sequence[str]) -> dict[str, list[str]]:
-        """Return what each delimiter makes of the header, without those that put quotes in wrong places."""
+        """Return the columns that each delimiter makes of the header.
+
+        Delimiters that put quotes in wrong places are left out.
+        """
         headers = {}
         for delimiter in delimiters:
             try:
@@ -143,12 +157,16 @@ class Delimited:
             except DataError as error:
                 if not isinstance(error.__cause__, csv.Error):
                     raise
-        return headers or {delimiters[0]: self._header(delimiters[0])}
+        if not headers:
+            # None of them fits: the first is tried once more, for its error.
+            first = delimiters[0]
+            headers[first] = self._header(first)
+        return headers
 
     def rows(self, columns: Sequence[str] | None) -> Iterator[Cells]:
-        """Yield each row below the header; blank lines are no rows."""
+        """Yield each row below the header; blank lines are not rows."""
         records = self._records(self.delimiter)
-        next(records)
+        next(records)  # the header
         for number, (line, cells) in enumerate(records, start=1):
             if len(cells) != len(self.columns):
                 raise DataError(self._uneven(number, line, len(cells)))
@@ -156,8 +174,9 @@ class Delimited:
 
     def _uneven(self, number: int, line: int, count: int) -> str:
         expected = len(self.columns)
+        cells = f"{count} cells" if count > 1 else f"{count} cell"
         return (
-            f"`{self.path}`, row {number} (line {line}), has {count} cell{'s' if count > 1 else ''}, "
+            f"`{self.path}`, row {number} (line {line}), has {cells}, "
             f"but the header has {expected}. Put texts that contain {self.delimiter!r} in quotes."
         )
 
@@ -171,16 +190,19 @@ class Delimited:
         csv.field_size_limit(MAX_LINE)  # the default refuses texts of more than 131,072 characters
         line = 1
         try:
-            # Only a strict reader notices a quote that is never closed, which swallows all that follows.
+            # Only a strict reader notices a quote that is never closed, which swallows the rest
+            # of the table.
             reader = csv.reader(lines(self.path, self.encoding), delimiter=delimiter, strict=True)
             for cells in reader:
                 if cells:
                     yield line, cells
+                # A record may have several lines; the reader's number is that of its last one.
                 line = reader.line_num + 1
         except csv.Error as error:
             raise DataError(
                 f"`{self.path}`, the row that begins on line {line}, is not CSV: {error}. "
-                'A cell that begins with a quote must end with one, and quotes within it be doubled ("").'
+                "A cell that begins with a quote must end with one, and quotes within it must be "
+                'doubled ("").'
             ) from error
 
 
@@ -196,21 +218,26 @@ class Number(float):
 
 
 class Json:
-    """Objects in a JSON file: one on each line, or all in a list. A column is a key of the objects."""
+    """Objects in a JSON file: one on each line, or all in a list. Their keys are the columns."""
 
     def __init__(self, path: Path, encoding: str):
         check_text_file(path)
         self.path = path
         self.encoding = encoding
         self.class_names: dict[str, list[str]] = {}
-        self.decoder = json.JSONDecoder(parse_float=Number, object_pairs_hook=_without_twins)
+        # `Number` keeps the digits: a class may be called `1.10`, which is not the class `1.1`.
+        self.decoder = json.JSONDecoder(
+            parse_float=Number,
+            object_pairs_hook=_without_repeated_keys,
+        )
         self.is_list = self._first_character() == "["
         first = next(self.rows(None), None)
         if first is None:
             raise DataError(
                 f"`{path}` holds an empty list. It must hold objects, one for each row."
             )
-        self.columns = list(first[1])
+        _, cells = first
+        self.columns = list(cells)
 
     def _first_character(self) -> str:
         for line in lines(self.path, self.encoding):
@@ -224,11 +251,12 @@ class Json:
         for number, (line, value) in enumerate(values, start=1):
             if not isinstance(value, dict):
                 raise DataError(
-                    f'`{self.path}`, row {number}, is no object with columns such as {{"text": "…", "label": "…"}}.'
+                    f"`{self.path}`, row {number}, is not an object with columns such as "
+                    '{"text": "…", "label": "…"}.'
                 )
             yield line, value
 
-    def _from_lines(self) -> Iterator[tuple[int | None, Any]]:
+    def _from_lines(self) -> Iterator[tuple[int | None, object]]:
         for number, line in enumerate(lines(self.path, self.encoding), start=1):
             if not line.strip():
                 continue
@@ -240,8 +268,9 @@ class Json:
                     "Write one object on each line, or a list of objects."
                 ) from error
 
-    def _from_list(self) -> Iterator[tuple[int | None, Any]]:
+    def _from_list(self) -> Iterator[tuple[int | None, object]]:
         """Decode one object after the other: the list may be larger than the memory."""
+        # A list may be written on a single line, so its rows are named by number alone.
         text = _Buffer(lines(self.path, self.encoding))
         text.skip("[")
         number = 0
@@ -257,24 +286,25 @@ class Json:
                 text.skip(",")
             elif text.next_character() != "]":
                 raise DataError(
-                    f"`{self.path}`, behind row {number}: the list of objects breaks off."
+                    f"`{self.path}`, after row {number}: the list of objects breaks off."
                 )
         text.skip("]")
         if text.next_character():
-            raise DataError(f"`{self.path}` goes on behind its list of {number} objects.")
+            raise DataError(f"`{self.path}` goes on after its list of {number} objects.")
 
 
 def _reason(error: Exception) -> str:
-    """Say what is wrong with a line of JSON; the line number that `json` gives is that of a part."""
-    return (
-        f"{error.msg} at character {error.colno}"
-        if isinstance(error, json.JSONDecodeError)
-        else str(error)
-    )
+    """Say what is wrong with a line of JSON.
+
+    The line number that `json` gives is left out: it counts from where the decoder began.
+    """
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at character {error.colno}"
+    return str(error)
 
 
 class _Buffer:
-    """The part of a JSON text that was read and not yet decoded."""
+    """The text of a JSON file that has been read but not yet decoded."""
 
     def __init__(self, source: Iterator[str]):
         self.source = source
@@ -283,17 +313,18 @@ class _Buffer:
 
     def _read(self, size: int) -> None:
         """Read on until the buffer holds `size` characters, or the text ends."""
-        parts = [self.text]
+        # Joined once: adding each line to a long text would copy it as often.
+        pieces = [self.text]
         length = len(self.text)
         while length < size and not self.is_whole:
             line = next(self.source, "")
             self.is_whole = not line
-            parts.append(line)
+            pieces.append(line)
             length += len(line)
-        self.text = "".join(parts)
+        self.text = "".join(pieces)
 
     def next_character(self) -> str:
-        """Return the next character that is no white space, nothing at the end."""
+        """Return the next character that is not white space, or an empty text at the end."""
         self.text = self.text.lstrip()
         while not self.text and not self.is_whole:
             self._read(CHUNK)
@@ -305,7 +336,7 @@ class _Buffer:
         assert self.next_character() == character
         self.text = self.text[1:]
 
-    def decoded(self, decoder: json.JSONDecoder) -> Any:
+    def decoded(self, decoder: json.JSONDecoder) -> object:
         """Decode the next value, and go past it."""
         self.next_character()
         size = CHUNK
@@ -313,7 +344,8 @@ class _Buffer:
             try:
                 value, end = decoder.raw_decode(self.text)
             except ValueError:
-                # It may only be cut off. Doubling keeps what is decoded in vain below twice its size.
+                # The value may only be cut off: read on, and decode it once more. As the size
+                # doubles, less than twice the value is decoded in vain.
                 if self.is_whole or len(self.text) > MAX_LINE:
                     raise
                 size = max(2 * size, 2 * len(self.text))
@@ -323,12 +355,13 @@ class _Buffer:
             return value
 
 
-def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _without_repeated_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    # `json` would keep the last value, and the user would not learn that the first was ignored.
     cells = dict(pairs)
     if len(cells) < len(pairs):
         names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"an object has the key `{twice}` twice")
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"an object has the key `{repeated}` twice")
     return cells
 
 
@@ -351,33 +384,39 @@ class Parquet:
         try:
             with pq.ParquetFile(self.path) as file:
                 for batch in file.iter_batches(batch_size=PARQUET_ROWS, columns=names):
-                    values = [batch.column(name).to_pylist() for name in names]
-                    for cells in zip(*values, strict=True):
-                        yield None, dict(zip(names, cells, strict=True))
+                    columns_of_batch = [batch.column(name).to_pylist() for name in names]
+                    for values in zip(*columns_of_batch, strict=True):
+                        cells = dict(zip(names, values, strict=True))
+                        yield None, cells
         except (ArrowException, OSError, ValueError) as error:
             raise self._unreadable(error) from error
 
     def _unreadable(self, error: Exception) -> DataError:
+        # Arrow's messages go on with its own calls, and some errors have no message.
         lines = str(error).strip().splitlines() or [type(error).__name__]
         reason = lines[0].rstrip(".")
         return DataError(f"`{self.path}` cannot be read as Parquet: {reason}.")
 
 
 def _declared_classes(metadata: dict[bytes, bytes] | None) -> dict[str, list[str]]:
-    """Find the names of classes that `datasets` writes into a Parquet file, whose cells are their numbers."""
+    """Return the names of classes that a Parquet file declares, by column.
+
+    `datasets` writes them into the metadata of the files that it makes; the cells are numbers.
+    """
+    declared: dict[str, list[str]] = {}
+    # Anybody can write such metadata. It is ignored unless it has the form of `datasets`.
     try:
         features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
-        declared = {
-            column: feature["names"]
-            for column, feature in features.items()
-            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
-        }
+        for column, feature in features.items():
+            is_declared = isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+            if is_declared and _are_names(feature["names"]):
+                declared[column] = feature["names"]
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
         return {}
-    return {column: names for column, names in declared.items() if _are_names(names)}
+    return declared
 
 
-def _are_names(names: Any) -> bool:
+def _are_names(names: object) -> bool:
     return isinstance(names, list) and all(isinstance(name, str) for name in names)
 
 

@@ -1,7 +1,8 @@
-"""Tables, written row by row in the format that the file's ending says: what `perdure.data.rows` reads.
+"""Tables, written row by row; the ending of the file's name says in which format.
 
-Cells stay as they were read: the digits of a JSON number, a list or an object inside a row. A cell of CSV is
-text, so other values are written there as JSON writes them.
+These are the formats that `perdure.data.rows` reads. Cells stay as they were read: the digits of
+a JSON number, a list or an object inside a row. A cell of CSV is text, so other values are
+written there as JSON writes them.
 """
 
 import contextlib
@@ -12,7 +13,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,23 +24,26 @@ from perdure.errors import DataError
 from perdure.storage.files import check_place
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
-"""How a cell begins that spreadsheets take for a formula (of the wide forms, those of East Asian settings)."""
+"""The beginnings of cells that spreadsheets take for formulas.
+
+The wide forms are taken for the narrow ones in East Asian settings.
+"""
 PLAIN_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", flags=re.ASCII)
 WHOLE = range(-(2**63), 2**63)
 """The whole numbers that a column of Parquet can hold."""
 
-Cells = Mapping[str, Any]
+Cells = Mapping[str, object]
 
 
 def check_output(path: Path) -> None:
-    """Check that a table can be written to a path: its ending is known, and nothing is there yet.
+    """Check that a table can be written to a path: its ending is known, and it does not exist yet.
 
     Raises
     ------
     DataError
-        No format has this ending, or there is no such folder.
+        No format has this ending, or the folder does not exist.
     OutputError
-        Something is there.
+        The path already exists.
     """
     if path.suffix.lower() not in ENDINGS:
         listed = ", ".join(f"`{ending}`" for ending in ENDINGS)
@@ -52,9 +56,10 @@ def check_output(path: Path) -> None:
 
 
 def safe_in_spreadsheets(text: str) -> str:
-    """Return a text that no spreadsheet takes for a formula, which would be run when somebody opens the table.
+    """Return a text that no spreadsheet takes for a formula.
 
-    An apostrophe is put before it, as people do in spreadsheets. A number is none, though it may begin with a sign.
+    A formula would be run when somebody opens the table. An apostrophe is put before such a
+    text, as people do in spreadsheets. A number is left alone, though it may begin with a sign.
 
     Examples
     --------
@@ -67,18 +72,27 @@ def safe_in_spreadsheets(text: str) -> str:
 
 
 class DelimitedOutput:
-    """CSV or TSV, in UTF-8, with a header. `made` are columns of ours, which are kept safe in spreadsheets."""
+    """CSV or TSV, in UTF-8, with a header.
+
+    `made` are the columns that perdure adds, which are kept safe in spreadsheets. The columns of
+    the input stay as they are.
+    """
 
     def __init__(self, file: BinaryIO, columns: Sequence[str], delimiter: str, made: Sequence[str]):
         self._columns = columns
         self._made = made
-        self._writer = csv.writer(_Utf8(file), delimiter=delimiter, lineterminator="\n")
+        self._writer = csv.writer(
+            _Utf8(file),
+            delimiter=delimiter,
+            lineterminator="\n",  # not the default, which is that of Windows
+        )
         self._writer.writerow(columns)
 
     def write(self, rows: Sequence[Cells]) -> None:
         """Write rows."""
         for row in rows:
-            self._writer.writerow([self._cell(row, name) for name in self._columns])
+            cells = [self._cell(row, name) for name in self._columns]
+            self._writer.writerow(cells)
 
     def _cell(self, row: Cells, name: str) -> str:
         value = row.get(name)
@@ -90,25 +104,29 @@ class DelimitedOutput:
             text = value.isoformat()
         else:
             text = to_json(value)
+        # The user's own cells are theirs; the names of classes may come from a stranger's run.
         return safe_in_spreadsheets(text) if name in self._made else text
 
     def close(self) -> None:
-        """Finish the table: nothing is left to do."""
+        """Do nothing: every row has been written already."""
 
 
 class _Utf8:
-    """What `csv` writes its lines to. Unlike a `TextIOWrapper` it never closes the file, or writes late."""
+    """The text file that `csv` writes to.
+
+    Unlike a `TextIOWrapper` it never closes the file below it, and never writes late.
+    """
 
     def __init__(self, file: BinaryIO):
         self._file = file
 
     def write(self, text: str) -> None:
-        # half of a surrogate pair, which JSON can hold, is written as JSON writes it
+        # Half of a surrogate pair, which JSON can hold, is written as JSON writes it.
         self._file.write(text.encode("utf-8", errors="backslashreplace"))
 
 
 class JsonOutput:
-    """Objects, one a line, or all in a list."""
+    """JSON objects, one on each line, or all in a list."""
 
     def __init__(self, file: BinaryIO, *, as_list: bool):
         self._file = file
@@ -118,7 +136,9 @@ class JsonOutput:
     def write(self, rows: Sequence[Cells]) -> None:
         """Write rows."""
         for row in rows:
-            self._file.write(self._between + to_json(row).encode())
+            # Between rows, not after them: JSON allows no comma after the last one.
+            line = to_json(row).encode()
+            self._file.write(self._between + line)
             self._between = b",\n" if self._as_list else b"\n"
 
     def close(self) -> None:
@@ -127,7 +147,7 @@ class JsonOutput:
 
 
 class ParquetOutput:
-    """Parquet with the columns and types of a schema; a piece is written at a time."""
+    """Parquet with the columns and types of a schema; each `write` makes a row group."""
 
     def __init__(self, file: BinaryIO, schema: pa.Schema):
         self._schema = schema
@@ -138,17 +158,22 @@ class ParquetOutput:
         columns = []
         for field in self._schema:
             values = [row.get(field.name) for row in rows]
+            # A column of several types was given the type of a text (see `Types`).
             if pa.types.is_string(field.type):
-                values = [
-                    value if value is None or isinstance(value, str) else to_json(value)
-                    for value in values
-                ]
+                values = [_as_text(value) for value in values]
             columns.append(pa.array(values, field.type))
-        self._writer.write_table(pa.Table.from_arrays(columns, schema=self._schema))
+        table = pa.Table.from_arrays(columns, schema=self._schema)
+        self._writer.write_table(table)
 
     def close(self) -> None:
         """Finish the table; the file stays open."""
         self._writer.close()
+
+
+def _as_text(value: object) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    return to_json(value)
 
 
 TableOutput = DelimitedOutput | JsonOutput | ParquetOutput
@@ -163,9 +188,10 @@ def table_output(
     Parameters
     ----------
     table
-        Where the rows come from. The delimiter of CSV, and the types of Parquet, stay as they are there.
+        The table that the rows come from. The output has its delimiter of CSV, and its types of
+        Parquet.
     types
-        Those of all its rows.
+        The types of all its rows.
     made
         The columns that are added, with their types.
     """
@@ -173,7 +199,8 @@ def table_output(
     try:
         yield output
     except BaseException:
-        # pyarrow writes when it is collected, should it still be open; the file is thrown away in any case
+        # A Parquet writer that is still open writes when it is collected, to a file that may be
+        # closed by then. What it writes now does not matter: the file is thrown away in any case.
         with contextlib.suppress(Exception):
             output.close()
         raise
@@ -184,17 +211,16 @@ def _opened(
     file: BinaryIO, path: Path, table: Table, types: "Types", made: Mapping[str, pa.DataType]
 ) -> TableOutput:
     ending = path.suffix.lower()
-    columns = list(dict.fromkeys([*table.columns, *types.columns, *made]))
     if ending in (".json", ".jsonl"):
         return JsonOutput(file, as_list=ending == ".json")
     if ending == ".parquet":
         return ParquetOutput(file, _schema(table, types, made))
+    # A header needs all columns at the start; later rows of JSON may have keys of their own.
+    names = [*table.columns, *types.columns, *made]
+    columns = list(dict.fromkeys(names))
     delimiter = "\t" if ending == ".tsv" else ","
-    if (
-        ending == ".csv"
-        and isinstance(table.reader, Delimited)
-        and table.path.suffix.lower() == ".csv"
-    ):
+    # From CSV to CSV, the delimiter stays: it is the one that its readers are set up for.
+    if ending == table.path.suffix.lower() == ".csv" and isinstance(table.reader, Delimited):
         delimiter = table.reader.delimiter
     return DelimitedOutput(file, columns, delimiter, list(made))
 
@@ -203,26 +229,31 @@ def _schema(table: Table, types: "Types", made: Mapping[str, pa.DataType]) -> pa
     if isinstance(table.reader, Parquet):
         fields = list(pq.read_schema(table.path))
     else:
-        fields = [pa.field(name, kind) for name, kind in types.found().items()]
-    return pa.schema([*fields, *(pa.field(name, kind) for name, kind in made.items())])
+        fields = []
+        for name, kind in types.inferred().items():
+            fields.append(pa.field(name, kind))
+    for name, kind in made.items():
+        fields.append(pa.field(name, kind))
+    return pa.schema(fields)
 
 
-def to_json(value: Any) -> str:
+def to_json(value: object) -> str:
     """Write a value of JSON or Parquet as JSON, with the digits of each number as they were read.
 
     Raises
     ------
     DataError
-        It is of a type that JSON does not have, as bytes are.
+        The value is of a type that JSON does not have, such as bytes.
     """
-    if isinstance(value, Number):  # `json` would write the float that it is
+    # Not by a subclass of `JSONEncoder`: it writes every float, and so a `Number`, by itself.
+    if isinstance(value, Number):
         return value.written
     if isinstance(value, Mapping):
-        return (
-            "{"
-            + ", ".join(f"{_quoted(str(key))}: {to_json(inner)}" for key, inner in value.items())
-            + "}"
-        )
+        members = []
+        for key, inner in value.items():
+            name = _quoted(str(key))
+            members.append(f"{name}: {to_json(inner)}")
+        return "{" + ", ".join(members) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(to_json, value)) + "]"
     if isinstance(value, str):
@@ -234,29 +265,29 @@ def to_json(value: Any) -> str:
     if value is None or isinstance(value, bool | int | float):
         return json.dumps(value)
     raise DataError(
-        f"A value of type `{type(value).__name__}` can only be written as Parquet. Give an `--output` that ends in "
-        "`.parquet`."
+        f"A value of type `{type(value).__name__}` can only be written as Parquet. "
+        "Give an `--output` that ends in `.parquet`."
     )
 
 
 def _quoted(text: str) -> str:
-    """Write a text in quotes; one that UTF-8 cannot write (half a surrogate pair) with escapes."""
+    """Write a text in quotes, as readable as it can be."""
     try:
         text.encode()
-    except UnicodeEncodeError:
+    except UnicodeEncodeError:  # half of a surrogate pair, which UTF-8 cannot write
         return json.dumps(text)
     return json.dumps(text, ensure_ascii=False)
 
 
 class Types:
-    """The types of Parquet that the columns of a table need, as its rows are seen.
+    """The types of Parquet that the columns of a table need, learned from its rows.
 
     Examples
     --------
     >>> types = Types()
     >>> types.see({"note": "hi", "stars": 5, "tags": ["a"]})
     >>> types.see({"note": None, "stars": 4.5, "tags": ["b"]})
-    >>> {name: str(type) for name, type in types.found().items()}
+    >>> {name: str(type) for name, type in types.inferred().items()}
     {'note': 'string', 'stars': 'double', 'tags': 'string'}
     """
 
@@ -266,22 +297,30 @@ class Types:
     def see(self, row: Cells) -> None:
         """Take note of a row's columns and the kinds of their values."""
         for name, value in row.items():
-            self._seen.setdefault(name, set()).add(_kind(value))
+            kinds = self._seen.setdefault(name, set())
+            kinds.add(_kind(value))
 
     @property
     def columns(self) -> list[str]:
         """The columns of all rows, in the order in which they were first seen."""
         return list(self._seen)
 
-    def found(self) -> dict[str, pa.DataType]:
-        """Return the type of each column: one that holds several kinds, lists or objects is text, in JSON."""
-        return {name: _type(kinds - {"nothing"}) for name, kinds in self._seen.items()}
+    def inferred(self) -> dict[str, pa.DataType]:
+        """Return the type of each column.
+
+        A column that holds several kinds of values, lists or objects is text, in JSON.
+        """
+        # Every type of Parquet has a null, so a cell without a value says nothing about it.
+        types = {}
+        for name, kinds in self._seen.items():
+            types[name] = _type(kinds - {"nothing"})
+        return types
 
 
-def _kind(value: Any) -> str:
+def _kind(value: object) -> str:
     if value is None:
         return "nothing"
-    if isinstance(value, bool):
+    if isinstance(value, bool):  # first, because in Python it is a whole number, too
         return "truth"
     if isinstance(value, int):
         return "whole" if value in WHOLE else "other"

