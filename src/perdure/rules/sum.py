@@ -8,12 +8,15 @@ from perdure.vectors.task_vector import TaskVector, total
 def sum(vectors: dict[str, TaskVector]) -> TaskVector:
     """Theta = Theta_pre + sum of tau_t.
 
-    What O-LoRA (arXiv 2310.14152) and InfLoRA (arXiv 2404.00228) do, and task arithmetic at scale 1.
+    O-LoRA (arXiv 2310.14152) and InfLoRA (arXiv 2404.00228) do this; it is task arithmetic at
+    scale 1.
 
     Examples
     --------
     >>> import torch
-    >>> sum({"a": TaskVector({"w": torch.tensor([1.0])}), "b": TaskVector({"w": torch.tensor([2.0])})})["w"].tolist()
+    >>> a = TaskVector({"w": torch.tensor([1.0])})
+    >>> b = TaskVector({"w": torch.tensor([2.0])})
+    >>> sum({"a": a, "b": b})["w"].tolist()
     [3.0]
     """
     return total(list(vectors.values()))
