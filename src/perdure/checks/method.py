@@ -1,7 +1,8 @@
 """The promises of every method, each a function that raises `CheckFailed` where one is broken.
 
-A check takes a `MethodUnderTest`; its docstring is the promise, in one sentence. The checks train a
-pico BERT on a toy stream of three tasks, as `perdure.run` and `perdure.learn` do it.
+A check takes a `MethodUnderTest`; its docstring is the promise, in one sentence. The
+checks train a pico BERT on a toy stream of three tasks, as `perdure.run` and
+`perdure.learn` do it.
 """
 
 import inspect
@@ -26,7 +27,7 @@ from perdure.models.backbone import Backbone, pooled
 MORE = Training(epochs=6, batch_size=8, learning_rate=0.02)
 """A falling loss takes more steps than a comparison of bytes, and a higher learning rate."""
 LOWER = 0.7
-"""The mean loss of the last steps of `MORE`, relative to that of the first steps, is below this."""
+"""The bound of the mean loss of the last steps of `MORE`, relative to the first steps."""
 ABOVE_CHANCE = 1.3
 """Heads that are computed are right at least this many times as often as a guess."""
 STOP_AT = 6
@@ -57,13 +58,18 @@ def hooks_take_what_the_loop_gives(method: MethodUnderTest) -> None:
             kind = type(override).__name__
             raise method.failed(f"has `{name}` as a {kind}, but it is a hook: make it a method.")
         if not _accepts_the_same(override, hook):
-            given = ", ".join(list(inspect.signature(hook).parameters)[1:])
+            _, *parameters = inspect.signature(hook).parameters  # without `self`
+            given = ", ".join(parameters)
             signature = f"{name}{inspect.signature(override)}"
             raise method.failed(f"has a hook `{signature}`, which is called with ({given}).")
 
 
-def _accepts_the_same(override: Callable[..., object], hook: Callable[..., object]) -> bool:
+Hook = Callable[..., object]
+
+
+def _accepts_the_same(override: Hook, hook: Hook) -> bool:
     """Return True if a bound hook can be called as that of the base class is."""
+    # Bound, not compared: another name for a parameter is fine where the loop gives no names.
     positional: list[None] = []
     by_name: dict[str, None] = {}
     _, *parameters = inspect.signature(hook).parameters.values()  # without `self`
@@ -72,6 +78,7 @@ def _accepts_the_same(override: Callable[..., object], hook: Callable[..., objec
             by_name[parameter.name] = None
         else:
             positional.append(None)
+    # `None` stands for any argument: only names and numbers are compared.
     try:
         inspect.signature(override).bind(*positional, **by_name)
     except TypeError:
@@ -117,6 +124,7 @@ def only_its_parameters_change(method: MethodUnderTest) -> None:
         seen.append(task)
         before = _tensors(backbone)
         adapter = learn(backbone, seen, instance, earlier)
+        # The model still holds the task's module, with its parameters as training left them.
         earlier.append(adapter)
         changed = _changed_in_model(backbone, instance, seen, before)
         if changed is None:
@@ -132,6 +140,7 @@ def _changed_in_model(
     backbone: Backbone, method: Method, seen: Sequence[Task], before: dict[str, Tensor]
 ) -> str | None:
     """Return the first tensor of the model that changed although it may not."""
+    # By identity: equal values in two tensors are common, such as zeros in biases.
     trained = {id(parameter) for parameter in method.parameters(backbone)}
     allowed = _heads_of(backbone, method, seen)
     for name, parameter in backbone.named_parameters():
@@ -147,7 +156,8 @@ def _changed_in_model(
 
 
 def _changed_in_module(backbone: Backbone, method: Method, adapter: Adapter) -> str | None:
-    """Return the first LoRA factor of the task's module that changed although it is not trained."""
+    """Return the first LoRA factor that changed although it is not trained."""
+    # Methods such as InfLoRA freeze one factor of a module that they have put in themselves.
     trained = {id(parameter) for parameter in method.parameters(backbone)}
     for layer, (A, B) in adapters.factors(backbone.model).items():
         factors = {
@@ -155,18 +165,20 @@ def _changed_in_module(backbone: Backbone, method: Method, adapter: Adapter) -> 
             f"{layer}.lora_B.weight": B,
         }
         for name, value in factors.items():
-            if id(value) not in trained and not torch.equal(value, adapter.start[name]):
+            start = adapter.start[name]
+            if id(value) not in trained and not torch.equal(value, start):
                 return f"`{name}` of its module"
     return None
 
 
 def _plain(name: str) -> str:
-    """Return the name of a tensor as it is without a module: peft wraps layers as `base_layer`."""
+    """Return the name that a tensor has without a module in the model."""
+    # peft moves the layer that it adapts into its own, as `base_layer`.
     return name.replace(".base_layer", "")
 
 
 def _tensors(backbone: Backbone) -> dict[str, Tensor]:
-    """Return a copy of all tensors, by the names that they have without a module in the model."""
+    """Return a copy of all tensors, by their names without a module in the model."""
     tensors: dict[str, Tensor] = {}
     for name, value in backbone.state_dict().items():
         tensors[_plain(name)] = value.clone()
@@ -176,10 +188,11 @@ def _tensors(backbone: Backbone) -> dict[str, Tensor]:
 def _heads_of(backbone: Backbone, method: Method, seen: Sequence[Task]) -> set[str]:
     """Return the names of the heads' tensors that may change.
 
-    They are the heads of tasks with examples. A method without examples computes its heads, and may
-    compute all of them anew.
+    They are the heads of tasks with examples. A method without examples computes its heads,
+    and may compute all of them anew.
     """
-    tasks = [task for task, _ in method.examples(seen)] or backbone.heads
+    with_examples = [task for task, _ in method.examples(seen)]
+    tasks = with_examples or backbone.heads
     names: set[str] = set()
     for task in tasks:
         names.add(f"_heads.task_{task}.weight")
@@ -216,12 +229,14 @@ def computed_heads_know_the_classes(method: MethodUnderTest) -> None:
     for step in range(1, len(method.stream) + 1):
         seen = method.stream.until(step).tasks
         adapter = learn(backbone, seen, instance, log=steps.append)
+        # A step would have been logged.
         if steps or instance.parameters(backbone) or instance.examples(seen):
             raise method.failed(
                 "says by `trains` that it trains nothing, but it has parameters or examples."
             )
-        has_module = adapter.config is not None or adapter.parameters
-        if has_module or adapters.attached(backbone.model):
+        wrote_module = adapter.config is not None or adapter.parameters
+        has_module = adapters.attached(backbone.model)
+        if wrote_module or has_module:
             raise method.failed(
                 "says by `trains` that it trains nothing, but it put a module into the model."
             )
@@ -236,10 +251,11 @@ def computed_heads_know_the_classes(method: MethodUnderTest) -> None:
 
 def _accuracy(backbone: Backbone, task: Task) -> float:
     """Return the accuracy of a task's head on its training examples."""
-    rows = backbone.encode(task.rows("train"))
+    examples = backbone.encode(task.rows("train"))
     head = backbone.own(task.name)
-    guesses = head(pooled(backbone, rows)).argmax(1)
-    right = guesses == torch.tensor(rows.labels)
+    logits = head(pooled(backbone, examples))
+    labels = torch.tensor(examples.labels)
+    right = logits.argmax(1) == labels
     return right.double().mean().item()
 
 
@@ -251,6 +267,7 @@ def what_it_isolates_is_learned_alone(method: MethodUnderTest) -> None:
     if not method.make().isolates:
         return
     first, second, *_ = method.stream
+    # New instances and backbones: what is remembered must not pass from one side to the other.
     alone = method.backbone()
     learned_alone = learn(alone, [second], method.make())
     after = method.backbone()
@@ -262,6 +279,7 @@ def what_it_isolates_is_learned_alone(method: MethodUnderTest) -> None:
         alone.own_state(second.name),
         after.own_state(second.name),
     )
+    # Equal to the last bit, because `perdure forget` relies on it.
     if not (same_module and same_head):
         raise method.failed(
             "says that it `isolates`, but an earlier task changed what it learned of the next."
@@ -276,6 +294,7 @@ def it_does_without_old_examples(method: MethodUnderTest) -> None:
     backbone = method.backbone()
     first, second, *_ = method.stream
     before = learn(backbone, [first], instance)
+    # As in a run whose old tables were deleted: asking for the examples raises `DataError`.
     gone = TaskWithoutData(
         first.name,
         first.classes,
@@ -318,7 +337,8 @@ def past_tasks_stay_as_they_are(method: MethodUnderTest) -> None:
 def a_run_goes_on_between_tasks(method: MethodUnderTest) -> None:
     """A run that stopped between two tasks can go on, and ends with the same bytes."""
     # Each call of `run` makes a new instance, as a new process does: only files carry over.
-    shutil.copytree(method.alone, method.folder / "between")
+    between = method.folder / "between"
+    shutil.copytree(method.alone, between)
     method.run("between", tasks=2)
     _require_equal(
         method,
@@ -355,6 +375,7 @@ def _run_until_stopped(method: MethodUnderTest) -> Losses:
         if losses.of_tasks[1:] == [STOP_AT]:
             signal.raise_signal(signal.SIGTERM)
 
+    # A signal in the middle of a step, as a scheduler sends it; the loop stops after the step.
     instance = method.make()
     losses = Losses(instance, stop_in_time)
     try:
@@ -406,6 +427,7 @@ def _require_equal(method: MethodUnderTest, expected: Path, actual: Path, failur
 
 def _bytes(folder: Path) -> dict[str, bytes]:
     """Return the tensors and the scores of a run, by file."""
+    # Not the other files: some of them hold times.
     files = [*folder.rglob("*.safetensors"), *folder.glob("scores.csv")]
     contents: dict[str, bytes] = {}
     for path in files:

@@ -2,6 +2,7 @@
 
 import random
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -11,18 +12,19 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from perdure.data.task import Task, TaskStream
 from perdure.models import pretrained
 
+# Words without a meaning: what a check learns comes from the toy tasks alone.
 WORDS = [f"w{i}" for i in range(60)]
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 """Special tokens, in the order of their ids (see `IN_COMMON`)."""
 TELLING = 3
 """The number of words that tell a class from others."""
-SIZES: dict[str, int] = {
+SIZES: dict[str, Any] = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
     "intermediate_size": 64,
 }
-IN_COMMON: dict[str, int] = {
+IN_COMMON: dict[str, Any] = {
     "vocab_size": len(SPECIAL) + len(WORDS),
     "max_position_embeddings": 40,
     "pad_token_id": 0,
@@ -35,9 +37,11 @@ IN_COMMON: dict[str, int] = {
 
 def tokenizer() -> transformers.PreTrainedTokenizerFast:
     """Return a tokenizer with one token per word."""
-    vocabulary = {token: i for i, token in enumerate([*SPECIAL, *WORDS])}
+    tokens = [*SPECIAL, *WORDS]
+    vocabulary = {token: i for i, token in enumerate(tokens)}
     inner = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    # The numbers are the places of the tokens in `SPECIAL`.
     inner.post_processor = processors.TemplateProcessing(
         "[CLS] $A [SEP]",
         special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
@@ -82,7 +86,7 @@ def toy_task(name: str, classes: list[str], seed: int, size: int = 32) -> Task:
     def rows(count: int, salt: int) -> Dataset:
         # Each split has random numbers of its own: its size changes no other split.
         rng = random.Random(1000 * seed + salt)
-        labels = [i % len(classes) for i in range(count)]
+        labels = [i % len(classes) for i in range(count)]  # balanced
         texts = [text(rng, label) for label in labels]
         return Dataset.from_dict({"text": texts, "label": labels})
 

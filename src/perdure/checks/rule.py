@@ -1,8 +1,8 @@
 """The promises of every rule, each a function that raises `CheckFailed` where one is broken.
 
-A check takes a `RuleUnderTest`; its docstring is the promise, in one sentence. The checks combine
-small random task vectors, each of which but the first lacks a layer: tasks may change different
-layers.
+A check takes a `RuleUnderTest`; its docstring is the promise, in one sentence. The checks
+combine small random task vectors, each of which but the first lacks a layer: tasks may
+change different layers.
 """
 
 import inspect
@@ -40,7 +40,7 @@ class Case:
 
 CASES = (
     Case(),
-    Case(out=2, width=6, rank=3, seed=1),  # more columns than the matrix can have rank
+    Case(out=2, width=6, rank=3, seed=1),  # factors of a rank above that of the matrix
     Case(out=6, width=2, rank=1, seed=2),
     Case(out=3, width=3, rank=2, seed=3, dtype=torch.float32),
 )
@@ -95,13 +95,14 @@ class RuleUnderTest:
             entries["b"] = random(case.out)
             if number == 1:
                 del entries["u"]
+            # A bias is no low-rank matrix.
             if number == 2 or self.nature.low_rank:
                 del entries["b"]
             made[task] = TaskVector(entries)
         return made
 
     def combine(self, vectors: Vectors) -> list[TaskVector]:
-        """Return the result of the rule: one task vector, or (a routed rule) one for each task."""
+        """Return the result of the rule: one task vector, or one for each task if routed."""
         options = dict(self.options)
         if "inputs" in self.nature.needs:
             options["inputs"] = {task: covariances(task, vectors) for task in vectors}
@@ -111,6 +112,7 @@ class RuleUnderTest:
     def _as_list(self, merged: object, vectors: Vectors) -> list[TaskVector]:
         if isinstance(merged, TaskVector):
             return [merged]
+        # A mixture holds the task vectors as they act: its experts.
         by_task = merged.experts if isinstance(merged, Mixture) else merged
         if not _are_task_vectors(by_task):
             kind = type(by_task).__name__
@@ -154,6 +156,7 @@ def covariances(task: str, vectors: Vectors) -> dict[str, Tensor]:
                 generator=torch.Generator().manual_seed(seed),
                 dtype=torch.float64,
             )
+            # Three times as many inputs as the layer is wide: the covariance can be inverted.
             made[name] = x.T @ x / len(x)
     return made
 
@@ -162,7 +165,10 @@ def full(vectors: Vectors, kind: Callable[[Tensor], Entry] = lambda value: value
     """Return the task vectors with full tensors as entries, each converted by `kind`."""
     made: Vectors = {}
     for task, vector in vectors.items():
-        made[task] = TaskVector({name: kind(vector.dense(name)) for name in vector.entries})
+        entries: dict[str, Entry] = {}
+        for name in vector.entries:
+            entries[name] = kind(vector.dense(name))
+        made[task] = TaskVector(entries)
     return made
 
 
@@ -255,7 +261,9 @@ def shapes_and_dtypes_are_kept(rule: RuleUnderTest) -> None:
 def _kinds(rule: RuleUnderTest, case: Case) -> list[Vectors]:
     """Return the task vectors of a case in factors, and in full if the rule takes that."""
     vectors = rule.vectors(case)
-    return [vectors] if rule.nature.low_rank else [vectors, full(vectors)]
+    if rule.nature.low_rank:
+        return [vectors]
+    return [vectors, full(vectors)]
 
 
 def _check_entries(
@@ -274,7 +282,8 @@ def _check_entries(
             if shape != expected:
                 raise rule.failed(f"returned `{name}` with the shape {shape}, not {expected}.")
         if value.dtype != dtype:
-            raise rule.failed(f"returned `{name}` as {value.dtype} for task vectors of {dtype}.")
+            types = f"{value.dtype} for task vectors of {dtype}"
+            raise rule.failed(f"returned `{name}` as {types}.")
         if not value.isfinite().all():
             raise rule.failed(f"returned numbers that are infinite or not defined for `{name}`.")
 
@@ -313,6 +322,7 @@ def the_same_again(rule: RuleUnderTest) -> None:
         second = rule.combine(vectors)
         for left, right in zip(first, second, strict=True):
             for name in left.entries:
+                # Exactly equal, because a run that goes on must come to the same bytes.
                 if not torch.equal(left.dense(name), right.dense(name)):
                     raise rule.failed(
                         f"made a different `{name}` when it was called again: "
@@ -358,9 +368,12 @@ def different_shapes_are_refused(rule: RuleUnderTest) -> None:
                 f"refused a layer of different shapes, but did not name it: {error}"
             ) from error
         return
-    given = [vector.dense("w") for vector in vectors.values()]
+    # Without an error, each result must be the layer of a single task.
+    given: list[Tensor] = []
+    for vector in vectors.values():
+        given.append(vector.dense("w"))
     for value in merged:
-        # A rule that picks a task, such as `last`, may return that task's layer.
+        # So does a rule that picks a task, such as `last`.
         if not any(_identical(value, layer) for layer in given):
             raise rule.failed(
                 "combined layers of different shapes: "

@@ -1,4 +1,4 @@
-"""A method under test: its model, its tasks, its runs, and the losses that it is asked for."""
+"""A method under test: its model, its tasks, its runs, and a count of its losses."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +18,7 @@ from perdure.models.backbone import Backbone
 from perdure.models.examples import Batch
 from perdure.runs.begin import run
 
+# Enough steps to reach the second epoch, and few enough for a check in seconds.
 FEW = Training(epochs=2, batch_size=8, learning_rate=0.01)
 SEED = 3
 
@@ -61,6 +62,7 @@ class MethodUnderTest:
     def whole(self) -> Path:
         """The folder of a run of all tasks."""
         instance = self.make()
+        # The count is filled while the run goes on.
         self.losses = Losses(instance).of_tasks
         return self.run("whole", method=instance)
 
@@ -104,7 +106,11 @@ class Losses:
     `inspect_loss` sees each loss before the loop does.
     """
 
-    def __init__(self, method: Method, inspect_loss: Callable[[object], None] = lambda loss: None):
+    def __init__(
+        self,
+        method: Method,
+        inspect_loss: Callable[[object], None] = lambda loss: None,
+    ):
         self.of_tasks: list[int] = []
         begin = method.begin
         loss = method.loss

@@ -96,6 +96,7 @@ def outcomes(name: str, settings: Sequence[str] = ()) -> Iterator[Outcome]:
     {True}
     """
     _check_that_it_exists(name)
+    # The runs of a method's checks are written here, and go with the last outcome.
     with TemporaryDirectory(prefix="perdure-check-") as folder:
         promises: list[Promise] = []
 
@@ -116,10 +117,14 @@ def require(name: str, outcomes: Sequence[Outcome]) -> None:
     CheckFailed
         A check has failed. The cause holds the errors of all that have.
     """
-    errors = [outcome.error for outcome in outcomes if outcome.error]
+    errors: list[Exception] = []
+    for outcome in outcomes:
+        if outcome.error:
+            errors.append(outcome.error)
     if errors:
         group = ExceptionGroup("checks", errors)
-        raise CheckFailed(f"`{name}` fails {len(errors)} of {len(outcomes)} checks.") from group
+        count = f"{len(errors)} of {len(outcomes)}"
+        raise CheckFailed(f"`{name}` fails {count} checks.") from group
 
 
 def _check_that_it_exists(name: str) -> None:
@@ -139,6 +144,7 @@ def _promises(name: str, settings: Sequence[str], folder: Path) -> list[Promise]
     given = section(name, settings)
     kind = _kind(name)
     loaded = registry.find(kind, name)
+    # Settings of a rule are checked here; those of a method by `make_method`.
     if kind == "rule":
         _, options = named(given, "rule")
         options = checked(loaded, options, f"rule `{name}`")
@@ -171,6 +177,7 @@ def _kind(name: str) -> registry.Kind:
         The file cannot be run, or holds neither a method nor a rule.
     """
     if not name.endswith(".py"):
+        # The name exists (`_check_that_it_exists`), so one of the kinds has it.
         return next(kind for kind in KINDS if name in registry.names(kind))
     errors: dict[str, InputError] = {}
     for kind in KINDS:
@@ -190,11 +197,13 @@ def _outcome(promise: Promise) -> Outcome:
     """Run a check, and return its outcome."""
     try:
         promise.check()
+    # Our own errors are sentences already.
     except PerdureError as error:
         return Outcome(promise.text, str(error), error)
     except Exception as error:
         # An author's error is a failed check with its place in the file, not a crash of ours.
-        summary = " ".join(traceback.format_exception_only(error)[-1].split())
+        last_line = traceback.format_exception_only(error)[-1]
+        summary = " ".join(last_line.split())
         reason = registry.fault(error) or f"{summary}."
         return Outcome(promise.text, reason, error)
     return Outcome(promise.text)

@@ -1,4 +1,4 @@
-"""Measure a system: combine its tasks and score them. Values are returned; no file is written."""
+"""Measure a system: combine its tasks and score them. No file is written."""
 
 import time
 from collections.abc import Iterable, Mapping
@@ -39,12 +39,14 @@ class Evaluation:
 
     def due(self, step: int, tasks: int) -> bool:
         """Return True if a measurement is due after `step` of the tasks."""
-        return self.steps == "all" or (self.steps == "last" and step == tasks)
+        if self.steps == "last":
+            return step == tasks
+        return self.steps == "all"
 
 
 @dataclass(frozen=True)
 class Score:
-    """One value, as a row of `scores.csv`: `step` tasks had been learned when it was measured."""
+    """One value, measured after `step` tasks: a row of `scores.csv`."""
 
     step: int
     task: str
@@ -85,7 +87,12 @@ class Measurement:
 
 
 def measure(
-    system: System, stream: TaskStream, evaluation: Evaluation, seed: int = 0, *, quiet: bool = True
+    system: System,
+    stream: TaskStream,
+    evaluation: Evaluation,
+    seed: int = 0,
+    *,
+    quiet: bool = True,
 ) -> Measurement:
     """Combine the tasks of a system and score them on test examples.
 
@@ -114,6 +121,7 @@ def measure(
     with system.loaded(), Progress(title, len(tasks), quiet=quiet) as progress:
         if evaluation.future:
             _give_fresh_heads(system, stream.tasks[step:], seed)
+        # Inside `loaded`, because a search answers validation examples with the heads of now.
         acting, candidates = with_best_scale(system, stream)
         # Before the first task every head is untrained: all tasks of the stream compete.
         among = acting.classes or {task.name: task.classes for task in stream}
@@ -125,6 +133,7 @@ def measure(
                 among=among,
             )
             progress.to(number)
+        # A milestone: outside a terminal, a log gets a line with the averages.
         progress.to(len(tasks), _averages(answers), reached=True)
     seconds = time.perf_counter() - started
     return Measurement(
@@ -141,9 +150,12 @@ def measure(
 def _scores(
     system: System, stream: TaskStream, evaluation: Evaluation, answers: Mapping[str, Answers]
 ) -> Iterable[Score]:
-    # A `task` stream promises the name of the task. Answered without it, it is class-incremental.
+    # A `task` stream promises the task's name. Answered without it, it is class-incremental.
     unknown = "class" if stream.scenario == "task" else stream.scenario
-    accuracies = {task: of_task.accuracy() for task, of_task in answers.items()}
+    # Once per task, not once per row.
+    accuracies: dict[str, dict[TaskId, float]] = {}
+    for task, of_task in answers.items():
+        accuracies[task] = of_task.accuracy()
     for task_id in evaluation.task_ids:
         for task, accuracy in accuracies.items():
             yield Score(
@@ -164,7 +176,8 @@ def measurable(stream: TaskStream, step: int, evaluation: Evaluation) -> list[st
 
 
 def check_search(stream: TaskStream, step: int, rule: Rule) -> None:
-    """Raise `InputError` if a rule has to search its scale, but examples of a task are missing."""
+    """Raise `InputError` if a rule has to search its scale and lacks examples for it."""
+    # Before the first task there is nothing to scale.
     missing = stream.until(step).missing if step else {}
     if not rule.searches or not missing:
         return
@@ -192,9 +205,11 @@ def _averages(answers: Mapping[str, Answers]) -> str:
 def _give_fresh_heads(system: System, tasks: Iterable[Task], seed: int) -> None:
     """Give future tasks the head that all tasks share, or untrained ones.
 
-    Untrained heads are the same at each step, so that differences between steps come from learning.
+    Untrained heads are the same at each step, so that differences between steps come from
+    learning.
     """
     backbone = system.backbone
+    # Forked: a measurement must not change the random numbers that training draws later.
     with torch.random.fork_rng(devices=[]):
         for task in tasks:
             if system.shares_head and backbone.heads:

@@ -1,8 +1,8 @@
 """Numbers from the accuracy matrix R (Lopez-Paz & Ranzato 2017).
 
-R[i, j] is the score on task j after learning task i; rows and columns count from 0 to T - 1. Scores
-of tasks not yet learned may be missing (nan) where a metric does not need them. Every definition
-states its divisor, because published ones differ.
+R[i, j] is the score on task j after learning task i; rows and columns count from 0.
+Scores of tasks not yet learned may be missing (nan) where a metric does not need them.
+Every definition states its divisor, because published ones differ.
 """
 
 import numpy as np
@@ -33,7 +33,7 @@ def average_incremental_accuracy(R: Float[ndarray, "steps tasks"]) -> float:
     """
     per_step: list[float] = []
     for i in range(len(R)):
-        learned_so_far = R[i, : i + 1]
+        learned_so_far = R[i, : i + 1]  # the rest may be nan
         per_step.append(learned_so_far.mean())
     return float(np.mean(per_step))
 
@@ -63,10 +63,10 @@ def forward_transfer(
 
     It is nan for one task.
 
-    With a head per task, the head of a future task is untrained: with the task given, FWT is then
-    near zero. Without the task, a class of no task learned so far is never predicted, while b is
-    measured with untrained heads of all tasks: FWT is then meaningful only where tasks share
-    classes (scenario `domain`).
+    With a head per task, the head of a future task is untrained: with the task given, FWT is
+    then near zero. Without the task, a class of no task learned so far is never predicted,
+    while b is measured with untrained heads of all tasks: FWT is then meaningful only where
+    tasks share classes (scenario `domain`).
 
     Examples
     --------
@@ -75,7 +75,7 @@ def forward_transfer(
     """
     if len(R) < 2:
         return float("nan")
-    just_before = np.diag(R, k=1)
+    just_before = np.diag(R, k=1)  # R[j-1, j]: the step before task j is learned
     gains = just_before - zero_shot[1:]
     return float(gains.mean())
 
@@ -97,16 +97,16 @@ def forgetting(R: Float[ndarray, "steps tasks"]) -> float:
         return float("nan")
     drops: list[float] = []
     for j in range(last):
-        best_before = R[j:last, j].max()
+        best_before = R[j:last, j].max()  # from row j on: earlier scores are zero-shot
         drops.append(best_before - R[last, j])
     return float(np.mean(drops))
 
 
 def standard_error(scores: Float[ndarray, " tasks"], examples: Int[ndarray, " tasks"]) -> float:
-    """SE = (1/T) sqrt(sum over j of p_j (1 - p_j) / n_j): the standard error of a mean accuracy.
+    """SE = (1/T) sqrt(sum over j of p_j (1 - p_j) / n_j), the error of a mean accuracy.
 
-    It measures the chance in the test examples: p_j is the share of the n_j test examples of task j
-    that was answered right, and the examples are taken as independent.
+    It measures the chance in the test examples: p_j is the share of the n_j test examples of
+    task j that was answered right, and the examples are taken as independent.
 
     Examples
     --------
@@ -120,7 +120,7 @@ def standard_error(scores: Float[ndarray, " tasks"], examples: Int[ndarray, " ta
 def summary(
     R: Float[ndarray, "steps tasks"], zero_shot: Float[ndarray, " tasks"] | None = None
 ) -> dict[str, float]:
-    """Return all metrics by name; `forward_transfer` only where `zero_shot` scores are known."""
+    """Return all metrics by name; `forward_transfer` only with `zero_shot` scores."""
     values = {
         "average_accuracy": average_accuracy(R),
         "average_incremental_accuracy": average_incremental_accuracy(R),

@@ -2,9 +2,10 @@
 
 p(class | x) = sum over t of p(t | x) p(class | t, x)   (Kim et al. 2022, arXiv 2211.02633)
 
-Each class is a Gaussian over the features of the *frozen* backbone, all with one covariance (linear
-discriminant analysis). Only sums are kept of a task. They add up example by example and task by
-task, do not depend on the order and hold no example; a task is forgotten by leaving its sums out.
+Each class is a Gaussian over the features of the *frozen* backbone, all with one
+covariance (linear discriminant analysis). Only sums are kept of a task. They add up
+example by example and task by task, do not depend on the order and hold no example; a
+task is forgotten by leaving its sums out.
 """
 
 from __future__ import annotations
@@ -25,14 +26,15 @@ from perdure.vectors.statistics import Statistics, within
 class TaskPosterior:
     """log p(t | x) from the statistics of tasks.
 
-    p(t | x) is proportional to the sum over the classes c of t of pi_c N(x; mu_c, Sigma). Before x
-    is seen all tasks are equally likely, and within a task a class is as likely as it was in
-    training. Sigma is the covariance within classes, pooled over tasks and shrunk:
+    p(t | x) is proportional to the sum over the classes c of t of pi_c N(x; mu_c, Sigma).
+    Before x is seen all tasks are equally likely, and within a task a class is as likely as
+    it was in training. Sigma is the covariance within classes, pooled over tasks and shrunk:
     (1 - s) Sigma + s (trace Sigma / d) I.
 
-    This is linear discriminant analysis, and it is overconfident: a transformer's features are not
-    Gaussian, and each of their many dimensions counts as new evidence. Probabilities lie nearer to
-    0 and 1 than they should, at any shrinkage. They weigh the heads all the same.
+    This is linear discriminant analysis, and it is overconfident: a transformer's features
+    are not Gaussian, and each of their many dimensions counts as new evidence. Probabilities
+    lie nearer to 0 and 1 than they should, at any shrinkage. They weigh the heads all the
+    same.
 
     Parameters
     ----------
@@ -63,10 +65,12 @@ class TaskPosterior:
             share = n / of_task.counts.sum()
             self.sizes.append(len(n))
             counts.append(n)
-            means.append(of_task.sums[present] / n[:, None])
+            sums = of_task.sums[present]
+            means.append(sums / n[:, None])
             log_priors.append(share.log())
         self.means = torch.cat(means)
         self.log_prior = torch.cat(log_priors)
+        # One covariance for all classes, so the products of all tasks are added.
         products = torch.stack([of_task.products for of_task in statistics.values()])
         covariance = within(
             torch.cat(counts),
@@ -92,6 +96,7 @@ class TaskPosterior:
         weighted = self.means @ self.precision
         offsets = 0.5 * (weighted * self.means).sum(1)
         scores = x @ weighted.T - offsets + self.log_prior
+        # The sum over a task's classes, in logarithms.
         per_task: list[Tensor] = []
         for of_task in scores.split(self.sizes, dim=1):
             per_task.append(of_task.logsumexp(1))
@@ -109,12 +114,14 @@ class TaskPosterior:
 @torch.no_grad()
 def describe(backbone: Backbone, examples: Examples) -> Float[Tensor, "examples features"]:
     """Return the frozen backbone's features of examples; they are computed once and kept."""
+    # Kept with the examples, because training, measuring and searching all ask for them.
     if examples.described is None:
         backbone.eval()
-        described: list[tuple[list[int], Tensor]] = []
+        described = []
         # The features must not change from task to task: no adapter may act.
         with adapters.disabled(backbone.model):
             for rows, batch in examples.batches(device=backbone.device):
-                described.append((rows, backbone.features(batch).cpu()))
+                features = backbone.features(batch).cpu()
+                described.append((rows, features))
         examples.described = in_order(described)
     return examples.described

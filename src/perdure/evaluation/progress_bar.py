@@ -1,7 +1,7 @@
 """Signs of life: a bar on a terminal; elsewhere, as in a scheduler's log, a line now and then.
 
-Both go to standard output, before the result; with `--quiet` or `--json` the result stands there
-alone.
+Both go to standard output, before the result; with `--quiet` or `--json` the result
+stands there alone.
 """
 
 import time
@@ -47,9 +47,10 @@ class Progress:
     ):
         self.title = printable(title)
         self.total = total
-        self.first = done
+        self.first = done  # the pace is measured from here
         console = Console()
         is_terminal = console.is_terminal and not console.is_dumb_terminal
+        # A notebook draws bars, too, although it is no terminal.
         live = console.is_jupyter or is_terminal
         self._lines = not quiet and not live
         self._bar = _bar(console) if bar and live and not quiet else None
@@ -85,6 +86,7 @@ class Progress:
         reached
             Mark a milestone (an epoch, a task): outside a terminal a line is printed.
         """
+        # It may hold names from a stranger's folder.
         message = printable(message)
         if self._bar:
             text = f"{self.title}  {message}" if message else self.title
@@ -95,7 +97,8 @@ class Progress:
             )
         elif self._lines and (reached or self._silent()):
             self._spoke = time.monotonic()
-            words = [message or f"{done:,} done", *self._left(done)]
+            state = message or f"{done:,} done"
+            words = [state, *self._left(done)]
             # Flushed at once: the reader of a log wants to know that the process is alive.
             print(f"{self.title}: {', '.join(words)}", flush=True)
 
@@ -116,7 +119,7 @@ class Progress:
 
 
 def _bar(console: Console) -> rich.progress.Progress:
-    # On a narrow terminal the text folds and the bar shrinks; by default, rich would cut numbers.
+    # On a narrow terminal the text folds and the bar shrinks; by default, numbers are cut.
     folded = Column(overflow="fold")
     shrinking = Column(width=BAR)
     percent = Column(min_width=len("100%"), no_wrap=True)

@@ -15,7 +15,7 @@ from perdure.merging.search import Scales
 from perdure.vectors.task_vector import LowRank, TaskVector
 
 Scale = float | dict[str, float] | dict[str, list[float]]
-"""The scale of a rule: a number, one per task, or a list per task (by parts of equal depth)."""
+"""A number, one for each task, or a list for each task (by parts of equal depth)."""
 
 
 class Candidate(TypedDict):
@@ -28,13 +28,14 @@ class Candidate(TypedDict):
 def with_best_scale(system: System, stream: TaskStream) -> tuple[System, list[Candidate]]:
     """Return the system with its best scale on validation examples, and all candidates.
 
-    A rule that searches nothing is left as it is. Test data is never looked at. The validation
-    examples of earlier tasks have to be kept; where that is not allowed, use a scale that needs no
-    data (`1/n`).
+    A rule that searches nothing is left as it is. Test data is never looked at. The
+    validation examples of earlier tasks have to be kept; where that is not allowed, use a
+    scale that needs no data (`1/n`).
     """
     rule = system.rule
     if not rule.searches or not system.learned:
         return system, []
+    # The harder way to know the task, unless the stream promises to name it.
     task_id: TaskId = "given" if stream.scenario == "task" else "posterior"
 
     def named(scales: Scales) -> Scale:
@@ -62,6 +63,7 @@ def with_best_scale(system: System, stream: TaskStream) -> tuple[System, list[Ca
                 # The scale is too large to answer anything. That is a bad score, not an error.
                 return 0.0
 
+        # Inside the block: each candidate is scored with the model in its moved state.
         start = search.start_of(len(system.tasks), rule.search)
         tried = search.candidates(score, start, rule.search)
     best = named(search.best(tried))
@@ -75,8 +77,9 @@ def with_best_scale(system: System, stream: TaskStream) -> tuple[System, list[Ca
 def _scaled(system: System) -> Iterator[Callable[[Scale], Combined]]:
     """Yield a function from a scale to the combination with it.
 
-    Low-rank task vectors of `task_arithmetic` are moved in the model's own weights: a search then
-    pays for what changes between two candidates, not for each combination from the start.
+    Low-rank task vectors of `task_arithmetic` are moved in the model's own weights: a search
+    then pays for what changes between two candidates, not for each combination from the
+    start.
     """
     vectors = _low_rank_vectors(system)
     if not vectors:
@@ -94,7 +97,7 @@ def _scaled(system: System) -> Iterator[Callable[[Scale], Combined]]:
 
 
 def _low_rank_vectors(system: System) -> list[TaskVector]:
-    """Return the task vectors whose scales can be moved in the model; empty if there are none."""
+    """Return the task vectors if their scales can be moved in the model, else none."""
     rule = system.rule
     if rule.name != "task_arithmetic" or rule.space != "delta":
         return []

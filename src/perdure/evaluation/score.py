@@ -33,10 +33,12 @@ def task_logits(
 ) -> dict[str, Float[Tensor, "examples _"]]:
     """Return the logits of each task's head.
 
-    This takes one pass over the examples; a routed model takes one for each task. Where the task
-    posterior picks one task for each example, `log_weights` = log p(t | x) reduce it to one again.
+    This takes one pass over the examples; a routed model takes one for each task. Where the
+    task posterior picks one task for each example, `log_weights` = log p(t | x) reduce it to
+    one again.
     """
     if combined.picks and log_weights is not None:
+        # One pass: each example goes to the expert of its likeliest task.
         likeliest: list[int] = log_weights.argmax(1).tolist()
         picked = [tasks[i] for i in likeliest]
         pooled = features(
@@ -46,6 +48,7 @@ def task_logits(
             picked=picked,
         )
         return _heads(backbone, combined, pooled, tasks)
+    # Each task has a model of its own, and only its own head reads that.
     if combined.routed:
         logits: dict[str, Tensor] = {}
         for task in tasks:
@@ -77,7 +80,8 @@ def _heads(
     logits: dict[str, Tensor] = {}
     for task in tasks:
         head = backbone.own(task)
-        logits[task] = head(pooled).cpu()
+        scores = head(pooled)
+        logits[task] = scores.cpu()
     for task, values in logits.items():
         broken = (~values.isfinite()).any(1)
         if broken.any():
@@ -119,7 +123,9 @@ def features(
     return in_order(pooled)
 
 
-def settled(log_weights: Float[Tensor, "examples tasks"]) -> Float[Tensor, "examples tasks"]:
+def settled(
+    log_weights: Float[Tensor, "examples tasks"],
+) -> Float[Tensor, "examples tasks"]:
     """Put all weight on the likeliest task.
 
     Examples
@@ -141,9 +147,9 @@ def probabilities(
 ) -> Float[Tensor, "examples classes"]:
     """Return p(class | x) over the classes of all tasks.
 
-    With `log_weights` = log p(t | x), it is the sum over t of p(t | x) p(class | t, x). Without, it
-    is one softmax over all heads, as if they were one. A class that several tasks have gets the sum
-    of its probabilities.
+    With `log_weights` = log p(t | x), it is the sum over t of p(t | x) p(class | t, x).
+    Without, it is one softmax over all heads, as if they were one. A class that several tasks
+    have gets the sum of its probabilities.
 
     Parameters
     ----------
@@ -158,6 +164,7 @@ def probabilities(
     [[0.5, 0.375, 0.125]]
     """
     joint = by_task(logits, log_weights)
+    # The last column that any task uses; `columns` need not be in order.
     width = max(max(of_task) for of_task in columns) + 1
     result = torch.zeros(
         len(joint[0]),
@@ -174,16 +181,19 @@ def by_task(
     logits: Mapping[str, Float[Tensor, "examples _"]],
     log_weights: Float[Tensor, "examples tasks"] | None = None,
 ) -> list[Float[Tensor, "examples _"]]:
-    """Return p(task, class | x) for each task and its own classes, which `probabilities` sums."""
+    """Return p(task, class | x) for each task and its classes; `probabilities` adds them up."""
     if log_weights is None:
         concatenated = torch.cat(list(logits.values()), dim=1)
         widths = [values.shape[1] for values in logits.values()]
         return list(concatenated.softmax(1).split(widths, dim=1))
-    weights = log_weights.exp().to(next(iter(logits.values())))
+    # Exponentiated in double precision, before they take the logits' type.
+    first = next(iter(logits.values()))
+    weights = log_weights.exp().to(first)
     joint: list[Tensor] = []
     for i, values in enumerate(logits.values()):
         weight = weights[:, [i]]
-        joint.append(weight * values.softmax(1))
+        chances = values.softmax(1)
+        joint.append(weight * chances)
     return joint
 
 
@@ -233,4 +243,9 @@ class Answers:
             of_class = counts.setdefault(self.classes[true], {})
             name = self.classes[answered]
             of_class[name] = of_class.get(name, 0) + 1
-        return {name: counts[name] for name in self.classes if name in counts}
+        # In the order of the classes, not in that of the examples.
+        in_order: dict[str, dict[str, int]] = {}
+        for name in self.classes:
+            if name in counts:
+                in_order[name] = counts[name]
+        return in_order

@@ -1,4 +1,4 @@
-"""The thing that answers: a backbone, its learned tasks, and the rule that combines them."""
+"""The thing that answers: a backbone, its learned tasks, and a rule that combines them."""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +12,14 @@ from torch import Tensor
 
 from perdure.data.task import Split, Task
 from perdure.evaluation.posterior import TaskPosterior, describe
-from perdure.evaluation.score import TASK_IDS, Answers, TaskId, probabilities, settled, task_logits
+from perdure.evaluation.score import (
+    TASK_IDS,
+    Answers,
+    TaskId,
+    probabilities,
+    settled,
+    task_logits,
+)
 from perdure.merging.combine import Combined, combine
 from perdure.merging.rule_settings import Rule
 from perdure.models.adapters import Adapter
@@ -59,10 +66,10 @@ class Learned:
 
 @dataclass(frozen=True)
 class System:
-    """A backbone with the tasks that it has learned, in order, and the rule that combines them.
+    """A backbone, the tasks that it has learned in order, and the rule that combines them.
 
-    The backbone holds the heads as they are after all tasks. An earlier system (`until`) may need
-    other heads: inside `loaded` the backbone has those.
+    The backbone holds the heads as they are after all tasks. An earlier system (`until`) may
+    need other heads: inside `loaded` the backbone has those.
 
     Attributes
     ----------
@@ -107,7 +114,8 @@ class System:
         """The model that the rule makes from the adapters; before the first task the backbone."""
         if not self.learned:
             return Combined(TaskVector({}))
-        return combine([task.adapter for task in self.learned], self.rule)
+        adapters = [task.adapter for task in self.learned]
+        return combine(adapters, self.rule)
 
     # -- the backbone
 
@@ -126,12 +134,15 @@ class System:
 
         A later task may have trained an earlier one's head on. A shared head is the last task's.
         """
+        # All heads go first: there may be some of later tasks.
         for name in self.backbone.heads:
-            self.backbone.close(name)  # also heads of later tasks
+            self.backbone.close(name)
         if self.shares_head and self.learned:
+            # One module for all: put once, then shared.
+            first, *others = self.learned
             last = self.learned[-1]
-            self.backbone.put(self.learned[0].name, last.heads[last.name])
-            for task in self.learned[1:]:
+            self.backbone.put(first.name, last.heads[last.name])
+            for task in others:
                 self.backbone.share(task.name)
             return
         for task in self.learned:
@@ -184,15 +195,15 @@ class System:
             log_weights if only_posterior else None,
         )
 
-        # Classes of the same name in several tasks are one class.
+        # The task's own classes count even if it is not among the competing tasks.
         index = _index([*among.values(), task.classes])
-        task_columns = torch.tensor([index[label] for label in task.classes])
+        task_columns = torch.tensor(_columns(task.classes, index))
         competing: dict[str, Tensor] = {}
         columns: list[list[int]] = []
         for name, labels in among.items():
             if name in logits:
                 competing[name] = logits[name]
-                columns.append([index[label] for label in labels])
+                columns.append(_columns(labels, index))
 
         answered: dict[TaskId, Tensor] = {}
         for task_id in task_ids:
@@ -200,9 +211,11 @@ class System:
                 likeliest = logits[task.name].argmax(1)
                 answered[task_id] = task_columns[likeliest]
                 continue
+            # Without weights, all heads compete under one softmax.
             weights = log_weights if task_id == "posterior" else None
             chances = probabilities(competing, columns, weights)
             answered[task_id] = chances.argmax(1)
+        # Labels of the examples count within their task; answers count over all classes.
         true_labels = torch.tensor(examples.labels)
         return Answers(
             classes=tuple(index),
@@ -213,8 +226,8 @@ class System:
     def _log_weights(self, examples: Examples, *, tasks: int) -> Float[Tensor, "examples tasks"]:
         """Return log p(t | x); before the first task all tasks are equally likely."""
         if not self.learned:
-            equal = torch.full((len(examples), tasks), 1 / tasks)
-            return equal.log()
+            shape = (len(examples), tasks)
+            return torch.full(shape, 1 / tasks).log()
         described = describe(self.backbone, examples)
         return self.posterior.log_prob(described)
 
@@ -223,11 +236,19 @@ def _needed_heads(task: Task, task_ids: Sequence[TaskId], among: Classes) -> lis
     """Return the tasks whose heads take part in the answers to a task's examples."""
     if set(task_ids) == {"given"}:
         return [task.name]
+    # Each task once: usually the task is among the others.
     return list(dict.fromkeys([*among, task.name]))
 
 
+def _columns(classes: Sequence[str], index: Mapping[str, int]) -> list[int]:
+    return [index[label] for label in classes]
+
+
 def _index(classes: Sequence[tuple[str, ...]]) -> dict[str, int]:
-    """Return a number for each name of a class, in order of first appearance."""
+    """Return a number for each class, in order of first appearance.
+
+    Classes of the same name in several tasks are one class.
+    """
     index: dict[str, int] = {}
     for of_task in classes:
         for name in of_task:

@@ -8,7 +8,8 @@ from perdure.vectors.task_vector import TaskVector, total
 def average(vectors: dict[str, TaskVector]) -> TaskVector:
     """Theta = Theta_pre + 1/n · sum of tau_t over the n tasks.
 
-    This is task arithmetic at scale 1/n. `running_average` computes the same, one task at a time.
+    This is task arithmetic at scale 1/n. `running_average` computes the same, one task at a
+    time.
 
     Examples
     --------
@@ -22,5 +23,6 @@ def average(vectors: dict[str, TaskVector]) -> TaskVector:
     ----------
     Wortsman et al., Model Soups, arXiv 2203.05482 (there: fine-tunings of one task).
     """
+    # All tasks count, also in a layer that some of them lack: their change there is zero.
     n = len(vectors)
     return total(list(vectors.values())) * (1 / n)

@@ -1,4 +1,4 @@
-"""Model Breadcrumbs (Davari & Belilovsky 2024): neither the smallest changes nor the outliers."""
+"""Model Breadcrumbs (Davari & Belilovsky 2024): drop the smallest changes and outliers."""
 
 from typing import Annotated
 
@@ -13,7 +13,8 @@ from perdure.vectors.task_vector import TaskVector
 
 def _check(beta: float, gamma: float) -> None:
     if not beta < gamma <= 1:
-        raise InputError(f"`gamma` must be above `beta` and at most 1, got `{gamma}` and `{beta}`.")
+        given = f"`{gamma}` and `{beta}`"
+        raise InputError(f"`gamma` must be above `beta` and at most 1, got {given}.")
 
 
 @nature("order-free", state="one task vector", layerwise=True, check=_check)
@@ -61,8 +62,8 @@ def breadcrumbs(
         return crumbs.view_as(change)
 
     def merge(name: str, layer: sparse.Layer) -> torch.Tensor:
-        changes = [masked(change) for change in layer.values()]
-        merged = torch.stack(changes).sum(0)
+        changes = torch.stack([masked(change) for change in layer.values()])
+        merged = changes.sum(0)
         return scale * merged
 
     return sparse.each_layer(vectors, merge)

@@ -61,16 +61,19 @@ def continual_ties(
             per=per,
         )
 
+    # The scale is not passed to `ties`: where it acts is what distinguishes the modes.
     if mode == "batch":
         return ties(vectors) * scale
     first, *later = vectors.values()
     # Each step is made at once: deferred, it would compute all steps before it several times.
     if mode == "reference":
+        # M holds scaled vectors, and TIES merges them with an unscaled tau_t.
         merged = first * scale
         for vector in later:
             step = ties({"merged": merged, "new": vector}).made()
             merged = (merged + step * scale).made()
         return merged
+    # The first vector is not trimmed until a second one comes.
     merged = first
     for vector in later:
         merged = ties({"merged": merged, "new": vector}).made()

@@ -10,7 +10,11 @@ from perdure.rules.parts import sparse
 from perdure.vectors.task_vector import TaskVector
 
 
-@nature("order-free", state="n task vectors; for the sum and the average, one", layerwise=True)
+@nature(
+    "order-free",
+    state="n task vectors; for the sum and the average, one",
+    layerwise=True,
+)
 def dare(
     vectors: dict[str, TaskVector],
     *,
@@ -21,9 +25,9 @@ def dare(
 ) -> TaskVector:
     """Theta = Theta_pre + scale · combination of m_t ⊙ tau_t / (1 - p).
 
-    Each entry of m_t is 0 with probability p, else 1: the expectation is unchanged. Which entries
-    are dropped depends only on the seed and on the names of the task and the layer, not on the
-    order or the number of tasks.
+    Each entry of m_t is 0 with probability p, else 1: the expectation is unchanged. Which
+    entries are dropped depends only on the seed and on the names of the task and the layer,
+    not on the order or the number of tasks.
 
     Parameters
     ----------
@@ -33,7 +37,8 @@ def dare(
     scale
         lambda.
     then
-        `sum`, `average`, or `ties`: elect signs and take the mean of what agrees, without trimming.
+        `sum`, `average`, or `ties`: elect signs and take the mean of what agrees, without
+        trimming.
     seed
         Seed for the entries that are dropped.
 
@@ -52,6 +57,7 @@ def dare(
     def merge(name: str, layer: sparse.Layer) -> torch.Tensor:
         thinned: list[torch.Tensor] = []
         for task, change in layer.items():
+            # Seeded by names, not by position: in another order the same entries are dropped.
             survivors = sparse.dropped(
                 change,
                 1 - p,

@@ -1,4 +1,4 @@
-"""DELLA (Deep et al. 2024): drop small entries more often than great ones, elect signs, merge."""
+"""DELLA (Deep et al. 2024): drop small entries more often than great ones, then merge."""
 
 from typing import Annotated
 
@@ -32,8 +32,8 @@ def della(
 ) -> TaskVector:
     """Theta = Theta_pre + scale · combination of m_t ⊙ tau_t / (1 - p_t).
 
-    Each entry of m_t is 0 with probability p_t, else 1. In each row (a neuron) p_t falls evenly
-    from p + epsilon for the smallest magnitude to p - epsilon for the greatest.
+    Each entry of m_t is 0 with probability p_t, else 1. In each row (a neuron) p_t falls
+    evenly from p + epsilon for the smallest magnitude to p - epsilon for the greatest.
 
     Parameters
     ----------
@@ -63,7 +63,7 @@ def della(
     def merge(name: str, layer: sparse.Layer) -> torch.Tensor:
         thinned: list[torch.Tensor] = []
         for task, change in layer.items():
-            # 1 - p_t: standing runs from -1 for the smallest magnitude to 1 for the greatest.
+            # keep = 1 - p_t. `standing` is -1 for the smallest magnitude, 1 for the greatest.
             keep = 1 - p + epsilon * sparse.standing(change)
             survivors = sparse.dropped(
                 change,

@@ -1,4 +1,4 @@
-"""Iso-C and Iso-CTS (Marczak et al. 2025): sum the task vectors, make all singular values equal."""
+"""Iso-C and Iso-CTS (Marczak et al. 2025): a sum whose singular values are all equal."""
 
 from typing import Annotated, Literal
 
@@ -21,9 +21,9 @@ def iso(
 ) -> TaskVector:
     """Theta = Theta_pre + scale · mean(S) U Vᵀ, with U S Vᵀ = sum of tau_t of each matrix.
 
-    With `cts`, the weakest singular vectors of the sum give way to each task's strongest outside
-    the span of the rest, and U and V are made orthonormal again. Layers that are not matrices are
-    averaged.
+    With `cts`, the weakest singular vectors of the sum give way to each task's strongest
+    outside the span of the rest, and U and V are made orthonormal again. Layers that are not
+    matrices are averaged.
 
     Parameters
     ----------
@@ -32,7 +32,7 @@ def iso(
     common
         The share of the common directions for `cts`, in (0, 1].
     scale
-        alpha, which the authors search for each model; LoRA asks for more than theirs (see Notes).
+        alpha, which the authors search for each model; LoRA asks for more (see Notes).
 
     Notes
     -----
@@ -53,21 +53,24 @@ def iso(
     """
 
     def merge(name: str, changes: Changes) -> LowRank:
-        U, S, Vh = svd(summed(list(changes.values())))
+        task_sum = summed(list(changes.values()))
+        U, S, Vh = svd(task_sum)
         if mode == "cts":
             # k directions stay common; each task gets an equal number of the rest.
-            specific = len(S) - int(common * len(S))
+            rank = len(S)
+            specific = rank - int(common * rank)
             per_task = min(
                 round(specific / len(vectors)),
-                len(S) // len(vectors),
+                rank // len(vectors),  # rounding up must not take more than there are
             )
-            k = len(S) - per_task * len(vectors)
+            k = rank - per_task * len(vectors)
+            U, S, Vh = U[:, :k], S[:k], Vh[:k]
             triples = []
             for change in changes.values():
-                outside = strongest(change, per_task, outside=U[:, :k])
-                triples.append(outside)
-            triples.append((U[:, :k], S[:k], Vh[:k]))
+                triples.append(strongest(change, per_task, outside=U))
+            triples.append((U, S, Vh))
             U, S, Vh = joined(triples)
+        # All singular values become their mean; those that are zero are not in S (see Notes).
         B = scale * S.mean() * U
         return LowRank(B, Vh)
 

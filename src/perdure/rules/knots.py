@@ -24,9 +24,9 @@ def knots(
 ) -> TaskVector:
     """Theta = Theta_pre + scale · U merge(S V_1ᵀ, …, S V_nᵀ) for each matrix.
 
-    U S [V_1ᵀ … V_nᵀ] = [tau_1 … tau_n]: the matrices side by side have a common basis U, in which
-    the tasks are comparable and are merged as by `ties`. The result stays in factors. Layers that
-    are not matrices are merged as they are.
+    U S [V_1ᵀ … V_nᵀ] = [tau_1 … tau_n]: the matrices side by side have a common basis U, in
+    which the tasks are comparable and are merged as by `ties`. The result stays in factors.
+    Layers that are not matrices are merged as they are.
 
     Parameters
     ----------
@@ -41,14 +41,16 @@ def knots(
     Examples
     --------
     >>> import torch
-    >>> vectors = {"a": TaskVector({"w": LowRank(torch.ones(2, 1), torch.tensor([[1.0, 0.1]]))})}
-    >>> knots(vectors, density=0.5).dense("w").abs().round(decimals=4).tolist()
+    >>> layer = LowRank(torch.ones(2, 1), torch.tensor([[1.0, 0.1]]))
+    >>> merged = knots({"a": TaskVector({"w": layer})}, density=0.5)
+    >>> merged.dense("w").abs().round(decimals=4).tolist()
     [[1.0, 0.0], [1.0, 0.0]]
 
     References
     ----------
     Stoica et al., Model Merging with SVD to Tie the KnOTS, arXiv 2410.19735.
     """
+    # The coordinates are full matrices (k × in): trimming needs single entries, not factors.
     bases, coordinates = aligned(vectors)
     if then == "sum":
         merged = total(list(coordinates.values()))
@@ -61,7 +63,7 @@ def knots(
         )
     entries: dict[str, Entry] = {}
     for name, entry in merged.items():
-        if name in bases:
+        if name in bases:  # a matrix: back from its coordinates in the common basis
             entry = LowRank(bases[name], dense(entry))
         entries[name] = entry
     return scale * TaskVector(entries)

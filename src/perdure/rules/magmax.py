@@ -14,8 +14,9 @@ def magmax(vectors: dict[str, TaskVector], *, scale: float = 0.5) -> TaskVector:
     """Theta = Theta_pre + scale · tau, with tau_i = the (tau_t)_i of greatest magnitude.
 
     It was published for models fine-tuned one after the other, each from the last (the method
-    `sequential`, or `isolated` with `start="previous"`); on models trained apart it is the authors'
-    weaker baseline. The order matters only where magnitudes are equal: then the later task wins.
+    `sequential`, or `isolated` with `start="previous"`); on models trained apart it is the
+    authors' weaker baseline. The order matters only where magnitudes are equal: then the
+    later task wins.
 
     Parameters
     ----------
@@ -35,6 +36,7 @@ def magmax(vectors: dict[str, TaskVector], *, scale: float = 0.5) -> TaskVector:
     """
 
     def greater(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+        # Not `>`: of equal magnitudes the later task wins.
         is_greater = new.abs() >= old.abs()
         return torch.where(is_greater, new, old)
 

@@ -8,11 +8,10 @@ from perdure.merging.rule import nature
 from perdure.rules.parts.spectral import Block, added
 from perdure.vectors.task_vector import TaskVector
 
+STATE = "one task vector, whose rank grows by each task's; the last lambda; the mean norm"
 
-@nature(
-    "sequential",
-    state="one task vector, whose rank grows by each task's; the last lambda; the mean norm",
-)
+
+@nature("sequential", state=STATE)
 def opcm(
     vectors: dict[str, TaskVector],
     *,
@@ -22,13 +21,13 @@ def opcm(
     """M_t = (lambda_(t-1) M_(t-1) + P(tau_t)) / lambda_t.
 
     lambda_t, near sqrt(t), is one number for the whole model, such that |M_t| is the mean of
-    |tau_1|, …, |tau_t|. P removes from each matrix of tau_t, in the basis of the singular vectors
-    of M_(t-1), the diagonal and the block of the first singular vectors: those whose values sum to
-    at most the share alpha. The rest is orthogonal to M_(t-1). Biases are added as they are.
+    |tau_1|, …, |tau_t|. P removes from each matrix of tau_t, in the basis of the singular
+    vectors of M_(t-1), the diagonal and the block of the first singular vectors: those whose
+    values sum to at most the share alpha. The rest is orthogonal to M_(t-1). Biases are added.
 
-    The authors' code projects linear layers alone and adds tables of embeddings as they are. Task
-    vectors name layers, not their kinds, so here all matrices are alike. It matters for LoRA on
-    embeddings and with `peft: full`: for the tables, and slightly, through lambda_t, for the rest.
+    The authors' code adds tables of embeddings without projection. Task vectors do not tell
+    them from linear layers, so here all matrices are projected. It matters for LoRA on
+    embeddings and with `peft: full`, for these tables most, for the rest through lambda_t.
 
     Parameters
     ----------
@@ -49,18 +48,19 @@ def opcm(
 
     References
     ----------
-    Tang et al., Merging Models on the Fly Without Retraining, arXiv 2501.09522. There, alpha = 1
-    acts as alpha = 0, and below full rank the diagonal along arbitrary singular vectors goes too.
-    The first release removed the diagonal only in a copy: its figures are of another rule.
+    Tang et al., Merging Models on the Fly Without Retraining, arXiv 2501.09522. There,
+    alpha = 1 acts as 0, and below full rank arbitrary directions are removed, too. The first
+    release removed the diagonal only in a copy: its figures are of another rule.
     """
     merged = TaskVector({})
-    factor = 1.0
+    factor = 1.0  # lambda
     norms: list[float] = []
     for deferred in vectors.values():
         vector = deferred.made()  # it is read several times
         norms.append(vector.norm())
         entries = dict((merged * factor + vector).entries)
         for name, entry in entries.items():
+            # A layer of only one of them has nothing to be orthogonal to.
             in_both = name in merged and name in vector
             if in_both and len(entry.shape) == 2:
                 entries[name] = added(

@@ -1,4 +1,4 @@
-"""RegMean (Jin et al. 2023): the change whose outputs are nearest to each task's on its inputs."""
+"""RegMean (Jin et al. 2023): the change whose outputs are nearest to those of all tasks."""
 
 from collections.abc import Mapping
 from typing import Annotated
@@ -14,17 +14,19 @@ from perdure.vectors.task_vector import Entry, TaskVector
 Inputs = Mapping[str, Mapping[str, torch.Tensor]]
 
 
-@nature(
-    "order-free", state="sums over tasks of tau_t C_t and of C_t", needs=["inputs"], layerwise=True
-)
+@nature("order-free", state="sums of tau_t C_t and of C_t", needs=["inputs"], layerwise=True)
 def regmean(
-    vectors: dict[str, TaskVector], inputs: Inputs, *, alpha: Annotated[float, Ge(0), Le(1)] = 0.9
+    vectors: dict[str, TaskVector],
+    inputs: Inputs,
+    *,
+    alpha: Annotated[float, Ge(0), Le(1)] = 0.9,
 ) -> TaskVector:
     """Theta = Theta_pre + (sum of tau_t C_t) G⁺, with G = sum of C_t.
 
-    This is the tau that minimises the sum over t of E|tau x - tau_t x|², where x are the inputs of
-    the layer on task t and C_t = E[x xᵀ], with its off-diagonal entries scaled by alpha. LoRA stays
-    in factors: [B_1 … B_n] [A_1 C_1 G⁺; …]. Layers that are not matrices are averaged.
+    This is the tau that minimises the sum over t of E|tau x - tau_t x|², where x are the
+    inputs of the layer on task t and C_t = E[x xᵀ], with its off-diagonal entries scaled by
+    alpha. LoRA stays in factors: [B_1 … B_n] [A_1 C_1 G⁺; …]. Layers that are not matrices
+    are averaged.
 
     Parameters
     ----------
@@ -55,6 +57,7 @@ def regmean(
             shapes = f"need {(width, width)}, got {tuple(given.shape)}"
             raise InputError(f"The inputs of `{name}` for `{task}` {shapes}.")
         exact = given.double()
+        # The diagonal stays, and alpha shrinks all else.
         diagonal = exact.diag().diag()
         return alpha * exact + (1 - alpha) * diagonal
 
@@ -67,11 +70,7 @@ def regmean(
         G = torch.stack(list(C.values())).sum(0)
         # The sums were kept in the inputs' precision: what is below its rounding counts as zero.
         rounding = max(torch.finfo(inputs[task][name].dtype).eps for task in vectors)
-        inverse = torch.linalg.pinv(
-            G,
-            rtol=width * rounding,
-            hermitian=True,
-        )
+        inverse = torch.linalg.pinv(G, rtol=width * rounding, hermitian=True)
         weighted: list[Entry] = []
         for task, change in changes.items():
             weighted.append(times(change, C[task] @ inverse))

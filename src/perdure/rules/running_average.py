@@ -19,7 +19,7 @@ def running_average(vectors: dict[str, TaskVector]) -> TaskVector:
     >>> running_average({"a": a, "b": b})["w"].tolist()
     [1.5]
     """
-    merged = TaskVector({})
+    merged = TaskVector({})  # zero: a layer that is missing counts as zero
     for t, vector in enumerate(vectors.values(), start=1):
         earlier = merged * ((t - 1) / t)
         merged = earlier + vector * (1 / t)

@@ -1,4 +1,4 @@
-"""SLAO's merge (Qiao & Mahdavi 2026): one LoRA, with the latest A and a running mean of B."""
+"""SLAO's merge (Qiao & Mahdavi 2026): one LoRA, of the latest A and a running mean of B."""
 
 from collections.abc import Mapping
 
@@ -16,9 +16,10 @@ from perdure.vectors.task_vector import LowRank, TaskVector, shapes
 def slao(vectors: dict[str, TaskVector]) -> TaskVector:
     """Theta = Theta_pre + B A, with A = A_n and B^t = B^(t-1) + (B_t - B^(t-1)) / sqrt(t).
 
-    The factors are merged, not their products. That is meaningful for modules that each start from
-    the last, as SLAO's do (A from an orthonormal basis of the last A, B from the last B): B then
-    refers to nearly the same A. For a layer that a task lacks, B_t = 0 and A stays.
+    The factors are merged, not their products. That is meaningful for modules that each start
+    from the last, as SLAO's do (A from an orthonormal basis of the last A, B from the last
+    B): B then refers to nearly the same A. For a layer that a task lacks, B_t = 0 and A
+    stays.
 
     Examples
     --------
@@ -42,10 +43,12 @@ def slao(vectors: dict[str, TaskVector]) -> TaskVector:
     merged: dict[str, LowRank] = {}
     for t, (task, vector) in enumerate(vectors.items(), start=1):
         factors = _factors(task, vector, merged)
+        # Also layers that only earlier tasks have: their B shrinks towards B_t = 0.
         for name in {**merged, **factors}:
             old = merged.get(name)
             new = factors.get(name)
             latest = new or merged[name]
+            # Times zero: a B that is missing gets the other's shape and type.
             B_before = old.B if old else 0.0 * latest.B
             B_t = new.B if new else 0.0 * latest.B
             B = B_before + (B_t - B_before) / t**0.5

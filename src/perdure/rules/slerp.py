@@ -18,9 +18,9 @@ def slerp(
 ) -> TaskVector:
     """Theta = Theta_pre + (sin((1 - t) phi) tau_1 + sin(t phi) tau_2) / sin(phi).
 
-    phi is the angle between the two. Where they are nearly parallel (|cos phi| > 0.9995), or one of
-    them is zero, the result is (1 - t) tau_1 + t tau_2. At t = 1/2 the order does not matter. A
-    single task vector stays as it is.
+    phi is the angle between the two. Where they are nearly parallel (|cos phi| > 0.9995), or
+    one of them is zero, the result is (1 - t) tau_1 + t tau_2. At t = 1/2 the order does not
+    matter. A single task vector stays as it is.
 
     Parameters
     ----------
@@ -52,6 +52,7 @@ def slerp(
     if per == "model":
         return _between(first, second, t)
     entries: dict[str, Entry] = {}
+    # A layer that one of them lacks is zero there: it has no angle, and is mixed linearly.
     for name in names:
         layer = _between(
             _only(first, name),

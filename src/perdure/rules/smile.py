@@ -36,8 +36,8 @@ def smile(
 ) -> Mixture:
     """y = W0 x + sum over t of p_t(x) ΔW_t x, with p the softmax of ‖V_tᵀ x‖ per token and layer.
 
-    V_t are the leading right singular vectors of ΔW_t, not scaled by singular values. The rule
-    needs no data, no training and no task posterior. An expert is exact for LoRA, whose
+    V_t are the leading right singular vectors of ΔW_t, not scaled by singular values. The
+    rule needs no data, no training and no task posterior. An expert is exact for LoRA, whose
     decomposition is small.
 
     Parameters

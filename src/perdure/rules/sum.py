@@ -4,6 +4,7 @@ from perdure.merging.rule import nature
 from perdure.vectors.task_vector import TaskVector, total
 
 
+# It hides Python's `sum` in this file, because a rule has the name of its file.
 @nature("order-free", state="one task vector", layerwise=True)
 def sum(vectors: dict[str, TaskVector]) -> TaskVector:
     """Theta = Theta_pre + sum of tau_t.

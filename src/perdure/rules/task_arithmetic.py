@@ -1,4 +1,4 @@
-"""Task arithmetic (Ilharco et al. 2023), the second stage of PIC: scaled sums of task vectors."""
+"""Task arithmetic (Ilharco et al. 2023), the second stage of PIC: scaled sums."""
 
 import math
 from collections.abc import Mapping
@@ -50,7 +50,7 @@ def task_arithmetic(vectors: dict[str, TaskVector], *, scale: Scale = "1/n") -> 
         return total(scaled)
     if isinstance(scale, str):
         n = len(vectors)
-        named = {"1/n": 1 / n, "1/sqrt(n)": n**-0.5}
+        named: dict[str, float] = {"1/n": 1 / n, "1/sqrt(n)": n**-0.5}
         scale = named[scale]
     return total(list(vectors.values())) * scale
 
@@ -76,4 +76,5 @@ def _scaled(
     # Depth is counted over the layers of all tasks, so that a part means the same for each.
     names: set[str] = set().union(*[of_task.entries for of_task in vectors.values()])
     part_of = by_depth(names, len(scale))
-    return TaskVector({name: entry * scale[part_of[name]] for name, entry in vector.items()})
+    by_layer = {name: scale[part_of[name]] for name in vector.entries}
+    return TaskVector({name: entry * by_layer[name] for name, entry in vector.items()})

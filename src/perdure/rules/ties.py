@@ -20,9 +20,9 @@ def ties(
 ) -> TaskVector:
     """Theta = Theta_pre + scale · tau, from the greatest entries that agree in sign.
 
-    Trim: keep the share `density` of greatest magnitudes of each tau_t. Elect: gamma = sgn(sum of
-    tau_t) for each entry; where it is 0, the sign of most entries. Merge: tau = the mean of the
-    trimmed tau_t that are not 0 and have the sign gamma.
+    Trim: keep the share `density` of greatest magnitudes of each tau_t. Elect: gamma =
+    sgn(sum of tau_t) for each entry; where it is 0, the sign of most entries. Merge: tau =
+    the mean of the trimmed tau_t that are not 0 and have the sign gamma.
 
     Parameters
     ----------
@@ -34,7 +34,8 @@ def ties(
     how
         The `mean` (published) or the `sum` of what agrees.
     per
-        Trim over the whole `model` (published), or in each `layer` alone, as peft and mergekit do.
+        Trim over the whole `model` (published), or in each `layer` alone, as peft and mergekit
+        do.
 
     Examples
     --------
@@ -50,6 +51,7 @@ def ties(
     is 0 are positive in peft and mergekit; if there is no majority either, its code takes the
     negative ones, and we take none.
     """
+    # `continual_ties` and `knots` use the same steps, each with a scale of its own.
     merged = sparse.ties(
         vectors,
         density=density,

@@ -1,4 +1,4 @@
-"""TSV-Merge (Gargiulo et al. 2025): each task's strongest singular vectors, made orthogonal."""
+"""TSV-Merge (Gargiulo et al. 2025): the strongest singular vectors, made orthogonal."""
 
 from typing import Annotated
 
@@ -15,9 +15,10 @@ def tsv(
 ) -> TaskVector:
     """Theta = Theta_pre + scale · U diag(S_1, …, S_n) Vᵀ.
 
-    U_t, S_t, V_t are the `rank` greatest singular triples of each task's matrix. U is the nearest
-    orthonormal matrix to [U_1 … U_n], and V to [V_1 … V_n]. Neither exceeds the numerical rank:
-    the other singular vectors of a LoRA are arbitrary. Layers that are not matrices are averaged.
+    U_t, S_t, V_t are the `rank` greatest singular triples of each task's matrix. U is the
+    nearest orthonormal matrix to [U_1 … U_n], and V to [V_1 … V_n]. Neither exceeds the
+    numerical rank: the other singular vectors of a LoRA are arbitrary. Layers that are not
+    matrices are averaged.
 
     Parameters
     ----------
@@ -48,6 +49,7 @@ def tsv(
         triples: list[Triples] = []
         for change in changes.values():
             triples.append(strongest(change, rank or published))
+        # Factors of U diag(S) Vᵀ: the result is low-rank, also where the changes were full.
         U, S, Vh = joined(triples)
         B = scale * U * S
         return LowRank(B, Vh)

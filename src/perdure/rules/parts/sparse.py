@@ -1,4 +1,4 @@
-"""Tools for rules that work entry by entry: trim, drop, and agree on signs, a layer at a time."""
+"""Tools for rules that work entry by entry: trim, drop, and agree on signs."""
 
 import functools
 import hashlib
@@ -20,7 +20,7 @@ Then = Literal["sum", "average", "ties"]
 
 
 def layer_of(vectors: Mapping[str, TaskVector], name: str) -> Layer:
-    """Return the full change of one layer by each task; zeros where a task does not change it."""
+    """Return the full change of one layer by each task; zeros where a task lacks it."""
     changes: Layer = {}
     for task, vector in vectors.items():
         if name in vector:
@@ -53,7 +53,7 @@ def each_layer(
 
 
 def generator(seed: int, *about: str) -> torch.Generator:
-    """Return random numbers that depend on the seed and their purpose, not on earlier draws."""
+    """Return random numbers that depend on a seed and a purpose, not on earlier draws."""
     # A separator, so that ("a", "b") and ("ab", "") get different numbers.
     key = "\0".join([str(seed), *about])
     digest = hashlib.sha256(key.encode()).digest()
@@ -83,7 +83,7 @@ def dropped(
 
 
 def standing(change: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Return the rank of each magnitude in its row, evenly spaced in [-1, 1]; 0 in a row of one."""
+    """Return each magnitude's rank in its row, evenly spaced in [-1, 1]; 0 if it is alone."""
     row_count = len(change) if change.dim() > 1 else 1  # a vector is a single row
     rows = change.abs().reshape(row_count, -1)
     # The argsort of an argsort gives ranks. Stable sorts make ties reproducible.
@@ -98,6 +98,7 @@ def standing(change: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 
 def patterns(values: Float[Tensor, "*shape"], width: torch.dtype) -> Tensor:
     """Return the bit patterns of the magnitudes, which sort as the magnitudes do."""
+    # IEEE 754 puts the exponent above the mantissa. The sign bit is 0, so integers stay positive.
     magnitudes = values.abs().to(width).flatten()
     return magnitudes.view(_integers(width))
 
@@ -109,9 +110,9 @@ def _integers(width: torch.dtype) -> torch.dtype:
 def threshold(layers: Callable[[], Iterable[Tensor]], keep: int) -> float:
     """Return exactly the `keep`-th greatest magnitude of all entries; 0 if there are fewer.
 
-    The bit pattern of that magnitude is determined 16 bits at a time, from the top: a histogram of
-    these bits tells which value the entry has there. This takes two passes over the layers in
-    single precision and four in double, with one layer at a time in memory.
+    The bit pattern of that magnitude is determined 16 bits at a time, from the top: a
+    histogram of these bits tells which value the entry has there. This takes two passes over
+    the layers in single precision and four in double, with one layer at a time in memory.
 
     Examples
     --------
@@ -119,6 +120,7 @@ def threshold(layers: Callable[[], Iterable[Tensor]], keep: int) -> float:
     2.0
     """
     first = next(iter(layers()), torch.zeros(0))
+    # Half precision is widened, which is exact.
     width = torch.float64 if first.dtype == torch.float64 else torch.float32
     prefix = 0  # the bits known so far
     highest_shift = 48 if width == torch.float64 else 16
@@ -156,8 +158,8 @@ def elected(
 ) -> Float[Tensor, "*shape"]:
     """Elect the sign of each entry: that of the sum over tasks.
 
-    Where tasks cancel exactly, it is the sign of most entries: `majority()`, by default of this
-    layer.
+    Where tasks cancel exactly, it is the sign of most entries: `majority()`, by default of
+    this layer.
     """
     signs = changes.sum(0).sign()
     # An entry that no task changes stays without a sign.
@@ -170,7 +172,7 @@ def elected(
 
 
 def most(changes: Float[Tensor, "tasks *shape"]) -> Float[Tensor, ""]:
-    """Return the number of entries with a positive sum over tasks, minus those with a negative."""
+    """Return the number of entries with a positive sum over tasks, minus the negative ones."""
     signs = changes.sum(0).sign()
     return signs.sum(dtype=torch.float64)  # single precision stops counting at 2**24
 
@@ -178,10 +180,11 @@ def most(changes: Float[Tensor, "tasks *shape"]) -> Float[Tensor, ""]:
 def disjoint(
     changes: Float[Tensor, "tasks *shape"], signs: Float[Tensor, "*shape"], how: How
 ) -> Float[Tensor, "*shape"]:
-    """Return the sum or the mean, entry by entry, over the tasks that agree with the elected sign.
+    """Return the sum or the mean of each entry, over tasks that agree with its elected sign.
 
     An entry without a sign (0) becomes 0.
     """
+    # A trimmed entry has the sign 0, and so agrees only where its value does not matter.
     agree = changes.sign() == signs
     sums = (changes * agree).sum(0)
     if how == "sum":
@@ -206,7 +209,8 @@ def _entries_kept(density: float, entries: int) -> int:
 def _thresholds(vectors: Mapping[str, TaskVector], density: float) -> dict[str, float]:
     """Return the smallest magnitude that trimming each task over the whole model keeps."""
     # A layer that a task lacks counts as zeros, so the number of entries is the same for all.
-    entries = sum(shape.numel() for shape in shapes(vectors).values())
+    layer_shapes = shapes(vectors).values()
+    entries = sum(shape.numel() for shape in layer_shapes)
     kept = _entries_kept(density, entries)
     thresholds: dict[str, float] = {}
     for task, vector in vectors.items():
@@ -220,8 +224,14 @@ def _thresholds(vectors: Mapping[str, TaskVector], density: float) -> dict[str, 
     return thresholds
 
 
-def ties(vectors: Mapping[str, TaskVector], *, density: float, how: How, per: Per) -> TaskVector:
-    """Apply TIES without its scale: trim each task vector, elect signs, and merge what agrees."""
+def ties(
+    vectors: Mapping[str, TaskVector],
+    *,
+    density: float,
+    how: How,
+    per: Per,
+) -> TaskVector:
+    """Apply TIES without its scale: trim each task vector, elect signs, merge what agrees."""
     thresholds = _thresholds(vectors, density) if per == "model" else {}
 
     def lowest(task: str, change: Tensor) -> float:
@@ -232,13 +242,14 @@ def ties(vectors: Mapping[str, TaskVector], *, density: float, how: How, per: Pe
         return threshold(lambda: [change], kept)
 
     def trimmed(layer: Layer) -> Tensor:
-        changes = []
+        changes: list[Tensor] = []
         for task, change in layer.items():
+            # All that tie with the smallest are kept: a choice among equals would be arbitrary.
             strong = change.abs() >= lowest(task, change)
             changes.append(torch.where(strong, change, 0.0))
         return torch.stack(changes)
 
-    # Needed only where signs cancel exactly. It is one more pass over the model, hence the cache.
+    # Needed only where signs cancel exactly. Cached, because it reads the whole model again.
     @functools.cache
     def majority() -> Tensor:
         votes: list[Tensor] = []
@@ -249,6 +260,7 @@ def ties(vectors: Mapping[str, TaskVector], *, density: float, how: How, per: Pe
 
     def merge(name: str, layer: Layer) -> Tensor:
         changes = trimmed(layer)
+        # Where signs cancel, "most entries" are those of the layer or of the whole model.
         if per == "layer":
             signs = elected(changes)
         else:

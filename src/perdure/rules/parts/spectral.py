@@ -1,4 +1,4 @@
-"""Tools for rules that work on singular vectors: a matrix at a time, in factors while exact.
+"""Tools for rules that work on singular vectors, in factors for as long as that is exact.
 
 U, S and Vh (Vᵀ) are a singular value decomposition throughout: U diag(S) Vᵀ.
 """
@@ -32,7 +32,7 @@ Triples = tuple[Tensor, Tensor, Tensor]
 def each_matrix(
     vectors: Mapping[str, TaskVector], merge: Callable[[str, Changes], Entry]
 ) -> TaskVector:
-    """Apply `merge(name, changes by task)` to each matrix; average all else, as all papers do.
+    """Apply `merge(name, changes by task)` to each matrix; average all else, as papers do.
 
     A layer whose changes are all low-rank is merged at once, and stays in factors. Others are
     merged when they are read, a layer at a time.
@@ -44,6 +44,7 @@ def each_matrix(
             # Divided by all tasks: one that lacks the layer adds zero.
             average = 1 / len(vectors)
             return summed(list(changes.values())) * average
+        # Small factors are merged at once; full matrices wait, so that one is in memory.
         in_factors = all(isinstance(change, LowRank) for change in changes.values())
         if in_factors:
             return merge(name, changes)
@@ -56,11 +57,16 @@ def each_matrix(
 
 
 def _changes(vectors: Mapping[str, TaskVector], name: str) -> Changes:
-    return {task: vector[name] for task, vector in vectors.items() if name in vector}
+    changes: Changes = {}
+    for task, vector in vectors.items():
+        if name in vector:
+            changes[task] = vector[name]
+    return changes
 
 
 def summed(changes: Sequence[Entry]) -> Entry:
     """Return the sum of the changes of one layer."""
+    # `total` sums task vectors, and puts low-rank factors together once: a layer needs a name.
     vectors = [TaskVector({"": change}) for change in changes]
     return total(vectors)[""]
 
@@ -68,14 +74,16 @@ def summed(changes: Sequence[Entry]) -> Entry:
 def without(U: Float[Tensor, "out k"], change: Entry) -> Entry:
     """Return (I - U Uᵀ) change, in factors if the change is."""
     if isinstance(change, LowRank):
-        outside = change.B - U @ (U.T @ change.B)
-        return LowRank(outside, change.A)
+        # (I - U Uᵀ) B A: the projection touches only B, and the rank does not grow.
+        inside = U @ (U.T @ change.B)
+        return LowRank(change.B - inside, change.A)
     full = dense(change)
-    return full - U @ (U.T @ full)
+    inside = U @ (U.T @ full)
+    return full - inside
 
 
 def times(change: Entry, right: Float[Tensor, "in in"]) -> Entry:
-    """Return change · right, computed in the precision of `right` and rounded once at the end."""
+    """Return change · right, in the precision of `right` and rounded once at the end."""
     if isinstance(change, LowRank):
         A = _times(change.A, right)
         return LowRank(change.B, A)
@@ -83,15 +91,16 @@ def times(change: Entry, right: Float[Tensor, "in in"]) -> Entry:
 
 
 def _times(left: Tensor, right: Tensor) -> Tensor:
-    product = left.to(right) @ right
+    wide = left.to(right)
+    product = wide @ right
     return product.to(left)
 
 
 def orthonormal(columns: Float[Tensor, "size k"]) -> Float[Tensor, "size k"]:
     """Return the nearest matrix with orthonormal columns (Procrustes): U Vᵀ of the SVD.
 
-    If the columns are linearly dependent, the result is restricted to their span: the remaining
-    singular vectors would be arbitrary.
+    If the columns are linearly dependent, the result is restricted to their span: the
+    remaining singular vectors would be arbitrary.
     """
     if columns.shape[1] == 0:
         return columns
@@ -108,7 +117,7 @@ def strongest(change: Entry, most: int, *, outside: Tensor | None = None) -> Tri
         return _first(most, svd(change))
     remainder = without(outside, change)
     U, S, Vh = _first(most, svd(remainder))
-    # Measured against the change itself: if it lies in the span, all that remains is rounding.
+    # Measured against the change itself: if it lies in the span, only rounding remains.
     square = max(0.0, inner(change, change))
     significant = 1e-6 * square**0.5 < S
     rank = int(significant.sum())
@@ -117,12 +126,17 @@ def strongest(change: Entry, most: int, *, outside: Tensor | None = None) -> Tri
 
 def _first(count: int, triples: Triples) -> Triples:
     U, S, Vh = triples
-    return U[:, :count], S[:count], Vh[:count]
+    return (
+        U[:, :count],
+        S[:count],
+        Vh[:count],
+    )
 
 
 def joined(triples: Sequence[Triples]) -> Triples:
-    """Put singular triples side by side, with the vectors of each side orthonormal together."""
+    """Put singular triples side by side, and make the vectors of each side orthonormal."""
     Us, Ss, Vhs = zip(*triples, strict=True)
+    # The singular values stay as they were, although the vectors move a little.
     U = orthonormal(torch.cat(Us, 1))
     V = orthonormal(torch.cat(Vhs).T)
     S = torch.cat(Ss)
@@ -132,12 +146,13 @@ def joined(triples: Sequence[Triples]) -> Triples:
 def coordinates(
     changes: Sequence[Entry],
 ) -> tuple[Float[Tensor, "out k"], list[Float[Tensor, "k in"]]]:
-    """Decompose [ΔW_1 … ΔW_n], side by side: return U and the (S Vᵀ)_t with ΔW_t = U (S Vᵀ)_t."""
+    """Decompose [ΔW_1 … ΔW_n]: return U and the (S Vᵀ)_t with ΔW_t = U (S Vᵀ)_t."""
     in_factors = [change for change in changes if isinstance(change, LowRank)]
     if len(in_factors) == len(changes):
         return _coordinates_of_factors(in_factors)
     full = [dense(change) for change in changes]
-    U, S, Vh = svd(torch.cat(full, 1))
+    side_by_side = torch.cat(full, 1)
+    U, S, Vh = svd(side_by_side)
     weighted = S[:, None] * Vh
     widths = [change.shape[1] for change in full]
     return U, list(weighted.split(widths, 1))
@@ -166,39 +181,54 @@ def _coordinates_of_factors(
     return U, in_basis
 
 
-def aligned(vectors: Mapping[str, TaskVector]) -> tuple[dict[str, Tensor], dict[str, TaskVector]]:
+def aligned(
+    vectors: Mapping[str, TaskVector],
+) -> tuple[dict[str, Tensor], dict[str, TaskVector]]:
     """Return the common basis U of each matrix, and each task's coordinates in these bases.
 
     A layer that is not a matrix has no basis; its changes are returned as they are.
     """
     bases: dict[str, Tensor] = {}
-    entries: dict[str, dict[str, Entry]] = {task: {} for task in vectors}
+    entries: dict[str, dict[str, Entry]] = {}
+    for task in vectors:
+        entries[task] = {}  # also for a task without any layer
     for name, shape in shapes(vectors).items():
         changes = _changes(vectors, name)
         if len(shape) == 2:
             U, in_basis = coordinates(list(changes.values()))
             bases[name] = U
+            # `coordinates` keeps the order of the tasks.
             changes = dict(zip(changes, in_basis, strict=True))
         for task, change in changes.items():
             entries[task][name] = change
-    aligned_vectors = {task: TaskVector(of_task) for task, of_task in entries.items()}
+    aligned_vectors: dict[str, TaskVector] = {}
+    for task, of_task in entries.items():
+        aligned_vectors[task] = TaskVector(of_task)
     return bases, aligned_vectors
 
 
-def added(merged: Entry, factor: float, new: Entry, *, alpha: float, block: Block) -> Entry:
+def added(
+    merged: Entry,
+    factor: float,
+    new: Entry,
+    *,
+    alpha: float,
+    block: Block,
+) -> Entry:
     """Return factor · merged + the part of `new` outside the directions of `merged`.
 
     This is one step of OPCM for one matrix. With merged = U diag(S) Vᵀ and P = Uᵀ new V, the
-    diagonal of P is removed from `new`, and so are its first r rows and columns: where both meet
-    (`topleft`), or all of them (`both`). The first r values make up at most the share alpha of the
-    sum of S. U and V end at the numerical rank: further singular vectors would be arbitrary. In
-    factors, the rank grows by that of `new`.
+    diagonal of P is removed from `new`, and so are its first r rows and columns: where both
+    meet (`topleft`), or all of them (`both`). The first r values make up at most the share
+    alpha of the sum of S. U and V end at the numerical rank: further singular vectors would
+    be arbitrary. In factors, the rank grows by that of `new`.
     """
     U, S, Vh = svd(merged)
     values = S.double()  # so that rounding of the sums does not decide what is at most alpha
     shares = values.cumsum(0) / values.sum()
     r = int((shares <= alpha).sum())
     P = _core(U, new, Vh)
+    # The entries of P to remove: the diagonal, and the block of the first r directions.
     removed = torch.eye(
         len(S),
         dtype=torch.bool,
@@ -209,26 +239,35 @@ def added(merged: Entry, factor: float, new: Entry, *, alpha: float, block: Bloc
     else:
         V = Vh.T
         new = without(U[:, :r], new)
-        new = _transposed(without(V[:, :r], _transposed(new)))
+        # From the right, new (I - V Vᵀ), as the transpose of a projection from the left.
+        transposed = without(V[:, :r], _transposed(new))
+        new = _transposed(transposed)
         # The projection has just removed the first r entries of the diagonal as well.
         removed[:r] = False
     scaled = factor * S.diag()
     middle = scaled - torch.where(removed, P, 0.0)
     if isinstance(merged, LowRank) and isinstance(new, LowRank):
-        B = torch.cat([U @ middle, new.B], 1)
-        A = torch.cat([Vh, new.A])
-        return LowRank(B, A)
+        # U middle Vᵀ + B A, side by side.
+        columns = [U @ middle, new.B]
+        rows = [Vh, new.A]
+        return LowRank(
+            torch.cat(columns, 1),
+            torch.cat(rows),
+        )
     # Here `merged` itself is added, not its decomposition: what the SVD rounds away is kept.
     both = factor * dense(merged) + dense(new)
-    return both + U @ (middle - scaled) @ Vh
+    correction = middle - scaled
+    return both + U @ correction @ Vh
 
 
 def _core(U: Tensor, change: Entry, Vh: Tensor) -> Tensor:
     """Return Uᵀ change V, without a full matrix if the change is in factors."""
     V = Vh.T
     if isinstance(change, LowRank):
-        return U.T @ (change.B @ (change.A @ V))
-    return U.T @ (dense(change) @ V)
+        thin = change.B @ (change.A @ V)
+        return U.T @ thin
+    thin = dense(change) @ V
+    return U.T @ thin
 
 
 def _transposed(change: Entry) -> Entry:
