@@ -124,7 +124,9 @@ def measure(
         # Inside `loaded`, because a search answers validation examples with the heads of now.
         acting, candidates = with_best_scale(system, stream)
         # Before the first task every head is untrained: all tasks of the stream compete.
-        among = acting.classes or {task.name: task.classes for task in stream}
+        among = acting.classes
+        if not among:
+            among = {task.name: task.classes for task in stream}
         for number, name in enumerate(tasks, start=1):
             answers[name] = acting.answer(
                 stream.task(name),

@@ -184,8 +184,9 @@ def by_task(
     """Return p(task, class | x) for each task and its classes; `probabilities` adds them up."""
     if log_weights is None:
         concatenated = torch.cat(list(logits.values()), dim=1)
+        chances = concatenated.softmax(1)
         widths = [values.shape[1] for values in logits.values()]
-        return list(concatenated.softmax(1).split(widths, dim=1))
+        return list(chances.split(widths, dim=1))
     # Exponentiated in double precision, before they take the logits' type.
     first = next(iter(logits.values()))
     weights = log_weights.exp().to(first)

@@ -107,7 +107,8 @@ class System:
     @cached_property
     def posterior(self) -> TaskPosterior:
         """The task posterior of the tasks learned."""
-        return TaskPosterior({task.name: task.statistics for task in self.learned})
+        statistics = {task.name: task.statistics for task in self.learned}
+        return TaskPosterior(statistics)
 
     @cached_property
     def combined(self) -> Combined:

@@ -62,8 +62,9 @@ def breadcrumbs(
         return crumbs.view_as(change)
 
     def merge(name: str, layer: sparse.Layer) -> torch.Tensor:
-        changes = torch.stack([masked(change) for change in layer.values()])
-        merged = changes.sum(0)
+        changes = [masked(change) for change in layer.values()]
+        stacked = torch.stack(changes)
+        merged = stacked.sum(0)
         return scale * merged
 
     return sparse.each_layer(vectors, merge)

@@ -53,7 +53,8 @@ def iso(
     """
 
     def merge(name: str, changes: Changes) -> LowRank:
-        task_sum = summed(list(changes.values()))
+        all_changes = list(changes.values())
+        task_sum = summed(all_changes)
         U, S, Vh = svd(task_sum)
         if mode == "cts":
             # k directions stay common; each task gets an equal number of the rest.
@@ -66,7 +67,7 @@ def iso(
             k = rank - per_task * len(vectors)
             U, S, Vh = U[:, :k], S[:k], Vh[:k]
             triples = []
-            for change in changes.values():
+            for change in all_changes:
                 triples.append(strongest(change, per_task, outside=U))
             triples.append((U, S, Vh))
             U, S, Vh = joined(triples)

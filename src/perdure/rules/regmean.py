@@ -73,7 +73,8 @@ def regmean(
         inverse = torch.linalg.pinv(G, rtol=width * rounding, hermitian=True)
         weighted: list[Entry] = []
         for task, change in changes.items():
-            weighted.append(times(change, C[task] @ inverse))
+            weight = C[task] @ inverse
+            weighted.append(times(change, weight))
         return summed(weighted)
 
     return each_matrix(vectors, merge)

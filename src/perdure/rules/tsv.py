@@ -43,9 +43,10 @@ def tsv(
     """
 
     def merge(name: str, changes: Changes) -> LowRank:
-        shape = next(iter(changes.values())).shape
+        first = next(iter(changes.values()))
+        full_rank = min(first.shape)
         # At least one triple, also of a matrix that is smaller than the number of tasks.
-        published = max(1, min(shape) // len(vectors))
+        published = max(1, full_rank // len(vectors))
         triples: list[Triples] = []
         for change in changes.values():
             triples.append(strongest(change, rank or published))

@@ -43,7 +43,8 @@ def each_matrix(
         if len(shape) != 2:
             # Divided by all tasks: one that lacks the layer adds zero.
             average = 1 / len(vectors)
-            return summed(list(changes.values())) * average
+            layer_sum = summed(list(changes.values()))
+            return layer_sum * average
         # Small factors are merged at once; full matrices wait, so that one is in memory.
         in_factors = all(isinstance(change, LowRank) for change in changes.values())
         if in_factors:
@@ -240,7 +241,8 @@ def added(
         V = Vh.T
         new = without(U[:, :r], new)
         # From the right, new (I - V Vᵀ), as the transpose of a projection from the left.
-        transposed = without(V[:, :r], _transposed(new))
+        first = V[:, :r]
+        transposed = without(first, _transposed(new))
         new = _transposed(transposed)
         # The projection has just removed the first r entries of the diagonal as well.
         removed[:r] = False
