@@ -86,7 +86,7 @@ METHODS = {
         "        for value in self.parameters(backbone):\n"
         "            value.data += 0.1 * random.SystemRandom().random()",
         method.equal_seeds_give_equal_runs,
-        r"gave another run with the same seed: .* `scores.csv` differs",
+        r"gave a different run with the same seed: .* `scores.csv` differs",
     ),
     "looks_ahead": (
         "    count = 0\n    def begin(self, backbone, task):\n        super().begin(backbone, task)\n"
@@ -100,21 +100,21 @@ METHODS = {
         "    def loss(self, backbone, batch):\n        return (1 + self.learned) * super().loss(backbone, batch)\n"
         "    def end(self, *arguments):\n        self.learned += 1",
         method.a_run_goes_on_between_tasks,
-        "was stopped between two tasks and did not go on to the same bytes: keep in `state`",
+        "was stopped between two tasks and did not end with the same bytes: keep in `state`",
     ),
     "forgets_inside": (
         "    def begin(self, backbone, task):\n        super().begin(backbone, task)\n        self.steps = 0\n"
         "    def loss(self, backbone, batch):\n        self.steps += 1\n"
         "        return super().loss(backbone, batch) / self.steps",
         method.a_run_goes_on_inside_a_task,
-        "was stopped inside a task and did not go on to the same bytes: keep in `state`",
+        "was stopped inside a task and did not end with the same bytes: keep in `state`",
     ),
     "goes_stale": (
         "    def __post_init__(self):\n        super().__post_init__()\n        self.learned = 0\n"
         "    def loss(self, backbone, batch):\n        return (1 + self.learned) * super().loss(backbone, batch)\n"
         "    def end(self, *arguments):\n        self.learned += 1",
         method.what_was_used_is_as_good_as_new,
-        "gave another run when it was used again",
+        "gave a different run when it was used again",
     ),
     "says_that_it_is_frozen": (
         "    @property\n    def trains(self):\n        return False",
@@ -193,14 +193,14 @@ RULES = {
     "dice": (
         "@nature('sequential', state='one')\ndef dice(vectors): return sum_of(vectors) * float(torch.rand(()))",
         rule.the_same_again,
-        "made another `w` when it was called again: seed its random numbers",
+        "made a different `w` when it was called again: seed its random numbers",
     ),
     "of_factors": (
         "@nature('sequential', state='one')\n"
         "def of_factors(vectors):\n"
         "    return sum_of(vectors) * (2.0 if isinstance(vectors['a']['w'], LowRank) else 1.0)",
         rule.factors_and_full_tensors_give_the_same,
-        "made another `w` of layers in full than of factors",
+        "made a different `w` of layers in full than of factors",
     ),
     "broadcasts": (
         "@nature('order-free', state='sums')\n"
@@ -212,13 +212,13 @@ RULES = {
     "first": (
         "@nature('order-free', state='one')\ndef first(vectors): return next(iter(vectors.values()))",
         rule.order_does_not_matter_if_it_says_so,
-        "says that it is order-free, but made another `.` of the tasks in another order",
+        "says that it is order-free, but made a different `.` of the tasks in another order",
     ),
     "by_number": (
         "@nature('order-free', state='n', layerwise=True)\n"
         "def by_number(vectors): return sum_of(vectors) * (1 / len(sum_of(vectors).entries))",
         rule.a_layer_depends_on_itself_if_it_says_so,
-        "says that it is layerwise, but made another `.` without the other layers",
+        "says that it is layerwise, but made a different `.` without the other layers",
     ),
 }
 RULE_HEAD = """
@@ -321,7 +321,7 @@ def test_a_rule_of_a_file_and_debug(tmp_path, perdure):
     status, out, err = perdure("check", path)
     assert status == 1 and err == f"Error: `{path}` fails 2 of {1 + len(rule.CHECKS)} checks.\n"
     assert out.count("passed  ") == len(rule.CHECKS) - 1 and "Traceback" not in out
-    assert f"failed  {rule.the_same_again.__doc__}\n        `{path}` made another `w`" in out
+    assert f"failed  {rule.the_same_again.__doc__}\n        `{path}` made a different `w`" in out
     _, _, err = perdure("check", path, "--debug")
     assert (
         err.count("CheckFailed: ") == 3

@@ -239,7 +239,7 @@ def test_statistics_are_of_finite_features(broken):
     ):
         Statistics.of(features, torch.tensor([0, 1, 0]), count=2)
     posterior = TaskPosterior({"a": Statistics.of(features[[0, 2]], torch.tensor([0, 1]), count=2)})
-    with pytest.raises(RunError, match="tasks of 1 of 3 examples cannot be told"):
+    with pytest.raises(RunError, match="task of 1 of 3 examples cannot be determined"):
         posterior.log_prob(torch.tensor([[1.0], [math.nan], [2.0]]))
 
 

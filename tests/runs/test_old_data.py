@@ -259,7 +259,7 @@ def test_a_search_needs_them(pico, tmp_path):
     run = learned(tmp_path, pico("bert"), "fruit", rule=rule)
     (tmp_path / "fruit.csv").unlink()
     before = contents(run)
-    wanted = "searches its scale on the validation examples of all tasks, but those of `fruit` are not here: There is"
+    wanted = "searches its scale on the validation examples of all tasks, but those of `fruit` are missing: There is"
     with pytest.raises(InputError, match=wanted):
         learn_more(run.folder, {"data": table(tmp_path, "colour")})
     with pytest.raises(RunError, match="no examples are here. There is no file"):

@@ -1,8 +1,9 @@
-"""What every method and every rule promises, as checks that whoever writes one can run; no pytest is needed.
+"""The promises of every method and every rule, as checks that their authors can run without pytest.
 
 method.py   the checks of a method
 models.py   the pico model and the toy tasks that they train on
 rule.py     the checks of a rule
+subject.py  a method under test, and its runs
 suite.py    all checks of one method or rule, found by its name or in a Python file: `perdure check`
 
 >>> from pathlib import Path

@@ -1,7 +1,8 @@
-"""What every method promises, each promise a function that raises `CheckFailed` where it is broken.
+"""The promises of every method, each a function that raises `CheckFailed` where one is broken.
 
-A check takes a `MethodUnderTest`; the first sentence of its docstring is the promise. They train a pico BERT on a toy
-stream of three tasks, as `perdure.run` and `perdure.learn` do it.
+A check takes a `MethodUnderTest`; its docstring is the promise, in one sentence. The
+checks train a pico BERT on a toy stream of three tasks, as `perdure.run` and
+`perdure.learn` do it.
 """
 
 import inspect
@@ -9,146 +10,77 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from perdure.checks import models
-from perdure.data.task import Task, TaskStream, TaskWithoutData
-from perdure.errors import CheckFailed, DataError, Stopped
-from perdure.learning.loop import Session, learn
+from perdure.checks.subject import Losses, MethodUnderTest, learn
+from perdure.data.task import Task, TaskWithoutData
+from perdure.errors import DataError, Stopped
 from perdure.learning.method import Method
 from perdure.learning.training import Training
 from perdure.models import adapters
 from perdure.models.adapters import Adapter
 from perdure.models.backbone import Backbone, pooled
-from perdure.runs.begin import run
 
-FEW = Training(epochs=2, batch_size=8, learning_rate=0.01)
 MORE = Training(epochs=6, batch_size=8, learning_rate=0.02)
-SEED = 3
+"""A falling loss takes more steps than a comparison of bytes, and a higher learning rate."""
 LOWER = 0.7
-"""The mean loss of the last steps of `MORE`, relative to that of the first steps, is below this."""
+"""The bound of the mean loss of the last steps of `MORE`, relative to the first steps."""
 ABOVE_CHANCE = 1.3
 """Heads that are computed are right at least this many times as often as a guess."""
 STOP_AT = 6
 """The step of the second task after which a run is stopped; the task has eight or more."""
 
-
-@dataclass
-class MethodUnderTest:
-    """A method that is checked.
-
-    Parameters
-    ----------
-    name
-        Its name, for what is said of it.
-    make
-        Makes it anew, with the same settings each time.
-    folder
-        An empty folder, or one that does not exist yet: the runs of the checks are written there.
-    """
-
-    name: str
-    make: Callable[[], Method]
-    folder: Path
-    losses: list[int] = field(default_factory=list, init=False)
-    """The number of losses of each task of the run `whole`."""
-
-    @cached_property
-    def stream(self) -> TaskStream:
-        """The tasks that it learns."""
-        return models.toy_stream()
-
-    @cached_property
-    def model(self) -> Path:
-        """The folder of the pre-trained model."""
-        return models.save(self.folder / "model")
-
-    @cached_property
-    def trains(self) -> bool:
-        """Whether it trains anything by gradients."""
-        return self.make().trains
-
-    @cached_property
-    def whole(self) -> Path:
-        """The folder of a run of all tasks."""
-        instance = self.make()
-        self.losses = _Losses(instance).of_tasks
-        return self.run("whole", method=instance)
-
-    @cached_property
-    def alone(self) -> Path:
-        """The folder of a run of the first task."""
-        return self.run("alone", tasks=1)
-
-    def backbone(self) -> Backbone:
-        """Load the pre-trained model."""
-        return Backbone.load(self.model, pooling="mean")
-
-    def run(
-        self,
-        name: str,
-        *,
-        tasks: int = 3,
-        method: Method | None = None,
-        backbone: Backbone | None = None,
-    ) -> Path:
-        """Learn the first tasks, or go on with a run of them; return its folder."""
-        folder = self.folder / name
-        stream = self.stream.until(tasks)
-        backbone = backbone or self.backbone()
-        run(stream, backbone, method or self.make(), training=FEW, output=folder, seed=SEED)
-        return folder
-
-    def failed(self, what: str) -> CheckFailed:
-        """Return the error that says `what` is wrong with it."""
-        return CheckFailed(f"`{self.name}` {what}")
-
-
 Check = Callable[[MethodUnderTest], None]
 
 
 def checks_of(method: MethodUnderTest) -> tuple[Check, ...]:
-    """Return the checks that are for a method: one that trains nothing has no loss."""
-    return (*OF_ALL, *(OF_TRAINED if method.trains else OF_FROZEN))
+    """Return the checks that apply to a method: one that trains nothing has no loss."""
+    if method.trains:
+        return (*OF_ALL, *OF_TRAINED)
+    return (*OF_ALL, *OF_FROZEN)
 
 
 # -- the interface
 
 
 def hooks_take_what_the_loop_gives(method: MethodUnderTest) -> None:
-    """Its hooks take what the training loop gives them."""
+    """Its hooks accept the arguments that the training loop passes."""
     instance = method.make()
     for name, hook in vars(Method).items():
+        # Properties and private names are no hooks.
         if name.startswith("_") or not inspect.isfunction(hook):
             continue
-        own = getattr(instance, name)
-        if not callable(own):
-            raise method.failed(
-                f"has `{name}` as a {type(own).__name__}, but it is a hook: make it a method."
-            )
-        if not _takes_the_same(own, hook):
-            given = ", ".join(list(inspect.signature(hook).parameters)[1:])
-            raise method.failed(
-                f"has a hook `{name}{inspect.signature(own)}`, which is called with ({given})."
-            )
+        override = getattr(instance, name)
+        if not callable(override):
+            kind = type(override).__name__
+            raise method.failed(f"has `{name}` as a {kind}, but it is a hook: make it a method.")
+        if not _accepts_the_same(override, hook):
+            _, *parameters = inspect.signature(hook).parameters  # without `self`
+            given = ", ".join(parameters)
+            signature = f"{name}{inspect.signature(override)}"
+            raise method.failed(f"has a hook `{signature}`, which is called with ({given}).")
 
 
-def _takes_the_same(own: Callable, hook: Callable) -> bool:
-    """Return whether a hook can be called as that of the base class."""
-    positional, by_name = [], {}
-    for name, parameter in list(inspect.signature(hook).parameters.items())[1:]:
+Hook = Callable[..., object]
+
+
+def _accepts_the_same(override: Hook, hook: Hook) -> bool:
+    """Return True if a bound hook can be called as that of the base class is."""
+    # Bound, not compared: another name for a parameter is fine where the loop gives no names.
+    positional: list[None] = []
+    by_name: dict[str, None] = {}
+    _, *parameters = inspect.signature(hook).parameters.values()  # without `self`
+    for parameter in parameters:
         if parameter.kind is parameter.KEYWORD_ONLY:
-            by_name[name] = None
+            by_name[parameter.name] = None
         else:
             positional.append(None)
+    # `None` stands for any argument: only names and numbers are compared.
     try:
-        inspect.signature(own).bind(*positional, **by_name)
+        inspect.signature(override).bind(*positional, **by_name)
     except TypeError:
         return False
     return True
@@ -157,114 +89,121 @@ def _takes_the_same(own: Callable, hook: Callable) -> bool:
 def loss_is_one_number(method: MethodUnderTest) -> None:
     """Its loss of a batch is one number, with a gradient."""
 
-    def look(loss: Any) -> None:
+    def inspect_loss(loss: object) -> None:
         if not isinstance(loss, Tensor):
-            given = f"that is a {type(loss).__name__}"
+            problem = f"that is a {type(loss).__name__}"
         elif loss.dim():
-            given = f"of the shape {tuple(loss.shape)}"
+            problem = f"of the shape {tuple(loss.shape)}"
         elif not loss.requires_grad:
-            given = "without a gradient"
+            problem = "without a gradient"
         else:
             return
         raise method.failed(
-            f"has a loss {given}: return one number that is computed from its `parameters`."
+            f"has a loss {problem}: return one number that is computed from its `parameters`."
         )
 
     instance = method.make()
-    losses = _Losses(instance, look)
-    _learn(method.backbone(), method.stream.tasks[:1], instance)
+    losses = Losses(instance, inspect_loss)
+    learn(method.backbone(), method.stream.tasks[:1], instance)
     if not losses.of_tasks[0]:
         raise method.failed(
             "was never asked for a loss: let `examples` return rows, or let `trains` be False."
         )
 
 
-class _Losses:
-    """The number of losses that the loop has asked an instance for, by task; `look` is shown each of them first."""
-
-    def __init__(self, method: Method, look: Callable[[Any], None] = lambda loss: None):
-        self.of_tasks: list[int] = []
-        begin = method.begin
-        loss = method.loss
-
-        def counted_begin(*arguments: Any) -> None:
-            self.of_tasks.append(0)
-            begin(*arguments)
-
-        def counted_loss(*arguments: Any) -> Any:
-            self.of_tasks[-1] += 1
-            value = loss(*arguments)
-            look(value)
-            return value
-
-        hooks: Any = method  # on this instance alone
-        hooks.begin = counted_begin
-        hooks.loss = counted_loss
-
-
-def _learn(
-    backbone: Backbone,
-    seen: Sequence[Task],
-    method: Method,
-    earlier: Sequence[Adapter] = (),
-    *,
-    training: Training = FEW,
-    log: Callable[[dict[str, Any]], None] | None = None,
-) -> Adapter:
-    return learn(backbone, seen, method, training, earlier=earlier, session=Session(log=log))
-
-
 # -- training
 
 
 def only_its_parameters_change(method: MethodUnderTest) -> None:
-    """Training changes its `parameters` and the heads of the tasks that it trains on, and nothing else."""
-    instance, backbone = method.make(), method.backbone()
+    """Training changes only its `parameters` and the heads of the tasks that it trains on."""
+    instance = method.make()
+    backbone = method.backbone()
     seen: list[Task] = []
     earlier: list[Adapter] = []
     for task in method.stream:
         seen.append(task)
         before = _tensors(backbone)
-        earlier.append(_learn(backbone, seen, instance, earlier))
-        own = {id(parameter) for parameter in instance.parameters(backbone)}
-        names = [name for name, parameter in backbone.named_parameters() if id(parameter) in own]
-        allowed = {name.replace(".base_layer", "") for name in names} | _heads_of(
-            backbone, instance, seen
-        )
-        after = _tensors(backbone)
-        for name, value in before.items():
-            new = ".default" in name  # a module that was put in for this task
-            if name not in allowed and not new and not torch.equal(after[name], value):
-                raise method.failed(
-                    f"changed `{name}` while it learned `{task.name}`: name it in `parameters`, or leave it as it is."
-                )
-        for layer, (A, B) in adapters.factors(backbone.model).items():
-            for name, value in ((f"{layer}.lora_A.weight", A), (f"{layer}.lora_B.weight", B)):
-                if id(value) not in own and not torch.equal(value, earlier[-1].start[name]):
-                    raise method.failed(
-                        f"changed `{name}` of its module while it learned `{task.name}`: name it in `parameters`, or "
-                        "leave it as it is."
-                    )
+        adapter = learn(backbone, seen, instance, earlier)
+        # The model still holds the task's module, with its parameters as training left them.
+        earlier.append(adapter)
+        changed = _changed_in_model(backbone, instance, seen, before)
+        if changed is None:
+            changed = _changed_in_module(backbone, instance, adapter)
+        if changed is not None:
+            raise method.failed(
+                f"changed {changed} while it learned `{task.name}`: "
+                "name it in `parameters`, or leave it as it is."
+            )
+
+
+def _changed_in_model(
+    backbone: Backbone, method: Method, seen: Sequence[Task], before: dict[str, Tensor]
+) -> str | None:
+    """Return the first tensor of the model that changed although it may not."""
+    # By identity: equal values in two tensors are common, such as zeros in biases.
+    trained = {id(parameter) for parameter in method.parameters(backbone)}
+    allowed = _heads_of(backbone, method, seen)
+    for name, parameter in backbone.named_parameters():
+        if id(parameter) in trained:
+            allowed.add(_plain(name))
+    after = _tensors(backbone)
+    for name, value in before.items():
+        if name in allowed or ".default" in name:  # peft's name: a module put in for this task
+            continue
+        if not torch.equal(after[name], value):
+            return f"`{name}`"
+    return None
+
+
+def _changed_in_module(backbone: Backbone, method: Method, adapter: Adapter) -> str | None:
+    """Return the first LoRA factor that changed although it is not trained."""
+    # Methods such as InfLoRA freeze one factor of a module that they have put in themselves.
+    trained = {id(parameter) for parameter in method.parameters(backbone)}
+    for layer, (A, B) in adapters.factors(backbone.model).items():
+        factors = {
+            f"{layer}.lora_A.weight": A,
+            f"{layer}.lora_B.weight": B,
+        }
+        for name, value in factors.items():
+            start = adapter.start[name]
+            if id(value) not in trained and not torch.equal(value, start):
+                return f"`{name}` of its module"
+    return None
+
+
+def _plain(name: str) -> str:
+    """Return the name that a tensor has without a module in the model."""
+    # peft moves the layer that it adapts into its own, as `base_layer`.
+    return name.replace(".base_layer", "")
 
 
 def _tensors(backbone: Backbone) -> dict[str, Tensor]:
-    """Return a copy of all tensors, by the names that they have without a module in the model."""
-    return {
-        name.replace(".base_layer", ""): value.clone()
-        for name, value in backbone.state_dict().items()
-    }
+    """Return a copy of all tensors, by their names without a module in the model."""
+    tensors: dict[str, Tensor] = {}
+    for name, value in backbone.state_dict().items():
+        tensors[_plain(name)] = value.clone()
+    return tensors
 
 
 def _heads_of(backbone: Backbone, method: Method, seen: Sequence[Task]) -> set[str]:
-    """Return the names of the heads' tensors that may change: of the tasks with examples, or computed ones all."""
-    tasks = [task for task, _ in method.examples(seen)] or backbone.heads
-    return {f"_heads.task_{task}.{kind}" for task in tasks for kind in ("weight", "bias")}
+    """Return the names of the heads' tensors that may change.
+
+    They are the heads of tasks with examples. A method without examples computes its heads,
+    and may compute all of them anew.
+    """
+    with_examples = [task for task, _ in method.examples(seen)]
+    tasks = with_examples or backbone.heads
+    names: set[str] = set()
+    for task in tasks:
+        names.add(f"_heads.task_{task}.weight")
+        names.add(f"_heads.task_{task}.bias")
+    return names
 
 
 def training_lowers_the_loss(method: MethodUnderTest) -> None:
     """Training changes its module and lowers the loss."""
     losses: list[float] = []
-    adapter = _learn(
+    adapter = learn(
         method.backbone(),
         method.stream.tasks[:1],
         method.make(),
@@ -273,7 +212,9 @@ def training_lowers_the_loss(method: MethodUnderTest) -> None:
     )
     if adapters.same(adapter.start, adapter.parameters):
         raise method.failed("left its module as it was: let `parameters` return what is trained.")
-    first, last = sum(losses[:4]) / 4, sum(losses[-4:]) / 4
+    # Means of four steps, an epoch of this task: single batches differ too much.
+    first = sum(losses[:4]) / 4
+    last = sum(losses[-4:]) / 4
     if not last < LOWER * first:
         raise method.failed(
             f"has a loss of {first:.3g} at first and of {last:.3g} after {len(losses)} steps."
@@ -281,65 +222,91 @@ def training_lowers_the_loss(method: MethodUnderTest) -> None:
 
 
 def computed_heads_know_the_classes(method: MethodUnderTest) -> None:
-    """It trains nothing, and puts heads into place that know the classes of all tasks."""
-    instance, backbone = method.make(), method.backbone()
-    steps: list[dict] = []
+    """It trains nothing, and computes heads that know the classes of all tasks."""
+    instance = method.make()
+    backbone = method.backbone()
+    steps: list[object] = []
     for step in range(1, len(method.stream) + 1):
         seen = method.stream.until(step).tasks
-        adapter = _learn(backbone, seen, instance, log=steps.append)
+        adapter = learn(backbone, seen, instance, log=steps.append)
+        # A step would have been logged.
         if steps or instance.parameters(backbone) or instance.examples(seen):
             raise method.failed(
                 "says by `trains` that it trains nothing, but it has parameters or examples."
             )
-        if adapter.config is not None or adapter.parameters or adapters.attached(backbone.model):
+        wrote_module = adapter.config is not None or adapter.parameters
+        has_module = adapters.attached(backbone.model)
+        if wrote_module or has_module:
             raise method.failed(
                 "says by `trains` that it trains nothing, but it put a module into the model."
             )
         for task in seen:
-            rows = backbone.encode(task.rows("train"))
-            guesses = backbone.own(task.name)(pooled(backbone, rows)).argmax(1)
-            right = (guesses == torch.tensor(rows.labels)).double().mean().item()
+            right = _accuracy(backbone, task)
             if not right > ABOVE_CHANCE / len(task.classes):
                 raise method.failed(
-                    f"computed a head of `{task.name}` that is right on {right:.0%} of its training examples."
+                    f"computed a head of `{task.name}` that is right on {right:.0%} of its "
+                    "training examples."
                 )
 
 
-# -- what a method says of itself
+def _accuracy(backbone: Backbone, task: Task) -> float:
+    """Return the accuracy of a task's head on its training examples."""
+    examples = backbone.encode(task.rows("train"))
+    head = backbone.own(task.name)
+    logits = head(pooled(backbone, examples))
+    labels = torch.tensor(examples.labels)
+    right = logits.argmax(1) == labels
+    return right.double().mean().item()
+
+
+# -- what a method declares
 
 
 def what_it_isolates_is_learned_alone(method: MethodUnderTest) -> None:
-    """If it says that it `isolates`, a task is learned as if there were no others."""
+    """If it declares `isolates`, a task is learned as if there were no others."""
     if not method.make().isolates:
         return
     first, second, *_ = method.stream
+    # New instances and backbones: what is remembered must not pass from one side to the other.
     alone = method.backbone()
-    by_itself = _learn(alone, [second], method.make())
-    after, instance = method.backbone(), method.make()
-    before = _learn(after, [first], instance)
-    behind = _learn(after, [first, second], instance, [before])
-    same = adapters.same(by_itself.parameters, behind.parameters)
-    if not same or not adapters.same(alone.own_state(second.name), after.own_state(second.name)):
+    learned_alone = learn(alone, [second], method.make())
+    after = method.backbone()
+    instance = method.make()
+    before = learn(after, [first], instance)
+    learned_after = learn(after, [first, second], instance, [before])
+    same_module = adapters.same(learned_alone.parameters, learned_after.parameters)
+    same_head = adapters.same(
+        alone.own_state(second.name),
+        after.own_state(second.name),
+    )
+    # Equal to the last bit, because `perdure forget` relies on it.
+    if not (same_module and same_head):
         raise method.failed(
             "says that it `isolates`, but an earlier task changed what it learned of the next."
         )
 
 
 def it_does_without_old_examples(method: MethodUnderTest) -> None:
-    """If it does not say by `keeps_all` that it needs them, it learns without the examples of earlier tasks."""
-    instance, backbone = method.make(), method.backbone()
+    """Unless it declares `keeps_all`, it learns without the examples of earlier tasks."""
+    instance = method.make()
     if instance.keeps_all:
         return
+    backbone = method.backbone()
     first, second, *_ = method.stream
-    before = _learn(backbone, [first], instance)
+    before = learn(backbone, [first], instance)
+    # As in a run whose old tables were deleted: asking for the examples raises `DataError`.
     gone = TaskWithoutData(
-        first.name, first.classes, digests=first.digests(), missing="They were deleted."
+        first.name,
+        first.classes,
+        digests=first.digests(),
+        missing="They were deleted.",
     )
     try:
-        _learn(backbone, [gone, second], instance, [before])
+        learn(backbone, [gone, second], instance, [before])
     except DataError as error:
         raise method.failed(
-            "asks for the examples of an earlier task: let `keeps_all` be True, or keep what it needs in `state`."
+            "asks for the examples of an earlier task: let `keeps_all` be True, "
+            "or keep what it needs in `state`."
         ) from error
 
 
@@ -348,18 +315,18 @@ def it_does_without_old_examples(method: MethodUnderTest) -> None:
 
 def equal_seeds_give_equal_runs(method: MethodUnderTest) -> None:
     """Two runs with the same seed are equal, byte for byte."""
-    _same(
+    _require_equal(
         method,
         method.whole,
         method.run("again"),
-        "gave another run with the same seed: draw random numbers from torch.",
+        "gave a different run with the same seed: draw random numbers from torch.",
     )
 
 
 def past_tasks_stay_as_they_are(method: MethodUnderTest) -> None:
-    """What was learned of a task stays as it is when others are learned."""
+    """The files of a learned task stay as they are when other tasks are learned."""
     first = f"tasks/00-{method.stream[0].name}"
-    _same(
+    _require_equal(
         method,
         method.alone / first,
         method.whole / first,
@@ -368,74 +335,105 @@ def past_tasks_stay_as_they_are(method: MethodUnderTest) -> None:
 
 
 def a_run_goes_on_between_tasks(method: MethodUnderTest) -> None:
-    """A run that stopped between two tasks goes on to the same bytes."""
-    shutil.copytree(method.alone, method.folder / "between")
+    """A run that stopped between two tasks can go on, and ends with the same bytes."""
+    # Each call of `run` makes a new instance, as a new process does: only files carry over.
+    between = method.folder / "between"
+    shutil.copytree(method.alone, between)
     method.run("between", tasks=2)
-    _same(method, method.whole, method.run("between"), _FORGOT.format("between two tasks"))
+    _require_equal(
+        method,
+        method.whole,
+        method.run("between"),
+        _FORGOT.format("between two tasks"),
+    )
 
 
 def a_run_goes_on_inside_a_task(method: MethodUnderTest) -> None:
-    """A run that was stopped inside a task goes on to the same bytes."""
+    """A run that was stopped inside a task can go on, and ends with the same bytes."""
     if threading.current_thread() is not threading.main_thread():
         raise method.failed(
             "cannot be stopped here: check it in the main thread, which alone gets signals."
         )
-
-    def stop_in_time(loss: Any) -> None:
-        if until_stopped.of_tasks[1:] == [STOP_AT]:
-            signal.raise_signal(signal.SIGTERM)
-
+    until_stopped = _run_until_stopped(method)
     instance = method.make()
-    until_stopped = _Losses(instance, stop_in_time)
-    try:
-        method.run("inside", method=instance)
-    except Stopped:
-        pass
-    else:
-        raise method.failed(
-            "was asked to stop inside a task, and did not: let no hook catch every exception."
-        )
-    instance = method.make()
-    rest = _Losses(instance)
-    _same(
-        method, method.whole, method.run("inside", method=instance), _FORGOT.format("inside a task")
+    rest = Losses(instance)
+    _require_equal(
+        method,
+        method.whole,
+        method.run("inside", method=instance),
+        _FORGOT.format("inside a task"),
     )
+    # Equal bytes alone could come from beginning the task again.
     if until_stopped.of_tasks[1] + rest.of_tasks[0] != method.losses[1]:
         raise method.failed("was stopped inside a task, and began it again.")
 
 
-_FORGOT = "was stopped {} and did not go on to the same bytes: keep in `state` whatever changes and is needed later."
+def _run_until_stopped(method: MethodUnderTest) -> Losses:
+    """Stop the run `inside` by a signal in its second task; return the losses up to then."""
+
+    def stop_in_time(loss: object) -> None:
+        if losses.of_tasks[1:] == [STOP_AT]:
+            signal.raise_signal(signal.SIGTERM)
+
+    # A signal in the middle of a step, as a scheduler sends it; the loop stops after the step.
+    instance = method.make()
+    losses = Losses(instance, stop_in_time)
+    try:
+        method.run("inside", method=instance)
+    except Stopped:
+        return losses
+    raise method.failed(
+        "was asked to stop inside a task, and did not: let no hook catch every exception."
+    )
+
+
+_FORGOT = (
+    "was stopped {} and did not end with the same bytes: "
+    "keep in `state` whatever changes and is needed later."
+)
 
 
 def what_was_used_is_as_good_as_new(method: MethodUnderTest) -> None:
     """A method and a backbone that served one run serve another as if they were new."""
-    instance, backbone = method.make(), method.backbone()
-    first, second = (
-        method.run(name, tasks=2, method=instance, backbone=backbone)
-        for name in ("first", "second")
-    )
-    _same(
+    instance = method.make()
+    backbone = method.backbone()
+
+    def run_again(name: str) -> Path:
+        return method.run(
+            name,
+            tasks=2,
+            method=instance,
+            backbone=backbone,
+        )
+
+    _require_equal(
         method,
-        first,
-        second,
-        "gave another run when it was used again: keep in `state` whatever it remembers.",
+        run_again("first"),
+        run_again("second"),
+        "gave a different run when it was used again: keep in `state` whatever it remembers.",
     )
 
 
-def _same(method: MethodUnderTest, one: Path, other: Path, otherwise: str) -> None:
-    """Compare what two runs have learned and measured."""
-    left, right = _bytes(one), _bytes(other)
-    if not left:  # then there would be nothing to compare
-        raise method.failed(f"wrote no tensors into `{one.name}`.")
+def _require_equal(method: MethodUnderTest, expected: Path, actual: Path, failure: str) -> None:
+    """Raise `failure` unless two runs have learned and measured the same."""
+    left = _bytes(expected)
+    right = _bytes(actual)
+    if not left:  # two empty folders are equal, too
+        raise method.failed(f"wrote no tensors into `{expected.name}`.")
     for name in sorted({*left, *right}):
         if left.get(name) != right.get(name):
-            raise method.failed(f"{otherwise} `{name}` differs.")
+            raise method.failed(f"{failure} `{name}` differs.")
 
 
 def _bytes(folder: Path) -> dict[str, bytes]:
     """Return the tensors and the scores of a run, by file."""
+    # Not the other files: some of them hold times.
     files = [*folder.rglob("*.safetensors"), *folder.glob("scores.csv")]
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+    contents: dict[str, bytes] = {}
+    for path in files:
+        name = path.relative_to(folder).as_posix()
+        contents[name] = path.read_bytes()
+    return contents
 
 
 OF_ALL: tuple[Check, ...] = (

@@ -1,4 +1,4 @@
-"""A pico model and a toy stream of tasks, made in memory: nothing is downloaded, everything takes seconds."""
+"""A pico model and a toy stream of tasks, made in memory in seconds, without a download."""
 
 import random
 from pathlib import Path
@@ -12,10 +12,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from perdure.data.task import Task, TaskStream
 from perdure.models import pretrained
 
+# Words without a meaning: what a check learns comes from the toy tasks alone.
 WORDS = [f"w{i}" for i in range(60)]
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+"""Special tokens, in the order of their ids (see `IN_COMMON`)."""
 TELLING = 3
-"""The number of words that tell a class."""
+"""The number of words that tell a class from others."""
 SIZES: dict[str, Any] = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
@@ -34,12 +36,15 @@ IN_COMMON: dict[str, Any] = {
 
 
 def tokenizer() -> transformers.PreTrainedTokenizerFast:
-    """Return a tokenizer that has one token a word."""
-    vocabulary = {token: i for i, token in enumerate([*SPECIAL, *WORDS])}
+    """Return a tokenizer with one token per word."""
+    tokens = [*SPECIAL, *WORDS]
+    vocabulary = {token: i for i, token in enumerate(tokens)}
     inner = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    # The numbers are the places of the tokens in `SPECIAL`.
     inner.post_processor = processors.TemplateProcessing(
-        "[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        "[CLS] $A [SEP]",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
     )
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=inner,
@@ -55,6 +60,7 @@ def tokenizer() -> transformers.PreTrainedTokenizerFast:
 def save(folder: Path, config: transformers.PreTrainedConfig | None = None) -> Path:
     """Save a text model with random weights, the same each time; by default a pico BERT."""
     config = config or transformers.BertConfig(**SIZES, **IN_COMMON)
+    # Forked, so that a check does not change the random numbers of whoever calls it.
     with pretrained.quietly(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
         model = transformers.AutoModelForSequenceClassification.from_config(config)
@@ -66,25 +72,35 @@ def save(folder: Path, config: transformers.PreTrainedConfig | None = None) -> P
 def toy_task(name: str, classes: list[str], seed: int, size: int = 32) -> Task:
     """Return a task on texts of seven to ten words, some of which tell the class."""
 
-    def telling(label: int) -> list[str]:
-        first = (seed * 7 + 3 * label) % len(WORDS)
+    def telling_words(label: int) -> list[str]:
+        # The words of one task's classes do not overlap; those of different tasks may.
+        first = (seed * 7 + TELLING * label) % len(WORDS)
         return WORDS[first : first + TELLING]
 
+    def text(rng: random.Random, label: int) -> str:
+        count = rng.randint(3, 6)
+        words = rng.choices(telling_words(label), k=count)
+        words += rng.choices(WORDS, k=4)
+        return " ".join(words)
+
     def rows(count: int, salt: int) -> Dataset:
+        # Each split has random numbers of its own: its size changes no other split.
         rng = random.Random(1000 * seed + salt)
-        labels = [i % len(classes) for i in range(count)]
-        texts = []
-        for label in labels:
-            words = rng.choices(telling(label), k=rng.randint(3, 6))
-            words += rng.choices(WORDS, k=4)
-            texts.append(" ".join(words))
+        labels = [i % len(classes) for i in range(count)]  # balanced
+        texts = [text(rng, label) for label in labels]
         return Dataset.from_dict({"text": texts, "label": labels})
 
-    return Task(name, tuple(classes), train=rows(size, 0), validation=rows(12, 1), test=rows(20, 2))
+    return Task(
+        name,
+        tuple(classes),
+        train=rows(size, 0),
+        validation=rows(12, 1),
+        test=rows(20, 2),
+    )
 
 
 def toy_stream() -> TaskStream:
-    """Return a stream of three tasks, with seven classes in all."""
+    """Return a stream of three tasks with seven classes in total."""
     tasks = (
         toy_task("fruit", ["apple", "pear"], 1),
         toy_task("colour", ["red", "green", "blue"], 2),

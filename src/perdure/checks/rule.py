@@ -1,14 +1,15 @@
-"""What every rule promises, each promise a function that raises `CheckFailed` where it is broken.
+"""The promises of every rule, each a function that raises `CheckFailed` where one is broken.
 
-A check takes a `RuleUnderTest`; the first sentence of its docstring is the promise. They combine small random task
-vectors, of which each but the first lacks a layer, as tasks do that change different layers.
+A check takes a `RuleUnderTest`; its docstring is the promise, in one sentence. The checks
+combine small random task vectors, each of which but the first lacks a layer: tasks may
+change different layers.
 """
 
 import inspect
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import TypeGuard, get_args
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from perdure.errors import CheckFailed, InputError
 from perdure.merging.rule import KEPT, Nature, Order, nature_of
 from perdure.models.mixture import Mixture
 from perdure.vectors.task_vector import Deferred, Entry, LowRank, TaskVector
+from perdure.vectors.task_vector import shapes as shapes_of
 
 TASKS = "abc"
 Vectors = dict[str, TaskVector]
@@ -24,7 +26,10 @@ Vectors = dict[str, TaskVector]
 
 @dataclass(frozen=True)
 class Case:
-    """The size, the type and the seed of random task vectors: two matrices `w` and `u`, and a bias `b`."""
+    """The size, the type and the seed of random task vectors.
+
+    Each has two matrices `w` and `u`, and a bias `b`.
+    """
 
     out: int = 5
     width: int = 4
@@ -35,7 +40,7 @@ class Case:
 
 CASES = (
     Case(),
-    Case(out=2, width=6, rank=3, seed=1),  # of a rank above that of the matrix
+    Case(out=2, width=6, rank=3, seed=1),  # factors of a rank above that of the matrix
     Case(out=6, width=2, rank=1, seed=2),
     Case(out=3, width=3, rank=2, seed=3, dtype=torch.float32),
 )
@@ -43,37 +48,37 @@ CASES = (
 
 @dataclass
 class RuleUnderTest:
-    """A rule that is checked.
+    """A rule under test.
 
     Parameters
     ----------
     name
-        Its name, for what is said of it.
+        The name of the rule in messages.
     function
         The rule.
     options
-        Its settings.
+        Settings of the rule.
     cases
-        The task vectors on which it is tried.
+        The task vectors to try it on.
     """
 
     name: str
-    function: Callable[..., Any]
-    options: Mapping[str, Any] = field(default_factory=dict)
+    function: Callable[..., object]
+    options: Mapping[str, object] = field(default_factory=dict)
     cases: Sequence[Case] = CASES
 
     @property
     def nature(self) -> Nature:
-        """What the rule declares of itself."""
+        """The declaration of the rule."""
         if not hasattr(self.function, "nature"):
             raise self.failed("does not say what it is: declare it with `@nature(order, state=…)`.")
         try:
             return nature_of(self.function)
         except InputError as error:
-            raise self.failed(f"declares what is not so. {error}") from error
+            raise self.failed(f"makes a false declaration. {error}") from error
 
     def vectors(self, case: Case) -> Vectors:
-        """Make the task vectors of a case: low-rank, but for the bias."""
+        """Make the task vectors of a case: low-rank except for the bias."""
         generator = torch.Generator().manual_seed(case.seed)
 
         def random(*shape: int) -> Tensor:
@@ -82,82 +87,118 @@ class RuleUnderTest:
         made: Vectors = {}
         for number, task in enumerate(TASKS[: self.nature.most]):
             entries: dict[str, Entry] = {}
+            # All are drawn before some are deleted: the next task's numbers do not depend on it.
             for layer in "wu":
-                entries[layer] = LowRank(random(case.out, case.rank), random(case.rank, case.width))
+                B = random(case.out, case.rank)
+                A = random(case.rank, case.width)
+                entries[layer] = LowRank(B, A)
             entries["b"] = random(case.out)
             if number == 1:
                 del entries["u"]
+            # A bias is no low-rank matrix.
             if number == 2 or self.nature.low_rank:
                 del entries["b"]
             made[task] = TaskVector(entries)
         return made
 
     def combine(self, vectors: Vectors) -> list[TaskVector]:
-        """Return what the rule makes of task vectors: one, or of a routed rule one for each task."""
+        """Return the result of the rule: one task vector, or one for each task if routed."""
         options = dict(self.options)
         if "inputs" in self.nature.needs:
             options["inputs"] = {task: covariances(task, vectors) for task in vectors}
-        return self._as_list(self.function(vectors, **options), vectors)
+        merged = self.function(vectors, **options)
+        return self._as_list(merged, vectors)
 
-    def _as_list(self, merged: Any, vectors: Vectors) -> list[TaskVector]:
+    def _as_list(self, merged: object, vectors: Vectors) -> list[TaskVector]:
         if isinstance(merged, TaskVector):
             return [merged]
-        merged = merged.experts if isinstance(merged, Mixture) else merged
-        if not isinstance(merged, Mapping) or not all(
-            isinstance(value, TaskVector) for value in merged.values()
-        ):
+        # A mixture holds the task vectors as they act: its experts.
+        by_task = merged.experts if isinstance(merged, Mixture) else merged
+        if not _are_task_vectors(by_task):
+            kind = type(by_task).__name__
             raise self.failed(
-                f"returned a {type(merged).__name__}: return a `TaskVector`, or if it is routed one for each task or a "
-                "`Mixture`."
+                f"returned a {kind}: return a `TaskVector`, "
+                "or if it is routed one for each task or a `Mixture`."
             )
-        if set(merged) != set(vectors):
+        if set(by_task) != set(vectors):
             raise self.failed(
-                f"returned task vectors of {sorted(merged)} for the tasks {sorted(vectors)}."
+                f"returned task vectors of {sorted(by_task)} for the tasks {sorted(vectors)}."
             )
-        return list(merged.values())
+        return list(by_task.values())
 
-    def failed(self, what: str) -> CheckFailed:
-        """Return the error that says `what` is wrong with it."""
-        return CheckFailed(f"`{self.name}` {what}")
+    def failed(self, problem: str) -> CheckFailed:
+        """Return the error that says what is wrong with the rule."""
+        return CheckFailed(f"`{self.name}` {problem}")
 
 
 Check = Callable[[RuleUnderTest], None]
 
 
+def _are_task_vectors(merged: object) -> TypeGuard[Mapping[str, TaskVector]]:
+    if not isinstance(merged, Mapping):
+        return False
+    return all(isinstance(value, TaskVector) for value in merged.values())
+
+
 def covariances(task: str, vectors: Vectors) -> dict[str, Tensor]:
     """Return the covariance of random inputs of each layer that is a matrix."""
-    made = {}
+    made: dict[str, Tensor] = {}
     for vector in vectors.values():
         for name, entry in vector.items():
-            if len(entry.shape) == 2:
-                generator = torch.Generator().manual_seed(zlib.crc32(f"{task} {name}".encode()))
-                width = entry.shape[1]
-                x = torch.randn(3 * width, width, generator=generator, dtype=torch.float64)
-                made[name] = x.T @ x / len(x)
+            if len(entry.shape) != 2:
+                continue
+            # The seed is a checksum, not `hash`, which differs from process to process.
+            seed = zlib.crc32(f"{task} {name}".encode())
+            width = entry.shape[1]
+            x = torch.randn(
+                3 * width,
+                width,
+                generator=torch.Generator().manual_seed(seed),
+                dtype=torch.float64,
+            )
+            # Three times as many inputs as the layer is wide: the covariance can be inverted.
+            made[name] = x.T @ x / len(x)
     return made
 
 
 def full(vectors: Vectors, kind: Callable[[Tensor], Entry] = lambda value: value) -> Vectors:
-    """Return task vectors with full tensors as entries, or with what `kind` makes of them."""
+    """Return the task vectors with full tensors as entries, each converted by `kind`."""
     made: Vectors = {}
     for task, vector in vectors.items():
-        made[task] = TaskVector({name: kind(vector.dense(name)) for name in vector.entries})
+        entries: dict[str, Entry] = {}
+        for name in vector.entries:
+            entries[name] = kind(vector.dense(name))
+        made[task] = TaskVector(entries)
     return made
 
 
-def _different(one: Sequence[TaskVector], other: Sequence[TaskVector], dtype: torch.dtype) -> str:
-    """Return the first layer in which two results differ by more than rounding; empty where there is none."""
-    rtol, atol = (1e-6, 1e-8) if dtype == torch.float64 else (1e-3, 1e-4)
-    if len(one) != len(other):
+def _different(
+    expected: Sequence[TaskVector], actual: Sequence[TaskVector], dtype: torch.dtype
+) -> str:
+    """Return the first layer in which two results differ by more than rounding, or `""`."""
+    if len(expected) != len(actual):
         return "the number of task vectors"
-    for left, right in zip(one, other, strict=True):
-        if set(left.entries) != set(right.entries):
-            return min(set(left.entries) ^ set(right.entries))
+    for left, right in zip(expected, actual, strict=True):
+        only_in_one = set(left.entries) ^ set(right.entries)
+        if only_in_one:
+            return min(only_in_one)
         for name in left.entries:
-            a, b = left.dense(name), right.dense(name)
-            if a.shape != b.shape or not torch.allclose(a, b, rtol=rtol, atol=atol):
+            if not _close(left.dense(name), right.dense(name), dtype):
                 return name
     return ""
+
+
+def _close(left: Tensor, right: Tensor, dtype: torch.dtype) -> bool:
+    if left.shape != right.shape:
+        return False
+    # The type of the case, not of the result, which a rule may have got wrong.
+    exact = dtype == torch.float64
+    return torch.allclose(
+        left,
+        right,
+        rtol=1e-6 if exact else 1e-3,
+        atol=1e-8 if exact else 1e-4,
+    )
 
 
 # -- the interface
@@ -169,131 +210,156 @@ def it_takes_vectors_and_settings(rule: RuleUnderTest) -> None:
     if not parameters or parameters[0].kind is parameters[0].KEYWORD_ONLY:
         raise rule.failed("takes no task vectors: its first parameter is `vectors`.")
     for parameter in parameters[1:]:
-        if parameter.name not in KEPT and parameter.kind is not parameter.KEYWORD_ONLY:
+        # What adapters keep for a rule, such as `inputs`, is no setting.
+        is_setting = parameter.name not in KEPT
+        if is_setting and parameter.kind is not parameter.KEYWORD_ONLY:
             raise rule.failed(
                 f"has a setting `{parameter.name}` that is not by keyword only: put `*` before it."
             )
 
 
 def it_declares_what_it_is(rule: RuleUnderTest) -> None:
-    """It declares with `@nature` whether the order matters, and what has to be kept for the next task."""
-    if rule.nature.order not in get_args(Order):
-        raise rule.failed(
-            f"says that it is `{rule.nature.order}`: {', '.join(get_args(Order))} are known."
-        )
+    """It declares with `@nature` if the order matters, and what to keep for the next task."""
+    order = rule.nature.order
+    if order not in get_args(Order):
+        known = ", ".join(get_args(Order))
+        raise rule.failed(f"says that it is `{order}`: {known} are known.")
     if not rule.nature.state:
         raise rule.failed(
             "does not say what has to be kept for the next task: give `@nature` a `state`."
         )
     for case in rule.cases:
         vectors = rule.vectors(case)
-        for count, merged in _of_each_number(rule, vectors):
-            if count > 1 and len(merged) > 1 and rule.nature.order != "routed":
+        for merged in _after_each_task(rule, vectors):
+            if len(merged) > 1 and order != "routed":
                 raise rule.failed(
-                    f"returned {len(merged)} task vectors, but says that it is `{rule.nature.order}`."
+                    f"returned {len(merged)} task vectors, but says that it is `{order}`."
                 )
 
 
-def _of_each_number(
-    rule: RuleUnderTest, vectors: Vectors
-) -> Iterator[tuple[int, list[TaskVector]]]:
+def _after_each_task(rule: RuleUnderTest, vectors: Vectors) -> Iterator[list[TaskVector]]:
     """Combine the first task, the first two and so on, as a run does after each task."""
-    for count in range(1, len(vectors) + 1):
-        yield count, rule.combine(dict(list(vectors.items())[:count]))
+    learned: Vectors = {}
+    for task, vector in vectors.items():
+        learned[task] = vector
+        yield rule.combine(dict(learned))
 
 
 # -- what comes out
 
 
 def shapes_and_dtypes_are_kept(rule: RuleUnderTest) -> None:
-    """Of any number of tasks, each layer comes out with its shape and its type, and with finite numbers."""
+    """Each layer keeps its shape and its type, with finite numbers, for any number of tasks."""
     for case in rule.cases:
-        given = rule.vectors(case)
-        for vectors in (given,) if rule.nature.low_rank else (given, full(given)):
-            shapes = {
-                name: entry.shape for vector in vectors.values() for name, entry in vector.items()
-            }
-            for _, merged in _of_each_number(rule, vectors):
+        for vectors in _kinds(rule, case):
+            shapes = shapes_of(vectors)
+            for merged in _after_each_task(rule, vectors):
                 for vector in merged:
                     _check_entries(rule, vector, shapes, case.dtype)
 
 
+def _kinds(rule: RuleUnderTest, case: Case) -> list[Vectors]:
+    """Return the task vectors of a case in factors, and in full if the rule takes that."""
+    vectors = rule.vectors(case)
+    if rule.nature.low_rank:
+        return [vectors]
+    return [vectors, full(vectors)]
+
+
 def _check_entries(
-    rule: RuleUnderTest, vector: TaskVector, shapes: Mapping[str, Any], dtype: torch.dtype
+    rule: RuleUnderTest,
+    vector: TaskVector,
+    shapes: Mapping[str, torch.Size],
+    dtype: torch.dtype,
 ) -> None:
     for name, entry in vector.items():
         if name not in shapes:
             raise rule.failed(f"returned a layer `{name}` that no task changes.")
         value = vector.dense(name)
-        for shape in (entry.shape, value.shape):
-            if tuple(shape) != tuple(shapes[name]):
-                raise rule.failed(
-                    f"returned `{name}` with the shape {tuple(shape)}, not {tuple(shapes[name])}."
-                )
+        expected = tuple(shapes[name])
+        # A deferred entry declares a shape before it has one: both count.
+        for shape in (tuple(entry.shape), tuple(value.shape)):
+            if shape != expected:
+                raise rule.failed(f"returned `{name}` with the shape {shape}, not {expected}.")
         if value.dtype != dtype:
-            raise rule.failed(f"returned `{name}` as {value.dtype} for task vectors of {dtype}.")
+            types = f"{value.dtype} for task vectors of {dtype}"
+            raise rule.failed(f"returned `{name}` as {types}.")
         if not value.isfinite().all():
             raise rule.failed(f"returned numbers that are infinite or not defined for `{name}`.")
 
 
 def task_vectors_are_left_alone(rule: RuleUnderTest) -> None:
-    """It leaves the task vectors that it is given as they are."""
+    """It does not change the task vectors that it is given."""
     for case in rule.cases:
-        given = rule.vectors(case)
-        for vectors in (given,) if rule.nature.low_rank else (given, full(given)):
-            before = {
-                task: {name: v.dense(name).clone() for name in v.entries}
-                for task, v in vectors.items()
-            }
+        for vectors in _kinds(rule, case):
+            before = _copies(vectors)
             for merged in rule.combine(vectors):
+                # Deferred entries do their work, and any harm, only when they are made.
                 for name in merged.entries:
                     merged.dense(name)
-            for task, entries in before.items():
-                for name, value in entries.items():
-                    if name not in vectors[task] or not torch.equal(
-                        vectors[task].dense(name), value
-                    ):
-                        raise rule.failed(
-                            f"changed `{name}` of the task vector of `{task}`: make a new tensor."
-                        )
+            for (task, name), value in before.items():
+                vector = vectors[task]
+                if name not in vector or not torch.equal(vector.dense(name), value):
+                    raise rule.failed(
+                        f"changed `{name}` of the task vector of `{task}`: make a new tensor."
+                    )
+
+
+def _copies(vectors: Vectors) -> dict[tuple[str, str], Tensor]:
+    """Return a copy of each layer of each task."""
+    copies: dict[tuple[str, str], Tensor] = {}
+    for task, vector in vectors.items():
+        for name in vector.entries:
+            copies[task, name] = vector.dense(name).clone()
+    return copies
 
 
 def the_same_again(rule: RuleUnderTest) -> None:
-    """Of the same task vectors it makes the same again, to the last bit."""
+    """The same task vectors give the same result again, to the last bit."""
     for case in rule.cases:
         vectors = rule.vectors(case)
-        for one, other in zip(rule.combine(vectors), rule.combine(vectors), strict=True):
-            for name in one.entries:
-                if not torch.equal(one.dense(name), other.dense(name)):
+        first = rule.combine(vectors)
+        second = rule.combine(vectors)
+        for left, right in zip(first, second, strict=True):
+            for name in left.entries:
+                # Exactly equal, because a run that goes on must come to the same bytes.
+                if not torch.equal(left.dense(name), right.dense(name)):
                     raise rule.failed(
-                        f"made another `{name}` when it was called again: seed its random numbers."
+                        f"made a different `{name}` when it was called again: "
+                        "seed its random numbers."
                     )
 
 
 def factors_and_full_tensors_give_the_same(rule: RuleUnderTest) -> None:
-    """Whether a layer is given in factors, in full, or made when it is asked for does not matter."""
+    """A layer may be given in factors, in full or deferred: the result is the same."""
     if rule.nature.low_rank:
         return
     for case in rule.cases:
         vectors = rule.vectors(case)
-        dense, expected = full(vectors), rule.combine(vectors)
-        mixed = {**vectors, TASKS[0]: dense[TASKS[0]]}
-        deferred = full(vectors, lambda value: Deferred(value.shape, lambda: value))
-        for kind, others in {
-            "in full": dense,
-            "made when asked for": deferred,
-            "of both kinds": mixed,
-        }.items():
-            if name := _different(rule.combine(others), expected, case.dtype):
-                raise rule.failed(f"made another `{name}` of layers {kind} than of factors.")
+        expected = rule.combine(vectors)
+        in_full = full(vectors)
+        first = TASKS[0]
+        kinds: dict[str, Vectors] = {
+            "in full": in_full,
+            "deferred": full(vectors, lambda value: Deferred(value.shape, lambda: value)),
+            "of both kinds": {**vectors, first: in_full[first]},
+        }
+        for kind, others in kinds.items():
+            name = _different(rule.combine(others), expected, case.dtype)
+            if name:
+                raise rule.failed(f"made a different `{name}` of layers {kind} than of factors.")
 
 
 def different_shapes_are_refused(rule: RuleUnderTest) -> None:
-    """A layer that has different shapes is refused with an `InputError` that names it, or is not combined."""
+    """A layer of different shapes is refused by an `InputError` that names it, or kept apart."""
     vectors = rule.vectors(Case())
     if len(vectors) < 2:
         return
-    vectors["b"] = TaskVector({"w": LowRank(torch.ones(5, 2).double(), torch.ones(2, 3).double())})
+    wrong = LowRank(
+        torch.ones(5, 2).double(),
+        torch.ones(2, 3).double(),
+    )
+    vectors["b"] = TaskVector({"w": wrong})
     try:
         merged = [vector.dense("w") for vector in rule.combine(vectors)]
     except InputError as error:
@@ -302,47 +368,63 @@ def different_shapes_are_refused(rule: RuleUnderTest) -> None:
                 f"refused a layer of different shapes, but did not name it: {error}"
             ) from error
         return
-    given = [vector.dense("w") for vector in vectors.values()]
+    # Without an error, each result must be the layer of a single task.
+    given: list[Tensor] = []
+    for vector in vectors.values():
+        given.append(vector.dense("w"))
     for value in merged:
-        if not any(value.shape == each.shape and torch.equal(value, each) for each in given):
+        # So does a rule that picks a task, such as `last`.
+        if not any(_identical(value, layer) for layer in given):
             raise rule.failed(
-                "combined layers of different shapes: refuse them with an `InputError` (`shapes` does)."
+                "combined layers of different shapes: "
+                "refuse them with an `InputError` (`shapes` does)."
             )
 
 
-# -- what a rule says of itself
+def _identical(left: Tensor, right: Tensor) -> bool:
+    return left.shape == right.shape and torch.equal(left, right)
+
+
+# -- what a rule declares
 
 
 def order_does_not_matter_if_it_says_so(rule: RuleUnderTest) -> None:
-    """If it says that it is order-free, the order of the tasks does not matter."""
+    """If it declares that it is order-free, the order of the tasks does not matter."""
     if rule.nature.order != "order-free":
         return
     for case in rule.cases:
         vectors = rule.vectors(case)
         backwards = dict(reversed(vectors.items()))
-        if name := _different(rule.combine(vectors), rule.combine(backwards), case.dtype):
+        name = _different(
+            rule.combine(vectors),
+            rule.combine(backwards),
+            case.dtype,
+        )
+        if name:
             raise rule.failed(
-                f"says that it is order-free, but made another `{name}` of the tasks in another order."
+                f"says that it is order-free, but made a different `{name}` "
+                "of the tasks in another order."
             )
 
 
 def a_layer_depends_on_itself_if_it_says_so(rule: RuleUnderTest) -> None:
-    """If it says that it is layerwise, what a layer becomes depends on that layer alone."""
+    """If it declares that it is layerwise, each layer of the result depends on that one alone."""
     if not rule.nature.layerwise:
         return
     for case in rule.cases:
         vectors = rule.vectors(case)
         (whole,) = rule.combine(vectors)
         for layer in whole.entries:
-            alone = {
-                task: TaskVector({layer: v[layer]} if layer in v else {})
-                for task, v in vectors.items()
-            }
-            (merged,) = rule.combine(alone)
+            alone: Vectors = {}
+            for task, vector in vectors.items():
+                # A task that lacks the layer still counts, as an empty vector.
+                alone[task] = TaskVector({layer: vector[layer]} if layer in vector else {})
+            merged = rule.combine(alone)
             expected = TaskVector({layer: whole[layer]})
-            if _different([merged], [expected], case.dtype):
+            if _different(merged, [expected], case.dtype):
                 raise rule.failed(
-                    f"says that it is layerwise, but made another `{layer}` without the other layers."
+                    f"says that it is layerwise, but made a different `{layer}` "
+                    "without the other layers."
                 )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TypeVar
 
 from perdure import registry
 from perdure.checks import method, rule
@@ -21,8 +21,15 @@ from perdure.settings import checked, named, section
 
 KINDS: tuple[registry.Kind, ...] = ("method", "rule")
 LOADED = "It can be loaded, with these settings."
-Bound = tuple[Callable[[Any], None], Any]
-"""A check, and what it takes."""
+Subject = TypeVar("Subject", MethodUnderTest, RuleUnderTest)
+
+
+@dataclass(frozen=True)
+class Promise:
+    """A sentence, and the check that raises an error where it is broken."""
+
+    text: str
+    check: Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -32,9 +39,9 @@ class Outcome:
     Attributes
     ----------
     promise
-        What was checked: a sentence.
+        The sentence that was checked.
     reason
-        Why it failed: a sentence; empty where it passed.
+        The sentence that says why it failed; empty if it passed.
     error
         The error with which it failed.
     """
@@ -48,14 +55,21 @@ class Outcome:
         return self.error is None
 
     def lines(self) -> list[str]:
-        """Return the lines that say it: the verdict with the promise, and below it the reason of a failure."""
+        """Return the verdict with the promise, and on a second line the reason of a failure."""
         if self.passed:
             return [f"passed  {self.promise}"]
-        return [f"failed  {self.promise}", f"        {self.reason}"]
+        return [
+            f"failed  {self.promise}",
+            f"        {self.reason}",
+        ]
 
-    def plain(self) -> dict[str, Any]:
-        """Return it as JSON values."""
-        return {"promise": self.promise, "passed": self.passed, "reason": self.reason}
+    def plain(self) -> dict[str, str | bool]:
+        """Return the outcome as JSON values."""
+        return {
+            "promise": self.promise,
+            "passed": self.passed,
+            "reason": self.reason,
+        }
 
 
 def outcomes(name: str, settings: Sequence[str] = ()) -> Iterator[Outcome]:
@@ -64,9 +78,9 @@ def outcomes(name: str, settings: Sequence[str] = ()) -> Iterator[Outcome]:
     Parameters
     ----------
     name
-        Its name, or the path of a Python file that holds one.
+        The name of a method or a rule, or the path of a Python file that holds one.
     settings
-        Its settings as `key=value`; by default its own.
+        Settings as `key=value`; by default its own.
 
     Raises
     ------
@@ -81,14 +95,18 @@ def outcomes(name: str, settings: Sequence[str] = ()) -> Iterator[Outcome]:
     >>> {outcome.passed for outcome in outcomes("task_arithmetic", ["scale=0.3"])}
     {True}
     """
-    _check_that_it_is_there(name)
+    _check_that_it_exists(name)
+    # The runs of a method's checks are written here, and go with the last outcome.
     with TemporaryDirectory(prefix="perdure-check-") as folder:
-        checks: list[Bound] = []
-        yield _outcome(LOADED, lambda: checks.extend(_checks(name, settings, Path(folder))))
-        for check, subject in checks:
-            yield _outcome(
-                inspect.getdoc(check) or check.__name__, functools.partial(check, subject)
-            )
+        promises: list[Promise] = []
+
+        def load() -> None:
+            promises.extend(_promises(name, settings, Path(folder)))
+
+        # Loading is a check, too: a file that cannot be loaded has no others.
+        yield _outcome(Promise(LOADED, load))
+        for promise in promises:
+            yield _outcome(promise)
 
 
 def require(name: str, outcomes: Sequence[Outcome]) -> None:
@@ -97,41 +115,61 @@ def require(name: str, outcomes: Sequence[Outcome]) -> None:
     Raises
     ------
     CheckFailed
-        One has not; each error is in the cause.
+        A check has failed. The cause holds the errors of all that have.
     """
-    errors = [outcome.error for outcome in outcomes if outcome.error]
+    errors: list[Exception] = []
+    for outcome in outcomes:
+        if outcome.error:
+            errors.append(outcome.error)
     if errors:
         group = ExceptionGroup("checks", errors)
-        raise CheckFailed(f"`{name}` fails {len(errors)} of {len(outcomes)} checks.") from group
+        count = f"{len(errors)} of {len(outcomes)}"
+        raise CheckFailed(f"`{name}` fails {count} checks.") from group
 
 
-def _check_that_it_is_there(name: str) -> None:
-    known = {each for kind in KINDS for each in registry.names(kind)}
+def _check_that_it_exists(name: str) -> None:
     if name.endswith(".py"):
         if not Path(name).is_file():
             raise InputError(f"There is no file `{name}`.")
-    elif name not in known:
+        return
+    known: set[str] = set()
+    for kind in KINDS:
+        known.update(registry.names(kind))
+    if name not in known:
         raise UnknownName("method or rule", name, known)
 
 
-def _checks(name: str, settings: Sequence[str], folder: Path) -> list[Bound]:
-    """Load a method or a rule; return its checks, each with what it takes."""
+def _promises(name: str, settings: Sequence[str], folder: Path) -> list[Promise]:
+    """Load a method or a rule; return its promises."""
     given = section(name, settings)
     kind = _kind(name)
-    found = registry.find(kind, name)
-    if kind == "method":
-        if not (inspect.isclass(found) and issubclass(found, Method)):
-            raise InputError(
-                f"`{name}` holds `{found.__name__}`, which is not derived from `perdure.Method`."
-            )
-        subject = MethodUnderTest(name, lambda: make_method(copy.deepcopy(given)), folder)
-        return [(check, subject) for check in method.checks_of(subject)]
-    options = checked(found, named(given, "rule")[1], f"rule `{name}`")
-    return [(check, RuleUnderTest(name, found, options)) for check in rule.CHECKS]
+    loaded = registry.find(kind, name)
+    # Settings of a rule are checked here; those of a method by `make_method`.
+    if kind == "rule":
+        _, options = named(given, "rule")
+        options = checked(loaded, options, f"rule `{name}`")
+        rule_subject = RuleUnderTest(name, loaded, options)
+        return [_promise(check, rule_subject) for check in rule.CHECKS]
+    if not (inspect.isclass(loaded) and issubclass(loaded, Method)):
+        raise InputError(
+            f"`{name}` holds `{loaded.__name__}`, which is not derived from `perdure.Method`."
+        )
+    subject = MethodUnderTest(
+        name,
+        # Copied: instances must not share a list or a mapping that one of them changes.
+        lambda: make_method(copy.deepcopy(given)),
+        folder,
+    )
+    return [_promise(check, subject) for check in method.checks_of(subject)]
+
+
+def _promise(check: Callable[[Subject], None], subject: Subject) -> Promise:
+    text = inspect.getdoc(check) or check.__name__
+    return Promise(text, functools.partial(check, subject))
 
 
 def _kind(name: str) -> registry.Kind:
-    """Return what a name stands for, or what a file holds.
+    """Return the kind that a name stands for, or that a file holds.
 
     Raises
     ------
@@ -139,27 +177,33 @@ def _kind(name: str) -> registry.Kind:
         The file cannot be run, or holds neither a method nor a rule.
     """
     if not name.endswith(".py"):
+        # The name exists (`_check_that_it_exists`), so one of the kinds has it.
         return next(kind for kind in KINDS if name in registry.names(kind))
-    errors = {}
+    errors: dict[str, InputError] = {}
     for kind in KINDS:
         try:
             registry.find(kind, name)
             return kind
         except InputError as error:
             errors[str(error)] = error
-    if len(errors) == 1:  # the file itself is wrong, whatever it holds
+    # The same error for both kinds: the file itself is wrong, whatever it holds.
+    if len(errors) == 1:
         raise next(iter(errors.values()))
-    wanted = f"one class derived from `perdure.Method`, or a function `{Path(name).stem}`"
-    raise InputError(f"`{name}` must hold {wanted}; it holds neither, or several classes.")
+    expected = f"one class derived from `perdure.Method`, or a function `{Path(name).stem}`"
+    raise InputError(f"`{name}` must hold {expected}; it holds neither, or several classes.")
 
 
-def _outcome(promise: str, check: Callable[[], None]) -> Outcome:
-    """Do a check, and return how it went."""
+def _outcome(promise: Promise) -> Outcome:
+    """Run a check, and return its outcome."""
     try:
-        check()
+        promise.check()
+    # Our own errors are sentences already.
     except PerdureError as error:
-        return Outcome(promise, str(error), error)
+        return Outcome(promise.text, str(error), error)
     except Exception as error:
-        said = " ".join(traceback.format_exception_only(error)[-1].split())
-        return Outcome(promise, registry.fault(error) or f"{said}.", error)
-    return Outcome(promise)
+        # An author's error is a failed check with its place in the file, not a crash of ours.
+        last_line = traceback.format_exception_only(error)[-1]
+        summary = " ".join(last_line.split())
+        reason = registry.fault(error) or f"{summary}."
+        return Outcome(promise.text, reason, error)
+    return Outcome(promise.text)

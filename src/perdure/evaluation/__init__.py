@@ -1,4 +1,4 @@
-"""What a model with its learned tasks answers, and the numbers made of that.
+"""The answers of a model with its learned tasks, and the scores that are made of them.
 
 measure.py       Score a system on tasks; the values are returned
 metrics.py       Numbers from the accuracy matrix R
@@ -6,5 +6,5 @@ posterior.py     The task posterior p(t | x)
 progress_bar.py  Bars on a terminal, and lines in a log
 scales.py        Find a rule's scale on validation data
 score.py         Logits, probabilities and answers of a combined model
-system.py        Backbone, learned tasks and rule: what answers
+system.py        Backbone, learned tasks and rule: the thing that answers
 """

@@ -1,16 +1,16 @@
-"""Measure what was learned: combine it and score it. The values are returned, and nothing is written."""
+"""Measure a system: combine its tasks and score them. No file is written."""
 
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
 from perdure.data.task import Task, TaskStream
 from perdure.errors import InputError
 from perdure.evaluation.progress_bar import Progress
-from perdure.evaluation.scales import with_best_scale
+from perdure.evaluation.scales import Candidate, with_best_scale
 from perdure.evaluation.score import TASK_IDS, Answers, TaskId
 from perdure.evaluation.system import System
 from perdure.merging.rule_settings import Rule
@@ -19,15 +19,16 @@ from perdure.seeds import derived
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What is measured while a stream is learned.
+    """The measurements to make while a stream is learned.
 
     Parameters
     ----------
     task_ids
-        How the task of a test example is known: `given`, by the task `posterior`, or not at all, with all heads
-        `concatenated`.
+        The ways in which the task of a test example is known: `given`, inferred by the task
+        `posterior`, or unknown, with all heads `concatenated`.
     steps
-        After `all` tasks, after the `last` only, or not at all (`none`; `perdure evaluate` does it later).
+        Measure after `all` tasks, after the `last` only, or never (`none`; `perdure evaluate` can
+        do it later).
     future
         Also measure tasks before they are learned, which forward transfer needs.
     """
@@ -37,13 +38,15 @@ class Evaluation:
     future: bool = False
 
     def due(self, step: int, tasks: int) -> bool:
-        """Say whether it is measured after `step` of the tasks."""
-        return self.steps == "all" or (self.steps == "last" and step == tasks)
+        """Return True if a measurement is due after `step` of the tasks."""
+        if self.steps == "last":
+            return step == tasks
+        return self.steps == "all"
 
 
 @dataclass(frozen=True)
 class Score:
-    """One value, as a row of `scores.csv`: `step` tasks had been learned when it was measured."""
+    """One value, measured after `step` tasks: a row of `scores.csv`."""
 
     step: int
     task: str
@@ -61,58 +64,80 @@ class Measurement:
     Attributes
     ----------
     rule
-        The rule as it was asked for; its label stands in the scores.
+        The rule as it was given; its label stands in the scores.
     applied
-        The rule with the scale that a search found.
+        The rule with the scale that a search has chosen.
     candidates
         Each scale that the search tried, with its score.
     answers
-        The answers to the test examples, by task: none where no examples are here.
+        The answers to the test examples, by task; tasks with missing examples are left out.
     scores
         The accuracy for each way to know the task and each task.
     seconds
-        The time that it took.
+        The time that the measurement took.
     """
 
     step: int
     rule: Rule
     applied: Rule
-    candidates: list[dict[str, Any]]
+    candidates: list[Candidate]
     answers: Mapping[str, Answers]
     scores: list[Score]
     seconds: float
 
 
 def measure(
-    system: System, stream: TaskStream, evaluation: Evaluation, seed: int = 0, *, quiet: bool = True
+    system: System,
+    stream: TaskStream,
+    evaluation: Evaluation,
+    seed: int = 0,
+    *,
+    quiet: bool = True,
 ) -> Measurement:
-    """Combine what a system has learned and score it on test examples; its backbone is afterwards as before.
+    """Combine the tasks of a system and score them on test examples.
 
-    Tasks whose examples are not in the stream get no value.
+    The backbone is left as it was. Tasks whose examples are missing get no score.
 
     Parameters
     ----------
     seed
-        Seed of the untrained heads of tasks to come, with `evaluation.future`.
+        Seed for the untrained heads of future tasks, with `evaluation.future`.
     """
     started = time.perf_counter()
     step = len(system.learned)
     tasks = measurable(stream, step, evaluation)
     if not tasks:
-        return Measurement(step, system.rule, system.rule, [], {}, [], 0.0)
+        return Measurement(
+            step=step,
+            rule=system.rule,
+            applied=system.rule,
+            candidates=[],
+            answers={},
+            scores=[],
+            seconds=0.0,
+        )
     answers: dict[str, Answers] = {}
     title = f"Measuring after {step} of {len(stream)} tasks"
     with system.loaded(), Progress(title, len(tasks), quiet=quiet) as progress:
         if evaluation.future:
             _give_fresh_heads(system, stream.tasks[step:], seed)
+        # Inside `loaded`, because a search answers validation examples with the heads of now.
         acting, candidates = with_best_scale(system, stream)
-        # before the first task every head is untrained, and every task as likely as the others
-        among = acting.classes or {task.name: task.classes for task in stream}
+        # Before the first task every head is untrained: all tasks of the stream compete.
+        among = acting.classes
+        if not among:
+            among = {task.name: task.classes for task in stream}
         for number, name in enumerate(tasks, start=1):
-            task = stream.task(name)
-            answers[name] = acting.answer(task, "test", evaluation.task_ids, among=among)
+            answers[name] = acting.answer(
+                stream.task(name),
+                "test",
+                evaluation.task_ids,
+                among=among,
+            )
             progress.to(number)
+        # A milestone: outside a terminal, a log gets a line with the averages.
         progress.to(len(tasks), _averages(answers), reached=True)
+    seconds = time.perf_counter() - started
     return Measurement(
         step=step,
         rule=system.rule,
@@ -120,15 +145,19 @@ def measure(
         candidates=candidates,
         answers=answers,
         scores=list(_scores(system, stream, evaluation, answers)),
-        seconds=round(time.perf_counter() - started, 3),
+        seconds=round(seconds, 3),
     )
 
 
 def _scores(
     system: System, stream: TaskStream, evaluation: Evaluation, answers: Mapping[str, Answers]
 ) -> Iterable[Score]:
+    # A `task` stream promises the task's name. Answered without it, it is class-incremental.
     unknown = "class" if stream.scenario == "task" else stream.scenario
-    accuracies = {task: of_task.accuracy() for task, of_task in answers.items()}
+    # Once per task, not once per row.
+    accuracies: dict[str, dict[TaskId, float]] = {}
+    for task, of_task in answers.items():
+        accuracies[task] = of_task.accuracy()
     for task_id in evaluation.task_ids:
         for task, accuracy in accuracies.items():
             yield Score(
@@ -143,38 +172,46 @@ def _scores(
 
 
 def measurable(stream: TaskStream, step: int, evaluation: Evaluation) -> list[str]:
-    """Return the names of the tasks that are measured after `step` tasks: those whose examples are here."""
+    """Return the names of the tasks to measure after `step` tasks: those with examples."""
     tasks = stream.tasks if evaluation.future else stream.tasks[:step]
     return [task.name for task in tasks if not task.missing]
 
 
 def check_search(stream: TaskStream, step: int, rule: Rule) -> None:
-    """Raise `InputError` if a rule is to search its scale after `step` tasks, and examples for that are missing."""
+    """Raise `InputError` if a rule has to search its scale and lacks examples for it."""
+    # Before the first task there is nothing to scale.
     missing = stream.until(step).missing if step else {}
     if not rule.searches or not missing:
         return
     name, reason = next(iter(missing.items()))
     raise InputError(
-        f"The rule `{rule.label}` searches its scale on the validation examples of all tasks, but those of "
-        f"`{name}` are not here: {reason} Put them back, or take a rule that needs none: `perdure run RUN --set "
-        "rule=task_arithmetic` changes the run's."
+        f"The rule `{rule.label}` searches its scale on the validation examples of all tasks, "
+        f"but those of `{name}` are missing: {reason} Put them back, or use a rule that needs "
+        "none: `perdure run RUN --set rule=task_arithmetic` changes the run's."
     )
 
 
 def _averages(answers: Mapping[str, Answers]) -> str:
-    """Say the average accuracy for each way to know the task."""
+    """Format the average accuracy for each way to know the task."""
     totals: dict[TaskId, float] = {}
     for of_task in answers.values():
         for task_id, accuracy in of_task.accuracy().items():
             totals[task_id] = totals.get(task_id, 0.0) + accuracy
-    return ", ".join(
-        f"{task_id} {100 * total / len(answers):.1f} %" for task_id, total in totals.items()
-    )
+    averages: list[str] = []
+    for task_id, total in totals.items():
+        percent = 100 * total / len(answers)
+        averages.append(f"{task_id} {percent:.1f} %")
+    return ", ".join(averages)
 
 
 def _give_fresh_heads(system: System, tasks: Iterable[Task], seed: int) -> None:
-    """Add untrained heads for tasks to come, the same whenever they are measured; or the one that all tasks share."""
+    """Give future tasks the head that all tasks share, or untrained ones.
+
+    Untrained heads are the same at each step, so that differences between steps come from
+    learning.
+    """
     backbone = system.backbone
+    # Forked: a measurement must not change the random numbers that training draws later.
     with torch.random.fork_rng(devices=[]):
         for task in tasks:
             if system.shares_head and backbone.heads:

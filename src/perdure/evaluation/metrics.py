@@ -1,7 +1,8 @@
-"""Numbers from the accuracy matrix R: R[i, j] is the score on task j after learning task i (Lopez-Paz & Ranzato 2017).
+"""Numbers from the accuracy matrix R (Lopez-Paz & Ranzato 2017).
 
-Rows and columns count from 0 to T - 1. Scores of tasks not yet learned may be missing (nan), where a metric does not
-need them. Every definition states its divisor, because published ones differ.
+R[i, j] is the score on task j after learning task i; rows and columns count from 0.
+Scores of tasks not yet learned may be missing (nan) where a metric does not need them.
+Every definition states its divisor, because published ones differ.
 """
 
 import numpy as np
@@ -21,18 +22,24 @@ def average_accuracy(R: Float[ndarray, "steps tasks"]) -> float:
 
 
 def average_incremental_accuracy(R: Float[ndarray, "steps tasks"]) -> float:
-    """AIA = (1/T) sum over i of (1/(i+1)) sum over j <= i of R[i, j]: over steps, the mean over tasks seen.
+    """AIA = (1/T) sum over i of (1/(i+1)) sum over j <= i of R[i, j].
+
+    It is the mean over steps of the mean over the tasks learned so far.
 
     Examples
     --------
     >>> average_incremental_accuracy(np.array([[0.9, np.nan], [0.5, 0.7]]))
     0.75
     """
-    return float(np.mean([R[i, : i + 1].mean() for i in range(len(R))]))
+    per_step: list[float] = []
+    for i in range(len(R)):
+        learned_so_far = R[i, : i + 1]  # the rest may be nan
+        per_step.append(learned_so_far.mean())
+    return float(np.mean(per_step))
 
 
 def backward_transfer(R: Float[ndarray, "steps tasks"]) -> float:
-    """BWT = (1/(T-1)) sum over j < T-1 of (R[T-1, j] - R[j, j]); negative: something was forgotten.
+    """BWT = (1/(T-1)) sum over j < T-1 of (R[T-1, j] - R[j, j]); negative means forgetting.
 
     It is nan for one task. Some code divides by T instead, which counts the last task's zero.
 
@@ -41,28 +48,36 @@ def backward_transfer(R: Float[ndarray, "steps tasks"]) -> float:
     >>> round(backward_transfer(np.array([[0.9, np.nan], [0.5, 0.7]])), 10)
     -0.4
     """
-    learned = np.diag(R)
-    return float((R[-1] - learned)[:-1].mean()) if len(R) > 1 else float("nan")
+    if len(R) < 2:
+        return float("nan")
+    just_learned = np.diag(R)
+    gains = R[-1] - just_learned
+    # The last task has had no time to change: its gain is 0 and does not count.
+    return float(gains[:-1].mean())
 
 
 def forward_transfer(
     R: Float[ndarray, "steps tasks"], zero_shot: Float[ndarray, " tasks"]
 ) -> float:
-    """FWT = (1/(T-1)) sum over j >= 1 of (R[j-1, j] - b_j), b the scores before anything was learned.
+    """FWT = (1/(T-1)) sum over j >= 1 of (R[j-1, j] - b_j), b the scores before any learning.
 
     It is nan for one task.
 
-    With a head per task, the head of a task to come is untrained: FWT is then near zero with the task given. Without
-    the task, a class that no task seen has is never predicted, while b is measured with untrained heads of all tasks:
-    FWT then says something only where classes are shared between tasks (scenario `domain`).
+    With a head per task, the head of a future task is untrained: with the task given, FWT is
+    then near zero. Without the task, a class of no task learned so far is never predicted,
+    while b is measured with untrained heads of all tasks: FWT is then meaningful only where
+    tasks share classes (scenario `domain`).
 
     Examples
     --------
     >>> round(forward_transfer(np.array([[0.9, 0.6], [0.5, 0.7]]), np.array([0.5, 0.5])), 10)
     0.1
     """
-    ahead = np.diag(R, k=1)
-    return float((ahead - zero_shot[1:]).mean()) if len(R) > 1 else float("nan")
+    if len(R) < 2:
+        return float("nan")
+    just_before = np.diag(R, k=1)  # R[j-1, j]: the step before task j is learned
+    gains = just_before - zero_shot[1:]
+    return float(gains.mean())
 
 
 def forgetting(R: Float[ndarray, "steps tasks"]) -> float:
@@ -70,7 +85,7 @@ def forgetting(R: Float[ndarray, "steps tasks"]) -> float:
 
     It is nan for one task.
 
-    Chaudhry et al. 2018: the best score a task ever had, against the last.
+    Chaudhry et al. 2018: the best score that a task ever had, minus the last.
 
     Examples
     --------
@@ -80,26 +95,32 @@ def forgetting(R: Float[ndarray, "steps tasks"]) -> float:
     last = len(R) - 1
     if last < 1:
         return float("nan")
-    return float(np.mean([R[j:last, j].max() - R[last, j] for j in range(last)]))
+    drops: list[float] = []
+    for j in range(last):
+        best_before = R[j:last, j].max()  # from row j on: earlier scores are zero-shot
+        drops.append(best_before - R[last, j])
+    return float(np.mean(drops))
 
 
 def standard_error(scores: Float[ndarray, " tasks"], examples: Int[ndarray, " tasks"]) -> float:
-    """SE = (1/T) sqrt(sum over j of p_j (1 - p_j) / n_j): how far chance in the test examples moves a mean accuracy.
+    """SE = (1/T) sqrt(sum over j of p_j (1 - p_j) / n_j), the error of a mean accuracy.
 
-    p_j is the share of the n_j test examples of task j that was answered right; the examples are taken as independent.
+    It measures the chance in the test examples: p_j is the share of the n_j test examples of
+    task j that was answered right, and the examples are taken as independent.
 
     Examples
     --------
     >>> standard_error(np.array([0.5, 0.8]), np.array([100, 64]))
     0.0353553...
     """
-    return float(np.sqrt((scores * (1 - scores) / examples).sum()) / len(scores))
+    variances = scores * (1 - scores) / examples  # of each task's accuracy: binomial
+    return float(np.sqrt(variances.sum()) / len(scores))
 
 
 def summary(
     R: Float[ndarray, "steps tasks"], zero_shot: Float[ndarray, " tasks"] | None = None
 ) -> dict[str, float]:
-    """All metrics of a matrix by name; `forward_transfer` where the scores before learning are known."""
+    """Return all metrics by name; `forward_transfer` only with `zero_shot` scores."""
     values = {
         "average_accuracy": average_accuracy(R),
         "average_incremental_accuracy": average_incremental_accuracy(R),

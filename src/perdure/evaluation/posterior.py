@@ -2,9 +2,10 @@
 
 p(class | x) = sum over t of p(t | x) p(class | t, x)   (Kim et al. 2022, arXiv 2211.02633)
 
-Each class is a Gaussian over the features of the *frozen* backbone, all with one covariance (linear discriminant
-analysis). What is kept of a task are sums, so the statistics add up example by example and task by task, do not
-depend on the order, hold no example, and a task is forgotten by leaving its statistics out.
+Each class is a Gaussian over the features of the *frozen* backbone, all with one
+covariance (linear discriminant analysis). Only sums are kept of a task. They add up
+example by example and task by task, do not depend on the order and hold no example; a
+task is forgotten by leaving its sums out.
 """
 
 from __future__ import annotations
@@ -25,18 +26,20 @@ from perdure.vectors.statistics import Statistics, within
 class TaskPosterior:
     """log p(t | x) from the statistics of tasks.
 
-    p(t | x) is proportional to the sum over the classes c of t of pi_c N(x; mu_c, Sigma): every task is as likely
-    before x is seen, and within a task a class is as likely as it was in training. Sigma is the covariance within
-    classes, pooled over tasks and shrunk: (1 - s) Sigma + s (trace Sigma / d) I.
+    p(t | x) is proportional to the sum over the classes c of t of pi_c N(x; mu_c, Sigma).
+    Before x is seen all tasks are equally likely, and within a task a class is as likely as
+    it was in training. Sigma is the covariance within classes, pooled over tasks and shrunk:
+    (1 - s) Sigma + s (trace Sigma / d) I.
 
-    It is linear discriminant analysis, and as confident: features of a transformer are no Gaussians, and their many
-    dimensions count as if each were new evidence, so that probabilities lie nearer to 0 and 1 than they should, at
-    any shrinkage. Heads are weighed by them all the same.
+    This is linear discriminant analysis, and it is overconfident: a transformer's features
+    are not Gaussian, and each of their many dimensions counts as new evidence. Probabilities
+    lie nearer to 0 and 1 than they should, at any shrinkage. They weigh the heads all the
+    same.
 
     Parameters
     ----------
     statistics
-        By task name.
+        The statistics of each task, by its name.
     shrinkage
         s, between 0 and 1.
 
@@ -44,23 +47,38 @@ class TaskPosterior:
     --------
     >>> left = Statistics.of(torch.tensor([[-1.1], [-0.9]]), torch.tensor([0, 1]), count=2)
     >>> right = Statistics.of(torch.tensor([[0.5], [1.5]]), torch.tensor([0, 0]), count=1)
-    >>> TaskPosterior({"left": left, "right": right}).log_prob(torch.tensor([[-1.0], [1.0]])).argmax(1).tolist()
+    >>> posterior = TaskPosterior({"left": left, "right": right})
+    >>> posterior.log_prob(torch.tensor([[-1.0], [1.0]])).argmax(1).tolist()
     [0, 1]
     """
 
     def __init__(self, statistics: Mapping[str, Statistics], *, shrinkage: float = 0.1):
         self.tasks = list(statistics)
-        present = {task: s.counts > 0 for task, s in statistics.items()}
-        self.means = torch.cat(
-            [s.sums[present[t]] / s.counts[present[t], None] for t, s in statistics.items()]
+        self.sizes: list[int] = []  # the number of classes of each task
+        counts: list[Tensor] = []
+        means: list[Tensor] = []
+        log_priors: list[Tensor] = []
+        for of_task in statistics.values():
+            # A class without training examples has no mean, and the posterior leaves it out.
+            present = of_task.counts > 0
+            n = of_task.counts[present]
+            share = n / of_task.counts.sum()
+            self.sizes.append(len(n))
+            counts.append(n)
+            sums = of_task.sums[present]
+            means.append(sums / n[:, None])
+            log_priors.append(share.log())
+        self.means = torch.cat(means)
+        self.log_prior = torch.cat(log_priors)
+        # One covariance for all classes, so the products of all tasks are added.
+        products = torch.stack([of_task.products for of_task in statistics.values()])
+        covariance = within(
+            torch.cat(counts),
+            self.means,
+            products.sum(0),
+            shrinkage,
         )
-        self.log_prior = torch.cat(
-            [(s.counts[present[t]] / s.counts.sum()).log() for t, s in statistics.items()]
-        )
-        self.sizes = [int(present[t].sum()) for t in statistics]
-        counts = torch.cat([s.counts[present[t]] for t, s in statistics.items()])
-        products = torch.stack([s.products for s in statistics.values()]).sum(0)
-        self.precision = torch.linalg.inv(within(counts, self.means, products, shrinkage))
+        self.precision = torch.linalg.inv(covariance)
 
     def log_prob(
         self, features: Float[Tensor, "examples features"]
@@ -72,27 +90,38 @@ class TaskPosterior:
         RunError
             The features, or the statistics, are not finite numbers.
         """
+        # Double precision, on the CPU: the statistics are kept so, and not every device has it.
         x = features.double().cpu()
-        # log N(x; mu_c, Sigma) up to what all classes share
+        # log N(x; mu_c, Sigma) without the terms that all classes share
         weighted = self.means @ self.precision
-        scores = x @ weighted.T - 0.5 * (weighted * self.means).sum(1) + self.log_prior
-        per_task = [part.logsumexp(1) for part in scores.split(self.sizes, dim=1)]
-        result = torch.stack(per_task, dim=1).log_softmax(1)
-        if result.isnan().any():
+        offsets = 0.5 * (weighted * self.means).sum(1)
+        scores = x @ weighted.T - offsets + self.log_prior
+        # The sum over a task's classes, in logarithms.
+        per_task: list[Tensor] = []
+        for of_task in scores.split(self.sizes, dim=1):
+            per_task.append(of_task.logsumexp(1))
+        log_posterior = torch.stack(per_task, dim=1).log_softmax(1)
+        broken = log_posterior.isnan().any(1)
+        if broken.any():
             raise RunError(
-                f"The tasks of {int(result.isnan().any(1).sum())} of {len(result)} examples cannot be told: the "
-                "backbone's features, or the statistics of the run, are not finite numbers. Try `perdure verify`."
+                f"The task of {int(broken.sum())} of {len(broken)} examples cannot be determined: "
+                "the backbone's features, or the statistics of the run, are not finite numbers. "
+                "Try `perdure verify`."
             )
-        return result
+        return log_posterior
 
 
 @torch.no_grad()
 def describe(backbone: Backbone, examples: Examples) -> Float[Tensor, "examples features"]:
-    """The frozen backbone's features of examples; computed once and kept with them."""
+    """Return the frozen backbone's features of examples; they are computed once and kept."""
+    # Kept with the examples, because training, measuring and searching all ask for them.
     if examples.described is None:
         backbone.eval()
+        described = []
+        # The features must not change from task to task: no adapter may act.
         with adapters.disabled(backbone.model):
-            batches = examples.batches(device=backbone.device)
-            parts = [(rows, backbone.features(batch).cpu()) for rows, batch in batches]
-        examples.described = in_order(parts)
+            for rows, batch in examples.batches(device=backbone.device):
+                features = backbone.features(batch).cpu()
+                described.append((rows, features))
+        examples.described = in_order(described)
     return examples.described

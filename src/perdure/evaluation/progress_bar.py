@@ -1,6 +1,7 @@
-"""Signs of life: a bar on a terminal; elsewhere, as in a scheduler's log, a line now and then with the time left.
+"""Signs of life: a bar on a terminal; elsewhere, as in a scheduler's log, a line now and then.
 
-Both are written to standard output, before the result; `--quiet` and `--json` leave the result alone there.
+Both go to standard output, before the result; with `--quiet` or `--json` the result
+stands there alone.
 """
 
 import time
@@ -14,26 +15,26 @@ from rich.table import Column
 from perdure.errors import printable
 
 SILENCE = 60.0
-"""Seconds after which a line is printed outside a terminal although nothing has been reached."""
+"""Seconds after which a line is printed outside a terminal even without a milestone."""
 BAR = 20  # characters
 
 
 class Progress:
-    """How far a piece of work has come, told to whoever waits for it.
+    """Report the progress of a piece of work to whoever waits for it.
 
     Parameters
     ----------
     title
         The work, such as "Learning fruit".
     total
-        The number of steps in which the work is counted; None where it is not known.
+        The number of steps of the work; None if it is unknown.
     done
-        The number of steps that were done before, by a process that was stopped.
+        The number of steps that an earlier process had done when it was stopped.
     quiet
-        Say nothing: as asked, or because another process says it.
+        Print nothing, because the user asked for it or another process reports.
     bar
-        Draw a bar on a terminal, inside a `with` block. Without one nothing is said there: for work whose
-        parts draw bars of their own.
+        Draw a bar on a terminal, inside a `with` block. Set it to False for work whose parts draw
+        bars of their own: nothing is then printed on a terminal.
 
     Examples
     --------
@@ -44,17 +45,26 @@ class Progress:
     def __init__(
         self, title: str, total: int | None, *, quiet: bool, done: int = 0, bar: bool = True
     ):
-        self.title, self.total, self.first = printable(title), total, done
+        self.title = printable(title)
+        self.total = total
+        self.first = done  # the pace is measured from here
         console = Console()
-        live = console.is_jupyter or (console.is_terminal and not console.is_dumb_terminal)
+        is_terminal = console.is_terminal and not console.is_dumb_terminal
+        # A notebook draws bars, too, although it is no terminal.
+        live = console.is_jupyter or is_terminal
         self._lines = not quiet and not live
         self._bar = _bar(console) if bar and live and not quiet else None
-        self._began = self._spoke = time.monotonic()
+        self._began = time.monotonic()
+        self._spoke = self._began
 
     def __enter__(self) -> "Progress":
         if self._bar:
             self._bar.start()
-            self._task = self._bar.add_task(self.title, total=self.total, completed=self.first)
+            self._task = self._bar.add_task(
+                self.title,
+                total=self.total,
+                completed=self.first,
+            )
         return self
 
     def __exit__(
@@ -66,50 +76,67 @@ class Progress:
         if self._bar:
             self._bar.stop()
 
-    def to(self, done: int, said: str = "", *, reached: bool = False) -> None:
-        """Tell that `done` steps are behind us.
+    def to(self, done: int, message: str = "", *, reached: bool = False) -> None:
+        """Report that `done` steps are behind us.
 
         Parameters
         ----------
-        said
-            What can be said now, such as the loss.
+        message
+            The state of the work, such as the loss.
         reached
-            It is a milestone (an epoch, a task): outside a terminal a line is printed.
+            Mark a milestone (an epoch, a task): outside a terminal a line is printed.
         """
-        said = printable(said)
+        # It may hold names from a stranger's folder.
+        message = printable(message)
         if self._bar:
-            text = f"{self.title}  {said}" if said else self.title
-            self._bar.update(self._task, completed=done, description=text)
-        elif self._lines and (reached or time.monotonic() - self._spoke >= SILENCE):
+            text = f"{self.title}  {message}" if message else self.title
+            self._bar.update(
+                self._task,
+                completed=done,
+                description=text,
+            )
+        elif self._lines and (reached or self._silent()):
             self._spoke = time.monotonic()
-            parts = [said or f"{done:,} done", *self._left(done)]
-            # each line at once: who reads a log wants to know that the process lives
-            print(f"{self.title}: {', '.join(parts)}", flush=True)
+            state = message or f"{done:,} done"
+            words = [state, *self._left(done)]
+            # Flushed at once: the reader of a log wants to know that the process is alive.
+            print(f"{self.title}: {', '.join(words)}", flush=True)
+
+    def _silent(self) -> bool:
+        return time.monotonic() - self._spoke >= SILENCE
 
     def _left(self, done: int) -> list[str]:
-        """The time that is left if the rest takes as long as what was done; nothing where nobody can know."""
-        here = done - self.first
-        if self.total is None or here <= 0:
+        """Estimate the time left from the pace so far; empty where there is no pace yet."""
+        # Steps of an earlier process took none of this one's time.
+        steps = done - self.first
+        if self.total is None or steps <= 0:
             return []
+        seconds = time.monotonic() - self._began
         if done >= self.total:
-            return [f"took {duration(time.monotonic() - self._began)}"]
-        seconds = (time.monotonic() - self._began) / here * (self.total - done)
-        return [f"about {duration(seconds)} left"]
+            return [f"took {duration(seconds)}"]
+        pace = seconds / steps
+        return [f"about {duration(pace * (self.total - done))} left"]
 
 
 def _bar(console: Console) -> rich.progress.Progress:
-    # Where there is little room the text is folded and the bar gets shorter; by default numbers would be cut.
-    columns = (
-        TextColumn("{task.description}", markup=False, table_column=Column(overflow="fold")),
-        BarColumn(bar_width=None, table_column=Column(width=BAR)),
-        TaskProgressColumn(table_column=Column(min_width=len("100%"), no_wrap=True)),
-        TimeElapsedColumn(table_column=Column(min_width=len("0:00:00"), no_wrap=True)),
+    # On a narrow terminal the text folds and the bar shrinks; by default, numbers are cut.
+    folded = Column(overflow="fold")
+    shrinking = Column(width=BAR)
+    percent = Column(min_width=len("100%"), no_wrap=True)
+    clock = Column(min_width=len("0:00:00"), no_wrap=True)
+    return rich.progress.Progress(
+        # Without markup: a title such as "[red]" is text.
+        TextColumn("{task.description}", markup=False, table_column=folded),
+        BarColumn(bar_width=None, table_column=shrinking),
+        TaskProgressColumn(table_column=percent),
+        TimeElapsedColumn(table_column=clock),
+        console=console,
+        transient=True,
     )
-    return rich.progress.Progress(*columns, console=console, transient=True)
 
 
 def duration(seconds: float) -> str:
-    """A time as a person says it.
+    """Return a time in words.
 
     Examples
     --------

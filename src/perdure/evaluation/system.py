@@ -1,4 +1,4 @@
-"""The thing that answers: a backbone, the tasks that it has learned, and the rule that combines them."""
+"""The thing that answers: a backbone, its learned tasks, and a rule that combines them."""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +12,14 @@ from torch import Tensor
 
 from perdure.data.task import Split, Task
 from perdure.evaluation.posterior import TaskPosterior, describe
-from perdure.evaluation.score import TASK_IDS, Answers, TaskId, probabilities, settled, task_logits
+from perdure.evaluation.score import (
+    TASK_IDS,
+    Answers,
+    TaskId,
+    probabilities,
+    settled,
+    task_logits,
+)
 from perdure.merging.combine import Combined, combine
 from perdure.merging.rule_settings import Rule
 from perdure.models.adapters import Adapter
@@ -35,12 +42,12 @@ class Learned:
     heads
         The heads that this task's training changed, by task: its own, and perhaps earlier ones.
     state
-        What the method remembers.
+        The memory of the method: tensors and JSON values.
     digests
         The SHA-256 of each split.
     gaussians
-        Of the combined model's features when the task had been learned; only where heads are
-        aligned.
+        Gaussians of the combined model's features right after the task was learned; only where
+        heads are aligned.
     """
 
     classes: tuple[str, ...]
@@ -59,15 +66,15 @@ class Learned:
 
 @dataclass(frozen=True)
 class System:
-    """A backbone with the tasks that it has learned, in order, and the rule that combines them.
+    """A backbone, the tasks that it has learned in order, and the rule that combines them.
 
-    The backbone holds the heads of all tasks learned. A system of fewer of them (`until`) may
-    need others: inside `loaded` the backbone has those.
+    The backbone holds the heads as they are after all tasks. An earlier system (`until`) may
+    need other heads: inside `loaded` the backbone has those.
 
     Attributes
     ----------
     shares_head
-        All tasks have one head.
+        True if all tasks have one head.
     """
 
     backbone: Backbone
@@ -100,22 +107,24 @@ class System:
     @cached_property
     def posterior(self) -> TaskPosterior:
         """The task posterior of the tasks learned."""
-        return TaskPosterior({task.name: task.statistics for task in self.learned})
+        statistics = {task.name: task.statistics for task in self.learned}
+        return TaskPosterior(statistics)
 
     @cached_property
     def combined(self) -> Combined:
-        """The model that the rule makes of the adapters; before the first task the model as it was."""
+        """The model that the rule makes from the adapters; before the first task the backbone."""
         if not self.learned:
             return Combined(TaskVector({}))
-        return combine([task.adapter for task in self.learned], self.rule)
+        adapters = [task.adapter for task in self.learned]
+        return combine(adapters, self.rule)
 
     # -- the backbone
 
     @contextlib.contextmanager
     def loaded(self) -> Iterator[None]:
-        """Give the backbone the heads as they were after the last of the tasks, while the block runs.
+        """Give the backbone the heads as they were after the last of the tasks, inside a block.
 
-        Afterwards it has its own heads again, and its modules the mode in which they were.
+        Afterwards it has its own heads again, and its modules their former mode.
         """
         with evaluating(self.backbone), self.backbone.keeping():
             self.give_heads()
@@ -126,17 +135,21 @@ class System:
 
         A later task may have trained an earlier one's head on. A shared head is the last task's.
         """
-        for name in self.backbone.heads:  # there may be heads of tasks to come
+        # All heads go first: there may be some of later tasks.
+        for name in self.backbone.heads:
             self.backbone.close(name)
         if self.shares_head and self.learned:
+            # One module for all: put once, then shared.
+            first, *others = self.learned
             last = self.learned[-1]
-            self.backbone.put(self.learned[0].name, last.heads[last.name])
-            for task in self.learned[1:]:
+            self.backbone.put(first.name, last.heads[last.name])
+            for task in others:
                 self.backbone.share(task.name)
             return
         for task in self.learned:
             for name, head in task.heads.items():
-                if name in self.classes:  # else it is the head of a task that was forgotten
+                # A task that was forgotten may have left a head that later tasks trained.
+                if name in self.classes:
                     self.backbone.put(name, head)
 
     # -- answers
@@ -157,7 +170,7 @@ class System:
         among
             The tasks whose classes may be answered, with a head each; by default those learned.
         combined
-            Another model than the one that the rule makes, as while its scale is searched.
+            A model to use instead of the rule's, such as a candidate while its scale is searched.
 
         Raises
         ------
@@ -170,34 +183,75 @@ class System:
         log_weights = None
         if "posterior" in task_ids:
             log_weights = self._log_weights(examples, tasks=len(among))
-            log_weights = settled(log_weights) if combined.picks else log_weights
-        # the other ways to know the task need a pass for each task anyway
-        alone = log_weights if set(task_ids) == {"posterior"} else None
-        heads = [task.name] if set(task_ids) == {"given"} else [*among, task.name]
-        heads = list(dict.fromkeys(heads))
-        logits = task_logits(self.backbone, combined, examples, heads, alone)
+            if combined.picks:
+                log_weights = settled(log_weights)
+        # With weights a routed model takes a single pass, but then only the posterior's answers
+        # are right: the other ways to know the task need each task's own pass.
+        only_posterior = set(task_ids) == {"posterior"}
+        logits = task_logits(
+            self.backbone,
+            combined,
+            examples,
+            _needed_heads(task, task_ids, among),
+            log_weights if only_posterior else None,
+        )
 
+        # The task's own classes count even if it is not among the competing tasks.
         index = _index([*among.values(), task.classes])
-        places = torch.tensor([index[name] for name in task.classes])
-        competing = {name: logits[name] for name in among if name in logits}
-        competing_places = [[index[label] for label in among[name]] for name in competing]
+        task_columns = torch.tensor(_columns(task.classes, index))
+        competing: dict[str, Tensor] = {}
+        columns: list[list[int]] = []
+        for name, labels in among.items():
+            if name in logits:
+                competing[name] = logits[name]
+                columns.append(_columns(labels, index))
+
         answered: dict[TaskId, Tensor] = {}
         for task_id in task_ids:
             if task_id == "given":
-                answered[task_id] = places[logits[task.name].argmax(1)]
+                likeliest = logits[task.name].argmax(1)
+                answered[task_id] = task_columns[likeliest]
                 continue
+            # Without weights, all heads compete under one softmax.
             weights = log_weights if task_id == "posterior" else None
-            answered[task_id] = probabilities(competing, competing_places, weights).argmax(1)
-        return Answers(tuple(index), places[torch.tensor(examples.labels)], answered)
+            chances = probabilities(competing, columns, weights)
+            answered[task_id] = chances.argmax(1)
+        # Labels of the examples count within their task; answers count over all classes.
+        true_labels = torch.tensor(examples.labels)
+        return Answers(
+            classes=tuple(index),
+            true=task_columns[true_labels],
+            answered=answered,
+        )
 
     def _log_weights(self, examples: Examples, *, tasks: int) -> Float[Tensor, "examples tasks"]:
-        """Return log p(t | x): of tasks of which nothing is learned, each is as likely."""
+        """Return log p(t | x); before the first task all tasks are equally likely."""
         if not self.learned:
-            return torch.full((len(examples), tasks), 1 / tasks).log()
-        return self.posterior.log_prob(describe(self.backbone, examples))
+            shape = (len(examples), tasks)
+            return torch.full(shape, 1 / tasks).log()
+        described = describe(self.backbone, examples)
+        return self.posterior.log_prob(described)
+
+
+def _needed_heads(task: Task, task_ids: Sequence[TaskId], among: Classes) -> list[str]:
+    """Return the tasks whose heads take part in the answers to a task's examples."""
+    if set(task_ids) == {"given"}:
+        return [task.name]
+    # Each task once: usually the task is among the others.
+    return list(dict.fromkeys([*among, task.name]))
+
+
+def _columns(classes: Sequence[str], index: Mapping[str, int]) -> list[int]:
+    return [index[label] for label in classes]
 
 
 def _index(classes: Sequence[tuple[str, ...]]) -> dict[str, int]:
-    """Return the place of each class, those of the same name being one."""
-    names = dict.fromkeys(name for of_task in classes for name in of_task)
-    return {name: place for place, name in enumerate(names)}
+    """Return a number for each class, in order of first appearance.
+
+    Classes of the same name in several tasks are one class.
+    """
+    index: dict[str, int] = {}
+    for of_task in classes:
+        for name in of_task:
+            index.setdefault(name, len(index))
+    return index

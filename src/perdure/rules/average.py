@@ -8,17 +8,21 @@ from perdure.vectors.task_vector import TaskVector, total
 def average(vectors: dict[str, TaskVector]) -> TaskVector:
     """Theta = Theta_pre + 1/n · sum of tau_t over the n tasks.
 
-    Task arithmetic at scale 1/n. `running_average` is the same one task at a time.
+    This is task arithmetic at scale 1/n. `running_average` computes the same, one task at a
+    time.
 
     Examples
     --------
     >>> import torch
-    >>> vectors = {"a": TaskVector({"w": torch.tensor([1.0])}), "b": TaskVector({"w": torch.tensor([2.0])})}
-    >>> average(vectors)["w"].tolist()
+    >>> a = TaskVector({"w": torch.tensor([1.0])})
+    >>> b = TaskVector({"w": torch.tensor([2.0])})
+    >>> average({"a": a, "b": b})["w"].tolist()
     [1.5]
 
     References
     ----------
     Wortsman et al., Model Soups, arXiv 2203.05482 (there: fine-tunings of one task).
     """
-    return total(list(vectors.values())) * (1 / len(vectors))
+    # All tasks count, also in a layer that some of them lack: their change there is zero.
+    n = len(vectors)
+    return total(list(vectors.values())) * (1 / n)

@@ -1,4 +1,4 @@
-"""Model Breadcrumbs (Davari & Belilovsky 2024): neither the smallest changes nor the outliers."""
+"""Model Breadcrumbs (Davari & Belilovsky 2024): drop the smallest changes and outliers."""
 
 from typing import Annotated
 
@@ -13,7 +13,8 @@ from perdure.vectors.task_vector import TaskVector
 
 def _check(beta: float, gamma: float) -> None:
     if not beta < gamma <= 1:
-        raise InputError(f"`gamma` must be above `beta` and at most 1, got `{gamma}` and `{beta}`.")
+        given = f"`{gamma}` and `{beta}`"
+        raise InputError(f"`gamma` must be above `beta` and at most 1, got {given}.")
 
 
 @nature("order-free", state="one task vector", layerwise=True, check=_check)
@@ -24,42 +25,46 @@ def breadcrumbs(
     gamma: float = 0.99,
     scale: float = 0.3,
 ) -> TaskVector:
-    """Theta = Theta_pre + scale · sum of m_t ⊙ tau_t, with m_t = 1 between two quantiles of each layer's magnitudes.
+    """Theta = Theta_pre + scale · sum of m_t ⊙ tau_t.
+
+    m_t is 1 where the magnitude lies between two quantiles of its layer, else 0.
 
     Parameters
     ----------
     beta
-        The share of least magnitude that is set to zero, in each layer of each task.
+        The share of smallest magnitudes that is set to zero, in each layer of each task.
     gamma
-        Above this quantile, in (beta, 1], magnitudes are outliers, and set to zero too.
+        Magnitudes above this quantile, in (beta, 1], are outliers and are set to zero too.
     scale
-        lambda; for 8 tasks values about 0.3 are usual, as for task arithmetic.
+        lambda; for 8 tasks, values about 0.3 are usual, as in task arithmetic.
 
     Examples
     --------
-    >>> one = {"a": TaskVector({"w": torch.tensor([1.0, -2.0, 3.0, 40.0])})}
-    >>> breadcrumbs(one, beta=0.25, gamma=0.75, scale=1.0).dense("w").tolist()
+    >>> vectors = {"a": TaskVector({"w": torch.tensor([1.0, -2.0, 3.0, 40.0])})}
+    >>> breadcrumbs(vectors, beta=0.25, gamma=0.75, scale=1.0).dense("w").tolist()
     [0.0, -2.0, 3.0, 0.0]
 
     References
     ----------
-    Davari & Belilovsky, Model Breadcrumbs, arXiv 2312.06795. Its code takes the quantiles of each row of a matrix, and
-    not of the layer; mergekit takes them of the tensor, as we do.
+    Davari & Belilovsky, Model Breadcrumbs, arXiv 2312.06795. Its code takes the quantiles of each
+    row of a matrix instead of the layer; mergekit takes them of the tensor, as we do.
     """
 
     def masked(change: torch.Tensor) -> torch.Tensor:
-        order = change.abs().flatten().argsort(stable=True)
-        middle = order[round(beta * len(order)) : round(gamma * len(order))]
-        return (
-            torch.zeros_like(change)
-            .flatten()
-            .index_copy(0, middle, change.flatten()[middle])
-            .view_as(change)
-        )
+        flat = change.flatten()
+        # Positions in sorted order, not quantile values: equal magnitudes keep the shares exact.
+        order = flat.abs().argsort(stable=True)
+        start = round(beta * len(order))
+        stop = round(gamma * len(order))
+        middle = order[start:stop]
+        crumbs = torch.zeros_like(flat)
+        crumbs[middle] = flat[middle]
+        return crumbs.view_as(change)
 
-    return sparse.each_layer(
-        vectors,
-        lambda name, layer: (
-            scale * torch.stack([masked(change) for change in layer.values()]).sum(0)
-        ),
-    )
+    def merge(name: str, layer: sparse.Layer) -> torch.Tensor:
+        changes = [masked(change) for change in layer.values()]
+        stacked = torch.stack(changes)
+        merged = stacked.sum(0)
+        return scale * merged
+
+    return sparse.each_layer(vectors, merge)

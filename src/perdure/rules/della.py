@@ -1,4 +1,4 @@
-"""DELLA (Deep et al. 2024): drop small entries more often than great ones, elect signs, and merge."""
+"""DELLA (Deep et al. 2024): drop small entries more often than great ones, then merge."""
 
 from typing import Annotated
 
@@ -12,7 +12,9 @@ from perdure.vectors.task_vector import TaskVector
 
 
 def _check(p: float, epsilon: float) -> None:
-    if not 0 <= p - epsilon <= p + epsilon < 1:
+    lowest = p - epsilon
+    highest = p + epsilon
+    if not 0 <= lowest <= highest < 1:
         raise InputError(
             f"`p` - `epsilon` and `p` + `epsilon` must be in [0, 1), got `{p}` and `{epsilon}`."
         )
@@ -28,9 +30,10 @@ def della(
     then: sparse.Then = "ties",
     seed: int = 0,
 ) -> TaskVector:
-    """Theta = Theta_pre + scale · combination of m_t ⊙ tau_t / (1 - p_t), with m_t = 0 with probability p_t, else 1.
+    """Theta = Theta_pre + scale · combination of m_t ⊙ tau_t / (1 - p_t).
 
-    In each row (a neuron) p_t falls evenly from p + epsilon for the least magnitude to p - epsilon for the greatest.
+    Each entry of m_t is 0 with probability p_t, else 1. In each row (a neuron) p_t falls
+    evenly from p + epsilon for the smallest magnitude to p - epsilon for the greatest.
 
     Parameters
     ----------
@@ -43,25 +46,34 @@ def della(
     then
         `ties` (published): elect signs and take the mean of what agrees; or `sum`, or `average`.
     seed
-        Another seed drops other entries.
+        Seed for the entries that are dropped.
 
     Examples
     --------
-    >>> one = {"a": TaskVector({"w": torch.tensor([[1.0, 3.0, 2.0]])})}
-    >>> della(one, p=0.0, epsilon=0.0).dense("w").tolist()
+    >>> vectors = {"a": TaskVector({"w": torch.tensor([[1.0, 3.0, 2.0]])})}
+    >>> della(vectors, p=0.0, epsilon=0.0).dense("w").tolist()
     [[1.0, 3.0, 2.0]]
 
     References
     ----------
-    Deep et al., DELLA-Merging, arXiv 2406.11617. mergekit's rescaling keeps the sum of magnitudes of each tensor.
+    Deep et al., DELLA-Merging, arXiv 2406.11617. mergekit's rescaling keeps the sum of magnitudes
+    of each tensor.
     """
 
     def merge(name: str, layer: sparse.Layer) -> torch.Tensor:
-        keep = {task: 1 - p + epsilon * sparse.standing(change) for task, change in layer.items()}
-        left = [
-            sparse.dropped(change, keep[t], seed=seed, task=t, name=name)
-            for t, change in layer.items()
-        ]
-        return scale * sparse.together(torch.stack(left), then)
+        thinned: list[torch.Tensor] = []
+        for task, change in layer.items():
+            # keep = 1 - p_t. `standing` is -1 for the smallest magnitude, 1 for the greatest.
+            keep = 1 - p + epsilon * sparse.standing(change)
+            survivors = sparse.dropped(
+                change,
+                keep,
+                seed=seed,
+                task=task,
+                name=name,
+            )
+            thinned.append(survivors)
+        merged = sparse.together(torch.stack(thinned), then)
+        return scale * merged
 
     return sparse.each_layer(vectors, merge)

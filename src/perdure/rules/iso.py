@@ -1,4 +1,4 @@
-"""Iso-C and Iso-CTS (Marczak et al. 2025): the sum of the task vectors with all its singular values equal."""
+"""Iso-C and Iso-CTS (Marczak et al. 2025): a sum whose singular values are all equal."""
 
 from typing import Annotated, Literal
 
@@ -21,8 +21,9 @@ def iso(
 ) -> TaskVector:
     """Theta = Theta_pre + scale · mean(S) U Vᵀ, with U S Vᵀ = sum of tau_t of each matrix.
 
-    With `cts` the least singular vectors of the sum give way to the strongest of each task outside of the span of those
-    that stay, and U and V are made orthonormal again. What is no matrix is averaged.
+    With `cts`, the weakest singular vectors of the sum give way to each task's strongest
+    outside the span of the rest, and U and V are made orthonormal again. Layers that are not
+    matrices are averaged.
 
     Parameters
     ----------
@@ -31,18 +32,19 @@ def iso(
     common
         The share of the common directions for `cts`, in (0, 1].
     scale
-        alpha, which the authors search for each model; their mean (see Notes) is small for LoRA, and asks for more.
+        alpha, which the authors search for each model; LoRA asks for more (see Notes).
 
     Notes
     -----
-    For LoRA the sum is not of full rank. The mean is over its rank, and no other directions are added: the authors'
-    code takes the mean over min(out, in) values, most of which are zero, and gives it to as many directions, most of
-    which are arbitrary. For full rank both are the same.
+    For LoRA the sum is not of full rank. Our mean is over its rank, and no directions are added.
+    The authors' code takes the mean over min(out, in) values, most of them zero, and gives it to as
+    many directions, most of them arbitrary. For full rank the two are the same.
 
     Examples
     --------
     >>> import torch
-    >>> iso({"a": TaskVector({"w": torch.diag(torch.tensor([3.0, 1.0]))})}).dense("w").abs().tolist()
+    >>> vectors = {"a": TaskVector({"w": torch.diag(torch.tensor([3.0, 1.0]))})}
+    >>> iso(vectors).dense("w").abs().tolist()
     [[2.0, 0.0], [0.0, 2.0]]
 
     References
@@ -51,13 +53,26 @@ def iso(
     """
 
     def merge(name: str, changes: Changes) -> LowRank:
-        U, S, Vh = svd(summed(list(changes.values())))
+        all_changes = list(changes.values())
+        task_sum = summed(all_changes)
+        U, S, Vh = svd(task_sum)
         if mode == "cts":
-            own = round((len(S) - int(common * len(S))) / len(vectors))  # directions of each task
-            own = min(own, len(S) // len(vectors))
-            k = len(S) - own * len(vectors)
-            specific = [strongest(change, own, outside=U[:, :k]) for change in changes.values()]
-            U, S, Vh = joined([*specific, (U[:, :k], S[:k], Vh[:k])])
-        return LowRank(scale * S.mean() * U, Vh)
+            # k directions stay common; each task gets an equal number of the rest.
+            rank = len(S)
+            specific = rank - int(common * rank)
+            per_task = min(
+                round(specific / len(vectors)),
+                rank // len(vectors),  # rounding up must not take more than there are
+            )
+            k = rank - per_task * len(vectors)
+            U, S, Vh = U[:, :k], S[:k], Vh[:k]
+            triples = []
+            for change in all_changes:
+                triples.append(strongest(change, per_task, outside=U))
+            triples.append((U, S, Vh))
+            U, S, Vh = joined(triples)
+        # All singular values become their mean; those that are zero are not in S (see Notes).
+        B = scale * S.mean() * U
+        return LowRank(B, Vh)
 
     return each_matrix(vectors, merge)

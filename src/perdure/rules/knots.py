@@ -7,7 +7,7 @@ from annotated_types import Gt, Le
 from perdure.merging.rule import nature
 from perdure.rules.parts import sparse
 from perdure.rules.parts.spectral import aligned
-from perdure.vectors.task_vector import LowRank, TaskVector, dense, total
+from perdure.vectors.task_vector import Entry, LowRank, TaskVector, dense, total
 
 Then = Literal["ties", "sum"]
 
@@ -22,37 +22,48 @@ def knots(
     how: sparse.How = "mean",
     per: sparse.Per = "model",
 ) -> TaskVector:
-    """Theta = Theta_pre + scale · U merge(S V_1ᵀ, …, S V_nᵀ), with U S [V_1ᵀ … V_nᵀ] = [tau_1 … tau_n] of each matrix.
+    """Theta = Theta_pre + scale · U merge(S V_1ᵀ, …, S V_nᵀ) for each matrix.
 
-    The matrices side by side have a common basis U, in which the tasks are comparable; there they are merged as by
-    `ties`. What is no matrix is merged as it is. The result is U times what is merged, in factors.
+    U S [V_1ᵀ … V_nᵀ] = [tau_1 … tau_n]: the matrices side by side have a common basis U, in
+    which the tasks are comparable and are merged as by `ties`. The result stays in factors.
+    Layers that are not matrices are merged as they are.
 
     Parameters
     ----------
     density, how, per
-        As of `ties`, for the entries of S V_tᵀ.
+        As in `ties`, for the entries of S V_tᵀ.
     scale
         lambda; the authors search it for each set of tasks.
     then
-        `ties` (KnOTS-TIES), or `sum` (KnOTS-TA, which is the sum of the task vectors but for rounding).
+        `ties` (KnOTS-TIES), or `sum` (KnOTS-TA, which is the sum of the task vectors but for
+        rounding).
 
     Examples
     --------
     >>> import torch
-    >>> one = {"a": TaskVector({"w": LowRank(torch.ones(2, 1), torch.tensor([[1.0, 0.1]]))})}
-    >>> [[round(x, 4) for x in row] for row in knots(one, density=0.5).dense("w").abs().tolist()]
+    >>> layer = LowRank(torch.ones(2, 1), torch.tensor([[1.0, 0.1]]))
+    >>> merged = knots({"a": TaskVector({"w": layer})}, density=0.5)
+    >>> merged.dense("w").abs().round(decimals=4).tolist()
     [[1.0, 0.0], [1.0, 0.0]]
 
     References
     ----------
     Stoica et al., Model Merging with SVD to Tie the KnOTS, arXiv 2410.19735.
     """
-    bases, parts = aligned(vectors)
-    merged = (
-        total(list(parts.values()))
-        if then == "sum"
-        else sparse.ties(parts, density=density, how=how, per=per)
-    )
-    return scale * TaskVector(
-        {k: LowRank(bases[k], dense(v)) if k in bases else v for k, v in merged.items()}
-    )
+    # The coordinates are full matrices (k × in): trimming needs single entries, not factors.
+    bases, coordinates = aligned(vectors)
+    if then == "sum":
+        merged = total(list(coordinates.values()))
+    else:
+        merged = sparse.ties(
+            coordinates,
+            density=density,
+            how=how,
+            per=per,
+        )
+    entries: dict[str, Entry] = {}
+    for name, entry in merged.items():
+        if name in bases:  # a matrix: back from its coordinates in the common basis
+            entry = LowRank(bases[name], dense(entry))
+        entries[name] = entry
+    return scale * TaskVector(entries)

@@ -6,12 +6,14 @@ from perdure.vectors.task_vector import TaskVector
 
 @nature("sequential", state="one task vector")
 def last(vectors: dict[str, TaskVector]) -> TaskVector:
-    """Theta = Theta_pre + tau_T: what was learned last, and nothing else.
+    """Theta = Theta_pre + tau_T: only the last task vector acts.
 
     Examples
     --------
     >>> import torch
-    >>> last({"a": TaskVector({"w": torch.tensor([1.0])}), "b": TaskVector({"w": torch.tensor([2.0])})})["w"].tolist()
+    >>> a = TaskVector({"w": torch.tensor([1.0])})
+    >>> b = TaskVector({"w": torch.tensor([2.0])})
+    >>> last({"a": a, "b": b})["w"].tolist()
     [2.0]
     """
     return list(vectors.values())[-1]

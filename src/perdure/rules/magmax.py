@@ -1,4 +1,4 @@
-"""MagMax (Marczak et al. 2024): of each entry the greatest change."""
+"""MagMax (Marczak et al. 2024): take the greatest change of each entry."""
 
 import functools
 
@@ -13,9 +13,10 @@ from perdure.vectors.task_vector import TaskVector
 def magmax(vectors: dict[str, TaskVector], *, scale: float = 0.5) -> TaskVector:
     """Theta = Theta_pre + scale · tau, with tau_i = the (tau_t)_i of greatest magnitude.
 
-    Published for models fine-tuned one after the other, each from the last (the method `sequential`, or `isolated` with
-    `start="previous"`); on models trained apart it is the authors' weaker baseline. Of equal magnitudes the later one
-    wins, which is all that depends on the order.
+    It was published for models fine-tuned one after the other, each from the last (the method
+    `sequential`, or `isolated` with `start="previous"`); on models trained apart it is the
+    authors' weaker baseline. The order matters only where magnitudes are equal: then the
+    later task wins.
 
     Parameters
     ----------
@@ -24,8 +25,9 @@ def magmax(vectors: dict[str, TaskVector], *, scale: float = 0.5) -> TaskVector:
 
     Examples
     --------
-    >>> vectors = {"a": TaskVector({"w": torch.tensor([1.0, -4.0])}), "b": TaskVector({"w": torch.tensor([3.0, 2.0])})}
-    >>> magmax(vectors, scale=1.0).dense("w").tolist()
+    >>> a = TaskVector({"w": torch.tensor([1.0, -4.0])})
+    >>> b = TaskVector({"w": torch.tensor([3.0, 2.0])})
+    >>> magmax({"a": a, "b": b}, scale=1.0).dense("w").tolist()
     [3.0, -4.0]
 
     References
@@ -34,8 +36,12 @@ def magmax(vectors: dict[str, TaskVector], *, scale: float = 0.5) -> TaskVector:
     """
 
     def greater(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-        return torch.where(new.abs() >= old.abs(), new, old)
+        # Not `>`: of equal magnitudes the later task wins.
+        is_greater = new.abs() >= old.abs()
+        return torch.where(is_greater, new, old)
 
-    return sparse.each_layer(
-        vectors, lambda name, layer: scale * functools.reduce(greater, layer.values())
-    )
+    def merge(name: str, layer: sparse.Layer) -> torch.Tensor:
+        merged = functools.reduce(greater, layer.values())
+        return scale * merged
+
+    return sparse.each_layer(vectors, merge)

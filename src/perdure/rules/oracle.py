@@ -6,15 +6,18 @@ from perdure.vectors.task_vector import TaskVector
 
 @nature("routed", state="n task vectors")
 def oracle(vectors: dict[str, TaskVector]) -> dict[str, TaskVector]:
-    """Theta_t = Theta_pre + tau_t for an input of task t. Nothing is combined.
+    """Theta_t = Theta_pre + tau_t for an input of task t: the task vectors are not combined.
 
-    With the task given it is the upper bound of methods that isolate their tasks. Without it, each task's head reads
-    its own adapter, and heads or posterior choose among them, at the cost of one forward pass per task.
+    With the task given, this is the upper bound of methods that isolate their tasks. Without
+    it, each task's head reads its own adapter, and concatenated heads or the task posterior
+    choose among them, at the cost of one forward pass per task.
 
     Examples
     --------
     >>> import torch
-    >>> list(oracle({"a": TaskVector({"w": torch.ones(1)}), "b": TaskVector({"w": torch.ones(1)})}))
+    >>> a = TaskVector({"w": torch.ones(1)})
+    >>> b = TaskVector({"w": torch.ones(1)})
+    >>> list(oracle({"a": a, "b": b}))
     ['a', 'b']
     """
     return dict(vectors)

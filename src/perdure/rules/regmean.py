@@ -1,4 +1,4 @@
-"""RegMean (Jin et al. 2023): the change whose outputs are nearest to those of every task on its own inputs."""
+"""RegMean (Jin et al. 2023): the change whose outputs are nearest to those of all tasks."""
 
 from collections.abc import Mapping
 from typing import Annotated
@@ -11,20 +11,22 @@ from perdure.merging.rule import nature
 from perdure.rules.parts.spectral import Changes, each_matrix, summed, times
 from perdure.vectors.task_vector import Entry, TaskVector
 
+Inputs = Mapping[str, Mapping[str, torch.Tensor]]
 
-@nature(
-    "order-free", state="sums over tasks of tau_t C_t and of C_t", needs=["inputs"], layerwise=True
-)
+
+@nature("order-free", state="sums of tau_t C_t and of C_t", needs=["inputs"], layerwise=True)
 def regmean(
     vectors: dict[str, TaskVector],
-    inputs: Mapping[str, Mapping[str, torch.Tensor]],
+    inputs: Inputs,
     *,
     alpha: Annotated[float, Ge(0), Le(1)] = 0.9,
 ) -> TaskVector:
-    """Theta = Theta_pre + (sum of tau_t C_t) (sum of C_t)⁺: the least squares of sum over t of E|tau x - tau_t x|².
+    """Theta = Theta_pre + (sum of tau_t C_t) G⁺, with G = sum of C_t.
 
-    C_t = E[x xᵀ] over the inputs x of the layer on task t, with what is off its diagonal scaled by alpha. LoRA's stay
-    in factors: [B_1 … B_n] [A_1 C_1 G⁺; …], with G the sum of the C_t. What is no matrix is averaged.
+    This is the tau that minimises the sum over t of E|tau x - tau_t x|², where x are the
+    inputs of the layer on task t and C_t = E[x xᵀ], with its off-diagonal entries scaled by
+    alpha. LoRA stays in factors: [B_1 … B_n] [A_1 C_1 G⁺; …]. Layers that are not matrices
+    are averaged.
 
     Parameters
     ----------
@@ -35,36 +37,44 @@ def regmean(
 
     Examples
     --------
-    >>> one, two = (TaskVector({"w": torch.tensor([[x]])}) for x in (1.0, 4.0))
+    >>> vectors = {t: TaskVector({"w": torch.tensor([[x]])}) for t, x in (("a", 1.0), ("b", 4.0))}
     >>> inputs = {"a": {"w": torch.tensor([[2.0]])}, "b": {"w": torch.tensor([[1.0]])}}
-    >>> regmean({"a": one, "b": two}, inputs).dense("w").tolist()
+    >>> regmean(vectors, inputs).dense("w").tolist()
     [[2.0]]
 
     References
     ----------
-    Jin et al., Dataless Knowledge Fusion, arXiv 2212.09849. It merges weights, which is the same: (sum of W C_t) G⁺ =
-    W for the pre-trained W.
+    Jin et al., Dataless Knowledge Fusion, arXiv 2212.09849. It merges weights, which is the same:
+    (sum of W C_t) G⁺ = W for the pre-trained W.
     """
 
     def covariance(task: str, name: str, width: int) -> torch.Tensor:
         given = inputs.get(task, {}).get(name)
         if given is None:
-            raise InputError(
-                f"`regmean` has no statistics of the inputs of `{name}` for task `{task}`."
-            )
+            missing = f"statistics of the inputs of `{name}` for task `{task}`"
+            raise InputError(f"`regmean` has no {missing}.")
         if given.shape != (width, width):
-            raise InputError(
-                f"The inputs of `{name}` for `{task}` need {(width, width)}, got {tuple(given.shape)}."
-            )
-        return alpha * given.double() + (1 - alpha) * given.double().diag().diag()
+            shapes = f"need {(width, width)}, got {tuple(given.shape)}"
+            raise InputError(f"The inputs of `{name}` for `{task}` {shapes}.")
+        exact = given.double()
+        # The diagonal stays, and alpha shrinks all else.
+        diagonal = exact.diag().diag()
+        return alpha * exact + (1 - alpha) * diagonal
 
     def merge(name: str, changes: Changes) -> Entry:
         width = next(iter(changes.values())).shape[1]
-        C = {task: covariance(task, name, width) for task in vectors}
-        tolerance = width * max(torch.finfo(inputs[task][name].dtype).eps for task in vectors)
-        inverse = torch.linalg.pinv(
-            torch.stack(list(C.values())).sum(0), rtol=tolerance, hermitian=True
-        )
-        return summed([times(change, C[task] @ inverse) for task, change in changes.items()])
+        C: dict[str, torch.Tensor] = {}
+        # C_t of every task, also of one that lacks the layer: its change there is zero.
+        for task in vectors:
+            C[task] = covariance(task, name, width)
+        G = torch.stack(list(C.values())).sum(0)
+        # The sums were kept in the inputs' precision: what is below its rounding counts as zero.
+        rounding = max(torch.finfo(inputs[task][name].dtype).eps for task in vectors)
+        inverse = torch.linalg.pinv(G, rtol=width * rounding, hermitian=True)
+        weighted: list[Entry] = []
+        for task, change in changes.items():
+            weight = C[task] @ inverse
+            weighted.append(times(change, weight))
+        return summed(weighted)
 
     return each_matrix(vectors, merge)

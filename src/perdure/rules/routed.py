@@ -5,18 +5,24 @@ from perdure.models.mixture import Mixture
 from perdure.vectors.task_vector import TaskVector
 
 
-@nature("routed", state="n task vectors, and the statistics of the task posterior", low_rank=True)
+@nature(
+    "routed",
+    state="n task vectors, and the statistics of the task posterior",
+    low_rank=True,
+)
 def routed(vectors: dict[str, TaskVector]) -> Mixture:
     """y = W0 x + ΔW_t x with t = argmax p(t | x) for each sample of a batch.
 
-    One forward pass for a batch of any tasks, where `oracle` needs one for each task. With the task given it is the
-    same as `oracle`; with concatenated heads, where there is no posterior, each head reads its own adapter.
+    One forward pass serves a batch of any tasks, where `oracle` needs one for each task. With
+    the task given, it equals `oracle`; with concatenated heads, where there is no posterior,
+    each head reads its own adapter.
 
     Examples
     --------
     >>> import torch
     >>> from perdure.vectors.task_vector import LowRank
-    >>> routed({"a": TaskVector({"w": LowRank(torch.ones(3, 1), torch.ones(1, 2))})}).gate_rank
+    >>> vectors = {"a": TaskVector({"w": LowRank(torch.ones(3, 1), torch.ones(1, 2))})}
+    >>> routed(vectors).gate_rank
     0
     """
     return Mixture(vectors)

@@ -6,19 +6,21 @@ from perdure.vectors.task_vector import TaskVector
 
 @nature("order-free", state="one task vector and the number of tasks", layerwise=True)
 def running_average(vectors: dict[str, TaskVector]) -> TaskVector:
-    """M_t = ((t - 1) M_(t-1) + tau_t) / t: to rounding the same as `average`.
+    """M_t = ((t - 1) M_(t-1) + tau_t) / t: equal to `average` up to rounding.
 
-    The form in which the continual-merging literature lists it (the baseline of arXiv 2501.09522): only the last M and
-    t are kept.
+    This is the form in which the continual-merging literature lists it (the baseline of
+    arXiv 2501.09522): only the last M and t are kept.
 
     Examples
     --------
     >>> import torch
-    >>> vectors = {"a": TaskVector({"w": torch.tensor([1.0])}), "b": TaskVector({"w": torch.tensor([2.0])})}
-    >>> running_average(vectors)["w"].tolist()
+    >>> a = TaskVector({"w": torch.tensor([1.0])})
+    >>> b = TaskVector({"w": torch.tensor([2.0])})
+    >>> running_average({"a": a, "b": b})["w"].tolist()
     [1.5]
     """
-    merged = TaskVector({})
+    merged = TaskVector({})  # zero: a layer that is missing counts as zero
     for t, vector in enumerate(vectors.values(), start=1):
-        merged = merged * ((t - 1) / t) + vector * (1 / t)
+        earlier = merged * ((t - 1) / t)
+        merged = earlier + vector * (1 / t)
     return merged

@@ -7,19 +7,20 @@ from annotated_types import Ge, Le
 
 from perdure.errors import InputError
 from perdure.merging.rule import nature
-from perdure.vectors.task_vector import TaskVector, shapes
+from perdure.vectors.task_vector import Entry, TaskVector, shapes
 
 Per = Literal["layer", "model"]
 
 
-@nature("sequential", state="two task vectors, and no more tasks than two", most=2)
+@nature("sequential", state="two task vectors; no third task can be added", most=2)
 def slerp(
     vectors: dict[str, TaskVector], *, t: Annotated[float, Ge(0), Le(1)] = 0.5, per: Per = "layer"
 ) -> TaskVector:
-    """Theta = Theta_pre + (sin((1 - t) phi) tau_1 + sin(t phi) tau_2) / sin(phi), with phi the angle of the two.
+    """Theta = Theta_pre + (sin((1 - t) phi) tau_1 + sin(t phi) tau_2) / sin(phi).
 
-    Where they are nearly parallel (|cos phi| > 0.9995), or one is zero, (1 - t) tau_1 + t tau_2. At t = 1/2 the order
-    does not matter. A single task vector stays as it is.
+    phi is the angle between the two. Where they are nearly parallel (|cos phi| > 0.9995), or
+    one of them is zero, the result is (1 - t) tau_1 + t tau_2. At t = 1/2 the order does not
+    matter. A single task vector stays as it is.
 
     Parameters
     ----------
@@ -31,34 +32,49 @@ def slerp(
     Examples
     --------
     >>> import torch
-    >>> both = {"a": TaskVector({"w": torch.tensor([1.0, 0])}), "b": TaskVector({"w": torch.tensor([0, 1.0])})}
-    >>> [round(x, 4) for x in slerp(both)["w"].tolist()]
+    >>> a = TaskVector({"w": torch.tensor([1.0, 0.0])})
+    >>> b = TaskVector({"w": torch.tensor([0.0, 1.0])})
+    >>> [round(x, 4) for x in slerp({"a": a, "b": b})["w"].tolist()]
     [0.7071, 0.7071]
 
     References
     ----------
-    Shoemake, Animating Rotation with Quaternion Curves, SIGGRAPH 1985. mergekit interpolates the models' weights, each
-    tensor with its angle; we the task vectors.
+    Shoemake, Animating Rotation with Quaternion Curves, SIGGRAPH 1985. mergekit interpolates the
+    models' weights, each tensor with its own angle; we interpolate the task vectors.
     """
     if len(vectors) > 2:
-        raise InputError(
-            f"`slerp` interpolates two task vectors, got {len(vectors)}: {', '.join(vectors)}."
-        )
+        given = f"{len(vectors)}: {', '.join(vectors)}"
+        raise InputError(f"`slerp` interpolates two task vectors, got {given}.")
     if len(vectors) == 1:
         return next(iter(vectors.values()))
-    one, two = vectors.values()
+    first, second = vectors.values()
     names = shapes(vectors)
     if per == "model":
-        return _between(one, two, t)
-    layers = [[TaskVector({k: v[k]} if k in v else {}) for v in (one, two)] for k in names]
-    return TaskVector({name: value for a, b in layers for name, value in _between(a, b, t).items()})
+        return _between(first, second, t)
+    entries: dict[str, Entry] = {}
+    # A layer that one of them lacks is zero there: it has no angle, and is mixed linearly.
+    for name in names:
+        layer = _between(
+            _only(first, name),
+            _only(second, name),
+            t,
+        )
+        entries.update(layer.items())
+    return TaskVector(entries)
 
 
-def _between(one: TaskVector, two: TaskVector, t: float) -> TaskVector:
-    cosine = one.cosine(two)
-    if abs(cosine) > 0.9995 or not one.norm() * two.norm():
-        return one * (1 - t) + two * t
+def _only(vector: TaskVector, name: str) -> TaskVector:
+    return TaskVector({name: vector[name]} if name in vector else {})
+
+
+def _between(first: TaskVector, second: TaskVector, t: float) -> TaskVector:
+    cosine = first.cosine(second)
+    # sin(phi) is near 0 for (anti)parallel vectors, and a zero vector has no angle.
+    a_zero = not first.norm() * second.norm()
+    if abs(cosine) > 0.9995 or a_zero:
+        return first * (1 - t) + second * t
     phi = math.acos(cosine)
-    return one * (math.sin((1 - t) * phi) / math.sin(phi)) + two * (
-        math.sin(t * phi) / math.sin(phi)
-    )
+    whole = math.sin(phi)
+    first_share = math.sin((1 - t) * phi) / whole
+    second_share = math.sin(t * phi) / whole
+    return first * first_share + second * second_share

@@ -4,16 +4,20 @@ from perdure.merging.rule import nature
 from perdure.vectors.task_vector import TaskVector, total
 
 
+# It hides Python's `sum` in this file, because a rule has the name of its file.
 @nature("order-free", state="one task vector", layerwise=True)
 def sum(vectors: dict[str, TaskVector]) -> TaskVector:
     """Theta = Theta_pre + sum of tau_t.
 
-    What O-LoRA (arXiv 2310.14152) and InfLoRA (arXiv 2404.00228) do, and task arithmetic at scale 1.
+    O-LoRA (arXiv 2310.14152) and InfLoRA (arXiv 2404.00228) do this; it is task arithmetic at
+    scale 1.
 
     Examples
     --------
     >>> import torch
-    >>> sum({"a": TaskVector({"w": torch.tensor([1.0])}), "b": TaskVector({"w": torch.tensor([2.0])})})["w"].tolist()
+    >>> a = TaskVector({"w": torch.tensor([1.0])})
+    >>> b = TaskVector({"w": torch.tensor([2.0])})
+    >>> sum({"a": a, "b": b})["w"].tolist()
     [3.0]
     """
     return total(list(vectors.values()))

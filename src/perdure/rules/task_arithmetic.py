@@ -1,4 +1,4 @@
-"""Task arithmetic (Ilharco et al. 2023), the second stage of PIC: add the task vectors, scaled."""
+"""Task arithmetic (Ilharco et al. 2023), the second stage of PIC: scaled sums."""
 
 import math
 from collections.abc import Mapping
@@ -8,14 +8,15 @@ from perdure.merging.rule import nature
 from perdure.vectors.task_vector import TaskVector, by_depth, total
 
 Scale = float | str | dict[str, float | list[float]]
-
-
 NAMED = ("1/n", "1/sqrt(n)")
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
 def _check(scale: Scale) -> None:
-    number = isinstance(scale, int | float) and math.isfinite(scale)
-    if not (number or isinstance(scale, Mapping) or scale in NAMED):
+    if not (_is_number(scale) or isinstance(scale, Mapping) or scale in NAMED):
         allowed = f"a number, a mapping by task, or one of {[*NAMED, 'search']}"
         raise InputError(f"`scale` of `task_arithmetic` must be {allowed}, got `{scale}`.")
 
@@ -27,41 +28,53 @@ def task_arithmetic(vectors: dict[str, TaskVector], *, scale: Scale = "1/n") -> 
     Parameters
     ----------
     scale
-        lambda: a number, `"1/n"` (the mean), `"1/sqrt(n)"`; in a run also `"search"`, by validation accuracy. A mapping
-        gives each task a lambda of its own, or a list of them for parts of equal depth, from the input on.
+        lambda: a number, `"1/n"` (the mean) or `"1/sqrt(n)"`; in a run also `"search"`, by
+        validation accuracy. A mapping gives each task a lambda of its own, or a list of them for
+        parts of the model of equal depth, starting at the input.
 
     Examples
     --------
     >>> import torch
-    >>> vectors = {"a": TaskVector({"w": torch.tensor([1.0, 0.0])}), "b": TaskVector({"w": torch.tensor([1.0, 2.0])})}
-    >>> task_arithmetic(vectors, scale=0.25)["w"].tolist()
+    >>> a = TaskVector({"w": torch.tensor([1.0, 0.0])})
+    >>> b = TaskVector({"w": torch.tensor([1.0, 2.0])})
+    >>> task_arithmetic({"a": a, "b": b}, scale=0.25)["w"].tolist()
     [0.5, 0.5]
 
     References
     ----------
-    Ilharco et al., Editing Models with Task Arithmetic, arXiv 2212.04089; Zeng et al., arXiv 2502.10966.
+    Ilharco et al., Editing Models with Task Arithmetic, arXiv 2212.04089; PIC, arXiv 2502.10966.
     """
     if isinstance(scale, Mapping):
-        for task in vectors:
-            given = scale.get(task)
-            numbers = given if isinstance(given, list) else [given]
-            if not numbers or not all(
-                isinstance(one, int | float) and math.isfinite(one) for one in numbers
-            ):
-                raise InputError(
-                    f"`scale` of `task_arithmetic` has no number for the task `{task}`, but {given!r}."
-                )
-        return total([_scaled(vector, scale[task], vectors) for task, vector in vectors.items()])
-    n = len(vectors)
-    named = {"1/n": 1 / n, "1/sqrt(n)": n**-0.5}
-    return total(list(vectors.values())) * (named[scale] if isinstance(scale, str) else scale)
+        _check_each(scale, vectors)
+        scaled = [_scaled(vector, scale[task], vectors) for task, vector in vectors.items()]
+        return total(scaled)
+    if isinstance(scale, str):
+        n = len(vectors)
+        named: dict[str, float] = {"1/n": 1 / n, "1/sqrt(n)": n**-0.5}
+        scale = named[scale]
+    return total(list(vectors.values())) * scale
+
+
+def _check_each(
+    scale: Mapping[str, float | list[float]], vectors: Mapping[str, TaskVector]
+) -> None:
+    for task in vectors:
+        given = scale.get(task)
+        numbers = given if isinstance(given, list) else [given]
+        all_numbers = all(_is_number(number) for number in numbers)
+        if not numbers or not all_numbers:
+            problem = f"has no number for the task `{task}`, but {given!r}"
+            raise InputError(f"`scale` of `task_arithmetic` {problem}.")
 
 
 def _scaled(
-    vector: TaskVector, scale: float | list[float], vectors: dict[str, TaskVector]
+    vector: TaskVector, scale: float | list[float], vectors: Mapping[str, TaskVector]
 ) -> TaskVector:
-    """Times a number, or times one for each part of equal depth of the layers that any task changes."""
+    """Scale a task vector by a number, or by one for each part of equal depth."""
     if not isinstance(scale, list):
         return vector * scale
-    part = by_depth([name for each in vectors.values() for name in each.entries], len(scale))
-    return TaskVector({name: value * scale[part[name]] for name, value in vector.items()})
+    # Depth is counted over the layers of all tasks, so that a part means the same for each.
+    names: set[str] = set().union(*[of_task.entries for of_task in vectors.values()])
+    part_of = by_depth(names, len(scale))
+    by_layer = {name: scale[part_of[name]] for name in vector.entries}
+    return TaskVector({name: entry * by_layer[name] for name, entry in vector.items()})

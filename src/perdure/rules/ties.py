@@ -18,33 +18,44 @@ def ties(
     how: sparse.How = "mean",
     per: sparse.Per = "model",
 ) -> TaskVector:
-    """Theta = Theta_pre + scale · tau, of the greatest entries of each task vector that agree in sign.
+    """Theta = Theta_pre + scale · tau, from the greatest entries that agree in sign.
 
-    Trim: of each tau_t only the share `density` of greatest magnitude is left. Elect: gamma = sgn(sum of tau_t) for
-    each entry; where it is 0, the sign of most entries. Merge: tau = the mean of the tau_t that are not 0 and have the
-    sign gamma.
+    Trim: keep the share `density` of greatest magnitudes of each tau_t. Elect: gamma =
+    sgn(sum of tau_t) for each entry; where it is 0, the sign of most entries. Merge: tau =
+    the mean of the trimmed tau_t that are not 0 and have the sign gamma.
 
     Parameters
     ----------
     density
-        The share of entries that trimming leaves, in (0, 1]. Those as great as the last one left are left too.
+        The share of entries that trimming keeps, in (0, 1], and all that tie with the smallest of
+        them.
     scale
         lambda: 1 with the mean; the literature takes 0.3 with the sum and eight tasks.
     how
         The `mean` (published) or the `sum` of what agrees.
     per
-        Trim over the whole `model` (published), or each `layer` alone, as peft and mergekit do.
+        Trim over the whole `model` (published), or in each `layer` alone, as peft and mergekit
+        do.
 
     Examples
     --------
     >>> import torch
-    >>> vectors = {"a": TaskVector({"w": torch.tensor([1.0, -4.0])}), "b": TaskVector({"w": torch.tensor([3.0, 2.0])})}
-    >>> ties(vectors, density=1.0).dense("w").tolist()
+    >>> a = TaskVector({"w": torch.tensor([1.0, -4.0])})
+    >>> b = TaskVector({"w": torch.tensor([3.0, 2.0])})
+    >>> ties({"a": a, "b": b}, density=1.0).dense("w").tolist()
     [2.0, -4.0]
 
     References
     ----------
-    Yadav et al., TIES-Merging, arXiv 2306.01708. Its code leaves one entry more. Entries whose sum is 0 are positive
-    in peft and mergekit; if most entries are neither, its code takes the negative ones, and we none.
+    Yadav et al., TIES-Merging, arXiv 2306.01708. Its code keeps one entry more. Entries whose sum
+    is 0 are positive in peft and mergekit; if there is no majority either, its code takes the
+    negative ones, and we take none.
     """
-    return sparse.ties(vectors, density=density, how=how, per=per) * scale
+    # `continual_ties` and `knots` use the same steps, each with a scale of its own.
+    merged = sparse.ties(
+        vectors,
+        density=density,
+        how=how,
+        per=per,
+    )
+    return merged * scale

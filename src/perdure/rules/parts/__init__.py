@@ -1,4 +1,4 @@
-"""What several rules share.
+"""Tools that several rules share.
 
 sparse.py    Entry by entry: trim, drop, agree on signs
 spectral.py  Singular vectors, a matrix at a time

@@ -1,4 +1,4 @@
-"""What the rules that work entry by entry share: one layer at a time, trimming, dropping, and agreement of signs."""
+"""Tools for rules that work entry by entry: trim, drop, and agree on signs."""
 
 import functools
 import hashlib
@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from perdure.vectors.task_vector import Deferred, TaskVector, shapes
+from perdure.vectors.task_vector import Deferred, Entry, TaskVector, shapes
 
 Layer = dict[str, Tensor]
 """The full change of one layer, by task."""
@@ -20,27 +20,45 @@ Then = Literal["sum", "average", "ties"]
 
 
 def layer_of(vectors: Mapping[str, TaskVector], name: str) -> Layer:
-    """The full change of one layer by each task; zeros where a task does not change it."""
-    changes = {task: vector.dense(name) for task, vector in vectors.items() if name in vector}
-    nothing = torch.zeros_like(next(iter(changes.values())))
-    return {task: changes.get(task, nothing) for task in vectors}
+    """Return the full change of one layer by each task; zeros where a task lacks it."""
+    changes: Layer = {}
+    for task, vector in vectors.items():
+        if name in vector:
+            changes[task] = vector.dense(name)
+    # Every task gets an entry, so that a mean divides by the same number in every layer.
+    zeros = torch.zeros_like(next(iter(changes.values())))
+    return {task: changes.get(task, zeros) for task in vectors}
 
 
 def each_layer(
     vectors: Mapping[str, TaskVector], merge: Callable[[str, Layer], Tensor]
 ) -> TaskVector:
-    """`merge(name, changes by task)` of each layer, made when it is wanted: one full matrix per task at a time."""
+    """Apply `merge(name, changes by task)` to each layer, but only when its result is read.
 
+    At most one full matrix per task is in memory at a time.
+    """
+
+    # A function, not a lambda inside the loop: each layer must remember its own name.
     def deferred(name: str, shape: torch.Size) -> Deferred:
-        return Deferred(shape, lambda: merge(name, layer_of(vectors, name)))
+        def make() -> Tensor:
+            layer = layer_of(vectors, name)
+            return merge(name, layer)
 
-    return TaskVector({name: deferred(name, shape) for name, shape in shapes(vectors).items()})
+        return Deferred(shape, make)
+
+    entries: dict[str, Entry] = {}
+    for name, shape in shapes(vectors).items():
+        entries[name] = deferred(name, shape)
+    return TaskVector(entries)
 
 
 def generator(seed: int, *about: str) -> torch.Generator:
-    """Random numbers that depend on the seed and on what they are for, not on what was drawn before."""
-    digest = hashlib.sha256("\0".join([str(seed), *about]).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7]))
+    """Return random numbers that depend on a seed and a purpose, not on earlier draws."""
+    # A separator, so that ("a", "b") and ("ab", "") get different numbers.
+    key = "\0".join([str(seed), *about])
+    digest = hashlib.sha256(key.encode()).digest()
+    derived_seed = int.from_bytes(digest[:7])  # seven bytes fit into a signed 64-bit seed
+    return torch.Generator().manual_seed(derived_seed)
 
 
 def dropped(
@@ -51,34 +69,50 @@ def dropped(
     task: str,
     name: str,
 ) -> Float[Tensor, "*shape"]:
-    """Each entry kept with probability `keep` and divided by it, else zero: the expectation is the change itself."""
-    draws = torch.rand(change.shape, generator=generator(seed, task, name)).to(change.device)
-    return torch.where(draws < keep, change / keep, 0.0)
+    """Keep each entry with probability `keep`, divided by `keep`; set the others to zero.
+
+    The expectation is the change itself.
+    """
+    # Drawn on the CPU, so that every device drops the same entries.
+    draws = torch.rand(
+        change.shape,
+        generator=generator(seed, task, name),
+    )
+    survives = draws.to(change.device) < keep
+    return torch.where(survives, change / keep, 0.0)
 
 
 def standing(change: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Where a magnitude stands in its row: evenly from -1 for the least to 1 for the greatest, 0 if it is alone."""
-    rows = change.abs().reshape(len(change) if change.dim() > 1 else 1, -1)
-    ranks = rows.argsort(dim=1, stable=True).argsort(dim=1, stable=True)
-    last = rows.shape[1] - 1
-    return (2 * ranks / last - 1).to(change).view_as(change) if last else torch.zeros_like(change)
+    """Return each magnitude's rank in its row, evenly spaced in [-1, 1]; 0 if it is alone."""
+    row_count = len(change) if change.dim() > 1 else 1  # a vector is a single row
+    rows = change.abs().reshape(row_count, -1)
+    # The argsort of an argsort gives ranks. Stable sorts make ties reproducible.
+    order = rows.argsort(dim=1, stable=True)
+    ranks = order.argsort(dim=1, stable=True)
+    highest = rows.shape[1] - 1
+    if highest == 0:
+        return torch.zeros_like(change)
+    evenly_spaced = 2 * ranks / highest - 1
+    return evenly_spaced.to(change).view_as(change)
 
 
 def patterns(values: Float[Tensor, "*shape"], width: torch.dtype) -> Tensor:
-    """The magnitudes' bit patterns, which are in the order of the magnitudes."""
-    return (
-        values.abs()
-        .to(width)
-        .flatten()
-        .view(torch.int64 if width == torch.float64 else torch.int32)
-    )
+    """Return the bit patterns of the magnitudes, which sort as the magnitudes do."""
+    # IEEE 754 puts the exponent above the mantissa. The sign bit is 0, so integers stay positive.
+    magnitudes = values.abs().to(width).flatten()
+    return magnitudes.view(_integers(width))
+
+
+def _integers(width: torch.dtype) -> torch.dtype:
+    return torch.int64 if width == torch.float64 else torch.int32
 
 
 def threshold(layers: Callable[[], Iterable[Tensor]], keep: int) -> float:
-    """The `keep`-th greatest magnitude of all entries together, exactly; 0 if there are fewer.
+    """Return exactly the `keep`-th greatest magnitude of all entries; 0 if there are fewer.
 
-    Found 16 bits of the numbers' patterns at a time (two passes for single precision, four for double): how many
-    entries have each value of these bits says in which the entry lies. One layer at a time is in memory.
+    The bit pattern of that magnitude is determined 16 bits at a time, from the top: a
+    histogram of these bits tells which value the entry has there. This takes two passes over
+    the layers in single precision and four in double, with one layer at a time in memory.
 
     Examples
     --------
@@ -86,94 +120,151 @@ def threshold(layers: Callable[[], Iterable[Tensor]], keep: int) -> float:
     2.0
     """
     first = next(iter(layers()), torch.zeros(0))
+    # Half precision is widened, which is exact.
     width = torch.float64 if first.dtype == torch.float64 else torch.float32
-    found = 0
-    for shift in range(48 if width == torch.float64 else 16, -1, -16):
-        counts = torch.zeros(2**16, dtype=torch.int64)
-        for layer in layers():
-            bits = patterns(layer, width)
-            bits = bits[
-                bits >> 16 >> shift == found
-            ]  # two steps: one by the full width is not defined
-            counts += torch.bincount((bits >> shift) & 0xFFFF, minlength=2**16).cpu()
+    prefix = 0  # the bits known so far
+    highest_shift = 48 if width == torch.float64 else 16
+    for shift in range(highest_shift, -1, -16):
+        counts = _histogram(layers(), width, prefix, shift)
+        # at_least[i]: the number of entries whose 16 bits are at least 2**16 - 1 - i.
         at_least = counts.flip(0).cumsum(0)
         if keep > at_least[-1]:
             return 0.0
-        digit = int(torch.searchsorted(at_least, keep))
-        keep -= int(at_least[digit - 1]) if digit else 0
-        found = found << 16 | 2**16 - 1 - digit
-    return (
-        torch.tensor(found, dtype=torch.int64 if width == torch.float64 else torch.int32)
-        .view(width)
-        .item()
-    )
+        i = int(torch.searchsorted(at_least, keep))
+        # The entry is now to be counted among those that share its 16 bits.
+        if i > 0:
+            keep -= int(at_least[i - 1])
+        digit = 2**16 - 1 - i
+        prefix = prefix << 16 | digit
+    pattern = torch.tensor(prefix, dtype=_integers(width))
+    return pattern.view(width).item()
+
+
+def _histogram(layers: Iterable[Tensor], width: torch.dtype, prefix: int, shift: int) -> Tensor:
+    """Count the values of the 16 bits above `shift` where the higher bits are `prefix`."""
+    counts = torch.zeros(2**16, dtype=torch.int64)
+    for layer in layers:
+        bits = patterns(layer, width)
+        # Shift in two steps: a shift by the integer's full width is undefined.
+        higher = bits >> 16 >> shift
+        matching = bits[higher == prefix]
+        digits = (matching >> shift) & 0xFFFF
+        counts += torch.bincount(digits, minlength=2**16).cpu()
+    return counts
 
 
 def elected(
     changes: Float[Tensor, "tasks *shape"], majority: Callable[[], Tensor] | None = None
 ) -> Float[Tensor, "*shape"]:
-    """The sign of each entry: that of the sum over tasks; where it is zero, that of most entries (of this layer)."""
+    """Elect the sign of each entry: that of the sum over tasks.
+
+    Where tasks cancel exactly, it is the sign of most entries: `majority()`, by default of
+    this layer.
+    """
     signs = changes.sum(0).sign()
-    undecided = (signs == 0) & (changes != 0).any(0)
+    # An entry that no task changes stays without a sign.
+    changed = (changes != 0).any(0)
+    undecided = (signs == 0) & changed
     if not undecided.any():
         return signs
-    return torch.where(undecided, majority() if majority else most(changes).sign().to(signs), signs)
+    fallback = majority() if majority else most(changes).sign().to(signs)
+    return torch.where(undecided, fallback, signs)
 
 
 def most(changes: Float[Tensor, "tasks *shape"]) -> Float[Tensor, ""]:
-    """How many more entries have a positive sum over tasks than a negative one."""
-    return changes.sum(0).sign().sum(dtype=torch.float64)
+    """Return the number of entries with a positive sum over tasks, minus the negative ones."""
+    signs = changes.sum(0).sign()
+    return signs.sum(dtype=torch.float64)  # single precision stops counting at 2**24
 
 
 def disjoint(
     changes: Float[Tensor, "tasks *shape"], signs: Float[Tensor, "*shape"], how: How
 ) -> Float[Tensor, "*shape"]:
-    """The sum or the mean, for each entry, over the tasks whose change has the elected sign (0 elects nothing)."""
+    """Return the sum or the mean of each entry, over tasks that agree with its elected sign.
+
+    An entry without a sign (0) becomes 0.
+    """
+    # A trimmed entry has the sign 0, and so agrees only where its value does not matter.
     agree = changes.sign() == signs
-    together = (changes * agree).sum(0)
-    return together if how == "sum" else together / agree.sum(0).clamp(min=1)
+    sums = (changes * agree).sum(0)
+    if how == "sum":
+        return sums
+    divisors = agree.sum(0).clamp(min=1)  # where no task agrees, 0 / 1
+    return sums / divisors
 
 
 def together(changes: Float[Tensor, "tasks *shape"], then: Then) -> Float[Tensor, "*shape"]:
-    """The sum, the average, or TIES' disjoint mean of what was left of each task."""
+    """Combine the tasks by the sum, the average, or TIES' disjoint mean."""
     if then == "ties":
-        return disjoint(changes, elected(changes), "mean")
+        signs = elected(changes)
+        return disjoint(changes, signs, "mean")
     return changes.sum(0) if then == "sum" else changes.mean(0)
 
 
-def kept(density: float, entries: int) -> int:
-    """How many of so many entries are a share: at least one, else as peft and mergekit round."""
+def _entries_kept(density: float, entries: int) -> int:
+    # At least one entry; otherwise rounded down, as peft and mergekit do.
     return max(1, int(density * entries))
 
 
-def ties(vectors: Mapping[str, TaskVector], *, density: float, how: How, per: Per) -> TaskVector:
-    """TIES without its scale: trim each task vector, elect signs, and merge what agrees."""
-    entries = sum(shape.numel() for shape in shapes(vectors).values())
-    least = {}
-    if per == "model":
-        for task, vector in vectors.items():
-            layers = functools.partial(map, vector.dense, list(vector.entries))
-            least[task] = threshold(layers, kept(density, entries))
+def _thresholds(vectors: Mapping[str, TaskVector], density: float) -> dict[str, float]:
+    """Return the smallest magnitude that trimming each task over the whole model keeps."""
+    # A layer that a task lacks counts as zeros, so the number of entries is the same for all.
+    layer_shapes = shapes(vectors).values()
+    entries = sum(shape.numel() for shape in layer_shapes)
+    kept = _entries_kept(density, entries)
+    thresholds: dict[str, float] = {}
+    for task, vector in vectors.items():
+        # Each pass of `threshold` calls this anew: layers are made lazily, one at a time.
+        layers = functools.partial(
+            map,
+            vector.dense,
+            list(vector.entries),
+        )
+        thresholds[task] = threshold(layers, kept)
+    return thresholds
+
+
+def ties(
+    vectors: Mapping[str, TaskVector],
+    *,
+    density: float,
+    how: How,
+    per: Per,
+) -> TaskVector:
+    """Apply TIES without its scale: trim each task vector, elect signs, merge what agrees."""
+    thresholds = _thresholds(vectors, density) if per == "model" else {}
+
+    def lowest(task: str, change: Tensor) -> float:
+        """Return the smallest magnitude that trimming keeps."""
+        if per == "model":
+            return thresholds[task]
+        kept = _entries_kept(density, change.numel())
+        return threshold(lambda: [change], kept)
 
     def trimmed(layer: Layer) -> Tensor:
-        cut = least or {
-            t: threshold(lambda c=c: [c], kept(density, c.numel())) for t, c in layer.items()
-        }
-        return torch.stack(
-            [torch.where(change.abs() >= cut[task], change, 0.0) for task, change in layer.items()]
-        )
+        changes: list[Tensor] = []
+        for task, change in layer.items():
+            # All that tie with the smallest are kept: a choice among equals would be arbitrary.
+            strong = change.abs() >= lowest(task, change)
+            changes.append(torch.where(strong, change, 0.0))
+        return torch.stack(changes)
 
-    @functools.cache  # needed only where signs cancel exactly: then one more pass over the model
+    # Needed only where signs cancel exactly. Cached, because it reads the whole model again.
+    @functools.cache
     def majority() -> Tensor:
-        return (
-            torch.stack([most(trimmed(layer_of(vectors, name))) for name in shapes(vectors)])
-            .sum()
-            .sign()
-        )
+        votes: list[Tensor] = []
+        for name in shapes(vectors):
+            changes = trimmed(layer_of(vectors, name))
+            votes.append(most(changes))
+        return torch.stack(votes).sum().sign()
 
     def merge(name: str, layer: Layer) -> Tensor:
         changes = trimmed(layer)
-        signs = elected(changes, (lambda: majority().to(changes)) if per == "model" else None)
+        # Where signs cancel, "most entries" are those of the layer or of the whole model.
+        if per == "layer":
+            signs = elected(changes)
+        else:
+            signs = elected(changes, lambda: majority().to(changes))
         return disjoint(changes, signs, how)
 
     return each_layer(vectors, merge)

@@ -1,4 +1,7 @@
-"""What the rules that work on singular vectors share: a matrix at a time, in its factors while that is exact."""
+"""Tools for rules that work on singular vectors, in factors for as long as that is exact.
+
+U, S and Vh (Vᵀ) are a singular value decomposition throughout: U diag(S) Vᵀ.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
@@ -22,135 +25,254 @@ from perdure.vectors.task_vector import (
 Block = Literal["topleft", "both"]
 Changes = dict[str, Entry]
 """The change of one layer by the tasks that change it."""
+Triples = tuple[Tensor, Tensor, Tensor]
+"""Singular triples: the columns of U, the values S, the rows of Vᵀ."""
 
 
 def each_matrix(
     vectors: Mapping[str, TaskVector], merge: Callable[[str, Changes], Entry]
 ) -> TaskVector:
-    """`merge(name, changes by task)` of each layer that is a matrix; of what is none the average, as in all papers.
+    """Apply `merge(name, changes by task)` to each matrix; average all else, as papers do.
 
-    From factors the result is made at once, as factors; else when it is wanted, a layer at a time.
+    A layer whose changes are all low-rank is merged at once, and stays in factors. Others are
+    merged when they are read, a layer at a time.
     """
 
     def entry(name: str, shape: torch.Size) -> Entry:
-        changes = {task: vector[name] for task, vector in vectors.items() if name in vector}
+        changes = _changes(vectors, name)
         if len(shape) != 2:
-            return summed(list(changes.values())) * (1 / len(vectors))
-        if all(isinstance(change, LowRank) for change in changes.values()):
+            # Divided by all tasks: one that lacks the layer adds zero.
+            average = 1 / len(vectors)
+            layer_sum = summed(list(changes.values()))
+            return layer_sum * average
+        # Small factors are merged at once; full matrices wait, so that one is in memory.
+        in_factors = all(isinstance(change, LowRank) for change in changes.values())
+        if in_factors:
             return merge(name, changes)
         return Deferred(shape, lambda: dense(merge(name, changes)))
 
-    return TaskVector({name: entry(name, shape) for name, shape in shapes(vectors).items()})
+    entries: dict[str, Entry] = {}
+    for name, shape in shapes(vectors).items():
+        entries[name] = entry(name, shape)
+    return TaskVector(entries)
+
+
+def _changes(vectors: Mapping[str, TaskVector], name: str) -> Changes:
+    changes: Changes = {}
+    for task, vector in vectors.items():
+        if name in vector:
+            changes[task] = vector[name]
+    return changes
 
 
 def summed(changes: Sequence[Entry]) -> Entry:
-    """The sum of the changes of one layer."""
-    return total([TaskVector({"": change}) for change in changes])[""]
+    """Return the sum of the changes of one layer."""
+    # `total` sums task vectors, and puts low-rank factors together once: a layer needs a name.
+    vectors = [TaskVector({"": change}) for change in changes]
+    return total(vectors)[""]
 
 
 def without(U: Float[Tensor, "out k"], change: Entry) -> Entry:
-    """(I - U Uᵀ) change, in factors if the change is."""
+    """Return (I - U Uᵀ) change, in factors if the change is."""
     if isinstance(change, LowRank):
-        return LowRank(change.B - U @ (U.T @ change.B), change.A)
+        # (I - U Uᵀ) B A: the projection touches only B, and the rank does not grow.
+        inside = U @ (U.T @ change.B)
+        return LowRank(change.B - inside, change.A)
     full = dense(change)
-    return full - U @ (U.T @ full)
+    inside = U @ (U.T @ full)
+    return full - inside
 
 
 def times(change: Entry, right: Float[Tensor, "in in"]) -> Entry:
-    """change · right, in the precision of `right` until it is done."""
-    left = change.A if isinstance(change, LowRank) else dense(change)
-    product = (left.to(right) @ right).to(left)
-    return LowRank(change.B, product) if isinstance(change, LowRank) else product
+    """Return change · right, in the precision of `right` and rounded once at the end."""
+    if isinstance(change, LowRank):
+        A = _times(change.A, right)
+        return LowRank(change.B, A)
+    return _times(dense(change), right)
+
+
+def _times(left: Tensor, right: Tensor) -> Tensor:
+    wide = left.to(right)
+    product = wide @ right
+    return product.to(left)
 
 
 def orthonormal(columns: Float[Tensor, "size k"]) -> Float[Tensor, "size k"]:
-    """The nearest matrix with orthonormal columns (Procrustes): U Vᵀ of the singular value decomposition.
+    """Return the nearest matrix with orthonormal columns (Procrustes): U Vᵀ of the SVD.
 
-    If the columns depend on each other, only on what they span: the rest of the singular vectors is arbitrary.
+    If the columns are linearly dependent, the result is restricted to their span: the
+    remaining singular vectors would be arbitrary.
     """
-    if not columns.shape[1]:
+    if columns.shape[1] == 0:
         return columns
     U, _, Vh = svd(columns)
     return U @ Vh
 
 
-def strongest(
-    change: Entry, most: int, *, outside: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The `most` greatest singular triples of a change, or of what is left of it outside of the span of some columns.
+def strongest(change: Entry, most: int, *, outside: Tensor | None = None) -> Triples:
+    """Return the `most` greatest singular triples of a change, at most its numerical rank.
 
-    As always at most the numerical rank. What is left is measured against the change: all of it may be rounding.
+    With `outside`, they are those of its part orthogonal to the columns of `outside`.
     """
     if outside is None:
-        U, S, Vh = svd(change)
-        return U[:, :most], S[:most], Vh[:most]
-    U, S, Vh = strongest(without(outside, change), most)
-    rank = int((1e-6 * max(0.0, inner(change, change)) ** 0.5 < S).sum())
-    return U[:, :rank], S[:rank], Vh[:rank]
+        return _first(most, svd(change))
+    remainder = without(outside, change)
+    U, S, Vh = _first(most, svd(remainder))
+    # Measured against the change itself: if it lies in the span, only rounding remains.
+    square = max(0.0, inner(change, change))
+    significant = 1e-6 * square**0.5 < S
+    rank = int(significant.sum())
+    return _first(rank, (U, S, Vh))
 
 
-def joined(triples: Sequence[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
-    """Singular triples of several matrices side by side, with the vectors of each side made orthonormal together."""
+def _first(count: int, triples: Triples) -> Triples:
+    U, S, Vh = triples
+    return (
+        U[:, :count],
+        S[:count],
+        Vh[:count],
+    )
+
+
+def joined(triples: Sequence[Triples]) -> Triples:
+    """Put singular triples side by side, and make the vectors of each side orthonormal."""
     Us, Ss, Vhs = zip(*triples, strict=True)
-    return orthonormal(torch.cat(Us, 1)), torch.cat(Ss), orthonormal(torch.cat(Vhs).T).T
+    # The singular values stay as they were, although the vectors move a little.
+    U = orthonormal(torch.cat(Us, 1))
+    V = orthonormal(torch.cat(Vhs).T)
+    S = torch.cat(Ss)
+    return U, S, V.T
 
 
 def coordinates(
     changes: Sequence[Entry],
 ) -> tuple[Float[Tensor, "out k"], list[Float[Tensor, "k in"]]]:
-    """U and the S Vᵀ of each task of the decomposition of [ΔW_1 … ΔW_n], side by side: ΔW_t = U (S Vᵀ)_t.
+    """Decompose [ΔW_1 … ΔW_n]: return U and the (S Vᵀ)_t with ΔW_t = U (S Vᵀ)_t."""
+    in_factors = [change for change in changes if isinstance(change, LowRank)]
+    if len(in_factors) == len(changes):
+        return _coordinates_of_factors(in_factors)
+    full = [dense(change) for change in changes]
+    side_by_side = torch.cat(full, 1)
+    U, S, Vh = svd(side_by_side)
+    weighted = S[:, None] * Vh
+    widths = [change.shape[1] for change in full]
+    return U, list(weighted.split(widths, 1))
 
-    In factors, [ΔW_1 … ΔW_n] = [B_1 … B_n] diag(L_1, …, L_n) diag(Q_1, …, Q_n) with A_t = L_t Q_t.
+
+def _coordinates_of_factors(
+    changes: Sequence[LowRank],
+) -> tuple[Float[Tensor, "out k"], list[Float[Tensor, "k in"]]]:
+    # With A_t = L_t Q_t, where the rows of Q_t are orthonormal,
+    # [ΔW_1 … ΔW_n] = [B_1 … B_n] diag(L_1, …, L_n) diag(Q_1, …, Q_n).
+    # The last factor changes no singular value, so the SVD is of the small product before it.
+    L: list[Tensor] = []
+    Q: list[Tensor] = []
+    for change in changes:
+        columns, upper = torch.linalg.qr(change.A.T)
+        Q.append(columns.T)
+        L.append(upper.T)
+    B = torch.cat([change.B for change in changes], 1)
+    product = LowRank(B, torch.block_diag(*L))
+    U, S, Vh = svd(product)
+    weighted = S[:, None] * Vh
+    widths = [len(rows) for rows in Q]
+    in_basis: list[Tensor] = []
+    for block, rows in zip(weighted.split(widths, 1), Q, strict=True):
+        in_basis.append(block @ rows)
+    return U, in_basis
+
+
+def aligned(
+    vectors: Mapping[str, TaskVector],
+) -> tuple[dict[str, Tensor], dict[str, TaskVector]]:
+    """Return the common basis U of each matrix, and each task's coordinates in these bases.
+
+    A layer that is not a matrix has no basis; its changes are returned as they are.
     """
-    if all(isinstance(change, LowRank) for change in changes):
-        factors = [torch.linalg.qr(change.A.T) for change in changes if isinstance(change, LowRank)]
-        right, widths = [Q.T for Q, _ in factors], [len(R) for _, R in factors]
-        columns = torch.cat([change.B for change in changes if isinstance(change, LowRank)], 1)
-        U, S, Vh = svd(LowRank(columns, torch.block_diag(*[R.T for _, R in factors])))
-    else:
-        full = [dense(change) for change in changes]
-        right, widths = [None] * len(full), [change.shape[1] for change in full]
-        U, S, Vh = svd(torch.cat(full, 1))
-    parts = (S[:, None] * Vh).split(widths, 1)
-    return U, [part if Q is None else part @ Q for part, Q in zip(parts, right, strict=True)]
-
-
-def aligned(vectors: Mapping[str, TaskVector]) -> tuple[dict[str, Tensor], dict[str, TaskVector]]:
-    """The common basis U of each matrix, and each task's coordinates in it; what is no matrix as it is."""
     bases: dict[str, Tensor] = {}
-    parts: dict[str, dict[str, Entry]] = {task: {} for task in vectors}
+    entries: dict[str, dict[str, Entry]] = {}
+    for task in vectors:
+        entries[task] = {}  # also for a task without any layer
     for name, shape in shapes(vectors).items():
-        changes = {task: vector[name] for task, vector in vectors.items() if name in vector}
+        changes = _changes(vectors, name)
         if len(shape) == 2:
-            bases[name], columns = coordinates(list(changes.values()))
-            changes = dict(zip(changes, columns, strict=True))
+            U, in_basis = coordinates(list(changes.values()))
+            bases[name] = U
+            # `coordinates` keeps the order of the tasks.
+            changes = dict(zip(changes, in_basis, strict=True))
         for task, change in changes.items():
-            parts[task][name] = change
-    return bases, {task: TaskVector(entries) for task, entries in parts.items()}
+            entries[task][name] = change
+    aligned_vectors: dict[str, TaskVector] = {}
+    for task, of_task in entries.items():
+        aligned_vectors[task] = TaskVector(of_task)
+    return bases, aligned_vectors
 
 
-def added(merged: Entry, factor: float, new: Entry, *, alpha: float, block: Block) -> Entry:
-    """factor · merged + what is left of `new` outside of the directions of `merged`: one step of OPCM for a matrix.
+def added(
+    merged: Entry,
+    factor: float,
+    new: Entry,
+    *,
+    alpha: float,
+    block: Block,
+) -> Entry:
+    """Return factor · merged + the part of `new` outside the directions of `merged`.
 
-    With merged = U diag(S) Vᵀ and P = Uᵀ new V, P's diagonal is removed from `new`, and its first r rows and columns:
-    where both meet (`topleft`), or all of them (`both`). The first r values are at most the share alpha of the sum of
-    S. U and V are those of the numerical rank: what more there were would be arbitrary. In factors the rank grows by
-    that of `new`.
+    This is one step of OPCM for one matrix. With merged = U diag(S) Vᵀ and P = Uᵀ new V, the
+    diagonal of P is removed from `new`, and so are its first r rows and columns: where both
+    meet (`topleft`), or all of them (`both`). The first r values make up at most the share
+    alpha of the sum of S. U and V end at the numerical rank: further singular vectors would
+    be arbitrary. In factors, the rank grows by that of `new`.
     """
     U, S, Vh = svd(merged)
-    r = int((S.double().cumsum(0) / S.double().sum() <= alpha).sum())
-    core = U.T @ (new.B @ (new.A @ Vh.T) if isinstance(new, LowRank) else dense(new) @ Vh.T)
-    removed = torch.eye(len(S), dtype=torch.bool, device=S.device)
+    values = S.double()  # so that rounding of the sums does not decide what is at most alpha
+    shares = values.cumsum(0) / values.sum()
+    r = int((shares <= alpha).sum())
+    P = _core(U, new, Vh)
+    # The entries of P to remove: the diagonal, and the block of the first r directions.
+    removed = torch.eye(
+        len(S),
+        dtype=torch.bool,
+        device=S.device,
+    )
     if block == "topleft":
         removed[:r, :r] = True
     else:
-        new = _transposed(without(Vh[:r].T, _transposed(without(U[:, :r], new))))
+        V = Vh.T
+        new = without(U[:, :r], new)
+        # From the right, new (I - V Vᵀ), as the transpose of a projection from the left.
+        first = V[:, :r]
+        transposed = without(first, _transposed(new))
+        new = _transposed(transposed)
+        # The projection has just removed the first r entries of the diagonal as well.
         removed[:r] = False
-    middle = factor * S.diag() - torch.where(removed, core, 0.0)
+    scaled = factor * S.diag()
+    middle = scaled - torch.where(removed, P, 0.0)
     if isinstance(merged, LowRank) and isinstance(new, LowRank):
-        return LowRank(torch.cat([U @ middle, new.B], 1), torch.cat([Vh, new.A]))
-    return factor * dense(merged) + dense(new) + U @ (middle - factor * S.diag()) @ Vh
+        # U middle Vᵀ + B A, side by side.
+        columns = [U @ middle, new.B]
+        rows = [Vh, new.A]
+        return LowRank(
+            torch.cat(columns, 1),
+            torch.cat(rows),
+        )
+    # Here `merged` itself is added, not its decomposition: what the SVD rounds away is kept.
+    both = factor * dense(merged) + dense(new)
+    correction = middle - scaled
+    return both + U @ correction @ Vh
+
+
+def _core(U: Tensor, change: Entry, Vh: Tensor) -> Tensor:
+    """Return Uᵀ change V, without a full matrix if the change is in factors."""
+    V = Vh.T
+    if isinstance(change, LowRank):
+        thin = change.B @ (change.A @ V)
+        return U.T @ thin
+    thin = dense(change) @ V
+    return U.T @ thin
 
 
 def _transposed(change: Entry) -> Entry:
-    return LowRank(change.A.T, change.B.T) if isinstance(change, LowRank) else dense(change).T
+    if isinstance(change, LowRank):
+        return LowRank(change.A.T, change.B.T)
+    return dense(change).T
