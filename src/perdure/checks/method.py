@@ -203,12 +203,18 @@ def _heads_of(backbone: Backbone, method: Method, seen: Sequence[Task]) -> set[s
 def training_lowers_the_loss(method: MethodUnderTest) -> None:
     """Training changes its module and lowers the loss."""
     losses: list[float] = []
+
+    def log(event: dict[str, object]) -> None:
+        loss = event["loss"]
+        assert isinstance(loss, float)
+        losses.append(loss)
+
     adapter = learn(
         method.backbone(),
         method.stream.tasks[:1],
         method.make(),
         training=MORE,
-        log=lambda event: losses.append(event["loss"]),
+        log=log,
     )
     if adapters.same(adapter.start, adapter.parameters):
         raise method.failed("left its module as it was: let `parameters` return what is trained.")
