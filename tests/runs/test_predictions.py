@@ -165,7 +165,7 @@ def test_formulas(text):
         ('{"body": 5}', r"row 3 .*the number `5`"),
         ('{"body": ["w1"]}', "row 3 .*a list"),
         ('{"other": "w1"}', "row 3 .*has nothing in column `body`"),
-        ('["w1"]', "row 3, is no object"),
+        ('["w1"]', "row 3, is not an object"),
         ("{", "line 3, is not JSON"),
         ('{"body": "w1 \\ud83d"}', "row 3 .*half of a surrogate pair"),
     ],
