@@ -199,7 +199,7 @@ def _averages(answers: Mapping[str, Answers]) -> str:
             totals[task_id] = totals.get(task_id, 0.0) + accuracy
     averages: list[str] = []
     for task_id, total in totals.items():
-        percent = 100 * total / len(answers)
+        percent = 100 * total / len(answers)  # a mean over tasks, not over examples
         averages.append(f"{task_id} {percent:.1f} %")
     return ", ".join(averages)
 

@@ -121,6 +121,7 @@ def summary(
     R: Float[ndarray, "steps tasks"], zero_shot: Float[ndarray, " tasks"] | None = None
 ) -> dict[str, float]:
     """Return all metrics by name; `forward_transfer` only with `zero_shot` scores."""
+    # Nan where a metric is not defined: the reports show a dash there.
     values = {
         "average_accuracy": average_accuracy(R),
         "average_incremental_accuracy": average_incremental_accuracy(R),

@@ -28,7 +28,7 @@ class Candidate(TypedDict):
 def with_best_scale(system: System, stream: TaskStream) -> tuple[System, list[Candidate]]:
     """Return the system with its best scale on validation examples, and all candidates.
 
-    A rule that searches nothing is left as it is. Test data is never looked at. The
+    A rule without a search is left as it is. Test data is never looked at. The
     validation examples of earlier tasks have to be kept; where that is not allowed, use a
     scale that needs no data (`1/n`).
     """
@@ -51,6 +51,7 @@ def with_best_scale(system: System, stream: TaskStream) -> tuple[System, list[Ca
                 combined=combined,
             )
             total += answers.accuracy()[task_id]
+        # Each task has the same weight, whatever the number of its examples.
         return total / len(system.tasks)
 
     with _scaled(system) as scaled:

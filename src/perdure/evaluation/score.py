@@ -112,7 +112,7 @@ def features(
     picked
         The task of each example, for a mixture whose experts are chosen from outside.
     """
-    backbone.eval()
+    backbone.eval()  # without dropout
     pooled: list[tuple[list[int], Tensor]] = []
     with combined.applied(backbone, task) as choice:
         for rows, batch in examples.batches(device=backbone.device):

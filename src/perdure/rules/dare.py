@@ -60,7 +60,7 @@ def dare(
             # Seeded by names, not by position: in another order the same entries are dropped.
             survivors = sparse.dropped(
                 change,
-                1 - p,
+                1 - p,  # the probability to keep an entry
                 seed=seed,
                 task=task,
                 name=name,

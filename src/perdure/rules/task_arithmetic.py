@@ -5,9 +5,11 @@ from collections.abc import Mapping
 
 from perdure.errors import InputError
 from perdure.merging.rule import nature
-from perdure.vectors.task_vector import TaskVector, by_depth, total
+from perdure.vectors.task_vector import Entry, TaskVector, by_depth, total
 
-Scale = float | str | dict[str, float | list[float]]
+PerTask = float | list[float]
+Scale = float | str | dict[str, PerTask]
+Vectors = Mapping[str, TaskVector]
 NAMED = ("1/n", "1/sqrt(n)")
 
 
@@ -55,9 +57,7 @@ def task_arithmetic(vectors: dict[str, TaskVector], *, scale: Scale = "1/n") -> 
     return total(list(vectors.values())) * scale
 
 
-def _check_each(
-    scale: Mapping[str, float | list[float]], vectors: Mapping[str, TaskVector]
-) -> None:
+def _check_each(scale: Mapping[str, PerTask], vectors: Vectors) -> None:
     for task in vectors:
         given = scale.get(task)
         numbers = given if isinstance(given, list) else [given]
@@ -67,14 +67,14 @@ def _check_each(
             raise InputError(f"`scale` of `task_arithmetic` {problem}.")
 
 
-def _scaled(
-    vector: TaskVector, scale: float | list[float], vectors: Mapping[str, TaskVector]
-) -> TaskVector:
+def _scaled(vector: TaskVector, scale: PerTask, vectors: Vectors) -> TaskVector:
     """Scale a task vector by a number, or by one for each part of equal depth."""
     if not isinstance(scale, list):
         return vector * scale
     # Depth is counted over the layers of all tasks, so that a part means the same for each.
     names: set[str] = set().union(*[of_task.entries for of_task in vectors.values()])
     part_of = by_depth(names, len(scale))
-    by_layer = {name: scale[part_of[name]] for name in vector.entries}
-    return TaskVector({name: entry * by_layer[name] for name, entry in vector.items()})
+    entries: dict[str, Entry] = {}
+    for name, entry in vector.items():
+        entries[name] = entry * scale[part_of[name]]
+    return TaskVector(entries)
