@@ -28,12 +28,13 @@ from typing import Any, Literal, TypedDict
 
 from perdure.errors import InputError, RunError, UnknownName
 
-Kind = Literal["method", "rule", "benchmark", "model"]
+Kind = Literal["method", "rule", "benchmark", "model", "score"]
 PACKAGES: dict[Kind, str] = {
     "method": "perdure.methods",
     "rule": "perdure.rules",
     "benchmark": "perdure.benchmarks",
     "model": "perdure.bundled",
+    "score": "perdure.evaluation.scores",
 }
 SHOWN: tuple[Kind, ...] = ("method", "rule", "benchmark")
 """The kinds that are listed and explained. A bundled model has no settings that a recipe gives."""

@@ -19,6 +19,26 @@ Collate = Callable[[list[Any]], Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True)
+class Places:
+    """Where the answers of a batch of texts are due.
+
+    Attributes
+    ----------
+    rows, columns
+        For each token of an answer the example it belongs to, and the column at which the model gives its logits.
+    prompts
+        The number of the prompt's tokens of each example; they come first.
+    joints
+        What stands between each prompt and its answer.
+    """
+
+    rows: Int[Tensor, " places"]
+    columns: Int[Tensor, " places"]
+    prompts: Int[Tensor, " batch"]
+    joints: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Batch:
     """Examples that the model reads at once.
 
@@ -30,14 +50,19 @@ class Batch:
         The model's own arguments, by name.
     targets
         The right answer to each example: the index of its class among those of its task (-1:
-        unknown).
+        unknown). Of a language model: the token at each of the `places`.
     tasks
         The name of each example's task.
+    places
+        Where a language model answers.
     """
 
     inputs: dict[str, Tensor]
-    targets: Int[Tensor, " batch"] = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+    targets: Int[Tensor, " places"] = field(
+        default_factory=lambda: torch.empty(0, dtype=torch.long)
+    )
     tasks: tuple[str, ...] = ()
+    places: Places | None = None
 
     def __len__(self) -> int:
         return len(self.tasks)

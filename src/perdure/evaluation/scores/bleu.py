@@ -1,0 +1,36 @@
+"""BLEU over all answers together, as sacrebleu computes it."""
+
+from collections.abc import Sequence
+
+from perdure.errors import InputError
+from perdure.evaluation.task_score import References, of
+
+
+@of("text")
+def bleu(answers: Sequence[str], references: References) -> float:
+    """Return sacrebleu's corpus BLEU divided by 100: not a mean over examples.
+
+    Raises
+    ------
+    InputError
+        `sacrebleu` is not installed.
+
+    References
+    ----------
+    Post, A call for clarity in reporting BLEU scores, arXiv 1804.08771.
+
+    Examples
+    --------
+    >>> bleu(["the cat sat on the mat"], [["the cat sat on the mat", "a cat sat there"]])
+    1.0
+    """
+    try:
+        from sacrebleu.metrics.bleu import BLEU
+    except ImportError as error:
+        raise InputError("The score `bleu` needs `sacrebleu`: `pip install 'perdure[text]'`.") from error
+    # sacrebleu takes a list for each number of a reference; an example that has fewer has none there
+    most = max(len(right) for right in references)
+    streams = []
+    for number in range(most):
+        streams.append([right[number] if number < len(right) else None for right in references])
+    return round(BLEU().corpus_score(list(answers), streams).score / 100, 6)

@@ -1,0 +1,44 @@
+"""The share of answers that equal a right one, once case, punctuation, articles and white space are taken away."""
+
+import re
+import string
+from collections.abc import Sequence
+
+from perdure.evaluation.task_score import References, best, of
+
+ARTICLES = re.compile(r"\b(a|an|the)\b")
+PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def normalized(text: str) -> str:
+    """Return a text in lower case, without ASCII punctuation, English articles and superfluous white space.
+
+    This is the normalisation of SQuAD. Super-NaturalInstructions keeps articles.
+
+    Examples
+    --------
+    >>> normalized(" The  U.S.A., an answer! ")
+    'usa answer'
+    """
+    without_punctuation = text.lower().translate(PUNCTUATION)
+    return " ".join(ARTICLES.sub(" ", without_punctuation).split())
+
+
+@of("classes", "text")
+def exact_match(answers: Sequence[str], references: References) -> float:
+    """Return the share of answers that equal a right one after both are normalised.
+
+    References
+    ----------
+    Rajpurkar et al., SQuAD, arXiv 1606.05250.
+
+    Examples
+    --------
+    >>> exact_match(["The Eiffel tower.", "Rome"], [["Eiffel Tower"], ["Paris", "Lyon"]])
+    0.5
+    """
+
+    def equal(answer: str, right: str) -> float:
+        return float(normalized(answer) == normalized(right))
+
+    return best(equal, answers, references)

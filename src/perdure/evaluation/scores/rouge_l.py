@@ -1,0 +1,47 @@
+"""ROUGE-L: the longest common subsequence of words."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+from perdure.errors import InputError
+from perdure.evaluation.task_score import References, best, of
+
+
+@of("text")
+def rouge_l(answers: Sequence[str], references: References) -> float:
+    """Return the mean F of the longest common subsequence of stemmed words, with the best right answer.
+
+    This is google's `rouge_score` with `use_stemmer=True`, as Super-NaturalInstructions, SAPT and GainLoRA measure it.
+
+    Raises
+    ------
+    InputError
+        `rouge-score` is not installed.
+
+    References
+    ----------
+    Lin, ROUGE: a package for automatic evaluation of summaries, 2004.
+
+    Examples
+    --------
+    >>> round(rouge_l(["the cats sat"], [["a cat sat down"]]), 4)  # 2 · 2 / (3 + 4)
+    0.5714
+    """
+    scorer = _scorer()
+
+    def value(answer: str, right: str) -> float:
+        return scorer.score(right, answer)["rougeL"].fmeasure
+
+    return best(value, answers, references)
+
+
+@functools.cache
+def _scorer() -> Any:
+    try:
+        from rouge_score.rouge_scorer import RougeScorer
+    except ImportError as error:
+        raise InputError(
+            "The score `rouge_l` needs `rouge-score`: `pip install 'perdure[text]'`."
+        ) from error
+    return RougeScorer(["rougeL"], use_stemmer=True)

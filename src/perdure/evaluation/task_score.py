@@ -1,0 +1,64 @@
+"""What a score of a task is: a function of answers and of what would have been right, between 0 and 1."""
+
+from collections.abc import Callable, Sequence
+from typing import Literal, TypeVar
+
+from perdure import registry
+from perdure.errors import InputError
+
+AnswerKind = Literal["classes", "text"]
+References = Sequence[Sequence[str]]
+"""The right answers to each example: at least one."""
+TaskScore = Callable[[Sequence[str], References], float]
+F = TypeVar("F", bound=TaskScore)
+
+
+def of(*kinds: AnswerKind) -> Callable[[F], F]:
+    """Declare the kinds of answers that a score is of: `classes` of a closed set, or free `text`."""
+
+    def declare(function: F) -> F:
+        function.answers = kinds  # pyright: ignore[reportFunctionMemberAccess]
+        return function
+
+    return declare
+
+
+def find(name: str, kind: AnswerKind, task: str) -> TaskScore:
+    """Return the score called `name`.
+
+    Parameters
+    ----------
+    kind
+        What the task's answers are.
+    task
+        The task's name, for messages.
+
+    Raises
+    ------
+    UnknownName
+        There is no such score.
+    InputError
+        It is not of this kind of answers.
+    """
+    score = registry.find("score", name)
+    kinds = getattr(score, "answers", ("classes", "text"))
+    if kind not in kinds:
+        given = "classes" if kind == "classes" else "free text"
+        raise InputError(
+            f"Task `{task}`: the score `{name}` is for {' and '.join(kinds)}, but the task is answered "
+            f"with {given}. Scores for it: {', '.join(_fitting(kind))}."
+        )
+    return score
+
+
+def best(value: Callable[[str, str], float], answers: Sequence[str], references: References) -> float:
+    """Return the mean over examples of the greatest value that an answer has with any of its right answers."""
+    total = 0.0
+    for answer, right in zip(answers, references, strict=True):
+        total += max(value(answer, reference) for reference in right)
+    return total / len(answers)
+
+
+def _fitting(kind: AnswerKind) -> list[str]:
+    names = registry.names("score")
+    return [name for name in names if kind in getattr(registry.find("score", name), "answers", (kind,))]

@@ -1,0 +1,30 @@
+"""A language model's output layer, at the places where an answer is due and nowhere else."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from jaxtyping import Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+
+@contextlib.contextmanager
+def logits_at(
+    model: PreTrainedModel, rows: Int[Tensor, " places"], columns: Int[Tensor, " places"]
+) -> Iterator[None]:
+    """Have a model compute its logits at these places alone, as one row, while the block runs.
+
+    Most of a small model's time and memory go into logits that no answer needs. The output layer is given the places
+    alone; what a model does before it (T5 scales) and after it (some cap their logits) is done to each place by itself.
+    """
+
+    def choose(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (inputs[0][rows, columns][None], *inputs[1:])
+
+    output: Any = model.get_output_embeddings()
+    hook = output.register_forward_pre_hook(choose)
+    try:
+        yield
+    finally:
+        hook.remove()
