@@ -85,9 +85,10 @@ class Prompts:
             The prompt has no token, the answer none or more than `max_new_tokens`, or the chat template refuses it.
         """
         before, joint = self._prompt(prompt, where)
-        if not before:
+        if set(before) <= set(self.tokenizer.all_special_ids):
             raise DataError(
-                f"{where}: the tokenizer of `{self.source}` makes no token of the prompt."
+                f"{where}: the tokenizer of `{self.source}` makes no token of the prompt. "
+                "Complete the row or leave it out."
             )
         after: tuple[int, ...] = ()
         if answer is not None:
