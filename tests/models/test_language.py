@@ -5,7 +5,7 @@ import pytest
 import torch
 from datasets import Dataset
 from perdure.errors import DataError, InputError
-from perdure.models import ranking
+from perdure.models import packing, ranking
 from perdure.models.language import LanguageModel, prompt_of
 from perdure.models.output_layer import logits_at
 from pico_language import CONFIGS, language_model
@@ -148,6 +148,27 @@ def test_features_do_not_see_the_answer(kind):
         backbone.features(batch), backbone.features(other), atol=1e-6, rtol=0
     )
     assert backbone.features(batch).shape == (3, 32)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gemma2", "gpt2"])
+def test_packed_examples_do_not_see_each_other(kind, monkeypatch):
+    backbone = language_model(kind)
+    examples, numbers, batch = batches(backbone)
+    parameter = next(iter(backbone.model.parameters())).requires_grad_()
+    gradients = []
+    for line in (256, 50):
+        monkeypatch.setattr(packing, "LINE", line)
+        packed = examples.packed(numbers, pad=0)
+        assert len(packed.inputs["input_ids"]) == (1 if line == 256 else 2)
+        torch.testing.assert_close(
+            backbone.losses(packed), backbone.losses(batch), atol=1e-5, rtol=0
+        )
+        assert torch.equal(packed.targets, batch.targets)
+        gradients += [
+            torch.autograd.grad(backbone.losses(b).mean(), parameter) for b in (packed, batch)
+        ]
+    for other in gradients[1:]:
+        torch.testing.assert_close(other, gradients[0], atol=1e-4, rtol=1e-3)
 
 
 def test_encoder_and_decoder_never_have_the_same_width():

@@ -24,14 +24,17 @@ class Places:
 
     Attributes
     ----------
+    examples
+        For each token of an answer, the example it belongs to.
     rows, columns
-        For each token of an answer the example it belongs to, and the column at which the model gives its logits.
+        The place in the model's input at which the model gives the logits of that token.
     prompts
         The number of the prompt's tokens of each example; they come first.
     joints
         What stands between each prompt and its answer.
     """
 
+    examples: Int[Tensor, " places"]
     rows: Int[Tensor, " places"]
     columns: Int[Tensor, " places"]
     prompts: Int[Tensor, " batch"]

@@ -14,7 +14,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from perdure.data.task import Rows, Task
 from perdure.errors import DataError, InputError
-from perdure.models import pretrained, ranking
+from perdure.models import packing, pretrained, ranking
 from perdure.models.backbone import Backbone
 from perdure.models.examples import BATCH_SIZE, Batch, Examples, Places
 from perdure.models.logits import Logits
@@ -145,7 +145,7 @@ class LanguageModel(Backbone):
     def read(
         self, hidden: Float[Tensor, "places vocabulary"], batch: Batch, head: str | None = None
     ) -> Logits:
-        return Logits(hidden, batch.targets, _places(batch).rows, len(batch))
+        return Logits(hidden, batch.targets, _places(batch).examples, len(batch))
 
     def features(self, batch: Batch) -> Float[Tensor, "batch features"]:
         """Return the mean over the prompt's tokens of the last hidden states, of the encoder where there is one."""
@@ -236,26 +236,61 @@ class TextExamples(Examples):
     """Prompts with their answers. The targets of a batch are the answers' tokens, wherever they stand."""
 
     def batch(self, rows: Sequence[int], device: torch.device | str = "cpu") -> Batch:
-        """These rows as one batch, on a device."""
+        """These rows as one batch, each in a line of its own."""
         chosen: list[Tokens] = [self.inputs[row] for row in rows]
         inputs = self.collate(chosen)
-        decoder = "decoder_input_ids" in inputs
-        owners, columns, targets = [], [], []
+        decodes = "decoder_input_ids" in inputs
+        lines = range(len(chosen))
+        # a causal model gives the first token of an answer at the last of the prompt, a decoder at its own first
+        starts = [0 if decodes else len(example.prompt) - 1 for example in chosen]
+        return self._batch(rows, inputs, lines, starts, device)
+
+    def packed(self, rows: Sequence[int], pad: int, device: torch.device | str = "cpu") -> Batch:
+        """These rows as one batch for training, as many in a line as fit, so that little is padding.
+
+        Each example sees itself alone, by a mask and positions of its own. What asks for the tokens of one example, such
+        as `features`, cannot read such a batch.
+        """
+        chosen: list[Tokens] = [self.inputs[row] for row in rows]
+        whole = [(*example.prompt, *example.answer) for example in chosen]
+        lines, starts = packing.arranged([len(tokens) for tokens in whole])
+        inputs = packing.inputs(whole, lines, starts, pad)
+        firsts = [
+            start + len(example.prompt) - 1 for start, example in zip(starts, chosen, strict=True)
+        ]
+        return self._batch(rows, inputs, lines, firsts, device)
+
+    def _batch(
+        self,
+        rows: Sequence[int],
+        inputs: Mapping[str, Tensor],
+        lines: Sequence[int],
+        starts: Sequence[int],
+        device: torch.device | str,
+    ) -> Batch:
+        """Return a batch whose answers begin at these lines and columns of the input."""
+        chosen: list[Tokens] = [self.inputs[row] for row in rows]
+        owners, at, columns, targets = [], [], [], []
         for number, example in enumerate(chosen):
-            first = 0 if decoder else len(example.prompt) - 1
             length = len(example.answer)
             owners += [number] * length
-            columns += range(first, first + length)
+            at += [lines[number]] * length
+            columns += range(starts[number], starts[number] + length)
             targets += example.answer
         places = Places(
-            torch.tensor(owners, dtype=torch.long).to(device),
-            torch.tensor(columns, dtype=torch.long).to(device),
-            torch.tensor([len(example.prompt) for example in chosen]).to(device),
-            tuple(example.joint for example in chosen),
+            examples=_indices(owners, device),
+            rows=_indices(at, device),
+            columns=_indices(columns, device),
+            prompts=_indices([len(example.prompt) for example in chosen], device),
+            joints=tuple(example.joint for example in chosen),
         )
         moved = {name: value.to(device) for name, value in inputs.items()}
         tasks = tuple(self.tasks[row] for row in rows)
-        return Batch(moved, torch.tensor(targets, dtype=torch.long).to(device), tasks, places)
+        return Batch(moved, _indices(targets, device), tasks, places)
+
+
+def _indices(values: Sequence[int], device: torch.device | str) -> Int[Tensor, " values"]:
+    return torch.tensor(values, dtype=torch.long).to(device)
 
 
 def _padded(examples: Sequence[Tokens], layout: _Layout) -> dict[str, Tensor]:
