@@ -31,6 +31,7 @@ from datasets import Dataset
 from mutations import mutate
 from PIL import Image
 
+from perdure.data.task import TaskRows
 from perdure import Backbone, PerdureError
 
 MEMORY = 1_000_000_000  # bytes
@@ -171,7 +172,7 @@ def features(folder: Path, seed: int) -> torch.Tensor:
     if backbone.kind == "image":
         values = [Image.new("RGB", (20, 20), color) for color in ("red", "blue")]
     rows = Dataset.from_dict({backbone.kind: values})
-    examples = backbone.encode([("a", rows)])
+    examples = backbone.encode([TaskRows("a", rows)])
     with torch.no_grad():
         alone = backbone(examples.batch([0]))
         both = backbone(examples.batch([0, 1]))

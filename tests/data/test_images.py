@@ -15,6 +15,7 @@ from PIL import Image, ImageCms
 
 import perdure
 from perdure import Backbone, DataError, InputError, Model, Task, TaskStream
+from perdure.data.task import TaskRows
 from perdure.data.images import as_rows, endings, image_column, read_image, undecoded
 from perdure.data.images import content as images_content
 from perdure.methods.lda import LDA
@@ -420,7 +421,7 @@ def test_prediction_sees_the_pixels_that_learning_saw(form, orientation, size, m
         patch.setattr(encoder, "_pixels", pixels)
         table = image_column(Dataset.from_dict({"image": [str(path)]}), "image", "a.csv")
         for data in (rows([content], [0]), table):
-            model.backbone.prepare([("photos", data)]).batch([0])
+            model.backbone.prepare([TaskRows("photos", data)]).batch([0])
         with Image.open(path) as image:
             sources = [str(path), path, content, image, Image.open(io.BytesIO(content))]
             model.predict(sources, task="photos")

@@ -8,6 +8,7 @@ from PIL import Image
 from torch import nn
 
 from perdure import Backbone, BackboneError, InputError
+from perdure.data.task import TaskRows
 from perdure.methods.isolated import Isolated
 from perdure.models import adapters
 from perdure.models.examples import Batch
@@ -146,7 +147,7 @@ def test_long_texts_are_cut(bert, pico):
     from datasets import Dataset
 
     rows = Dataset.from_dict({"text": ["w1 " * 50_000, "w2"], "label": [0, 1]})
-    assert bert.encode([("t", rows)]).lengths == [16, 3]
+    assert bert.encode([TaskRows("t", rows)]).lengths == [16, 3]
     assert Backbone.load(pico("roberta"), max_length=10**9).max_length == 32
     assert Backbone.load(pico("bert"), max_length=10**9).max_length == 32
     assert (

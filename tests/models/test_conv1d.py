@@ -11,6 +11,7 @@ from families import family
 
 from perdure import Backbone, BackboneError
 from perdure.checks.models import WORDS
+from perdure.data.task import TaskRows
 from perdure.merging.scaled import Scaled
 from perdure.methods.isolated import Isolated
 from perdure.models import adapters
@@ -135,7 +136,7 @@ def test_covariances_are_of_the_inputs(gpt2):
 
     rows = Dataset.from_dict({"text": [" ".join(WORDS[i : i + 5]) for i in range(6)]})
     names = ["transformer.h.0.attn.c_attn", "transformer.h.0.mlp.c_proj"]
-    found = input_covariances(gpt2, gpt2.encode([("t", rows)]), names)
+    found = input_covariances(gpt2, gpt2.encode([TaskRows("t", rows)]), names)
     assert [value.shape for value in found.values()] == [(16, 16), (64, 64)]
 
 

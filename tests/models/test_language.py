@@ -4,6 +4,7 @@ import pico_language
 import pytest
 import torch
 from datasets import Dataset
+from perdure.data.task import TaskRows
 from perdure.errors import DataError, InputError
 from perdure.models import packing, ranking
 from perdure.models.language import LanguageModel, prompt_of
@@ -20,7 +21,7 @@ CHOICES = ["good", "very bad", "no", "not at all", "n"]
 
 
 def batches(backbone: LanguageModel, rows: Dataset = ROWS):
-    examples = backbone.encode([("task", rows)])
+    examples = backbone.encode([TaskRows("task", rows)])
     ((numbers, batch),) = list(examples.batches())
     return examples, numbers, batch
 
@@ -201,7 +202,7 @@ def test_no_logits_are_computed_elsewhere():
 def test_images_are_refused():
     backbone = language_model("llama")
     with pytest.raises(InputError, match="language model, but the examples are images"):
-        backbone.prepare([("task", Dataset.from_dict({"image": [b""], "label": [0]}))])
+        backbone.prepare([TaskRows("task", Dataset.from_dict({"image": [b""], "label": [0]}))])
 
 
 # -- prompts and answers

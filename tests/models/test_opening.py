@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from tables import write
 
 from perdure import Backbone, BackboneError, InputError
+from perdure.data.task import TaskRows
 from perdure.methods.isolated import Isolated
 from perdure.models import adapters
 from perdure.runs.extend import learn_more
@@ -24,7 +25,7 @@ TEXTS = ["w1 w2 w3 w4 w5 w6 w7", "w8", "w9 w10 w11"]
 
 def features(backbone: Backbone, texts: list[str]) -> torch.Tensor:
     rows = Dataset.from_dict({"text": texts})
-    examples = backbone.eval().encode([("a", rows)])
+    examples = backbone.eval().encode([TaskRows("a", rows)])
     with torch.no_grad():
         return backbone(examples.batch(range(len(texts))))
 

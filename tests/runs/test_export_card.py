@@ -12,6 +12,7 @@ import yaml
 from small_runs import make, recipe
 
 from perdure import Model, Rule, Run
+from perdure.data.task import TaskRows
 from perdure.errors import NotFinite
 from perdure.runs import layout
 from perdure.runs.export_card import Exported, card
@@ -121,7 +122,7 @@ def expected(run: Run) -> str:
     from perdure.evaluation.score import task_logits
 
     model = Model(run)
-    examples = model.backbone.prepare([("", Dataset.from_dict({"text": ["w1 w2 w3"]}))])
+    examples = model.backbone.prepare([TaskRows("", Dataset.from_dict({"text": ["w1 w2 w3"]}))])
     logits = task_logits(model.backbone, model.combined, examples, list(model.classes))
     labels = [label for classes in model.classes.values() for label in classes]
     return labels[int(torch.cat(list(logits.values()), dim=1).argmax())]

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from perdure.data import images
-from perdure.data.task import Rows, Task
+from perdure.data.task import Rows, Task, TaskRows
 from perdure.errors import RunError
 
 Strategy = Literal["balanced", "reservoir", "herding"]
@@ -31,7 +31,7 @@ class Exemplars:
     >>> kept = Exemplars()
     >>> kept.add(task, [0, 1])
     >>> again = Exemplars.of(kept.state())
-    >>> again.rows(["reviews"])[0][1]["text"][:], len(again), again.size
+    >>> again.rows(["reviews"])[0].data["text"][:], len(again), again.size
     (['good', 'bad'], 2, 7)
     """
 
@@ -116,7 +116,7 @@ class Exemplars:
                 raise RunError(
                     f"An example of `{task}` that the run keeps is of no class that the task has."
                 )
-            rows.append((task, self._dataset(task)))
+            rows.append(TaskRows(task, self._dataset(task)))
         return rows
 
     def _dataset(self, task: str) -> Dataset:

@@ -1,10 +1,11 @@
 """Tasks to learn: a `Task` has examples in three splits, a `TaskStream` has tasks in order."""
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from datasets import Dataset
@@ -17,8 +18,28 @@ from perdure.storage.files import TASK_NAME
 Scenario = Literal["task", "domain", "class"]
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
-Rows = list[tuple[str, Dataset]]
-"""Examples of one or several tasks: the task's name, and rows with labels of its own classes."""
+
+
+class TaskRows(NamedTuple):
+    """Examples of one task.
+
+    Attributes
+    ----------
+    task
+        The task's name.
+    data
+        The rows, with labels of the task's own classes, or with answers in words.
+    classes
+        The names of its classes, as a language model answers with them.
+    """
+
+    task: str
+    data: Dataset
+    classes: tuple[str, ...] = ()
+
+
+Rows = list[TaskRows]
+"""Examples of one or several tasks."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +50,22 @@ class Task:
     indices into `classes`. With a column `text_pair` the two texts of a row are read as a pair.
     A column `row` says where an example stands in its table, for messages.
 
+    A task without classes is answered with free text. In place of `label` its rows have `target`,
+    the answer that is trained on, and may have `answers`, a list of all right ones. The prompt is
+    `text`, or `messages`: the turns of a conversation before the answer.
+
+    Parameters
+    ----------
+    classes
+        The names of the classes; none where the answer is free text.
+    score
+        The measure of its answers: a file of `perdure/evaluation/scores`.
+
     Raises
     ------
     DataError
-        A split is empty or lacks a column, a label is out of range, or there are fewer than two
-        classes.
+        A split is empty or lacks a column, a label is out of range, an answer is empty, or there is
+        only one class.
 
     Examples
     --------
@@ -47,6 +79,7 @@ class Task:
     train: Dataset
     validation: Dataset
     test: Dataset
+    score: str = "accuracy"
 
     def __post_init__(self):
         # The name becomes that of a folder in the run's folder.
@@ -57,7 +90,7 @@ class Task:
                 "its own (`--task`)."
             )
         different = len(set(self.classes))
-        if different < 2 or different < len(self.classes):
+        if self.classes and (different < 2 or different < len(self.classes)):
             raise DataError(
                 f"Task `{self.name}` needs at least two different classes, "
                 f"got {list(self.classes)}. Check that the label column is the right one."
@@ -74,11 +107,19 @@ class Task:
             raise DataError(
                 f"{where} is empty. Give it examples, or leave the split out to have one made."
             )
-        for column in (self.kind, "label"):
+        is_conversation = self.kind == "text" and "messages" in data.column_names
+        prompt = "messages" if is_conversation else self.kind
+        for column in (prompt, "label" if self.classes else "target"):
             if column not in data.column_names:
                 raise DataError(
                     f"{where} has no column `{column}`. Its columns: {data.column_names}."
                 )
+        if self.classes:
+            self._check_labels(data, where)
+        else:
+            _check_targets(data, where)
+
+    def _check_labels(self, data: Dataset, where: str) -> None:
         labels = np.asarray(data["label"][:])
         # Floats are not rounded: they are a quantity, or whole numbers of which some are missing.
         if not np.issubdtype(labels.dtype, np.integer):
@@ -109,14 +150,29 @@ class Task:
 
         The rows of several tasks are joined with `+`.
         """
-        return [(self.name, getattr(self, split))]
+        return [TaskRows(self.name, getattr(self, split), self.classes)]
 
     def groups(self, split: Split) -> list[int]:
-        """Return the group of each example: its class.
+        """Return the group of each example: its class, or the only one where there are no classes.
 
         The task posterior describes each group of a task by itself.
         """
-        return getattr(self, split)["label"][:]
+        data: Dataset = getattr(self, split)
+        return data["label"][:] if self.classes else [0] * len(data)
+
+    @property
+    def group_count(self) -> int:
+        """The number of groups that `groups` tells apart."""
+        return max(1, len(self.classes))
+
+    def references(self, split: Split) -> list[list[str]]:
+        """Return the right answers to each example, in words: at least one."""
+        data: Dataset = getattr(self, split)
+        if self.classes:
+            return [[self.classes[label]] for label in data["label"]]
+        if "answers" in data.column_names:
+            return data["answers"][:]
+        return [[target] for target in data["target"]]
 
     def digests(self) -> dict[str, str]:
         """Return the SHA-256 of each split: of its inputs, encoded, and labels, in order."""
@@ -263,7 +319,7 @@ def _digest(
     if kind == "image":
         inputs = (content(image) for image in images.undecoded(data))
     else:
-        inputs = (text.encode() for text in data["text"])
+        inputs = (text.encode() for text in _prompts(data))
     for value in inputs:
         digest.update(value)
         digest.update(b"\0")  # so that `ab`, `c` is not the same as `a`, `bc`
@@ -271,10 +327,39 @@ def _digest(
         for text in data["text_pair"]:
             digest.update(text.encode())
             digest.update(b"\0")
+    if "target" in data.column_names:
+        for answers in _answers(data):
+            digest.update(answers.encode())
+            digest.update(b"\0")
+        return digest.hexdigest()
     # Always 64 bits: the digest is kept, and must not depend on how a table stores its labels.
     labels = np.asarray(data["label"][:], dtype=np.int64)
     digest.update(labels.tobytes())
     return digest.hexdigest()
+
+
+def _prompts(data: Dataset) -> Iterable[str]:
+    """Return the prompts as texts, conversations as JSON."""
+    if "messages" in data.column_names:
+        return (json.dumps(turns, ensure_ascii=False) for turns in data["messages"])
+    return data["text"]
+
+
+def _answers(data: Dataset) -> Iterable[str]:
+    """Return the right answers to each example as one text."""
+    if "answers" in data.column_names:
+        return (json.dumps(answers, ensure_ascii=False) for answers in data["answers"])
+    return data["target"]
+
+
+def _check_targets(data: Dataset, where: str) -> None:
+    """Check that every example has an answer in words."""
+    for number, target in enumerate(data["target"], start=1):
+        if not isinstance(target, str) or not target.strip():
+            raise DataError(
+                f"{where} has no answer in example {number}: `target` is {target!r}, but must be a "
+                "text that is not empty."
+            )
 
 
 def _content_or_path(image: EncodedImage) -> bytes:

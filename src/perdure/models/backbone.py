@@ -70,12 +70,17 @@ class Backbone(nn.Module, ABC):
         source: str | Path,
         *,
         pooling: Pooling = "auto",
-        max_length: Annotated[int, Ge(3)] = 128,
+        max_length: Annotated[int, Ge(3)] | None = None,
         image_size: Annotated[int, Ge(1)] | None = None,
         head: str | None = None,
         revision: str | None = None,
+        max_new_tokens: Annotated[int, Ge(2)] = 128,
+        truncate: Literal["left", "right", "middle"] = "middle",
+        chat_template: Literal["auto", "none"] = "auto",
+        system_message: str | None = None,
+        normalized: bool = False,
     ) -> "Backbone":
-        """Load a checkpoint for text or image classification.
+        """Load a checkpoint: a language model, or an encoder that classifies texts or images.
 
         Parameters
         ----------
@@ -87,9 +92,11 @@ class Backbone(nn.Module, ABC):
             `stock`: the path of transformers' own classification model; `mean`: the masked mean of
             the last hidden states; `auto`: `mean` for checkpoints made by sentence-transformers,
             for text encoders without a trained pooler, and for T5's family, whose encoder alone is
-            read, else `stock`.
+            read, else `stock`. Only with `auto` a causal or encoder–decoder checkpoint that has its
+            output layer answers with text; with the others it is an encoder with heads.
         max_length
-            Texts are cut to at most `max_length` tokens, and to what the model can read.
+            Texts and prompts are cut to at most `max_length` tokens, and to what the model can
+            read; by default to 128 (prompts of language models: 1024).
         image_size
             Images are read at `image_size` pixels a side, by default as the checkpoint's processor
             says. Fewer are faster: a vision transformer's time grows with their square. Its
@@ -98,6 +105,17 @@ class Backbone(nn.Module, ABC):
             The name of the last linear layer, in case it is not found.
         revision
             The branch, tag or commit of a hub id; by default its main branch.
+        max_new_tokens
+            The longest answer of a language model in tokens, with its end.
+        truncate
+            The side at which a language model's long prompt is cut.
+        chat_template
+            `auto`: a language model's prompts are turns of a conversation if its tokenizer has a
+            template for these; `none`: they are plain texts.
+        system_message
+            The first turn of conversations that have none of their own.
+        normalized
+            Rank a language model's choices by log p per token, rather than by log p.
 
         Raises
         ------
@@ -108,7 +126,7 @@ class Backbone(nn.Module, ABC):
             A `revision` is given for something other than a hub id.
         """
         # Imported here because `load` knows the subclasses of this class.
-        from perdure.models.load import load_files
+        from perdure.models.load import TextSettings, load_files
 
         files = model_files.find(str(source), revision)
         return load_files(
@@ -117,6 +135,13 @@ class Backbone(nn.Module, ABC):
             max_length=max_length,
             image_size=image_size,
             head=head,
+            text=TextSettings(
+                max_new_tokens=max_new_tokens,
+                truncate=truncate,
+                chat_template=chat_template,
+                system_message=system_message,
+                normalized=normalized,
+            ),
         )
 
     # -- where it is from, and where it is
@@ -194,7 +219,7 @@ class Backbone(nn.Module, ABC):
         They are kept, because a run reads its tasks many times.
         """
         # datasets renews a fingerprint with every transformation, so it stands for the rows.
-        key = tuple((task, data._fingerprint) for task, data in rows)
+        key = tuple((of_task.task, of_task.data._fingerprint) for of_task in rows)
         examples = self._encoded.get(key)
         if examples is None:
             examples = self.prepare(rows)

@@ -141,17 +141,18 @@ class Encoder(Backbone):
         self, rows: Rows, *, batch_size: int = BATCH_SIZE, allow_empty: bool = False
     ) -> Examples:
         """Tokenize texts now; images are prepared batch by batch, for their pixels are large."""
-        for _, data in rows:
-            if self.kind not in data.column_names:
-                raise InputError(self._other_inputs(data.column_names))
+        for of_task in rows:
+            columns = of_task.data.column_names
+            if self.kind not in columns:
+                raise InputError(self._other_inputs(columns))
         tasks: list[str] = []
         labels: list[int] = []
-        for task, data in rows:
+        for task, data, _ in rows:
             tasks += [task] * len(data)
             labels += _labels(data)
         if self.kind == "image":
             return Examples(
-                inputs=torch.utils.data.ConcatDataset([undecoded(data) for _, data in rows]),
+                inputs=torch.utils.data.ConcatDataset([undecoded(of_task.data) for of_task in rows]),
                 tasks=tasks,
                 labels=labels,
                 lengths=[1] * len(tasks),
@@ -179,8 +180,8 @@ class Encoder(Backbone):
     def _texts(self, rows: Rows) -> list[Tokens]:
         """Tokenize each text: turn the tokenizer's columns into one mapping per text."""
         texts: list[Tokens] = []
-        for _, data in rows:
-            columns = self.tokens(data)
+        for of_task in rows:
+            columns = self.tokens(of_task.data)
             for values in zip(*columns.values(), strict=True):
                 texts.append(dict(zip(columns, values, strict=True)))
         return texts
@@ -407,7 +408,7 @@ def _masked_mean(
 
 def _without_tokens(rows: Rows, index: int, source: str) -> str:
     """Name the example, number `index` of all rows, that has no token."""
-    for task, data in rows:
+    for task, data, _ in rows:
         if index < len(data):
             example = data[index]
             text = example["text"][:60]

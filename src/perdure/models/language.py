@@ -5,14 +5,14 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
-from perdure.data.task import Rows, Task
+from perdure.data.task import Rows, Task, TaskRows
 from perdure.errors import DataError, InputError
 from perdure.models import packing, pretrained, ranking
 from perdure.models.backbone import Backbone
@@ -32,6 +32,8 @@ class LanguageModel(Backbone):
         An `AutoModelForCausalLM` or `AutoModelForSeq2SeqLM`.
     prompts
         How rows become tokens.
+    chat_template
+        `auto`, or `none` where the tokenizer's template is left aside.
     normalized
         Whether choices are ranked by log p per token, rather than by log p.
     dtype
@@ -48,12 +50,16 @@ class LanguageModel(Backbone):
         prompts: Prompts,
         *,
         source: str,
+        chat_template: Literal["auto", "none"] = "auto",
         normalized: bool = False,
         files: ModelFiles | None = None,
         dtype: torch.dtype = torch.float32,
     ):
         super().__init__(model, tokenizer, source=source, files=files)
-        self.prompts, self.normalized, self.dtype = prompts, normalized, dtype
+        self.prompts = prompts
+        self.chat_template = chat_template
+        self.normalized = normalized
+        self.dtype = dtype
         self.width = model.config.get_text_config().hidden_size
         self._ranking = ranking.Ranking()
         self._nothing = nn.Module()
@@ -66,11 +72,18 @@ class LanguageModel(Backbone):
             "max_length": prompts.max_length,
             "max_new_tokens": prompts.max_new_tokens,
             "truncate": prompts.truncate,
-            "chat_template": "auto" if prompts.chat else "none",
+            "chat_template": self.chat_template,
             "system_message": prompts.system_message,
             "normalized": self.normalized,
         }
         return values | ({"revision": self.revision} if self.revision else {})
+
+    @functools.cached_property
+    def hashes(self) -> dict[str, str]:
+        """The SHA-256 of each file that it was read from, by name."""
+        if self.files is None:
+            return {}
+        return self.files.hashes() | self.files.hashes_of_generation()
 
     # -- no task has anything of its own
 
@@ -105,16 +118,18 @@ class LanguageModel(Backbone):
         tokens: list[Tokens] = []
         tasks: list[str] = []
         labels: list[int] = []
-        for task, data in rows:
-            tokens += self._tokens(task, data)
-            tasks += [task] * len(data)
+        for of_task in rows:
+            data = of_task.data
+            tokens += self._tokens(of_task)
+            tasks += [of_task.task] * len(data)
             labels += data["label"][:] if "label" in data.column_names else [-1] * len(data)
         collate = functools.partial(_padded, layout=self._layout())
         lengths = [len(example.prompt) + len(example.answer) for example in tokens]
         return TextExamples(tokens, tasks, labels, lengths, collate, batch_size=batch_size)
 
-    def _tokens(self, task: str, data: Any) -> Iterator[Tokens]:
+    def _tokens(self, rows: TaskRows) -> Iterator[Tokens]:
         """Yield the tokens of each row of a task."""
+        task, data, classes = rows
         if "image" in data.column_names:
             raise InputError(
                 f"`{self.source}` is a language model, but the examples are images. Take a model of images as the "
@@ -123,7 +138,10 @@ class LanguageModel(Backbone):
         for number, row in enumerate(data, start=1):
             where = f"Task `{task}`, row {row.get('row', number)}"
             prompt = row["messages"] if row.get("messages") else row["text"]
-            yield self.prompts.tokens(prompt, row.get("target"), where)
+            answer = row.get("target")
+            if answer is None and classes and row.get("label", -1) >= 0:
+                answer = classes[row["label"]]
+            yield self.prompts.tokens(prompt, answer, where)
 
     def _layout(self) -> "_Layout":
         config = self.model.config

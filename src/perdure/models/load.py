@@ -1,31 +1,59 @@
 """Make the right kind of backbone from a checkpoint's files."""
 
+from dataclasses import dataclass, fields
+from typing import Literal
+
 import torch
 from PIL import Image
 
 from perdure.errors import BackboneError
-from perdure.models import pretrained, resolution
+from perdure.models import model_config, pretrained, resolution
 from perdure.models.backbone import Backbone, Pooling, evaluating
 from perdure.models.encoder import Encoder, Tokens
 from perdure.models.examples import Batch
+from perdure.models.language import LanguageModel
 from perdure.models.model_files import ModelFiles
+from perdure.models.prompts import Prompts, Truncate
 from perdure.models.tokenizing import PreTrainedTokenizerBase
+
+
+# Tokens. What is longer is cut where no `max_length` is given: texts to classify, and prompts.
+LONGEST_TEXT = 128
+LONGEST_PROMPT = 1024
+
+
+@dataclass(frozen=True)
+class TextSettings:
+    """The settings of a language model alone: see `Backbone.load`."""
+
+    max_new_tokens: int = 128
+    truncate: Truncate = "middle"
+    chat_template: Literal["auto", "none"] = "auto"
+    system_message: str | None = None
+    normalized: bool = False
 
 
 def load_files(
     files: ModelFiles,
     *,
     pooling: Pooling = "auto",
-    max_length: int = 128,
+    max_length: int | None = None,
     image_size: int | None = None,
     head: str | None = None,
+    text: TextSettings | None = None,
 ) -> Backbone:
     """Load a backbone as `Backbone.load` does, from files that are already found.
 
-    There is only one kind of backbone yet: `Encoder`.
+    A checkpoint with the output layer of a language model answers with text, unless `pooling`
+    says how an encoder is to be made of it.
     """
     source = files.source
+    text = text or TextSettings()
     with pretrained.quietly(), pretrained.loading(source):
+        if pooling == "auto" and pretrained.answers_with_text(model_config.read(files)):
+            _refuse_settings(source, image_size=image_size, head=head)
+            return _language_model(files, max_length, text)
+        _refuse_text_settings(source, text)
         opened = pretrained.open_model(files, pooling, head)
         has_bias = True
         if opened.head_name is not None:
@@ -44,7 +72,7 @@ def load_files(
             pooling="mean" if opened.head_name is None else "stock",
             head_name=opened.head_name,
             width=0,
-            max_length=min(max_length, opened.limit),
+            max_length=min(max_length or LONGEST_TEXT, opened.limit),
             image_size=image_size,
             files=files,
             dtype=opened.dtype,
@@ -53,6 +81,79 @@ def load_files(
         # The width is measured, and the backbone must be complete to compute a feature.
         backbone.width = _width(backbone)
     return backbone
+
+
+def _language_model(
+    files: ModelFiles, max_length: int | None, settings: TextSettings
+) -> LanguageModel:
+    opened = pretrained.open_language_model(files)
+    decodes = bool(opened.model.config.is_encoder_decoder)
+    # An encoder's prompt stands alone; behind a causal model's there must be room for the answer.
+    room = opened.limit if decodes else opened.limit - settings.max_new_tokens
+    if room < 1:
+        raise BackboneError(
+            f"`{files.source}` reads at most {opened.limit} tokens, so that no prompt fits before "
+            f"an answer of `max_new_tokens: {settings.max_new_tokens}`. Lower that setting."
+        )
+    prompts = Prompts(
+        opened.processor,
+        files.source,
+        stops=_stops(files.source, opened),
+        max_length=min(max_length or LONGEST_PROMPT, room),
+        max_new_tokens=settings.max_new_tokens,
+        truncate=settings.truncate,
+        chat=settings.chat_template == "auto" and bool(opened.processor.chat_template),
+        system_message=settings.system_message,
+        decodes=decodes,
+    )
+    return LanguageModel(
+        opened.model,
+        opened.processor,
+        prompts,
+        source=files.source,
+        chat_template=settings.chat_template,
+        normalized=settings.normalized,
+        files=files,
+        dtype=opened.dtype,
+    )
+
+
+def _stops(source: str, opened: pretrained.Opened) -> tuple[int, ...]:
+    """Return the tokens that end an answer: first the tokenizer's own, then those of the model.
+
+    A chat model may end a turn with another token than a text.
+    """
+    generation = opened.model.generation_config
+    of_model = generation.eos_token_id if generation else None
+    if not isinstance(of_model, list):
+        of_model = [of_model]
+    stops = [token for token in (opened.processor.eos_token_id, *of_model) if token is not None]
+    if not stops:
+        raise BackboneError(
+            f"The tokenizer of `{source}` has no end-of-sequence token, so an answer would never "
+            "end. Set `eos_token` in its `tokenizer_config.json`."
+        )
+    return tuple(dict.fromkeys(stops))
+
+
+def _refuse_settings(source: str, *, image_size: int | None, head: str | None) -> None:
+    """Refuse the settings of encoders where the checkpoint is a language model."""
+    for name, value in {"image_size": image_size, "head": head}.items():
+        if value is not None:
+            raise BackboneError(
+                f"`{source}` is a language model, which takes no `{name}`. Leave it out, or use "
+                "`pooling: mean` to classify with heads on its hidden states."
+            )
+
+
+def _refuse_text_settings(source: str, text: TextSettings) -> None:
+    """Refuse the settings of language models where the backbone classifies with heads."""
+    for field in fields(TextSettings):
+        if getattr(text, field.name) != field.default:
+            raise BackboneError(
+                f"`{field.name}` is for language models, but `{source}` answers with classes by "
+                "heads. Leave it out."
+            )
 
 
 @torch.no_grad()

@@ -55,6 +55,8 @@ OF_THE_PROCESSOR = (
 MODULES = "modules.json"
 
 # The hub allows no other letters than ASCII in its names.
+OF_GENERATION = ("generation_config.json", "chat_template.jinja", "chat_template.json")
+"""Files that a language model reads besides: how its answers end, and how a conversation is written."""
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 SHARD = re.compile(r"[\w.-]+\.(safetensors|bin)", re.ASCII)
 
@@ -210,6 +212,14 @@ class ModelFiles:
             digests[path.name] = _sha256(path)
         return digests
 
+    def hashes_of_generation(self) -> dict[str, str]:
+        """Return the SHA-256 of each file that only a language model reads, by name."""
+        digests = {}
+        for name in OF_GENERATION:
+            if (self.folder / name).is_file():
+                digests[name] = _sha256(self.folder / name)
+        return digests
+
 
 def _check_file(path: Path, limit: int | None) -> None:
     """Refuse what is not a complete regular file of at most `limit` bytes."""
@@ -338,7 +348,7 @@ def _from_hub(source: str, revision: str | None, fetch: bool) -> ModelFiles:
         return ModelFiles(source, Path(folder), Path(folder).name)
 
     try:
-        files = fetched([CONFIG, MODULES, *OF_THE_PROCESSOR, *WEIGHTS[:2]])
+        files = fetched([CONFIG, MODULES, *OF_THE_PROCESSOR, *OF_GENERATION, *WEIGHTS[:2]])
         if not fetch:
             return files
         # Pickles only where there are no safetensors.

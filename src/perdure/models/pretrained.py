@@ -137,6 +137,54 @@ def open_model(files: ModelFiles, pooling: str, head: str | None) -> Opened:
     )
 
 
+def answers_with_text(config: PreTrainedConfig) -> bool:
+    """Return whether a checkpoint has the output layer of a language model."""
+    return _language_class(config) is not None
+
+
+def _language_class(config: PreTrainedConfig) -> type | None:
+    """Return the class of transformers that opens a checkpoint as a language model, if it is one.
+
+    A configuration names the class that was saved: the same kind of transformer is saved as a
+    classifier or as an encoder, too.
+    """
+    saved = (config.architectures or [None])[0]
+    kind = config.model_type
+    if modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind) == saved:
+        return transformers.AutoModelForCausalLM
+    if modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.get(kind) == saved:
+        return transformers.AutoModelForSeq2SeqLM
+    return None
+
+
+def open_language_model(files: ModelFiles) -> Opened:
+    """Open a checkpoint as a language model, whose output layer answers.
+
+    Raises
+    ------
+    BackboneError
+        A file is missing, damaged or absurd; weights are missing; or nothing ends an answer.
+    """
+    files.check()
+    config = model_config.read(files)
+    files.check_weights()
+    tensors = model_weights.stored(files)
+    tokenizer = tokenizing.load(files, config)
+    tokenizing.give_padding(files.source, config, tokenizer)
+    model, missing = _Weights(files, config, tensors).read_by(_language_class(config))
+    _refuse(files.source, missing)
+    model_weights.check_finite(files.source, model)
+    tokenizing.agree(files.source, model, tokenizer)
+    return Opened(
+        kind="text",
+        processor=tokenizer,
+        model=model,
+        head_name=None,
+        dtype=model_weights.main_dtype(tensors),
+        limit=tokenizing.length_limit(files.source, model, tokenizer),
+    )
+
+
 def _kind(source: str, config: PreTrainedConfig) -> Kind:
     if config.model_type in modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES:
         return "image"

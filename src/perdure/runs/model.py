@@ -17,6 +17,7 @@ from perdure import registry
 from perdure.data.examples import TEXTS
 from perdure.data.images import as_rows
 from perdure.data.rows import HALF, Row, half_of_a_pair, texts
+from perdure.data.task import TaskRows
 from perdure.errors import DataError, InputError, NotFinite, RunError, UnknownName
 from perdure.evaluation.posterior import describe
 from perdure.evaluation.score import by_task, probabilities, settled, task_logits
@@ -144,7 +145,7 @@ class Model:
             raise InputError("There is nothing to predict: the input has no rows.")
         rows = as_rows(inputs) if self.backbone.kind == "image" else _texts(inputs)
         examples = self.backbone.prepare(
-            [(task or "", rows)], batch_size=batch_size, allow_empty=True
+            [TaskRows(task or "", rows)], batch_size=batch_size, allow_empty=True
         )
         names = [task] if task else list(self.classes)
         log_weights = self._log_weights(examples, task)
