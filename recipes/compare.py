@@ -79,7 +79,7 @@ def main() -> None:
 
         for heads in ("own", "aligned"):
             first = {rate: measured(rate, arguments.seeds[0]) for rate in rates}
-            best = max(rates, key=lambda rate: first[rate]["validation", heads]["concatenated"])
+            best = max(rates, key=lambda rate: first[rate]["validation", heads]["none"])
             for seed in arguments.seeds:
                 found = measured(best, seed)
                 values = {

@@ -234,7 +234,7 @@ def over_seeds(rows: list[dict[str, Any]]) -> str:
     columns = [
         "given",
         "posterior",
-        "concatenated",
+        "none",
         "forgetting, given",
         "forgetting, concatenated",
     ]

@@ -38,7 +38,7 @@ SEARCH = Search(grid=(0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 3.0))
 BUDGET = 24
 """Candidates for scales by task, and by task and layers."""
 
-WAYS = ("given", "posterior", "concatenated")
+WAYS = ("given", "posterior", "none")
 
 
 def rules(method: str) -> list[Rule]:

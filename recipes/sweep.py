@@ -87,7 +87,7 @@ def table(results: Run, start: str, seed: int) -> list[dict[str, str | int]]:
             "average_accuracy": f"{100 * metrics.average_accuracy(results.matrix(rule, task_id)):.1f}",
         }
         for rule in dict.fromkeys(row["rule"] for row in results.scores())
-        for task_id in ("given", "posterior", "concatenated")
+        for task_id in ("given", "posterior", "none")
     ]
 
 

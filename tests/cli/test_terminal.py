@@ -127,7 +127,7 @@ def summary(metrics: dict) -> dict:
     from perdure.report.summary import _metric
 
     result = {
-        "rule": "task_arithmetic(scale=0.3, density=0.25)", "known": "heads concatenated", "metric": "accuracy",
+        "rule": "task_arithmetic(scale=0.3, density=0.25)", "known": "not known", "metric": "accuracy",
         "metrics": metrics, "examples": None, "standard_error": None,
     }  # fmt: skip
     run = {"title": "run", "sentence": "3 tasks.", "status": "", "problems": [], "results": [result | {"matrix": []}],

@@ -108,6 +108,6 @@ def test_a_bar_never_cuts_a_number(width, monkeypatch):
     written = terminal(monkeypatch)
     monkeypatch.setenv("COLUMNS", str(width))
     with Progress("Measuring after 12 of 12 tasks", 12, quiet=False) as shown:
-        shown.to(12, "given 100.0 %, posterior 98.7 %, concatenated 61.5 %")
+        shown.to(12, "given 100.0 %, posterior 98.7 %, none 61.5 %")
     out = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", written.getvalue())
     assert {"100.0", "98.7", "61.5", "100%", "0:00:00"} <= set(out.split()) and "…" not in out

@@ -114,7 +114,7 @@ def test_every_method_that_trains(name, domains, bert, tmp_path):
     first, second = (found.load_task(task).heads[task] for task in found.tasks)
     assert not torch.equal(first["weight"], second["weight"])
     assert verify(found.folder).faults == []
-    for way in ("posterior", "concatenated"):
+    for way in ("posterior", "none"):
         assert (found.matrix(task_id=way)[1] == found.matrix(task_id="given")[1]).all()
 
 

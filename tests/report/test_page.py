@@ -66,7 +66,7 @@ def compared(tmp_path_factory):
         ]
         events += [{"event": "task", "task": task, "seconds": 3.0, "trained": 70} for task in NAMES]
         scores = []
-        for way in ("given", "posterior", "concatenated"):
+        for way in ("given", "posterior", "none"):
             matrix = np.where(
                 np.tril(np.ones((4, 4))), rng.uniform(0.3, 0.9, (4, 4)), None
             ).tolist()
@@ -94,7 +94,7 @@ def test_every_figure_is_there(compared, opened):
     page = opened(compared[0])
     unfold(page)
     captions = page.locator("figcaption").all_inner_texts()
-    ways = ("task posterior", "heads concatenated", "task given")
+    ways = ("task posterior", "not known", "task given")
     for way in ways:
         assert {
             f"Mean score on the tasks seen · {way}",

@@ -487,7 +487,7 @@ def forty(tmp_path_factory):
         ]
         scores = [
             row
-            for way in ("given", "posterior", "concatenated")
+            for way in ("given", "posterior", "none")
             for row in rows(matrix, "abcde", task_id=way)
         ]
         runs.append(make_run(place / str(i), scores, tasks="abcde", recipe=recipe, events=events))

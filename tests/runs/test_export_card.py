@@ -42,7 +42,7 @@ def test_export_says_what_it_loses(run, tmp_path, perdure):  # noqa: F811
     text = " ".join(out.split())
     assert (status, err) == (0, "") and out.endswith(f"{tmp_path / 'out'}\n")
     with_posterior, without = (
-        average(run, way, "task_arithmetic") for way in ("posterior", "concatenated")
+        average(run, way, "task_arithmetic") for way in ("posterior", "none")
     )
     assert (
         f"2 tasks: {with_posterior} as `perdure predict` answers, {without} as this folder does."
@@ -60,7 +60,7 @@ def test_another_rule_has_its_own_numbers_or_none(run, tmp_path, perdure):  # no
         and "%" not in out
     )
     assert perdure("merge", run.folder, "--rule", "sum", "--quiet", "-o", tmp_path / "b")[0] == 0
-    assert average(run, "concatenated", "sum") in (tmp_path / "b" / "README.md").read_text()
+    assert average(run, "none", "sum") in (tmp_path / "b" / "README.md").read_text()
     scale = ("--set", "scale=search")
     assert (
         perdure(
@@ -81,7 +81,7 @@ def test_another_rule_has_its_own_numbers_or_none(run, tmp_path, perdure):  # no
 
 def test_no_average_over_fewer_tasks(run):
     label = run.combined()["label"]
-    assert set(run.accuracies(label)) == {"given", "posterior", "concatenated"}
+    assert set(run.accuracies(label)) == {"given", "posterior", "none"}
     rows = [
         row
         for row in run.scores()
@@ -89,7 +89,7 @@ def test_no_average_over_fewer_tasks(run):
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(layout, "scores", lambda folder: rows)
-        assert set(run.accuracies(label)) == {"given", "concatenated"}
+        assert set(run.accuracies(label)) == {"given", "none"}
     assert run.accuracies("nothing") == {}
 
 

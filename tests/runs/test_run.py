@@ -78,7 +78,7 @@ def test_what_is_in_the_folder(finished):
 
 def test_scenarios_in_the_scores(finished):
     found = {(row["task_id"], row["scenario"]) for row in finished.scores()}
-    assert found == {("given", "task"), ("posterior", "class"), ("concatenated", "class")}
+    assert found == {("given", "task"), ("posterior", "class"), ("none", "class")}
 
 
 def test_a_folder_is_never_overwritten(finished, toy, bert):
@@ -167,7 +167,7 @@ def test_tasks_to_come_are_measured_for_forward_transfer(pico, toy, tmp_path):
         Backbone.load(pico("bert"), pooling="mean"),
         Isolated(rank=2),
         training=Training(epochs=1),
-        evaluation=Evaluation(future=True, task_ids=("given", "concatenated")),
+        evaluation=Evaluation(future=True, task_ids=("given", "none")),
         output=tmp_path / "r",
     )
     R = results.matrix(task_id="given")
@@ -411,7 +411,7 @@ def test_a_scale_for_each_task_is_searched_and_kept(over, numbers, finished, toy
     assert all(isinstance(value, numbers) for value in found.options["scale"].values())
     for one in candidates[::4]:
         scaled = system.with_rule(Rule(scale=one["scale"]))
-        scores = [scaled.answer(task, "validation", ["given"]).accuracy()["given"] for task in toy]
+        scores = [scaled.answer(task, "validation", ["given"]).scores()["given"] for task in toy]
         assert one["score"] == pytest.approx(sum(scores) / 3)
     assert max(one["score"] for one in candidates) == next(
         one["score"] for one in candidates if one["scale"] == found.options["scale"]

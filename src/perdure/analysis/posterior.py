@@ -17,6 +17,7 @@ def compute(subject: Subject) -> dict[str, object]:
     tasks = subject.tasks
     combined = subject.combined(len(subject.learned))
     # Where each task's classes are among those of all tasks.
+    choices = {name: subject.stream.task(name).classes for name in tasks}
     class_index = [subject.stream.class_index(name) for name in tasks]
     examples = subject.encoded("test")
     true_tasks = []
@@ -32,7 +33,7 @@ def compute(subject: Subject) -> dict[str, object]:
             backbone,
             combined,
             rows,
-            tasks,
+            choices,
             acting,
         )
         true_tasks.append(torch.full((len(rows),), task))

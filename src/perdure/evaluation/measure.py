@@ -9,9 +9,10 @@ import torch
 
 from perdure.data.task import Task, TaskStream
 from perdure.errors import InputError
+from perdure.evaluation.answers import Answers, Texts
 from perdure.evaluation.progress_bar import Progress
 from perdure.evaluation.scales import Candidate, with_best_scale
-from perdure.evaluation.score import TASK_IDS, Answers, TaskId
+from perdure.evaluation.score import TASK_IDS, TaskId
 from perdure.evaluation.system import System
 from perdure.merging.rule_settings import Rule
 from perdure.seeds import derived
@@ -25,7 +26,7 @@ class Evaluation:
     ----------
     task_ids
         The ways in which the task of a test example is known: `given`, inferred by the task
-        `posterior`, or unknown, with all heads `concatenated`.
+        `posterior`, or not known at all (`none`): all heads compete.
     steps
         Measure after `all` tasks, after the `last` only, or never (`none`; `perdure evaluate` can
         do it later).
@@ -81,7 +82,7 @@ class Measurement:
     rule: Rule
     applied: Rule
     candidates: list[Candidate]
-    answers: Mapping[str, Answers]
+    answers: Mapping[str, Answers | Texts]
     scores: list[Score]
     seconds: float
 
@@ -116,7 +117,7 @@ def measure(
             scores=[],
             seconds=0.0,
         )
-    answers: dict[str, Answers] = {}
+    answers: dict[str, Answers | Texts] = {}
     title = f"Measuring after {step} of {len(stream)} tasks"
     with system.loaded(), Progress(title, len(tasks), quiet=quiet) as progress:
         if evaluation.future:
@@ -150,24 +151,26 @@ def measure(
 
 
 def _scores(
-    system: System, stream: TaskStream, evaluation: Evaluation, answers: Mapping[str, Answers]
+    system: System, stream: TaskStream, evaluation: Evaluation, answers: Mapping[str, Answers | Texts]
 ) -> Iterable[Score]:
     # A `task` stream promises the task's name. Answered without it, it is class-incremental.
     unknown = "class" if stream.scenario == "task" else stream.scenario
     # Once per task, not once per row.
-    accuracies: dict[str, dict[TaskId, float]] = {}
+    values: dict[str, dict[TaskId, float]] = {}
     for task, of_task in answers.items():
-        accuracies[task] = of_task.accuracy()
+        values[task] = of_task.scores()
     for task_id in evaluation.task_ids:
-        for task, accuracy in accuracies.items():
+        for task, of_task in answers.items():
+            if task_id not in values[task]:
+                continue
             yield Score(
                 step=len(system.learned),
                 task=task,
                 scenario="task" if task_id == "given" else unknown,
                 task_id=task_id,
                 rule=system.rule.label,
-                metric="accuracy",
-                value=accuracy[task_id],
+                metric=of_task.metric,
+                value=values[task][task_id],
             )
 
 
@@ -191,15 +194,15 @@ def check_search(stream: TaskStream, step: int, rule: Rule) -> None:
     )
 
 
-def _averages(answers: Mapping[str, Answers]) -> str:
-    """Format the average accuracy for each way to know the task."""
-    totals: dict[TaskId, float] = {}
+def _averages(answers: Mapping[str, Answers | Texts]) -> str:
+    """Format the average score for each way to know the task."""
+    values: dict[TaskId, list[float]] = {}
     for of_task in answers.values():
-        for task_id, accuracy in of_task.accuracy().items():
-            totals[task_id] = totals.get(task_id, 0.0) + accuracy
+        for task_id, score in of_task.scores().items():
+            values.setdefault(task_id, []).append(score)
     averages: list[str] = []
-    for task_id, total in totals.items():
-        percent = 100 * total / len(answers)  # a mean over tasks, not over examples
+    for task_id, scores in values.items():
+        percent = 100 * sum(scores) / len(scores)  # a mean over tasks, not over examples
         averages.append(f"{task_id} {percent:.1f} %")
     return ", ".join(averages)
 

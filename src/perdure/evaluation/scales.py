@@ -50,7 +50,7 @@ def with_best_scale(system: System, stream: TaskStream) -> tuple[System, list[Ca
                 [task_id],
                 combined=combined,
             )
-            total += answers.accuracy()[task_id]
+            total += answers.scores()[task_id]
         # Each task has the same weight, whatever the number of its examples.
         return total / len(system.tasks)
 

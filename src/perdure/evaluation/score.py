@@ -13,11 +13,11 @@ from perdure.merging.combine import Combined
 from perdure.models.backbone import Backbone
 from perdure.models.examples import Examples, in_order
 
-TaskId = Literal["given", "posterior", "concatenated"]
+TaskId = Literal["given", "posterior", "none"]
 """The way in which the task is known.
 
-It is given, inferred by the task posterior, or unknown: then the logits of all heads are
-concatenated under one softmax.
+It is given, inferred by the task posterior, or not known at all: then the logits of all heads
+compete under one softmax, or a language model answers with the words of any task.
 """
 
 TASK_IDS: tuple[TaskId, ...] = get_args(TaskId)
@@ -28,15 +28,18 @@ def task_logits(
     backbone: Backbone,
     combined: Combined,
     examples: Examples,
-    tasks: Sequence[str],
+    choices: Mapping[str, Sequence[str]],
     log_weights: Float[Tensor, "examples tasks"] | None = None,
 ) -> dict[str, Float[Tensor, "examples _"]]:
-    """Return the logits of each task's head.
+    """Return the logits of each task's head, or log p of each of its choices.
 
-    This takes one pass over the examples; a routed model takes one for each task. Where the
+    `choices` are the classes of each task. This takes one pass over the examples; a routed model takes one for each task. Where the
     task posterior picks one task for each example, `log_weights` = log p(t | x) reduce it to
     one again.
     """
+    if not backbone.has_heads:
+        return _ranked(backbone, combined, examples, choices, log_weights)
+    tasks = list(choices)
     if combined.picks and log_weights is not None:
         # One pass: each example goes to the expert of its likeliest task.
         likeliest: list[int] = log_weights.argmax(1).tolist()
@@ -64,6 +67,98 @@ def task_logits(
     return _heads(backbone, combined, pooled, tasks)
 
 
+def _ranked(
+    backbone: Backbone,
+    combined: Combined,
+    examples: Examples,
+    choices: Mapping[str, Sequence[str]],
+    log_weights: Float[Tensor, "examples tasks"] | None,
+) -> dict[str, Float[Tensor, "examples _"]]:
+    """Return log p(choice | prompt) of a model without heads.
+
+    A routed model reads the prompts once for each task, with that task's adapter and choices; where
+    the task posterior picks the adapter of each example, once for all.
+    """
+    if combined.picks and log_weights is not None:
+        likeliest: list[int] = log_weights.argmax(1).tolist()
+        picked = [list(choices)[i] for i in likeliest]
+        return _ranked_by(backbone, combined, examples, choices, picked=picked)
+    if not combined.routed:
+        return _ranked_by(backbone, combined, examples, choices)
+    ranked: dict[str, Tensor] = {}
+    for task, words in choices.items():
+        ranked |= _ranked_by(backbone, combined, examples, {task: words}, task=task)
+    return ranked
+
+
+def _ranked_by(
+    backbone: Backbone,
+    combined: Combined,
+    examples: Examples,
+    choices: Mapping[str, Sequence[str]],
+    *,
+    task: str | None = None,
+    picked: Sequence[str] | None = None,
+) -> dict[str, Float[Tensor, "examples _"]]:
+    """Return log p of the choices by one model, or by the adapter that is picked for each example."""
+    backbone.eval()
+    parts: dict[str, list[tuple[list[int], Tensor]]] = {name: [] for name in choices}
+    with combined.applied(backbone, task) as choice:
+        for rows, batch in examples.batches(device=backbone.device):
+            if picked:
+                choice.of([picked[row] for row in rows])
+            for name, values in backbone.rank(batch, choices).items():
+                parts[name].append((rows, values.cpu()))
+    logits = {name: in_order(values) for name, values in parts.items()}
+    _check_finite(combined, logits)
+    return logits
+
+
+@torch.no_grad()
+def generated(
+    backbone: Backbone,
+    combined: Combined,
+    examples: Examples,
+    *,
+    task: str | None = None,
+    picked: Sequence[str] | None = None,
+) -> list[str]:
+    """Return the free text with which each example is answered.
+
+    Parameters
+    ----------
+    task
+        The task whose model answers, if the model is routed.
+    picked
+        The task of each example, whose model answers it.
+    """
+    backbone.eval()
+    texts = [""] * len(examples)
+    if picked and not combined.picks:
+        # Each task's model in turn: there is no mixture that could read them in one batch.
+        for name in dict.fromkeys(picked):
+            rows = [row for row, other in enumerate(picked) if other == name]
+            with combined.applied(backbone, name):
+                _generate(backbone, examples, rows, texts)
+        return texts
+    with combined.applied(backbone, task) as choice:
+        for rows, batch in examples.batches(device=backbone.device):
+            if picked:
+                choice.of([picked[row] for row in rows])
+            for row, text in zip(rows, backbone.generate(batch), strict=True):
+                texts[row] = text
+    return texts
+
+
+def _generate(
+    backbone: Backbone, examples: Examples, rows: Sequence[int], texts: list[str]
+) -> None:
+    """Put the answers to some examples into their places among `texts`."""
+    for numbers, batch in examples.batches(rows, device=backbone.device):
+        for row, text in zip(numbers, backbone.generate(batch), strict=True):
+            texts[row] = text
+
+
 def _heads(
     backbone: Backbone,
     combined: Combined,
@@ -82,6 +177,12 @@ def _heads(
         head = backbone.own(task)
         scores = head(pooled)
         logits[task] = scores.cpu()
+    _check_finite(combined, logits)
+    return logits
+
+
+def _check_finite(combined: Combined, logits: Mapping[str, Float[Tensor, "examples _"]]) -> None:
+    """Check that the answers of each task are numbers."""
     for task, values in logits.items():
         broken = (~values.isfinite()).any(1)
         if broken.any():
@@ -91,7 +192,6 @@ def _heads(
                 f"(head of task `{task}`), so there is no answer. "
                 "Choose a smaller `scale`, or another rule."
             )
-    return logits
 
 
 @torch.no_grad()
@@ -198,55 +298,28 @@ def by_task(
     return joint
 
 
-@dataclass(frozen=True)
-class Answers:
-    """The answers to a task's examples, as indices into `classes`.
+def likeliest_words(
+    logits: Mapping[str, Float[Tensor, "examples _"]], columns: Sequence[Sequence[int]]
+) -> Int[Tensor, " examples"]:
+    """Return the column of the likeliest word of any task, as a language model ranks them.
 
-    Attributes
+    A word of several tasks is one word. Where each task has a model of its own, the one counts
+    that finds it likeliest.
+
+    Parameters
     ----------
-    true
-        The right class of each example.
-    answered
-        The class that was answered, for each way to know the task.
+    columns
+        For each task, the columns of its words.
+
+    Examples
+    --------
+    >>> ranked = {"a": torch.tensor([[-1.0, -3.0]]), "b": torch.tensor([[-1.0, -2.0]])}
+    >>> likeliest_words(ranked, [[0, 1], [0, 2]]).tolist()
+    [0]
     """
-
-    classes: tuple[str, ...]
-    true: Int[Tensor, " examples"]
-    answered: dict[TaskId, Int[Tensor, " examples"]]
-
-    def accuracy(self) -> dict[TaskId, float]:
-        """Return the share of right answers, for each way to know the task."""
-        shares = {}
-        for task_id, answered in self.answered.items():
-            right = answered == self.true
-            shares[task_id] = right.double().mean().item()
-        return shares
-
-    def counts(self, task_id: TaskId) -> dict[str, dict[str, int]]:
-        """Return the confusion matrix: the number of answers by true and by answered class.
-
-        Classes are named, and those that are true come in their order.
-
-        Examples
-        --------
-        >>> answered = {"given": torch.tensor([1, 0, 1])}
-        >>> answers = Answers(("no", "yes"), torch.tensor([1, 0, 0]), answered)
-        >>> answers.accuracy(), answers.counts("given")
-        ({'given': 0.666...}, {'no': {'no': 1, 'yes': 1}, 'yes': {'yes': 1}})
-        """
-        counts: dict[str, dict[str, int]] = {}
-        pairs = zip(
-            self.true.tolist(),
-            self.answered[task_id].tolist(),
-            strict=True,
-        )
-        for true, answered in pairs:
-            of_class = counts.setdefault(self.classes[true], {})
-            name = self.classes[answered]
-            of_class[name] = of_class.get(name, 0) + 1
-        # In the order of the classes, not in that of the examples.
-        in_order: dict[str, dict[str, int]] = {}
-        for name in self.classes:
-            if name in counts:
-                in_order[name] = counts[name]
-        return in_order
+    width = max(max(of_task) for of_task in columns) + 1
+    first = next(iter(logits.values()))
+    best = first.new_full((len(first), width), -torch.inf)
+    for of_task, values in zip(columns, logits.values(), strict=True):
+        best[:, of_task] = torch.maximum(best[:, of_task], values)
+    return best.argmax(1)

@@ -12,10 +12,12 @@ from torch import Tensor
 
 from perdure.data.task import Split, Task
 from perdure.evaluation.posterior import TaskPosterior, describe
+from perdure.evaluation.answers import Answers, Texts
 from perdure.evaluation.score import (
     TASK_IDS,
-    Answers,
     TaskId,
+    generated,
+    likeliest_words,
     probabilities,
     settled,
     task_logits,
@@ -162,8 +164,11 @@ class System:
         *,
         among: Classes | None = None,
         combined: Combined | None = None,
-    ) -> Answers:
-        """Answer a task's examples with a class, for each way to know the task.
+    ) -> Answers | Texts:
+        """Answer a task's examples with a class or with text, for each way to know the task.
+
+        A routed model has no single model that could write free text without a task: there is then
+        no answer by `none`.
 
         Parameters
         ----------
@@ -183,8 +188,15 @@ class System:
         log_weights = None
         if "posterior" in task_ids:
             log_weights = self._log_weights(examples, tasks=len(among))
+        if not task.classes:
+            return self._written(task, split, task_ids, list(among), combined, log_weights)
+        if log_weights is not None:
+            # Tasks that are answered with free text have no class to answer with.
+            closed = [number for number, classes in enumerate(among.values()) if classes]
+            log_weights = log_weights[:, closed]
             if combined.picks:
                 log_weights = settled(log_weights)
+        among = {name: classes for name, classes in among.items() if classes}
         # With weights a routed model takes a single pass, but then only the posterior's answers
         # are right: the other ways to know the task need each task's own pass.
         only_posterior = set(task_ids) == {"posterior"}
@@ -192,7 +204,7 @@ class System:
             self.backbone,
             combined,
             examples,
-            _needed_heads(task, task_ids, among),
+            _needed(task, task_ids, among),
             log_weights if only_posterior else None,
         )
 
@@ -212,6 +224,9 @@ class System:
                 likeliest = logits[task.name].argmax(1)
                 answered[task_id] = task_columns[likeliest]
                 continue
+            if task_id == "none" and not self.backbone.has_heads:
+                answered[task_id] = likeliest_words(competing, columns)
+                continue
             # Without weights, all heads compete under one softmax.
             weights = log_weights if task_id == "posterior" else None
             chances = probabilities(competing, columns, weights)
@@ -222,7 +237,30 @@ class System:
             classes=tuple(index),
             true=task_columns[true_labels],
             answered=answered,
+            metric=task.score,
         )
+
+    def _written(
+        self,
+        task: Task,
+        split: Split,
+        task_ids: Sequence[TaskId],
+        names: Sequence[str],
+        combined: Combined,
+        log_weights: Float[Tensor, "examples tasks"] | None,
+    ) -> Texts:
+        """Answer a task's examples with free text; `names` are the tasks that `log_weights` weighs."""
+        examples = self.backbone.encode(task.rows(split))
+        answered: dict[TaskId, list[str]] = {}
+        if not combined.routed:
+            texts = generated(self.backbone, combined, examples)
+            answered = dict.fromkeys(task_ids, texts)
+        if combined.routed and "given" in task_ids:
+            answered["given"] = generated(self.backbone, combined, examples, task=task.name)
+        if combined.routed and log_weights is not None:
+            picked = [names[number] for number in log_weights.argmax(1).tolist()]
+            answered["posterior"] = generated(self.backbone, combined, examples, picked=picked)
+        return Texts(task.references(split), answered, task.score)
 
     def _log_weights(self, examples: Examples, *, tasks: int) -> Float[Tensor, "examples tasks"]:
         """Return log p(t | x); before the first task all tasks are equally likely."""
@@ -233,12 +271,12 @@ class System:
         return self.posterior.log_prob(described)
 
 
-def _needed_heads(task: Task, task_ids: Sequence[TaskId], among: Classes) -> list[str]:
-    """Return the tasks whose heads take part in the answers to a task's examples."""
+def _needed(task: Task, task_ids: Sequence[TaskId], among: Classes) -> Classes:
+    """Return the tasks whose classes take part in the answers to a task's examples."""
     if set(task_ids) == {"given"}:
-        return [task.name]
+        return {task.name: task.classes}
     # Each task once: usually the task is among the others.
-    return list(dict.fromkeys([*among, task.name]))
+    return {**among, task.name: task.classes}
 
 
 def _columns(classes: Sequence[str], index: Mapping[str, int]) -> list[int]:

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from perdure.errors import BackboneError
-from perdure.models import model_config, pretrained, resolution
+from perdure.models import pretrained, resolution
 from perdure.models.backbone import Backbone, Pooling, evaluating
 from perdure.models.encoder import Encoder, Tokens
 from perdure.models.examples import Batch
@@ -50,7 +50,7 @@ def load_files(
     source = files.source
     text = text or TextSettings()
     with pretrained.quietly(), pretrained.loading(source):
-        if pooling == "auto" and pretrained.answers_with_text(model_config.read(files)):
+        if pooling == "auto" and pretrained.answers_with_text(files):
             _refuse_settings(source, image_size=image_size, head=head)
             return _language_model(files, max_length, text)
         _refuse_text_settings(source, text)

@@ -137,9 +137,10 @@ def open_model(files: ModelFiles, pooling: str, head: str | None) -> Opened:
     )
 
 
-def answers_with_text(config: PreTrainedConfig) -> bool:
+def answers_with_text(files: ModelFiles) -> bool:
     """Return whether a checkpoint has the output layer of a language model."""
-    return _language_class(config) is not None
+    files.check()
+    return _language_class(model_config.read(files)) is not None
 
 
 def _language_class(config: PreTrainedConfig) -> type | None:

@@ -18,7 +18,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#b38600")
 LINES = ("-", "--", ":", "-.")
 MARKERS = "os^Dv<>P"
 HATCHES = ("", "////", "....", "xxxx")
-FIRST_WAYS = ("posterior", "concatenated", "given")
+FIRST_WAYS = ("posterior", "none", "given")
 DRAWN = 16
 """The most lines that a reader can tell apart."""
 

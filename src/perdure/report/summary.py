@@ -26,7 +26,7 @@ METRICS = {
 TASK_IDS = {
     "given": "task given",
     "posterior": "task posterior",
-    "concatenated": "heads concatenated",
+    "none": "not known",
 }
 NOTHING = "Nothing is measured yet for the tasks as they are now. `perdure evaluate` does it."
 POINTS = 100

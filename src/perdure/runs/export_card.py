@@ -50,14 +50,14 @@ class Exported:
         if len(self.tasks) == 1:  # without a choice between tasks, both answer alike
             return []
         posterior = self.accuracy.get("posterior")
-        concatenated = self.accuracy.get("concatenated")
-        if posterior is None or concatenated is None:
-            unknown = f"How well this folder answers was not measured with the rule `{self.rule}`"
-            return [f"{unknown}; `perdure evaluate` measures the run.", LOST]
+        unknown = self.accuracy.get("none")
+        if posterior is None or unknown is None:
+            unmeasured = f"How well this folder answers was not measured with the rule `{self.rule}`"
+            return [f"{unmeasured}; `perdure evaluate` measures the run.", LOST]
         measured = (
             f"Average accuracy on {len(self.tasks)} tasks: "
             f"{100 * posterior:.1f} % as `perdure predict` answers, "
-            f"{100 * concatenated:.1f} % as this folder does."
+            f"{100 * unknown:.1f} % as this folder does."
         )
         return [measured, LOST]
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from perdure import registry
 from perdure.data.task import TaskStream
 from perdure.errors import InputError
+from perdure.evaluation import task_score
 from perdure.evaluation.measure import Evaluation, check_search
 from perdure.learning.method import Method, Need, method_name
 from perdure.learning.training import Training
@@ -63,6 +64,7 @@ def check(plan: Plan) -> None:
     checked(Training, vars(plan.training), "training")
     checked(Evaluation, vars(plan.evaluation), "evaluation")
     check_needs(plan.method, plan.backbone, plan.stream)
+    check_answers(plan.backbone, plan.stream)
     check_alignment(plan.training, plan.rule)
     check_heads(plan)
     check_length(plan.stream, plan.rule)
@@ -93,6 +95,26 @@ def check_needs(method: Method, backbone: Backbone, stream: TaskStream) -> None:
             raise InputError(
                 f"The method `{method_name(method)}` needs {missing[need]}. Choose another method."
             )
+
+
+def check_answers(backbone: Backbone, stream: TaskStream) -> None:
+    """Check that a backbone can answer the tasks, and that their scores are of such answers.
+
+    Raises
+    ------
+    InputError
+        A task is answered with free text and the backbone has heads, or a score does not fit.
+    """
+    for task in stream:
+        if task.missing:
+            continue
+        if not task.classes and backbone.has_heads:
+            raise InputError(
+                f"Task `{task.name}` is answered with free text, but `{backbone.source}` answers "
+                "with classes, by heads. Take a language model as the backbone, or name the column "
+                "of the class with `label`."
+            )
+        task_score.find(task.score, "classes" if task.classes else "text", task.name)
 
 
 def check_alignment(training: Training, rule: Rule) -> None:

@@ -148,8 +148,9 @@ class Model:
             [TaskRows(task or "", rows)], batch_size=batch_size, allow_empty=True
         )
         names = [task] if task else list(self.classes)
+        choices = {name: self.classes[name] for name in names}
         log_weights = self._log_weights(examples, task)
-        logits = task_logits(self.backbone, self.combined, examples, names, log_weights)
+        logits = task_logits(self.backbone, self.combined, examples, choices, log_weights)
         # The model has read a placeholder in the place of these texts; its answer means nothing.
         for row in examples.without_tokens:
             log_weights[row] = -math.log(len(names))

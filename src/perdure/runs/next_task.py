@@ -50,7 +50,7 @@ def learn_next(system: System, plan: Plan, session: Session) -> Learned:
         classes=task.classes,
         adapter=adapter,
         heads={},
-        statistics=Statistics.of(describe(backbone, rows), groups, len(task.classes)),
+        statistics=Statistics.of(describe(backbone, rows), groups, task.group_count),
         state=dict(plan.method.state),
         digests=task.digests(),
     )

@@ -367,5 +367,5 @@ def validation_accuracy(system: System, stream: TaskStream, task_id: TaskId) -> 
     accuracies = []
     for task in stream:
         answers = acting.answer(task, "validation", [task_id])
-        accuracies.append(answers.accuracy()[task_id])
+        accuracies.append(answers.scores()[task_id])
     return sum(accuracies) / len(accuracies)

@@ -337,11 +337,14 @@ def _answers(folder: Path, measurement: Measurement) -> dict[str, object]:
     except RunError:  # a damaged file: it is derived, and replaced
         before = {}
     counts = {}
-    # every task was answered in the same ways
-    task_ids = next(iter(measurement.answers.values())).answered
+    task_ids: dict[str, None] = {}
+    for answers in measurement.answers.values():
+        task_ids |= dict.fromkeys(answers.answered)
     for task_id in task_ids:
         by_task = dict(before.get(task_id, {}))
         for task, answers in measurement.answers.items():
-            by_task[task] = answers.counts(task_id)
+            # free text has no classes to count, and a routed rule may have no answer without a task
+            if task_id in answers.answered:
+                by_task[task] = answers.counts(task_id)
         counts[task_id] = by_task
     return {"rule": label, "step": step, "answers": counts}
