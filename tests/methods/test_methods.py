@@ -88,7 +88,7 @@ def test_joint_trains_on_all_tasks_at_once(bert, toy):
     from perdure.methods.joint import Joint
 
     method = Joint()
-    assert [task for task, _ in method.examples(toy.tasks)] == toy.names
+    assert [rows.task for rows in method.examples(toy.tasks)] == toy.names
     learn(bert, toy.tasks[:1], method, FEW)
     old = bert.own("fruit").weight.clone()
     learn(bert, toy.tasks[:2], method, FEW)

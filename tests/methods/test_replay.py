@@ -101,7 +101,7 @@ def test_how_many_are_kept(strategy, bert, toy):
         if strategy != "reservoir":
             assert all(sorted(labels) == sorted(3 * list(range(len(one.classes))))
                        for one, labels in zip(toy, kept.labels.values(), strict=False))  # fmt: skip
-        for name, rows in kept.rows(toy.names):
+        for name, rows, _ in kept.rows(toy.names):
             own = toy[toy.names.index(name)].train
             examples = set(zip(own["text"], own["label"], strict=True))
             assert set(zip(rows["text"], rows["label"], strict=True)) <= examples
@@ -178,7 +178,7 @@ def test_old_heads_are_trained(bert, toy):
     method = Replay(method=Sequential(rank=2), per_class=3)
     learn(bert, [toy[0]], method, FEW)
     before = bert.own_state("fruit")
-    assert [(name, len(rows)) for name, rows in method.examples(toy.tasks[:2])] == [
+    assert [(name, len(rows)) for name, rows, _ in method.examples(toy.tasks[:2])] == [
         ("colour", 32),
         ("fruit", 6),
     ]

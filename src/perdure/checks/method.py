@@ -191,7 +191,7 @@ def _heads_of(backbone: Backbone, method: Method, seen: Sequence[Task]) -> set[s
     They are the heads of tasks with examples. A method without examples computes its heads,
     and may compute all of them anew.
     """
-    with_examples = [task for task, _ in method.examples(seen)]
+    with_examples = [rows.task for rows in method.examples(seen)]
     tasks = with_examples or backbone.heads
     names: set[str] = set()
     for task in tasks:

@@ -107,6 +107,8 @@ def _changed(
     """Return the heads that training has made or changed."""
     changed = {}
     for name in owners:
+        if name not in after:  # a language model has no heads
+            continue
         if name not in before or not same(after[name], before[name]):
             changed[name] = after[name]
     return changed
@@ -132,7 +134,7 @@ def _trained(plan: Plan, seen: TaskStream) -> int:
     # A method may list heads among its own parameters; each counts once.
     counted = {id(parameter) for parameter in plan.method.parameters(plan.backbone)}
     number = plan.method.trained(plan.backbone)
-    names = {name for name, _ in plan.method.examples(seen.tasks)}
+    names = {rows.task for rows in plan.method.examples(seen.tasks)}
     for name in names:
         for parameter in plan.backbone.own(name).parameters():
             if id(parameter) not in counted:
