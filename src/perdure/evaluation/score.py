@@ -1,7 +1,6 @@
 """Ask a combined model about examples: logits, class probabilities, and accuracy."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
@@ -33,9 +32,9 @@ def task_logits(
 ) -> dict[str, Float[Tensor, "examples _"]]:
     """Return the logits of each task's head, or log p of each of its choices.
 
-    `choices` are the classes of each task. This takes one pass over the examples; a routed model takes one for each task. Where the
-    task posterior picks one task for each example, `log_weights` = log p(t | x) reduce it to
-    one again.
+    `choices` are the classes of each task. This takes one pass over the examples; a routed model
+    takes one for each task. Where the task posterior picks one task for each example, `log_weights`
+    = log p(t | x) reduce it to one again.
     """
     if not backbone.has_heads:
         return _ranked(backbone, combined, examples, choices, log_weights)
@@ -100,7 +99,7 @@ def _ranked_by(
     task: str | None = None,
     picked: Sequence[str] | None = None,
 ) -> dict[str, Float[Tensor, "examples _"]]:
-    """Return log p of the choices by one model, or by the adapter that is picked for each example."""
+    """Return log p of the choices, by one model or by the adapter picked for each example."""
     backbone.eval()
     parts: dict[str, list[tuple[list[int], Tensor]]] = {name: [] for name in choices}
     with combined.applied(backbone, task) as choice:

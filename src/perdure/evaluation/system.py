@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from perdure.data.task import Split, Task
-from perdure.evaluation.posterior import TaskPosterior, describe
 from perdure.evaluation.answers import Answers, Texts
+from perdure.evaluation.posterior import TaskPosterior, describe
 from perdure.evaluation.score import (
     TASK_IDS,
     TaskId,
@@ -189,7 +189,7 @@ class System:
         if "posterior" in task_ids:
             log_weights = self._log_weights(examples, tasks=len(among))
         if not task.classes:
-            return self._written(task, split, task_ids, list(among), combined, log_weights)
+            return self._written(task, split, task_ids, combined, log_weights)
         if log_weights is not None:
             # Tasks that are answered with free text have no class to answer with.
             closed = [number for number, classes in enumerate(among.values()) if classes]
@@ -245,11 +245,16 @@ class System:
         task: Task,
         split: Split,
         task_ids: Sequence[TaskId],
-        names: Sequence[str],
         combined: Combined,
         log_weights: Float[Tensor, "examples tasks"] | None,
     ) -> Texts:
-        """Answer a task's examples with free text; `names` are the tasks that `log_weights` weighs."""
+        """Answer a task's examples with free text.
+
+        Parameters
+        ----------
+        log_weights
+            log p(t | x) of the tasks learned, in their order; None where nobody asks for it.
+        """
         examples = self.backbone.encode(task.rows(split))
         answered: dict[TaskId, list[str]] = {}
         if not combined.routed:
@@ -258,7 +263,8 @@ class System:
         if combined.routed and "given" in task_ids:
             answered["given"] = generated(self.backbone, combined, examples, task=task.name)
         if combined.routed and log_weights is not None:
-            picked = [names[number] for number in log_weights.argmax(1).tolist()]
+            likeliest: list[int] = log_weights.argmax(1).tolist()
+            picked = [self.tasks[number] for number in likeliest]
             answered["posterior"] = generated(self.backbone, combined, examples, picked=picked)
         return Texts(task.references(split), answered, task.score)
 

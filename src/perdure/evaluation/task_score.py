@@ -1,4 +1,4 @@
-"""What a score of a task is: a function of answers and of what would have been right, between 0 and 1."""
+"""The interface of a task's score: a function of answers and right answers, between 0 and 1."""
 
 from collections.abc import Callable, Sequence
 from typing import Literal, TypeVar
@@ -14,7 +14,7 @@ F = TypeVar("F", bound=TaskScore)
 
 
 def of(*kinds: AnswerKind) -> Callable[[F], F]:
-    """Declare the kinds of answers that a score is of: `classes` of a closed set, or free `text`."""
+    """Declare the kinds of answers that a score measures: `classes`, or free `text`."""
 
     def declare(function: F) -> F:
         function.answers = kinds  # pyright: ignore[reportFunctionMemberAccess]
@@ -45,14 +45,16 @@ def find(name: str, kind: AnswerKind, task: str) -> TaskScore:
     if kind not in kinds:
         given = "classes" if kind == "classes" else "free text"
         raise InputError(
-            f"Task `{task}`: the score `{name}` is for {' and '.join(kinds)}, but the task is answered "
-            f"with {given}. Scores for it: {', '.join(_fitting(kind))}."
+            f"Task `{task}`: the score `{name}` is for {' and '.join(kinds)}, but the task is "
+            f"answered with {given}. Scores for it: {', '.join(_fitting(kind))}."
         )
     return score
 
 
-def best(value: Callable[[str, str], float], answers: Sequence[str], references: References) -> float:
-    """Return the mean over examples of the greatest value that an answer has with any of its right answers."""
+def best(
+    value: Callable[[str, str], float], answers: Sequence[str], references: References
+) -> float:
+    """Return the mean over examples of an answer's best value with any of its right answers."""
     total = 0.0
     for answer, right in zip(answers, references, strict=True):
         total += max(value(answer, reference) for reference in right)
@@ -60,5 +62,9 @@ def best(value: Callable[[str, str], float], answers: Sequence[str], references:
 
 
 def _fitting(kind: AnswerKind) -> list[str]:
-    names = registry.names("score")
-    return [name for name in names if kind in getattr(registry.find("score", name), "answers", (kind,))]
+    fitting = []
+    for name in registry.names("score"):
+        kinds = getattr(registry.find("score", name), "answers", (kind,))
+        if kind in kinds:
+            fitting.append(name)
+    return fitting

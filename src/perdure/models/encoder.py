@@ -152,7 +152,9 @@ class Encoder(Backbone):
             labels += _labels(data)
         if self.kind == "image":
             return Examples(
-                inputs=torch.utils.data.ConcatDataset([undecoded(of_task.data) for of_task in rows]),
+                inputs=torch.utils.data.ConcatDataset(
+                    [undecoded(of_task.data) for of_task in rows]
+                ),
                 tasks=tasks,
                 labels=labels,
                 lengths=[1] * len(tasks),

@@ -1,4 +1,4 @@
-"""A language model, which answers with text: causal (Llama, Qwen, GPT-2), or encoder and decoder (T5, BART)."""
+"""A language model, which answers with text: causal (Llama, GPT-2) or encoder–decoder (T5)."""
 
 import contextlib
 import functools
@@ -114,7 +114,10 @@ class LanguageModel(Backbone):
     def prepare(
         self, rows: Rows, *, batch_size: int = BATCH_SIZE, allow_empty: bool = False
     ) -> Examples:
-        """Prompts and answers are tokenized here. Rows without an answer can be answered, but not learned."""
+        """Tokenize prompts and answers.
+
+        Rows without an answer can be answered, but not learned.
+        """
         tokens: list[Tokens] = []
         tasks: list[str] = []
         labels: list[int] = []
@@ -132,8 +135,8 @@ class LanguageModel(Backbone):
         task, data, classes = rows
         if "image" in data.column_names:
             raise InputError(
-                f"`{self.source}` is a language model, but the examples are images. Take a model of images as the "
-                "backbone, such as `dinov2`."
+                f"`{self.source}` is a language model, but the examples are images. Use an image "
+                "model as the backbone, such as `dinov2`."
             )
         for number, row in enumerate(data, start=1):
             where = f"Task `{task}`, row {row.get('row', number)}"
@@ -156,7 +159,7 @@ class LanguageModel(Backbone):
         """Return the model's own logits at each token of the answers, and nowhere else."""
         places = _places(batch)
         with logits_at(self.model, places.rows, places.columns):
-            # packed or not, a cache would only cost memory where nothing is generated
+            # A cache would only cost memory here, where nothing is generated.
             logits = self.model(**batch.inputs, use_cache=False).logits
         return logits[0].float()
 
@@ -166,7 +169,10 @@ class LanguageModel(Backbone):
         return Logits(hidden, batch.targets, _places(batch).examples, len(batch))
 
     def features(self, batch: Batch) -> Float[Tensor, "batch features"]:
-        """Return the mean over the prompt's tokens of the last hidden states, of the encoder where there is one."""
+        """Return the mean of the last hidden states over the prompt's tokens.
+
+        They are the encoder's, where there is one. The answer is not seen.
+        """
         prompt = prompt_of(batch)
         core = self.model.get_encoder() if self.decodes else self.model.base_model
         hidden = core(**prompt, **({} if self.decodes else {"use_cache": False})).last_hidden_state
@@ -183,20 +189,22 @@ class LanguageModel(Backbone):
     def rank(
         self, batch: Batch, choices: Mapping[str, Sequence[str]]
     ) -> dict[str, Float[Tensor, "batch _"]]:
-        """Return log p(choice | prompt) for the choices of each task, or its mean per token where that is `normalized`.
+        """Return log p(choice | prompt) for the choices of each task.
 
-        A word that several tasks have is ranked once. The choice's end counts: without it, "no" would never be less
-        likely than "nothing".
+        Where it is `normalized`, it is the mean per token.
+
+        A word that several tasks have is ranked once. The choice's end counts: without it, "no"
+        would never be less likely than "nothing".
         """
         words = list(dict.fromkeys(word for of_task in choices.values() for word in of_task))
         places = _places(batch)
         prompt = prompt_of(batch)
         scores = torch.empty(len(batch), len(words), device=self.device)
-        # a word has other tokens behind a prompt that ends with a space than behind one that does not
+        # The tokens of a word depend on whether the prompt before it ends with a space.
         for joint in dict.fromkeys(places.joints):
             rows = [row for row, other in enumerate(places.joints) if other == joint]
             tails = [self.prompts.answer(word, joint) for word in words]
-            # all rows are read, for a mixture knows the expert of each row of the batch
+            # All rows are ranked: a mixture knows the expert of each row of the whole batch.
             values = self._ranking.scores(self.model, prompt, tails)
             if self.normalized:
                 values = values / torch.tensor([len(tail) for tail in tails], device=self.device)
@@ -209,7 +217,10 @@ class LanguageModel(Backbone):
 
     @torch.no_grad()
     def generate(self, batch: Batch) -> list[str]:
-        """Answer each prompt with the likeliest token, one after the other, until it ends or is too long."""
+        """Answer each prompt with the likeliest token, one by one, until the answer ends.
+
+        An answer of `max_new_tokens` tokens is cut there.
+        """
         prompt = prompt_of(batch)
         if not self.decodes:
             prompt = _padded_left(prompt, self.processor.pad_token_id)
@@ -243,7 +254,7 @@ class LanguageModel(Backbone):
 
 @dataclass(frozen=True)
 class _Layout:
-    """How tokens become tensors: the token for padding, and that with which a decoder begins, if there is one."""
+    """The tokens that fill tensors: for padding, and for a decoder's start, if there is one."""
 
     pad: int
     start: int | None
@@ -251,23 +262,24 @@ class _Layout:
 
 @dataclass(eq=False)
 class TextExamples(Examples):
-    """Prompts with their answers. The targets of a batch are the answers' tokens, wherever they stand."""
+    """Prompts with their answers, whose tokens are the targets of a batch."""
 
     def batch(self, rows: Sequence[int], device: torch.device | str = "cpu") -> Batch:
-        """These rows as one batch, each in a line of its own."""
+        """Return these rows as one batch, each in a line of its own."""
         chosen: list[Tokens] = [self.inputs[row] for row in rows]
         inputs = self.collate(chosen)
         decodes = "decoder_input_ids" in inputs
         lines = range(len(chosen))
-        # a causal model gives the first token of an answer at the last of the prompt, a decoder at its own first
+        # A causal model gives an answer's first token at the last token of the prompt, a decoder
+        # at its own start.
         starts = [0 if decodes else len(example.prompt) - 1 for example in chosen]
         return self._batch(rows, inputs, lines, starts, device)
 
     def packed(self, rows: Sequence[int], pad: int, device: torch.device | str = "cpu") -> Batch:
-        """These rows as one batch for training, as many in a line as fit, so that little is padding.
+        """Return these rows as one batch for training, with as many in a line as fit.
 
-        Each example sees itself alone, by a mask and positions of its own. What asks for the tokens of one example, such
-        as `features`, cannot read such a batch.
+        Each example sees itself alone, by a mask and positions of its own. What asks for the tokens
+        of one example, such as `features`, cannot read such a batch.
         """
         chosen: list[Tokens] = [self.inputs[row] for row in rows]
         whole = [(*example.prompt, *example.answer) for example in chosen]
@@ -317,10 +329,11 @@ def _padded(examples: Sequence[Tokens], layout: _Layout) -> dict[str, Tensor]:
         whole = [[*example.prompt, *example.answer] for example in examples]
         return _rectangle(whole, layout.pad, "input_ids", "attention_mask")
     inputs = _rectangle([e.prompt for e in examples], layout.pad, "input_ids", "attention_mask")
-    # a decoder reads each token of the answer but the last, behind its own first token
+    # A decoder reads its start, and each token of the answer but the last.
     before = [[layout.start, *example.answer[:-1]] for example in examples]
     longest = max(map(len, before))
-    # encoder and decoder never have the same width: by its own, a layer's input says which mask is its
+    # Encoder and decoder never have the same width, so that the width of a layer's input tells
+    # which of the two masks it has.
     width = longest + (longest == inputs["input_ids"].shape[1])
     names = ("decoder_input_ids", "decoder_attention_mask")
     return inputs | _rectangle(before, layout.pad, *names, width=width)
@@ -356,7 +369,7 @@ def prompt_of(batch: Batch) -> dict[str, Tensor]:
 
 
 def _padded_left(prompt: Mapping[str, Tensor], pad: int) -> dict[str, Tensor]:
-    """Move the padding of prompts to the left, so that what is generated follows each prompt's last token."""
+    """Move the padding to the left, so that an answer follows each prompt's last token."""
     ids, mask = prompt["input_ids"], prompt["attention_mask"]
     width = ids.shape[1]
     moved = (torch.arange(width, device=ids.device) + mask.sum(1, keepdim=True)) % width
@@ -366,7 +379,7 @@ def _padded_left(prompt: Mapping[str, Tensor], pad: int) -> dict[str, Tensor]:
 
 @contextlib.contextmanager
 def _without_own_generation(model: PreTrainedModel) -> Iterator[None]:
-    """Set a model's own settings for generating aside while the block runs: it would sample, or forbid repetition."""
+    """Set a model's own generation settings aside: with them it may sample, or avoid repetition."""
     own = model.generation_config
     model.generation_config = GenerationConfig()
     try:

@@ -16,7 +16,6 @@ from perdure.models.model_files import ModelFiles
 from perdure.models.prompts import Prompts, Truncate
 from perdure.models.tokenizing import PreTrainedTokenizerBase
 
-
 # Tokens. What is longer is cut where no `max_length` is given: texts to classify, and prompts.
 LONGEST_TEXT = 128
 LONGEST_PROMPT = 1024

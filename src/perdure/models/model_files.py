@@ -56,7 +56,7 @@ MODULES = "modules.json"
 
 # The hub allows no other letters than ASCII in its names.
 OF_GENERATION = ("generation_config.json", "chat_template.jinja", "chat_template.json")
-"""Files that a language model reads besides: how its answers end, and how a conversation is written."""
+"""Files that only a language model reads: they say how answers end, and how turns are written."""
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 SHARD = re.compile(r"[\w.-]+\.(safetensors|bin)", re.ASCII)
 

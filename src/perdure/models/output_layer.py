@@ -15,8 +15,9 @@ def logits_at(
 ) -> Iterator[None]:
     """Have a model compute its logits at these places alone, as one row, while the block runs.
 
-    Most of a small model's time and memory go into logits that no answer needs. The output layer is given the places
-    alone; what a model does before it (T5 scales) and after it (some cap their logits) is done to each place by itself.
+    Most of a small model's time and memory go into logits that no answer needs. The output layer is
+    given the places alone; what a model does before it (T5 scales) and after it (some cap their
+    logits) is done to each place by itself.
     """
 
     def choose(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -1,7 +1,8 @@
 """Several short examples in one line of a batch, each of which sees itself alone.
 
-The mask and the positions are given, rather than left to transformers to find out from the positions: there a cache, or
-an attention implementation that does not look, lets examples see each other without a word.
+The mask and the positions are given, rather than left to transformers to find out from the
+positions: there a cache, or an attention implementation that does not look, lets examples see each
+other without a word.
 """
 
 from collections.abc import Sequence
@@ -10,12 +11,13 @@ import torch
 from torch import Tensor
 
 LINE = 256
-"""The tokens of a line, unless an example is longer. Attention takes the square of a line, and padding what is left of
-it: with examples of 20 to 120 tokens, lines of 256 were the fastest on a CPU."""
+"""The tokens of a line, unless an example is longer: the time of attention grows with the square."""
 
 
 def arranged(lengths: Sequence[int]) -> tuple[list[int], list[int]]:
-    """Return the line of each example and the column at which it begins there: the longest first, where it fits.
+    """Return the line of each example, and the column at which it begins there.
+
+    The longest come first, each in the first line that has room for it.
 
     Examples
     --------

@@ -1,7 +1,7 @@
-"""From a row to the tokens of a prompt and of its answer: chat templates, cutting, and where an answer ends.
+"""Turn a row into the tokens of a prompt and of its answer: templates, cutting, and the end.
 
-Prompt and answer are tokenized apart, so that no token spans both: what a model reads before it answers is the same
-in training and afterwards.
+Prompt and answer are tokenized apart, so that no token spans both: what a model reads before it
+answers is the same in training and afterwards.
 """
 
 from collections.abc import Mapping, Sequence
@@ -58,7 +58,8 @@ class Prompts:
     system_message
         The first turn of each conversation that has no system message.
     decodes
-        Whether a decoder of its own gives the answer: the prompt then ends as the tokenizer ends a text.
+        Whether a decoder of its own gives the answer: the prompt then ends as the tokenizer ends a
+        text.
     """
 
     tokenizer: Any
@@ -82,7 +83,8 @@ class Prompts:
         Raises
         ------
         DataError
-            The prompt has no token, the answer none or more than `max_new_tokens`, or the chat template refuses it.
+            The prompt has no token, the answer none or more than `max_new_tokens`, or the chat
+            template refuses it.
         """
         before, joint = self._prompt(prompt, where)
         if set(before) <= set(self.tokenizer.all_special_ids):
@@ -114,15 +116,17 @@ class Prompts:
         length = next((i for i, token in enumerate(tokens) if token in self.stops), len(tokens))
         if length == 0 or not answer.strip():
             raise DataError(
-                f"{where}: the answer {answer[:60]!r} has no token, so there is nothing to learn. Complete the row or "
-                "leave it out."
+                f"{where}: the answer {answer[:60]!r} has no token, so there is nothing to learn. "
+                "Complete the row or leave it out."
             )
-        # what a template writes behind the end of a turn (a line break) is never said by a model that stops there
+        # What a template writes behind the end of a turn, such as a line break, is not learned:
+        # the model stops at the end.
         end = tokens[length] if length < len(tokens) else self.stops[0]
         if length + 1 > self.max_new_tokens:
             raise DataError(
                 f"{where}: the answer has {length + 1} tokens with its end, but `max_new_tokens` is "
-                f"{self.max_new_tokens}: the model could never give it. Raise `max_new_tokens`, or shorten the answer."
+                f"{self.max_new_tokens}: the model could never give it. Raise `max_new_tokens`, or "
+                "shorten the answer."
             )
         return (*tokens[:length], end)
 
@@ -139,8 +143,8 @@ class Prompts:
             return self._plain(rendered), ""
         if not isinstance(prompt, str):
             raise InputError(
-                f"{where}: the prompt is a conversation, but "
-                f"{self._without_template()}. Give the prompt as one text, in the columns `prompt` and `completion`."
+                f"{where}: the prompt is a conversation, but {self._without_template()}. Give the "
+                "prompt as one text, in the columns `prompt` and `completion`."
             )
         if self.decodes:
             return tuple(self.tokenizer(prompt).input_ids), ""
@@ -148,7 +152,7 @@ class Prompts:
         return (*self._beginning(), *self._plain(prompt)), joint
 
     def _space(self) -> str:
-        """Return what parts two words where each is tokenized alone: some tokenizers put the space there themselves."""
+        """Return the space that joins two words, unless the tokenizer puts it there itself."""
         parted = self._plain("a") + self._plain(" b") == self._plain("a b")
         return " " if parted else ""
 
@@ -158,7 +162,7 @@ class Prompts:
         return f"`{self.source}` has no chat template"
 
     def _beginning(self) -> tuple[int, ...]:
-        """Return the token that the tokenizer puts before a text, if it does; never one that ends it."""
+        """Return the token that the tokenizer puts before a text, if it does."""
         beginning = self.tokenizer.bos_token_id
         if beginning is None:
             beginning = self.tokenizer.cls_token_id
@@ -166,7 +170,7 @@ class Prompts:
         return (beginning,) if added and added[0] == beginning else ()
 
     def _plain(self, text: str) -> tuple[int, ...]:
-        # a tokenizer warns of texts beyond its own limit; they are cut here, or refused
+        # A tokenizer warns of texts beyond its own limit; here they are cut, or refused.
         return tuple(self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
 
     def _cut(self, tokens: tuple[int, ...]) -> tuple[int, ...]:
@@ -189,22 +193,23 @@ class Prompts:
         return turns
 
     def _answer_turn(self, prompt: str | Turns, answer: str, where: str) -> str:
-        """Return what the chat template adds for the assistant's turn: the answer, and how it ends a turn."""
+        """Return what the chat template adds for the assistant's turn: the answer and its end."""
         turns = self._turns(prompt)
         asked = self._render(turns, where, asks=True)
         whole = self._render([*turns, {"role": "assistant", "content": answer}], where, asks=False)
         if not whole.startswith(asked):
             shared = _common_beginning(asked, whole)
             raise InputError(
-                f"The chat template of `{self.source}` cannot be trained on: a conversation with its answer does not "
-                f"begin with the conversation that asks for it. They part at {asked[shared : shared + 40]!r} and "
-                f"{whole[shared : shared + 40]!r}. Use `chat_template: none`."
+                f"The chat template of `{self.source}` cannot be trained on: a conversation with "
+                "its answer does not begin with the conversation that asks for it. They part at "
+                f"{asked[shared : shared + 40]!r} and {whole[shared : shared + 40]!r}. Use "
+                "`chat_template: none`."
             )
         return whole[len(asked) :]
 
     def _render(self, turns: Turns, where: str, *, asks: bool) -> str:
         try:
-            # transformers renders in jinja's sandbox: a template comes with the model and may be a stranger's
+            # A template may be a stranger's: transformers renders it in jinja's sandbox.
             return self.tokenizer.apply_chat_template(
                 list(turns), tokenize=False, add_generation_prompt=asks
             )
@@ -212,7 +217,8 @@ class Prompts:
             why = " ".join(str(error).split())[:200]
             raise DataError(
                 f"{where}: the chat template of `{self.source}` does not take this conversation "
-                f"({type(error).__name__}: {why}). Mend the row, or use `chat_template: none` with plain prompts."
+                f"({type(error).__name__}: {why}). Mend the row, or use `chat_template: none` with "
+                "plain prompts."
             ) from error
 
 

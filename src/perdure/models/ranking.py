@@ -1,8 +1,9 @@
-"""How likely each of several choices is behind a prompt, the prompt being read once.
+"""Rank choices by how likely each is behind a prompt, which is read once.
 
-All choices are packed into one row behind the prompt's cache, each seeing the prompt and itself alone. A model with a
-decoder of its own reads them side by side, for T5's positions are relative and cannot be given. Either way is compared
-with reading each choice whole the first time: an architecture for which it is not exact is read whole ever after.
+All choices are packed into one row behind the prompt's cache, each seeing the prompt and itself
+alone. A model with a decoder of its own reads them side by side, for T5's positions are relative
+and cannot be given. Either way is compared with reading each choice whole the first time: an
+architecture for which it is not exact is read whole ever after.
 """
 
 import copy
@@ -27,12 +28,13 @@ Tails = Sequence[Sequence[int]]
 Way = Callable[[PreTrainedModel, Prompt, Tails], Tensor]
 
 MOST_PLACES = 4096
-"""The most tokens of choices that are read at once, over a batch: their logits are what takes the memory."""
+"""The most tokens of choices that are read at once, over a batch: their logits take the memory."""
 OLD_NAME = "past_key_values"
 TRIED = 3
 """The number of choices by which the fast way is compared: enough that one could see another."""
 TOLERANCE = 1e-3
-"""In nats. Exact ways differ by 1e-5 in single precision; a mask that is not obeyed, by whole nats."""
+"""In nats. Exact ways differ by 1e-5 in single precision; a mask that is not obeyed, by whole
+nats."""
 
 
 @dataclass
@@ -77,7 +79,7 @@ def _packed(model: PreTrainedModel, prompt: Prompt, tails: Tails) -> Float[Tenso
     first = read.logits[0].float().log_softmax(1)
     scores = []
     for some in _pieces(tails, len(mask)):
-        # reading adds to the cache, which the next choices must find as the prompt left it
+        # Reading adds to the cache, which the next choices must find as the prompt left it.
         cache = copy.deepcopy(_cache_of(read))
         started = first[:, [tail[0] for tail in some]]
         scores.append(started + _behind(model, cache, mask, some))
@@ -87,7 +89,8 @@ def _packed(model: PreTrainedModel, prompt: Prompt, tails: Tails) -> Float[Tenso
 def _behind(
     model: PreTrainedModel, cache: Any, prompt_mask: Int[Tensor, "batch prompt"], tails: Tails
 ) -> Float[Tensor, "batch choices"]:
-    """Return log p of all tokens of each choice but its first, all choices being packed behind a cache."""
+    """Return log p of all tokens of each choice but its first, all choices being packed behind a
+    cache."""
     device, batch = prompt_mask.device, len(prompt_mask)
     tokens = torch.tensor([token for tail in tails for token in tail[:-1]], device=device)
     owners = torch.tensor([number for number, tail in enumerate(tails) for _ in tail[:-1]])
@@ -115,7 +118,8 @@ def _behind(
 def _side_by_side(
     model: PreTrainedModel, prompt: Prompt, tails: Tails
 ) -> Float[Tensor, "batch choices"]:
-    """Read the choices as a batch, behind what the encoder and the decoder's first token left in the cache."""
+    """Read the choices as a batch, behind what the encoder and the decoder's first token left in
+    the cache."""
     mask = prompt["attention_mask"]
     states = model.get_encoder()(**prompt).last_hidden_state
     start = torch.full((len(mask), 1), model.config.decoder_start_token_id, device=mask.device)

@@ -52,7 +52,9 @@ class Exported:
         posterior = self.accuracy.get("posterior")
         unknown = self.accuracy.get("none")
         if posterior is None or unknown is None:
-            unmeasured = f"How well this folder answers was not measured with the rule `{self.rule}`"
+            unmeasured = (
+                f"How well this folder answers was not measured with the rule `{self.rule}`"
+            )
             return [f"{unmeasured}; `perdure evaluate` measures the run.", LOST]
         measured = (
             f"Average accuracy on {len(self.tasks)} tasks: "

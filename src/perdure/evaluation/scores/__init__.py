@@ -2,8 +2,8 @@
 
 accuracy.py         The share of answers that equal a right one
 bleu.py             BLEU over all answers together (sacrebleu)
-edit_similarity.py  How few characters have to be changed
-exact_match.py      The share of answers that equal a right one, once case, articles and the like are taken away
+edit_similarity.py  The share of characters that need no change
+exact_match.py      The share of answers that equal a right one after normalisation
 macro_f1.py         F1 of each class, averaged over classes
 rouge_l.py          The longest common subsequence of words (rouge-score)
 token_f1.py         The words that answer and right answer share

@@ -27,8 +27,10 @@ def bleu(answers: Sequence[str], references: References) -> float:
     try:
         from sacrebleu.metrics.bleu import BLEU
     except ImportError as error:
-        raise InputError("The score `bleu` needs `sacrebleu`: `pip install 'perdure[text]'`.") from error
-    # sacrebleu takes a list for each number of a reference; an example that has fewer has none there
+        raise InputError(
+            "The score `bleu` needs `sacrebleu`: `pip install 'perdure[text]'`."
+        ) from error
+    # sacrebleu takes all first references, all second ones, …; an example with fewer has None.
     most = max(len(right) for right in references)
     streams = []
     for number in range(most):

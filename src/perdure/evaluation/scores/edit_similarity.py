@@ -9,7 +9,8 @@ from perdure.evaluation.task_score import References, best, of
 def edit_similarity(answers: Sequence[str], references: References) -> float:
     """Return the mean of 1 - edit distance / length of the longer text, with the best right answer.
 
-    The distance is Levenshtein's, in characters. TRACE's `fuzz.ratio`, which knows no replacement, is lower.
+    The distance is Levenshtein's, in characters. TRACE's `fuzz.ratio`, which knows no replacement,
+    is lower.
 
     Examples
     --------

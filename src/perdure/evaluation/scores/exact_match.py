@@ -1,4 +1,4 @@
-"""The share of answers that equal a right one, once case, punctuation, articles and white space are taken away."""
+"""The share of answers that equal a right one after normalisation."""
 
 import re
 import string
@@ -11,7 +11,9 @@ PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalized(text: str) -> str:
-    """Return a text in lower case, without ASCII punctuation, English articles and superfluous white space.
+    """Return a text in lower case, without punctuation, articles and superfluous white space.
+
+    ASCII punctuation and English articles, that is.
 
     This is the normalisation of SQuAD. Super-NaturalInstructions keeps articles.
 

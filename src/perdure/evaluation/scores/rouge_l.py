@@ -10,9 +10,12 @@ from perdure.evaluation.task_score import References, best, of
 
 @of("text")
 def rouge_l(answers: Sequence[str], references: References) -> float:
-    """Return the mean F of the longest common subsequence of stemmed words, with the best right answer.
+    """Return the mean F of the longest common subsequence of stemmed words.
 
-    This is google's `rouge_score` with `use_stemmer=True`, as Super-NaturalInstructions, SAPT and GainLoRA measure it.
+    Each answer counts with its best right answer.
+
+    This is google's `rouge_score` with `use_stemmer=True`, as Super-NaturalInstructions, SAPT and
+    GainLoRA measure it.
 
     Raises
     ------
