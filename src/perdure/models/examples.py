@@ -20,7 +20,7 @@ Collate = Callable[[list[Any]], Mapping[str, Tensor]]
 
 @dataclass(frozen=True)
 class Places:
-    """Where the answers of a batch of texts are due.
+    """The places at which the answers of a batch of texts are due.
 
     Attributes
     ----------

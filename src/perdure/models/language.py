@@ -174,14 +174,17 @@ class LanguageModel(Backbone):
         They are the encoder's, where there is one. The answer is not seen.
         """
         prompt = prompt_of(batch)
-        core = self.model.get_encoder() if self.decodes else self.model.base_model
-        hidden = core(**prompt, **({} if self.decodes else {"use_cache": False})).last_hidden_state
+        if self.decodes:
+            output = self.model.get_encoder()(**prompt)
+        else:
+            output = self.model.base_model(**prompt, use_cache=False)
+        hidden = output.last_hidden_state
         weights = prompt["attention_mask"][..., None].to(hidden.dtype)
         return (hidden * weights).sum(1) / weights.sum(1)
 
     @property
     def decodes(self) -> bool:
-        """Whether a decoder of its own gives the answer."""
+        """True if a decoder of its own gives the answer."""
         return bool(self.model.config.is_encoder_decoder)
 
     # -- a batch → answers
@@ -196,7 +199,11 @@ class LanguageModel(Backbone):
         A word that several tasks have is ranked once. The choice's end counts: without it, "no"
         would never be less likely than "nothing".
         """
-        words = list(dict.fromkeys(word for of_task in choices.values() for word in of_task))
+        columns: dict[str, int] = {}
+        for of_task in choices.values():
+            for word in of_task:
+                columns.setdefault(word, len(columns))
+        words = list(columns)
         places = _places(batch)
         prompt = prompt_of(batch)
         scores = torch.empty(len(batch), len(words), device=self.device)
@@ -209,7 +216,6 @@ class LanguageModel(Backbone):
             if self.normalized:
                 values = values / torch.tensor([len(tail) for tail in tails], device=self.device)
             scores[rows] = values[rows]
-        columns = {word: column for column, word in enumerate(words)}
         ranked = {}
         for task, of_task in choices.items():
             ranked[task] = scores[:, [columns[word] for word in of_task]]

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+# Tokens of a line, unless an example is longer. The time of attention grows with the square.
 LINE = 256
-"""The tokens of a line, unless an example is longer: the time of attention grows with the square."""
 
 
 def arranged(lengths: Sequence[int]) -> tuple[list[int], list[int]]:
@@ -25,37 +25,45 @@ def arranged(lengths: Sequence[int]) -> tuple[list[int], list[int]]:
     ([1, 0, 0, 1], [0, 0, 200, 100])
     """
     capacity = max(LINE, *lengths)
-    filled: list[int] = []
-    lines, starts = [0] * len(lengths), [0] * len(lengths)
-    for number in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
-        fits = (i for i, used in enumerate(filled) if used + lengths[number] <= capacity)
-        line = next(fits, len(filled))
-        if line == len(filled):
-            filled.append(0)
+    used: list[int] = []
+    lines = [0] * len(lengths)
+    starts = [0] * len(lengths)
+    by_length = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
+    for number in by_length:
+        length = lengths[number]
+        line = 0
+        while line < len(used) and used[line] + length > capacity:
+            line += 1
+        if line == len(used):
+            used.append(0)
         lines[number] = line
-        starts[number] = filled[line]
-        filled[line] += lengths[number]
+        starts[number] = used[line]
+        used[line] += length
     return lines, starts
 
 
 def inputs(
     sequences: Sequence[Sequence[int]], lines: Sequence[int], starts: Sequence[int], pad: int
 ) -> dict[str, Tensor]:
-    """Return what a causal model takes: tokens, positions, and a mask of which token sees which.
-
-    A place that is padding sees itself: a token that sees none would be given no finite number.
-    """
-    ends = [start + len(tokens) for start, tokens in zip(starts, sequences, strict=True)]
-    shape = (max(lines) + 1, max(ends))
-    ids = torch.full(shape, pad)
+    """Return the input of a causal model: tokens, positions, and which token sees which."""
+    width = 0
+    for start, sequence in zip(starts, sequences, strict=True):
+        width = max(width, start + len(sequence))
+    shape = (max(lines) + 1, width)
+    tokens = torch.full(shape, pad)
     positions = torch.zeros(shape, dtype=torch.long)
+    # Padding belongs to nobody, which is an owner like others: each token sees itself at least,
+    # for one that sees none would be given no finite number.
     owners = torch.full(shape, -1)
-    for number, tokens in enumerate(sequences):
-        place = (lines[number], slice(starts[number], ends[number]))
-        ids[place] = torch.tensor(tokens)
-        positions[place] = torch.arange(len(tokens))
-        owners[place] = number
-    same = owners[:, :, None] == owners[:, None, :]
-    sees = same.tril()[:, None]
-    mask = torch.zeros(sees.shape).masked_fill(~sees, torch.finfo(torch.float32).min)
-    return {"input_ids": ids, "position_ids": positions, "attention_mask": mask}
+    for number, sequence in enumerate(sequences):
+        end = starts[number] + len(sequence)
+        columns = slice(starts[number], end)
+        line = lines[number]
+        tokens[line, columns] = torch.tensor(sequence)
+        positions[line, columns] = torch.arange(len(sequence))
+        owners[line, columns] = number
+    same_owner = owners[:, :, None] == owners[:, None, :]
+    sees = same_owner.tril()[:, None]
+    smallest = torch.finfo(torch.float32).min
+    mask = torch.zeros(sees.shape).masked_fill(~sees, smallest)
+    return {"input_ids": tokens, "position_ids": positions, "attention_mask": mask}

@@ -41,7 +41,7 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Prompts:
-    """How a language model's tokenizer turns prompts and answers into tokens.
+    """A tokenizer, with the settings by which it turns prompts and answers into tokens.
 
     Attributes
     ----------

@@ -10,14 +10,14 @@ import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutput
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutput, ModelOutput
 
 from perdure.models.output_layer import logits_at
 
@@ -27,14 +27,13 @@ Tails = Sequence[Sequence[int]]
 """The tokens of each choice, the last of which ends it."""
 Way = Callable[[PreTrainedModel, Prompt, Tails], Tensor]
 
+# Tokens of choices that are read at once, over a batch: their logits take most of the memory.
 MOST_PLACES = 4096
-"""The most tokens of choices that are read at once, over a batch: their logits take the memory."""
-OLD_NAME = "past_key_values"
+# Choices by which the fast way is compared: enough that one of them could see another.
 TRIED = 3
-"""The number of choices by which the fast way is compared: enough that one could see another."""
+# In nats. Exact ways differ by 1e-5 in single precision; an ignored mask makes whole nats.
 TOLERANCE = 1e-3
-"""In nats. Exact ways differ by 1e-5 in single precision; a mask that is not obeyed, by whole
-nats."""
+OLD_NAME = "past_key_values"
 
 
 @dataclass
@@ -57,16 +56,21 @@ class Ranking:
         fast = _side_by_side if model.config.is_encoder_decoder else _packed
         if self.exact is None:
             self.exact = _agree(fast, model, prompt, tails[:TRIED])
-        return fast(model, prompt, tails) if self.exact else _whole(model, prompt, tails)
+        way = fast if self.exact else _whole
+        return way(model, prompt, tails)
 
 
 def _agree(fast: Way, model: PreTrainedModel, prompt: Prompt, tails: Tails) -> bool:
-    """Say whether the fast way gives what reading the choices whole gives."""
+    """Return whether the fast way gives what reading the choices whole gives."""
     try:
         difference = fast(model, prompt, tails) - _whole(model, prompt, tails)
     except (TypeError, ValueError, RuntimeError, AttributeError, NotImplementedError, IndexError):
-        return False  # no cache, or none that takes a mask of ours
+        # Some architectures have no cache, or one that takes no mask of ours.
+        return False
     return bool(difference.abs().max() < TOLERANCE)
+
+
+# -- causal models
 
 
 def _packed(model: PreTrainedModel, prompt: Prompt, tails: Tails) -> Float[Tensor, "batch choices"]:
@@ -78,51 +82,90 @@ def _packed(model: PreTrainedModel, prompt: Prompt, tails: Tails) -> Float[Tenso
         read = model(**prompt, use_cache=True)
     first = read.logits[0].float().log_softmax(1)
     scores = []
-    for some in _pieces(tails, len(mask)):
+    for piece in _pieces(tails, len(mask)):
         # Reading adds to the cache, which the next choices must find as the prompt left it.
         cache = copy.deepcopy(_cache_of(read))
-        started = first[:, [tail[0] for tail in some]]
-        scores.append(started + _behind(model, cache, mask, some))
+        beginnings = [tail[0] for tail in piece]
+        scores.append(first[:, beginnings] + _behind(model, cache, mask, piece))
     return torch.cat(scores, dim=1)
 
 
 def _behind(
-    model: PreTrainedModel, cache: Any, prompt_mask: Int[Tensor, "batch prompt"], tails: Tails
+    model: PreTrainedModel, cache: Cache, prompt_mask: Int[Tensor, "batch prompt"], tails: Tails
 ) -> Float[Tensor, "batch choices"]:
-    """Return log p of all tokens of each choice but its first, all choices being packed behind a
-    cache."""
-    device, batch = prompt_mask.device, len(prompt_mask)
-    tokens = torch.tensor([token for tail in tails for token in tail[:-1]], device=device)
-    owners = torch.tensor([number for number, tail in enumerate(tails) for _ in tail[:-1]])
-    offsets = torch.cat([torch.arange(len(tail) - 1) for tail in tails])
-    own = (owners[:, None] == owners) & (offsets[:, None] >= offsets)
-    own = own.to(device).expand(batch, *own.shape)
-    prompts = prompt_mask.bool()[:, None].expand(-1, len(tokens), -1)
-    seen = torch.cat([prompts, own], dim=2)[:, None]
+    """Return log p of the tokens of each choice after its first, packed behind a cache."""
+    device = prompt_mask.device
+    batch = len(prompt_mask)
+    row = _row(tails, device)
+    count = len(row.tokens)
+    # A token sees the prompt, and those of its own choice up to itself.
+    own = (row.owners[:, None] == row.owners) & (row.offsets[:, None] >= row.offsets)
+    own = own.expand(batch, count, count)
+    prompts = prompt_mask.bool()[:, None].expand(batch, count, -1)
+    sees = torch.cat([prompts, own], dim=2)[:, None]
+    # Added to the scores of attention by every implementation, unlike a mask of truth values.
     smallest = torch.finfo(model.dtype).min
-    rows = torch.arange(batch, device=device).repeat_interleave(len(tokens))
-    columns = torch.arange(len(tokens), device=device).repeat(batch)
+    mask = torch.zeros_like(sees, dtype=model.dtype).masked_fill(~sees, smallest)
+    # Each choice continues at the prompt's own end, wherever it stands in the row.
+    positions = prompt_mask.sum(1, keepdim=True) + row.offsets
+    rows = torch.arange(batch, device=device).repeat_interleave(count)
+    columns = torch.arange(count, device=device).repeat(batch)
     with logits_at(model, rows, columns):
         logits = model(
-            input_ids=tokens.expand(batch, -1),
-            attention_mask=torch.zeros_like(seen, dtype=model.dtype).masked_fill(~seen, smallest),
-            position_ids=prompt_mask.sum(1, keepdim=True) + offsets.to(device),
+            input_ids=row.tokens.expand(batch, count),
+            attention_mask=mask,
+            position_ids=positions,
             use_cache=True,
             **{_cache_name(model): cache},
         ).logits[0]
-    following = torch.tensor([token for tail in tails for token in tail[1:]], device=device)
-    values = -F.cross_entropy(logits.float(), following.repeat(batch), reduction="none")
-    return _sums(values.view(batch, -1), owners.to(device), len(tails))
+    values = _log_p(logits, row.following.repeat(batch))
+    return _sums(values.view(batch, count), row.owners, len(tails))
+
+
+@dataclass(frozen=True)
+class _Row:
+    """The tokens of all choices but each last, one after the other.
+
+    Attributes
+    ----------
+    owners, offsets
+        The choice to which each token belongs, and its place there.
+    following
+        The token that follows in the choice.
+    """
+
+    tokens: Int[Tensor, " tokens"]
+    owners: Int[Tensor, " tokens"]
+    offsets: Int[Tensor, " tokens"]
+    following: Int[Tensor, " tokens"]
+
+
+def _row(tails: Tails, device: torch.device) -> _Row:
+    tokens: list[int] = []
+    owners: list[int] = []
+    offsets: list[int] = []
+    following: list[int] = []
+    for number, tail in enumerate(tails):
+        length = len(tail) - 1
+        tokens += tail[:-1]
+        following += tail[1:]
+        owners += [number] * length
+        offsets += range(length)
+    columns = (tokens, owners, offsets, following)
+    return _Row(*(torch.tensor(column, device=device) for column in columns))
+
+
+# -- encoder–decoders
 
 
 def _side_by_side(
     model: PreTrainedModel, prompt: Prompt, tails: Tails
 ) -> Float[Tensor, "batch choices"]:
-    """Read the choices as a batch, behind what the encoder and the decoder's first token left in
-    the cache."""
+    """Read the choices as a batch, behind the cache of the encoder and the decoder's start."""
     mask = prompt["attention_mask"]
+    batch = len(mask)
     states = model.get_encoder()(**prompt).last_hidden_state
-    start = torch.full((len(mask), 1), model.config.decoder_start_token_id, device=mask.device)
+    start = torch.full((batch, 1), model.config.decoder_start_token_id, device=mask.device)
     read = model(
         encoder_outputs=BaseModelOutput(last_hidden_state=states),
         attention_mask=mask,
@@ -131,89 +174,138 @@ def _side_by_side(
     )
     first = read.logits[:, 0].float().log_softmax(1)
     scores = []
-    for some in _pieces(tails, len(mask)):
+    for piece in _pieces(tails, batch):
         cache = copy.deepcopy(_cache_of(read))
-        cache.batch_repeat_interleave(len(some))
-        tokens, reads = _rectangle([tail[:-1] for tail in some], mask.device)
-        rows, columns = torch.nonzero(reads.repeat(len(mask), 1), as_tuple=True)
-        with logits_at(model, rows, columns):
-            logits = model(
-                encoder_outputs=BaseModelOutput(
-                    last_hidden_state=states.repeat_interleave(len(some), 0)
-                ),
-                attention_mask=mask.repeat_interleave(len(some), 0),
-                decoder_input_ids=tokens.repeat(len(mask), 1),
-                use_cache=True,
-                **{_cache_name(model): cache},
-            ).logits[0]
-        following = torch.tensor([token for tail in some for token in tail[1:]])
-        following = following.repeat(len(mask)).to(mask.device)
-        values = -F.cross_entropy(logits.float(), following, reduction="none")
-        started = first[:, [tail[0] for tail in some]]
-        rest = _sums(values[None], rows, len(mask) * len(some)).view(len(mask), len(some))
-        scores.append(started + rest)
+        # Each prompt once for each choice: the choices of a prompt come one after the other.
+        cache.batch_repeat_interleave(len(piece))
+        copies = {
+            "encoder_outputs": BaseModelOutput(
+                last_hidden_state=states.repeat_interleave(len(piece), 0)
+            ),
+            "attention_mask": mask.repeat_interleave(len(piece), 0),
+            _cache_name(model): cache,
+        }
+        beginnings = [tail[0] for tail in piece]
+        scores.append(first[:, beginnings] + _decoded(model, copies, piece, batch))
     return torch.cat(scores, dim=1)
+
+
+def _decoded(
+    model: PreTrainedModel, copies: Mapping[str, object], tails: Tails, batch: int
+) -> Float[Tensor, "batch choices"]:
+    """Return log p of the tokens of each choice after its first, by a decoder."""
+    tokens, reads = _rectangle([tail[:-1] for tail in tails], model.device)
+    rows, columns = torch.nonzero(reads.repeat(batch, 1), as_tuple=True)
+    with logits_at(model, rows, columns):
+        logits = model(
+            decoder_input_ids=tokens.repeat(batch, 1),
+            use_cache=True,
+            **copies,
+        ).logits[0]
+    following = _row(tails, model.device).following
+    values = _log_p(logits, following.repeat(batch))
+    sums = _sums(values[None], rows, batch * len(tails))
+    return sums.view(batch, len(tails))
+
+
+# -- every architecture
 
 
 def _whole(model: PreTrainedModel, prompt: Prompt, tails: Tails) -> Float[Tensor, "batch choices"]:
     """Read each prompt with each choice: slow, and right for every architecture."""
-    mask = prompt["attention_mask"]
-    batch, lengths = len(mask), mask.sum(1).tolist()
+    batch = len(prompt["attention_mask"])
     scores = []
     for tail in tails:
-        following = torch.tensor(tail, device=mask.device)
         if model.config.is_encoder_decoder:
-            before = torch.tensor([model.config.decoder_start_token_id, *tail[:-1]])
-            inputs = {**prompt, "decoder_input_ids": before.to(mask.device).expand(batch, -1)}
-            columns = [range(len(tail)) for _ in lengths]
+            inputs, first = _to_decode(model, prompt, tail)
         else:
-            rows = zip(prompt["input_ids"].tolist(), lengths, strict=True)
-            tokens, reads = _rectangle([[*row[:n], *tail[:-1]] for row, n in rows], mask.device)
-            inputs = {"input_ids": tokens, "attention_mask": reads}
-            columns = [range(n - 1, n - 1 + len(tail)) for n in lengths]
-        at = torch.tensor([list(of_row) for of_row in columns], device=mask.device)
-        owners = torch.arange(batch, device=mask.device).repeat_interleave(len(tail))
-        with logits_at(model, owners, at.flatten()):
+            inputs, first = _continued(prompt, tail)
+        columns = first[:, None] + torch.arange(len(tail), device=first.device)
+        rows = torch.arange(batch, device=first.device).repeat_interleave(len(tail))
+        with logits_at(model, rows, columns.flatten()):
             logits = model(**inputs, use_cache=False).logits[0]
-        values = -F.cross_entropy(logits.float(), following.repeat(batch), reduction="none")
+        following = torch.tensor(tail, device=first.device)
+        values = _log_p(logits, following.repeat(batch))
         scores.append(values.view(batch, -1).sum(1))
     return torch.stack(scores, dim=1)
 
 
+def _to_decode(
+    model: PreTrainedModel, prompt: Prompt, tail: Sequence[int]
+) -> tuple[dict[str, Tensor], Int[Tensor, " batch"]]:
+    """Return a decoder's input for one choice, and the column that gives its first token."""
+    batch = len(prompt["attention_mask"])
+    before = [model.config.decoder_start_token_id, *tail[:-1]]
+    tokens = torch.tensor(before, device=model.device).expand(batch, -1)
+    first = torch.zeros(batch, dtype=torch.long, device=model.device)
+    return {**prompt, "decoder_input_ids": tokens}, first
+
+
+def _continued(
+    prompt: Prompt, tail: Sequence[int]
+) -> tuple[dict[str, Tensor], Int[Tensor, " batch"]]:
+    """Return prompts with one choice behind each, and the columns that give its first token."""
+    lengths = prompt["attention_mask"].sum(1)
+    sequences = []
+    for row, length in zip(prompt["input_ids"].tolist(), lengths.tolist(), strict=True):
+        sequences.append([*row[:length], *tail[:-1]])
+    tokens, reads = _rectangle(sequences, lengths.device)
+    return {"input_ids": tokens, "attention_mask": reads}, lengths - 1
+
+
+# -- parts of all
+
+
 def _cache_name(model: PreTrainedModel) -> str:
-    """Return what a model calls the cache: transformers has begun to rename it, model by model."""
-    return "cache" if "cache" in inspect.signature(model.forward).parameters else OLD_NAME
+    """Return the name of the cache among a model's arguments.
+
+    transformers has begun to rename it, model by model.
+    """
+    parameters = inspect.signature(model.forward).parameters
+    return "cache" if "cache" in parameters else OLD_NAME
 
 
-def _cache_of(output: Any) -> Any:
+def _cache_of(output: ModelOutput) -> Cache:
     cache = output.get("cache")
-    return output.get(OLD_NAME) if cache is None else cache
+    return output[OLD_NAME] if cache is None else cache
 
 
 def _pieces(tails: Tails, batch: int) -> Iterator[Tails]:
     """Yield the choices in pieces that are small enough to be read at once."""
     piece: list[Sequence[int]] = []
+    tokens = 0
     for tail in tails:
-        if piece and (sum(map(len, piece)) + len(tail)) * batch > MOST_PLACES:
+        if piece and (tokens + len(tail)) * batch > MOST_PLACES:
             yield piece
             piece = []
+            tokens = 0
         piece.append(tail)
+        tokens += len(tail)
     yield piece
 
 
 def _rectangle(sequences: Tails, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return sequences padded on the right, and the mask of what is none of the padding."""
-    width = max(map(len, sequences))
-    tokens = torch.zeros(len(sequences), width, dtype=torch.long)
-    reads = torch.zeros(len(sequences), width, dtype=torch.long)
+    """Return sequences padded on the right, and the mask that leaves the padding out."""
+    width = max(len(sequence) for sequence in sequences)
+    shape = (len(sequences), width)
+    tokens = torch.zeros(shape, dtype=torch.long)
+    reads = torch.zeros(shape, dtype=torch.long)
     for number, sequence in enumerate(sequences):
-        tokens[number, : len(sequence)] = torch.tensor(sequence)
-        reads[number, : len(sequence)] = 1
+        length = len(sequence)
+        tokens[number, :length] = torch.tensor(sequence)
+        reads[number, :length] = 1
     return tokens.to(device), reads.to(device)
+
+
+def _log_p(
+    logits: Float[Tensor, "places vocabulary"], tokens: Int[Tensor, " places"]
+) -> Float[Tensor, " places"]:
+    return -F.cross_entropy(logits.float(), tokens, reduction="none")
 
 
 def _sums(
     values: Float[Tensor, "batch tokens"], owners: Int[Tensor, " tokens"], count: int
 ) -> Float[Tensor, "batch owners"]:
-    """Return the sum of the tokens of each owner."""
-    return values.new_zeros(len(values), count).index_add_(1, owners, values)
+    """Return the sum over the tokens of each owner."""
+    totals = values.new_zeros(len(values), count)
+    return totals.index_add_(1, owners, values)

@@ -1,4 +1,4 @@
-"""How few characters have to be inserted, deleted or replaced."""
+"""The share of characters that need not be inserted, deleted or replaced."""
 
 from collections.abc import Sequence
 
