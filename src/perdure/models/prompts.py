@@ -124,8 +124,8 @@ class Prompts:
         end = tokens[length] if length < len(tokens) else self.stops[0]
         if length + 1 > self.max_new_tokens:
             raise DataError(
-                f"{where}: the answer has {length + 1} tokens with its end, but `max_new_tokens` is "
-                f"{self.max_new_tokens}: the model could never give it. Raise `max_new_tokens`, or "
+                f"{where}: the answer has {length + 1} tokens with its end, but `max_new_tokens` "
+                f"is {self.max_new_tokens}: the model could never give it. Raise that setting, or "
                 "shorten the answer."
             )
         return (*tokens[:length], end)
