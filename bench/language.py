@@ -1,7 +1,8 @@
 """What teaching and asking a language model costs, beside the ways in which it is usually done.
 
-Random weights of SmolLM2-135M's shape, half as deep, and random tokens: nothing is downloaded. Both sides of a row are
-compared in the same run. The exit status is 1 when they differ, or a target is missed.
+Random weights of SmolLM2-135M's shape, half as deep, and random tokens: nothing is downloaded. Both
+sides of a row are compared in the same run. The exit status is 1 when they differ,
+or a target is missed.
 """
 
 import argparse
@@ -98,7 +99,9 @@ def examples(model: LanguageModel, tokens: list[Tokens]) -> TextExamples:
 
 
 class Usual:
-    """The usual way: transformers' Trainer, peft, masked labels, random batches padded to the longest."""
+    """The usual way: transformers' Trainer, peft, masked labels,
+    random batches padded to the longest.
+    """
 
     def __init__(self, model: Any, tokens: list[Tokens]):
         config = peft.LoraConfig(r=8, lora_alpha=16, target_modules=QUERY_VALUE, lora_dropout=0.0)
@@ -214,7 +217,8 @@ def training(times: int) -> list[Row]:
         result.append(
             Row(
                 f"training, {name}",
-                f"Trainer and peft {seconds['usual']:.1f} s, ours {seconds[name]:.1f} s an epoch of 64",
+                f"Trainer and peft {seconds['usual']:.1f} s, "
+                f"ours {seconds[name]:.1f} s an epoch of 64",
                 seconds["usual"] / seconds[name],
                 target,
                 equal=f"token loss to {error:.0e}" if name != "bfloat16" else "",
@@ -230,7 +234,9 @@ def training(times: int) -> list[Row]:
 
 
 def answers(times: int) -> list[Row]:
-    """Ranking 14 choices behind 16 prompts, beside reading each choice whole, and generating six tokens."""
+    """Ranking 14 choices behind 16 prompts, beside reading each choice whole,
+    and generating six tokens.
+    """
     model = backbone(transformer())
     tokens = [replace(row, answer=()) for row in rows(BATCH, seed=2)]
     ((_, batch),) = list(examples(model, tokens).batches(size=BATCH))
@@ -274,7 +280,9 @@ def answers(times: int) -> list[Row]:
 
 
 def generation(times: int) -> list[Row]:
-    """Answers to 200 prompts: batches of similar length, beside batches in the order of the file."""
+    """Answers to 200 prompts: batches of similar length,
+    beside batches in the order of the file.
+    """
     model = backbone(transformer())
     tokens = [replace(row, answer=()) for row in rows(200, seed=4)]
     prompts = examples(model, tokens)
