@@ -1,6 +1,8 @@
-"""Combining adapters in this library against peft, mergekit, and full decompositions, side by side: `make bench`.
+"""Combining adapters in this library against peft, mergekit, and full decompositions, side by side:
+`make bench`.
 
-Every comparison asserts that both sides give the same. The exit status is 1 when they do not, or a target is missed.
+Every comparison asserts that both sides give the same. The exit status is 1 when they do not,
+or a target is missed.
 """
 
 import copy

@@ -1,6 +1,7 @@
 """InfLoRA in this library against the procedure as published, side by side: `make bench`.
 
-Every comparison asserts that both sides give the same. The exit status is 1 when they do not, or a target is missed.
+Every comparison asserts that both sides give the same. The exit status is 1 when they do not,
+or a target is missed.
 """
 
 import sys
@@ -41,7 +42,8 @@ SIDES = {
     "NumPy, float32 as published": (np.float32, plain.thin_svd),
     "with torch's SVD, float32": (np.float32, torch_svd),
 }
-"""Kinds of the plain side: NumPy's and torch's libraries for linear algebra are not equally fast."""
+"""Kinds of the plain side: NumPy's and torch's libraries for linear algebra are not equally fast.
+"""
 
 
 def dual_gpm() -> list[Row]:
@@ -77,7 +79,9 @@ def dual_gpm() -> list[Row]:
 
 
 def one_task(ours: Subspace, memories: dict[str, plain.Memory | None], C: Tensor, epsilon: float):
-    """Seconds and results of all sides for one layer and task: the designed rows, and the new subspace."""
+    """Seconds and results of all sides for one layer and task: the designed rows,
+    and the new subspace.
+    """
 
     def plain_side(name: str):
         memory, (dtype, svd) = memories[name], SIDES[name]
@@ -134,7 +138,9 @@ def put_in(model: ViTModel, newest: TaskVector) -> None:
 
 @torch.no_grad()
 def block_forward(tasks: int = 20) -> list[Row]:
-    """One image through one block as it acts at test time, the branches of all tasks kept apart or folded in."""
+    """One image through one block as it acts at test time,
+    the branches of all tasks kept apart or folded in.
+    """
     model, (key, value) = vit(1)
     vectors = random_branches([key, value], tasks)
     both = [(vector.entries[key], vector.entries[value]) for vector in vectors]
@@ -163,7 +169,9 @@ def block_forward(tasks: int = 20) -> list[Row]:
 
 
 def training_step(tasks: int = 20) -> list[Row]:
-    """A step on two blocks at the last of so many tasks, against one at the first: it should cost the same."""
+    """A step on two blocks at the last of so many tasks, against one at the first:
+    it should cost the same.
+    """
     images, labels = torch.randn(2, 3, 224, 224), torch.tensor([1, 2])
 
     def stepper(model: ViTModel, newest: TaskVector):
@@ -205,7 +213,9 @@ def training_step(tasks: int = 20) -> list[Row]:
 
 
 class OneLayer(nn.Module):
-    """As much of a backbone as `input_covariances` asks for: a layer that does nothing: only statistics cost."""
+    """As much of a backbone as `input_covariances` asks for: a layer that does nothing:
+    only statistics cost.
+    """
 
     def __init__(self):
         super().__init__()
@@ -252,7 +262,8 @@ def main() -> int:
         print(f"{part.__name__} ...", file=sys.stderr, flush=True)
         rows += part()
     print(
-        f"\nCPU time, one thread, least of several; torch {torch.__version__}, NumPy {np.__version__}\n"
+        f"\nCPU time, one thread, least of several; torch {torch.__version__}, "
+        f"NumPy {np.__version__}\n"
     )
     print(table(rows))
     return 0 if all(row.met for row in rows) else 1

@@ -7,7 +7,9 @@ from torch import Tensor
 def covariances(
     d: int, tasks: int, *, power: float, cut: float, seed: int = 0, new: float = 0.3
 ) -> list[Tensor]:
-    """E[x xᵀ] of each task's inputs, from 4 d samples: eigenvalues fall like i^-power · exp(-cut · i / d).
+    """Return E[x xᵀ] of each task's inputs, from 4 d samples.
+
+    Eigenvalues fall like i^-power · exp(-cut · i / d).
 
     Tasks share their directions but for a random rotation of each, the larger the larger `new` is.
     """

@@ -11,7 +11,8 @@ from torch.profiler import ProfilerActivity, profile
 def in_turn(
     sides: dict[str, Callable[[], Any]], times: int
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """The least CPU seconds of each side, run one after the other so many times, and what each returned.
+    """The least CPU seconds of each side, run one after the other so many times,
+    and what each returned.
 
     CPU time, not the clock's: other work on the machine would count in the latter.
     """
@@ -25,7 +26,9 @@ def in_turn(
 
 
 def temporary_bytes(run: Callable[[], Any]) -> tuple[int, Any]:
-    """The most memory that torch holds while a function runs, above what its result keeps, and the result."""
+    """The most memory that torch holds while a function runs, above what its result keeps,
+    and the result.
+    """
     run()  # the first time allocates what stays
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         result = run()
@@ -41,7 +44,9 @@ def temporary_bytes(run: Callable[[], Any]) -> tuple[int, Any]:
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison: a ratio and its target (`least`: at least that; else at most), or no target."""
+    """One comparison: a ratio and its target (`least`: at least that; else at most),
+    or no target.
+    """
 
     what: str
     sides: str

@@ -1,7 +1,8 @@
-"""What a method's own part costs beside training: O-LoRA's penalty at twenty tasks, EWC's Fisher information.
+"""What a method's own part costs beside training: O-LoRA's penalty at twenty tasks,
+EWC's Fisher information.
 
-On MiniLM with the demo's texts. Both are compared with a plain version in the same run. The exit status is 1 when they
-differ, or a target is missed.
+On MiniLM with the demo's texts. Both are compared with a plain version in the same run.
+The exit status is 1 when they differ, or a target is missed.
 """
 
 import sys
@@ -63,7 +64,8 @@ def penalty(backbone: Backbone, examples: Examples, task) -> Row:
     assert error < 1e-5, error
     return Row(
         f"O-LoRA's penalty at {TASKS} tasks, % of a step",
-        f"penalty {1e3 * seconds['own']:.1f} ms, step of {BATCH} texts {1e3 * seconds['step']:.0f} ms",
+        f"penalty {1e3 * seconds['own']:.1f} ms, step of {BATCH} texts "
+        f"{1e3 * seconds['step']:.0f} ms",
         100 * seconds["own"] / seconds["step"],
         3.0,
         least=False,
@@ -106,7 +108,8 @@ def passes(backbone: Backbone, examples: Examples, task) -> list[Row]:
         Row(
             f"EWC's Fisher information, labels {labels}"
             + (f" ({len(task.classes)} classes)" if labels == "true" else ""),
-            f"pass {seconds[labels]:.1f} s, an epoch's forward and backward {seconds['epoch']:.1f} s",
+            f"pass {seconds[labels]:.1f} s, an epoch's forward and backward "
+            f"{seconds['epoch']:.1f} s",
             seconds[labels] / seconds["epoch"],
             None if labels == "true" else 2.0,
             least=False,

@@ -1,4 +1,6 @@
-"""Merging LoRA adapters into a model on disk: this library's command beside mergekit's, each in its own process."""
+"""Merging LoRA adapters into a model on disk: this library's command beside mergekit's,
+each in its own process.
+"""
 
 import importlib.util
 import json
@@ -24,7 +26,8 @@ SIZES = {"small": (256, 2, 1000), "300M": (1024, 17, 32000), "2 GB": (2048, 17, 
 # A process begins with its parent's peak memory as its own, so a small one stands between.
 LAUNCHER = """
 import json, os, sys
-child = os.posix_spawnp(sys.argv[1], sys.argv[1:], os.environ, file_actions=[(os.POSIX_SPAWN_DUP2, 2, 1)])
+errors = (os.POSIX_SPAWN_DUP2, 2, 1)
+child = os.posix_spawnp(sys.argv[1], sys.argv[1:], os.environ, file_actions=[errors])
 _, status, used = os.wait4(child, 0)
 print(json.dumps([used.ru_utime + used.ru_stime, used.ru_maxrss, used.ru_oublock]))
 sys.exit(os.waitstatus_to_exitcode(status))
@@ -160,7 +163,9 @@ def size_of(folder: Path) -> int:
 
 
 def on_disk() -> list[Row]:
-    """Equality in float32 on a small model; speed and memory in bfloat16; memory on a model of 2 GB."""
+    """Equality in float32 on a small model; speed and memory in bfloat16;
+    memory on a model of 2 GB.
+    """
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         return [*beside_mergekit(folder), large(folder)]
@@ -182,7 +187,8 @@ def beside_mergekit(folder: Path) -> list[Row]:
         return rows
     theirs, merged = by_mergekit(folder, base, places, "bfloat16")
     far = {"mergekit": error(merged, base, places), "ours": error(output, base, places)}
-    equal = f"of ΔW, mergekit {far['mergekit']:.1%} off, ours {far['ours']:.1%} (bf16); {in_float32(folder)}"
+    off = f"mergekit {far['mergekit']:.1%} off, ours {far['ours']:.1%}"
+    equal = f"of ΔW, {off} (bf16); {in_float32(folder)}"
     what = f"{ADAPTERS} LoRAs into a Llama of 285M parameters, bf16"
     sides = f"mergekit {theirs.seconds:.1f} s, ours {ours.seconds:.1f} s"
     rows.append(Row(f"{what}: CPU time", sides, theirs.seconds / ours.seconds, 5.0, equal=equal))

@@ -1,9 +1,11 @@
-"""InfLoRA as it was published, plain and slow: what the library is measured against and must agree with.
+"""InfLoRA as it was published, plain and slow: what the library is measured against and must agree
+with.
 
-Written from the description of the procedure (Liang & Li, arXiv 2404.00228; DualGPM: Liang & Li, CVPR 2023): full
-singular value decompositions in NumPy wherever a norm, a few directions or a complement is needed; dense branches
-summed in each forward pass; one matrix of products for each image. Repaired as in the library: the first task's branch
-for spaces above half of the dimension, and directions of noise, which would leave the complement.
+Written from the description of the procedure (Liang & Li, arXiv 2404.00228; DualGPM: Liang & Li,
+CVPR 2023): full singular value decompositions in NumPy wherever a norm, a few directions or a
+complement is needed; dense branches summed in each forward pass; one matrix of products for each
+image. Repaired as in the library: the first task's branch for spaces above half of the dimension,
+and directions of noise, which would leave the complement.
 """
 
 from collections.abc import Callable
@@ -29,7 +31,9 @@ def thin_svd(X: Matrix) -> tuple[Matrix, Matrix, Matrix]:
 
 @dataclass(frozen=True)
 class Memory:
-    """A basis of M ("remove": it is taken out of inputs) or of its complement ("retain": that alone is kept)."""
+    """A basis of M ("remove": it is taken out of inputs) or of its complement ("retain":
+    that alone is kept).
+    """
 
     basis: Matrix
     kind: str
@@ -45,7 +49,9 @@ class Memory:
 
 
 def design(memory: Memory | None, C: Matrix, rank: int, svd: SVD = thin_svd) -> Matrix:
-    """The rows of B_t before they are scaled: the top left singular vectors of what of C lies outside M."""
+    """The rows of B_t before they are scaled: the top left singular vectors of what of C lies
+    outside M.
+    """
     U, S, _ = svd(C if memory is None else memory.outside(C))
     real = int(np.count_nonzero(S / np.trace(C) > NOISE))
     return U[:, : min(rank, real)].T
@@ -99,7 +105,9 @@ def _less_to_retain(memory: Memory, C: Matrix, epsilon: float, svd: SVD) -> Memo
 
 
 def covariance(batches: list[Tensor]) -> Tensor:
-    """The mean of x xᵀ over all tokens of batches [images, tokens, d], from one matrix for each image."""
+    """The mean of x xᵀ over all tokens of batches [images, tokens, d],
+    from one matrix for each image.
+    """
     mean, seen = torch.zeros(batches[0].shape[-1], batches[0].shape[-1]), 0
     for x in batches:
         products = torch.bmm(x.transpose(1, 2), x).sum(dim=0)
@@ -113,7 +121,8 @@ def covariance(batches: list[Tensor]) -> Tensor:
 
 
 class Block(nn.Module):
-    """A pre-norm block whose key and value have one branch for each task, kept apart and summed in each forward pass.
+    """A pre-norm block whose key and value have one branch for each task,
+    kept apart and summed in each forward pass.
 
     Parameters
     ----------

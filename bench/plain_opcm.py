@@ -1,6 +1,7 @@
 """OPCM (arXiv 2501.09522) as published: full singular value decompositions of dense matrices.
 
-Where a matrix has no full rank only the singular vectors of its numerical rank count: others are arbitrary.
+Where a matrix has no full rank only the singular vectors of its numerical rank count:
+others are arbitrary.
 """
 
 import numpy as np
@@ -24,7 +25,9 @@ def opcm(models: list[Model], *, alpha: float) -> Model:
 
 
 def projected(A: np.ndarray, B: np.ndarray, alpha: float) -> np.ndarray:
-    """B without what it has along the diagonal and in the leading block of A's singular directions."""
+    """B without what it has along the diagonal and in the leading block of A's singular
+    directions.
+    """
     U, s, Vh = np.linalg.svd(A)
     q = int((s > 1e-6 * s[0]).sum())
     r = int(np.argmax(np.cumsum(s[:q]) / s[:q].sum() > alpha))

@@ -1,7 +1,9 @@
-"""What saving costs a run: the demo's five tasks on MiniLM, with every function that writes or prepares it timed.
+"""What saving costs a run: the demo's five tasks on MiniLM,
+with every function that writes or prepares it timed.
 
-The time is the clock's, not the CPU's, because waiting for the disk is a part of it. The same run with nothing saved
-inside a task has to give the same adapters. The exit status is 1 when it does not, or the target is missed.
+The time is the clock's, not the CPU's, because waiting for the disk is a part of it. The same run
+with nothing saved inside a task has to give the same adapters.
+The exit status is 1 when it does not, or the target is missed.
 """
 
 import functools

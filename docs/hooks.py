@@ -1,4 +1,6 @@
-"""What mkdocs does for the site besides rendering `docs/`: pages from the code, notebooks, files of the repository."""
+"""What mkdocs does for the site besides rendering `docs/`: pages from the code, notebooks,
+files of the repository.
+"""
 
 import base64
 import json
@@ -46,7 +48,9 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
 
 
 def on_post_page(output: str, page: Any, config: Any) -> None:
-    """No page may need another host: it is to be read offline, and nobody is to be told who reads it."""
+    """No page may need another host: it is to be read offline,
+    and nobody is to be told who reads it.
+    """
     from mkdocs.exceptions import PluginError
 
     if found := ELSEWHERE.search(output):
@@ -75,7 +79,8 @@ def notebook(path: Path) -> str:
         parts += [output(each) for each in cell.get("outputs", [])]
     source = f"{REPOSITORY}docs/notebooks/{path.name}"
     parts.append(
-        f"*This page is the notebook [{path.name}]({source}), with what it printed when it was run.*"
+        f"*This page is the notebook [{path.name}]({source}), "
+        f"with what it printed when it was run.*"
     )
     return "\n\n".join(filter(None, parts))
 

@@ -1,4 +1,6 @@
-"""Pages of the site that are made from the code: methods, rules, benchmarks, the command line, the public names."""
+"""Pages of the site that are made from the code: methods, rules, benchmarks, the command line,
+the public names.
+"""
 
 import inspect
 import re
@@ -17,17 +19,18 @@ SECTION = re.compile(r"^([A-Z]\w+)\n-{3,}$", re.M)
 TITLES: dict[registry.Kind, tuple[str, str]] = {
     "method": (
         "All methods",
-        "How a task is learned after others. [Methods](../methods.md) compares them, and [how to choose](../choose.md) "
-        "says where to begin. In a recipe: `method: {name: ewc, strength: 300}`.",
+        "A method learns a task after others. [Methods](../methods.md) compares them, "
+        "and [how to choose](../choose.md) says where to begin. "
+        "In a recipe: `method: {name: ewc, strength: 300}`.",
     ),
     "rule": (
         "All rules",
-        "How what was learned acts together. In a recipe: `rule: {name: ties, density: 0.3}`.",
+        "A rule combines what was learned. In a recipe: `rule: {name: ties, density: 0.3}`.",
     ),
     "benchmark": (
         "All benchmarks",
-        "Streams of tasks. In a recipe: `stream: {name: demo, train: 100}`. Of one's own data a stream is made as "
-        "[this page](../data.md) says.",
+        "Streams of tasks. In a recipe: `stream: {name: demo, train: 100}`. "
+        "[Your own data](../data.md) explains how to make a stream of it.",
     ),
 }
 
@@ -80,7 +83,9 @@ def declared(thing: Any) -> str:
 
 
 def settings(thing: Callable[..., Any]) -> str:
-    """The keyword parameters with their defaults; what they mean comes from the docstring, or that of a base class."""
+    """The keyword parameters with their defaults; what they mean comes from the docstring,
+    or that of a base class.
+    """
     bases = (
         [base for base in thing.__mro__ if base is not object]
         if inspect.isclass(thing)
@@ -123,7 +128,8 @@ def command_line() -> str:
     ]
     parts = ["# The command line", str(app.app.info.help), table(("command", "what it does"), rows)]
     parts.append(
-        "`perdure COMMAND --help` says the same. A mistake is one sentence and exit status 1 (2: of usage)."
+        "`perdure COMMAND --help` says the same. A mistake is reported in one sentence; "
+        "the exit status is 1, or 2 for wrong usage."
     )
     for name, command in commands.items():
         found = [
@@ -140,7 +146,9 @@ def command_line() -> str:
 
 
 def parameter(p: inspect.Parameter) -> tuple[str, tuple[str, str, str]]:
-    """How a command's parameter stands in the usage, if it is an argument; and its row of the table."""
+    """How a command's parameter stands in the usage, if it is an argument;
+    and its row of the table.
+    """
     kind, about = get_args(p.annotation)
     help_, needed = prose(about.help or ""), p.default is p.empty
     if isinstance(about, ArgumentInfo):
@@ -176,7 +184,8 @@ def public_names() -> str:
     """What `import perdure` gives."""
     parts = [
         "# Python",
-        "All public names: `from perdure import …`. Methods, rules and benchmarks are modules of their own: "
+        "All public names: `from perdure import …`. "
+        "Methods, rules and benchmarks are modules of their own: "
         '`from perdure.methods.isolated import Isolated`, or `perdure.find("method", "isolated")`.',
     ]
     things = {name: getattr(perdure, name) for name in perdure.__all__}
@@ -268,7 +277,9 @@ def split(text: str) -> dict[str, str]:
 
 
 def entries(body: str) -> dict[str, str]:
-    """The entries of a section of names: a line with one or several names, then what they mean, indented."""
+    """The entries of a section of names: a line with one or several names, then what they mean,
+    indented.
+    """
     found: dict[str, str] = {}
     names: list[str] = []
     for line in body.splitlines():
@@ -287,7 +298,9 @@ def first(text: str | None) -> str:
 
 
 def prose(text: str) -> str:
-    """Plain text as Markdown that shows it as it is; code in backticks stays, and so do indented blocks."""
+    """Plain text as Markdown that shows it as it is; code in backticks stays,
+    and so do indented blocks.
+    """
     paragraphs = []
     for paragraph in inspect.cleandoc(text).split("\n\n"):
         if paragraph.startswith("    "):

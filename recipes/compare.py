@@ -1,12 +1,14 @@
-"""Compare methods on one recipe: tune each on validation data with the same budget, then measure it on test data.
+"""Compare methods on one recipe: tune each on validation data with the same budget,
+then measure it on test data.
 
     python recipes/compare.py recipes/inflora_mnist.yaml --seeds 0 1 2
 
-Each variant of the recipe (see VARIANTS) is run with each of its learning rates on the first seed. For either way to
-use the heads (`own`: as each task left its own; `aligned`: all aligned after the last task, as the recipe's `alignment`
-says) the rate with the best average accuracy on the validation splits is then run on all seeds. A seed is also the
-order of the classes. Runs that are there already are taken as they are. The table goes to
-recipes/results/<recipe>.csv: average accuracy after the last task in percent, for each way to know the task.
+Each variant of the recipe (see VARIANTS) is run with each of its learning rates on the first seed.
+For either way to use the heads (`own`: as each task left its own; `aligned`: all aligned after the
+last task, as the recipe's `alignment` says) the rate with the best average accuracy on the
+validation splits is then run on all seeds. A seed is also the order of the classes. Runs that are
+there already are taken as they are. The table goes to recipes/results/<recipe>.csv:
+average accuracy after the last task in percent, for each way to know the task.
 """
 
 import argparse
@@ -112,7 +114,9 @@ CACHE: dict[Path, dict] = {}
 
 
 def measure(recipe: Recipe, place: Path) -> dict[tuple[str, str], dict[str, float]]:
-    """By split and heads: the average accuracy over all tasks after the last, for each way to know the task."""
+    """By split and heads: the average accuracy over all tasks after the last,
+    for each way to know the task.
+    """
     if place in CACHE:
         return CACHE[place]
     alignment = recipe.make_training().alignment or Alignment()

@@ -1,14 +1,16 @@
-"""Every method on one recipe: tune each on the first tasks with the same budget, run all seeds, write one table.
+"""Every method on one recipe: tune each on the first tasks with the same budget, run all seeds,
+write one table.
 
     python recipes/methods.py recipes/methods_demo.yaml recipes/methods_mnist.yaml --seeds 0 1 2
 
-Tuned are the learning rate and each method's main coefficient (`perdure tune`), on the first two tasks of the first
-seed. A seed is that of the examples, of the training, and of the order of Split MNIST's classes. What is there already
-under `runs/methods` is taken up. The table goes to recipes/results/<recipe>.csv and, as means over the seeds, to the
-terminal.
+Tuned are the learning rate and each method's main coefficient (`perdure tune`), on the first two
+tasks of the first seed. A seed is that of the examples, of the training, and of the order of Split
+MNIST's classes. What is there already under `runs/methods` is taken up.
+The table goes to recipes/results/<recipe>.csv and, as means over the seeds, to the terminal.
 
-Time is the process's time of learning all tasks with fewer examples (one thread, the frozen features known already),
-beside that of `sequential`. It is measured last, by itself, so that nothing else need run then; `--no-times` leaves it.
+Time is the process's time of learning all tasks with fewer examples (one thread, the frozen
+features known already), beside that of `sequential`. It is measured last, by itself,
+so that nothing else need run then; `--no-times` leaves it.
 """
 
 import argparse
@@ -60,12 +62,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "joint": {"method": "joint"},
     "joint, full": {"method": "{name: joint, peft: full}", **FULL},
 }
-"""Settings beside the recipe's. `slca` is full fine-tuning with a slow backbone and aligned heads."""
+"""Settings beside the recipe's.
+
+`slca` is full fine-tuning with a slow backbone and aligned heads.
+"""
 OF_DINOV2 = {"inflora": {"method.energy": "features"}}
 """As in inflora_mnist.yaml, where the reason stands."""
 ORACLE = "isolated, oracle"
 TIMED = {"stream.train": 40, "stream.validation": 40, "stream.test": 20}
-"""Examples of each task where time is measured: what a method costs beside another does not depend on how many."""
+"""Examples of each task where time is measured: what a method costs beside another does not depend
+on how many.
+"""
 
 
 def main() -> None:
@@ -99,7 +106,9 @@ def main() -> None:
 
 
 class Comparison:
-    """All methods on one recipe, with one backbone, so that the frozen features are computed once a seed."""
+    """All methods on one recipe, with one backbone, so that the frozen features are computed once a
+    seed.
+    """
 
     def __init__(self, path: Path, runs: Path, first_seed: int, trials: int):
         self.path, self.runs, self.first_seed, self.trials = path, runs, first_seed, trials
@@ -107,7 +116,9 @@ class Comparison:
         self.found: dict[str, list[str]] = {}
 
     def begin(self, seed: int) -> None:
-        """Make the stream of a seed, and the frozen features of all its splits, which all methods use alike."""
+        """Make the stream of a seed, and the frozen features of all its splits,
+        which all methods use alike.
+        """
         self.backbone._encoded.clear()
         self.stream = self.recipe("sequential", seed).make_stream()
         self.describe(self.stream)
@@ -155,7 +166,9 @@ class Comparison:
         return self.found[variant]
 
     def rows(self, variant: str, seed: int) -> list[dict[str, Any]]:
-        """A row for the recipe's rule, and for PIC one for the oracle: learned and measured now, or before."""
+        """A row for the recipe's rule, and for PIC one for the oracle: learned and measured now,
+        or before.
+        """
         place = self.place(variant, seed)
         if (cached := place.with_suffix(".json")).exists():
             return json.loads(cached.read_text())

@@ -1,10 +1,12 @@
-"""Every rule on the demo's tasks: train once for each seed, then combine in every way, and write the tables.
+"""Every rule on the demo's tasks: train once for each seed, then combine in every way,
+and write the tables.
 
     python recipes/rules.py --seeds 0 1 2
 
-A run that is there already is taken up, and so is a rule that was measured already. `results/rules_demo.csv` has a row
-for each method, rule, seed and way to know the task; `results/rules_demo_scales.csv` the accuracy at each scale of task
-arithmetic. A rule with a scale is measured at its usual one and at the best of the grid on validation data.
+A run that is there already is taken up, and so is a rule that was measured already.
+`results/rules_demo.csv` has a row for each method, rule, seed and way to know the task;
+`results/rules_demo_scales.csv` the accuracy at each scale of task arithmetic.
+A rule with a scale is measured at its usual one and at the best of the grid on validation data.
 """
 
 import argparse
@@ -135,8 +137,8 @@ def of_scales(results: Run, curve: list[Rule], seed: int) -> list[dict[str, Any]
 def over_seeds(rows: list[dict[str, Any]], keys: list[str]) -> str:
     """A Markdown table of mean ± standard deviation over the seeds; rules with the best first.
 
-    The last column is the difference to task arithmetic with 1/n on the same seeds: what the seeds have in common (the
-    examples, the adapters) is not in it.
+    The last column is the difference to task arithmetic with 1/n on the same seeds:
+    what the seeds have in common (the examples, the adapters) is not in it.
     """
     groups: dict[tuple[Any, ...], dict[int, list[float]]] = {}
     for row in rows:

@@ -1,9 +1,11 @@
-"""Run a recipe from several starts and seeds, combine what was learned in every way, and write one table.
+"""Run a recipe from several starts and seeds, combine what was learned in every way,
+and write one table.
 
     python recipes/sweep.py recipes/clinc150.yaml --folder ../shared/data/intents --seeds 0 1 2
 
-A run that is there already is taken up, and so is a combination that was measured already. The table goes
-to recipes/results/<recipe>.csv: one row per start, seed, space, since, scale and way to know the task.
+A run that is there already is taken up, and so is a combination that was measured already. The
+table goes to recipes/results/<recipe>.csv: one row per start, seed, space, since,
+scale and way to know the task.
 """
 
 import argparse
@@ -78,17 +80,13 @@ def measure_all(results: Run, rules: list[tuple[str, list[str]]]) -> None:
 
 def table(results: Run, start: str, seed: int) -> list[dict[str, str | int]]:
     """The average accuracy after the last task, in percent."""
-    return [
-        {
-            "start": start,
-            "seed": seed,
-            "rule": rule,
-            "task_id": task_id,
-            "average_accuracy": f"{100 * metrics.average_accuracy(results.matrix(rule, task_id)):.1f}",
-        }
-        for rule in dict.fromkeys(row["rule"] for row in results.scores())
-        for task_id in ("given", "posterior", "none")
-    ]
+    rows = []
+    for rule in dict.fromkeys(row["rule"] for row in results.scores()):
+        for task_id in ("given", "posterior", "none"):
+            average = metrics.average_accuracy(results.matrix(rule, task_id))
+            row = {"start": start, "seed": seed, "rule": rule, "task_id": task_id}
+            rows.append(row | {"average_accuracy": f"{100 * average:.1f}"})
+    return rows
 
 
 if __name__ == "__main__":

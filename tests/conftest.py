@@ -1,4 +1,6 @@
-"""Pico backbones made from configs and a toy stream: nothing is downloaded, everything takes seconds."""
+"""Pico backbones made from configs and a toy stream: nothing is downloaded,
+everything takes seconds.
+"""
 
 import gzip
 import os
@@ -130,7 +132,9 @@ def shared() -> Path:
 
 @pytest.fixture
 def digits(tmp_path, monkeypatch) -> None:
-    """A false package of digits in the cache: ten images of each, whose first pixel is the number of the row."""
+    """A false package of digits in the cache: ten images of each,
+    whose first pixel is the number of the row.
+    """
     from perdure.bundled.parts import packages
 
     table = np.random.default_rng(0).integers(0, 256, (100, 785))
@@ -164,7 +168,9 @@ def demo_cache() -> None:
 
 @pytest.fixture(scope="session")
 def vision_cache() -> None:
-    """The model and data of the demo on images, which `perdure demo --vision --download` fetches."""
+    """The model and data of the demo on images, which `perdure demo --vision --download`
+    fetches.
+    """
     from perdure.bundled import dinov2
     from perdure.bundled.parts import packages
 

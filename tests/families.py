@@ -1,4 +1,6 @@
-"""Pico models of families that `conftest.TEXT` has not: decoders, encoder-decoders, and how a model lies on disk."""
+"""Pico models of families that `conftest.TEXT` has not: decoders, encoder-decoders,
+and how a model lies on disk.
+"""
 
 import json
 from collections.abc import Callable
@@ -75,7 +77,9 @@ def edit(folder: Path, name: str = "config.json", **values: Any) -> Path:
 
 
 def all_forms(place: Path) -> None:
-    """Models to be damaged: an encoder, a decoder in several files, T5, one in torch's format, and one for images."""
+    """Models to be damaged: an encoder, a decoder in several files, T5, one in torch's format,
+    and one for images.
+    """
     make("bert", place / "bert")
     make("vit", place / "vit")
     family("llama", place / "llama")

@@ -1,4 +1,6 @@
-"""File operations below a folder, counted; and one of them made to fail as a disk or a system fails."""
+"""File operations below a folder, counted; and one of them made to fail as a disk or a system
+fails.
+"""
 
 import builtins
 import contextlib
@@ -19,7 +21,8 @@ KINDS = {
     "torn": errno.ENOSPC,
 }
 KILLED, KILLED_INSIDE = "killed", "killed inside"
-"""Kinds, too: the process is killed instead of the operation, or in the middle of what it writes."""
+"""Kinds, too: the process is killed instead of the operation, or in the middle of what it writes.
+"""
 EVENTS = {
     "open",
     "os.chmod",
@@ -43,7 +46,8 @@ class Faults:
     Attributes
     ----------
     done
-        What they were: `open lock.json`, `write .scores.csv.12.perdure-partial`, …; and what can befall them.
+        What they were: `open lock.json`, `write .scores.csv.12.perdure-partial`, …;
+        and what can befall them.
     """
 
     def __init__(self, folder: Path, at: int | None = None, kind: str = "broken"):

@@ -1,7 +1,8 @@
 """Processes of their own that begin with everything imported: forks of one that does nothing else.
 
-To import what perdure stands on takes seconds, each time. For what is to be shown with one process more, and not with
-its imports, a fork of a process that has them is as good: its signals, exit status, files, limits and kills are real.
+To import what perdure stands on takes seconds, each time. For what is to be shown with one process
+more, and not with its imports, a fork of a process that has them is as good: its signals,
+exit status, files, limits and kills are real.
 """
 
 import contextlib
@@ -25,7 +26,8 @@ _context.set_forkserver_preload(
 
 
 def do_not_wait_for_the_disk() -> None:
-    """A kill loses nothing that was written, and that the power fails is not tested: a third of the time is saved.
+    """A kill loses nothing that was written, and that the power fails is not tested:
+    a third of the time is saved.
 
     What is put in the place of `fsync` is a C function too, since kills come at these.
     """
@@ -53,7 +55,9 @@ def _begin(
 
 
 class Process:
-    """As `subprocess.Popen` of `python -c CODE ARGUMENTS…`; the environment is this one's and what is given."""
+    """As `subprocess.Popen` of `python -c CODE ARGUMENTS…`;
+    the environment is this one's and what is given.
+    """
 
     def __init__(self, code: str, *arguments: object, cwd: Path | None = None, **environment: str):
         self._outputs = []

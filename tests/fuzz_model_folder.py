@@ -1,9 +1,11 @@
-"""Open model folders after one of their files was changed: `python fuzz_model_folder.py PLACE SEED FIRST LAST`.
+"""Open model folders after one of their files was changed:
+`python fuzz_model_folder.py PLACE SEED FIRST LAST`.
 
-Each input is made from the seed and its number alone. Allowed is that the model is refused in perdure's own words, or
-that it works: its features are finite, the same for every seed of torch, and those of a text do not depend on the texts
-beside it. Memory is limited to what there is before the first input and `MEMORY` more; an input that takes longer than
-`SECONDS` hangs. Prints JSON: what came out how often, and what should not have.
+Each input is made from the seed and its number alone. Allowed is that the model is refused in
+perdure's own words, or that it works: its features are finite, the same for every seed of torch,
+and those of a text do not depend on the texts beside it. Memory is limited to what there is before
+the first input and `MEMORY` more; an input that takes longer than `SECONDS` hangs. Prints JSON:
+what came out how often, and what should not have.
 
 In PLACE there must be the folder `models` with one folder for each model, as `prepare` makes them.
 """
@@ -31,8 +33,8 @@ from datasets import Dataset
 from mutations import mutate
 from PIL import Image
 
-from perdure.data.task import TaskRows
 from perdure import Backbone, PerdureError
+from perdure.data.task import TaskRows
 
 MEMORY = 1_000_000_000  # bytes
 SECONDS = 10
@@ -142,7 +144,9 @@ def in_config(folder: Path, random: Random) -> str:
 
 
 def in_weights(folder: Path, random: Random) -> str:
-    """A tensor under another name, in another shape, or left out; or all of them with another prefix."""
+    """A tensor under another name, in another shape, or left out;
+    or all of them with another prefix.
+    """
     from safetensors.torch import load_file, save_file
 
     path = random.choice(sorted(folder.glob("*.safetensors")))
@@ -165,7 +169,9 @@ def in_weights(folder: Path, random: Random) -> str:
 
 
 def features(folder: Path, seed: int) -> torch.Tensor:
-    """The feature of an example alone and of both together, from a model opened with a seed of torch."""
+    """The feature of an example alone and of both together,
+    from a model opened with a seed of torch.
+    """
     torch.manual_seed(seed)
     backbone = Backbone.load(folder).eval()
     values: list[Any] = ["w1 w2", "w3 w4 w5 w6"]

@@ -1,8 +1,10 @@
-"""Read run folders after one of their files was changed: `python fuzz_run_folder.py PLACE SEED FIRST LAST`.
+"""Read run folders after one of their files was changed:
+`python fuzz_run_folder.py PLACE SEED FIRST LAST`.
 
-Each input is made from the seed and its number alone. After it everything that reads a run is called: allowed is that
-it works, or a `PerdureError`. Memory is limited to what there is before the first input and `MEMORY` more; an input
-that takes longer than `SECONDS` hangs. Prints JSON: what came out how often, and what should not have.
+Each input is made from the seed and its number alone. After it everything that reads a run is
+called: allowed is that it works, or a `PerdureError`. Memory is limited to what there is before the
+first input and `MEMORY` more; an input that takes longer than `SECONDS` hangs. Prints JSON:
+what came out how often, and what should not have.
 
 In PLACE there must be the runs of `tests/formats/1` and what they were made from.
 """
@@ -50,9 +52,11 @@ class Hang(BaseException):
 
 
 def prepare() -> None:
-    """Beside the runs of format 1: those of the newest that stopped inside their second task, and one of bottlenecks.
+    """Beside the runs of format 1: those of the newest that stopped inside their second task,
+    and one of bottlenecks.
 
-    One of them keeps examples and anchors, one sums of features: what a method remembers is read when they go on.
+    One of them keeps examples and anchors, one sums of features:
+    what a method remembers is read when they go on.
     """
     Path("outside").mkdir()
     Path("outside/file").write_text("mine")
@@ -142,8 +146,14 @@ def attempt(number: int, seed: int, found: dict[str, Any]) -> None:
             ]
             where = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "?"
             key = f"{name}: {type(error).__name__} at {where}"
-            fault = {"input": number, "said": said, "error": str(error)[:200], "trace": [
-                f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames]}  # fmt: skip
+            fault = {
+                "input": number,
+                "said": said,
+                "error": str(error)[:200],
+                "trace": [
+                    f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames
+                ],
+            }
             found["faults"].setdefault(key, fault)
             found["outcomes"][f"{name}: WRONG"] += 1
         finally:

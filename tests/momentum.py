@@ -1,4 +1,6 @@
-"""A method with an optimizer of its own, which also moves the weights around each loss: for tests."""
+"""A method with an optimizer of its own, which also moves the weights around each loss:
+for tests.
+"""
 
 import contextlib
 from dataclasses import dataclass
@@ -10,7 +12,9 @@ from perdure.models import adapters
 
 
 class Perturbed(torch.optim.SGD):
-    """SGD with momentum; `scales` is a tensor among the settings of its groups, as some optimizers have them."""
+    """SGD with momentum; `scales` is a tensor among the settings of its groups,
+    as some optimizers have them.
+    """
 
     def __init__(self, groups, lr):
         super().__init__(groups, lr=lr, momentum=0.9)

@@ -1,4 +1,6 @@
-"""Damage and malice for the files of a run folder: a random change of one file, drawn from a seed."""
+"""Damage and malice for the files of a run folder: a random change of one file,
+drawn from a seed.
+"""
 
 import hashlib
 import json
@@ -98,7 +100,8 @@ HOSTILE: list[Any] = [
     ),
 ]
 YAML = [
-    "a: &a [x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b]\nd: [*c,*c,*c,*c]\n",
+    "a: &a [x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b]\n"
+    "d: [*c,*c,*c,*c]\n",
     "!!python/object/apply:os.system ['exit 1']",
     "x: !!python/name:os.system",
     "a: &a\n  b: *a\n",
@@ -122,7 +125,10 @@ YAML = [
 
 
 def mutate(folder: Path, random: Random) -> str:
-    """Change one file (or name) of a run folder; return what was done. A task's manifest is mostly made to fit."""
+    """Change one file (or name) of a run folder; return what was done.
+
+    A task's manifest is mostly made to fit.
+    """
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     kinds = sorted({path.name for path in files})
     kind = random.choice(kinds)  # each kind of file as often as the others
@@ -180,7 +186,9 @@ def in_bytes(path: Path, random: Random) -> str:
 
 
 def in_place(path: Path, random: Random, folder: Path) -> str:
-    """Something else where the file was, or where its folder was: beside the run is the folder `outside`."""
+    """Something else where the file was, or where its folder was:
+    beside the run is the folder `outside`.
+    """
     outside = folder.parent / "outside"
     kind = random.choice(list(PLACES))
     if kind == "in a linked folder" and path.parent != folder:
@@ -214,7 +222,9 @@ PLACES: dict[str, Callable[[Path, Path], Any]] = {
 
 
 def in_value(value: Any, random: Random) -> tuple[Any, str]:
-    """A value inside lists and mappings taken out, put in, renamed, or swapped with a hostile one."""
+    """A value inside lists and mappings taken out, put in, renamed,
+    or swapped with a hostile one.
+    """
     places: list[tuple[Any, Any]] = []
 
     def walk(inner: Any) -> None:
@@ -346,7 +356,9 @@ def in_header(path: Path, random: Random) -> str:
 
 
 def in_snapshot(path: Path, random: Random) -> str:
-    """A value of what is said about the state inside a task, or a tensor, with the hash that goes with it."""
+    """A value of what is said about the state inside a task, or a tensor,
+    with the hash that goes with it.
+    """
     kept = Snapshot.load(path)
     if random.random() < 0.3:
         name, other = random.choice(list(kept.tensors)), random.choice(list(kept.tensors))
@@ -359,7 +371,9 @@ def in_snapshot(path: Path, random: Random) -> str:
 
 
 def in_tensors(path: Path, random: Random) -> str:
-    """Other tensors in a file that is sound as such: of another shape, type, or name; values that are not finite."""
+    """Other tensors in a file that is sound as such: of another shape, type, or name;
+    values that are not finite.
+    """
     content = path.read_bytes()
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])

@@ -77,7 +77,9 @@ def base(
 def adapter(
     base: Path, place: Path, *, seed: int, exact: bool = False, auto=None, **settings: Any
 ) -> Path:
-    """Save a LoRA whose factors are random; `exact`: multiples of 1/8, whose sums and products have no rounding."""
+    """Save a LoRA whose factors are random; `exact`: multiples of 1/8,
+    whose sums and products have no rounding.
+    """
     settings = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "o_proj"]} | settings
     kind = transformers.AutoConfig.from_pretrained(base)
     if kind.model_type == "gpt2":

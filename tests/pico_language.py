@@ -5,9 +5,10 @@ from typing import Any
 
 import torch
 import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+
 from perdure.models.language import LanguageModel
 from perdure.models.prompts import Prompts
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 SPECIAL = ("<pad>", "</s>", "<s>")
 IN_COMMON: dict[str, Any] = {
@@ -75,7 +76,9 @@ def tokenizer() -> transformers.PreTrainedTokenizerFast:
 
 
 def transformer(kind: str) -> Any:
-    """Return a model with random weights, the same each time, whose answers are far from uniform."""
+    """Return a model with random weights, the same each time,
+    whose answers are far from uniform.
+    """
     make, sizes = BLOOM if kind == "bloom" else CONFIGS[kind]
     config = make(**sizes, **IN_COMMON)
     auto = transformers.AutoModelForCausalLM

@@ -1,4 +1,6 @@
-"""Small methods, small tables, recipes on them, runs that are stopped, and the comparison of two run folders."""
+"""Small methods, small tables, recipes on them, runs that are stopped,
+and the comparison of two run folders.
+"""
 
 import json
 import os
@@ -44,10 +46,15 @@ def table(folder: Path, name: str, size: int = 30) -> str:
     if not path.exists():
         rng, first = random.Random(name), 13 * list(TABLES).index(name)
         rows = [
-            (" ".join(rng.choices(WORDS[(first + 4 * (i % len(classes))) % 56 :][:4], k=4) + rng.choices(WORDS, k=2)),
-             classes[i % len(classes)])
+            (
+                " ".join(
+                    rng.choices(WORDS[(first + 4 * (i % len(classes))) % 56 :][:4], k=4)
+                    + rng.choices(WORDS, k=2)
+                ),
+                classes[i % len(classes)],
+            )
             for i in range(size)
-        ]  # fmt: skip
+        ]
         write(path, rows)
     return str(path)
 
@@ -67,7 +74,9 @@ def recipe(folder: Path, names: Any, backbone: Path, **settings: Any) -> dict[st
 
 
 def contents(run: Run | Path) -> dict[str, Any]:
-    """What two runs that are the same have in common, by file: all but hardware, times, and what was forgotten."""
+    """What two runs that are the same have in common, by file: all but hardware, times,
+    and what was forgotten.
+    """
     folder = Path(run.folder if isinstance(run, Run) else run)
     found: dict[str, Any] = {}
     for path in sorted(folder.rglob("*")):
@@ -92,7 +101,10 @@ def contents(run: Run | Path) -> dict[str, Any]:
 
 
 def differing(one: Run | Path, other: Run | Path) -> list[str]:
-    """The files in which two runs differ. What may be deleted, and is when a task is forgotten, may be missing."""
+    """The files in which two runs differ.
+
+    What may be deleted, and is when a task is forgotten, may be missing.
+    """
     a, b = contents(one), contents(other)
     if not (a.keys() & b.keys()) >= {"answers.json"}:
         a.pop("answers.json", None)

@@ -1,4 +1,6 @@
-"""What the documentation shows is true: its code runs and prints what it says, its commands and recipes are valid."""
+"""What the documentation shows is true: its code runs and prints what it says,
+its commands and recipes are valid.
+"""
 
 import contextlib
 import io
@@ -28,7 +30,8 @@ from perdure.evaluation import metrics
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
-# How many blocks of Python and of commands are run, by page. The README's Python is run by test_readme.
+# How many blocks of Python and of commands are run, by page.
+# The README's Python is run by test_readme.
 RUN = {
     "README.md": (2, 5),
     "CONTRIBUTING.md": (0, 1),
@@ -85,7 +88,9 @@ def commands(block: Block) -> list[list[str]]:
 
 
 def check(words: list[str]) -> None:
-    """What a command names is there: the program's command and its options, a target, an extra, a script."""
+    """What a command names is there: the program's command and its options, a target, an extra,
+    a script.
+    """
     if words[0] == "perdure":
         group = typer.main.get_command(app.app)
         group.commands[words[1]].make_context(words[1], words[2:])
@@ -115,7 +120,9 @@ def call(words: list[str]) -> str:
 
 
 def masked(text: str) -> str:
-    """What is printed, but for the digits of numbers with a point and the spaces that align them."""
+    """What is printed, but for the digits of numbers with a point and the spaces that align
+    them.
+    """
     return " ".join(re.sub(r"-?\d+\.\d+", "#", text).split())
 
 
@@ -152,7 +159,9 @@ def small(pico, tmp_path, tmp_path_factory, monkeypatch):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_no_block_escapes(page, tmp_path, monkeypatch):
-    """Each is of a known kind, is run or says why not, and is valid; how many are run is known here."""
+    """Each is of a known kind, is run or says why not, and is valid;
+    how many are run is known here.
+    """
     text, found = page.read_text(encoding="utf-8"), blocks(page)
     assert len(re.findall("^```", text, re.M)) == 2 * sum(block.fenced for block in found)
     assert len(re.findall("^<!-- not run: ", text, re.M)) == sum(
@@ -195,7 +204,9 @@ def test_what_a_page_says(page, request, tmp_path, monkeypatch):
 @pytest.mark.real
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebooks(path, request, tmp_path, monkeypatch):
-    """They run, with fewer examples; they were run from top to bottom before, and printed no warning."""
+    """They run, with fewer examples; they were run from top to bottom before,
+    and printed no warning.
+    """
     request.getfixturevalue("vision_cache" if path.stem == "vision" else "demo_cache")
     monkeypatch.chdir(tmp_path)
     cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]

@@ -1,4 +1,5 @@
-"""The README's promises: its Python prints what it says, its recipe can be run, its tables are complete.
+"""The README's promises: its Python prints what it says, its recipe can be run,
+its tables are complete.
 
 Its commands are run, and its links followed, as those of the other pages: test_docs.
 """

@@ -1,4 +1,6 @@
-"""Real weights and real data: what is exported and saved gives what perdure gives, to 1e-5 in fp32."""
+"""Real weights and real data: what is exported and saved gives what perdure gives,
+to 1e-5 in fp32.
+"""
 
 import peft
 import pytest

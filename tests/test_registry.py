@@ -40,7 +40,9 @@ def test_one_file_is_enough(toy_method, capsys, monkeypatch):
 
 
 def test_the_conformance_tests_find_it_too(toy_method, tmp_path, request):
-    """In a process of its own: pytest collects the conformance tests for a file that was put beside the others."""
+    """In a process of its own: pytest collects the conformance tests for a file that was put beside
+    the others.
+    """
     code = "import sys, pytest\nfrom perdure import methods\nmethods.__path__.append(sys.argv[1])\n"
     code += "sys.exit(pytest.main(['-o', 'addopts=', '-q', '-k', 'toy_method', *sys.argv[2:]]))"
     conformance = request.path.parent / "methods" / "test_methods.py"

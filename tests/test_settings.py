@@ -41,7 +41,10 @@ WRONG = [
     {"a": float("nan")},
     object(),
 ]
-JARGON = r"function-|\[str|input should|pydantic|literal|union|constrained|tuple\[|Annotated|nonetype|int_parsing"
+JARGON = (
+    r"function-|\[str|input should|pydantic|literal|union|constrained|tuple\[|Annotated|nonetype|"
+    r"int_parsing"
+)
 
 
 @pytest.mark.parametrize("name", THINGS)

@@ -1,4 +1,6 @@
-"""The type checker that the tests put behind every annotation of the package; an int will do for a float."""
+"""The type checker that the tests put behind every annotation of the package;
+an int will do for a float.
+"""
 
 from beartype import BeartypeConf, beartype
 

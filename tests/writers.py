@@ -1,10 +1,11 @@
 """Every command that writes, on little: `python writers.py PLACE WAY COMMAND,… SHARE SEED`.
 
-A command is done in a fork of a process that has imported everything, on a copy of what it begins with, below `work`.
+A command is done in a fork of a process that has imported everything,
+on a copy of what it begins with, below `work`.
 
-    kills    it is killed at each operation on a file that changes something, and then given again
-    faults   each operation on a file fails once, as a disk or a system fails, and the command is given again
-    links    a link to what lies outside is put at each place that it writes
+    kills it is killed at each operation on a file that changes something, and then given again
+    faults each operation on a file fails once, as a disk or a system fails, and the command is
+    given again links a link to what lies outside is put at each place that it writes
 
 A SHARE of all these are tried, drawn by SEED. Prints JSON: how many, and what was wrong.
 """
@@ -45,7 +46,8 @@ TINY = ("--set", "training.epochs=1", "--set", "training.batch_size=8")
 
 @dataclass(frozen=True)
 class Command:
-    """What is given to the command line, and what it begins with: a run of so many tasks, or nothing.
+    """What is given to the command line, and what it begins with: a run of so many tasks,
+    or nothing.
 
     `loose` are files of the result that tell how often, or how long, something was done.
     """
@@ -111,7 +113,9 @@ def prepare(place: Path, backbone: Path) -> None:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a process ended: its status (negative: the signal), what it said, and the operations that it did."""
+    """How a process ended: its status (negative: the signal), what it said,
+    and the operations that it did.
+    """
 
     status: int
     said: str
@@ -191,7 +195,9 @@ def _content(path: Path) -> Any:
 
 
 def partial(expected: dict[str, Any], before: dict[str, Any]) -> list[str]:
-    """The outputs that are neither what they were, nor what they are to be: only what counts for nothing may be."""
+    """The outputs that are neither what they were, nor what they are to be:
+    only what counts for nothing may be.
+    """
     outputs = ("out.csv", "out", "run/report.html", "run/diagnostics.json", "out/tuned.yaml")
     wrong = []
     for name in outputs:
@@ -208,7 +214,9 @@ def partial(expected: dict[str, Any], before: dict[str, Any]) -> list[str]:
 
 
 def settled(command: Command, expected: dict[str, Any], last: Ended) -> list[str]:
-    """What is wrong after a command was given again: it has to come to the result, with nothing left over."""
+    """What is wrong after a command was given again: it has to come to the result,
+    with nothing left over.
+    """
     found = result(command)
     there_already = "already" in last.said and last.status == 1
     if last.status and not there_already:
@@ -253,7 +261,9 @@ def faults(command: Command, random: Random, share: float) -> Iterator[list[str]
 
 
 def _telling(done: list[tuple[str, list[str]]]) -> list[int]:
-    """The operations that change something, and of those that read the same thing the first and the last."""
+    """The operations that change something, and of those that read the same thing the first and the
+    last.
+    """
     numbers: dict[str, list[int]] = {}
     for number, (operation, kinds) in enumerate(done):
         same = operation if "full" not in kinds else f"{number}"
@@ -275,7 +285,9 @@ def _sentence(first: Ended) -> list[str]:
 
 
 def links(command: Command, random: Random, share: float) -> Iterator[list[str]]:
-    """Put a link at each place that it writes, and at names that an earlier version gave what it was writing."""
+    """Put a link at each place that it writes, and at names that an earlier version gave what it
+    was writing.
+    """
     fresh(command)
     before = {str(path.relative_to("work")) for path in Path("work").rglob("*")}
     _, expected, done = _whole(command)

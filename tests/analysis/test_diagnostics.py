@@ -1,4 +1,6 @@
-"""Diagnostics: against plain NumPy and values worked by hand; on toy runs of each kind; and in the terminal."""
+"""Diagnostics: against plain NumPy and values worked by hand; on toy runs of each kind;
+and in the terminal.
+"""
 
 import importlib
 import io
@@ -130,8 +132,12 @@ def test_low_rank_and_dense_task_vectors_are_compared_alike(monkeypatch):
     low = {t: TaskVector({"q": low_rank(i), "v": low_rank(i + 9)}) for i, t in enumerate("abc")}
     low["d"] = TaskVector({"q": low_rank(20, rank=2)})  # a layer that is lacking is zero
     dense = {t: TaskVector({n: v.dense(n) for n in v.entries}) for t, v in low.items()}
-    flat = np.stack([torch.cat([v.dense(n).flatten() if n in v else torch.zeros(120) for n in "qv"]).numpy()
-                     for v in low.values()])  # fmt: skip
+    flat = np.stack(
+        [
+            torch.cat([v.dense(n).flatten() if n in v else torch.zeros(120) for n in "qv"]).numpy()
+            for v in low.values()
+        ]
+    )
     sizes = np.linalg.norm(flat, axis=1)
     expected = flat @ flat.T / np.outer(sizes, sizes)
     differ, both = (
@@ -314,8 +320,9 @@ def test_a_run(made):
     assert {path: path.read_bytes() for path in before} == before
     assert (found["tasks"], found["rule"]) == (["fruit", "colour", "texture"], "task_arithmetic")
     parts = found["parts"]
-    assert parts["interference"]["layers"] == [f"encoder.layer.{i}.attention.self.{n}" for i in (0, 1)
-                                               for n in ("query", "value")]  # fmt: skip
+    assert parts["interference"]["layers"] == [
+        f"encoder.layer.{i}.attention.self.{n}" for i in (0, 1) for n in ("query", "value")
+    ]
     shares = np.array(parts["zones"]["layer_shares"])
     np.testing.assert_allclose(shares.sum(2), 1, atol=1e-5)
     assert parts["cka"]["layers"] == ["embeddings", "layer 1", "layer 2"]
@@ -491,7 +498,11 @@ def pictures(part, tasks):
     return [series(figures.bars(values, tasks, "letters"), "Letters", tasks, values)]
 
 DIAGNOSTIC = Diagnostic(
-    position=9, title="How long names are", reading="More is longer.", axes={"letters": "t"}, table=table,
+    position=9,
+    title="How long names are",
+    reading="More is longer.",
+    axes={"letters": "t"},
+    table=table,
     pictures=pictures,
 )
 """
@@ -580,8 +591,16 @@ def many(count, layers=3):
             for key, axes in keys.items()
         }
         parts[name] |= {"reading": "How to read it.", "layers": names.get(name, [])}
-    return {"format": 1, "tasks": tasks, "rule": "sum", "since": "pretrained", "seed": 0, "left_out": {},
-            "examples": 100, "parts": parts}  # fmt: skip
+    return {
+        "format": 1,
+        "tasks": tasks,
+        "rule": "sum",
+        "since": "pretrained",
+        "seed": 0,
+        "left_out": {},
+        "examples": 100,
+        "parts": parts,
+    }
 
 
 @pytest.mark.parametrize("count", [1, 50])
@@ -643,7 +662,8 @@ def test_reading_needs_no_torch(tmp_path):
     (tmp_path / "diagnostics.json").write_text(json.dumps(many(3)))
     code = "import sys, pathlib; from perdure.runs import layout; "
     code += "from perdure.report.diagnostics_page import sections; "
-    code += "print(len(sections(layout.diagnostics(pathlib.Path(sys.argv[1])))), 'torch' in sys.modules)"
+    code += "shown = sections(layout.diagnostics(pathlib.Path(sys.argv[1]))); "
+    code += "print(len(shown), 'torch' in sys.modules)"
     out = subprocess.run(
         [sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True
     ).stdout

@@ -1,4 +1,6 @@
-"""The benchmarks: on the real data where it is, on small folders of the same layout, and on a false hub."""
+"""The benchmarks: on the real data where it is, on small folders of the same layout,
+and on a false hub.
+"""
 
 import io
 import json
@@ -68,7 +70,9 @@ def table(inputs: list, labels: list[int], split: list[str], column: str = "text
 
 @pytest.fixture
 def texts(tmp_path):
-    """Three tasks; a has 40 training and 12 test examples of two classes, one three times the other."""
+    """Three tasks; a has 40 training and 12 test examples of two classes,
+    one three times the other.
+    """
     classes = {"a": ["no", "yes"], "b": ["no", "yes"], "c": ["red", "green", "blue"]}
     for name in classes:
         labels = [0, 0, 0, 1] * 13 if name != "c" else [0, 1, 2, 2] * 13
@@ -214,7 +218,9 @@ def test_standard_cl_refuses_a_table(texts, rows, reason):
 
 
 def false_hub(path: str, config: str | None = None) -> dict[str, Dataset]:
-    """Two examples a class, in the columns of the card of `path`; where labels are secret they are -1."""
+    """Two examples a class, in the columns of the card of `path`;
+    where labels are secret they are -1.
+    """
     columns, names = HUB[path, config]
     label = "topic" if "yahoo" in path else "label"
     features = {name: Value("string") for name in [*columns, "extra"]} | {

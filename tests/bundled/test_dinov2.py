@@ -1,4 +1,6 @@
-"""A checkpoint out of an ONNX file: a pico model, put into a file of the package's layout, comes back as it was."""
+"""A checkpoint out of an ONNX file: a pico model, put into a file of the package's layout,
+comes back as it was.
+"""
 
 import json
 import sys
@@ -18,7 +20,9 @@ onnx = pytest.importorskip("onnx", reason="onnx is not installed")
 
 
 def write_onnx(file, weights: dict[str, np.ndarray]) -> None:
-    """As torch exports it: a linear layer's weight is anonymous and transposed, the position embeddings are cut."""
+    """As torch exports it: a linear layer's weight is anonymous and transposed,
+    the position embeddings are cut.
+    """
     tensors, nodes = [], []
 
     def add(name: str, value: np.ndarray, operation: str = "", node: str = "") -> None:

@@ -1,4 +1,6 @@
-"""Files from elsewhere: a damaged, false or malicious one is an error of ours that names it, and nothing is written."""
+"""Files from elsewhere: a damaged, false or malicious one is an error of ours that names it,
+and nothing is written.
+"""
 
 import json
 import os
@@ -119,7 +121,8 @@ def test_sizes_that_cannot_be(single):
         file.truncate(300_000_000)
         file.write(struct.pack("<Q", 200_000_000))
     fails(*single, str(single[0] / MODEL), "at most 100000000")
-    text = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    entry = b'"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
+    text = b"{" + entry + b"," + entry + b"}"
     (single[0] / MODEL).write_bytes(struct.pack("<Q", len(text)) + text + bytes(4))
     fails(*single, str(single[0] / MODEL), "a key appears twice")
 

@@ -1,4 +1,6 @@
-"""Merging on disk against plain sums, peft, and the model in memory; what is written loads with the stock libraries."""
+"""Merging on disk against plain sums, peft, and the model in memory;
+what is written loads with the stock libraries.
+"""
 
 import json
 import subprocess
@@ -205,7 +207,9 @@ def test_convolutions_and_renamed_layers(tmp_path):
 
 
 def test_a_prefix_of_the_base_model_is_found(pico, tmp_path):
-    """An adapter of BertModel on a checkpoint of BertForSequenceClassification, and the other way round."""
+    """An adapter of BertModel on a checkpoint of BertForSequenceClassification,
+    and the other way round.
+    """
     whole = pico("bert")
     inner = tmp_path / "inner"
     transformers.AutoModel.from_pretrained(whole).save_pretrained(inner)
@@ -238,7 +242,9 @@ def test_a_prefix_of_the_base_model_is_found(pico, tmp_path):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, pico):
-    """A run of two tasks on a pico BERT with the stock pooling: each adapter holds its task's head."""
+    """A run of two tasks on a pico BERT with the stock pooling:
+    each adapter holds its task's head.
+    """
     folder = tmp_path_factory.mktemp("runs") / "run"
     tasks = (
         toy_task("fruit", ["apple", "pear"], 1),
@@ -373,15 +379,17 @@ def test_statistics_of_inputs_reach_the_rule(tmp_path):
     (tmp_path / "seen.py").write_text(
         "from perdure.merging.rule import nature\n"
         "@nature('sequential', state='nothing', needs=['inputs'])\n"
-        "def seen(vectors, inputs):\n    seen.value = inputs\n    return next(iter(vectors.values()))\n"
+        "def seen(vectors, inputs):\n    seen.value = inputs\n"
+        "    return next(iter(vectors.values()))\n"
     )
     folder = base("llama", tmp_path)
     place = adapter(
         folder, tmp_path / "task" / "adapter", seed=1, target_modules=["q_proj", "k_proj"]
     )
-    call = lambda: merge_checkpoint(
-        folder, [place], str(tmp_path / "seen.py"), tmp_path / "out", dry_run=True
-    )  # noqa: E731
+
+    def call():
+        merge_checkpoint(folder, [place], str(tmp_path / "seen.py"), tmp_path / "out", dry_run=True)
+
     with pytest.raises(PerdureError, match=r"no `inputs.safetensors` in or beside"):
         call()
     names = [f"model.layers.{i}.self_attn" for i in (0, 1)]
@@ -457,8 +465,10 @@ def test_merging_imports_no_transformers(tmp_path):
     folder = base("llama", tmp_path)
     place = adapter(folder, tmp_path / "one", seed=1)
     code = (
-        "import sys; from perdure import merge_checkpoint; merge_checkpoint(*sys.argv[1:2], sys.argv[2:3], 'sum', "
-        "sys.argv[3]); sys.exit(str([m for m in ('transformers', 'peft', 'datasets') if m in sys.modules]))"
+        "import sys; from perdure import merge_checkpoint; "
+        "merge_checkpoint(*sys.argv[1:2], sys.argv[2:3], 'sum', sys.argv[3]); "
+        "heavy = ('transformers', 'peft', 'datasets'); "
+        "sys.exit(str([m for m in heavy if m in sys.modules]))"
     )
     command = [sys.executable, "-c", code, str(folder), str(place), str(tmp_path / "out")]
     assert subprocess.run(command, capture_output=True, text=True).stderr.strip() == "[]"

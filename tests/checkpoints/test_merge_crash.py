@@ -1,4 +1,6 @@
-"""Whatever happens while a merger is written: its folder is there whole, or not at all, and nothing else is left."""
+"""Whatever happens while a merger is written: its folder is there whole, or not at all,
+and nothing else is left.
+"""
 
 import errno
 import os
@@ -34,7 +36,8 @@ from pathlib import Path
 from perdure import merge_checkpoint
 base, one, out = map(Path, sys.argv[1:])
 def merge(place): merge_checkpoint(base, [one], "sum", place)
-def content(place): return {p.name: p.read_bytes() for p in place.iterdir() if p.name != "README.md"}
+def content(place):
+    return {p.name: p.read_bytes() for p in place.iterdir() if p.name != "README.md"}
 calls = 0
 def count(frame, event, argument):
     global calls
@@ -44,10 +47,12 @@ def count(frame, event, argument):
 last = None
 merge(out.with_name("whole"))  # everything is imported now
 whole = content(out.with_name("whole"))
-sys.setprofile(count); began = time.time(); merge(out.with_name("counted")); took = time.time() - began
+sys.setprofile(count); began = time.time()
+merge(out.with_name("counted")); took = time.time() - began
 sys.setprofile(None); total, calls = calls, 0
 seeded, found = random.Random(0), {"none": 0, "whole": 0, "left": 0}
-moments = [("call", n) for n in seeded.sample(range(1, total), 90)] + [("call", total - n) for n in range(2, 12)]
+moments = [("call", n) for n in seeded.sample(range(1, total), 90)]
+moments += [("call", total - n) for n in range(2, 12)]
 moments += [("time", seeded.uniform(0, took)) for _ in range(30)]
 for kind, moment in moments:
     child = os.fork()
@@ -175,7 +180,8 @@ MEASURED = """
 import resource, sys
 from perdure import merge_checkpoint
 import torch
-def written(): return int(next(l for l in open("/proc/self/io") if l.startswith("wchar")).split()[1])
+def written():
+    return int(next(l for l in open("/proc/self/io") if l.startswith("wchar")).split()[1])
 before = written(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 merge_checkpoint(sys.argv[1], [sys.argv[2]], "sum", sys.argv[3])
 print(written() - before[0], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before[1])

@@ -1,4 +1,6 @@
-"""Forms of adapters and bases that only the model's architecture explains, merged as stock peft merges them."""
+"""Forms of adapters and bases that only the model's architecture explains,
+merged as stock peft merges them.
+"""
 
 import json
 import shutil
@@ -110,7 +112,9 @@ def bert_and_gpt2() -> transformers.EncoderDecoderConfig:
     ],
 )
 def test_what_the_file_says_of_transposition_does_not_count(kind, make, layers, flag, tmp_path):
-    """Square weights above all, whose shape does not show how they are stored; here all blocks are 16 wide."""
+    """Square weights above all, whose shape does not show how they are stored;
+    here all blocks are 16 wide.
+    """
     folder = saved(make(), tmp_path / "base", kind)
     place = adapter(folder, tmp_path / "lora", seed=1, auto=kind, target_modules=layers)
     configure(place, fan_in_fan_out=flag)

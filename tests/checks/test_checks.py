@@ -1,4 +1,6 @@
-"""The public checks: each finds the method or rule that breaks its promise, and says so in one sentence."""
+"""The public checks: each finds the method or rule that breaks its promise,
+and says so in one sentence.
+"""
 
 import json
 from pathlib import Path
@@ -32,7 +34,8 @@ METHODS = {
         "has `update` as a int, but it is a hook",
     ),
     "many_losses": (
-        "    def loss(self, backbone, batch):\n        return torch.stack([super().loss(backbone, batch)] * 8)",
+        "    def loss(self, backbone, batch):\n"
+        "        return torch.stack([super().loss(backbone, batch)] * 8)",
         method.loss_is_one_number,
         r"has a loss of the shape \(8,\): return one number",
     ),
@@ -42,7 +45,8 @@ METHODS = {
         "has a loss that is a float",
     ),
     "no_gradient": (
-        "    def loss(self, backbone, batch):\n        return super().loss(backbone, batch).detach()",
+        "    def loss(self, backbone, batch):\n"
+        "        return super().loss(backbone, batch).detach()",
         method.loss_is_one_number,
         "has a loss without a gradient",
     ),
@@ -56,7 +60,8 @@ METHODS = {
         "    def parameters(self, backbone):\n"
         "        return [p for n, p in backbone.model.named_parameters() if 'lora_B' in n]\n"
         "    def update(self, backbone, step):\n        step()\n"
-        "        [p.data.mul_(1.01) for n, p in backbone.model.named_parameters() if 'lora_A' in n]",
+        "        names = backbone.model.named_parameters()\n"
+        "        [p.data.mul_(1.01) for n, p in names if 'lora_A' in n]",
         method.only_its_parameters_change,
         r"changed `.*lora_A.weight` of its module while it learned `fruit`",
     ),
@@ -66,7 +71,8 @@ METHODS = {
         "left its module as it was",
     ),
     "never_lower": (
-        "    def loss(self, backbone, batch):\n        return super().loss(backbone, batch) * 0 + 3",
+        "    def loss(self, backbone, batch):\n"
+        "        return super().loss(backbone, batch) * 0 + 3",
         method.training_lowers_the_loss,
         "has a loss of 3 at first and of 3 after 24 steps",
     ),
@@ -77,7 +83,8 @@ METHODS = {
         "says that it `isolates`, but an earlier task changed",
     ),
     "keeps_data": (
-        "    def examples(self, seen):\n        return [row for task in seen for row in task.rows('train')]",
+        "    def examples(self, seen):\n"
+        "        return [row for task in seen for row in task.rows('train')]",
         method.it_does_without_old_examples,
         "asks for the examples of an earlier task: let `keeps_all` be True",
     ),
@@ -89,21 +96,25 @@ METHODS = {
         r"gave a different run with the same seed: .* `scores.csv` differs",
     ),
     "looks_ahead": (
-        "    count = 0\n    def begin(self, backbone, task):\n        super().begin(backbone, task)\n"
-        "        for value in self.parameters(backbone):\n            value.data += 0.1 * Broken.count\n"
+        "    count = 0\n    def begin(self, backbone, task):\n"
+        "        super().begin(backbone, task)\n"
+        "        for value in self.parameters(backbone):\n"
+        "            value.data += 0.1 * Broken.count\n"
         "        Broken.count += 1",
         method.past_tasks_stay_as_they_are,
         "changed `tasks/00-fruit` when it learned other tasks",
     ),
     "forgets_between": (
         "    def __post_init__(self):\n        super().__post_init__()\n        self.learned = 0\n"
-        "    def loss(self, backbone, batch):\n        return (1 + self.learned) * super().loss(backbone, batch)\n"
+        "    def loss(self, backbone, batch):\n"
+        "        return (1 + self.learned) * super().loss(backbone, batch)\n"
         "    def end(self, *arguments):\n        self.learned += 1",
         method.a_run_goes_on_between_tasks,
         "was stopped between two tasks and did not end with the same bytes: keep in `state`",
     ),
     "forgets_inside": (
-        "    def begin(self, backbone, task):\n        super().begin(backbone, task)\n        self.steps = 0\n"
+        "    def begin(self, backbone, task):\n        super().begin(backbone, task)\n"
+        "        self.steps = 0\n"
         "    def loss(self, backbone, batch):\n        self.steps += 1\n"
         "        return super().loss(backbone, batch) / self.steps",
         method.a_run_goes_on_inside_a_task,
@@ -111,7 +122,8 @@ METHODS = {
     ),
     "goes_stale": (
         "    def __post_init__(self):\n        super().__post_init__()\n        self.learned = 0\n"
-        "    def loss(self, backbone, batch):\n        return (1 + self.learned) * super().loss(backbone, batch)\n"
+        "    def loss(self, backbone, batch):\n"
+        "        return (1 + self.learned) * super().loss(backbone, batch)\n"
         "    def end(self, *arguments):\n        self.learned += 1",
         method.what_was_used_is_as_good_as_new,
         "gave a different run when it was used again",
@@ -150,7 +162,8 @@ RULES = {
         "returned 2 task vectors, but says that it is `sequential`",
     ),
     "a_list": (
-        "@nature('sequential', state='nothing')\ndef a_list(vectors): return list(vectors.values())",
+        "@nature('sequential', state='nothing')\n"
+        "def a_list(vectors): return list(vectors.values())",
         rule.shapes_and_dtypes_are_kept,
         "returned a list: return a `TaskVector`",
     ),
@@ -173,25 +186,29 @@ RULES = {
     ),
     "unbiased": (
         "@nature('order-free', state='sums')\n"
-        "def unbiased(vectors): return sum_of(vectors) * (1 / float(torch.tensor(len(vectors) - 1.0)) "
+        "def unbiased(vectors): return sum_of(vectors) * (1 / float(torch.tensor(len(vectors) - "
+        "1.0)) "
         "if len(vectors) > 1 else float('nan'))",
         rule.shapes_and_dtypes_are_kept,
         "returned numbers that are infinite or not defined for `",
     ),
     "invents": (
-        "@nature('sequential', state='one')\ndef invents(vectors): return TaskVector({'v': torch.ones(2)})",
+        "@nature('sequential', state='one')\n"
+        "def invents(vectors): return TaskVector({'v': torch.ones(2)})",
         rule.shapes_and_dtypes_are_kept,
         "returned a layer `v` that no task changes",
     ),
     "in_place": (
         "@nature('sequential', state='one')\n"
-        "def in_place(vectors):\n    vectors['a']['w'].B.mul_(2) if hasattr(vectors['a']['w'], 'B') else None\n"
+        "def in_place(vectors):\n"
+        "    vectors['a']['w'].B.mul_(2) if hasattr(vectors['a']['w'], 'B') else None\n"
         "    return sum_of(vectors)",
         rule.task_vectors_are_left_alone,
         "changed `w` of the task vector of `a`: make a new tensor",
     ),
     "dice": (
-        "@nature('sequential', state='one')\ndef dice(vectors): return sum_of(vectors) * float(torch.rand(()))",
+        "@nature('sequential', state='one')\n"
+        "def dice(vectors): return sum_of(vectors) * float(torch.rand(()))",
         rule.the_same_again,
         "made a different `w` when it was called again: seed its random numbers",
     ),
@@ -205,12 +222,14 @@ RULES = {
     "broadcasts": (
         "@nature('order-free', state='sums')\n"
         "def broadcasts(vectors):\n"
-        "    return TaskVector({'w': sum(v.dense('w').mean().expand(5, 4) for v in vectors.values())})",
+        "    return "
+        "TaskVector({'w': sum(v.dense('w').mean().expand(5, 4) for v in vectors.values())})",
         rule.different_shapes_are_refused,
         "combined layers of different shapes",
     ),
     "first": (
-        "@nature('order-free', state='one')\ndef first(vectors): return next(iter(vectors.values()))",
+        "@nature('order-free', state='one')\n"
+        "def first(vectors): return next(iter(vectors.values()))",
         rule.order_does_not_matter_if_it_says_so,
         "says that it is order-free, but made a different `.` of the tasks in another order",
     ),

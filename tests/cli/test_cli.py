@@ -1,4 +1,6 @@
-"""The command line as a user meets it: own data, from an empty folder to predictions; mistakes are one sentence."""
+"""The command line as a user meets it: own data, from an empty folder to predictions;
+mistakes are one sentence.
+"""
 
 import csv
 import importlib.metadata
@@ -278,7 +280,8 @@ def test_help_fits_80_columns(command, perdure):
 
 def test_a_warning_of_ours_is_one_sentence(tmp_path):
     """In a process of its own: pytest takes warnings for itself."""
-    script = "import warnings, perdure, perdure.cli.app as cli; cli.app = lambda given: [warnings.warn(w) for w in ours]"
+    script = "import warnings, perdure, perdure.cli.app as cli; "
+    script += "cli.app = lambda given: [warnings.warn(w) for w in ours]"
     ours = "ours = [perdure.PerdureWarning('Too little room.'), UserWarning('Other.')]"
     command = [sys.executable, "-c", f"{script}\n{ours}\ncli.main()"]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stderr.splitlines()
@@ -305,7 +308,9 @@ def test_debug_can_be_set_for_all_commands(perdure, monkeypatch):
 
 
 def in_encoding(monkeypatch, encoding: str) -> io.BytesIO:
-    """Make standard output write in an encoding, as an old locale has it; return what is written."""
+    """Make standard output write in an encoding, as an old locale has it;
+    return what is written.
+    """
     written = io.BytesIO()
     monkeypatch.setattr(
         sys, "stdout", io.TextIOWrapper(written, encoding=encoding, write_through=True)

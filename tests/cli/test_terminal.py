@@ -77,7 +77,7 @@ def test_cells_are_text():
     assert "\x1b" not in out and "\\x1b[2J[bold]x" in out and "[red]a" in out
 
 
-DOCSTRING = """Do one thing, and say so in a sentence that is longer than the line of a narrow terminal.
+DOCSTRING = """Do one thing, and say so in a sentence that is longer than a narrow terminal is wide.
 
 Parameters
 ----------
@@ -127,11 +127,22 @@ def summary(metrics: dict) -> dict:
     from perdure.report.summary import _metric
 
     result = {
-        "rule": "task_arithmetic(scale=0.3, density=0.25)", "known": "not known", "metric": "accuracy",
-        "metrics": metrics, "examples": None, "standard_error": None,
-    }  # fmt: skip
-    run = {"title": "run", "sentence": "3 tasks.", "status": "", "problems": [], "results": [result | {"matrix": []}],
-           "rule": "task_arithmetic", "tasks": []}  # fmt: skip
+        "rule": "task_arithmetic(scale=0.3, density=0.25)",
+        "known": "not known",
+        "metric": "accuracy",
+        "metrics": metrics,
+        "examples": None,
+        "standard_error": None,
+    }
+    run = {
+        "title": "run",
+        "sentence": "3 tasks.",
+        "status": "",
+        "problems": [],
+        "results": [result | {"matrix": []}],
+        "rule": "task_arithmetic",
+        "tasks": [],
+    }
     spread = {name: {"mean": value, "sd": None, "n": 1, "of": 1} for name, value in metrics.items()}
     group = {"title": "run", "runs": [0], "results": [result | {"metrics": spread}]}
     return {"runs": [run], "groups": [group], "metrics": {name: _metric(name) for name in metrics}}

@@ -1,6 +1,8 @@
-"""Every command that writes: its output is there whole or not at all, and nothing outside its folder ever changes.
+"""Every command that writes: its output is there whole or not at all,
+and nothing outside its folder ever changes.
 
-`writers.py` tries it out. `make soak` tries every operation on a file, and every place; here a few are drawn.
+`writers.py` tries it out. `make soak` tries every operation on a file, and every place;
+here a few are drawn.
 """
 
 import json

@@ -1,4 +1,6 @@
-"""Images are read as they are meant: the pixels given, upright, whatever their mode and wherever they come from."""
+"""Images are read as they are meant: the pixels given, upright,
+whatever their mode and wherever they come from.
+"""
 
 import errno
 import io
@@ -15,15 +17,16 @@ from PIL import Image, ImageCms
 
 import perdure
 from perdure import Backbone, DataError, InputError, Model, Task, TaskStream
-from perdure.data.task import TaskRows
 from perdure.data.images import as_rows, endings, image_column, read_image, undecoded
 from perdure.data.images import content as images_content
+from perdure.data.task import TaskRows
 from perdure.methods.lda import LDA
 from perdure.models import encoder
 
 SOAK = 20 if os.environ.get("PERDURE_SOAK") else 1
 
-# What a viewer does with an image that is stored with an orientation, with arrays instead of Pillow.
+# What a viewer does with an image that is stored with an orientation,
+# with arrays instead of Pillow.
 SHOWN = {
     1: lambda a: a,
     2: lambda a: a[:, ::-1],
@@ -330,7 +333,8 @@ def test_all_images_are_looked_at_before_anything_is_trained(pico, tmp_path):
         perdure.run(stream, Backbone.load(pico("vit")), LDA(), output=tmp_path / "run")
     message = str(error.value)
     assert message.startswith(
-        "12 images cannot be read; replace or remove what is named. `a.parquet, row 3` is not an image that Pillow "
+        "12 images cannot be read; replace or remove what is named. `a.parquet, "
+        "row 3` is not an image that Pillow "
         "can read. `a.parquet, row 7` is damaged or cut short ("
     )
     assert message.count("a.parquet") == 10 and message.endswith(" And 2 more.")

@@ -1,4 +1,6 @@
-"""What is learned of a table, and asked with `predict`, is what is written in it; or one sentence says why not."""
+"""What is learned of a table, and asked with `predict`, is what is written in it;
+or one sentence says why not.
+"""
 
 import csv
 import json

@@ -1,4 +1,6 @@
-"""Pairs of texts, texts without any token, and numbers that are not finite: read, answered, or refused."""
+"""Pairs of texts, texts without any token, and numbers that are not finite: read, answered,
+or refused.
+"""
 
 import math
 import shutil

@@ -1,4 +1,6 @@
-"""The task posterior against scikit-learn's discriminant analysis, streamed, reordered, and with a task taken out."""
+"""The task posterior against scikit-learn's discriminant analysis, streamed, reordered,
+and with a task taken out.
+"""
 
 import pytest
 import torch
@@ -69,7 +71,9 @@ def test_a_class_without_examples_and_constant_features():
 
 
 def test_what_a_run_keeps_of_a_task_counts_its_groups(bert, toy, tmp_path, monkeypatch):
-    """They are the classes; were they another division of the examples, the statistics would be of that."""
+    """They are the classes; were they another division of the examples,
+    the statistics would be of that.
+    """
     assert toy[1].groups("test") == toy[1].test["label"][:]
     classes = (
         run(toy.until(1), bert, NCM(), output=tmp_path / "classes").load_task("fruit").statistics

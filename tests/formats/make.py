@@ -1,8 +1,9 @@
-"""Make the regression folder of a format: `python tests/formats/make.py NUMBER`, once, when a format is new.
+"""Make the regression folder of a format: `python tests/formats/make.py NUMBER`, once,
+when a format is new.
 
-Small runs, one of them stopped inside its second task; the tables and the pico backbone they were made from; and what
-their models predict. They are committed and never made again: later versions have to read them as they are
-(`test_formats.py`).
+Small runs, one of them stopped inside its second task; the tables and the pico backbone they were
+made from; and what their models predict. They are committed and never made again:
+later versions have to read them as they are (`test_formats.py`).
 """
 
 import csv
@@ -64,8 +65,13 @@ def main() -> None:
             (" ".join(rng.choices(WORDS[5 * i : 5 * i + 8], k=6)), label)
             for i, label in enumerate(classes)
         ] * 2
-        rows += [(" ".join(rng.choices(WORDS[5 * (i % len(classes)) :][:8], k=6)), classes[i % len(classes)])
-                 for i in range(24)]  # fmt: skip
+        rows += [
+            (
+                " ".join(rng.choices(WORDS[5 * (i % len(classes)) :][:8], k=6)),
+                classes[i % len(classes)],
+            )
+            for i in range(24)
+        ]
         with open(f"{name}.csv", "w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([("text", "label"), *rows])
     stream = [{"data": f"{name}.csv"} for name in TABLES]

@@ -178,7 +178,8 @@ GOLDEN = {"inflora": {"alpha": 10.0}}
 def test_golden_loss(kind, pico, toy, request):
     """The loss of every step on the toy stream. A change of these numbers is a change of behaviour.
 
-    Where nothing is trained: after each task, the loss of each task's validation examples under all heads as one.
+    Where nothing is trained: after each task, the loss of each task's validation examples under all
+    heads as one.
     """
     file = request.path.parents[1] / "golden" / f"{kind}.json"
     losses, backbone, method = (

@@ -1,7 +1,9 @@
-"""Two processes that train one model (as `accelerate launch` has them, gloo on the CPU) come to what one comes to.
+"""Two processes that train one model (as `accelerate launch` has them,
+gloo on the CPU) come to what one comes to.
 
-The sums of gradients are added in another order, so that parameters differ in their last digits, and a test example
-whose two likeliest classes are equally likely may get the other one. The tolerances below are those that are promised.
+The sums of gradients are added in another order, so that parameters differ in their last digits,
+and a test example whose two likeliest classes are equally likely may get the other one.
+The tolerances below are those that are promised.
 """
 
 import contextlib
@@ -62,7 +64,9 @@ def launched(recipe: Path, output: Path) -> str:
 
 
 def start(recipe: Path, output: Path) -> list[forked.Process]:
-    """Two processes as `accelerate launch` starts them, the command line in each: it tells them by the environment."""
+    """Two processes as `accelerate launch` starts them, the command line in each:
+    it tells them by the environment.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -148,7 +152,9 @@ def test_two_processes_come_to_what_one_comes_to(alone, recipe):
 
 
 def test_killed_and_resumed_by_two_and_by_one(alone, recipe):
-    """Kill -9 of all processes, of one of them, and SIGTERM, at seeded moments; one process finishes the run."""
+    """Kill -9 of all processes, of one of them, and SIGTERM, at seeded moments;
+    one process finishes the run.
+    """
     seeded, output, kills = random.Random(0), recipe.parent / "killed", 0
     for how in ("all", "first", "term"):
         processes = start(recipe, output)
@@ -173,7 +179,9 @@ def wait_for(output: Path, processes: list[forked.Process]) -> None:
 
 
 def stop(processes: list[forked.Process], how: str) -> None:
-    """When one has ended, the launcher ends the other: by SIGTERM, and by SIGKILL if that is not enough."""
+    """When one has ended, the launcher ends the other: by SIGTERM,
+    and by SIGKILL if that is not enough.
+    """
     for process in processes[: 1 if how == "first" else 2]:
         process.send_signal(signal.SIGTERM if how == "term" else signal.SIGKILL)
     if how == "first":

@@ -1,4 +1,6 @@
-"""Task arithmetic in both spaces, by hand and against dense sums; what is applied is taken back, bit for bit."""
+"""Task arithmetic in both spaces, by hand and against dense sums; what is applied is taken back,
+bit for bit.
+"""
 
 import peft
 import pytest
@@ -45,7 +47,9 @@ def test_delta_space_by_hand(two):
 
 
 def test_factor_space_by_hand_has_cross_terms(two):
-    """tau_A = [0 1] and [0 0], tau_B = [1 0]ᵀ and [0 1]ᵀ; at 0.5: A = [1 .5], B = [.5 .5]ᵀ, so ΔW = 2 B A."""
+    """tau_A = [0 1] and [0 0], tau_B = [1 0]ᵀ and [0 1]ᵀ; at 0.5: A = [1 .5], B = [.5 .5]ᵀ,
+    so ΔW = 2 B A.
+    """
     combined = combine(two, Rule(scale=0.5, space="factor"))
     assert combined.vectors.dense("w.lora_A.weight").tolist() == [[0.0, 0.5]]
     assert combined.vectors.dense("w.lora_B.weight").tolist() == [[0.5], [0.5]]
@@ -57,7 +61,9 @@ def test_factor_space_by_hand_has_cross_terms(two):
 
 
 def test_since_start_leaves_out_what_was_there_before(two):
-    """The second module started from the first: its whole ΔW is 2 [1 1]ᵀ[1 1], of which 2 [1 0]ᵀ[1 1] is old."""
+    """The second module started from the first: its whole ΔW is 2 [1 1]ᵀ[1 1],
+    of which 2 [1 0]ᵀ[1 1] is old.
+    """
     later = lora("b", [[1.0, 1.0]], [[1.0], [1.0]], start=([[1.0, 1.0]], [[1.0], [0.0]]))
     whole = task_vectors([two[0], later])["b"]
     own = task_vectors([two[0], later], since="start")["b"]

@@ -1,4 +1,6 @@
-"""Searches find the maximum, keep every candidate and their budget; scales move in a model as if folded anew."""
+"""Searches find the maximum, keep every candidate and their budget;
+scales move in a model as if folded anew.
+"""
 
 import pytest
 import torch
@@ -127,7 +129,9 @@ def test_moved_scales_are_those_of_task_arithmetic(parts):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_errors_do_not_add_up(dtype):
-    """After a thousand moves and back the model is what folding anew gives, but for single precision's rounding."""
+    """After a thousand moves and back the model is what folding anew gives,
+    but for single precision's rounding.
+    """
     model, vectors = model_and_vectors()
     model.to(dtype)
     with Scaled.on(model, vectors) as folded:

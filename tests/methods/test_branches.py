@@ -1,4 +1,6 @@
-"""A new branch for each task: IncLoRA, and the penalties that O-LoRA and N-LoRA add, against plain loops."""
+"""A new branch for each task: IncLoRA, and the penalties that O-LoRA and N-LoRA add,
+against plain loops.
+"""
 
 import pytest
 import torch
@@ -22,7 +24,9 @@ def learned(method, pico, stream):
 
 
 def begun(method, backbone, stream):
-    """At the beginning of the third task: what the first two have learned, and a batch of the third."""
+    """At the beginning of the third task: what the first two have learned,
+    and a batch of the third.
+    """
     found = []
     for step in (1, 2):
         found.append(learn(backbone, stream.until(step).tasks, method, FEW, earlier=found))
@@ -148,7 +152,9 @@ def test_a_bottleneck_has_no_sum(kind):
 
 
 def test_full_changes_are_summed(pico, toy):
-    """IncLoRA's sum, of full fine-tuning: what sequential training would have come to, but for the optimizer."""
+    """IncLoRA's sum, of full fine-tuning: what sequential training would have come to,
+    but for the optimizer.
+    """
     (first, second), _ = learned(IncLoRA(peft="full"), pico, toy.until(2))
     assert not any(value.any() for value in second.start.values())
     assert not adapters.same(first.parameters, second.parameters)

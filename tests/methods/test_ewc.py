@@ -1,4 +1,6 @@
-"""EWC: the Fisher information against gradients of one example at a time, and the penalty against its definition."""
+"""EWC: the Fisher information against gradients of one example at a time,
+and the penalty against its definition.
+"""
 
 import pytest
 import torch

@@ -1,4 +1,6 @@
-"""Classifiers on the frozen backbone: against sklearn, the batch solution, and brute force; and in any order."""
+"""Classifiers on the frozen backbone: against sklearn, the batch solution, and brute force;
+and in any order.
+"""
 
 from dataclasses import replace
 
@@ -102,8 +104,10 @@ def test_lda_is_that_of_sklearn(bert, toy):
 def test_the_order_of_the_tasks_changes_nothing(kind, order, pico, toy, monkeypatch):
     monkeypatch.setattr(RIDGE, (10.0,))
     torch.manual_seed(0)
-    found = [learned(small(kind), Backbone.load(pico("bert"), pooling="mean"), [toy[i] for i in places])
-             for places in ((0, 1, 2), order)]  # fmt: skip
+    found = [
+        learned(small(kind), Backbone.load(pico("bert"), pooling="mean"), [toy[i] for i in places])
+        for places in ((0, 1, 2), order)
+    ]
     alike(*found, rtol=1e-5)
 
 
@@ -172,8 +176,10 @@ def test_the_ridge_is_chosen_on_validation_examples(bert, toy):
     other = RanPAC(features=50)
     changed = [replace(task, test=toy[2].test) for task in toy.tasks[:2]]
     learned(other, bert, changed)
-    assert all(torch.equal(torch.as_tensor(method.state[k]), torch.as_tensor(other.state[k]))
-               for k in ("ridge", "seed", "counts", "sums", "products"))  # fmt: skip
+    assert all(
+        torch.equal(torch.as_tensor(method.state[k]), torch.as_tensor(other.state[k]))
+        for k in ("ridge", "seed", "counts", "sums", "products")
+    )
 
 
 def test_sums_can_be_taken_back():
@@ -221,6 +227,12 @@ def test_heads_of_random_features_in_a_run_folder(pico, toy, tmp_path):
         toy.until(2), backbone, RanPAC(features=50), training=aligned, output=tmp_path / "aligned"
     )
     assert other.load_task("colour").gaussians.means.shape == (3, backbone.width)
-    seeds = {int(run(toy.until(1), backbone, RanPAC(features=9), output=tmp_path / str(seed), seed=seed).load_task(
-        "fruit").heads["fruit"][heads.SEED]) for seed in (1, 2)}  # fmt: skip
+    seeds = {
+        int(
+            run(toy.until(1), backbone, RanPAC(features=9), output=tmp_path / str(seed), seed=seed)
+            .load_task("fruit")
+            .heads["fruit"][heads.SEED]
+        )
+        for seed in (1, 2)
+    }
     assert len(seeds) == 2

@@ -1,4 +1,6 @@
-"""InfLoRA on a whole model: what is designed, what training moves, what is left of earlier tasks, and where it ends."""
+"""InfLoRA on a whole model: what is designed, what training moves, what is left of earlier tasks,
+and where it ends.
+"""
 
 import warnings
 
@@ -134,7 +136,9 @@ def test_the_weights_are_put_back_when_training_fails(bert, toy):
 
 
 def test_the_folded_sum_is_the_sum_of_branches(bert, toy):
-    """e = W h + A_1 B_1 h + A_2 B_2 h + A_3 B_3 h, at the first block, whose input h no branch changes."""
+    """e = W h + A_1 B_1 h + A_2 B_2 h + A_3 B_3 h, at the first block,
+    whose input h no branch changes.
+    """
     found = learned(bert, toy, InfLoRA(rank=3, alpha=6.0))
     batch = bert.encode(toy[0].rows("test")).batch([0, 1])
     name, seen = "encoder.layer.0.attention.self.value", {}
@@ -218,7 +222,8 @@ def test_designs(bert, toy):
     taken = spaces(other.state)["encoder.layer.0.attention.self.key"]
     new_task, empty = rows(bert, toy, design="new_task")
     random, nothing = rows(bert, toy, design="random")
-    # M_4 holds M_3, outside which B_3 lies, and most of what task 3 brought: so B_3 itself, but not a random B_3
+    # M_4 holds M_3, outside which B_3 lies, and most of what task 3 brought: so B_3 itself,
+    # but not a random B_3
     assert overlap(both[2], space) > 0.8 > overlap(orthogonal[2], taken)
     torch.testing.assert_close(
         both[0].abs(), new_task[0].abs(), rtol=0, atol=1e-6
@@ -237,7 +242,9 @@ def test_designs(bert, toy):
 
 
 def test_isolated_inside_designed_subspaces(pico, toy, tmp_path):
-    """With `upon="pretrained"` no task sees another: the join with parameter isolation and combination."""
+    """With `upon="pretrained"` no task sees another: the join with parameter isolation and
+    combination.
+    """
     backbone, seen = Backbone.load(pico("bert"), pooling="mean"), []
 
     class Spy(InfLoRA):
@@ -357,7 +364,9 @@ def test_constant_inputs(bert):
 
 
 def test_fewer_examples_than_the_rank(bert):
-    """Directions are of tokens, not of examples: two examples of twelve tokens have room for six."""
+    """Directions are of tokens, not of examples: two examples of twelve tokens have room for
+    six.
+    """
     one = toy_task("tiny", ["a", "b"], 4, size=2)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

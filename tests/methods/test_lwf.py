@@ -25,7 +25,9 @@ def learned(backbone, method, stream, training=FEW):
 
 @pytest.fixture
 def begun(bert, toy):
-    """At the first step of the third task, whose teachers are two heads: the method, and a batch."""
+    """At the first step of the third task, whose teachers are two heads: the method,
+    and a batch.
+    """
     method = LwF(rank=2, strength=0.7, temperature=3.0)
     method.beneath(learned(bert, method, toy.until(2)))
     bert.open(toy[2])
@@ -83,7 +85,9 @@ def test_the_teacher_has_no_dropout_and_stays_as_it_was(begun, bert):
 
 
 class Speaker(Encoder):
-    """A stand-in for a language model: no heads, and one answerer that says two tokens about each example."""
+    """A stand-in for a language model: no heads, and one answerer that says two tokens about each
+    example.
+    """
 
     heads: list[str] = []
 

@@ -59,8 +59,12 @@ def test_the_loss_is_that_of_the_task_and_the_penalty(bert, toy):
     with torch.no_grad():
         for p in parameters.values():
             p += 0.01
-        penalty = sum((method.state[f"importance/{name}"] * (p - method.state[f"anchor/{name}"]).square()).sum()
-                      for name, p in parameters.items())  # fmt: skip
+        penalty = sum(
+            (
+                method.state[f"importance/{name}"] * (p - method.state[f"anchor/{name}"]).square()
+            ).sum()
+            for name, p in parameters.items()
+        )
         plain = torch.nn.functional.cross_entropy(bert.own("colour")(bert(batch)), batch.targets)
         torch.testing.assert_close(method.loss(bert, batch), plain + 0.7 * penalty)
 

@@ -31,7 +31,9 @@ def make(name: str):
 
 @pytest.fixture(scope="module")
 def subject(tmp_path_factory):
-    """A function from the name of a method to what the checks take; its run of the toy stream is made once."""
+    """A function from the name of a method to what the checks take;
+    its run of the toy stream is made once.
+    """
     return functools.cache(
         lambda name: MethodUnderTest(
             name, lambda: make(name), tmp_path_factory.mktemp("checks") / name

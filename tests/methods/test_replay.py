@@ -1,4 +1,6 @@
-"""Replay: which examples are kept, that they survive on disk, what they train, and the method around which it is."""
+"""Replay: which examples are kept, that they survive on disk, what they train,
+and the method around which it is.
+"""
 
 from dataclasses import replace
 
@@ -99,8 +101,10 @@ def test_how_many_are_kept(strategy, bert, toy):
         kept, classes = Exemplars.of(method.state), classes + len(task.classes)
         assert len(kept) == 3 * classes and list(kept.labels) == toy.names[:step]
         if strategy != "reservoir":
-            assert all(sorted(labels) == sorted(3 * list(range(len(one.classes))))
-                       for one, labels in zip(toy, kept.labels.values(), strict=False))  # fmt: skip
+            assert all(
+                sorted(labels) == sorted(3 * list(range(len(one.classes))))
+                for one, labels in zip(toy, kept.labels.values(), strict=False)
+            )
         for name, rows, _ in kept.rows(toy.names):
             own = toy[toy.names.index(name)].train
             examples = set(zip(own["text"], own["label"], strict=True))
@@ -211,7 +215,9 @@ ALONE = {"replay", "joint", "lda", "ncm", "ranpac"}
 
 @pytest.mark.parametrize("name", [name for name in registry.names("method") if name not in ALONE])
 def test_its_hooks_are_those_of_the_other(name, bert, toy):
-    """Around every method: what that remembers is remembered, and the first task is learned as without it."""
+    """Around every method: what that remembers is remembered,
+    and the first task is learned as without it.
+    """
     plain, around, found = small(name), Replay(method=small(name), per_class=2), []
     for method in (plain, around):
         adapters.detach(bert.model)
@@ -247,7 +253,9 @@ def test_the_usual_rule_where_the_other_is_a_name():
 
 
 def test_a_recipe(pico, tmp_path, perdure):  # noqa: F811
-    """One method inside another: all settings are written out, and a run that was stopped goes on by its folder."""
+    """One method inside another: all settings are written out,
+    and a run that was stopped goes on by its folder.
+    """
     method = {"name": "replay", "method": {"name": "lwf", "rank": 2}, "per_class": 3}
     values = recipe(tmp_path, ("fruit", "colour"), pico("bert"), method=method)
     whole = make(tmp_path, "whole", values)
@@ -255,8 +263,16 @@ def test_a_recipe(pico, tmp_path, perdure):  # noqa: F811
     assert part.begun() == "colour" and perdure("run", part.folder, "-q")[0] == 0
     assert differing(part, whole) == []
     written = yaml.safe_load((whole.folder / "recipe.yaml").read_text())
-    inner = {"name": "lwf", "peft": "lora", "rank": 2, "alpha": 16.0, "dropout": 0.0, "target_modules": None,
-             "strength": 1.0, "temperature": 2.0}  # fmt: skip
+    inner = {
+        "name": "lwf",
+        "peft": "lora",
+        "rank": 2,
+        "alpha": 16.0,
+        "dropout": 0.0,
+        "target_modules": None,
+        "strength": 1.0,
+        "temperature": 2.0,
+    }
     assert written["method"] == {
         "name": "replay",
         "method": inner,

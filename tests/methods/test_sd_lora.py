@@ -1,4 +1,6 @@
-"""SD-LoRA: directions stay, magnitudes move, and what is left of a task is a usual LoRA of a greater rank."""
+"""SD-LoRA: directions stay, magnitudes move, and what is left of a task is a usual LoRA of a
+greater rank.
+"""
 
 import pytest
 import torch
@@ -37,7 +39,9 @@ def learned(bert, toy):
 
 
 def test_earlier_directions_stay_and_magnitudes_move(learned):
-    """ΔW_j of a later module is ΔW_j of an earlier one times one number for each layer, the magnitude's."""
+    """ΔW_j of a later module is ΔW_j of an earlier one times one number for each layer,
+    the magnitude's.
+    """
     (first, second, third), (_, two, three) = learned
     for number, layer in enumerate(adapters.deltas(first.config, first.parameters)):
         parts = []

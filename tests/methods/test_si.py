@@ -1,4 +1,6 @@
-"""SI: the path integral and the importance on a quadratic, where they are known; the penalty against autograd."""
+"""SI: the path integral and the importance on a quadratic, where they are known;
+the penalty against autograd.
+"""
 
 import pytest
 import torch

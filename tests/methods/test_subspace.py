@@ -1,4 +1,6 @@
-"""Subspaces of layers' inputs: against the plain version in `bench/`, direct decompositions, and values by hand."""
+"""Subspaces of layers' inputs: against the plain version in `bench/`, direct decompositions,
+and values by hand.
+"""
 
 import plain_inflora as plain
 import pytest
@@ -302,7 +304,9 @@ def deberta(tmp_path) -> Backbone:
 
 
 def test_layers_that_also_read_something_else_have_a_covariance_of_their_own(deberta):
-    """One batch: the relative positions, which a change of the key projection acts on as well, are rows like tokens."""
+    """One batch: the relative positions, which a change of the key projection acts on as well,
+    are rows like tokens.
+    """
     names, texts = projections(deberta), TEXTS[:12]
     found = input_covariances(deberta, encoded(deberta, texts), names)
     ends = [[name.split(".")[-1] for name in group] for group in found]
@@ -319,7 +323,9 @@ def test_layers_that_also_read_something_else_have_a_covariance_of_their_own(deb
 
 
 def test_balance_counts_each_of_many_equal_directions():
-    """More of them than a block of the Krylov space has: only a whole decomposition is sure to find them all."""
+    """More of them than a block of the Krylov space has: only a whole decomposition is sure to find
+    them all.
+    """
     values = torch.cat(
         [torch.ones(20), 0.1 * torch.rand(280, generator=torch.Generator().manual_seed(0))]
     ).double()

@@ -1,4 +1,6 @@
-"""A method around another: every hook that it does not change is that of the other, also one that is still to come."""
+"""A method around another: every hook that it does not change is that of the other,
+also one that is still to come.
+"""
 
 import inspect
 from dataclasses import dataclass

@@ -108,7 +108,9 @@ def test_parameters_of_another_model_are_refused(bert):
 
 
 def test_reading_an_adapter_asks_no_hub(bert, toy, tmp_path):
-    """peft would look for the base model's config; a warning, which the tests turn into an error, would say so."""
+    """peft would look for the base model's config; a warning, which the tests turn into an error,
+    would say so.
+    """
     adapter = learn(bert, [toy[0]], Isolated(), FEW)
     write_adapter(tmp_path / "adapter", adapter, base="nobody/nothing", head=None)
     adapters.attach(bert.model, adapter_folder.load(tmp_path / "adapter", "fruit").config)

@@ -1,4 +1,6 @@
-"""Every architecture loads, is adapted, gives features, and is exported as the stock model that it came from."""
+"""Every architecture loads, is adapted, gives features, and is exported as the stock model that it
+came from.
+"""
 
 import pytest
 import torch

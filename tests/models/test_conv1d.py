@@ -1,4 +1,6 @@
-"""GPT-2's `Conv1D`, whose weights are stored transposed: modules, merges and exports are right as on linear layers."""
+"""GPT-2's `Conv1D`, whose weights are stored transposed: modules,
+merges and exports are right as on linear layers.
+"""
 
 from pathlib import Path
 
@@ -52,10 +54,16 @@ def vector_of(adapter: Adapter) -> TaskVector:
     return TaskVector({k: LowRank(*v) if isinstance(v, tuple) else v for k, v in deltas.items()})
 
 
-@pytest.mark.parametrize("settings", [
-    {}, {"target_modules": ["c_attn", "c_proj", "c_fc"]}, {"target_modules": r".*attn\.c_proj"},  # a square one
-    {"peft": "full"}, {"peft": "full", "target_modules": [f"h.{i}.attn.c_proj" for i in range(2)]},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"target_modules": ["c_attn", "c_proj", "c_fc"]},
+        {"target_modules": r".*attn\.c_proj"},  # a square one
+        {"peft": "full"},
+        {"peft": "full", "target_modules": [f"h.{i}.attn.c_proj" for i in range(2)]},
+    ],
+)
 def test_what_is_folded_in_answers_as_the_module(settings, gpt2):
     adapter, expected = trained(gpt2, **settings)
     adapters.check_fits(gpt2.model, adapter)

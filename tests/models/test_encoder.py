@@ -1,4 +1,6 @@
-"""An encoder as a backbone: its heads, answers of mixed batches, and examples that hold no model."""
+"""An encoder as a backbone: its heads, answers of mixed batches,
+and examples that hold no model.
+"""
 
 import math
 import pickle

@@ -1,4 +1,6 @@
-"""Full fine-tuning as a module: it is what training the weights is; it is saved, loaded, combined and exported."""
+"""Full fine-tuning as a module: it is what training the weights is; it is saved, loaded,
+combined and exported.
+"""
 
 import peft
 import pytest

@@ -1,4 +1,6 @@
-"""A head for each task, or one that all tasks share and train on, as is usual where all have the same classes."""
+"""A head for each task, or one that all tasks share and train on,
+as is usual where all have the same classes.
+"""
 
 import shutil
 

@@ -1,15 +1,18 @@
-"""A language model's losses, ranks and answers equal those of transformers, one example at a time."""
+"""A language model's losses, ranks and answers equal those of transformers,
+one example at a time.
+"""
 
 import pico_language
 import pytest
 import torch
 from datasets import Dataset
+from pico_language import CONFIGS, language_model
+
 from perdure.data.task import TaskRows
 from perdure.errors import DataError, InputError
 from perdure.models import packing, ranking
 from perdure.models.language import LanguageModel, prompt_of
 from perdure.models.output_layer import logits_at
-from pico_language import CONFIGS, language_model
 
 ROWS = Dataset.from_dict(
     {

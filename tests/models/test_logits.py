@@ -74,8 +74,10 @@ def test_padding_adds_nothing_to_a_distance_and_its_gradient_is_finite():
     values = torch.tensor([[0.1, 0.4, MISSING], [1.0, -1.0, 0.5]], requires_grad=True)
     student = Logits(values, torch.zeros(2, dtype=torch.long), torch.arange(2), 2)
     teacher = answers([[0.3, -0.2, MISSING], [0.0, 0.0, 0.0]])
-    parts = [answers([[0.1, 0.4]]).distance(answers([[0.3, -0.2]]), 2.0),
-             answers([[1.0, -1.0, 0.5]]).distance(answers([[0.0, 0.0, 0.0]]), 2.0)]  # fmt: skip
+    parts = [
+        answers([[0.1, 0.4]]).distance(answers([[0.3, -0.2]]), 2.0),
+        answers([[1.0, -1.0, 0.5]]).distance(answers([[0.0, 0.0, 0.0]]), 2.0),
+    ]
     found = student.distance(teacher, 2.0)
     torch.testing.assert_close(found, torch.stack(parts).mean())
     found.backward()

@@ -1,4 +1,6 @@
-"""Mixtures of experts against plain NumPy and peft's mixed batches; nothing that is given is changed."""
+"""Mixtures of experts against plain NumPy and peft's mixed batches;
+nothing that is given is changed.
+"""
 
 import copy
 

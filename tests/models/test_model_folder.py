@@ -1,8 +1,9 @@
-"""Opening a model's folder is safe, whatever is in it: it works, or perdure says in a sentence what is wrong.
+"""Opening a model's folder is safe, whatever is in it: it works,
+or perdure says in a sentence what is wrong.
 
-`fuzz_model_folder.py` tries it out: no other error, no hang (10 seconds), and no more than 1 GB of memory above what
-there is before the first input, which the system enforces. A part of the inputs is tried in each test run, all with
-`PERDURE_SOAK=1`.
+`fuzz_model_folder.py` tries it out: no other error, no hang (10 seconds), and no more than 1 GB of
+memory above what there is before the first input, which the system enforces.
+A part of the inputs is tried in each test run, all with `PERDURE_SOAK=1`.
 """
 
 import json

@@ -1,4 +1,6 @@
-"""What a model is opened as: padding, limits, families, what may be missing, and what is never done."""
+"""What a model is opened as: padding, limits, families, what may be missing,
+and what is never done.
+"""
 
 import json
 import os
@@ -48,8 +50,18 @@ def change_tensors(folder: Path, change) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "phi3"])
-@pytest.mark.parametrize("in_config, in_tokenizer", [(0, "[PAD]"), (3, "[PAD]"), (-1, "[PAD]"), (None, "[PAD]"),
-                                                     (0, None), (None, None), (999, None)])  # fmt: skip
+@pytest.mark.parametrize(
+    "in_config, in_tokenizer",
+    [
+        (0, "[PAD]"),
+        (3, "[PAD]"),
+        (-1, "[PAD]"),
+        (None, "[PAD]"),
+        (0, None),
+        (None, None),
+        (999, None),
+    ],
+)
 def test_padding_does_not_count(kind, in_config, in_tokenizer, tmp_path):
     folder = edit(family(kind, tmp_path / kind, pad_token=in_tokenizer), pad_token_id=in_config)
     backbone = Backbone.load(folder)
@@ -119,15 +131,19 @@ def test_more_tokens_than_embeddings(tmp_path):
 # -- the longest text
 
 
-@pytest.mark.parametrize("kind, change, limit", [
-    ("mpnet", {}, 40),  # 42 positions, of which the padding's (1) and those before it are not used
-    ("gpt2", {}, 40),
-    ("llama", {"max_position_embeddings": 50}, 50),
-    ("llama", {"max_position_embeddings": 10**12}, 10**6),
-    ("llama", {"max_position_embeddings": -1}, 10**6),
-    ("t5", {"n_positions": 5}, 10**6),  # relative positions: the number is a left-over
-    ("xlnet", {}, 10**6),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "kind, change, limit",
+    [
+        # 42 positions, of which the padding's (1) and those before it are not used.
+        ("mpnet", {}, 40),
+        ("gpt2", {}, 40),
+        ("llama", {"max_position_embeddings": 50}, 50),
+        ("llama", {"max_position_embeddings": 10**12}, 10**6),
+        ("llama", {"max_position_embeddings": -1}, 10**6),
+        ("t5", {"n_positions": 5}, 10**6),  # relative positions: the number is a left-over
+        ("xlnet", {}, 10**6),
+    ],
+)
 def test_the_longest_text(kind, change, limit, tmp_path):
     folder = edit(family(kind, tmp_path / kind, model_max_length=10**30), **change)
     backbone = Backbone.load(folder, max_length=10**9)
@@ -164,15 +180,21 @@ def test_t5_is_read_by_its_encoder(kind, tmp_path):
 # -- the head, and what else may be missing
 
 
-@pytest.mark.parametrize("change", [
-    {"num_labels": 10**9},
-    {"id2label": {str(i): f"c{i}" for i in range(5)}, "label2id": {f"c{i}": i for i in range(5)}},
-    {"id2label": ["a", "b", "c"]},
-    {"label2id": {"a": "0", "b": "1"}},
-    {"id2label": {"0": "only"}},
-    {"id2label": 3, "label2id": None},
-    {"problem_type": "nothing"},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_labels": 10**9},
+        {
+            "id2label": {str(i): f"c{i}" for i in range(5)},
+            "label2id": {f"c{i}": i for i in range(5)},
+        },
+        {"id2label": ["a", "b", "c"]},
+        {"label2id": {"a": "0", "b": "1"}},
+        {"id2label": {"0": "only"}},
+        {"id2label": 3, "label2id": None},
+        {"problem_type": "nothing"},
+    ],
+)
 def test_a_stored_head_does_not_matter(change, pico, tmp_path):
     folder = edit(Path(shutil.copytree(pico("bert"), tmp_path / "bert")), **change)
     torch.testing.assert_close(
@@ -255,19 +277,28 @@ def test_weights_in_torchs_own_format(pico, tmp_path):
 # -- what is refused before anything is built
 
 
-@pytest.mark.parametrize("change, said", [
-    ({"num_hidden_layers": 100_000}, "`num_hidden_layers` is 100000, but no model has more"),
-    ({"num_hidden_layers": 9_000}, "far larger than its weight files"),
-    ({"hidden_size": 10**6}, "far larger than its weight files"),
-    ({"vocab_size": 10**12}, "far larger than its weight files"),
-    ({"hidden_size": "x"}, "No model could be loaded"),
-    ({"hidden_act": "nothing"}, "No model could be loaded"),
-    ({"model_type": ...}, "has no `model_type`"),
-    ({"model_type": "nothing"}, "`nothing`, which transformers does not know"),
-    ({"model_type": "own", "auto_map": {"AutoConfig": "code.Config"}}, "Python code of its own, which is never run"),
-    ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, r"is quantised \(gptq\)"),
-    ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}, r"quantised \(bitsandbytes\)"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"num_hidden_layers": 100_000}, "`num_hidden_layers` is 100000, but no model has more"),
+        ({"num_hidden_layers": 9_000}, "far larger than its weight files"),
+        ({"hidden_size": 10**6}, "far larger than its weight files"),
+        ({"vocab_size": 10**12}, "far larger than its weight files"),
+        ({"hidden_size": "x"}, "No model could be loaded"),
+        ({"hidden_act": "nothing"}, "No model could be loaded"),
+        ({"model_type": ...}, "has no `model_type`"),
+        ({"model_type": "nothing"}, "`nothing`, which transformers does not know"),
+        (
+            {"model_type": "own", "auto_map": {"AutoConfig": "code.Config"}},
+            "Python code of its own, which is never run",
+        ),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, r"is quantised \(gptq\)"),
+        (
+            {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
+            r"quantised \(bitsandbytes\)",
+        ),
+    ],
+)
 def test_absurd_configurations(change, said, pico, tmp_path):
     folder = edit(Path(shutil.copytree(pico("bert"), tmp_path / "bert")), **change)
     with pytest.raises(BackboneError, match=said):

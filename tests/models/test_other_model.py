@@ -1,4 +1,6 @@
-"""The model that a run began with: the hashes of its files are kept, compared, and said to differ."""
+"""The model that a run began with: the hashes of its files are kept, compared,
+and said to differ.
+"""
 
 import json
 import shutil
@@ -62,7 +64,8 @@ def test_the_hashes_are_kept(run, tmp_path):
 @pytest.mark.parametrize("name", CHANGES)
 def test_another_model_is_refused_by_all(name, run, tmp_path):
     CHANGES[name](tmp_path / "base")
-    said = f"is not the model that the run .* began with: `{name}` differs. Put the original files back"
+    said = f"is not the model that the run .* began with: `{name}` differs. "
+    said += "Put the original files back"
     entry = {"data": table(tmp_path, "colour")}
     for act in (
         lambda: Model(run.folder),

@@ -1,4 +1,7 @@
-"""The report in a browser: Debian's `chromium`, from disk. Skipped where there is none, but not in `.ci/run`."""
+"""The report in a browser: Debian's `chromium`, from disk.
+
+Skipped where there is none, but not in `.ci/run`.
+"""
 
 import csv
 import io
@@ -56,7 +59,9 @@ def opened(browser):
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
-    """The report of three runs with every kind of figure, and with names that nobody should give."""
+    """The report of three runs with every kind of figure,
+    and with names that nobody should give.
+    """
     place, rng, runs = tmp_path_factory.mktemp("compared"), np.random.default_rng(0), []
     for number, title in enumerate(["<script>alert(2)</script>", "مقارنة 🦊", "a plain name"]):
         events = [
@@ -177,7 +182,8 @@ def test_nothing_overflows_on_a_telephone(compared, opened):
     page.locator("details").evaluate_all("all => all.forEach(one => one.open = true)")
     assert page.evaluate("document.documentElement.scrollWidth") == 390
     wide = """() => [...document.querySelectorAll("body *")].filter(one =>
-        one.getBoundingClientRect().right > 391 && !one.closest(".scroll, .image")).map(one => one.outerHTML)"""
+        one.getBoundingClientRect().right > 391 && !one.closest(".scroll, .image")
+        ).map(one => one.outerHTML)"""
     assert page.evaluate(wide) == []
 
 
@@ -257,7 +263,9 @@ def test_diagnostics_on_a_telephone(tmp_path, opened):
 
 
 def test_the_picture_of_the_readme(opened, tmp_path):
-    """Of the runs of `perdure demo`, without their weights; PERDURE_PICTURE says where to keep it."""
+    """Of the runs of `perdure demo`, without their weights;
+    PERDURE_PICTURE says where to keep it.
+    """
     report([DEMO / "sequential", DEMO / "pic"], tmp_path / "report.html")
     page = opened(tmp_path / "report.html", width=1080)
     path = Path(os.environ.get("PERDURE_PICTURE") or tmp_path / "report.png")

@@ -160,14 +160,18 @@ def test_the_sentence(tmp_path):
     }
     run = summarise([make_run(tmp_path / "run", rows(R, "ab"), combined=found)])["runs"][0]
     assert run["sentence"] == (
-        "2 class-incremental tasks of toy (a, b), learned in this order on pico by method isolated, "
-        "combined by rule task_arithmetic (λ = 0.25, found by search on validation data) with seed 3."
+        "2 class-incremental tasks of toy (a, b), learned in this order on pico by method "
+        "isolated, "
+        "combined by rule task_arithmetic (λ = 0.25, found by search on validation data) with seed "
+        "3."
     )
     assert run["search"] == {"scales": [0.25, 0.5], "scores": [0.7, 0.6], "chosen": 0.25}
 
 
 def test_candidates_of_a_search(tmp_path):
-    """A list of them now, a mapping in older folders; scales of tasks are told in words, for they make no curve."""
+    """A list of them now, a mapping in older folders; scales of tasks are told in words,
+    for they make no curve.
+    """
     found = [{"scale": 0.5, "score": 0.6}, {"scale": 0.25, "score": 0.7}]
     combined = {"name": "ties", "options": {"scale": 0.25}, "candidates": found}
     run = summarise([make_run(tmp_path / "list", rows(R, "ab"), combined=combined)])["runs"][0]
@@ -648,7 +652,9 @@ def test_values_that_nobody_should_write(tmp_path):
 
 
 def test_no_torch():
-    """The report itself needs no torch (`perdure/__init__` is left out: it may import what it wants)."""
+    """The report itself needs no torch (`perdure/__init__` is left out:
+    it may import what it wants).
+    """
     package = Path(figures.__file__).parents[1]
     code = f"""
 import sys, types

@@ -1,4 +1,6 @@
-"""Each rule against its published formula, written in plain NumPy on full matrices, and against peft and mergekit."""
+"""Each rule against its published formula, written in plain NumPy on full matrices,
+and against peft and mergekit.
+"""
 
 import numpy as np
 import pytest
@@ -40,7 +42,7 @@ def close(merged, name, expected, tolerance=1e-9):
     np.testing.assert_allclose(merged.dense(name).numpy(), expected, rtol=tolerance, atol=tolerance)
 
 
-# --- sparse.py -------------------------------------------------------------------------------------------------------
+# --- sparse.py ------------------------------------------------------------------------------------
 
 
 @given(
@@ -79,7 +81,7 @@ def test_random_numbers_depend_on_what_they_are_for_alone():
     )
 
 
-# --- averages, MagMax, Breadcrumbs -----------------------------------------------------------------------------------
+# --- averages, MagMax, Breadcrumbs ----------------------------------------------------------------
 
 
 def test_averages():
@@ -116,11 +118,13 @@ def test_breadcrumbs_are_between_two_quantiles_of_each_layer():
         close(merged, name, 0.7 * expected)
 
 
-# --- TIES ------------------------------------------------------------------------------------------------------------
+# --- TIES -----------------------------------------------------------------------------------------
 
 
 def ties(taus, density, how):
-    """The published formula on flat task vectors, with the whole-model majority where a sum is zero."""
+    """The published formula on flat task vectors, with the whole-model majority where a sum is
+    zero.
+    """
     trimmed = []
     for tau in taus:
         least = np.sort(np.abs(tau))[::-1][max(1, int(density * len(tau))) - 1]
@@ -211,7 +215,7 @@ def test_ties_per_layer_is_pefts(seed, density):
     close(rule("ties")(vectors(w[:1]), density=density, per="layer"), "w", pruned.numpy())
 
 
-# --- DARE and DELLA --------------------------------------------------------------------------------------------------
+# --- DARE and DELLA -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("then", "theirs"), [("sum", "dare_linear"), ("ties", "dare_ties")])
@@ -295,7 +299,7 @@ def test_della_elects_and_fuses():
     )
 
 
-# --- slerp -----------------------------------------------------------------------------------------------------------
+# --- slerp ----------------------------------------------------------------------------------------
 
 
 def test_slerp_for_each_layer_and_for_the_model():
@@ -335,7 +339,7 @@ def test_slerp_of_parallel_or_missing_layers_is_linear():
     )
 
 
-# --- KnOTS, TSV, Iso, RegMean ----------------------------------------------------------------------------------------
+# --- KnOTS, TSV, Iso, RegMean ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rank", [None, 2])
@@ -485,7 +489,7 @@ def test_regmean_of_inputs_that_span_less_than_all_dimensions():
         close(merged, "w", np.mean(w, 0) @ np.linalg.pinv(C) @ C, 1e-4)
 
 
-# --- OPCM ------------------------------------------------------------------------------------------------------------
+# --- OPCM -----------------------------------------------------------------------------------------
 
 
 def opcm(models, alpha, block="topleft"):
@@ -581,7 +585,7 @@ def test_opcm_makes_deferred_entries_once():
     assert len(made) == 1
 
 
-# --- SLAO ------------------------------------------------------------------------------------------------------------
+# --- SLAO -----------------------------------------------------------------------------------------
 
 
 def test_slao():
@@ -597,7 +601,7 @@ def test_slao():
     close(lacking, "w", (1 - 2**-0.5) * given["a"].dense("w").numpy(), 1e-6)
 
 
-# --- mergekit --------------------------------------------------------------------------------------------------------
+# --- mergekit -------------------------------------------------------------------------------------
 
 
 def mergekit(*, consensus=None, sparsification=None, **parameters):

@@ -1,4 +1,6 @@
-"""Kill -9 at any moment: the run goes on, and comes to the same adapters and scores, bit for bit."""
+"""Kill -9 at any moment: the run goes on, and comes to the same adapters and scores,
+bit for bit.
+"""
 
 import json
 import os
@@ -10,10 +12,11 @@ import pytest
 KILLS = int(os.environ.get("PERDURE_KILLS") or ("60" if os.environ.get("PERDURE_SOAK") else "20"))
 """For each method, or a quarter of them."""
 
-# The process that imports everything once; each attempt is a fork of it, so that an attempt takes a second. What the
-# attempt does is a real run: nothing in it knows that it will be killed. It is killed at the n-th call of a C function
-# (seeded, so that a moment can be found again, and often inside training), in a function that writes (the moments that
-# matter most are short), or from outside after some time.
+# The process that imports everything once; each attempt is a fork of it, so that an attempt takes a
+# second. What the attempt does is a real run: nothing in it knows that it will be killed. It is
+# killed at the n-th call of a C function (seeded, so that a moment can be found again, and often
+# inside training), in a function that writes (the moments that matter most are short),
+# or from outside after some time.
 SCRIPT = """
 import json, os, random, signal, sys, time, warnings
 from pathlib import Path
@@ -32,19 +35,26 @@ from perdure.checks.models import toy_task
 name, kills, folder = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
 make("bert", folder / "bert")
 size = 32 if os.environ.get("PERDURE_SOAK") else 16
-tasks = toy_task("fruit", ["apple", "pear"], 1, size), toy_task("colour", ["red", "green", "blue"], 2, size)
-stream = TaskStream("toy", tasks)
-training = Training(epochs=2, batch_size=8, learning_rate=0.01, checkpoint_steps=2, best=name == "sequential")
+fruit = toy_task("fruit", ["apple", "pear"], 1, size)
+colour = toy_task("colour", ["red", "green", "blue"], 2, size)
+stream = TaskStream("toy", (fruit, colour))
+training = Training(
+    epochs=2, batch_size=8, learning_rate=0.01, checkpoint_steps=2, best=name == "sequential"
+)
 WRITING = {module.__file__ for module in (files, lock, partial, staging, put, writer)}
 OTHERS = ("read", "_reading", "parse", "check", "_check", "open", "_without")  # what only reads
 READING = {name for name in vars(files) if name.startswith(OTHERS)}
-READING |= {*vars(files._Reader), "plain", "<genexpr>", "<listcomp>"}  # of YAML, which each recipe is
+# The reader of YAML, which each recipe is.
+READING |= {*vars(files._Reader), "plain", "<genexpr>", "<listcomp>"}
 
 def loaded():
     return Backbone.load(folder / "bert", pooling="mean", max_length=16)
 
 def attempt(place, backbone):
-    return run(stream, backbone, small(name), training=training, evaluation=Evaluation(future=True), output=place)
+    evaluation = Evaluation(future=True)
+    return run(
+        stream, backbone, small(name), training=training, evaluation=evaluation, output=place
+    )
 
 calls, writes, last = 0, 0, (None, None)
 def count(frame, event, argument):
@@ -65,7 +75,8 @@ def counted(place, backbone, *, call=None, write=None):
 
 def contents(place):
     found = [path for path in place.rglob("*") if path.is_file()]
-    found = [path for path in found if path.name not in ("environment.json", "events.jsonl")]  # they hold times
+    times = ("environment.json", "events.jsonl")  # they hold times
+    found = [path for path in found if path.name not in times]
     return {str(path.relative_to(place)): path.read_bytes() for path in found}
 
 attempt(folder / "whole", loaded())
@@ -75,7 +86,8 @@ anywhere, writing = counted(folder / "counted", loaded())
 assert contents(folder / "counted") == whole
 
 seeded = random.Random(f"{name} {os.environ.get('PERDURE_SEED', '0')}")
-found = dict.fromkeys(("killed", "runs", "inside a task", "inside evaluation", "before a run", "inside writing"), 0)
+places = ("inside a task", "inside evaluation", "before a run", "inside writing")
+found = dict.fromkeys(("killed", "runs", *places), 0)
 backbone = loaded()
 began = time.time(); attempt(folder / "timed", backbone); took = time.time() - began
 backbone = loaded()  # for all forks: none of them changes that of another

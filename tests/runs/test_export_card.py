@@ -131,9 +131,15 @@ def expected(run: Run) -> str:
 def test_names_are_no_markup(tmp_path):
     hostile = "<img src=x onerror=alert(1)>|`[a](b)"
     exported = Exported(
-        name=hostile, base="org/model", kind="text", stock=True, method=hostile, rule=hostile,
-        tasks={"a": (hostile, "b"), "c": ("d", "e")}, accuracy={},
-    )  # fmt: skip
+        name=hostile,
+        base="org/model",
+        kind="text",
+        stock=True,
+        method=hostile,
+        rule=hostile,
+        tasks={"a": (hostile, "b"), "c": ("d", "e")},
+        accuracy={},
+    )
     page = card(exported)
     outside = re.sub(r"(`+)(?!`).*?(?<!`)\1(?!`)", "", page.split("---")[2].split("```python")[0])
     assert "<img" not in outside and "](b)" not in outside

@@ -1,5 +1,6 @@
-"""Whatever a disk refuses: what was there stays readable, the error names the place, and the same thing can be done
-again. Every file operation below the run folder is made to fail, one after another.
+"""Whatever a disk refuses: what was there stays readable, the error names the place, and the same
+thing can be done again. Every file operation below the run folder is made to fail,
+one after another.
 """
 
 import csv
@@ -168,7 +169,9 @@ def _combined(writer: Writer, made: dict[str, Any]) -> None:
 
 
 def _measurement(writer: Writer, made: dict[str, Any]) -> None:
-    """As a run goes on: an evaluation in the log without its scores is dropped, and what has scores is not repeated."""
+    """As a run goes on: an evaluation in the log without its scores is dropped,
+    and what has scores is not repeated.
+    """
     writer.trim_events(None, 0)
     if not any(row["rule"] == "sum" for row in writer.state.scores):
         writer.measurement(made["measurement"])
@@ -177,7 +180,8 @@ def _measurement(writer: Writer, made: dict[str, Any]) -> None:
 def _forget(folder: Path, made: dict[str, Any]) -> None:
     if "fruit" in Run(folder).tasks:
         forget(folder, "fruit")
-    else:  # it was forgotten when its recipe was written: whoever writes the run next removes what is left
+    else:
+        # It was forgotten when its recipe was written: the next to write removes what is left.
         with writing(folder):
             pass
 
@@ -309,7 +313,9 @@ def table(pico, tmp_path_factory) -> dict[str, Any]:
 
 
 def test_a_whole_run_fails_somewhere_and_goes_on(table, tmp_path, monkeypatch):
-    """It comes to the same result, whatever was refused on the way: a sample of all moments; in a soak each of them."""
+    """It comes to the same result, whatever was refused on the way: a sample of all moments;
+    in a soak each of them.
+    """
     monkeypatch.setattr(os, "fsync", operator.index)
     folder = tmp_path / "run"
 

@@ -1,4 +1,6 @@
-"""A recipe of a run whose values are of wrong kinds: every command says so in a sentence, or works."""
+"""A recipe of a run whose values are of wrong kinds: every command says so in a sentence,
+or works.
+"""
 
 import copy
 import os
@@ -30,8 +32,32 @@ from perdure.runs.recipe import own_stream
 from perdure.storage.files import read_yaml
 
 HERE = Path(__file__).parents[1]
-STRANGE = [None, True, -1, 0, 2**32, 10**25, 1e308, float("nan"), "", " ", "x", "a.b", "..", "a" * 300, "\x1b[2J",
-           [], [[]], [None], {}, {"": {}}, {"a": [1]}, "\0", "-1", "1e5"]  # fmt: skip
+STRANGE = [
+    None,
+    True,
+    -1,
+    0,
+    2**32,
+    10**25,
+    1e308,
+    float("nan"),
+    "",
+    " ",
+    "x",
+    "a.b",
+    "..",
+    "a" * 300,
+    "\x1b[2J",
+    [],
+    [[]],
+    [None],
+    {},
+    {"": {}},
+    {"a": [1]},
+    "\0",
+    "-1",
+    "1e5",
+]
 MUTATIONS = 2000 if os.environ.get("PERDURE_SOAK") else 60
 
 

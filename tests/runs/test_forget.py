@@ -1,4 +1,6 @@
-"""A task that was forgotten: the run is the one that never learned it, byte for byte, or says what remains."""
+"""A task that was forgotten: the run is the one that never learned it, byte for byte,
+or says what remains.
+"""
 
 import json
 import shutil
@@ -135,8 +137,14 @@ def test_a_benchmark(toy, pico, tmp_path, monkeypatch):
     assert set(differing(whole, never)) <= {"events.jsonl"} and whole.tasks == ["colour", "shape"]
     with pytest.raises(RunError, match=r"`forgotten`: \['fruit'\] before, nothing now"):
         make(tmp_path, "whole", values)
-    learn_more(whole.folder, {"data": write(tmp_path / "fruit.csv", [(t, "x" if i % 2 else "y")
-                                                                       for i, t in enumerate(TEXTS)])})  # fmt: skip
+    learn_more(
+        whole.folder,
+        {
+            "data": write(
+                tmp_path / "fruit.csv", [(t, "x" if i % 2 else "y") for i, t in enumerate(TEXTS)]
+            )
+        },
+    )
     assert whole.tasks == ["colour", "shape", "fruit"] and "forgotten" not in whole.recipe
 
 
@@ -262,7 +270,9 @@ def test_retraining_that_is_stopped_goes_on(home, pico, tmp_path, monkeypatch):
     "where", ["scores.csv", "events.jsonl", "combined.json", "rmtree", "rename"]
 )
 def test_a_kill_on_the_way_is_made_up_for(where, three, learned, tmp_path, monkeypatch):
-    """Once the recipe says that a task is forgotten, it is; the next one to write finishes what is left to do."""
+    """Once the recipe says that a task is forgotten, it is;
+    the next one to write finishes what is left to do.
+    """
     whole = Run(shutil.copytree(learned.folder, tmp_path / "whole"))
     forget(whole.folder, "fruit")
     results = sys.modules["perdure.runs.put"]
@@ -280,8 +290,11 @@ def test_a_kill_on_the_way_is_made_up_for(where, three, learned, tmp_path, monke
         elif where == "rename":
             patch.setattr(results, "renamed", die)
         else:
-            patch.setattr(results.files, "write", lambda path, content: (die if path.name == where else write_file)(
-                path, content))  # fmt: skip
+            patch.setattr(
+                results.files,
+                "write",
+                lambda path, content: (die if path.name == where else write_file)(path, content),
+            )
             if where == "combined.json":  # which is not written again here
                 patch.setattr(sys.modules["perdure.runs.forget"], "_combine_without", die)
         forget(three.folder, "fruit")
@@ -312,7 +325,9 @@ def test_a_kill_before_it_counts_changes_nothing(three, monkeypatch):
 
 
 def test_a_scale_that_was_searched(home, pico, tmp_path):
-    """The last task's is taken back; without another task the scale is searched again when it is measured."""
+    """The last task's is taken back; without another task the scale is searched again when it is
+    measured.
+    """
     searched = {"rule": {"name": "task_arithmetic", "scale": "search"}, "training": {"epochs": 1}}
     two = make(tmp_path, "two", recipe(home, NAMES[:2], pico("bert"), **searched))
     whole = shutil.copytree(two.folder, tmp_path / "whole")
@@ -363,7 +378,9 @@ def test_other_rules(three, home, pico, tmp_path):
 
 
 def test_tasks_to_come_were_measured_too(home, pico, tmp_path):
-    """Forward transfer: before the first task all heads of the stream are asked, so these values go too."""
+    """Forward transfer: before the first task all heads of the stream are asked,
+    so these values go too.
+    """
 
     def values(names):
         return recipe(
@@ -403,8 +420,12 @@ def test_an_unknown_name(three):
 
 
 def test_one_table_with_several_tasks(home, pico, tmp_path):
-    rows = [(text, label, task) for task in ("mail", "chart") for i, text in enumerate(TEXTS)
-            for label in [f"{task}{i % 2}"]]  # fmt: skip
+    rows = [
+        (text, label, task)
+        for task in ("mail", "chart")
+        for i, text in enumerate(TEXTS)
+        for label in [f"{task}{i % 2}"]
+    ]
     both = {"data": write(tmp_path / "both.csv", rows, ("text", "label", "topic")), "task": "topic"}
     whole = make(
         tmp_path, "whole", recipe(home, [both, "fruit"], pico("bert"), training={"epochs": 1})

@@ -23,7 +23,9 @@ RUNS = [
 
 @pytest.fixture(params=RUNS, ids=lambda one: f"{one[0].name}-{one[1]}")
 def kept(request, tmp_path, monkeypatch):
-    """A copy of a run, in the folder that its recipe's names are relative to; and what it has to say."""
+    """A copy of a run, in the folder that its recipe's names are relative to;
+    and what it has to say.
+    """
     folder, name = request.param
     shutil.copytree(folder, tmp_path / "here")
     monkeypatch.chdir(tmp_path / "here")

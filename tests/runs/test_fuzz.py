@@ -1,7 +1,9 @@
-"""Reading a run folder is safe, whatever is in it: it works, or says in perdure's own words what is wrong.
+"""Reading a run folder is safe, whatever is in it: it works,
+or says in perdure's own words what is wrong.
 
-`fuzz_run_folder.py` tries it out: no other error, no hang (10 seconds), and no more memory than 500 MB above what there
-is before the first input, which the system enforces. `PERDURE_FUZZ` says how many inputs, `PERDURE_SEED` which.
+`fuzz_run_folder.py` tries it out: no other error, no hang (10 seconds), and no more memory than 500
+MB above what there is before the first input, which the system enforces.
+`PERDURE_FUZZ` says how many inputs, `PERDURE_SEED` which.
 """
 
 import json
@@ -73,7 +75,11 @@ for path in [None, *lost]:
     content = path.read_bytes() if path else b""
     if path:
         path.unlink()
-    for act in (lambda: Model("isolated").predict(["w1"]), lambda: verify("isolated"), lambda: summarise(["isolated"])):
+    for act in (
+        lambda: Model("isolated").predict(["w1"]),
+        lambda: verify("isolated"),
+        lambda: summarise(["isolated"]),
+    ):
         try:
             act()
         except PerdureError:

@@ -1,4 +1,6 @@
-"""Names that a stranger chose change nothing of a report but its text: not its HTML, its Markdown or its LaTeX."""
+"""Names that a stranger chose change nothing of a report but its text: not its HTML,
+its Markdown or its LaTeX.
+"""
 
 import html.parser
 import json

@@ -1,4 +1,6 @@
-"""A run goes on when the examples of what it has learned are gone: it learns, measures what it can, and says so."""
+"""A run goes on when the examples of what it has learned are gone: it learns, measures what it can,
+and says so.
+"""
 
 import functools
 import json
@@ -259,7 +261,8 @@ def test_a_search_needs_them(pico, tmp_path):
     run = learned(tmp_path, pico("bert"), "fruit", rule=rule)
     (tmp_path / "fruit.csv").unlink()
     before = contents(run)
-    wanted = "searches its scale on the validation examples of all tasks, but those of `fruit` are missing: There is"
+    wanted = "searches its scale on the validation examples of all tasks, "
+    wanted += "but those of `fruit` are missing: There is"
     with pytest.raises(InputError, match=wanted):
         learn_more(run.folder, {"data": table(tmp_path, "colour")})
     with pytest.raises(RunError, match="no examples are here. There is no file"):
@@ -438,8 +441,11 @@ def test_diagnose_uses_what_is_there(two, home):
 
 def test_verify_notes_it(two, home):
     notes = verify("run").notes
-    assert notes == [f"`{home / 'fruit.csv'}` is missing: what was learned from it is complete, but cannot be measured "
-                     "again."]  # fmt: skip
+    assert notes == [
+        f"`{home / 'fruit.csv'}` is missing: what was learned from it is complete, "
+        f"but cannot be measured "
+        "again."
+    ]
     table(home, "fruit")
     assert verify("run").notes == []
 

@@ -1,4 +1,6 @@
-"""Predictions for tables: every format in and out, cells as they were written, all of the output or nothing."""
+"""Predictions for tables: every format in and out, cells as they were written,
+all of the output or nothing.
+"""
 
 import csv
 import json
@@ -97,7 +99,8 @@ def test_rows_keep_their_cells(ending, written, model, tmp_path):
 def test_values_keep_their_types(model, tmp_path):
     source = tmp_path / "new.jsonl"
     lines = [
-        '{"body": "w1", "n": 1.10, "big": 12345678901234567890, "tags": ["a", {"b": 1e5}], "gone": null}',
+        '{"body": "w1", "n": 1.10, "big": 12345678901234567890, '
+        '"tags": ["a", {"b": 1e5}], "gone": null}',
         '{"body": "w2", "n": 2, "big": 3, "more": true, "half": "\\ud83d"}',
     ]
     source.write_text("\n".join(lines))

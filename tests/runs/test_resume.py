@@ -1,4 +1,6 @@
-"""A run goes on where it stopped: which changes it allows, what a signal does, and what a kill may leave behind."""
+"""A run goes on where it stopped: which changes it allows, what a signal does,
+and what a kill may leave behind.
+"""
 
 import json
 import os
@@ -555,7 +557,9 @@ def test_a_second_signal_stops_at_once(toy, bert, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1"])
 def test_a_signal_that_would_not_end_the_process_is_left_alone(name, monkeypatch):
-    """`nohup` has SIGHUP ignored; a program may have a handler of its own; Windows has none of these signals."""
+    """`nohup` has SIGHUP ignored; a program may have a handler of its own;
+    Windows has none of these signals.
+    """
     number, came = getattr(signal, name), []
     before = signal.getsignal(number)
     try:
@@ -579,7 +583,9 @@ def test_a_signal_that_would_not_end_the_process_is_left_alone(name, monkeypatch
 def test_learning_more_that_failed_inside_the_task_is_done_by_the_same_command(
     pico, tmp_path, monkeypatch
 ):
-    """A full disk, say: the recipe is as it was before, but the state inside the task is still there."""
+    """A full disk, say: the recipe is as it was before, but the state inside the task is still
+    there.
+    """
     home = tmp_path / "tables"
     home.mkdir()
     one = make(

@@ -1,4 +1,6 @@
-"""The run folder, the search for a scale, forward transfer, images, and what a finished run can do."""
+"""The run folder, the search for a scale, forward transfer, images,
+and what a finished run can do.
+"""
 
 import json
 import sys

@@ -1,4 +1,6 @@
-"""What a file of a run may say: other content is one sentence, which names the file and the place in it."""
+"""What a file of a run may say: other content is one sentence,
+which names the file and the place in it.
+"""
 
 import json
 import resource

@@ -1,4 +1,6 @@
-"""A run folder read once, the one who writes it, and what a search found, which is a field and no line of a log."""
+"""A run folder read once, the one who writes it, and what a search found,
+which is a field and no line of a log.
+"""
 
 import dataclasses
 import json

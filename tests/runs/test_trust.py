@@ -86,7 +86,9 @@ def made(pico, tmp_path_factory):
 
 @pytest.fixture
 def stranger(made, tmp_path, monkeypatch):
-    """A function that makes a run, in the folder where the tests go on, whose recipe names `mine.py` as some part."""
+    """A function that makes a run, in the folder where the tests go on,
+    whose recipe names `mine.py` as some part.
+    """
     monkeypatch.chdir(tmp_path)
     for collection in ("_named_by_runs", "_loaded"):
         monkeypatch.setattr(registry, collection, {})
@@ -176,7 +178,9 @@ def test_wherever_it_stands(stranger, monkeypatch):
 
 
 def test_going_elsewhere_meanwhile_changes_nothing(stranger, monkeypatch, tmp_path):
-    """A path is relative to where the process is: trust in one file is none in another of the same name."""
+    """A path is relative to where the process is: trust in one file is none in another of the same
+    name.
+    """
     name = stranger("rule", "mine.py")
     (tmp_path / "own").mkdir()
     monkeypatch.chdir(tmp_path / "own")
@@ -189,7 +193,9 @@ def test_going_elsewhere_meanwhile_changes_nothing(stranger, monkeypatch, tmp_pa
 
 
 def test_ones_own_file_needs_no_trust(stranger, perdure, made, pico):  # noqa: F811
-    """Named in one's own recipe, on the command line, or in Python; also where a run names it too."""
+    """Named in one's own recipe, on the command line, or in Python;
+    also where a run names it too.
+    """
     name = stranger("rule", "mine.py")
     assert perdure("evaluate", "r", "--last", "--rule", "mine.py")[0] == 0 and ran()
     Path("mark").unlink()

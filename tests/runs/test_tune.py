@@ -1,4 +1,6 @@
-"""Tuning: the same budget for every method, validation data of the first tasks alone, and it can be stopped."""
+"""Tuning: the same budget for every method, validation data of the first tasks alone,
+and it can be stopped.
+"""
 
 import json
 

@@ -65,8 +65,17 @@ def only_fault(folder, **options):
 def test_a_run_that_is_whole(folder):
     found = verify(folder)
     assert found.faults == [] == found.notes
-    assert list(found.sound) == ["recipe.yaml", "tasks/00-fruit", PLACE, "tasks", "scores.csv", "events.jsonl",
-                                 "combined.json", "answers.json", "the pre-trained model"]  # fmt: skip
+    assert list(found.sound) == [
+        "recipe.yaml",
+        "tasks/00-fruit",
+        PLACE,
+        "tasks",
+        "scores.csv",
+        "events.jsonl",
+        "combined.json",
+        "answers.json",
+        "the pre-trained model",
+    ]
     assert found.sound["recipe.yaml"] == "format 2" and found.sound["tasks"] == "2 learned"
     assert "the pre-trained model" not in verify(folder, backbone=False).sound
 
@@ -194,8 +203,13 @@ def test_a_value_that_is_not_finite(folder):
         .replace("accuracy,1.0", "accuracy,nan")
     )
     lines = [line.split(",") for line in path.read_text().splitlines()]
-    path.write_text("\n".join(",".join([*line[:-1], "nan" if line[-1].startswith("nan") else line[-1]])
-                              for line in lines) + "\n")  # fmt: skip
+    path.write_text(
+        "\n".join(
+            ",".join([*line[:-1], "nan" if line[-1].startswith("nan") else line[-1]])
+            for line in lines
+        )
+        + "\n"
+    )
     assert "value nan" in only_fault(folder)
 
 

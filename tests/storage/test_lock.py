@@ -1,4 +1,6 @@
-"""Two processes on one run: the second says who holds it; what a dead one left is in nobody's way."""
+"""Two processes on one run: the second says who holds it;
+what a dead one left is in nobody's way.
+"""
 
 import errno
 import fcntl
@@ -56,17 +58,25 @@ def other(results):
 
 
 def test_the_second_process_says_who_holds_it(results, other, made, perdure):  # noqa: F811
-    said = f"`{results.folder}` is being written by process {other.pid} on `{socket.gethostname()}`, since 20"
+    process = f"process {other.pid} on `{socket.gethostname()}`"
+    said = f"`{results.folder}` is being written by {process}, since 20"
     data = table(made.folder.parent, "texture")
-    commands = [("run", results.folder), ("evaluate", results.folder), ("forget", results.folder, "fruit"),
-                ("learn", results.folder, "--data", data)]  # fmt: skip
+    commands = [
+        ("run", results.folder),
+        ("evaluate", results.folder),
+        ("forget", results.folder, "fruit"),
+        ("learn", results.folder, "--data", data),
+    ]
     for command in commands:
         status, out, err = perdure(*command)
         assert status == 1 and said in err and err.count("\n") == 1 and "Traceback" not in err, (
             command
         )
-    for call in (lambda: evaluate_run(results.folder), lambda: forget(results.folder, "fruit"),
-                 lambda: learn_more(results.folder, {"data": data})):  # fmt: skip
+    for call in (
+        lambda: evaluate_run(results.folder),
+        lambda: forget(results.folder, "fruit"),
+        lambda: learn_more(results.folder, {"data": data}),
+    ):
         with pytest.raises(RunError, match=f"process {other.pid}"):
             call()
     assert results.tasks == ["fruit", "colour"] and len(results.recipe["stream"]) == 2
@@ -74,9 +84,12 @@ def test_the_second_process_says_who_holds_it(results, other, made, perdure):  #
 
 def test_reading_needs_no_lock(results, other, made, tmp_path, perdure):  # noqa: F811
     assert len(Model(results).predict(TEXTS)) == len(TEXTS)
-    for command in (("show", results.folder), ("report", results.folder, "-o", tmp_path / "r.html"),
-                    ("predict", results.folder, table(made.folder.parent, "fruit"), "-o", tmp_path / "p.csv"),
-                    ("export", results.folder, "-o", tmp_path / "out")):  # fmt: skip
+    for command in (
+        ("show", results.folder),
+        ("report", results.folder, "-o", tmp_path / "r.html"),
+        ("predict", results.folder, table(made.folder.parent, "fruit"), "-o", tmp_path / "p.csv"),
+        ("export", results.folder, "-o", tmp_path / "out"),
+    ):
         status, _, err = perdure(*command)
         assert (status, err) == (0, ""), command
     status, out, _ = perdure("verify", results.folder)

@@ -1,4 +1,6 @@
-"""What is written, where, by whom, and what is left of it: names, locks, links, permissions, and derived files."""
+"""What is written, where, by whom, and what is left of it: names, locks, links, permissions,
+and derived files.
+"""
 
 import errno
 import fcntl
@@ -367,7 +369,9 @@ def test_a_task_that_is_forgotten_in_the_last_instant(kind, run, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["report", "diagnose"])
 def test_what_tells_of_a_task_that_is_gone(kind, run):
-    """As a process leaves it that was killed in between: `verify` says so, and who writes the run next removes it."""
+    """As a process leaves it that was killed in between: `verify` says so,
+    and who writes the run next removes it.
+    """
     path = MADE[kind](run)
     assert not verify(run.folder, backbone=False).faults
     content = path.read_bytes()

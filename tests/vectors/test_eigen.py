@@ -1,4 +1,6 @@
-"""Leading eigenvectors agree with full decompositions, and come without one where few are wanted."""
+"""Leading eigenvectors agree with full decompositions,
+and come without one where few are wanted.
+"""
 
 import pytest
 import torch
