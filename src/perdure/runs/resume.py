@@ -314,4 +314,18 @@ def _check_texts(plan: Plan, learned: int, splits: Sequence[Split]) -> None:
         return
     for task in plan.stream.tasks[learned:]:
         for split in splits:
-            plan.backbone.encode(task.rows(split))
+            examples = plan.backbone.encode(task.rows(split))
+            if split == "train" and examples.cut and engine.first():
+                message = _about_cuts(task.name, examples.cut, len(examples), plan.backbone)
+                warnings.warn(message, PerdureWarning, stacklevel=4)
+
+
+def _about_cuts(task: str, cut: int, count: int, backbone: Backbone) -> str:
+    """Return the warning that prompts are trained on in part only."""
+    settings = backbone.settings
+    verb = "is" if cut == 1 else "are"
+    return (
+        f"Task `{task}`: {cut} of {count} prompts {verb} longer than `max_length: "
+        f"{settings['max_length']}` tokens and cut (`truncate: {settings['truncate']}`). Raise "
+        "`max_length`, or cut at another side."
+    )
