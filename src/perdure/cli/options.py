@@ -22,6 +22,11 @@ def names_of(*kinds: Kind) -> Callable[[str], list[str]]:
     return completions
 
 
+def template(text: str | None) -> str | None:
+    r"""Return a template with line breaks for `\n`, which a shell passes on as two characters."""
+    return text.replace("\\n", "\n") if text else text
+
+
 def parts(incomplete: str) -> list[str]:
     """Complete the names of the diagnostics in the shell."""
     return [name for name in registry.diagnostics() if name.startswith(incomplete)]
@@ -71,6 +76,31 @@ Delimiter = Annotated[
 ]
 Encoding = Annotated[str, typer.Option(help="The encoding of a text file.")]
 Image = Annotated[str | None, typer.Option(help="The column with the image.")]
+Prompt = Annotated[
+    str | None,
+    typer.Option(
+        metavar="COLUMN|TEMPLATE",
+        help=r"For a language model: the column with the prompt, or a template such as "
+        r"'Review: {body}\nStars:', where \n is a line break.",
+    ),
+]
+Answer = Annotated[
+    str | None,
+    typer.Option(
+        metavar="COLUMN|TEMPLATE",
+        help="The column with the answer in free text, or a template for it.",
+    ),
+]
+Label = Annotated[
+    str | None, typer.Option(help="The column with the class; by default label, if it exists.")
+]
+Score = Annotated[
+    str | None,
+    typer.Option(
+        help="The measure of the answers, such as exact_match or rouge_l; by default accuracy.",
+        autocompletion=names_of("score"),
+    ),
+]
 Format = Literal["html", "markdown", "latex", "json"]
 KnownTask = Annotated[
     str | None, typer.Option("--task", help="The task of all rows, if it is known.")

@@ -8,17 +8,22 @@ import typer
 
 from perdure.cli import outcome
 from perdure.cli.options import (
+    Answer,
     AsJson,
     Delimiter,
     Encoding,
     Image,
+    Label,
     Output,
+    Prompt,
     Quiet,
     RunFolder,
+    Score,
     Seed,
     Settings,
     Texts,
     Trust,
+    template,
 )
 from perdure.cli.outcome import say
 
@@ -137,7 +142,10 @@ def learn(
     ] = None,
     text: Texts = [],
     image: Image = None,
-    label: Annotated[str, typer.Option(help="The column with the class.")] = "label",
+    prompt: Prompt = None,
+    answer: Answer = None,
+    label: Label = None,
+    score: Score = None,
     encoding: Encoding = "utf-8",
     delimiter: Delimiter = None,
     config: Annotated[str | None, typer.Option(help="The configuration of a hub data set.")] = None,
@@ -158,6 +166,7 @@ def learn(
 
     # in a recipe `name` is the task's name, and `task` a column
     columns = {"text": text, "image": image, "label": label, "task": task_column}
+    columns |= {"prompt": template(prompt), "answer": template(answer), "score": score}
     reading = {"config": config, "encoding": encoding, "delimiter": delimiter}
     splits = {"train": data, "validation": validation, "test": test}
     entry = entry_of(splits, {"name": task} | columns | reading)

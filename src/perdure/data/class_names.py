@@ -55,7 +55,8 @@ def complaint(labels: Sequence[str], column: str) -> str | None:
         return (
             f"Column `{column}` has {len(counts)} different values in {len(labels)} rows, such as "
             f"`{shown(texts[0])}`: these look like texts, not classes. "
-            "Name the column with the class as `label`."
+            "Name the column with the class as `label`, or for a language model name this one as "
+            "`answer`."
         )
     return None
 

@@ -1,16 +1,19 @@
 """Rows of tables as examples: the inputs under one name, the classes as text.
 
-Both ways to read data end in the same columns: `text`, or `text` and `text_pair`, or `image`;
-`label` with the name of the class; `task`, where a column names each row's task; and `row`, the
-number of the row in its file, for messages.
+Both ways to read data end in the same columns: `text`, or `text` and `text_pair`, or `image`, or
+`messages`; `label` with the name of the class, or `target` with the answer and, where a row has
+several right ones, `answers`; `task`, where a column names each row's task; and `row`, the number
+of the row in its file, for messages.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 from datasets import ClassLabel, Dataset
 
+from perdure.data.formats import Reading
+from perdure.data.prompts import Answers, Declared, Prompt
 from perdure.data.rows import Row, Table, class_name, text
 from perdure.errors import DataError
 
@@ -24,30 +27,47 @@ class Columns:
     Attributes
     ----------
     inputs
-        The column of the text or the image, or the columns of the two texts of a pair, in order.
+        The column of the text or the image, or the columns of the two texts of a pair, in order;
+        or all columns of the prompt.
     label
-        The column of the class.
+        The column of the class; None where the answer is free text.
     task
         The column of each row's task, if there is one.
+    prompt
+        The prompt that the inputs become, where they are not read one by one.
+    answers
+        The right answers, where the answer is free text.
     """
 
     kind: Literal["text", "image"]
     inputs: tuple[str, ...]
-    label: str
+    label: str | None
     task: str | None = None
+    prompt: Prompt | None = None
+    answers: Answers | None = None
+
+    @classmethod
+    def of_prompts(cls, reading: Reading, label: str, task: str | None) -> "Columns":
+        """Return the columns of prompts, with their answers or else their classes."""
+        prompt, answers = reading.prompt, reading.answers
+        return cls("text", prompt.columns, None if answers else label, task, prompt, answers)
 
     @property
     def names(self) -> list[str]:
         """All of these columns, each once."""
-        names = [*self.inputs, self.label]
-        if self.task:
-            names.append(self.task)
+        names = list(self.inputs)
+        names += self.answers.columns if self.answers else ()
+        for name in (self.label, self.task):
+            if name is not None:
+                names.append(name)
         # A caller may name a column twice, for instance as both label and task.
         return list(dict.fromkeys(names))
 
     @property
     def input_names(self) -> tuple[str, ...]:
         """The names that the inputs have among the examples."""
+        if self.prompt:
+            return (self.prompt.name,)
         if self.kind == "image":
             return ("image",)
         return TEXTS[: len(self.inputs)]
@@ -61,18 +81,46 @@ class Columns:
             A column is missing.
         """
         for column in self.names:
-            if column in present:
-                continue
-            if column == self.task:
-                option = "the task as `task`"
-            elif column == self.label:
-                option = "the class as `label`"
-            else:
-                option = f"the {self.kind} as `{self.kind}`"
-            raise DataError(
-                f"{source} has no column `{column}`. Its columns: {list(present)}. "
-                f"Name the column with {option}."
-            )
+            if column not in present:
+                raise DataError(
+                    f"{source} has no column `{column}`. Its columns: {list(present)}. "
+                    f"Name the column with {self._option(column)}."
+                )
+
+    def _option(self, column: str) -> str:
+        """Return what a column holds, and the option that names it."""
+        if column == self.task:
+            return "the task as `task`"
+        if column == self.label:
+            return "the class as `label`, or that with a free answer as `answer`"
+        if self.prompt and column in self.inputs:
+            return "the prompt as `prompt`"
+        if self.answers and column in self.answers.columns:
+            return "the answer as `answer`"
+        return f"the {self.kind} as `{self.kind}`"
+
+    def example(self, row: Row, declared: Declared) -> dict[str, object]:
+        """Return a row as an example: its input, its class or right answers, its task and number.
+
+        Raises
+        ------
+        DataError
+            A cell does not hold what its column should.
+        """
+        example: dict[str, object] = {}
+        if self.prompt:
+            example[self.prompt.name] = self.prompt.of(row, declared)
+        else:
+            read_input = text if self.kind == "text" else _image
+            for name, column in zip(self.input_names, self.inputs, strict=True):
+                example[name] = read_input(row, column)
+        if self.answers:
+            example["answers"] = self.answers.of(row, declared)
+        if self.label is not None:
+            example["label"] = class_name(row, self.label, declared.get(self.label))
+        if self.task is not None:
+            example["task"] = class_name(row, self.task, declared.get(self.task))
+        return example | {"row": row.number}
 
 
 def from_tables(tables: Sequence[Table], columns: Columns) -> Dataset:
@@ -86,28 +134,32 @@ def from_tables(tables: Sequence[Table], columns: Columns) -> Dataset:
     DataError
         A table lacks a column or has no rows, or a cell does not hold what its column should.
     """
-    # The order of the columns is that of the data set, and so of its fingerprint.
-    names = [*columns.input_names, "label"]
-    if columns.task:
-        names.append("task")
-    names.append("row")
+    examples = _dataset(_examples(tables, columns))
+    if not len(examples):
+        raise DataError(f"`{tables[0].path}` has no rows, only the names of columns.")
+    return examples
 
-    values: dict[str, list[object]] = {name: [] for name in names}
-    read_input = text if columns.kind == "text" else _image
+
+def _examples(tables: Sequence[Table], columns: Columns) -> Iterator[dict[str, object]]:
     for table in tables:
         columns.check(f"`{table.path}`", table.columns)
         for row in table.rows(columns.names):
-            for name, column in zip(columns.input_names, columns.inputs, strict=True):
-                value = read_input(row, column)
-                values[name].append(value)
-            label = table.class_name(row, columns.label)
-            values["label"].append(label)
-            if columns.task:
-                task = table.class_name(row, columns.task)
-                values["task"].append(task)
-            values["row"].append(row.number)
-    if not values["row"]:
-        raise DataError(f"`{tables[0].path}` has no rows, only the names of columns.")
+            yield columns.example(row, table.class_names)
+
+
+def _dataset(examples: Iterable[Mapping[str, object]]) -> Dataset:
+    """Put examples together, as columns."""
+    # The order of the columns is that of the data set, and so of its fingerprint.
+    values: dict[str, list[object]] = {}
+    for example in examples:
+        for name, value in example.items():
+            values.setdefault(name, []).append(value)
+    answers = cast("list[list[str]]", values.get("answers", []))
+    if answers:
+        values["target"] = [right[0] for right in answers]
+        # A column of lists with one answer each would say nothing more.
+        if all(len(right) == 1 for right in answers):
+            del values["answers"]
     return Dataset.from_dict(values)
 
 
@@ -115,7 +167,7 @@ def from_dataset(data: Dataset, source: str, columns: Columns) -> Dataset:
     """Select the columns of a data set that `datasets` has read; its inputs are not copied.
 
     An empty text is let through, because nobody can mend a data set of the hub; a tokenizer
-    that makes no token out of it refuses it later.
+    that makes no token out of it refuses it later. Prompts are made anew.
 
     Raises
     ------
@@ -123,6 +175,8 @@ def from_dataset(data: Dataset, source: str, columns: Columns) -> Dataset:
         A column is missing, or a cell does not hold what its column should.
     """
     columns.check(source, data.column_names)
+    if columns.prompt:
+        return _dataset(_prompts(data, source, columns))
     if columns.kind == "text":
         # Only to refuse cells that are not texts: the examples are not built from these rows.
         for row in _rows(data, source, columns.inputs):
@@ -134,14 +188,23 @@ def from_dataset(data: Dataset, source: str, columns: Columns) -> Dataset:
     # Both names of a pair at once: its columns may be called `text_pair` and `text`, in this order.
     examples = examples.rename_columns(new_names)
     # By name, as in tables, so that tasks from both share the classes of the same name.
-    labels = _class_names(data, source, columns.label)
-    examples = examples.add_column("label", labels)
-    if columns.task:
-        tasks = _class_names(data, source, columns.task)
-        examples = examples.add_column("task", tasks)
+    for name, column in {"label": columns.label, "task": columns.task}.items():
+        if column is not None:
+            examples = examples.add_column(name, _class_names(data, source, column))
     # Counted from 1, as in tables; filtering and splitting keep the number for messages.
     numbers = list(range(1, len(data) + 1))
     return examples.add_column("row", numbers)
+
+
+def _prompts(data: Dataset, source: str, columns: Columns) -> Iterator[dict[str, object]]:
+    """Yield the examples of a data set whose inputs become prompts."""
+    declared: dict[str, list[str]] = {}
+    for column in columns.names:
+        names = declared_classes(data, column)
+        if names:
+            declared[column] = names
+    for row in _rows(data, source, columns.names):
+        yield columns.example(row, declared)
 
 
 def declared_classes(data: Dataset, column: str) -> list[str] | None:

@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from perdure.data.table_files import Delimited, Json, Number, Parquet, Reader, check_file
 from perdure.errors import DataError
@@ -151,14 +152,14 @@ def text(row: Row, column: str, *, empty: bool = False) -> str:
         )
     if not isinstance(value, str):
         raise DataError(
-            f"{row.where}, has {_described(value)} in column `{column}`, "
+            f"{row.where}, has {described(value)} in column `{column}`, "
             "where a text is expected. Write it as a text, or name another column."
         )
     if not empty and not value.strip():
         raise DataError(
             f"{row.where}, has nothing but white space in column `{column}`. Leave it out."
         )
-    _check_characters(value, row, column)
+    check_characters(value, row, column)
     return value
 
 
@@ -177,10 +178,21 @@ def texts(row: Row, columns: Sequence[str], *, empty: bool = False) -> str | tup
     return first, second
 
 
-def class_name(row: Row, column: str, names: Sequence[str] | None = None) -> str:
-    """Return the name of the class that a cell holds.
+def class_name(
+    row: Row,
+    column: str,
+    names: Sequence[str] | None = None,
+    *,
+    expected: Literal["class", "text"] = "class",
+) -> str:
+    """Return the name of the class that a cell holds, or a cell that becomes part of a text.
 
-    With `names`, the cell may be the number of one of them.
+    Parameters
+    ----------
+    names
+        The names of classes, of which the cell may be a number.
+    expected
+        What the cell is for, in messages.
 
     Raises
     ------
@@ -201,9 +213,10 @@ def class_name(row: Row, column: str, names: Sequence[str] | None = None) -> str
         return text(row, column)
     name = _written(value)
     if name is None:
+        advice = "Write it as a text" if expected == "text" else "Write the name of one class"
         raise DataError(
-            f"{row.where}, has {_described(value)} in column `{column}`, "
-            "where a class is expected. Write the name of one class, or name another column."
+            f"{row.where}, has {described(value)} in column `{column}`, "
+            f"where a {expected} is expected. {advice}, or name another column."
         )
     return name
 
@@ -224,7 +237,8 @@ def _written(value: object) -> str | None:
     return None
 
 
-def _check_characters(value: str, row: Row, column: str) -> None:
+def check_characters(value: str, row: Row, column: str) -> None:
+    """Raise `DataError` if a text holds a NUL or half of a surrogate pair."""
     # A NUL is a sign of a binary file; on half of a pair tokenizers fail.
     if "\0" in value:
         raise DataError(f"{row.where}, has a NUL character in column `{column}`. Remove it.")
@@ -249,14 +263,14 @@ def half_of_a_pair(text: str) -> str | None:
     return None
 
 
-def _described(value: object) -> str:
+def described(value: object) -> str:
+    """Return what a value is, in the words of JSON and Parquet."""
     if isinstance(value, bool):
         return f"the truth value `{str(value).lower()}`"
     if isinstance(value, Number):
         return f"the number `{value.written}`"
     if isinstance(value, int | float | decimal.Decimal):
         return f"the number `{value}`"
-    # In the words of JSON and Parquet, not in Python's.
     kinds = {
         list: "a list",
         tuple: "a list",

@@ -59,6 +59,8 @@ def split_rows(labels: Sequence[int], *, shares: Sequence[float], seed: int) -> 
 def divided(data: Dataset, size: int, seed: int) -> tuple[Dataset, Dataset]:
     """Return about `size` examples, with the shares of the classes kept, and the rest.
 
+    Where the answer is free text there are no classes: the examples are drawn from all.
+
     Examples
     --------
     >>> rows = {"text": list("abcdef"), "label": [0, 0, 0, 0, 1, 1]}
@@ -68,10 +70,15 @@ def divided(data: Dataset, size: int, seed: int) -> tuple[Dataset, Dataset]:
     """
     if size >= len(data):
         return data, data.select([])
-    labels = data["label"][:]
+    labels = _classes(data)
     share = size / len(data)
     chosen, rest = split_rows(labels, shares=[share], seed=seed)
     return data.select(chosen), data.select(rest)
+
+
+def _classes(data: Dataset) -> list[int]:
+    """Return the class of each example; the same for all where the answer is free text."""
+    return data["label"][:] if "label" in data.column_names else [0] * len(data)
 
 
 def bounded(
@@ -117,8 +124,8 @@ def _with_validation(data: Dataset, size: int | None, seed: int) -> tuple[Datase
     size = max(1, size)
     validation, train = divided(data, size, seed)
     # Each class gives at least one example to validation: it may have been the only one.
-    classes = set(data["label"][:])
-    classes_left = set(train["label"][:])
+    classes = set(_classes(data))
+    classes_left = set(_classes(train))
     if len(classes_left) < len(classes):
         raise DataError(
             "A class has a single training example, which leaves none for validation. "

@@ -5,7 +5,7 @@ import errno
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -16,8 +16,10 @@ from datasets import Dataset
 
 from perdure.data.class_names import complaint, in_order, shown
 from perdure.data.examples import Columns, declared_classes, from_dataset, from_tables
+from perdure.data.formats import LABEL, Request, reading_of
 from perdure.data.image_folder import has_metadata, read_image_folder
 from perdure.data.images import image_column
+from perdure.data.prompts import UNLISTED, with_choices
 from perdure.data.rows import ENDINGS, Table
 from perdure.data.splits import SPLIT_NAMES, divided
 from perdure.data.task import SPLITS, Split, Task
@@ -33,14 +35,22 @@ def read_tasks(
     name: str | None = None,
     text: str | list[str] | None = None,
     image: str | None = None,
-    label: str = "label",
+    prompt: str | None = None,
+    answer: str | None = None,
+    label: str | None = None,
     task: str | None = None,
+    score: str = "accuracy",
     config: str | None = None,
     encoding: str = "utf-8",
     delimiter: str | None = None,
     seed: int = 0,
 ) -> list[Task]:
     """Read one table as one task, or as several by the values of its column `task`.
+
+    A task has classes, or is answered with free text. Without any of `text`, `image`, `prompt`,
+    `answer` and `label` the names of the columns decide: `text` or `image` and `label`;
+    `messages`, conversations whose last turn is the answer; `prompt` and `completion`; or Alpaca's
+    `instruction`, `input` (which may be missing) and `output`.
 
     Parameters
     ----------
@@ -52,10 +62,20 @@ def read_tasks(
     text, image
         The column that holds the input; by default `text` or `image`. Two columns of `text`
         are read as pairs, such as a premise and a hypothesis, in this order.
+    prompt
+        The input of a language model: a column, or a template for any columns, such as
+        `"Sentence 1: {premise}\\nSentence 2: {hypothesis}\\nAnswer:"`. Where the answer is a
+        class, `{choices}` lists the classes. `{{` and `}}` stand for braces.
+    answer
+        The right answer, in free text: a column, or a template. A cell that is a list (in JSON
+        and Parquet) has several right answers, the first of which is trained on.
     label
-        The column that holds the class.
+        The column that holds the class; by default `label`.
     task
         The column that says which task a row belongs to.
+    score
+        The measure of the answers: the name of a file of `perdure/evaluation/scores`, such as
+        `rouge_l`.
     config
         The configuration of a hub data set.
     encoding
@@ -65,25 +85,36 @@ def read_tasks(
         `perdure.data.rows.Table.open`).
     seed
         Seed for missing splits. A fifth of the examples is set apart for a missing test split,
-        then a tenth of the rest for a missing validation split, drawn class by class.
+        then a tenth of the rest for a missing validation split, drawn class by class where there
+        are classes.
 
     Raises
     ------
     DataError
         A file or column is missing, a text is not in the encoding, a cell is empty or holds no
-        text or class, the labels look like texts or quantities, a class has too few examples,
-        or a class of validation or test does not occur in training.
+        text, class or conversation, a template has an unknown placeholder, the labels look like
+        texts or quantities, a class has too few examples, or a class of validation or test does
+        not occur in training.
+
+    Examples
+    --------
+    >>> path = Path(getfixture("tmp_path")) / "sums.csv"
+    >>> _ = path.write_text("a,b,sum\\n1,1,2\\n1,2,3\\n2,2,4\\n")
+    >>> (task,) = read_tasks(str(path), prompt="{a} + {b} =", answer="sum", score="exact_match")
+    >>> task.classes, sorted(task.test.features), len(task.train)
+    ((), ['row', 'target', 'text'], 1)
     """
     if isinstance(data, Mapping) and not (name or task):
         raise DataError("Give the task a `name`: `data` names several files.")
     files = {"train": data} if isinstance(data, str) else dict(data)
     _check_files(files)
-    request = _Request(text, image, label, task)
+    texts = [text] if isinstance(text, str) else text or []
+    request = Request(texts, image, prompt, answer, label)
     tables = _tables(files, encoding, delimiter)
     if tables:
-        splits, classes = _read_tables(tables, request)
+        splits, classes = _read_tables(tables, request, task)
     else:
-        splits, classes = _read_datasets(files, config, request)
+        splits, classes = _read_datasets(files, config, request, task)
 
     if "image" in splits["train"].column_names:
         for split, rows in splits.items():
@@ -93,10 +124,14 @@ def read_tasks(
     else:
         title = name or Path(files["train"]).stem
         splits_of_tasks = {title: splits}
-    return [
-        _task(title, task_splits, classes, label, seed)
-        for title, task_splits in splits_of_tasks.items()
-    ]
+    tasks = []
+    for title, task_splits in splits_of_tasks.items():
+        if "target" in splits["train"].column_names:
+            tasks.append(_free_task(title, task_splits, score, seed))
+        else:
+            task_read = _task(title, task_splits, classes, label or LABEL, seed)
+            tasks.append(replace(task_read, score=score))
+    return tasks
 
 
 def _check_files(files: Mapping[str, str]) -> None:
@@ -109,40 +144,25 @@ def _check_files(files: Mapping[str, str]) -> None:
         raise DataError("`data` is empty. Give a file, a folder of images, or a hub id.")
 
 
-@dataclass(frozen=True)
-class _Request:
-    """The columns as the caller names them."""
-
-    text: str | list[str] | None
-    image: str | None
-    label: str
-    task: str | None
-
-    def among(self, names: Sequence[str], source: str) -> Columns:
-        """Return the columns to read; the input is found by its usual name if none is given."""
-        if self.text and self.image:
-            raise DataError("Give either `text` or `image`: a task has one kind of input.")
-        texts = self.text or []
-        if isinstance(self.text, str):
-            texts = [self.text]
-        is_repeated = len(set(texts)) < len(texts)
-        if len(texts) > 2 or is_repeated:
+def _columns(names: Sequence[str], source: str, request: Request, task: str | None) -> Columns:
+    """Return the columns to read; the input is known by its usual name if none is given."""
+    label = request.label or LABEL
+    reading = reading_of(names, source, request)
+    if reading:
+        return Columns.of_prompts(reading, label, task)
+    texts = list(request.text)
+    # A table may have both `text` and `image`: then its texts are read.
+    if not texts and not request.image:
+        if "text" in names:
+            texts = ["text"]
+        elif "image" not in names:
             raise DataError(
-                f"`text` names the columns {texts}. "
-                "Give one column, or two different ones for pairs."
+                f"{source} has the columns {list(names)}: say which holds the input, with "
+                "`text=…`, `image=…` or `prompt=…`."
             )
-        # A table may have both `text` and `image`: then its texts are read.
-        if not texts and not self.image:
-            if "text" in names:
-                texts = ["text"]
-            elif "image" not in names:
-                raise DataError(
-                    f"{source} has the columns {list(names)}: say which holds the input, with "
-                    "`text=…` or `image=…`."
-                )
-        if texts:
-            return Columns("text", tuple(texts), self.label, self.task)
-        return Columns("image", (self.image or "image",), self.label, self.task)
+    if texts:
+        return Columns("text", tuple(texts), label, task)
+    return Columns("image", (request.image or "image",), label, task)
 
 
 # -- tables in files
@@ -218,23 +238,24 @@ def _paths_by_split(folder: Path) -> dict[Split, list[Path]]:
 
 
 def _read_tables(
-    tables: Mapping[Split, Sequence[Table]], request: _Request
+    tables: Mapping[Split, Sequence[Table]], request: Request, task: str | None
 ) -> tuple[dict[Split, Dataset], list[str] | None]:
     """Read the examples of each split, and the classes that the first table declares."""
     first = tables["train"][0]
-    columns = request.among(first.columns, f"`{first.path}`")
+    columns = _columns(first.columns, f"`{first.path}`", request, task)
     splits: dict[Split, Dataset] = {}
     for split, split_tables in tables.items():
         splits[split] = from_tables(split_tables, columns)
-    classes = first.class_names.get(columns.label)
-    return splits, classes
+    if columns.label is None:
+        return splits, None
+    return splits, first.class_names.get(columns.label)
 
 
 # -- folders of images, and what `datasets` reads
 
 
 def _read_datasets(
-    files: Mapping[str, str], config: str | None, request: _Request
+    files: Mapping[str, str], config: str | None, request: Request, task: str | None
 ) -> tuple[dict[Split, Dataset], list[str] | None]:
     """Read the examples of each split of a folder of images, or of a data set on the hub."""
     source = files["train"]
@@ -247,13 +268,14 @@ def _read_datasets(
     if "train" not in splits:
         raise DataError(f"`{source}` has no split named `train`.")
     # Training decides which columns are read; `from_dataset` refuses a split that lacks one.
-    columns = request.among(splits["train"].column_names, f"`{source}`")
+    columns = _columns(splits["train"].column_names, f"`{source}`", request, task)
     examples: dict[Split, Dataset] = {}
     for split, rows in splits.items():
         where = f"`{source}`, split `{split}`"
         examples[split] = from_dataset(rows, where, columns)
-    classes = declared_classes(splits["train"], columns.label)
-    return examples, classes
+    if columns.label is None:
+        return examples, None
+    return examples, declared_classes(splits["train"], columns.label)
 
 
 def _load_images(files: Mapping[str, str]) -> Mapping[str, Dataset]:
@@ -390,16 +412,43 @@ def _task(
 
     numbered: dict[Split, Dataset] = {}
     for split, data in splits.items():
-        numbered[split] = _numbered(title, split, data, names)
+        numbered[split] = _numbered(title, split, _with_choices(data, names), names)
     for split, share in SHARES.items():
         if split not in numbered:
-            train = numbered["train"]
-            _check_counts(title, train, names, split)
-            size = round(share * len(train))
-            chosen, rest = divided(train, size, seed)
-            numbered[split] = chosen
-            numbered["train"] = rest
+            _check_counts(title, numbered["train"], names, split)
+            _cut(numbered, split, share, seed)
     return Task(title, tuple(names), **numbered)
+
+
+def _free_task(title: str, splits: Mapping[Split, Dataset], score: str, seed: int) -> Task:
+    """Make a task that is answered with free text, and cut the splits that are missing."""
+    examples: dict[Split, Dataset] = {}
+    for split, data in splits.items():
+        names = [name for name in data.column_names if name != "task"]
+        examples[split] = data.select_columns(names)
+    for split, share in SHARES.items():
+        if split not in examples:
+            if len(examples["train"]) < 2:
+                raise DataError(
+                    f"Task `{title}` has too few examples to set some apart for `{split}`. Give "
+                    f"at least three, or a `{split}` file of its own."
+                )
+            _cut(examples, split, share, seed)
+    return Task(title, (), **examples, score=score)
+
+
+def _cut(splits: dict[Split, Dataset], split: Split, share: float, seed: int) -> None:
+    """Cut a missing split off the training examples."""
+    train = splits["train"]
+    splits[split], splits["train"] = divided(train, round(share * len(train)), seed)
+
+
+def _with_choices(data: Dataset, classes: Sequence[str]) -> Dataset:
+    """Return the examples with the classes in the place of `{choices}` in their prompts."""
+    if "text" not in data.column_names or not any(UNLISTED in text for text in data["text"]):
+        return data
+    prompts = [with_choices(prompt, classes) for prompt in data["text"]]
+    return data.remove_columns("text").add_column("text", prompts)
 
 
 def _numbered(title: str, split: str, data: Dataset, names: Sequence[str]) -> Dataset:

@@ -90,6 +90,8 @@ class Examples:
         sum is divided by a length of zero; ignore what a model answers to it.
     batch_size
         The usual size of a batch.
+    cut
+        The number of prompts that are longer than a language model may read.
     described
         The features for the task posterior, once they have been computed.
     """
@@ -101,6 +103,7 @@ class Examples:
     collate: Collate
     without_tokens: Sequence[int] = ()
     batch_size: int = BATCH_SIZE
+    cut: int = 0
     described: Float[Tensor, "examples features"] | None = field(default=None, init=False)
 
     def __len__(self) -> int:

@@ -128,7 +128,8 @@ class LanguageModel(Backbone):
             labels += data["label"][:] if "label" in data.column_names else [-1] * len(data)
         collate = functools.partial(_padded, layout=self._layout())
         lengths = [len(example.prompt) + len(example.answer) for example in tokens]
-        return TextExamples(tokens, tasks, labels, lengths, collate, batch_size=batch_size)
+        cut = sum(example.cut for example in tokens)
+        return TextExamples(tokens, tasks, labels, lengths, collate, batch_size=batch_size, cut=cut)
 
     def _tokens(self, rows: TaskRows) -> Iterator[Tokens]:
         """Yield the tokens of each row of a task."""
@@ -137,6 +138,12 @@ class LanguageModel(Backbone):
             raise InputError(
                 f"`{self.source}` is a language model, but the examples are images. Use an image "
                 "model as the backbone, such as `dinov2`."
+            )
+        if "text_pair" in data.column_names:
+            raise InputError(
+                f"Task `{task}` has pairs of texts, but `{self.source}` is a language model, which "
+                "reads one prompt. Name both columns in a template, such as "
+                "`prompt: \"{premise}\\n{hypothesis}\"`."
             )
         for number, row in enumerate(data, start=1):
             where = f"Task `{task}`, row {row.get('row', number)}"

@@ -110,6 +110,7 @@ class Prompts:
         """
         if self.chat:
             written = self._answer_turn(prompt, answer, where)
+            self._check_begins(written, answer)
             tokens = self._plain(written)
         else:
             tokens = self._plain(joint + answer)
@@ -206,6 +207,18 @@ class Prompts:
                 "`chat_template: none`."
             )
         return whole[len(asked) :]
+
+    def _check_begins(self, turn: str, answer: str) -> None:
+        """Check that the assistant's turn, as a template writes it, begins with the answer."""
+        start = turn.find(answer.strip())
+        before = turn if start < 0 else turn[:start]
+        # Otherwise the model would learn to say the head of its own turn.
+        if before.strip():
+            raise InputError(
+                f"The chat template of `{self.source}` has no generation prompt: it writes "
+                f"{before[:40]!r} before an answer, but not where it asks for one. Write it there "
+                "too, `if add_generation_prompt`, or use `chat_template: none`."
+            )
 
     def _render(self, turns: Turns, where: str, *, asks: bool) -> str:
         try:

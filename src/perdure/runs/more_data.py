@@ -155,7 +155,8 @@ def _spelled_out(entry: Entry) -> Settings:
         data = os.path.abspath(data)
     elif isinstance(data, Mapping):
         data = {split: os.path.abspath(str(path)) for split, path in data.items()}
-    return {"label": "label", "encoding": "utf-8", **entry, "data": data}
+    usual = {"label": "label", "score": "accuracy", "encoding": "utf-8"}
+    return {**usual, **entry, "data": data}
 
 
 def _check_names(new: Sequence[str], taken: Sequence[str]) -> None:

@@ -303,7 +303,8 @@ def _hint_at_domains(stream: TaskStream, learned: int) -> None:
     Once: in the call that brings the number of tasks to `SAME`.
     """
     classes = {frozenset(task.classes) for task in stream}
-    if len(classes) == 1 and len(stream) >= SAME > learned:
+    # Tasks that are answered with free text have no classes to share.
+    if len(stream.classes) and len(classes) == 1 and len(stream) >= SAME > learned:
         warnings.warn(
             f"All {len(stream)} tasks have the same classes. A run that begins with "
             "`scenario: domain` takes them as such, and with `training: {heads: shared}` has one "

@@ -281,11 +281,18 @@ def check_fits(backbone: Backbone, task: Learned) -> None:
     Raises
     ------
     RunError
-        A head is of another width.
+        A head is of another width, or the task has none where the backbone answers by heads.
     BackboneError
         An adapter is for other layers.
     """
     adapters.check_fits(backbone.model, task.adapter)
+    if bool(task.heads) != backbone.has_heads:
+        learned = "by heads" if task.heads else "without a head"
+        raise RunError(
+            f"Task `{task.name}` is answered {learned}, but `{backbone.source}` answers "
+            f"{'by heads' if backbone.has_heads else 'with text'}. "
+            "Is it the model that the run began with?"
+        )
     for name, head in task.heads.items():
         if SEED in head:  # it reads random features, whose number is the method's choice
             continue
@@ -314,4 +321,18 @@ def _check_texts(plan: Plan, learned: int, splits: Sequence[Split]) -> None:
         return
     for task in plan.stream.tasks[learned:]:
         for split in splits:
-            plan.backbone.encode(task.rows(split))
+            examples = plan.backbone.encode(task.rows(split))
+            if split == "train" and examples.cut and engine.first():
+                message = _about_cuts(task.name, examples.cut, len(examples), plan.backbone)
+                warnings.warn(message, PerdureWarning, stacklevel=4)
+
+
+def _about_cuts(task: str, cut: int, count: int, backbone: Backbone) -> str:
+    """Return the warning that prompts are trained on in part only."""
+    settings = backbone.settings
+    verb = "is" if cut == 1 else "are"
+    return (
+        f"Task `{task}`: {cut} of {count} prompts {verb} longer than `max_length: "
+        f"{settings['max_length']}` tokens and cut (`truncate: {settings['truncate']}`). Raise "
+        "`max_length`, or cut at another side."
+    )

@@ -1,0 +1,215 @@
+"""Which columns of a table hold the prompt and the answer, and in which format.
+
+The format is known by the names of the columns:
+
+    messages                     conversations; the last turn, the assistant's, is the answer
+    prompt, completion           a prompt, and its answer
+    instruction, input, output   Alpaca's; `input` may be empty, or no column at all
+    text, label                  a text or prompt, and one of some classes
+    any                          through templates, such as "Review: {body}\\nStars:"
+"""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from perdure.data.prompts import (
+    AnswerCell,
+    Answers,
+    AnswerTemplate,
+    Cell,
+    Conversation,
+    Instruction,
+    LastTurn,
+    Prompt,
+    Template,
+)
+from perdure.errors import DataError
+
+LABEL = "label"
+"""The usual name of the column of the class."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """The columns as the caller names them: names, or templates (`prompt` and `answer`)."""
+
+    text: Sequence[str] = field(default_factory=list)
+    image: str | None = None
+    prompt: str | None = None
+    answer: str | None = None
+    label: str | None = None
+
+    def check(self) -> None:
+        """Check that what is named goes together.
+
+        Raises
+        ------
+        DataError
+            Two name the same thing, or the answer to an image or a pair is to be a text.
+        """
+        if self.text and self.image:
+            raise DataError("Give either `text` or `image`: a task has one kind of input.")
+        is_repeated = len(set(self.text)) < len(self.text)
+        if len(self.text) > 2 or is_repeated:
+            raise DataError(
+                f"`text` names the columns {list(self.text)}. "
+                "Give one column, or two different ones for pairs."
+            )
+        if self.answer and self.label:
+            raise DataError(
+                "Give either `answer` or `label`: an answer is free text, a label is one of some "
+                "classes."
+            )
+        if self.prompt and (self.text or self.image):
+            raise DataError(
+                "Give either `prompt` or `text` and `image`: a prompt is the whole input."
+            )
+        if self.answer and (self.image or len(self.text) > 1):
+            given = "an image" if self.image else "a pair of texts"
+            raise DataError(
+                f"`answer` is the answer to a prompt, but the input is {given}. "
+                "Give the prompt as `prompt`, a column or a template."
+            )
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the rows of a table are read; without answers, the answer is a class."""
+
+    prompt: Prompt
+    answers: Answers | None = None
+
+
+def reading_of(columns: Sequence[str], source: str, request: Request) -> Reading | None:
+    """Return how prompts and answers are read; None where there is a text or image, and a class.
+
+    Parameters
+    ----------
+    columns, source
+        The columns of the table, and the table as messages name it.
+
+    Raises
+    ------
+    DataError
+        A template is wrong, or nothing says which column holds the prompt or the answer.
+
+    Examples
+    --------
+    >>> reading_of(["id", "prompt", "completion"], "`t.jsonl`", Request())
+    Reading(prompt=Cell(column='prompt'), answers=AnswerCell(column='completion'))
+    """
+    request.check()
+    if request.image or (request.text and not request.answer):
+        return None
+    if request.prompt:
+        return _with_prompt(columns, source, request, request.prompt)
+    if request.answer:
+        prompt = Cell(request.text[0]) if request.text else usual_prompt(columns)
+        if prompt is None:
+            raise DataError(
+                f"{source} has the columns {list(columns)}: say which holds the prompt, with "
+                "`prompt=…`, a column or a template."
+            )
+        return Reading(prompt, _answers(columns, source, request.answer))
+    has_input = "text" in columns or "image" in columns
+    if has_input and (request.label or LABEL) in columns:
+        return None
+    if not request.label:
+        for answers in (LastTurn(), AnswerCell("completion"), AnswerCell("output")):
+            prompt = _prompt_before(answers, columns)
+            if prompt:
+                return Reading(prompt, answers)
+    prompt = usual_prompt(columns)
+    if prompt is None or has_input or (request.label or LABEL) not in columns:
+        return None
+    return Reading(prompt)
+
+
+def usual_prompt(columns: Sequence[str]) -> Prompt | None:
+    """Return the prompt that is known by the names of the columns alone, if one is."""
+    for name in ("text", "prompt"):
+        if name in columns:
+            return Cell(name)
+    if "instruction" in columns:
+        return Instruction("input" in columns)
+    return Conversation(answered=False) if "messages" in columns else None
+
+
+def given_prompt(
+    prompt: str, columns: Sequence[str], source: str, *, closed: bool = False
+) -> Prompt:
+    """Return the prompt that a caller names: a template if it has a brace, else a column.
+
+    Raises
+    ------
+    DataError
+        There is no such column, or the template is wrong.
+    """
+    if "{" in prompt or "}" in prompt:
+        template = Template.parse(prompt, columns, source, "prompt", closed=closed)
+        _check_differs("prompt", prompt, template, columns)
+        return template
+    if prompt not in columns:
+        raise DataError(_no_column("prompt", prompt, columns, source))
+    return Conversation(prompt, answered=False) if prompt == "messages" else Cell(prompt)
+
+
+def _prompt_before(answers: Answers, columns: Sequence[str]) -> Prompt | None:
+    """Return the prompt that goes with a usual column of answers, if the table has both."""
+    (column,) = answers.columns
+    if column not in columns:
+        return None
+    if column == "messages":
+        return Conversation()
+    if column == "completion":
+        return Cell("prompt") if "prompt" in columns else None
+    return Instruction("input" in columns) if "instruction" in columns else None
+
+
+def _with_prompt(columns: Sequence[str], source: str, request: Request, prompt: str) -> Reading:
+    """Return how a table is read whose prompt the caller names."""
+    if request.answer:
+        answers = _answers(columns, source, request.answer)
+        return Reading(given_prompt(prompt, columns, source), answers)
+    if request.label or LABEL in columns:
+        return Reading(given_prompt(prompt, columns, source, closed=True))
+    for name in ("completion", "output"):
+        if name in columns:
+            return Reading(given_prompt(prompt, columns, source), AnswerCell(name))
+    raise DataError(
+        f"{source} has the columns {list(columns)}: say which holds the answer, with `answer=…` "
+        "(free text: a column or a template) or `label=…` (one of some classes)."
+    )
+
+
+def _answers(columns: Sequence[str], source: str, answer: str) -> Answers:
+    """Return the answers that a caller names."""
+    if "{" not in answer and "}" not in answer:
+        if answer not in columns:
+            raise DataError(_no_column("answer", answer, columns, source))
+        return AnswerCell(answer)
+    template = Template.parse(answer, columns, source, "answer")
+    _check_differs("answer", answer, template, columns)
+    # A placeholder alone is the cell itself, which may be a list.
+    if template.pieces == (("", template.columns[0]), ("", None)):
+        return AnswerCell(template.columns[0])
+    return AnswerTemplate(template)
+
+
+def _check_differs(option: str, given: str, template: Template, columns: Sequence[str]) -> None:
+    """Check that a template is not the same for all rows."""
+    if not template.columns:
+        raise DataError(
+            f"`{option}` is {given!r}, which is the same for all rows. Name a column in it, such "
+            f"as `{{{columns[0]}}}`."
+        )
+
+
+def _no_column(option: str, name: str, columns: Sequence[str], source: str) -> str:
+    similar = difflib.get_close_matches(name, columns, n=1, cutoff=0.5)
+    hint = f" Did you mean `{similar[0]}`?" if similar else ""
+    return (
+        f"{source} has no column `{name}`, which `{option}` names.{hint} "
+        f"Its columns: {list(columns)}."
+    )

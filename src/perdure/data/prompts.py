@@ -1,0 +1,346 @@
+"""Prompts, and answers in free text: how each is made of the cells of a row.
+
+An answer that is a list of texts (in JSON and Parquet) has several right ones: the first is
+trained on, all of them count when the task is measured. `perdure.data.formats` says which columns
+hold them.
+"""
+
+import difflib
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from perdure.data.rows import Row, check_characters, class_name, described, text
+from perdure.errors import DataError
+
+Declared = Mapping[str, Sequence[str]]
+"""The names that a table declares for the numbers in a column, by column."""
+Turn = dict[str, str]
+"""A turn of a conversation: its `role` and its `content`."""
+
+CHOICES = "choices"
+"""The placeholder that lists the classes of a closed set."""
+UNLISTED = "\0"
+"""Stands for the list of classes until they are known; no cell can hold it."""
+PIECES = re.compile(r"\{\{|\}\}|\{[^{}]*\}|[{}]|[^{}]+")
+ROLES = ("system", "user", "assistant")
+
+
+# -- prompts
+
+
+class Prompt(ABC):
+    """What a language model reads before it answers, made of columns of a row."""
+
+    name: ClassVar[str] = "text"
+    """The column of the examples that holds it."""
+
+    @property
+    @abstractmethod
+    def columns(self) -> tuple[str, ...]:
+        """The columns of the table that are read."""
+
+    @abstractmethod
+    def of(self, row: Row, declared: Declared) -> str | list[Turn]:
+        """Return the prompt of a row.
+
+        Raises
+        ------
+        DataError
+            A cell is empty, or does not hold what its column should.
+        """
+
+
+@dataclass(frozen=True)
+class Cell(Prompt):
+    """A column that holds the whole prompt."""
+
+    column: str
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return (self.column,)
+
+    def of(self, row: Row, declared: Declared) -> str:
+        return text(row, self.column)
+
+
+@dataclass(frozen=True)
+class Template(Prompt):
+    """A text with placeholders for cells.
+
+    `{{` and `}}` stand for braces. Numbers, truth values and dates are written as the names of
+    classes are (see `perdure.data.rows`).
+
+    Attributes
+    ----------
+    pieces
+        The text in pieces: pairs of a text and the column whose cell follows it, if one does.
+
+    Examples
+    --------
+    >>> template = Template.parse("{{{a}}} is\\n{b}", ["a", "b"], "`t.csv`", "prompt")
+    >>> template.of(Row(1, {"a": "x", "b": 7}, "Row 1"), {})
+    '{x} is\\n7'
+    """
+
+    pieces: tuple[tuple[str, str | None], ...]
+
+    @classmethod
+    def parse(
+        cls,
+        template: str,
+        columns: Sequence[str],
+        source: str,
+        option: str,
+        *,
+        closed: bool = False,
+    ) -> "Template":
+        """Read a template for a table.
+
+        Parameters
+        ----------
+        columns, source
+            The columns of the table, and the table as messages name it.
+        option
+            The setting that holds the template, for messages.
+        closed
+            The answer is a class, so that `{choices}` lists the classes, unless it is a column.
+
+        Raises
+        ------
+        DataError
+            A brace stands alone, or a placeholder names no column.
+        """
+        pieces: list[tuple[str, str | None]] = []
+        literal = ""
+        for piece in PIECES.findall(template):
+            name = piece[1:-1]
+            if piece in ("{{", "}}"):
+                literal += piece[0]
+            elif piece in ("{", "}"):
+                raise DataError(
+                    f"`{option}` has a `{piece}` that belongs to no placeholder: {template!r}. "
+                    f"Write `{piece * 2}` for the character itself."
+                )
+            elif not piece.startswith("{"):
+                literal += piece
+            elif name in columns:
+                pieces.append((literal, name))
+                literal = ""
+            elif name == CHOICES and closed:
+                literal += UNLISTED
+            else:
+                raise DataError(_unknown(name, columns, source, option, closed))
+        pieces.append((literal, None))
+        return cls(tuple(pieces))
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(column for _, column in self.pieces if column is not None))
+
+    def of(self, row: Row, declared: Declared) -> str:
+        written = ""
+        for literal, column in self.pieces:
+            written += literal
+            if column is not None:
+                written += class_name(row, column, declared.get(column), expected="text")
+        return written
+
+
+@dataclass(frozen=True)
+class Instruction(Prompt):
+    """Alpaca's columns: the instruction and, behind a blank line, its input where it has one."""
+
+    has_input: bool
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return ("instruction", "input") if self.has_input else ("instruction",)
+
+    def of(self, row: Row, declared: Declared) -> str:
+        instruction = text(row, "instruction")
+        # A row without an input has an empty cell, a null, or in JSON no such key.
+        if row.cells.get("input") in (None, ""):
+            return instruction
+        return f"{instruction}\n\n{text(row, 'input')}"
+
+
+@dataclass(frozen=True)
+class Conversation(Prompt):
+    """A column of conversations: lists of turns, each with its `role` and `content`.
+
+    Attributes
+    ----------
+    answered
+        The last turn is the answer, and no part of the prompt.
+    """
+
+    name: ClassVar[str] = "messages"
+    column: str = "messages"
+    answered: bool = True
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return (self.column,)
+
+    def of(self, row: Row, declared: Declared) -> list[Turn]:
+        turns = _turns(row, self.column)
+        if not self.answered:
+            return turns
+        _check_last(turns, row, self.column)
+        return turns[:-1]
+
+
+def with_choices(prompt: str, classes: Sequence[str]) -> str:
+    """Return a prompt with the classes of its task in the place of `{choices}`."""
+    return prompt.replace(UNLISTED, ", ".join(classes))
+
+
+# -- answers
+
+
+class Answers(ABC):
+    """The right answers to a prompt, made of columns of the same row."""
+
+    @property
+    @abstractmethod
+    def columns(self) -> tuple[str, ...]:
+        """The columns of the table that are read."""
+
+    @abstractmethod
+    def of(self, row: Row, declared: Declared) -> list[str]:
+        """Return the right answers, at least one. The first is trained on.
+
+        Raises
+        ------
+        DataError
+            An answer is empty, or no text.
+        """
+
+
+@dataclass(frozen=True)
+class AnswerCell(Answers):
+    """A column that holds the answer, or a list of right ones."""
+
+    column: str
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return (self.column,)
+
+    def of(self, row: Row, declared: Declared) -> list[str]:
+        value = row.cells.get(self.column)
+        if not isinstance(value, list):
+            return [class_name(row, self.column, declared.get(self.column), expected="text")]
+        if not value:
+            raise DataError(
+                f"{row.where}, has an empty list in column `{self.column}`, where the right "
+                "answers are expected. Give at least one, or leave the row out."
+            )
+        answers = []
+        for number, answer in enumerate(value, start=1):
+            # As a cell of its own, so that it is checked as all others are.
+            one = Row(row.number, {self.column: answer}, f"{row.where}, answer {number}")
+            answers.append(class_name(one, self.column, expected="text"))
+        return list(dict.fromkeys(answers))
+
+
+@dataclass(frozen=True)
+class AnswerTemplate(Answers):
+    """A template that becomes the answer."""
+
+    template: Template
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return self.template.columns
+
+    def of(self, row: Row, declared: Declared) -> list[str]:
+        return [self.template.of(row, declared)]
+
+
+@dataclass(frozen=True)
+class LastTurn(Answers):
+    """The last turn of a conversation, which is the assistant's."""
+
+    column: str = "messages"
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return (self.column,)
+
+    def of(self, row: Row, declared: Declared) -> list[str]:
+        turns = _turns(row, self.column)
+        _check_last(turns, row, self.column)
+        return [turns[-1]["content"]]
+
+
+def _turns(row: Row, column: str) -> list[Turn]:
+    """Return the turns of a conversation, once they are checked."""
+    value = row.cells.get(column)
+    if value is None or value == []:
+        raise DataError(f"{row.where}, has nothing in column `{column}`. Leave it out.")
+    if not isinstance(value, list):
+        given = "a text" if isinstance(value, str) else described(value)
+        raise DataError(
+            f"{row.where}, has {given} in column `{column}`, where a list of turns is expected, "
+            'such as {"role": "user", "content": "…"}. Write conversations in JSON or Parquet.'
+        )
+    turns = []
+    for number, turn in enumerate(value, start=1):
+        where = f"{row.where}, turn {number} of column `{column}`,"
+        if not isinstance(turn, Mapping):
+            raise DataError(f"{where} is no object with `role` and `content`. Write it as one.")
+        role = turn.get("role")
+        if role not in ROLES:
+            raise DataError(
+                f"{where} has the role `{str(role)[:60]}`; known are `system`, `user` and "
+                "`assistant`. Rename it, or leave the row out."
+            )
+        content = turn.get("content")
+        if not isinstance(content, str):
+            given = "no content" if content is None else f"{described(content)} as its content"
+            raise DataError(f"{where} has {given}, where a text is expected. Leave the row out.")
+        check_characters(content, row, column)
+        # Other keys, such as a name, are nothing that all chat templates know.
+        turns.append({"role": role, "content": content})
+    return turns
+
+
+def _check_last(turns: Sequence[Turn], row: Row, column: str) -> None:
+    """Check that a conversation ends with an answer."""
+    last = turns[-1]
+    if last["role"] != "assistant":
+        raise DataError(
+            f"{row.where}, has a conversation in column `{column}` that ends with a turn of the "
+            f"{last['role']}. The last turn is what is learned: it must be the assistant's."
+        )
+    if not last["content"].strip():
+        raise DataError(
+            f"{row.where}, has an empty answer in column `{column}`: its last turn has no text. "
+            "Complete it or leave it out."
+        )
+    if len(turns) == 1:
+        raise DataError(
+            f"{row.where}, has a conversation in column `{column}` of a single turn, so that "
+            "nothing is asked. Put the turn of the user before it, or leave the row out."
+        )
+
+
+def _unknown(name: str, columns: Sequence[str], source: str, option: str, closed: bool) -> str:
+    """Return the message about a placeholder that names no column."""
+    if name == CHOICES and not closed:
+        return (
+            f"`{option}` has the placeholder `{{{CHOICES}}}`, which lists the classes, but the "
+            f"answer is free text, and {source} has no such column. Name the column of the class "
+            "with `label`, or leave it out."
+        )
+    similar = difflib.get_close_matches(name, columns, n=1, cutoff=0.5)
+    hint = f" Did you mean `{{{similar[0]}}}`?" if similar else ""
+    return (
+        f"`{option}` has the placeholder `{{{name}}}`, but {source} has no such column.{hint} "
+        f"Its columns: {list(columns)}."
+    )
