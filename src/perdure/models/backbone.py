@@ -323,7 +323,11 @@ def evaluating(backbone: Backbone) -> Iterator[None]:
 
 @torch.no_grad()
 def pooled(backbone: Backbone, examples: Examples) -> Float[Tensor, "examples width"]:
-    """Return the feature of each example that the heads read, on the CPU, as the model is now."""
+    """Return the feature of each example that the heads read, on the CPU, as the model is now.
+
+    Of a model without heads it is what the task posterior reads.
+    """
+    feature = backbone if backbone.has_heads else backbone.features
     with evaluating(backbone):
         batches = examples.batches(device=backbone.device)
-        return in_order((rows, backbone(batch).cpu()) for rows, batch in batches)
+        return in_order((rows, feature(batch).cpu()) for rows, batch in batches)

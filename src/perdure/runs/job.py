@@ -93,7 +93,7 @@ def check_needs(method: Method, backbone: Backbone, stream: TaskStream) -> None:
     for need in missing:
         if need in method.needs:
             raise InputError(
-                f"The method `{method_name(method)}` needs {missing[need]}. Choose another method."
+                f"The method `{method_name(method)}` needs {missing[need]}. {method.instead}"
             )
 
 
