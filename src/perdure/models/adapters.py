@@ -382,7 +382,9 @@ def folded(model: nn.Module, changes: Mapping[str, Tensor]) -> Iterator[None]:
                 change = oriented(layer, change)
             originals.append((weight, weight.data))
             # Assigned to `.data`: the parameter itself stays, and with it whoever refers to it.
-            weight.data = weight.data + change.to(weight)
+            # In single precision also where the weight is of half: the sum alone is rounded.
+            sum_of_both = weight.data.float() + change.to(weight.device).float()
+            weight.data = sum_of_both.to(weight.dtype)
         yield
     finally:
         for weight, original in originals:

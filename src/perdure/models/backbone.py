@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from perdure.data.task import Rows, Task
+from perdure.errors import InputError
 from perdure.models import model_files
 from perdure.models.examples import BATCH_SIZE, Batch, Examples, in_order
 from perdure.models.logits import Logits
@@ -241,6 +242,30 @@ class Backbone(nn.Module, ABC):
         DataError
             A text has no token, and `allow_empty` is not given.
         """
+
+    def check_packing(self) -> None:
+        """Check that several examples can be read in one line, as `packed` gives them.
+
+        Raises
+        ------
+        InputError
+            The model cannot.
+        """
+        raise InputError(
+            f"`packing` puts several examples into one line of a causal language model, but "
+            f"`{self.source}` answers with classes, by heads. Leave it out."
+        )
+
+    def packed(self, examples: Examples, rows: Sequence[int]) -> Batch:
+        """Return rows as one batch for training, with several examples in a line.
+
+        Raises
+        ------
+        InputError
+            The model cannot read such a batch.
+        """
+        self.check_packing()
+        raise NotImplementedError
 
     # -- a batch → numbers: what methods use
 

@@ -15,12 +15,15 @@ from transformers import GenerationConfig, PreTrainedModel
 from perdure.data.task import Rows, Task, TaskRows
 from perdure.errors import DataError, InputError
 from perdure.models import packing, pretrained, ranking
-from perdure.models.backbone import Backbone
+from perdure.models.backbone import Backbone, evaluating
 from perdure.models.examples import BATCH_SIZE, Batch, Examples, Places
 from perdure.models.logits import Logits
 from perdure.models.model_files import ModelFiles
 from perdure.models.output_layer import logits_at
 from perdure.models.prompts import Prompts, Tokens
+
+PACKED_TO_TRY = 4
+"""The number of examples by which packing is compared with padding."""
 
 
 class LanguageModel(Backbone):
@@ -62,6 +65,7 @@ class LanguageModel(Backbone):
         self.dtype = dtype
         self.width = model.config.get_text_config().hidden_size
         self._ranking = ranking.Ranking()
+        self._packs: bool | None = None
         self._nothing = nn.Module()
 
     @property
@@ -149,6 +153,43 @@ class LanguageModel(Backbone):
         if config.is_encoder_decoder:
             start = config.decoder_start_token_id
         return _Layout(self.processor.pad_token_id, start)
+
+    def check_packing(self) -> None:
+        if self.decodes:
+            raise InputError(
+                f"`packing` puts several examples into one line, but `{self.source}` has an encoder "
+                "and a decoder, which read lines of their own. Leave it out: batches are sorted by "
+                "length, so that little is padding."
+            )
+
+    def packed(self, examples: Examples, rows: Sequence[int]) -> Batch:
+        self.check_packing()
+        if not isinstance(examples, TextExamples):
+            raise DataError("A language model packs examples that `Backbone.encode` has made.")
+        if self._packs is None:
+            self._packs = self._packs_exactly(examples, rows)
+        if not self._packs:
+            raise InputError(
+                f"`{self.source}` lets examples that share a line see each other, or does not "
+                "take their positions, so that `packing` would change the loss. Leave it out."
+            )
+        return examples.packed(rows, self.processor.pad_token_id, self.device)
+
+    @torch.no_grad()
+    def _packs_exactly(self, examples: "TextExamples", rows: Sequence[int]) -> bool:
+        """Say whether the loss of some examples is the same in one line as padded."""
+        some = rows[:PACKED_TO_TRY]
+        # compared in the model's own type: autocast would hide what the mask does
+        with evaluating(self), torch.autocast(self.device.type, enabled=False):
+            padded = self.losses(examples.batch(some, self.device))
+            try:
+                packed = examples.packed(some, self.processor.pad_token_id, self.device)
+                difference = self.losses(packed) - padded
+            except (TypeError, ValueError, RuntimeError, AttributeError, IndexError):
+                return False  # an architecture without positions, or with a mask of its own
+        exact = self.model.dtype == torch.float32
+        tolerance = ranking.TOLERANCE if exact else ranking.ROUNDED
+        return bool(difference.abs().max() < tolerance * padded.abs().max().clamp_min(1))
 
     # -- a batch → numbers
 
@@ -349,6 +390,11 @@ def _places(batch: Batch) -> Places:
 def prompt_of(batch: Batch) -> dict[str, Tensor]:
     """Return the prompts of a batch without their answers, padded on the right."""
     lengths = _places(batch).prompts
+    if batch.inputs["attention_mask"].dim() > 2:
+        raise InputError(
+            "A batch with several examples in a line has no prompts by themselves. Train without "
+            "`packing`, or compute losses alone."
+        )
     width = int(lengths.max())
     columns = torch.arange(width, device=lengths.device)
     mask = (columns < lengths[:, None]).long()

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 import transformers
 from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
@@ -391,3 +392,8 @@ def stored_as(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     finally:
         for value, original in zip(values, before, strict=True):
             value.data = original
+
+
+def is_block(module: nn.Module) -> bool:
+    """Return whether a module is a block of the transformer, which may be computed again."""
+    return isinstance(module, GradientCheckpointingLayer)

@@ -31,6 +31,8 @@ MOST_PLACES = 4096
 OLD_NAME = "past_key_values"
 TRIED = 3
 """The number of choices by which the fast way is compared: enough that one could see another."""
+ROUNDED = 5e-2
+"""The same in half precision, as a share of the value."""
 TOLERANCE = 1e-3
 """In nats. Exact ways differ by 1e-5 in single precision; a mask that is not obeyed, by whole nats."""
 

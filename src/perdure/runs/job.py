@@ -67,6 +67,8 @@ def check(plan: Plan) -> None:
     check_answers(plan.backbone, plan.stream)
     check_alignment(plan.training, plan.rule)
     check_heads(plan)
+    if plan.training.packing:
+        plan.backbone.check_packing()
     check_length(plan.stream, plan.rule)
 
 
