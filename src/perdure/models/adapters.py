@@ -274,6 +274,9 @@ def attach(model: nn.Module, config: peft.PeftConfig | None) -> None:
     detach(model)
     if config:
         peft.inject_adapter_in_model(config, model)
+        # Beside weights in half precision, too: small steps would be lost in the rounding.
+        for parameter in trainable(model).values():
+            parameter.data = parameter.data.float()
 
 
 def detach(model: nn.Module) -> None:

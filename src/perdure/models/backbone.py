@@ -80,6 +80,7 @@ class Backbone(nn.Module, ABC):
         chat_template: Literal["auto", "none"] = "auto",
         system_message: str | None = None,
         normalized: bool = False,
+        dtype: Literal["float32", "bfloat16"] = "float32",
     ) -> "Backbone":
         """Load a checkpoint: a language model, or an encoder that classifies texts or images.
 
@@ -117,6 +118,10 @@ class Backbone(nn.Module, ABC):
             The first turn of conversations that have none of their own.
         normalized
             Rank a language model's choices by log p per token, rather than by log p.
+        dtype
+            The type of a language model's frozen weights in memory: `bfloat16` takes half of it.
+            Adapters and the optimizer stay in `float32`, and so are weights with a change merged
+            into them and exports computed, from the rounded weights.
 
         Raises
         ------
@@ -142,6 +147,7 @@ class Backbone(nn.Module, ABC):
                 chat_template=chat_template,
                 system_message=system_message,
                 normalized=normalized,
+                dtype=dtype,
             ),
         )
 

@@ -33,7 +33,7 @@ class _Sum:
             shape = (width, width)
             self.products = torch.zeros(shape, dtype=torch.double, device=device)
         # Chunk by chunk, the only temporary is one matrix, not one for each token.
-        for chunk in x.split(CHUNK):
+        for chunk in x.float().split(CHUNK):
             products = chunk.T @ chunk
             self.products += products.to(device)
         self.tokens += len(x)

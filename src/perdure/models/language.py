@@ -3,7 +3,7 @@
 import contextlib
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -79,6 +79,7 @@ class LanguageModel(Backbone):
             "chat_template": self.chat_template,
             "system_message": prompts.system_message,
             "normalized": self.normalized,
+            "dtype": str(self.model.dtype).removeprefix("torch."),
         }
         return values | ({"revision": self.revision} if self.revision else {})
 
@@ -173,7 +174,13 @@ class LanguageModel(Backbone):
                 f"`{self.source}` lets examples that share a line see each other, or does not "
                 "take their positions, so that `packing` would change the loss. Leave it out."
             )
-        return examples.packed(rows, self.processor.pad_token_id, self.device)
+        return self._packed(examples, rows)
+
+    def _packed(self, examples: "TextExamples", rows: Sequence[int]) -> Batch:
+        batch = examples.packed(rows, self.processor.pad_token_id, self.device)
+        mask = batch.inputs["attention_mask"]
+        # the attention of a model in half precision takes no other mask
+        return replace(batch, inputs=batch.inputs | {"attention_mask": mask.to(self.model.dtype)})
 
     @torch.no_grad()
     def _packs_exactly(self, examples: "TextExamples", rows: Sequence[int]) -> bool:
@@ -183,13 +190,10 @@ class LanguageModel(Backbone):
         with evaluating(self), torch.autocast(self.device.type, enabled=False):
             padded = self.losses(examples.batch(some, self.device))
             try:
-                packed = examples.packed(some, self.processor.pad_token_id, self.device)
-                difference = self.losses(packed) - padded
+                difference = self.losses(self._packed(examples, some)) - padded
             except (TypeError, ValueError, RuntimeError, AttributeError, IndexError):
                 return False  # an architecture without positions, or with a mask of its own
-        exact = self.model.dtype == torch.float32
-        tolerance = ranking.TOLERANCE if exact else ranking.ROUNDED
-        return bool(difference.abs().max() < tolerance * padded.abs().max().clamp_min(1))
+        return bool(difference.abs().max() < ranking.tolerance(self.model, padded))
 
     # -- a batch → numbers
 
@@ -211,6 +215,7 @@ class LanguageModel(Backbone):
         prompt = prompt_of(batch)
         core = self.model.get_encoder() if self.decodes else self.model.base_model
         hidden = core(**prompt, **({} if self.decodes else {"use_cache": False})).last_hidden_state
+        hidden = hidden.float()
         weights = prompt["attention_mask"][..., None].to(hidden.dtype)
         return (hidden * weights).sum(1) / weights.sum(1)
 
