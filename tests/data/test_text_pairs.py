@@ -120,10 +120,11 @@ def test_a_run_learns_pairs_keeps_some_and_answers_them(reader_of_pairs, tmp_pat
 
     kept = Exemplars.of(results.load_task("mail").state)
     (task,) = read_tasks("nli.csv", text=["premise", "hypothesis"])
-    rows = dict(kept.rows(["nli", "mail"]))
+    classes = {name: results.load_task(name).classes for name in results.tasks}
+    rows = {of_task.task: of_task.data for of_task in kept.rows(classes)}
     examples = set(zip(task.train["text"], task.train["text_pair"], strict=True))
     assert set(zip(rows["nli"]["text"], rows["nli"]["text_pair"], strict=True)) <= examples
-    assert "text_pair" not in rows["mail"].column_names and kept.of_tasks(["mail"]).pairs == []
+    assert "text_pair" not in rows["mail"].column_names and kept.of_tasks(["mail"]).columns == {}
 
     model = Model(results)
     first, second = model.predict([("w1 w2", "w9"), ("w9", "w1 w2")])
@@ -181,8 +182,8 @@ def test_pairs_that_are_damaged(tmp_path):
     kept.add(task, [0, 1])
     for damaged in (b"{", b"3", b'["one"]', b"[" * 100_000):
         kept.inputs["nli"][0] = damaged
-        with pytest.raises(RunError, match="A pair of texts that the run keeps is damaged"):
-            kept.rows(["nli"])
+        with pytest.raises(RunError, match="An example that the run keeps is damaged"):
+            kept.rows({"nli": task.classes})
 
 
 def test_a_tokenizer_that_knows_no_pairs(pico, tmp_path):

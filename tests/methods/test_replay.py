@@ -105,7 +105,7 @@ def test_how_many_are_kept(strategy, bert, toy):
                 sorted(labels) == sorted(3 * list(range(len(one.classes))))
                 for one, labels in zip(toy, kept.labels.values(), strict=False)
             )
-        for name, rows, _ in kept.rows(toy.names):
+        for name, rows, _ in kept.rows({task.name: task.classes for task in toy}):
             own = toy[toy.names.index(name)].train
             examples = set(zip(own["text"], own["label"], strict=True))
             assert set(zip(rows["text"], rows["label"], strict=True)) <= examples
@@ -135,7 +135,7 @@ def test_pictures_survive_the_run_folder(strategy, pico, pictures, tmp_path):
         "a": [0, 0, 1, 1],
         "b": [0, 0, 1, 1],
     }
-    for (name, rows), task in zip(found.rows(["a", "b"]), pictures, strict=True):
+    for (name, rows, _), task in zip(found.rows({task.name: task.classes for task in pictures}), pictures, strict=True):
         pixels = {
             (np.asarray(one).tobytes(), label)
             for one, label in zip(*task.train[:].values(), strict=True)

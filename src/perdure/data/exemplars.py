@@ -16,13 +16,16 @@ from perdure.data.task import Rows, Task, TaskRows
 from perdure.errors import RunError
 
 Strategy = Literal["balanced", "reservoir", "herding"]
+COLUMNS = ("text", "text_pair", "messages", "target")
+"""The columns of texts that are kept, beside the label."""
 
 
 @dataclass
 class Exemplars:
     """Kept examples by task: each is bytes (a text in UTF-8, or an encoded image) and a label.
 
-    A pair of texts is a JSON list.
+    An example with more than a text, such as a pair of texts, a conversation, or an answer in
+    words, is a JSON list of what its task's `columns` hold. The label of an answer in words is -1.
 
     Examples
     --------
@@ -40,8 +43,8 @@ class Exemplars:
     labels: dict[str, list[int]] = field(default_factory=dict)
     seen: dict[str, int] = field(default_factory=dict)
     """The number of training examples that each task had."""
-    pairs: list[str] = field(default_factory=list)
-    """The tasks whose examples are pairs of texts."""
+    columns: dict[str, list[str]] = field(default_factory=dict)
+    """The columns of the tasks whose examples have more than a text, by task."""
 
     def __len__(self) -> int:
         return sum(map(len, self.labels.values()))
@@ -61,16 +64,17 @@ class Exemplars:
         data = task.train.select(list(chosen))
         self.kind = task.kind
         if task.kind == "text":
-            inputs = [text.encode() for text in _texts(data)]
-            # A task that is learned again is already there.
-            is_pair = "text_pair" in data.column_names
-            if is_pair and task.name not in self.pairs:
-                self.pairs.append(task.name)
+            columns = [name for name in COLUMNS if name in data.column_names]
+            inputs = [text.encode() for text in _texts(data, columns)]
+            # A task that is learned again may have other columns than before.
+            self.columns.pop(task.name, None)
+            if columns != ["text"]:
+                self.columns[task.name] = columns
         else:
             # The encoded file is smaller than its pixels, and decodes to the same image.
             encoded = images.undecoded(data)
             inputs = [images.content(image) for image in encoded]
-        labels = data["label"][:]
+        labels = data["label"][:] if task.classes else [-1] * len(data)
         self.inputs[task.name] = inputs
         self.labels[task.name] = list(map(int, labels))
         self.seen[task.name] = len(task.train)
@@ -94,52 +98,50 @@ class Exemplars:
                 exemplars.inputs[name] = self.inputs[name]
                 exemplars.labels[name] = self.labels[name]
                 exemplars.seen[name] = self.seen[name]
-        exemplars.pairs = [name for name in self.pairs if name in tasks]
+                if name in self.columns:
+                    exemplars.columns[name] = self.columns[name]
         return exemplars
 
-    def rows(self, tasks: Mapping[str, int] | Sequence[str]) -> Rows:
+    def rows(self, tasks: Mapping[str, tuple[str, ...]]) -> Rows:
         """Return the examples of these tasks, as a stream has them.
 
-        A mapping gives the number of classes of each task, against which the labels are checked.
+        Parameters
+        ----------
+        tasks
+            The names of the classes of each task, none where the answer is free text.
 
         Raises
         ------
         RunError
-            A label is not the number of one of its task's classes.
+            A label is not the number of one of its task's classes, or an answer in words is
+            missing.
         """
         rows: Rows = []
-        for task in tasks:
+        for task, classes in tasks.items():
             labels = self.labels.get(task)
             if not labels:
                 continue
-            if isinstance(tasks, Mapping) and (min(labels) < 0 or max(labels) >= tasks[task]):
+            if classes and (min(labels) < 0 or max(labels) >= len(classes)):
                 raise RunError(
                     f"An example of `{task}` that the run keeps is of no class that the task has."
                 )
-            rows.append(TaskRows(task, self._dataset(task)))
+            data = self._dataset(task)
+            if classes:
+                data = data.add_column("label", labels)  # pyright: ignore[reportCallIssue]
+            elif "target" not in data.column_names:
+                raise RunError(f"The examples of `{task}` that the run keeps have no answers.")
+            rows.append(TaskRows(task, data, classes))
         return rows
 
     def _dataset(self, task: str) -> Dataset:
-        columns: dict[str, list] = {}
+        """Return the kept examples of a task without their labels."""
+        inputs = self.inputs[task]
         if self.kind == "text":
-            texts = []
-            for encoded in self.inputs[task]:
-                # They may come from a damaged file: bytes that are not UTF-8 are replaced.
-                texts.append(encoded.decode(errors="replace"))
-            columns |= _columns(texts, are_pairs=task in self.pairs)
-        else:
-            columns["image"] = [
-                {
-                    "bytes": encoded,
-                    "path": None,
-                }
-                for encoded in self.inputs[task]
-            ]
-        columns["label"] = self.labels[task]
-        data = Dataset.from_dict(columns)
-        if self.kind == "text":
-            return data
-        return data.cast_column("image", Image())
+            # They may come from a damaged file: bytes that are not UTF-8 are replaced.
+            texts = [encoded.decode(errors="replace") for encoded in inputs]
+            return Dataset.from_dict(_read(texts, self.columns.get(task, ["text"])))
+        encoded = [{"bytes": content, "path": None} for content in inputs]
+        return Dataset.from_dict({"image": encoded}).cast_column("image", Image())
 
     def _all_inputs(self) -> list[bytes]:
         joined: list[bytes] = []
@@ -163,9 +165,9 @@ class Exemplars:
             "kind": self.kind,
             "tasks": {task: [count, self.seen[task]] for task, count in self.counts.items()},
         }
-        # Left out where there are no pairs: the states of older versions have no such key.
-        if self.pairs:
-            kept["pairs"] = self.pairs
+        # Left out where there are only texts: the states of older versions have no such key.
+        if self.columns:
+            kept["columns"] = self.columns
         return {
             # Copied, because the array of a bytes object is read-only, of which torch warns.
             "examples": torch.from_numpy(content.copy()),
@@ -223,39 +225,52 @@ class Exemplars:
             exemplars.inputs[task] = inputs
             exemplars.labels[task] = task_labels
             exemplars.seen[task] = int(seen)
-        pairs = kept.get("pairs", [])
-        exemplars.pairs = [task for task in pairs if task in tasks]
+        # Older versions knew no other columns than those of pairs, and listed the tasks with these.
+        columns = dict.fromkeys(kept.get("pairs", []), ["text", "text_pair"])
+        for task, names in (columns | kept.get("columns", {})).items():
+            if not names or not set(names) <= set(COLUMNS):
+                raise ValueError(f"the columns {names}")
+            if task in tasks:
+                exemplars.columns[task] = list(names)
         return exemplars
 
 
-def _texts(data: Dataset) -> list[str]:
-    """Return the texts; the two of a pair become one, a JSON list."""
-    if "text_pair" not in data.column_names:
+def _texts(data: Dataset, columns: Sequence[str]) -> list[str]:
+    """Return one text for each example: a JSON list if there are several columns, or turns."""
+    if columns == ["text"]:
         return data["text"][:]
-    pairs = zip(data["text"], data["text_pair"], strict=True)
-    return [json.dumps(pair, ensure_ascii=False) for pair in pairs]
+    values = zip(*(data[name] for name in columns), strict=True)
+    return [json.dumps(example, ensure_ascii=False) for example in values]
 
 
-def _columns(texts: Sequence[str], are_pairs: bool) -> dict[str, list[str]]:
+def _read(texts: Sequence[str], columns: Sequence[str]) -> dict[str, list[object]]:
     """Return the columns that a task has, from the texts that `_texts` returned.
 
     Raises
     ------
     RunError
-        A text should hold a pair, but does not.
+        A text should hold several values, but does not.
     """
-    if not are_pairs:
+    if columns == ["text"]:
         return {"text": list(texts)}
-    firsts: list[str] = []
-    seconds: list[str] = []
+    examples: list[list[object]] = []
     try:
         for text in texts:
-            first, second = map(str, json.loads(text))
-            firsts.append(first)
-            seconds.append(second)
-    except (ValueError, TypeError, RecursionError) as error:
-        raise RunError(f"A pair of texts that the run keeps is damaged ({error}).") from error
-    return {"text": firsts, "text_pair": seconds}
+            values = json.loads(text)
+            read = [_checked(name, value) for name, value in zip(columns, values, strict=True)]
+            examples.append(read)
+    except (LookupError, ValueError, TypeError, RecursionError) as error:
+        raise RunError(f"An example that the run keeps is damaged ({error}).") from error
+    return dict(zip(columns, map(list, zip(*examples, strict=True)), strict=True))
+
+
+def _checked(column: str, value: object) -> object:
+    """Return a value of a column: the turns of a conversation, or a text."""
+    if column != "messages":
+        return str(value)
+    if not isinstance(value, list):
+        raise TypeError(f"a conversation that is a {type(value).__name__}")
+    return [{"role": str(turn["role"]), "content": str(turn["content"])} for turn in value]
 
 
 # -- which examples are kept

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from perdure.models import adapters
 from perdure.models.adapters import Adapter
 from perdure.models.backbone import Backbone
 from perdure.models.inputs import input_covariances
+from perdure.models.recomputing import keep_recomputing, recomputed
 from perdure.seeds import derived, plant
 from perdure.vectors.task_vector import total
 
@@ -129,7 +131,8 @@ def learn(
         )
         if session.resume:
             course.load(session.resume)
-        with session.stop.later():
+        again = recomputed(backbone) if training.gradient_checkpointing else nullcontext()
+        with session.stop.later(), again:
             _train(accelerator, course, session)
         backbone.eval()
         # The random state after training depends on whether the last step was made now or before
@@ -338,6 +341,8 @@ def _set_dropout(backbone: Backbone, training: Training) -> None:
     backbone.train(training.backbone_dropout)
     for layer in adapters.layers(backbone.model):
         layer.train()  # pyright: ignore
+    if training.gradient_checkpointing:
+        keep_recomputing(backbone.model)
 
 
 def _check(value: float, course: Course) -> None:

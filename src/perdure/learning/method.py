@@ -60,6 +60,8 @@ class Method:
     `heads`: a backbone on which each task has a head; `lora`: `peft: lora`; `classes`: tasks
     that have classes.
     """
+    instead: ClassVar[str] = "Choose another method."
+    """What to do where these are missing: a sentence."""
     state: State = field(default_factory=dict, init=False, repr=False)
     """The method's memory between tasks and (if it changes in training) inside one, by name.
 

@@ -86,8 +86,10 @@ class Course:
         return steps
 
     def batch_of(self, rows: Sequence[int]) -> Batch:
-        """Return a batch of examples, by their numbers."""
+        """Return a batch of examples to train on, by their numbers."""
         assert self.rows
+        if self.training.packing:
+            return self.backbone.packed(self.rows, rows)
         return self.rows.batch(rows, self.backbone.device)
 
     def take_step(self) -> None:

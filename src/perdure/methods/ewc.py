@@ -55,8 +55,12 @@ class EWC(PeftMethod):
 
     @property
     def needs(self) -> frozenset[Need]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Classes, if the Fisher information sums over all of them."""
-        return frozenset({"classes"}) if self.labels == "true" else frozenset()
+        """Classes and their heads, if the Fisher information sums over all of them."""
+        return frozenset({"classes", "heads"}) if self.labels == "true" else frozenset()
+
+    @property
+    def instead(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return "Use `labels: sampled` or `labels: empirical`."
 
     def begin(self, backbone: Backbone, task: Task) -> None:
         self.go_on(backbone)

@@ -1,7 +1,7 @@
 """Experience replay around any method: some old examples are kept, and mixed with new ones."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 import numpy as np
@@ -13,7 +13,6 @@ from perdure.data import exemplars
 from perdure.data.exemplars import Exemplars, Strategy
 from perdure.data.task import Rows, Task
 from perdure.errors import InputError
-from perdure.learning.method import Need
 from perdure.learning.wrapper import Wrapper
 from perdure.models.backbone import Backbone, pooled
 from perdure.models.examples import Examples
@@ -33,12 +32,14 @@ class Replay(Wrapper):
     method
         The inner method.
     per_class
-        The number of examples that are kept of each class.
+        The number of examples that are kept of each class; of each task, where the answer is free
+        text.
     strategy
         How they are chosen: `balanced`, drawn at random from each class; `herding`, those whose
-        mean feature comes nearest to the class's; or `reservoir`, a uniform sample of all
-        examples seen, of `per_class` times the number of classes (as far as possible: where the
-        number of classes grows faster than that of examples, old ones are missing).
+        mean feature comes nearest to the class's (of a language model: the mean of the last hidden
+        states over the prompt); or `reservoir`, a uniform sample of all examples seen, of
+        `per_class` times the number of classes (as far as possible: where the number of classes
+        grows faster than that of examples, old ones are missing).
 
     References
     ----------
@@ -49,6 +50,8 @@ class Replay(Wrapper):
 
     per_class: Annotated[int, Ge(1)] = 20
     strategy: Strategy = "balanced"
+    # The tasks whose examples are asked for, which is done before each task, in a resumed run too.
+    _seen: list[Task] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self):
         # A method that keeps all data trains on it anyway, and one that trains nothing on none.
@@ -64,19 +67,15 @@ class Replay(Wrapper):
         return False
 
     @property
-    def needs(self) -> frozenset[Need]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The inner method's needs, and classes, by which examples are chosen."""
-        classes: frozenset[Need] = frozenset({"classes"})
-        return self.method.needs | classes
-
-    @property
     def store_bytes(self) -> int:
-        """The size of the kept examples: of texts, and of images as they are encoded."""
+        """The size of the kept examples: of texts with their answers in words, and of images as
+        they are encoded."""
         return Exemplars.of(self.remembered).size
 
     def examples(self, seen: Sequence[Task]) -> Rows:
         """Return the inner method's rows, and the kept rows of the old tasks."""
-        old = {task.name: len(task.classes) for task in seen[:-1]}
+        self._seen = list(seen)
+        old = {task.name: task.classes for task in seen[:-1]}
         kept = Exemplars.of(self.remembered).rows(old)
         return [*super().examples(seen), *kept]
 
@@ -86,7 +85,7 @@ class Replay(Wrapper):
         rows = backbone.encode(task.rows("train"))
         # Examples of tasks that were forgotten go, and so do those of this task if it is learned
         # again.
-        old = [name for name in backbone.heads if name != task.name]
+        old = [earlier.name for earlier in self._seen if earlier.name != task.name]
         kept = Exemplars.of(self.remembered).of_tasks(old)
         # The loop has set torch's seed for this task's end: a resumed run draws the same examples.
         random = np.random.default_rng(torch.initial_seed())
@@ -105,24 +104,21 @@ class Replay(Wrapper):
             )
             kept.add(task, chosen)
         else:
-            self._sample(kept, backbone, task, rows, random)
+            self._sample(kept, task, rows, random)
         self.remembered = kept.state()
 
     def _sample(
         self,
         kept: Exemplars,
-        backbone: Backbone,
         task: Task,
         rows: Examples,
         random: np.random.Generator,
     ) -> None:
         """Keep a uniform sample of all examples seen; old tasks make room for the new one."""
-        classes = 0
-        for name in {*kept.labels, task.name}:
-            weight = backbone.own(name).get_parameter("weight")
-            classes += len(weight)  # a row for each class
+        remembered = {*kept.labels, task.name}
+        groups = {seen.name: seen.group_count for seen in self._seen if seen.name in remembered}
         counts = exemplars.shares(
-            self.per_class * classes,
+            self.per_class * sum(groups.values()),
             kept.seen | {task.name: len(rows)},
             kept.counts | {task.name: len(rows)},
             random,

@@ -274,6 +274,9 @@ def attach(model: nn.Module, config: peft.PeftConfig | None) -> None:
     detach(model)
     if config:
         peft.inject_adapter_in_model(config, model)
+        # Beside weights in half precision, too: small steps would be lost in the rounding.
+        for parameter in trainable(model).values():
+            parameter.data = parameter.data.float()
 
 
 def detach(model: nn.Module) -> None:
@@ -382,7 +385,9 @@ def folded(model: nn.Module, changes: Mapping[str, Tensor]) -> Iterator[None]:
                 change = oriented(layer, change)
             originals.append((weight, weight.data))
             # Assigned to `.data`: the parameter itself stays, and with it whoever refers to it.
-            weight.data = weight.data + change.to(weight)
+            # In single precision also where the weight is of half: the sum alone is rounded.
+            sum_of_both = weight.data.float() + change.to(weight.device).float()
+            weight.data = sum_of_both.to(weight.dtype)
         yield
     finally:
         for weight, original in originals:

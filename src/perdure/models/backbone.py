@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from perdure.data.task import Rows, Task
+from perdure.errors import InputError
 from perdure.models import model_files
 from perdure.models.examples import BATCH_SIZE, Batch, Examples, in_order
 from perdure.models.logits import Logits
@@ -79,6 +80,7 @@ class Backbone(nn.Module, ABC):
         chat_template: Literal["auto", "none"] = "auto",
         system_message: str | None = None,
         normalized: bool = False,
+        dtype: Literal["float32", "bfloat16"] = "float32",
     ) -> "Backbone":
         """Load a checkpoint: a language model, or an encoder that classifies texts or images.
 
@@ -116,6 +118,10 @@ class Backbone(nn.Module, ABC):
             The first turn of conversations that have none of their own.
         normalized
             Rank a language model's choices by log p per token, rather than by log p.
+        dtype
+            The type of a language model's frozen weights in memory: `bfloat16` takes half of it.
+            Adapters and the optimizer stay in `float32`, and so are weights with a change merged
+            into them and exports computed, from the rounded weights.
 
         Raises
         ------
@@ -141,6 +147,7 @@ class Backbone(nn.Module, ABC):
                 chat_template=chat_template,
                 system_message=system_message,
                 normalized=normalized,
+                dtype=dtype,
             ),
         )
 
@@ -242,6 +249,30 @@ class Backbone(nn.Module, ABC):
             A text has no token, and `allow_empty` is not given.
         """
 
+    def check_packing(self) -> None:
+        """Check that several examples can be read in one line, as `packed` gives them.
+
+        Raises
+        ------
+        InputError
+            The model cannot.
+        """
+        raise InputError(
+            f"`packing` puts several examples into one line of a causal language model, but "
+            f"`{self.source}` answers with classes, by heads. Leave it out."
+        )
+
+    def packed(self, examples: Examples, rows: Sequence[int]) -> Batch:
+        """Return rows as one batch for training, with several examples in a line.
+
+        Raises
+        ------
+        InputError
+            The model cannot read such a batch.
+        """
+        self.check_packing()
+        raise NotImplementedError
+
     # -- a batch → numbers: what methods use
 
     @abstractmethod
@@ -323,7 +354,11 @@ def evaluating(backbone: Backbone) -> Iterator[None]:
 
 @torch.no_grad()
 def pooled(backbone: Backbone, examples: Examples) -> Float[Tensor, "examples width"]:
-    """Return the feature of each example that the heads read, on the CPU, as the model is now."""
+    """Return the feature of each example that the heads read, on the CPU, as the model is now.
+
+    Of a model without heads it is what the task posterior reads.
+    """
+    feature = backbone if backbone.has_heads else backbone.features
     with evaluating(backbone):
         batches = examples.batches(device=backbone.device)
-        return in_order((rows, backbone(batch).cpu()) for rows, batch in batches)
+        return in_order((rows, feature(batch).cpu()) for rows, batch in batches)

@@ -87,9 +87,11 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
         if self.disable_adapters:
             return y
         for name in self.active_adapters:
-            hidden = torch.nn.functional.gelu(self.bottleneck_down[name](y))
+            down = self.bottleneck_down[name]
+            # The module is in single precision, beside layers in half precision too.
+            hidden = torch.nn.functional.gelu(down(y.to(down.weight.dtype)))
             hidden = self.bottleneck_dropout[name](hidden)
-            y = y + self.bottleneck_up[name](hidden)
+            y = y + self.bottleneck_up[name](hidden).to(y.dtype)
         return y
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:

@@ -75,7 +75,8 @@ class FullLayer(nn.Module, BaseTunerLayer):
                 change = changes[adapter_name]
                 if name == "weight":
                     change = oriented(self.base_layer, change)
-                values[name] = values[name] + change
+                # In the weight's own type, which may be half precision; the change is not.
+                values[name] = (values[name] + change).to(values[name].dtype)
         # Computes a layer of any kind, without touching its own parameters.
         return torch.func.functional_call(self.base_layer, values, args, kwargs)
 

@@ -33,7 +33,7 @@ class _Sum:
             shape = (width, width)
             self.products = torch.zeros(shape, dtype=torch.double, device=device)
         # Chunk by chunk, the only temporary is one matrix, not one for each token.
-        for chunk in x.split(CHUNK):
+        for chunk in x.float().split(CHUNK):
             products = chunk.T @ chunk
             self.products += products.to(device)
         self.tokens += len(x)
@@ -73,7 +73,7 @@ def input_covariances(
     sums: defaultdict[str, _Sum] = defaultdict(_Sum)
     for _, batch in examples.batches(drawn, device=backbone.device):
         if not groups:
-            groups = _same_inputs(backbone, batch, layers)
+            groups = _same_inputs(backbone, examples.batch(drawn[:1], backbone.device), layers)
 
         # The default argument binds this batch; a closure would see the next one's.
         def receive(name: str, x: Tensor, batch: Batch = batch) -> None:
@@ -90,18 +90,18 @@ def input_covariances(
     return covariances
 
 
-def _same_inputs(backbone: Backbone, batch: Batch, layers: Sequence[str]) -> list[tuple[str, ...]]:
-    """Return the layers in groups that read the very same tensors."""
+def _same_inputs(
+    backbone: Backbone, example: Batch, layers: Sequence[str]
+) -> list[tuple[str, ...]]:
+    """Return the layers in groups that read the very same tensors, as one example shows."""
     # The tensors are kept until all layers ran: a freed one's id could belong to a later tensor.
     seen: dict[str, list[Tensor]] = {name: [] for name in layers}
 
     def keep(name: str, x: Tensor) -> None:
         seen[name].append(x)
 
-    # One example is enough to see which layers read the same tensor.
-    first_example = {name: value[:1] for name, value in batch.inputs.items()}
     with _watched(backbone.model, layers, keep):
-        backbone(Batch(first_example))
+        backbone(example)
     # A layer may run several times in one pass, so that its inputs are a tuple.
     groups: dict[tuple[int, ...], list[str]] = {}
     for name, tensors in seen.items():
@@ -132,8 +132,12 @@ def _watched(
 
 def _tokens(x: Tensor, batch: Batch) -> Float[Tensor, "tokens in"]:
     """Return the inputs of a layer, one row per token, without padding."""
-    mask = batch.inputs.get("attention_mask")
-    if mask is not None and mask.shape == x.shape[:-1]:
-        return x[mask.bool()]
-    # Images have no mask, and a pooler reads one vector per text.
+    # Encoder and decoder have masks of different widths. Cross-attention reads the encoder's states
+    # for its keys and values, and the decoder's for its queries: the shape says whose they are.
+    for name in ("attention_mask", "decoder_attention_mask"):
+        mask = batch.inputs.get(name)
+        if mask is not None and mask.shape == x.shape[:-1]:
+            return x[mask.bool()]
+    # Images have no mask, a pooler reads one vector per text, and the output layer of a language
+    # model only the tokens that give an answer.
     return x.flatten(0, -2)

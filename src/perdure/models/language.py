@@ -3,7 +3,7 @@
 import contextlib
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,12 +15,15 @@ from transformers import GenerationConfig, PreTrainedModel
 from perdure.data.task import Rows, Task, TaskRows
 from perdure.errors import DataError, InputError
 from perdure.models import packing, pretrained, ranking
-from perdure.models.backbone import Backbone
+from perdure.models.backbone import Backbone, evaluating
 from perdure.models.examples import BATCH_SIZE, Batch, Examples, Places
 from perdure.models.logits import Logits
 from perdure.models.model_files import ModelFiles
 from perdure.models.output_layer import logits_at
 from perdure.models.prompts import Prompts, Tokens
+
+PACKED_TO_TRY = 4
+"""The number of examples by which packing is compared with padding."""
 
 
 class LanguageModel(Backbone):
@@ -62,6 +65,7 @@ class LanguageModel(Backbone):
         self.dtype = dtype
         self.width = model.config.get_text_config().hidden_size
         self._ranking = ranking.Ranking()
+        self._packs: bool | None = None
         self._nothing = nn.Module()
 
     @property
@@ -75,6 +79,7 @@ class LanguageModel(Backbone):
             "chat_template": self.chat_template,
             "system_message": prompts.system_message,
             "normalized": self.normalized,
+            "dtype": str(self.model.dtype).removeprefix("torch."),
         }
         return values | ({"revision": self.revision} if self.revision else {})
 
@@ -160,6 +165,46 @@ class LanguageModel(Backbone):
             start = config.decoder_start_token_id
         return _Layout(self.processor.pad_token_id, start)
 
+    def check_packing(self) -> None:
+        if self.decodes:
+            raise InputError(
+                f"`packing` puts several examples into one line, but `{self.source}` has an encoder "
+                "and a decoder, which read lines of their own. Leave it out: batches are sorted by "
+                "length, so that little is padding."
+            )
+
+    def packed(self, examples: Examples, rows: Sequence[int]) -> Batch:
+        self.check_packing()
+        if not isinstance(examples, TextExamples):
+            raise DataError("A language model packs examples that `Backbone.encode` has made.")
+        if self._packs is None:
+            self._packs = self._packs_exactly(examples, rows)
+        if not self._packs:
+            raise InputError(
+                f"`{self.source}` lets examples that share a line see each other, or does not "
+                "take their positions, so that `packing` would change the loss. Leave it out."
+            )
+        return self._packed(examples, rows)
+
+    def _packed(self, examples: "TextExamples", rows: Sequence[int]) -> Batch:
+        batch = examples.packed(rows, self.processor.pad_token_id, self.device)
+        mask = batch.inputs["attention_mask"]
+        # the attention of a model in half precision takes no other mask
+        return replace(batch, inputs=batch.inputs | {"attention_mask": mask.to(self.model.dtype)})
+
+    @torch.no_grad()
+    def _packs_exactly(self, examples: "TextExamples", rows: Sequence[int]) -> bool:
+        """Say whether the loss of some examples is the same in one line as padded."""
+        some = rows[:PACKED_TO_TRY]
+        # compared in the model's own type: autocast would hide what the mask does
+        with evaluating(self), torch.autocast(self.device.type, enabled=False):
+            padded = self.losses(examples.batch(some, self.device))
+            try:
+                difference = self.losses(self._packed(examples, some)) - padded
+            except (TypeError, ValueError, RuntimeError, AttributeError, IndexError):
+                return False  # an architecture without positions, or with a mask of its own
+        return bool(difference.abs().max() < ranking.tolerance(self.model, padded))
+
     # -- a batch → numbers
 
     def forward(self, batch: Batch) -> Float[Tensor, "places vocabulary"]:
@@ -185,7 +230,7 @@ class LanguageModel(Backbone):
             output = self.model.get_encoder()(**prompt)
         else:
             output = self.model.base_model(**prompt, use_cache=False)
-        hidden = output.last_hidden_state
+        hidden = output.last_hidden_state.float()
         weights = prompt["attention_mask"][..., None].to(hidden.dtype)
         return (hidden * weights).sum(1) / weights.sum(1)
 
@@ -375,6 +420,11 @@ def _places(batch: Batch) -> Places:
 def prompt_of(batch: Batch) -> dict[str, Tensor]:
     """Return the prompts of a batch without their answers, padded on the right."""
     lengths = _places(batch).prompts
+    if batch.inputs["attention_mask"].dim() > 2:
+        raise InputError(
+            "A batch with several examples in a line has no prompts by themselves. Train without "
+            "`packing`, or compute losses alone."
+        )
     width = int(lengths.max())
     columns = torch.arange(width, device=lengths.device)
     mask = (columns < lengths[:, None]).long()

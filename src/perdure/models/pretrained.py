@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 import transformers
 from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
@@ -158,8 +159,14 @@ def _language_class(config: PreTrainedConfig) -> type | None:
     return None
 
 
-def open_language_model(files: ModelFiles) -> Opened:
+def open_language_model(files: ModelFiles, dtype: torch.dtype = torch.float32) -> Opened:
     """Open a checkpoint as a language model, whose output layer answers.
+
+    Parameters
+    ----------
+    dtype
+        The type of the weights in memory. transformers leaves those that need it in single
+        precision.
 
     Raises
     ------
@@ -172,7 +179,8 @@ def open_language_model(files: ModelFiles) -> Opened:
     tensors = model_weights.stored(files)
     tokenizer = tokenizing.load(files, config)
     tokenizing.give_padding(files.source, config, tokenizer)
-    model, missing = _Weights(files, config, tensors).read_by(_language_class(config))
+    weights = _Weights(files, config, tensors, dtype)
+    model, missing = weights.read_by(_language_class(config))
     _refuse(files.source, missing)
     model_weights.check_finite(files.source, model)
     tokenizing.agree(files.source, model, tokenizer)
@@ -245,11 +253,12 @@ def _check_pixels(source: str, processor: BaseImageProcessor) -> None:
 
 @dataclass(frozen=True)
 class _Weights:
-    """A model's files, its configuration, and the shapes and types of its tensors."""
+    """A model's files, its configuration, the shapes and types of its tensors, and its type."""
 
     files: ModelFiles
     config: PreTrainedConfig
     tensors: Mapping[str, Stored]
+    dtype: torch.dtype = torch.float32
 
     def read_by(self, auto: Any) -> tuple[PreTrainedModel, list[str]]:
         """Make a model, and list the parameters that are missing or have another shape.
@@ -266,7 +275,7 @@ class _Weights:
         model, info = auto.from_pretrained(
             self.files.folder,
             config=self.config,
-            dtype=torch.float32,
+            dtype=self.dtype,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # for a stored head; other layers are refused below
             weights_only=True,
@@ -391,3 +400,8 @@ def stored_as(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     finally:
         for value, original in zip(values, before, strict=True):
             value.data = original
+
+
+def is_block(module: nn.Module) -> bool:
+    """Return whether a module is a block of the transformer, which may be computed again."""
+    return isinstance(module, GradientCheckpointingLayer)

@@ -33,6 +33,8 @@ MOST_PLACES = 4096
 TRIED = 3
 # In nats. Exact ways differ by 1e-5 in single precision; an ignored mask makes whole nats.
 TOLERANCE = 1e-3
+# The same in half precision, as a share of the value.
+ROUNDED = 5e-2
 OLD_NAME = "past_key_values"
 
 
@@ -63,11 +65,20 @@ class Ranking:
 def _agree(fast: Way, model: PreTrainedModel, prompt: Prompt, tails: Tails) -> bool:
     """Return whether the fast way gives what reading the choices whole gives."""
     try:
-        difference = fast(model, prompt, tails) - _whole(model, prompt, tails)
+        whole = _whole(model, prompt, tails)
+        difference = fast(model, prompt, tails) - whole
     except (TypeError, ValueError, RuntimeError, AttributeError, NotImplementedError, IndexError):
         # Some architectures have no cache, or one that takes no mask of ours.
         return False
-    return bool(difference.abs().max() < TOLERANCE)
+    return bool(difference.abs().max() < tolerance(model, whole))
+
+
+def tolerance(model: PreTrainedModel, values: Tensor) -> float:
+    """Return by how much log p may differ between two exact ways of computing it."""
+    if model.dtype == torch.float32:
+        return TOLERANCE
+    largest = values.abs().max().item()
+    return ROUNDED * max(1.0, largest)
 
 
 # -- causal models

@@ -67,6 +67,8 @@ def check(plan: Plan) -> None:
     check_answers(plan.backbone, plan.stream)
     check_alignment(plan.training, plan.rule)
     check_heads(plan)
+    if plan.training.packing:
+        plan.backbone.check_packing()
     check_length(plan.stream, plan.rule)
 
 
@@ -93,7 +95,7 @@ def check_needs(method: Method, backbone: Backbone, stream: TaskStream) -> None:
     for need in missing:
         if need in method.needs:
             raise InputError(
-                f"The method `{method_name(method)}` needs {missing[need]}. Choose another method."
+                f"The method `{method_name(method)}` needs {missing[need]}. {method.instead}"
             )
 
 

@@ -23,7 +23,7 @@ from perdure.evaluation.posterior import describe
 from perdure.evaluation.score import by_task, probabilities, settled, task_logits
 from perdure.learning import engine
 from perdure.merging.rule_settings import Rule, RuleLike
-from perdure.models import adapters
+from perdure.models import adapters, pretrained
 from perdure.models.backbone import Backbone
 from perdure.models.examples import BATCH_SIZE, Examples
 from perdure.runs.export_card import Exported, card
@@ -308,6 +308,8 @@ class Model:
             # All tasks have the same head: the first stands for it.
             tasks = tasks[:1]
         with (
+            # Weights in half precision get their changes in single precision.
+            pretrained.stored_as(self.backbone.model, torch.float32),
             staging.new_folder(output, size=size, check=self.sources.check) as folder,
             self.combined.applied(self.backbone),
         ):

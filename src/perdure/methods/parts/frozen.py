@@ -22,6 +22,10 @@ class FrozenMethod(Method):
 
     usual_rule: ClassVar[str] = "last"
     needs: ClassVar[frozenset[Need]] = frozenset({"heads", "classes"})
+    instead: ClassVar[str] = (
+        "Choose a method that trains, such as `isolated` or `inflora`, or classify with heads on "
+        "the model's hidden states (`pooling: mean`)."
+    )
 
     @property
     def trains(self) -> bool:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from perdure.models import adapters
 from perdure.models.backbone import Backbone
@@ -84,7 +85,7 @@ def _add_by_batch(
         device=backbone.device,
     )
     for _, batch in batches:
-        with caught(layers, total, function, len(batch)):
+        with caught(layers, total, function, batch):
             hidden = backbone(batch)
             answers = backbone.read(hidden, batch)
             for term in terms(answers):
@@ -149,7 +150,7 @@ def _used_once(backbone: Backbone, layers: list[nn.Linear], batch: Batch) -> boo
 
 @contextlib.contextmanager
 def caught(
-    layers: dict[str, nn.Linear], total: dict[str, Tensor], function: Function, examples: int
+    layers: dict[str, nn.Linear], total: dict[str, Tensor], function: Function, batch: Batch
 ) -> Iterator[None]:
     """Add f of each example's gradients to `total` while the block runs.
 
@@ -160,20 +161,16 @@ def caught(
     ----------
     total
         The sums by the names of the layers' parameters.
-    examples
-        The number of examples in the batch.
+    batch
+        The examples, each in a row of its own.
     """
 
     def catch(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         # A forward hook sees x, and a hook on the output sees dL/dy in the backward pass.
-        x = inputs[0].detach()
-        # A vision transformer may cut an image into windows, one after the other in the first
-        # dimension: they are joined again, so that the first dimension counts examples.
-        x = x.reshape(examples, -1, x.shape[-1])
+        x = _apart(inputs[0].detach(), batch)
 
         def add(gradient: Tensor) -> None:
-            tokens = x.shape[1]
-            d = gradient.reshape(examples, tokens, -1)
+            d = _apart(gradient, batch)
             # b: example, t: token, o: output, i: input
             of_weight = torch.einsum("bto,bti->boi", d, x)
             weight = f"{name}.weight"
@@ -194,3 +191,17 @@ def caught(
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _apart(
+    values: Float[Tensor, "*places width"], batch: Batch
+) -> Float[Tensor, "batch tokens width"]:
+    """Return what a layer reads or writes, by example; zeros fill up the shorter ones."""
+    examples = len(batch)
+    if batch.places is not None and len(values) == 1 < examples:
+        # A language model's output layer reads the tokens of all answers as one row.
+        counts = batch.places.examples.bincount(minlength=examples).tolist()
+        return pad_sequence(values[0].split(counts), batch_first=True)
+    # A vision transformer may cut an image into windows, one after the other in the first
+    # dimension: they are joined again, so that the first dimension counts examples.
+    return values.reshape(examples, -1, values.shape[-1])
