@@ -214,7 +214,8 @@ def test_events(tmp_path):
         "bytes": 42,
         "seconds": 1.5,
         "examples": 20,
-        "trained": 7,
+        "score": "accuracy",
+            "trained": 7,
         "state_bytes": None,
     }
     assert found["tasks"][1]["seconds"] is None

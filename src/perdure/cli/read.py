@@ -193,7 +193,7 @@ def check(
 
 # `app` names the command `list`, which here would hide Python's
 def list_(as_json: AsJson = False) -> None:
-    """List all methods, rules and benchmarks."""
+    """List all methods, rules, benchmarks and scores."""
     from perdure import registry
     from perdure.report import terminal
 
@@ -213,13 +213,13 @@ def show(
         str,
         typer.Argument(
             metavar="NAME|RUN",
-            help="A method, a rule, a benchmark, or a run folder.",
-            autocompletion=names_of("method", "rule", "benchmark"),
+            help="A method, a rule, a benchmark, a score, or a run folder.",
+            autocompletion=names_of("method", "rule", "benchmark", "score"),
         ),
     ],
     as_json: AsJson = False,
 ) -> None:
-    """Show what a method, rule or benchmark does and its settings, or what a run measured."""
+    """Show what a method, rule, benchmark or score does, or what a run measured."""
     from perdure import registry
     from perdure.report import FORMATS, summary, terminal
 

@@ -262,6 +262,11 @@ class System:
             answered["posterior"] = generated(self.backbone, combined, examples, picked=picked)
         return Texts(task.references(split), answered, task.score)
 
+    def likeliest(self, examples: Examples) -> list[str]:
+        """Return the likeliest task of each example by the task posterior."""
+        numbers = self._log_weights(examples, tasks=len(self.learned)).argmax(1).tolist()
+        return [self.learned[number].name for number in numbers]
+
     def _log_weights(self, examples: Examples, *, tasks: int) -> Float[Tensor, "examples tasks"]:
         """Return log p(t | x); before the first task all tasks are equally likely."""
         if not self.learned:

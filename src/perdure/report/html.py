@@ -240,7 +240,9 @@ def _matrices(summary: Summary) -> Section:
     for run, result in shown:
         picture = heat_map.matrix(result, limits)
         pictures.append(_titled(picture, run, several))
-    title = "Accuracy matrix" if len(pictures) == 1 else "Accuracy matrices"
+    usual = all(result["metric"] == "accuracy" for _, result in shown)
+    word = "Accuracy" if usual else "Score"
+    title = f"{word} matrix" if len(pictures) == 1 else f"{word} matrices"
     return Section(
         title,
         note,
