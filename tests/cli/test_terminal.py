@@ -128,7 +128,7 @@ def summary(metrics: dict) -> dict:
 
     result = {
         "rule": "task_arithmetic(scale=0.3, density=0.25)", "known": "not known", "metric": "accuracy",
-        "metrics": metrics, "examples": None, "standard_error": None,
+        "metrics": metrics, "examples": None, "standard_error": None, "tasks": [], "scores": [],
     }  # fmt: skip
     run = {"title": "run", "sentence": "3 tasks.", "status": "", "problems": [], "results": [result | {"matrix": []}],
            "rule": "task_arithmetic", "tasks": []}  # fmt: skip

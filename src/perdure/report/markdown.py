@@ -121,7 +121,18 @@ def _rule(result: Record) -> str:
     # The usual score needs no name.
     if result["metric"] in ("accuracy", ""):
         return result["rule"]
-    return f"{result['rule']} ({result['metric']})"
+    return f"{result['rule']} ({kind_of_score(result['metric'])})"
+
+
+def kind_of_score(metric: str) -> str:
+    """Return the name of the score of all tasks; where they have several, that these differ.
+
+    Examples
+    --------
+    >>> kind_of_score("rouge_l"), kind_of_score("accuracy, rouge_l")
+    ('rouge_l', 'scores differ')
+    """
+    return "scores differ" if "," in metric else metric
 
 
 def scores(summary: Summary) -> str:

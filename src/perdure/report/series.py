@@ -7,6 +7,7 @@ line and a marker (and a hatch, for bars). Everything else is drawn in grey.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from perdure.report.markdown import kind_of_score
 from perdure.report.plain import Record, Summary
 from perdure.report.svg import SOFT
 
@@ -149,7 +150,7 @@ def compared(summary: Summary, known: Sequence[Way]) -> list[Series]:
             words.append(result["known"])
         # Another score has another scale: a figure that has several says which line is which.
         if len(scores) > 1:
-            words.append(result["metric"])
+            words.append(kind_of_score(result["metric"]))
         title = " · ".join(words) or result["rule"]
         look = looks.of(group, result["rule"], result["task_id"])
         series.append(Series(title, look, result))

@@ -12,9 +12,9 @@ from numpy import ndarray
 from perdure.errors import RunError
 from perdure.evaluation import metrics
 from perdure.evaluation.metrics import is_score
-from perdure.report import classes
+from perdure.report import classes, general
 from perdure.report.folder import Files, read
-from perdure.report.markdown import few
+from perdure.report.markdown import few, kind_of_score
 from perdure.report.plain import Record, plain
 from perdure.report.seeds import groups
 
@@ -85,7 +85,7 @@ def _titles(files: Sequence[Files]) -> list[str]:
     return titles
 
 
-def _metric(name: str, word: str) -> dict[str, str]:
+def _metric(name: str, word: str = "accuracy") -> dict[str, str]:
     """Return a metric's title, symbol and definition: the first paragraph of its docstring.
 
     In the title, the `word` says what is averaged.
@@ -112,6 +112,7 @@ def _run(files: Files, title: str, points: int) -> Record:
         "tasks": tasks,
         "results": results,
         "classes": classes.summarise(files.answers),
+        "general": general.summarise(files),
         "search": _search(files.combined),
         "losses": _losses(files, points),
         "cost": _cost(tasks),
@@ -212,7 +213,7 @@ def _result(files: Files, rule: str, task_id: str) -> Record:
     known = TASK_IDS.get(task_id, task_id)
     title = f"{rule} · {known}"
     if metric != "accuracy":
-        title += f" · {metric}"
+        title += f" · {kind_of_score(metric)}"
     return {
         "name": title,
         "rule": rule,
