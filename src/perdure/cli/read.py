@@ -165,6 +165,32 @@ def report(
     say(output)
 
 
+def gate(
+    run: RunFolder,
+    forgetting: Annotated[
+        float, typer.Option(help="The most points that a task's score may have lost.")
+    ] = 2.0,
+    drift: Annotated[
+        float | None,
+        typer.Option(help="The most nats per token that the loss on plain text may have risen."),
+    ] = None,
+    task_id: Annotated[
+        str | None, typer.Option(help="How the task is known: given, posterior or none.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say yes or no, task by task: may this model be shipped? The exit status is 0 or 1."""
+    from perdure.report import gate
+
+    verdict = gate.gate(run, forgetting=forgetting, drift=drift, task_id=task_id)
+    if as_json:
+        typer.echo(json.dumps(verdict.plain(), indent=2))
+    else:
+        gate.show(verdict)
+    if not verdict.passes:
+        raise typer.Exit(1)  # so that a pipeline stops
+
+
 def check(
     name: Annotated[
         str,
