@@ -12,7 +12,7 @@ from perdure.errors import InputError
 from perdure.evaluation import general
 from perdure.evaluation.answers import Answers, Texts
 from perdure.evaluation.general import General, GeneralSetting
-from perdure.evaluation.metrics import GENERAL
+from perdure.evaluation.metrics import CALIBRATION_ERROR, GENERAL
 from perdure.evaluation.progress_bar import Progress
 from perdure.evaluation.scales import Candidate, with_best_scale
 from perdure.evaluation.score import TASK_IDS, TaskId
@@ -177,23 +177,27 @@ def _scores(
 ) -> Iterable[Score]:
     # A `task` stream promises the task's name. Answered without it, it is class-incremental.
     unknown = "class" if stream.scenario == "task" else stream.scenario
-    # Once per task, not once per row.
-    values: dict[str, dict[TaskId, float]] = {}
+    # Once per task, not once per row; for each, the score first and then what stands beside it.
+    values: dict[str, dict[str, dict[TaskId, float]]] = {}
     for task, of_task in answers.items():
-        values[task] = of_task.scores()
+        values[task] = {
+            of_task.metric: of_task.scores(),
+            CALIBRATION_ERROR: of_task.calibration_errors(),
+        }
     for task_id in evaluation.task_ids:
-        for task, of_task in answers.items():
-            if task_id not in values[task]:
-                continue
-            yield Score(
-                step=len(system.learned),
-                task=task,
-                scenario="task" if task_id == "given" else unknown,
-                task_id=task_id,
-                rule=system.rule.label,
-                metric=of_task.metric,
-                value=values[task][task_id],
-            )
+        for task, of_task in values.items():
+            for metric, by_way in of_task.items():
+                if task_id not in by_way:
+                    continue
+                yield Score(
+                    step=len(system.learned),
+                    task=task,
+                    scenario="task" if task_id == "given" else unknown,
+                    task_id=task_id,
+                    rule=system.rule.label,
+                    metric=metric,
+                    value=by_way[task_id],
+                )
 
 
 def _besides(system: System, values: General, scenario: Scenario) -> list[Score]:

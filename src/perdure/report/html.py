@@ -10,7 +10,15 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from perdure.errors import OutputError
-from perdure.report import classes, costs, diagnostics_page, figures, general, heat_map
+from perdure.report import (
+    calibration,
+    classes,
+    costs,
+    diagnostics_page,
+    figures,
+    general,
+    heat_map,
+)
 from perdure.report.markdown import note, percent, table
 from perdure.report.picture import Picture, Section
 from perdure.report.plain import Record, Summary
@@ -139,6 +147,7 @@ def _sections(summary: Summary) -> list[Section]:
         _stability(summary),
         _matrices(summary),
         _classes(summary),
+        calibration.section(summary),
         general.section(summary),
         Section(
             title="Search of the scale",

@@ -230,7 +230,22 @@ def _result(files: Files, rule: str, task_id: str) -> Record:
         "learned": _number(np.diag(R).mean()),
         "seen": _seen(R),
         "forgetting": _forgetting(R),
+        "calibration": _calibration(files, rule, task_id, names),
     }
+
+
+def _calibration(
+    files: Files, rule: str, task_id: str, names: Sequence[str]
+) -> list[list[float | None]]:
+    """Return the calibration error of each task's answers after each; empty if not measured."""
+    rows = []
+    for row in files.scores:
+        if row["task_id"] == task_id and row["metric"] == metrics.CALIBRATION_ERROR:
+            rows.append(row)
+    errors, _ = _scores(rows, rule, names)
+    if np.isnan(errors).all():
+        return []
+    return [_numbers(row) for row in errors]
 
 
 def _seen(R: Float[ndarray, "steps tasks"]) -> list[float | None]:

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from perdure.errors import printable
-from perdure.report import general
+from perdure.report import calibration, general
 from perdure.report.markdown import percent, scores, table
 from perdure.report.plain import Record, Summary, clean
 from perdure.report.series import of_task
@@ -38,7 +38,7 @@ def show(summary: Summary, console: Console | None = None) -> None:
     say(console, f"\nIn percent; – was not measured. {names}.", style="dim")
     if said := scores(summary):
         say(console, said, style="dim")
-    for sentence in general.sentences(summary):
+    for sentence in (*calibration.sentences(summary), *general.sentences(summary)):
         say(console, sentence)
 
 
