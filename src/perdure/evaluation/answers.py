@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from perdure import registry
+from perdure.errors import InputError
 from perdure.evaluation.calibration import expected_calibration_error, reliability
 from perdure.evaluation.score import TaskId
 
@@ -32,7 +33,17 @@ class Texts:
     def scores(self) -> dict[TaskId, float]:
         """Return the score between 0 and 1, for each way to know the task."""
         score = registry.find("score", self.metric)
-        return {id: score(answers, self.references) for id, answers in self.answered.items()}
+        values: dict[TaskId, float] = {}
+        for task_id, answers in self.answered.items():
+            value = score(answers, self.references)
+            # A score may be the user's own: what it returns is written into the run's folder.
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+                raise InputError(
+                    f"The score `{self.metric}` returned {str(value)[:100]}, but must return a "
+                    "number between 0 and 1."
+                )
+            values[task_id] = float(value)
+        return values
 
     def calibration_errors(self) -> dict[TaskId, float]:
         """Return nothing: free text has no confidence among choices."""
