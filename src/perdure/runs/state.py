@@ -152,6 +152,7 @@ class RunState:
         may have different scores: `task_scores` names them.
         """
         rule = rule or self.combined["label"]
+        task_id = layout.OLD_TASK_IDS.get(task_id, task_id)  # as code for older versions asks
         tasks = len(self.tasks)
         columns = {name: column for column, name in enumerate(self.tasks)}
         R = np.full((tasks, tasks), np.nan)
