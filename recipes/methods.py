@@ -249,7 +249,7 @@ def over_seeds(rows: list[dict[str, Any]]) -> str:
         "posterior",
         "none",
         "forgetting, given",
-        "forgetting, concatenated",
+        "forgetting, none",
     ]
     lines = [
         f"| method | {' | '.join(columns)} | trained | stored | time |",

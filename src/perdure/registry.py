@@ -1,7 +1,7 @@
-"""The file name is the registry: methods, rules, benchmarks and bundled models are not listed.
+"""The file name is the registry: methods, rules, benchmarks, scores and bundled models are not listed.
 
-A name is looked up as a file of `perdure/methods`, `perdure/rules`, `perdure/benchmarks`
-or `perdure/bundled`, as an entry point of the group `perdure.methods` (`perdure.rules`,
+A name is looked up as a file of `perdure/methods`, `perdure/rules`, `perdure/benchmarks`,
+`perdure/evaluation/scores` or `perdure/bundled`, as an entry point of the group `perdure.methods` (`perdure.rules`,
 …) of another package, or as a path to a Python file (`./mine.py`), which is run if it is
 trusted.
 
@@ -28,16 +28,17 @@ from typing import Any, Literal, TypedDict
 
 from perdure.errors import InputError, RunError, UnknownName
 
-Kind = Literal["method", "rule", "benchmark", "model", "score"]
+Kind = Literal["method", "rule", "benchmark", "model", "score", "text"]
 PACKAGES: dict[Kind, str] = {
     "method": "perdure.methods",
     "rule": "perdure.rules",
     "benchmark": "perdure.benchmarks",
     "model": "perdure.bundled",
     "score": "perdure.evaluation.scores",
+    "text": "perdure.bundled.texts",
 }
-SHOWN: tuple[Kind, ...] = ("method", "rule", "benchmark")
-"""The kinds that are listed and explained. A bundled model has no settings that a recipe gives."""
+SHOWN: tuple[Kind, ...] = ("method", "rule", "benchmark", "score")
+"""The kinds that are listed and explained; bundled models and texts have no settings."""
 DIAGNOSTICS = "perdure.report.diagnostics"
 RULES_BEFORE = "perdure.merging"
 """An older name of the rules' group of entry points; packages that still use it are found, too."""
@@ -161,7 +162,7 @@ def summary(thing: Callable[..., object]) -> str:
 
 
 def about(name: str) -> About:
-    """Describe a method, rule or benchmark, and its settings with their defaults."""
+    """Describe a method, rule, benchmark or score, and its settings with their defaults."""
     kinds: list[Kind] = []
     known: set[str] = set()
     for kind in SHOWN:
@@ -170,7 +171,7 @@ def about(name: str) -> About:
         if name.endswith(".py") or name in of_kind:
             kinds.append(kind)
     if not kinds:
-        raise UnknownName("method, rule or benchmark", name, known)
+        raise UnknownName("method, rule, benchmark or score", name, known)
     thing, kind = _first(kinds, name)  # a name may be that of a method and of a rule
     settings = {}
     for key, parameter in options(thing).items():

@@ -133,6 +133,8 @@ def summary(metrics: dict) -> dict:
         "metrics": metrics,
         "examples": None,
         "standard_error": None,
+        "tasks": [],
+        "scores": [],
     }
     run = {
         "title": "run",

@@ -218,7 +218,8 @@ def test_events(tmp_path):
         "bytes": 42,
         "seconds": 1.5,
         "examples": 20,
-        "trained": 7,
+        "score": "accuracy",
+            "trained": 7,
         "state_bytes": None,
     }
     assert found["tasks"][1]["seconds"] is None
@@ -228,11 +229,11 @@ def test_events(tmp_path):
 
 def test_several_runs(tmp_path):
     one = make_run(tmp_path / "one", rows(R, "ab"))
-    two = make_run(tmp_path / "two", rows(R, "ba") + rows(R, "ba", metric="f1"), tasks="ba")
+    two = make_run(tmp_path / "two", rows(R, "ba", metric="f1"), tasks="ba")
     same = make_run(tmp_path / "x" / "two", rows(R, "ab", task_id="given"))
     summary = summarise([one, two, same])
     assert [run["title"] for run in summary["runs"]] == ["one", f"two ({two})", f"two ({same})"]
-    assert to_markdown(summary).count("| 60.0 | 75.0 | −40.0 | 40.0 |") == 4
+    assert to_markdown(summary).count("| 60.0 | 75.0 | −40.0 | 40.0 |") == 3
     assert [group["runs"] for group in summary["groups"]] == [
         [0],
         [1],

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from perdure import Model, Run
@@ -121,3 +122,27 @@ def test_a_state_inside_a_task_goes_on(kept):
     after = [event for event in results.events() if event.get("step") and event["event"] == "step"]
     assert results.begun() is None and step == 4
     assert after[: len(before)] == before  # it was gone on with, not begun again
+
+
+@pytest.mark.parametrize("number", [folder.name for folder in FORMATS])
+def test_the_way_to_know_no_task_had_another_name(number, tmp_path, monkeypatch, perdure):
+    """Older folders say `concatenated`: read, shown, gone on with and measured again, it is `none`."""
+    shutil.copytree(FORMATS[int(number) - 1], tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    text = Path("isolated/scores.csv").read_text()
+    assert ",concatenated," in text and ",none," not in text
+    results = Run("isolated")
+    assert {row["task_id"] for row in results.scores()} == {"given", "posterior", "none"}
+    assert results.recipe["evaluation"]["task_ids"] == ["given", "posterior", "none"]
+    matrix = results.matrix(task_id="none")
+    assert not np.isnan(np.diag(matrix)).any()
+    assert np.array_equal(results.matrix(task_id="concatenated"), matrix, equal_nan=True)
+    status, out, err = perdure("report", "isolated", "--format", "markdown")
+    assert (status, err) == (0, "") and "not known" in out and "concatenated" not in out
+    status, out, _ = perdure("run", "isolated", "-q")
+    assert status == 0 and "Nothing was left to do" in out
+    evaluate_run("isolated")
+    rows = Run("isolated").scores()
+    keys = [(row["step"], row["task"], row["rule"], row["task_id"]) for row in rows]
+    assert len(keys) == len(set(keys)) and "concatenated" not in Path("isolated/scores.csv").read_text()
+    assert np.allclose(Run("isolated").matrix(task_id="none"), matrix, equal_nan=True)

@@ -10,7 +10,6 @@ posterior.py      confusion of the tasks, and how well calibrated tasks and clas
 
 They build on:
 
-calibration.py    confusion matrix and reliability
 diagnose.py       all of them for a run: `perdure diagnose`
 hidden.py         the hidden states of each layer, one vector an example
 shared.py         task vectors, plain numbers, and the reason to leave a diagnostic out
@@ -19,12 +18,17 @@ subject.py        a run with everything that a diagnosis needs
 The measures are pure functions.
 """
 
-from perdure.analysis.calibration import Bin, confusion, expected_calibration_error, reliability
 from perdure.analysis.cka import UnbiasedCKA, cka
 from perdure.analysis.hidden import hidden_states
 from perdure.analysis.interference import Pairwise, cosines, norms, overlaps, sign_conflicts
 from perdure.analysis.probe import Probe, plasticity, stability
 from perdure.analysis.zones import Zones
+from perdure.evaluation.calibration import (
+    Bin,
+    confusion,
+    expected_calibration_error,
+    reliability,
+)
 
 __all__ = [
     "Bin",

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from perdure.analysis.calibration import confusion, expected_calibration_error, reliability
+from perdure.evaluation.calibration import confusion, expected_calibration_error, reliability
 from perdure.analysis.shared import number
 from perdure.analysis.subject import Subject
 from perdure.evaluation.posterior import describe

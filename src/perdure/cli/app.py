@@ -20,6 +20,7 @@ COMMANDS = (
     merge.export,
     merge.merge,
     read.report,
+    read.gate,
     read.check,
 )
 """The commands in the order in which `perdure --help` lists them."""

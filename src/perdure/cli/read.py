@@ -165,6 +165,32 @@ def report(
     say(output)
 
 
+def gate(
+    run: RunFolder,
+    forgetting: Annotated[
+        float, typer.Option(help="The most points that a task's score may have lost.")
+    ] = 2.0,
+    drift: Annotated[
+        float | None,
+        typer.Option(help="The most nats per token that the loss on plain text may have risen."),
+    ] = None,
+    task_id: Annotated[
+        str | None, typer.Option(help="How the task is known: given, posterior or none.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say yes or no, task by task: may this model be shipped? The exit status is 0 or 1."""
+    from perdure.report import gate
+
+    verdict = gate.gate(run, forgetting=forgetting, drift=drift, task_id=task_id)
+    if as_json:
+        typer.echo(json.dumps(verdict.plain(), indent=2))
+    else:
+        gate.show(verdict)
+    if not verdict.passes:
+        raise typer.Exit(1)  # so that a pipeline stops
+
+
 def check(
     name: Annotated[
         str,
@@ -193,7 +219,7 @@ def check(
 
 # `app` names the command `list`, which here would hide Python's
 def list_(as_json: AsJson = False) -> None:
-    """List all methods, rules and benchmarks."""
+    """List all methods, rules, benchmarks and scores."""
     from perdure import registry
     from perdure.report import terminal
 
@@ -213,13 +239,13 @@ def show(
         str,
         typer.Argument(
             metavar="NAME|RUN",
-            help="A method, a rule, a benchmark, or a run folder.",
-            autocompletion=names_of("method", "rule", "benchmark"),
+            help="A method, a rule, a benchmark, a score, or a run folder.",
+            autocompletion=names_of("method", "rule", "benchmark", "score"),
         ),
     ],
     as_json: AsJson = False,
 ) -> None:
-    """Show what a method, rule or benchmark does and its settings, or what a run measured."""
+    """Show what a method, rule, benchmark or score does, or what a run measured."""
     from perdure import registry
     from perdure.report import FORMATS, summary, terminal
 

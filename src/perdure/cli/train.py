@@ -120,7 +120,7 @@ def tune(
     if as_json:
         return typer.echo(json.dumps(vars(tuning), indent=2))
     if not quiet:
-        title = f"\n{len(tuning.trials)} trials on {tasks} tasks (validation accuracy, %)"
+        title = f"\n{len(tuning.trials)} trials on {tasks} tasks (validation score, %)"
         terminal.listing(title, tuning.lines())
     say(output / "tuned.yaml")
 

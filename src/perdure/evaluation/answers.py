@@ -1,11 +1,14 @@
 """Answers to a task's examples, as classes or as free text, and the task's score of them."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from perdure import registry
+from perdure.errors import InputError
+from perdure.evaluation.calibration import expected_calibration_error, reliability
 from perdure.evaluation.score import TaskId
 
 
@@ -30,7 +33,21 @@ class Texts:
     def scores(self) -> dict[TaskId, float]:
         """Return the score between 0 and 1, for each way to know the task."""
         score = registry.find("score", self.metric)
-        return {id: score(answers, self.references) for id, answers in self.answered.items()}
+        values: dict[TaskId, float] = {}
+        for task_id, answers in self.answered.items():
+            value = score(answers, self.references)
+            # A score may be the user's own: what it returns is written into the run's folder.
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+                raise InputError(
+                    f"The score `{self.metric}` returned {str(value)[:100]}, but must return a "
+                    "number between 0 and 1."
+                )
+            values[task_id] = float(value)
+        return values
+
+    def calibration_errors(self) -> dict[TaskId, float]:
+        """Return nothing: free text has no confidence among choices."""
+        return {}
 
     def counts(self, task_id: TaskId) -> dict[str, dict[str, int]]:
         """Return nothing: free texts are not confused with each other, as classes are."""
@@ -49,12 +66,15 @@ class Answers:
         The class that was answered, for each way to know the task.
     metric
         The name of the task's score.
+    confidence
+        The probability of each answer among all that could be given; of language models only.
     """
 
     classes: tuple[str, ...]
     true: Int[Tensor, " examples"]
     answered: dict[TaskId, Int[Tensor, " examples"]]
     metric: str = "accuracy"
+    confidence: Mapping[TaskId, Float[Tensor, " examples"]] = field(default_factory=dict)
 
     def scores(self) -> dict[TaskId, float]:
         """Return the score between 0 and 1, for each way to know the task."""
@@ -65,6 +85,14 @@ class Answers:
             right = answered == self.true
             shares[task_id] = right.double().mean().item()
         return shares
+
+    def calibration_errors(self) -> dict[TaskId, float]:
+        """Return the expected calibration error, for each way in which the confidence is known."""
+        errors = {}
+        for task_id, confidence in self.confidence.items():
+            right = self.answered[task_id] == self.true
+            errors[task_id] = expected_calibration_error(reliability(confidence, right))
+        return errors
 
     def _worded(self) -> "Texts":
         """Return the answers as the names of their classes."""

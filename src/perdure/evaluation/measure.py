@@ -7,9 +7,12 @@ from typing import Literal
 
 import torch
 
-from perdure.data.task import Task, TaskStream
+from perdure.data.task import Scenario, Task, TaskStream
 from perdure.errors import InputError
+from perdure.evaluation import general
 from perdure.evaluation.answers import Answers, Texts
+from perdure.evaluation.general import General, GeneralSetting
+from perdure.evaluation.metrics import CALIBRATION_ERROR, GENERAL
 from perdure.evaluation.progress_bar import Progress
 from perdure.evaluation.scales import Candidate, with_best_scale
 from perdure.evaluation.score import TASK_IDS, TaskId
@@ -32,11 +35,24 @@ class Evaluation:
         do it later).
     future
         Also measure tasks before they are learned, which forward transfer needs.
+    general
+        Also measure what a language model can do besides its tasks, before the first task and
+        after each one: true, a file of plain text, or a mapping of `text` (the file) and `tokens`
+        (the number to predict, by default 4096).
     """
 
     task_ids: tuple[TaskId, ...] = TASK_IDS
     steps: Literal["all", "last", "none"] = "all"
     future: bool = False
+    general: GeneralSetting = None
+
+    def __post_init__(self):
+        general.source(self.general)  # a wrong one is refused before anything is loaded
+
+    @property
+    def begins_before(self) -> bool:
+        """True if something is measured before the first task."""
+        return self.future or (bool(self.general) and self.steps != "none")
 
     def due(self, step: int, tasks: int) -> bool:
         """Return True if a measurement is due after `step` of the tasks."""
@@ -73,7 +89,7 @@ class Measurement:
     answers
         The answers to the test examples, by task; tasks with missing examples are left out.
     scores
-        The accuracy for each way to know the task and each task.
+        The score of each task for each way to know the task, and what was measured besides.
     seconds
         The time that the measurement took.
     """
@@ -107,7 +123,8 @@ def measure(
     started = time.perf_counter()
     step = len(system.learned)
     tasks = measurable(stream, step, evaluation)
-    if not tasks:
+    elsewhere = general.source(evaluation.general)
+    if not tasks and not elsewhere:
         return Measurement(
             step=step,
             rule=system.rule,
@@ -136,6 +153,11 @@ def measure(
                 among=among,
             )
             progress.to(number)
+        besides: list[Score] = []
+        if elsewhere:
+            new = stream.tasks[step - 1] if step else None
+            values = general.measured(acting, elsewhere, new)
+            besides = _besides(system, values, stream.scenario)
         # A milestone: outside a terminal, a log gets a line with the averages.
         progress.to(len(tasks), _averages(answers), reached=True)
     seconds = time.perf_counter() - started
@@ -145,7 +167,7 @@ def measure(
         applied=acting.rule,
         candidates=candidates,
         answers=answers,
-        scores=list(_scores(system, stream, evaluation, answers)),
+        scores=[*_scores(system, stream, evaluation, answers), *besides],
         seconds=round(seconds, 3),
     )
 
@@ -158,23 +180,48 @@ def _scores(
 ) -> Iterable[Score]:
     # A `task` stream promises the task's name. Answered without it, it is class-incremental.
     unknown = "class" if stream.scenario == "task" else stream.scenario
-    # Once per task, not once per row.
-    values: dict[str, dict[TaskId, float]] = {}
+    # Once per task, not once per row; for each, the score first and then what stands beside it.
+    values: dict[str, dict[str, dict[TaskId, float]]] = {}
     for task, of_task in answers.items():
-        values[task] = of_task.scores()
+        values[task] = {
+            of_task.metric: of_task.scores(),
+            CALIBRATION_ERROR: of_task.calibration_errors(),
+        }
     for task_id in evaluation.task_ids:
-        for task, of_task in answers.items():
-            if task_id not in values[task]:
-                continue
-            yield Score(
+        for task, of_task in values.items():
+            for metric, by_way in of_task.items():
+                if task_id not in by_way:
+                    continue
+                yield Score(
+                    step=len(system.learned),
+                    task=task,
+                    scenario="task" if task_id == "given" else unknown,
+                    task_id=task_id,
+                    rule=system.rule.label,
+                    metric=metric,
+                    value=by_way[task_id],
+                )
+
+
+def _besides(system: System, values: General, scenario: Scenario) -> list[Score]:
+    """Return rows of what was measured besides the tasks, under names that no task has."""
+    named = [("text", "cross_entropy", values.cross_entropy)]
+    if values.divergence is not None:
+        named.append(("prompts", "divergence", values.divergence))
+    rows: list[Score] = []
+    for name, metric, value in named:
+        rows.append(
+            Score(
                 step=len(system.learned),
-                task=task,
-                scenario="task" if task_id == "given" else unknown,
-                task_id=task_id,
+                task=f"{GENERAL}{name}",
+                scenario=scenario,
+                task_id=values.task_id,
                 rule=system.rule.label,
-                metric=of_task.metric,
-                value=values[task][task_id],
+                metric=metric,
+                value=value,
             )
+        )
+    return rows
 
 
 def measurable(stream: TaskStream, step: int, evaluation: Evaluation) -> list[str]:
@@ -198,7 +245,7 @@ def check_search(stream: TaskStream, step: int, rule: Rule) -> None:
 
 
 def _averages(answers: Mapping[str, Answers | Texts]) -> str:
-    """Format the average score for each way to know the task."""
+    """Format the average score for each way to know the task; say if it is one of several scores."""
     values: dict[TaskId, list[float]] = {}
     for of_task in answers.values():
         for task_id, score in of_task.scores().items():
@@ -207,7 +254,9 @@ def _averages(answers: Mapping[str, Answers | Texts]) -> str:
     for task_id, scores in values.items():
         percent = 100 * sum(scores) / len(scores)  # a mean over tasks, not over examples
         averages.append(f"{task_id} {percent:.1f} %")
-    return ", ".join(averages)
+    said = ", ".join(averages)
+    names = dict.fromkeys(of_task.metric for of_task in answers.values())
+    return f"{said} (scores differ: {', '.join(names)})" if len(names) > 1 else said
 
 
 def _give_fresh_heads(system: System, tasks: Iterable[Task], seed: int) -> None:

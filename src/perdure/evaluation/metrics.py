@@ -5,9 +5,30 @@ Scores of tasks not yet learned may be missing (nan) where a metric does not nee
 Every definition states its divisor, because published ones differ.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
+
+CALIBRATION_ERROR = "calibration_error"
+"""Stands beside a task's score in `scores.csv`: how far confidence is from accuracy."""
+GENERAL = "general:"
+"""Begins the names in `scores.csv` of what no task of the stream teaches; no task has such a name."""
+
+
+def is_score(row: Mapping[str, object]) -> bool:
+    """Return whether a row of `scores.csv` has the score of a task: it belongs into R.
+
+    Examples
+    --------
+    >>> is_score({"task": "news", "metric": "rouge_l"})
+    True
+    >>> is_score({"task": "general:text", "metric": "cross_entropy"})
+    False
+    """
+    beside = row["metric"] == CALIBRATION_ERROR
+    return not beside and not str(row["task"]).startswith(GENERAL)
 
 
 def average_accuracy(R: Float[ndarray, "steps tasks"]) -> float:

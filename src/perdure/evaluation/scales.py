@@ -19,7 +19,7 @@ Scale = float | dict[str, float] | dict[str, list[float]]
 
 
 class Candidate(TypedDict):
-    """A scale that a search tried, and its validation accuracy, as JSON has it."""
+    """A scale that a search tried, and its average validation score, as JSON has it."""
 
     scale: Scale
     score: float

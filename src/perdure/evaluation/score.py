@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from perdure.errors import NotFinite
@@ -297,10 +297,10 @@ def by_task(
     return joint
 
 
-def likeliest_words(
+def ranked_words(
     logits: Mapping[str, Float[Tensor, "examples _"]], columns: Sequence[Sequence[int]]
-) -> Int[Tensor, " examples"]:
-    """Return the column of the likeliest word of any task, as a language model ranks them.
+) -> Float[Tensor, "examples words"]:
+    """Return log p of each word of any task, as a language model ranks them.
 
     A word of several tasks is one word. Where each task has a model of its own, the one counts
     that finds it likeliest.
@@ -313,12 +313,12 @@ def likeliest_words(
     Examples
     --------
     >>> ranked = {"a": torch.tensor([[-1.0, -3.0]]), "b": torch.tensor([[-1.0, -2.0]])}
-    >>> likeliest_words(ranked, [[0, 1], [0, 2]]).tolist()
-    [0]
+    >>> ranked_words(ranked, [[0, 1], [0, 2]]).tolist()
+    [[-1.0, -3.0, -2.0]]
     """
     width = max(max(of_task) for of_task in columns) + 1
     first = next(iter(logits.values()))
     best = first.new_full((len(first), width), -torch.inf)
     for of_task, values in zip(columns, logits.values(), strict=True):
         best[:, of_task] = torch.maximum(best[:, of_task], values)
-    return best.argmax(1)
+    return best

@@ -17,8 +17,8 @@ from perdure.evaluation.score import (
     TASK_IDS,
     TaskId,
     generated,
-    likeliest_words,
     probabilities,
+    ranked_words,
     settled,
     task_logits,
 )
@@ -219,18 +219,24 @@ class System:
                 columns.append(_columns(labels, index))
 
         answered: dict[TaskId, Tensor] = {}
+        confidence: dict[TaskId, Tensor] = {}
         for task_id in task_ids:
             if task_id == "given":
+                chances = logits[task.name].softmax(1)
                 likeliest = logits[task.name].argmax(1)
                 answered[task_id] = task_columns[likeliest]
-                continue
-            if task_id == "none" and not self.backbone.has_heads:
-                answered[task_id] = likeliest_words(competing, columns)
-                continue
-            # Without weights, all heads compete under one softmax.
-            weights = log_weights if task_id == "posterior" else None
-            chances = probabilities(competing, columns, weights)
-            answered[task_id] = chances.argmax(1)
+            elif task_id == "none" and not self.backbone.has_heads:
+                words = ranked_words(competing, columns)
+                chances = words.softmax(1)
+                answered[task_id] = words.argmax(1)
+            else:
+                # Without weights, all heads compete under one softmax.
+                weights = log_weights if task_id == "posterior" else None
+                chances = probabilities(competing, columns, weights)
+                answered[task_id] = chances.argmax(1)
+            # Of heads, `perdure diagnose` says it: they are calibrated by what they are weighed with.
+            if not self.backbone.has_heads:
+                confidence[task_id] = chances.amax(1)
         # Labels of the examples count within their task; answers count over all classes.
         true_labels = torch.tensor(examples.labels)
         return Answers(
@@ -238,6 +244,7 @@ class System:
             true=task_columns[true_labels],
             answered=answered,
             metric=task.score,
+            confidence=confidence,
         )
 
     def _written(
@@ -267,6 +274,11 @@ class System:
             picked = [self.tasks[number] for number in likeliest]
             answered["posterior"] = generated(self.backbone, combined, examples, picked=picked)
         return Texts(task.references(split), answered, task.score)
+
+    def likeliest(self, examples: Examples) -> list[str]:
+        """Return the likeliest task of each example by the task posterior."""
+        numbers = self._log_weights(examples, tasks=len(self.learned)).argmax(1).tolist()
+        return [self.learned[number].name for number in numbers]
 
     def _log_weights(self, examples: Examples, *, tasks: int) -> Float[Tensor, "examples tasks"]:
         """Return log p(t | x); before the first task all tasks are equally likely."""

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from perdure.data.task import Rows, Task
-from perdure.errors import InputError
+from perdure.errors import BackboneError, InputError
 from perdure.models import model_files
 from perdure.models.examples import BATCH_SIZE, Batch, Examples, in_order
 from perdure.models.logits import Logits
@@ -311,6 +311,25 @@ class Backbone(nn.Module, ABC):
         self, batch: Batch, choices: Mapping[str, Sequence[str]]
     ) -> dict[str, Float[Tensor, "batch _"]]:
         """Return log p(choice | x, task) for the choices of each task, by task."""
+
+    def pieces(
+        self, texts: Sequence[str], *, length: int, most: int, batch_size: int = BATCH_SIZE
+    ) -> Examples:
+        """Cut plain texts into pieces whose tokens are to be predicted.
+
+        Parameters
+        ----------
+        length
+            The number of tokens in a piece.
+        most
+            The most pieces: they are taken evenly from all of the texts.
+
+        Raises
+        ------
+        BackboneError
+            The model answers with classes.
+        """
+        raise BackboneError(f"`{self.source}` answers with classes: it cannot predict a text.")
 
     @abstractmethod
     def generate(self, batch: Batch) -> list[str]:

@@ -158,6 +158,25 @@ class LanguageModel(Backbone):
                 answer = classes[row["label"]]
             yield self.prompts.tokens(prompt, answer, where)
 
+    def pieces(
+        self, texts: Sequence[str], *, length: int, most: int, batch_size: int = BATCH_SIZE
+    ) -> Examples:
+        """Cut plain texts into pieces whose tokens are to be predicted.
+
+        A causal model is asked for every token but a piece's first, which follows the token that
+        begins a text, if the tokenizer has one. A model with a decoder of its own reads the first
+        half of a piece and is asked for the second.
+        """
+        tokens: list[Tokens] = []
+        for text in texts:
+            tokens += self.prompts.pieces(text, min(length, self.prompts.max_length))
+        step = max(1, len(tokens) // max(1, most))
+        tokens = tokens[::step][:most]
+        lengths = [len(example.prompt) + len(example.answer) for example in tokens]
+        collate = functools.partial(_padded, layout=self._layout())
+        names, labels = [""] * len(tokens), [-1] * len(tokens)
+        return TextExamples(tokens, names, labels, lengths, collate, batch_size=batch_size)
+
     def _layout(self) -> "_Layout":
         config = self.model.config
         start = None

@@ -4,7 +4,7 @@ Prompt and answer are tokenized apart, so that no token spans both: what a model
 answers is the same in training and afterwards.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -130,6 +130,19 @@ class Prompts:
                 "shorten the answer."
             )
         return (*tokens[:length], end)
+
+    def pieces(self, text: str, length: int) -> Iterator[Tokens]:
+        """Yield pieces of `length` tokens of a plain text, the last of which may be shorter.
+
+        The prompt is a piece's beginning, and the answer what is to be predicted behind it.
+        """
+        tokens = self._plain(text)
+        beginning = () if self.decodes else self._beginning()
+        for start in range(0, len(tokens), length):
+            piece = tokens[start : start + length]
+            first = len(piece) // 2 if self.decodes else 1
+            if 0 < first < len(piece):
+                yield Tokens((*beginning, *piece[:first]), piece[first:])
 
     def text(self, tokens: Sequence[int]) -> str:
         """Return the text of an answer's tokens, without its end and the space around it."""

@@ -7,6 +7,9 @@ markdown.py, latex.py      dict → text
 terminal.py                dict → terminal; its tables are in terminal_table.py
 figures.py, costs.py       dict → figures with their numbers (picture.py)
 classes.py, heat_map.py    the same for single classes and for matrices
+calibration.py             the same for the confidence of answers
+general.py                 the same for what no task teaches
+gate.py                    dict → yes or no, for a pipeline
 series.py, axes.py, svg.py the looks that all figures share: a colour has one meaning on the page
 diagnostics/               how each diagnostic is shown: one file is one of them
 diagnostics_page.py        results of `perdure diagnose` → sections of the page

@@ -19,7 +19,7 @@ from perdure.report.axes import (
 )
 from perdure.report.picture import Cell, Picture
 from perdure.report.plain import Record, Summary
-from perdure.report.series import DRAWN, Look, Looks, Series, Way, compared, ways
+from perdure.report.series import DRAWN, Look, Looks, Series, Way, compared, of_task, ways
 from perdure.report.svg import INK, LINE, SOFT, svg
 
 Values = Sequence[float | None]
@@ -108,7 +108,8 @@ def _panels(summary: Summary, known: Sequence[Way]) -> dict[str, list[Line]]:
             for result in run["results"]:
                 if (result["rule"], result["task_id"]) != (run["rule"], task_id):
                     continue
-                for column, task in enumerate(result["tasks"]):
+                for column in range(len(result["tasks"])):
+                    task = of_task(result, column)
                     before = [None] * column
                     values = [row[column] for row in result["matrix"][column:]]
                     line = Line(title, look, before + values)
@@ -204,7 +205,7 @@ def _draw_losses(curves: Sequence[tuple[str, Look, Sequence[Record]]]) -> Figure
 
 @dataclass(frozen=True)
 class Point:
-    """New-task accuracy and forgetting of a result: means and deviations over seeds."""
+    """New-task score and forgetting of a result: means and deviations over seeds."""
 
     series: Series
     learned: Record
@@ -212,7 +213,7 @@ class Point:
 
 
 def plane(summary: Summary, known: Sequence[Way]) -> Picture | None:
-    """Draw new-task accuracy to the right and forgetting upwards: best is below to the right."""
+    """Draw new-task score to the right and forgetting upwards: best is below to the right."""
     points = []
     for series in compared(summary, known):
         learned = series.result["learned"]
@@ -240,7 +241,7 @@ def plane(summary: Summary, known: Sequence[Way]) -> Picture | None:
                 point.learned["n"],
             ]
         )
-    header = ["run", "new-task accuracy", "± sd", "forgetting", "± sd", "seeds"]
+    header = ["run", "new-task score", "± sd", "forgetting", "± sd", "seeds"]
     return Picture(
         caption=title,
         svg=_draw_plane(points),
@@ -276,7 +277,7 @@ def _draw_plane(points: Sequence[Point]) -> Figure:
             axes.plot(x, y, look.marker, ms=8, ls="", color=look.colour, label=label)
     axes.grid(axis="x")
     axes.margins(0.12)
-    axes.set(xlabel="new-task accuracy (plasticity), %", ylabel="forgetting, points")
+    axes.set(xlabel="new-task score (plasticity), %", ylabel="forgetting, points")
     axes.xaxis.set_major_formatter(PERCENT)
     axes.yaxis.set_major_formatter(PERCENT)
     return with_legend(figure)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from perdure.errors import RunError
+from perdure.evaluation.metrics import is_score
 from perdure.report.plain import Record
 from perdure.runs import layout
 from perdure.runs.sources import Sources
@@ -138,7 +139,7 @@ def _learned(recipe: Record, scores: list[Record], events: list[Record]) -> list
     future = isinstance(evaluation, dict) and evaluation.get("future")
     # With `future`, tasks that are still to come have scores, too: these prove nothing then.
     if not future:
-        rows = [row for row in scores if row["step"] > 0]
+        rows = [row for row in scores if row["step"] > 0 and is_score(row)]
         rows.sort(key=lambda row: row["step"])
         names += [row["task"] for row in rows]
     return [name for name in dict.fromkeys(names) if name]

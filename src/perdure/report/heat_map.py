@@ -18,6 +18,7 @@ from PIL import Image
 from perdure.report.markdown import number
 from perdure.report.picture import Picture
 from perdure.report.plain import Record
+from perdure.report.series import of_task
 from perdure.report.svg import FONT, SMALLEST, short
 
 NUMBERS = 12  # with more columns, cells hold no numbers
@@ -41,15 +42,16 @@ def matrix(result: Record, limits: tuple[float, float]) -> Picture:
     names = result["tasks"]
     values = np.array([scores[step] for step in measured], dtype=float)
     learned = [names[step] for step in measured]
+    columns = [of_task(result, column) for column in range(len(names))]
     return Picture(
         caption=result["name"],
         svg=heat(
             values,
             learned,
-            names,
+            columns,
             limits=limits,
         ),
-        header=["after learning", *names],
+        header=["after learning", *columns],
         rows=[[names[step], *scores[step]] for step in measured],
     )
 

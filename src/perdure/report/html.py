@@ -10,7 +10,15 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from perdure.errors import OutputError
-from perdure.report import classes, costs, diagnostics_page, figures, heat_map
+from perdure.report import (
+    calibration,
+    classes,
+    costs,
+    diagnostics_page,
+    figures,
+    general,
+    heat_map,
+)
 from perdure.report.markdown import note, percent, table
 from perdure.report.picture import Picture, Section
 from perdure.report.plain import Record, Summary
@@ -139,6 +147,8 @@ def _sections(summary: Summary) -> list[Section]:
         _stability(summary),
         _matrices(summary),
         _classes(summary),
+        calibration.section(summary),
+        general.section(summary),
         Section(
             title="Search of the scale",
             note="On validation examples; the filled point was taken.",
@@ -240,7 +250,9 @@ def _matrices(summary: Summary) -> Section:
     for run, result in shown:
         picture = heat_map.matrix(result, limits)
         pictures.append(_titled(picture, run, several))
-    title = "Accuracy matrix" if len(pictures) == 1 else "Accuracy matrices"
+    usual = all(result["metric"] == "accuracy" for _, result in shown)
+    word = "Accuracy" if usual else "Score"
+    title = f"{word} matrix" if len(pictures) == 1 else f"{word} matrices"
     return Section(
         title,
         note,

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from perdure.report.plain import Record, Summary
@@ -117,21 +118,68 @@ def _has_counts(summary: Summary) -> bool:
 
 
 def _rule(result: Record) -> str:
-    if result["metric"] == "accuracy":
+    # The usual score needs no name.
+    if result["metric"] in ("accuracy", ""):
         return result["rule"]
-    return f"{result['rule']} ({result['metric']})"
+    return f"{result['rule']} ({kind_of_score(result['metric'])})"
+
+
+def kind_of_score(metric: str) -> str:
+    """Return the name of the score of all tasks; where they have several, that these differ.
+
+    Examples
+    --------
+    >>> kind_of_score("rouge_l"), kind_of_score("accuracy, rouge_l")
+    ('rouge_l', 'scores differ')
+    """
+    return "scores differ" if "," in metric else metric
+
+
+def scores(summary: Summary) -> str:
+    """Say which score each task has, in a sentence; empty where all have `accuracy`.
+
+    Examples
+    --------
+    >>> result = {"tasks": ["signs", "news"], "scores": ["accuracy", "rouge_l"]}
+    >>> scores({"groups": [{"results": [result]}]})
+    'Scores differ: accuracy (signs), rouge_l (news). An average over them mixes them.'
+    """
+    tasks: dict[str, dict[str, None]] = {}
+    for group in summary["groups"]:
+        for result in group["results"]:
+            for task, score in zip(result["tasks"], result["scores"], strict=True):
+                if score:
+                    tasks.setdefault(score, {})[task] = None
+    if len(tasks) < 2:
+        return "".join(f"The score is {score}." for score in tasks if score != "accuracy")
+    listed = ", ".join(f"{score} ({few(list(names))})" for score, names in tasks.items())
+    return f"Scores differ: {listed}. An average over them mixes them."
+
+
+def few(names: Sequence[str], most: int = 8) -> str:
+    """Return the first names, and the number of the others.
+
+    Examples
+    --------
+    >>> few(["a", "b", "c"], most=2)
+    'a, b and 1 more'
+    """
+    text = ", ".join(names[:most])
+    if len(names) > most:
+        text += f" and {len(names) - most} more"
+    return text
 
 
 def note(summary: Summary) -> str:
     """Say how to read the table."""
-    sentences = ["In percent; – was not measured."]
+    sentences = ["In percent; – was not measured.", scores(summary)]
     if _has_seeds(summary):
         sentences.append("Mean ± standard deviation over seeds.")
     if _has_counts(summary):
         sentences.append(
             "The standard error is that of the average accuracy, from the number of test examples."
         )
-    return " ".join(sentences)
+    return " ".join(sentence for sentence in sentences if sentence)
 
 
 def unfinished(summary: Summary) -> list[str]:

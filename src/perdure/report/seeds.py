@@ -163,6 +163,8 @@ def _result(results: Sequence[Record], own_rules: set[str | None], runs: int) ->
         "task_id": first["task_id"],
         "known": first["known"],
         "metric": first["metric"],
+        "tasks": first["tasks"],
+        "scores": first["scores"],
         # Where no run says which rule is its own, every rule is compared.
         "own": first["rule"] in own_rules or own_rules == {None},
         "metrics": averages,

@@ -7,6 +7,7 @@ line and a marker (and a hatch, for bars). Everything else is drawn in grey.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from perdure.report.markdown import kind_of_score
 from perdure.report.plain import Record, Summary
 from perdure.report.svg import SOFT
 
@@ -99,13 +100,25 @@ class Looks:
         return self.of(self._groups[number], rule, task_id)
 
 
-def _accuracies(summary: Summary, task_id: str) -> list[tuple[str, Record]]:
+def of_task(result: Record, column: int) -> str:
+    """Return the title of a task: its name and, where the tasks' scores differ, its score.
+
+    Examples
+    --------
+    >>> of_task({"tasks": ["news"], "scores": ["rouge_l"], "metric": "accuracy, rouge_l"}, 0)
+    'news (rouge_l)'
+    """
+    name = result["tasks"][column]
+    score = result["scores"][column]
+    return f"{name} ({score})" if score and score != result["metric"] else name
+
+
+def _averages(summary: Summary, task_id: str) -> list[tuple[str, Record]]:
     """List each group's title with its results for one way to know the task."""
     results = []
     for group in summary["groups"]:
         for result in group["results"]:
-            # Another metric has another scale, and does not belong into the same figure.
-            if result["task_id"] == task_id and result["metric"] == "accuracy":
+            if result["task_id"] == task_id:
                 results.append((group["title"], result))
     return results
 
@@ -117,12 +130,13 @@ def compared(summary: Summary, known: Sequence[Way]) -> list[Series]:
     """
     results = []
     for task_id, _ in known:
-        results += _accuracies(summary, task_id)
+        results += _averages(summary, task_id)
     # With too many lines nobody can tell them apart; the other rules are in the table of results.
     if len(results) > DRAWN:
         results = [(group, result) for group, result in results if result["own"]]
     rules = {result["rule"] for _, result in results}
     several_rules = len(rules) > 1
+    scores = {result["metric"] for _, result in results}
     looks = Looks(summary)
     series = []
     for group, result in results:
@@ -134,6 +148,9 @@ def compared(summary: Summary, known: Sequence[Way]) -> list[Series]:
             words.append(result["rule"])
         if len(known) > 1:
             words.append(result["known"])
+        # Another score has another scale: a figure that has several says which line is which.
+        if len(scores) > 1:
+            words.append(kind_of_score(result["metric"]))
         title = " · ".join(words) or result["rule"]
         look = looks.of(group, result["rule"], result["task_id"])
         series.append(Series(title, look, result))

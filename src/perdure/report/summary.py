@@ -11,8 +11,10 @@ from numpy import ndarray
 
 from perdure.errors import RunError
 from perdure.evaluation import metrics
-from perdure.report import classes
+from perdure.evaluation.metrics import is_score
+from perdure.report import classes, general
 from perdure.report.folder import Files, read
+from perdure.report.markdown import few, kind_of_score
 from perdure.report.plain import Record, plain
 from perdure.report.seeds import groups
 
@@ -58,10 +60,13 @@ def summarise(folders: Sequence[str | Path]) -> Record:
         whole = _run(run, title, points)
         runs.append(plain(whole))
     measured = set[str]()
+    scores = set[str]()
     for run in runs:
         for result in run["results"]:
             measured.update(result["metrics"])
-    shown = {name: _metric(name) for name in METRICS if name in measured}
+            scores.add(result["metric"])
+    word = "accuracy" if scores == {"accuracy"} else "score"
+    shown = {name: _metric(name, word) for name in METRICS if name in measured}
     return {"metrics": shown, "runs": runs, "groups": groups(runs)}
 
 
@@ -80,14 +85,18 @@ def _titles(files: Sequence[Files]) -> list[str]:
     return titles
 
 
-def _metric(name: str) -> dict[str, str]:
-    """Return a metric's title, symbol and definition: the first paragraph of its docstring."""
+def _metric(name: str, word: str = "accuracy") -> dict[str, str]:
+    """Return a metric's title, symbol and definition: the first paragraph of its docstring.
+
+    In the title, the `word` says what is averaged.
+    """
     docstring = inspect.getdoc(getattr(metrics, name)) or ""
     paragraph = docstring.split("\n\n")[0]
     definition = " ".join(paragraph.split())
     # Each of them begins as a formula does: "AA = …".
     symbol = definition.split(" = ")[0]
-    return {"title": METRICS[name], "symbol": symbol, "definition": definition}
+    title = METRICS[name].replace("accuracy", word)
+    return {"title": title, "symbol": symbol, "definition": definition}
 
 
 def _run(files: Files, title: str, points: int) -> Record:
@@ -103,6 +112,7 @@ def _run(files: Files, title: str, points: int) -> Record:
         "tasks": tasks,
         "results": results,
         "classes": classes.summarise(files.answers),
+        "general": general.summarise(files),
         "search": _search(files.combined),
         "losses": _losses(files, points),
         "cost": _cost(tasks),
@@ -119,12 +129,14 @@ def _tasks(files: Files) -> list[Record]:
         if event.get("event") == "task":
             name = event.get("task")
             learned[name] = event
+    scores = _names_of_scores(files)
     tasks = []
     for task in files.tasks:
         event = learned.get(task["name"], {})
         tasks.append(
             {
                 **task,
+                "score": scores.get(task["name"]),
                 "seconds": event.get("seconds"),
                 "examples": event.get("examples"),
                 "trained": event.get("trained"),
@@ -137,8 +149,17 @@ def _tasks(files: Files) -> list[Record]:
 # -- scores
 
 
+def _names_of_scores(files: Files) -> dict[str, str]:
+    """Return the name of each task's score; the last one, where it was measured with several."""
+    names = {}
+    for row in files.scores:
+        if is_score(row):
+            names[row["task"]] = row["metric"]
+    return names
+
+
 def _results(files: Files) -> list[Record]:
-    """Return a result for each rule, way to know the task, and metric."""
+    """Return a result for each rule and way to know the task: every task by its own score."""
     names = {task["name"] for task in files.tasks}
     # Dicts and not sets: they keep the order of the file.
     keys = {}
@@ -147,30 +168,34 @@ def _results(files: Files) -> list[Record]:
     for row in files.scores:
         # Rows of tasks that were forgotten, or of steps with them, belong to no result.
         current = 0 < row["step"] <= len(names) and row["task"] in names
-        if not current or not math.isfinite(row["value"]):
+        if not current or not is_score(row) or not math.isfinite(row["value"]):
             continue
         rule = row["rule"]
         way = row["task_id"]
-        keys[rule, way, row["metric"]] = None
+        keys[rule, way] = None
         rules[rule] = None
         ways[way] = None
     # For each rule, the ways that perdure knows come first.
     rule_order = list(rules)
     way_order = list(ways)
 
-    def position(key: tuple[str, str, str]) -> tuple[int, int]:
-        rule, way, _ = key
+    def position(key: tuple[str, str]) -> tuple[int, int]:
+        rule, way = key
         return rule_order.index(rule), way_order.index(way)
 
     return [_result(files, *key) for key in sorted(keys, key=position)]
 
 
-def _result(files: Files, rule: str, task_id: str, metric: str) -> Record:
+def _result(files: Files, rule: str, task_id: str) -> Record:
     names = [task["name"] for task in files.tasks]
+    of_tasks = _names_of_scores(files)
     rows = []
     for row in files.scores:
-        if row["task_id"] == task_id and row["metric"] == metric:
+        if row["task_id"] == task_id and row["metric"] == of_tasks.get(row["task"]):
             rows.append(row)
+    # One name where all tasks have the same score, else all of them: they are averaged then.
+    scores = [of_tasks.get(name) for name in names]
+    metric = ", ".join(dict.fromkeys(score for score in scores if score))
     R, zero_shot = _scores(rows, rule, names)
     before = None if np.isnan(zero_shot).all() else zero_shot
     values = metrics.summary(R, before)
@@ -188,7 +213,7 @@ def _result(files: Files, rule: str, task_id: str, metric: str) -> Record:
     known = TASK_IDS.get(task_id, task_id)
     title = f"{rule} · {known}"
     if metric != "accuracy":
-        title += f" · {metric}"
+        title += f" · {kind_of_score(metric)}"
     return {
         "name": title,
         "rule": rule,
@@ -197,6 +222,7 @@ def _result(files: Files, rule: str, task_id: str, metric: str) -> Record:
         "metric": metric,
         "scenario": rows[-1]["scenario"],
         "tasks": names,
+        "scores": scores,
         "matrix": [_numbers(row) for row in R],
         "metrics": dict(zip(values, _numbers(values.values()), strict=True)),
         "examples": examples,
@@ -204,7 +230,22 @@ def _result(files: Files, rule: str, task_id: str, metric: str) -> Record:
         "learned": _number(np.diag(R).mean()),
         "seen": _seen(R),
         "forgetting": _forgetting(R),
+        "calibration": _calibration(files, rule, task_id, names),
     }
+
+
+def _calibration(
+    files: Files, rule: str, task_id: str, names: Sequence[str]
+) -> list[list[float | None]]:
+    """Return the calibration error of each task's answers after each; empty if not measured."""
+    rows = []
+    for row in files.scores:
+        if row["task_id"] == task_id and row["metric"] == metrics.CALIBRATION_ERROR:
+            rows.append(row)
+    errors, _ = _scores(rows, rule, names)
+    if np.isnan(errors).all():
+        return []
+    return [_numbers(row) for row in errors]
 
 
 def _seen(R: Float[ndarray, "steps tasks"]) -> list[float | None]:
@@ -254,31 +295,37 @@ def _not_measured(files: Files, results: Sequence[Record]) -> list[str]:
         return []
     if not files.tasks:
         return ["No task is learned yet, so nothing is measured."]
-    measured = set[str]()
+    by_way: dict[str, set[str]] = {}
     for result in results:
         if result["rule"] != rule:
             continue
+        of_way = by_way.setdefault(result["task_id"], set())
         for name, value in zip(result["tasks"], result["matrix"][-1], strict=True):
             if value is not None:
-                measured.add(name)
+                of_way.add(name)
+    measured = set[str]().union(*by_way.values())
     missing = [f"`{task['name']}`" for task in files.tasks if task["name"] not in measured]
     if not missing:
-        return []
+        return _not_answered(str(rule), measured, by_way.get("none", measured))
     if not measured:
         return [NOTHING]
     verb = "was" if len(missing) == 1 else "were"
     return [
-        f"After the last task {_few(missing)} {verb} not measured, so averages over all "
-        f"{len(files.tasks)} tasks are not given (–). The scores of each task are in the accuracy "
-        "matrix."
+        f"After the last task {few(missing)} {verb} not measured, so averages over all "
+        f"{len(files.tasks)} tasks are not given (–). The scores of each task are in the matrix of "
+        "scores."
     ]
 
 
-def _few(names: Sequence[str], most: int = 8) -> str:
-    text = ", ".join(names[:most])
-    if len(names) > most:
-        text += f" and {len(names) - most} more"
-    return text
+def _not_answered(rule: str, measured: set[str], without_task: set[str]) -> list[str]:
+    """Say which tasks a routed rule cannot answer without a task: those with free text."""
+    missing = [f"`{name}`" for name in sorted(measured - without_task)]
+    if not missing:
+        return []
+    return [
+        f"The rule `{rule}` has a model for each task and none for all: where the task is not known "
+        f"at all, {few(missing)} cannot be answered with free text (–)."
+    ]
 
 
 def _numbers(values: Iterable[float]) -> list[float | None]:

@@ -8,8 +8,10 @@ from rich.table import Table
 from rich.text import Text
 
 from perdure.errors import printable
-from perdure.report.markdown import percent, table
+from perdure.report import calibration, general
+from perdure.report.markdown import percent, scores, table
 from perdure.report.plain import Record, Summary, clean
+from perdure.report.series import of_task
 from perdure.report.terminal_table import print_table
 
 MANY = 8
@@ -34,6 +36,10 @@ def show(summary: Summary, console: Console | None = None) -> None:
         _print_last(run, console)
     names = ", ".join(f"{symbol}: {title.lower()}" for title, symbol in symbols.items())
     say(console, f"\nIn percent; – was not measured. {names}.", style="dim")
+    if said := scores(summary):
+        say(console, said, style="dim")
+    for sentence in (*calibration.sentences(summary), *general.sentences(summary)):
+        say(console, sentence)
 
 
 def _print_results(summary: Summary, symbols: dict[str, str], console: Console) -> None:
@@ -60,13 +66,13 @@ def _print_last(run: Record, console: Console) -> None:
     for result in run["results"]:
         if result["rule"] == run["rule"] and result["matrix"]:
             results.append(result)
-    scores = [result["matrix"][-1] for result in results]
-    if not any(_is_partial(row) for row in scores):
+    last = [result["matrix"][-1] for result in results]
+    if not any(_is_partial(row) for row in last):
         return
     rows = []
-    for number, task in enumerate(results[0]["tasks"]):
-        cells = [percent(row[number]) for row in scores]
-        rows.append([task, *cells])
+    for number in range(len(results[0]["tasks"])):
+        cells = [percent(row[number]) for row in last]
+        rows.append([of_task(results[0], number), *cells])
     console.print()
     header = ["task", *(result["known"] for result in results)]
     title = f"{run['title']}: scores after the last task (%)"
@@ -154,7 +160,7 @@ def listing(title: str, rows: Iterable[tuple[str, str]], console: Console | None
 
 
 def overview(summary: Summary, console: Console | None = None) -> None:
-    """Print the average accuracy after the last task, for each run and rule.
+    """Print the average score after the last task, for each run and rule.
 
     There is a column for each way to know the task.
     """
@@ -165,11 +171,13 @@ def overview(summary: Summary, console: Console | None = None) -> None:
         for result in run["results"]:
             ways[result["known"]] = None
     rows = []
+    names: dict[str, None] = {}
     for run in summary["runs"]:
         by_rule: dict[str, dict[str, float | None]] = {}
         for result in run["results"]:
             averages = by_rule.setdefault(result["rule"], {})
             averages[result["known"]] = result["metrics"]["average_accuracy"]
+            names[result["metric"]] = None
         for rule, averages in by_rule.items():
             cells = [percent(averages.get(way)) for way in ways]
             rows.append([run["title"], rule, *cells])
@@ -178,7 +186,7 @@ def overview(summary: Summary, console: Console | None = None) -> None:
         ["", "rule", *ways],
         rows,
         texts=(0, 1),
-        title="Average accuracy after the last task (%)",
+        title=f"Average {'accuracy' if list(names) == ['accuracy'] else 'score'} after the last task (%)",
     )
 
 
@@ -196,7 +204,7 @@ def matrices(summary: Summary, console: Console | None = None) -> None:
             if count > MANY:
                 return console.print(f"The matrices of {count} tasks are in the report.")
             title = f"{run['title']}, {result['known']}"
-            header = ["after", *result["tasks"]]
+            header = ["after", *(of_task(result, column) for column in range(count))]
             print_table(
                 console,
                 header,

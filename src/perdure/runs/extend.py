@@ -97,7 +97,7 @@ def _measured_again(
             raise RunError(f"`{folder}` has learned no task yet, so there is nothing to measure.")
         _check_measurable(folder, stream.until(last), system.rule)
         # Before the first task every rule gives the same model.
-        first = 0 if evaluation.future and not other_rule else 1
+        first = 0 if evaluation.begins_before and not other_rule else 1
         due = range(first if steps == "all" else last, last + 1)
         progress = Progress("The evaluation", len(due), quiet=quiet, bar=False)
         for number, step in enumerate(due, start=1):

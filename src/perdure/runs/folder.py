@@ -94,14 +94,22 @@ class Run:
         """
         return layout.scores(self.folder)
 
+    @property
+    def task_scores(self) -> dict[str, str]:
+        """The name of each task's score, such as `accuracy`, for the tasks that were measured."""
+        return self.state.task_scores
+
     def matrix(
         self, rule: str | None = None, task_id: str = "posterior"
     ) -> Float[ndarray, "steps tasks"]:
-        """Return the accuracy matrix R of a rule (by default the run's own); nan: not measured."""
+        """Return the accuracy matrix R of a rule (by default the run's own); nan: not measured.
+
+        Tasks may have different scores, which `task_scores` names.
+        """
         return self.state.matrix(rule, task_id)
 
     def accuracies(self, rule: str) -> dict[str, float]:
-        """Return the average accuracy of a rule after the last task, by way to know the task.
+        """Return the average score of a rule after the last task, by way to know the task.
 
         Only the ways in which every task was measured are in it.
         """

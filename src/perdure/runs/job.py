@@ -64,7 +64,7 @@ def check(plan: Plan) -> None:
     checked(Training, vars(plan.training), "training")
     checked(Evaluation, vars(plan.evaluation), "evaluation")
     check_needs(plan.method, plan.backbone, plan.stream)
-    check_answers(plan.backbone, plan.stream)
+    check_answers(plan.backbone, plan.stream, plan.evaluation)
     check_alignment(plan.training, plan.rule)
     check_heads(plan)
     if plan.training.packing:
@@ -99,14 +99,20 @@ def check_needs(method: Method, backbone: Backbone, stream: TaskStream) -> None:
             )
 
 
-def check_answers(backbone: Backbone, stream: TaskStream) -> None:
+def check_answers(backbone: Backbone, stream: TaskStream, evaluation: Evaluation) -> None:
     """Check that a backbone can answer the tasks, and that their scores are of such answers.
 
     Raises
     ------
     InputError
-        A task is answered with free text and the backbone has heads, or a score does not fit.
+        A task is answered with free text and the backbone has heads, a score does not fit, or
+        `general` is asked of a backbone with heads.
     """
+    if evaluation.general and backbone.has_heads:
+        raise InputError(
+            f"`evaluation.general` is for language models, which predict text: `{backbone.source}` "
+            "answers with classes, by heads. Leave it out, or take a language model."
+        )
     for task in stream:
         if task.missing:
             continue
@@ -234,6 +240,9 @@ def settings_of(plan: Plan) -> Settings:
     if not plan.training.shares_head:
         # Folders from before there was a choice lack it, and must compare as equal.
         del training["heads"]
+    evaluation = _plain(plan.evaluation)
+    if plan.evaluation.general is None:
+        del evaluation["general"]
     return {
         "backbone": plan.backbone.settings,
         "method": _of_method(plan.method),
@@ -245,7 +254,7 @@ def settings_of(plan: Plan) -> Settings:
             **rule.options,
         },
         "training": training,
-        "evaluation": _plain(plan.evaluation),
+        "evaluation": evaluation,
         "seed": plan.seed,
     }
 

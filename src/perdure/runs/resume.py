@@ -8,7 +8,9 @@ from pathlib import Path
 
 from perdure.data.task import Split, TaskStream, check_images
 from perdure.errors import InputError, PerdureWarning, RunError
+from perdure.evaluation import general
 from perdure.evaluation.measure import measurable
+from perdure.evaluation.metrics import GENERAL, is_score
 from perdure.evaluation.system import Learned, System
 from perdure.learning import engine
 from perdure.learning.snapshot import Snapshot
@@ -103,6 +105,9 @@ def resumed(state: RunState, plan: Plan) -> tuple[System, Snapshot | None, list[
     if due:
         splits.append("test")
     _check_texts(plan, len(learned), splits)
+    elsewhere = general.source(plan.evaluation.general)
+    if elsewhere and due:
+        general.pieces(plan.backbone, elsewhere)
     if plan.stream.missing and due and engine.first():
         warnings.warn(not_measured(plan.stream.missing), PerdureWarning, stacklevel=3)
     return system, inside, due
@@ -150,7 +155,7 @@ def due_steps(state: RunState, plan: Plan) -> list[int]:
     tasks = len(plan.stream)
     measured = _measured(state, plan)
     steps = []
-    if plan.evaluation.future and 0 not in measured:
+    if plan.evaluation.begins_before and 0 not in measured:
         steps.append(0)
     for step in range(1, tasks + 1):
         if plan.evaluation.due(step, tasks) and step not in measured:
@@ -169,13 +174,12 @@ def _measured(state: RunState, plan: Plan) -> set[int]:
     measured: set[tuple[int, str, str]] = set()
     for row in state.scores:
         if row["rule"] == label:
-            value_of = (row["step"], row["task"], row["task_id"])
-            measured.add(value_of)
+            # Text is predicted in one way, which is the rule's business.
+            way = row["task_id"] if is_score(row) else ""
+            measured.add((row["step"], row["task"], way))
     steps: set[int] = set()
     for step in range(len(plan.stream) + 1):
-        names = measurable(plan.stream, step, plan.evaluation)
-        needed = set(product([step], names, plan.evaluation.task_ids))
-        if needed <= measured:
+        if _needed(plan, step) <= measured:
             steps.add(step)
     # If the rule was another one meanwhile, combined.json holds that one. The last step is measured
     # again, which writes how the tasks are combined by this rule.
@@ -185,6 +189,20 @@ def _measured(state: RunState, plan: Plan) -> set[int]:
         if combined_by != label:
             steps.remove(last)
     return steps
+
+
+def _needed(plan: Plan, step: int) -> set[tuple[int, str, str]]:
+    """Return the step, task and `task_id` of each value that is due after a step."""
+    names = measurable(plan.stream, step, plan.evaluation)
+    needed = set(product([step], names, plan.evaluation.task_ids))
+    if plan.rule.routed:
+        # Free text is written by one model: without a task a routed rule may have none to write it.
+        for name in names:
+            if not plan.stream.task(name).classes:
+                needed.discard((step, name, "none"))
+    if plan.evaluation.general:
+        needed.add((step, f"{GENERAL}text", ""))
+    return needed
 
 
 def _unfinished(state: RunState, plan: Plan) -> Snapshot | None:

@@ -11,6 +11,7 @@ from numpy import ndarray
 
 from perdure import registry
 from perdure.errors import RunError
+from perdure.evaluation.metrics import is_score
 from perdure.evaluation.system import Learned
 from perdure.learning.snapshot import Snapshot
 from perdure.runs import layout, schema, task_folder
@@ -147,14 +148,16 @@ class RunState:
     ) -> Float[ndarray, "steps tasks"]:
         """Return the accuracy matrix R of a rule, by default the run's own.
 
-        `R[i, j]` is the accuracy on task `j` after `i + 1` tasks; nan where it was not measured.
+        `R[i, j]` is the score of task `j` after `i + 1` tasks; nan where it was not measured. Tasks
+        may have different scores: `task_scores` names them.
         """
         rule = rule or self.combined["label"]
+        task_id = layout.OLD_TASK_IDS.get(task_id, task_id)  # as code for older versions asks
         tasks = len(self.tasks)
         columns = {name: column for column, name in enumerate(self.tasks)}
         R = np.full((tasks, tasks), np.nan)
         for row in self.scores:
-            if row["rule"] != rule or row["task_id"] != task_id:
+            if row["rule"] != rule or row["task_id"] != task_id or not is_score(row):
                 continue
             step = row["step"]
             column = columns.get(row["task"])
@@ -165,15 +168,25 @@ class RunState:
             R[step - 1, column] = row["value"]
         return R
 
-    def accuracies(self, rule: str) -> dict[str, float]:
-        """Return a rule's average accuracy after the last task, by the way to know the task.
+    @property
+    def task_scores(self) -> dict[str, str]:
+        """The name of each task's score, such as `accuracy`, for the tasks that were measured."""
+        names = {}
+        for row in self.scores:
+            if row["task"] in self.places and is_score(row):
+                names[row["task"]] = row["metric"]
+        return names
 
-        A way is left out unless every task was measured with it.
+    def accuracies(self, rule: str) -> dict[str, float]:
+        """Return a rule's average score after the last task, by the way to know the task.
+
+        A way is left out unless every task was measured with it. Where the tasks' scores differ
+        (`task_scores`), it is an average of different scores.
         """
         tasks = self.tasks
         by_way: dict[str, dict[str, float]] = {}
         for row in self.scores:
-            if row["rule"] != rule or row["metric"] != "accuracy":
+            if row["rule"] != rule or not is_score(row):
                 continue
             if row["step"] == len(tasks) and row["task"] in tasks:
                 values = by_way.setdefault(row["task_id"], {})

@@ -39,7 +39,7 @@ RATE = "training.learning_rate"
 
 
 class Trial(TypedDict):
-    """One line of trials.jsonl; the score is the average validation accuracy, None if it failed."""
+    """One line of trials.jsonl; the score is the average on validation examples, None if it failed."""
 
     settings: dict[str, float]
     score: float | None
@@ -80,7 +80,7 @@ class Tuning:
     Attributes
     ----------
     trials
-        All trials, each with its `settings`, `score` (average validation accuracy; None if
+        All trials, each with its `settings`, `score` (average on validation examples; None if
         training failed) and `seconds`.
     recipe
         The recipe with the best settings; ties go to those that were tried first.
@@ -151,7 +151,7 @@ def tune(
     if protocol.tasks > len(stream):
         raise InputError(f"`tasks` is {protocol.tasks}, but the stream has {len(stream)}.")
     plan = recipe.plan(stream, backbone)
-    # nothing is measured on test data: the score of a trial is made by `validation_accuracy`
+    # nothing is measured on test data: the score of a trial is made by `validation_score`
     plan = replace(
         plan,
         stream=stream.until(protocol.tasks),
@@ -183,7 +183,7 @@ def tune(
 
 
 def _said(number: int, trials: int, score: float | None) -> str:
-    outcome = "failed" if score is None else f"validation accuracy {100 * score:.1f} %"
+    outcome = "failed" if score is None else f"validation score {100 * score:.1f} %"
     return f"trial {number + 1} of {trials}, {outcome}"
 
 
@@ -345,7 +345,7 @@ def _trial(
 def _score(
     changed: Recipe, plan: Plan, output: Path, task_id: TaskId, *, quiet: bool
 ) -> float | None:
-    """Return the average validation accuracy of the first tasks; None if training failed."""
+    """Return the average validation score of the first tasks; None if training failed."""
     plan = replace(plan, method=changed.make_method(), training=changed.make_training())
     plan = replace(plan, recipe=changed.resolved(plan))
     with staging.hidden_folder(output) as folder:
@@ -358,14 +358,14 @@ def _score(
                 "Stopped. Finished trials are kept. Go on with the same command.",
                 signal=stop.signal,
             ) from None
-        return validation_accuracy(system, plan.stream, task_id)
+        return validation_score(system, plan.stream, task_id)
 
 
-def validation_accuracy(system: System, stream: TaskStream, task_id: TaskId) -> float:
-    """Return the mean over a stream's tasks of the accuracy on their validation examples."""
+def validation_score(system: System, stream: TaskStream, task_id: TaskId) -> float:
+    """Return the mean over a stream's tasks of their own scores on their validation examples."""
     acting, _ = with_best_scale(system, stream)
-    accuracies = []
+    scores = []
     for task in stream:
         answers = acting.answer(task, "validation", [task_id])
-        accuracies.append(answers.scores()[task_id])
-    return sum(accuracies) / len(accuracies)
+        scores.append(answers.scores()[task_id])
+    return sum(scores) / len(scores)

@@ -1,0 +1,244 @@
+"""What a language model can still do besides its tasks: its loss on plain text, and how far it moved.
+
+Neither needs a benchmark. The rise of the first is peft's own measure of forgetting; the second
+predicts forgetting before any old task is measured (Shenfeld et al., RL's Razor, arXiv 2509.04259).
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+
+from perdure import registry
+from perdure.data.task import Task
+from perdure.errors import DataError, InputError, NotFinite, UnknownName
+from perdure.evaluation.score import TaskId
+from perdure.evaluation.system import System
+from perdure.merging.combine import Combined
+from perdure.models.backbone import Backbone, evaluating
+from perdure.models.examples import Examples
+from perdure.vectors.task_vector import TaskVector
+
+GeneralSetting = bool | str | dict[str, object] | None
+"""`evaluation.general`: true, a text's name or file, or a mapping of both `text` and `tokens`."""
+
+USUAL = "editorials"
+TOKENS = 4096
+"""The number of tokens of plain text that are predicted: seconds for a small model on a CPU."""
+LENGTH = 128
+"""The number of tokens in a piece of it."""
+PROMPTS = 64
+"""The most prompts of the new task on which the model is compared with the pre-trained one."""
+FEW = 4
+"""The number of examples in a batch: every token has logits over the whole vocabulary."""
+READ = 2**20
+"""The most characters of a file that are read: pieces are taken evenly from all of them."""
+
+
+@dataclass(frozen=True)
+class General:
+    """What was measured besides the tasks.
+
+    Attributes
+    ----------
+    cross_entropy
+        The mean of -log p over the tokens of plain text, in nats.
+    divergence
+        KL(pre-trained ‖ now) on prompts of the new task, in nats; None before the first task, and
+        where its examples are missing.
+    task_id
+        How the task was known: `none`, or `posterior` where each task has a model of its own.
+    """
+
+    cross_entropy: float
+    divergence: float | None
+    task_id: TaskId
+
+
+@dataclass(frozen=True)
+class Source:
+    """The text that is measured on: a name or a file, and the number of tokens to predict."""
+
+    text: str = USUAL
+    tokens: int = TOKENS
+
+
+def source(setting: GeneralSetting) -> Source | None:
+    """Return what the setting asks for; None if nothing is measured.
+
+    Raises
+    ------
+    InputError
+        It is none of the forms that are allowed.
+
+    Examples
+    --------
+    >>> source({"text": "mine.txt"})
+    Source(text='mine.txt', tokens=4096)
+    >>> source(True), source(None)
+    (Source(text='editorials', tokens=4096), None)
+    """
+    if setting is None or setting is False:
+        return None
+    if setting is True:
+        return Source()
+    if isinstance(setting, str):
+        return Source(setting)
+    unknown = sorted(set(setting) - {"text", "tokens"})
+    text, tokens = setting.get("text", USUAL), setting.get("tokens", TOKENS)
+    is_number = isinstance(tokens, int) and not isinstance(tokens, bool)
+    if unknown or not isinstance(text, str) or not is_number or tokens < LENGTH:
+        raise InputError(
+            f"`evaluation.general` is {str(setting)[:100]}, but must be true, the name of a text "
+            f"file, or a mapping of `text` (a file) and `tokens` (at least {LENGTH})."
+        )
+    return Source(text, tokens)
+
+
+def texts(name: str) -> list[str]:
+    """Return the plain texts of a name or a file.
+
+    Raises
+    ------
+    UnknownName
+        There is neither.
+    DataError
+        The file is not text in UTF-8, or is empty.
+    """
+    known = registry.names("text")
+    if name in known:
+        return registry.find("text", name)()
+    path = Path(name)
+    if not path.is_file():
+        if "." in name or "/" in name:
+            raise InputError(
+                f"`evaluation.general`: there is no file `{name}`. Give a file of plain text, or "
+                f"true for the text that comes with a package ({', '.join(known)})."
+            )
+        raise UnknownName("text", name, known)
+    try:
+        with path.open(encoding="utf-8") as file:
+            content = file.read(READ)
+    except UnicodeDecodeError as error:
+        raise DataError(f"`{name}` is not text in UTF-8: {error.reason}.") from error
+    except OSError as error:
+        raise DataError(f"`{name}` cannot be read: {error.strerror}.") from error
+    if not content.strip():
+        raise DataError(f"`{name}` has no text. `evaluation.general` needs some to predict.")
+    return [content]
+
+
+def pieces(backbone: Backbone, setting: Source) -> Examples:
+    """Return pieces of the text, as a language model is to predict them.
+
+    Raises
+    ------
+    BackboneError
+        The model answers with classes.
+    DataError
+        The text is too short for a single piece.
+    """
+    most = setting.tokens // LENGTH
+    examples = backbone.pieces(texts(setting.text), length=LENGTH, most=most, batch_size=FEW)
+    if not len(examples):
+        raise DataError(
+            f"`{setting.text}` has fewer than two tokens for `{backbone.source}`. "
+            "`evaluation.general` needs a longer text."
+        )
+    return examples
+
+
+def measured(system: System, setting: Source, new: Task | None) -> General:
+    """Measure a system besides its tasks. The backbone is left as it was.
+
+    Parameters
+    ----------
+    new
+        The task that was learned last; None before the first.
+
+    Raises
+    ------
+    NotFinite
+        The model's answers are not finite numbers.
+    """
+    backbone = system.backbone
+    combined = system.combined
+    examples = pieces(backbone, setting)
+    # Without a task there is no single model of a routed rule: each piece gets its likeliest.
+    picked = system.likeliest(examples) if combined.routed else None
+    with evaluating(backbone):
+        loss = cross_entropy(backbone, combined, examples, picked)
+        divergence = None
+        if new is not None and not new.missing:
+            divergence = divergence_from_base(backbone, combined, new)
+    for value in (loss, divergence):
+        if value is not None and not math.isfinite(value):
+            raise NotFinite(
+                f"The rule `{system.rule.label}` makes a model whose loss on plain text is {value}. "
+                "Choose a smaller `scale`, or another rule."
+            )
+    return General(loss, divergence, "posterior" if combined.routed else "none")
+
+
+@torch.no_grad()
+def cross_entropy(
+    backbone: Backbone,
+    combined: Combined,
+    examples: Examples,
+    picked: Sequence[str] | None = None,
+) -> float:
+    """Return CE = -(1/n) sum over the n tokens of log p(token | the tokens before it), in nats.
+
+    Parameters
+    ----------
+    picked
+        The task of each example, whose model predicts it, if the model is routed.
+    """
+    total = 0.0
+    count = 0
+    for task, rows in _by_model(picked, len(examples)).items():
+        with combined.applied(backbone, task):
+            for _, batch in examples.batches(rows, device=backbone.device):
+                logits = backbone.read(backbone(batch), batch)
+                loss = F.cross_entropy(logits.values, logits.targets, reduction="sum")
+                total += loss.item()
+                count += len(logits.targets)
+    return total / count
+
+
+def _by_model(picked: Sequence[str] | None, count: int) -> Mapping[str | None, list[int]]:
+    """Return the rows that each task's model reads; a single model has no task."""
+    if picked is None:
+        return {None: list(range(count))}
+    rows: dict[str | None, list[int]] = {}
+    for row, task in enumerate(picked):
+        rows.setdefault(task, []).append(row)
+    return rows
+
+
+@torch.no_grad()
+def divergence_from_base(backbone: Backbone, combined: Combined, task: Task) -> float:
+    """Return KL(p0 ‖ p) = sum over tokens of p0 · (log p0 - log p) on a task's prompts, in nats.
+
+    p0 is the pre-trained model and p the combined one. Both read the prompts with their right
+    answers, of at most `PROMPTS` validation examples. The mean is over the places of an example,
+    which are the last token of the prompt and each token of the answer but its last (where the next
+    token of the answer is due), and then over examples.
+    """
+    rows = task.limited({"validation": PROMPTS}, 0).rows("validation")
+    examples = backbone.prepare(rows, batch_size=FEW)
+    base = Combined(TaskVector({}))  # the pre-trained model: every adapter off
+    total = 0.0
+    for _, batch in examples.batches(device=backbone.device):
+        with base.applied(backbone):
+            before = backbone.read(backbone(batch), batch)
+        with combined.applied(backbone, task.name):
+            now = backbone.read(backbone(batch), batch)
+        log_before = before.values.log_softmax(1)
+        log_now = now.values.log_softmax(1)
+        apart = F.kl_div(log_now, log_before, reduction="none", log_target=True)
+        total += now.per_example(apart.sum(1)).sum().item()
+    return total / len(examples)
