@@ -220,27 +220,40 @@ class LanguageModel(Backbone):
         prompt = prompt_of(batch)
         if not self.decodes:
             prompt = _padded_left(prompt, self.processor.pad_token_id)
-        settings = GenerationConfig(
+        # the model's own settings are set aside: it would sample, or forbid repetition
+        with _generating(self.model, GenerationConfig()), pretrained.quietly():
+            tokens = self.model.generate(**prompt, generation_config=self._generation())
+        first = 1 if self.decodes else prompt["input_ids"].shape[1]
+        return [self.prompts.text(answer) for answer in tokens[:, first:].tolist()]
+
+    def _generation(self) -> GenerationConfig:
+        """Return the settings with which the model answers: greedy, until an answer ends."""
+        return GenerationConfig(
             max_new_tokens=self.prompts.max_new_tokens,
             do_sample=False,
             num_beams=1,
+            bos_token_id=self.processor.bos_token_id,
             eos_token_id=list(self.prompts.stops),
             pad_token_id=self.processor.pad_token_id,
             decoder_start_token_id=self._layout().start,
         )
-        with _without_own_generation(self.model), pretrained.quietly():
-            tokens = self.model.generate(**prompt, generation_config=settings)
-        first = 1 if self.decodes else prompt["input_ids"].shape[1]
-        return [self.prompts.text(answer) for answer in tokens[:, first:].tolist()]
 
     # -- a model that others load
+
+    @property
+    def task_type(self) -> str:
+        return "SEQ_2_SEQ_LM" if self.decodes else "CAUSAL_LM"
 
     def stock_head(self, task: str) -> tuple[str, nn.Linear] | None:
         return None
 
     def save(self, folder: Path, tasks: Sequence[str], labels: Sequence[str]) -> None:
         """Write a stock checkpoint, with its tokenizer and the settings with which it generates."""
-        with pretrained.quietly(), pretrained.stored_as(self.model, self.dtype):
+        with (
+            pretrained.quietly(),
+            pretrained.stored_as(self.model, self.dtype),
+            _generating(self.model, self._generation()),
+        ):
             self.model.save_pretrained(folder)
             self.processor.save_pretrained(folder)
 
@@ -372,10 +385,10 @@ def _padded_left(prompt: Mapping[str, Tensor], pad: int) -> dict[str, Tensor]:
 
 
 @contextlib.contextmanager
-def _without_own_generation(model: PreTrainedModel) -> Iterator[None]:
-    """Set a model's own settings for generating aside while the block runs: it would sample, or forbid repetition."""
+def _generating(model: PreTrainedModel, settings: GenerationConfig) -> Iterator[None]:
+    """Give a model other settings for generating while the block runs."""
     own = model.generation_config
-    model.generation_config = GenerationConfig()
+    model.generation_config = settings
     try:
         yield
     finally:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,22 +17,23 @@ from perdure.data.examples import TEXTS
 from perdure.data.images import as_rows
 from perdure.data.rows import HALF, Row, half_of_a_pair, texts
 from perdure.data.task import TaskRows
-from perdure.errors import DataError, InputError, NotFinite, RunError, UnknownName
+from perdure.errors import DataError, InputError, RunError, UnknownName
 from perdure.evaluation.posterior import describe
 from perdure.evaluation.score import by_task, probabilities, settled, task_logits
 from perdure.learning import engine
 from perdure.merging.rule_settings import Rule, RuleLike
-from perdure.models import adapters
 from perdure.models.backbone import Backbone
 from perdure.models.examples import BATCH_SIZE, Examples
-from perdure.runs.export_card import Exported, card
+from perdure.runs.export import Export, Form, check_exportable, write_adapter, write_model
+from perdure.runs.export_card import Exported
 from perdure.runs.folder import Run
+from perdure.runs.language_card import asking
 from perdure.runs.layout import reading
 from perdure.runs.resume import restored
 from perdure.runs.sources import Sources
 from perdure.runs.state import RunState, read
 from perdure.settings import checked, named
-from perdure.storage import files, staging
+from perdure.storage import staging
 
 
 @dataclass(frozen=True)
@@ -282,38 +282,55 @@ class Model:
 
     # -- export
 
-    def export(self, output: str | Path) -> Path:
-        """Write a stock checkpoint: combined weights, all heads as one, `id2label`.
+    def export(
+        self,
+        output: str | Path,
+        *,
+        form: Form = "model",
+        rank: int | None = None,
+        pad_rank: bool = False,
+    ) -> Path:
+        """Write the combined model for others to load, with a model card that says what it can do.
 
-        With `pooling: stock` it is a folder for `AutoModelFor…Classification`, with `mean` one
-        for `SentenceTransformer`, whose output is then the logits. The heads are concatenated:
-        a stock model has no task posterior. A model card says how well both answer.
+        A model that answers by heads is written with all heads as one, since a stock model has no
+        task posterior: with `pooling: stock` it is a folder for `AutoModelFor…Classification`,
+        with `mean` one for `SentenceTransformer`, whose output is then the logits. A language model
+        is one for `AutoModelForCausalLM` or `AutoModelForSeq2SeqLM`, which answers greedily.
+
+        Parameters
+        ----------
+        form
+            `adapter`: one PEFT LoRA of the base, for a language model.
+        rank
+            The rank of the adapter's layers; by default exact.
+        pad_rank
+            Fill the adapter with zeros to a rank that vLLM knows.
 
         Raises
         ------
         RunError
             The model has no single set of weights, because its rule is routed or combines
             bottleneck adapters; or the heads are not linear in the feature.
+        InputError
+            An adapter cannot hold the combination.
         """
         output = Path(output)
+        if form == "model" and (rank is not None or pad_rank):
+            raise InputError("`--rank` and `--pad-rank` are for `--as adapter`.")
         # Refused here already, before anything is computed; `new_folder` looks again.
         staging.check_free(output)
         check_exportable(self.rule)
-        # Stock checkpoints know no adapters; the combined change is added to the weights below.
-        adapters.detach(self.backbone.model)
-        parameters = list(self.backbone.model.parameters())
-        size = sum(value.numel() * value.element_size() for value in parameters)
-        tasks = list(self.classes)
-        if self.system.shares_head:
-            # All tasks have the same head: the first stands for it.
-            tasks = tasks[:1]
-        with (
-            staging.new_folder(output, size=size, check=self.sources.check) as folder,
-            self.combined.applied(self.backbone),
-        ):
-            self._check_finite()
-            self.backbone.save(folder, tasks, self._labels())
-            files.put(folder / "README.md", card(self.exported(output)))
+        parts = Export(
+            system=self.system,
+            combined=self.combined,
+            output=output,
+            about=self.exported(output),
+            check=self.sources.check,
+        )
+        if form == "adapter":
+            write_adapter(parts, rank=rank, pad_rank=pad_rank)
+        else:
+            write_model(parts)
         return output
 
     def exported(self, output: str | Path) -> Exported:
@@ -322,33 +339,13 @@ class Model:
             name=Path(output).name,
             base=self.backbone.published,
             kind=self.backbone.kind,
-            stock=self.backbone.settings["pooling"] == "stock",
+            stock=self.backbone.settings.get("pooling") != "mean",
             method=self.state.recipe["method"]["name"],
             rule=self.label,
             tasks=self.classes,
             accuracy=self.state.accuracies(self.label),
+            asking=asking(self.backbone),
         )
-
-    def _check_finite(self) -> None:
-        for name, value in self.backbone.model.named_parameters():
-            if not value.isfinite().all():
-                raise NotFinite(
-                    f"The rule `{self.rule.label}` makes `{name}` infinite or undefined. "
-                    "Choose other settings, such as a `scale` nearer to 1, or another rule."
-                )
-
-    def _labels(self) -> list[str]:
-        """Return the name of each output, with its task if several tasks have it."""
-        if self.system.shares_head:
-            return list(next(iter(self.classes.values())))
-        tasks_with = Counter[str]()
-        for classes in self.classes.values():
-            tasks_with.update(classes)
-        labels = []
-        for task, classes in self.classes.items():
-            for label in classes:
-                labels.append(label if tasks_with[label] == 1 else f"{task}/{label}")
-        return labels
 
 
 def names_of_answers(columns: Sequence[str]) -> dict[str, str]:
@@ -410,22 +407,6 @@ def _rule(state: RunState) -> Rule:
                 f"`perdure evaluate {state.folder}`."
             )
     return rule
-
-
-def check_exportable(rule: Rule) -> None:
-    """Check that a rule makes one set of weights.
-
-    Raises
-    ------
-    RunError
-        The rule is routed, or combines in factor space.
-    """
-    if rule.routed or rule.space == "factor":
-        why = "is routed" if rule.routed else "combines in factor space"
-        raise RunError(
-            f"The rule `{rule.label}` {why}, so there is no one set of weights to export. "
-            "Choose another with `--rule`, such as `task_arithmetic` in delta space."
-        )
 
 
 def _likeliest_task(
