@@ -23,6 +23,23 @@ from perdure.models.output_layer import logits_at
 from perdure.models.prompts import Prompts, Tokens
 
 
+@dataclass(frozen=True)
+class Written:
+    """An answer in free text.
+
+    Attributes
+    ----------
+    score
+        Its log-probability per token, in nats.
+    ended
+        False if it was stopped at `max_new_tokens`.
+    """
+
+    text: str
+    score: float
+    ended: bool
+
+
 class LanguageModel(Backbone):
     """A transformer that answers with text, by its own output layer: no task has a head.
 
@@ -143,7 +160,7 @@ class LanguageModel(Backbone):
                 "`prompt: \"{premise}\\n{hypothesis}\"`."
             )
         for number, row in enumerate(data, start=1):
-            where = f"Task `{task}`, row {row.get('row', number)}"
+            where = f"Task `{task}`, row {row.get('row', number)}" if task else f"Prompt {number}"
             prompt = row["messages"] if row.get("messages") else row["text"]
             answer = row.get("target")
             if answer is None and classes and row.get("label", -1) >= 0:
@@ -214,9 +231,33 @@ class LanguageModel(Backbone):
             ranked[task] = scores[:, [columns[word] for word in of_task]]
         return ranked
 
-    @torch.no_grad()
     def generate(self, batch: Batch) -> list[str]:
         """Answer each prompt with the likeliest token, one after the other, until it ends or is too long."""
+        return [self.prompts.text(tokens) for tokens in self._generated(batch)]
+
+    @torch.no_grad()
+    def generate_scored(self, batch: Batch) -> list[Written]:
+        """Answer as `generate` does, and say how likely each answer is."""
+        answers = self._generated(batch)
+        prompts = zip(batch.inputs["input_ids"].tolist(), _places(batch).prompts, strict=True)
+        examples: list[Tokens] = []
+        for (ids, length), answer in zip(prompts, answers, strict=True):
+            examples.append(Tokens(tuple(ids[:length]), answer))
+        # the answers are read once more: to keep all logits while they are written takes memory
+        lengths = [len(example.prompt) + len(example.answer) for example in examples]
+        collate = functools.partial(_padded, layout=self._layout())
+        count = len(examples)
+        again = TextExamples(examples, batch.tasks, [-1] * count, lengths, collate)
+        losses = self.losses(again.batch(range(count), self.device)).tolist()
+        written = []
+        for tokens, loss in zip(answers, losses, strict=True):
+            ended = tokens[-1] in self.prompts.stops
+            written.append(Written(self.prompts.text(tokens), -loss, ended))
+        return written
+
+    @torch.no_grad()
+    def _generated(self, batch: Batch) -> list[tuple[int, ...]]:
+        """Return the tokens of each answer, with its end where it has one."""
         prompt = prompt_of(batch)
         if not self.decodes:
             prompt = _padded_left(prompt, self.processor.pad_token_id)
@@ -224,7 +265,13 @@ class LanguageModel(Backbone):
         with _generating(self.model, GenerationConfig()), pretrained.quietly():
             tokens = self.model.generate(**prompt, generation_config=self._generation())
         first = 1 if self.decodes else prompt["input_ids"].shape[1]
-        return [self.prompts.text(answer) for answer in tokens[:, first:].tolist()]
+        stops = set(self.prompts.stops)
+        answers = []
+        for answer in tokens[:, first:].tolist():
+            # what follows the end is padding
+            end = next((i for i, token in enumerate(answer) if token in stops), len(answer))
+            answers.append(tuple(answer[: end + 1]))
+        return answers
 
     def _generation(self) -> GenerationConfig:
         """Return the settings with which the model answers: greedy, until an answer ends."""
