@@ -103,12 +103,23 @@ def export(
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to write.")],
     rule: RuleName = None,
     settings: Settings = [],
+    form: Annotated[
+        Literal["model", "adapter"],
+        typer.Option("--as", help="What to write: the adapter is for language models."),
+    ] = "model",
+    rank: Annotated[
+        int | None, typer.Option(min=1, help="The rank of the adapter; by default exact.")
+    ] = None,
+    pad_rank: Annotated[
+        bool,
+        typer.Option("--pad-rank", help="Fill the adapter with zeros to a rank that vLLM knows."),
+    ] = False,
     trust: Trust = False,
     quiet: Quiet = False,
 ) -> None:
     """Write the combined model as a stock checkpoint; say what it cannot do.
 
-    It is a checkpoint of transformers, or of sentence-transformers.
+    It is a checkpoint of transformers, or of sentence-transformers; or one PEFT adapter.
     """
     from perdure.runs.extend import rule_of
     from perdure.runs.model import Model
@@ -117,7 +128,7 @@ def export(
     state = read(run, trust=trust)
     # nothing is computed that an accelerator would speed up
     model = Model(run, rule=rule_of(state, rule, settings), device="cpu")
-    model.export(output)
+    model.export(output, form=form, rank=rank, pad_rank=pad_rank)
     if not quiet:
         say(*model.exported(output).sentences())
     say(output)

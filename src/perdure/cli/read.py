@@ -23,6 +23,7 @@ from perdure.cli.options import (
     Trust,
     names_of,
     parts,
+    template,
 )
 from perdure.cli.outcome import say
 
@@ -108,13 +109,25 @@ def diagnose(
 
 def predict(
     run: RunFolder,
-    file: Annotated[Path, typer.Argument(help="A CSV, TSV, JSON(-lines) or Parquet file.")],
+    file: Annotated[
+        Path | None, typer.Argument(help="A CSV, TSV, JSON(-lines) or Parquet file.")
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="A .csv, .tsv, .jsonl, .json or .parquet file."),
     ] = None,
     text: Texts = [],
     image: Image = None,
+    prompt_template: Annotated[
+        str | None,
+        typer.Option(
+            help=r"For a language model: how the prompt is made of the columns, such as "
+            r"'Review: {body}\nStars:', where \n is a line break."
+        ),
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="Answer this one prompt, or text, in place of a file.")
+    ] = None,
     task: KnownTask = None,
     encoding: Encoding = "utf-8",
     delimiter: Delimiter = None,
@@ -127,19 +140,37 @@ def predict(
     trust: Trust = False,
     quiet: Quiet = False,
 ) -> None:
-    """Predict for a table: add the columns label, probability and task."""
+    """Predict for a table: add the columns label, probability and task.
+
+    A language model adds answer, score (its log-probability per token) and task.
+    """
     from perdure.data.rows import Table
     from perdure.data.table_output import check_output
+    from perdure.errors import InputError
     from perdure.runs.model import Model
-    from perdure.runs.predictions import predict_table
+    from perdure.runs.predictions import predict_one, predict_table
 
+    if (file is None) == (prompt is None):
+        raise InputError("Give either a file to predict for, or one text with `--prompt`.")
+    if file is None or prompt is not None:
+        model = Model(run, trust=trust, device=device)
+        answer, about = predict_one(model, prompt or "", task=task)
+        return say(answer) if quiet else say(answer, about)
     # `mail.csv` becomes `mail.predicted.csv`, beside it and of the same format
     output = output or file.with_suffix(f".predicted{file.suffix}")
     table = Table.open(file, encoding=encoding, delimiter=delimiter)
     check_output(output)  # before the model is loaded, which takes seconds
     model = Model(run, trust=trust, device=device)
     count = predict_table(
-        model, table, output, text=text, image=image, task=task, batch_size=batch_size, quiet=quiet
+        model,
+        table,
+        output,
+        text=text,
+        image=image,
+        template=template(prompt_template),
+        task=task,
+        batch_size=batch_size,
+        quiet=quiet,
     )
     say(f"{count} rows: {output}")
 

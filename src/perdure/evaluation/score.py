@@ -1,7 +1,7 @@
 """Ask a combined model about examples: logits, class probabilities, and accuracy."""
 
-from collections.abc import Mapping, Sequence
-from typing import Literal, get_args
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, TypeVar, get_args
 
 import torch
 from jaxtyping import Float
@@ -10,7 +10,7 @@ from torch import Tensor
 from perdure.errors import NotFinite
 from perdure.merging.combine import Combined
 from perdure.models.backbone import Backbone
-from perdure.models.examples import Examples, in_order
+from perdure.models.examples import Batch, Examples, in_order
 
 TaskId = Literal["given", "posterior", "none"]
 """The way in which the task is known.
@@ -20,6 +20,7 @@ compete under one softmax, or a language model answers with the words of any tas
 """
 
 TASK_IDS: tuple[TaskId, ...] = get_args(TaskId)
+T = TypeVar("T")
 
 
 @torch.no_grad()
@@ -113,7 +114,6 @@ def _ranked_by(
     return logits
 
 
-@torch.no_grad()
 def generated(
     backbone: Backbone,
     combined: Combined,
@@ -122,40 +122,49 @@ def generated(
     task: str | None = None,
     picked: Sequence[str] | None = None,
 ) -> list[str]:
-    """Return the free text with which each example is answered.
+    """Return the free text with which each example is answered; see `answered_by`."""
+    return answered_by(
+        backbone, combined, examples, backbone.generate, task=task, picked=picked
+    )
+
+
+@torch.no_grad()
+def answered_by(
+    backbone: Backbone,
+    combined: Combined,
+    examples: Examples,
+    answer: Callable[[Batch], Sequence[T]],
+    *,
+    task: str | None = None,
+    picked: Sequence[str] | None = None,
+) -> list[T]:
+    """Return what the combined model answers to each example.
 
     Parameters
     ----------
+    answer
+        Answers each example of a batch, by the backbone as it is then.
     task
         The task whose model answers, if the model is routed.
     picked
         The task of each example, whose model answers it.
     """
     backbone.eval()
-    texts = [""] * len(examples)
+    answers: dict[int, T] = {}
     if picked and not combined.picks:
         # Each task's model in turn: there is no mixture that could read them in one batch.
         for name in dict.fromkeys(picked):
             rows = [row for row, other in enumerate(picked) if other == name]
             with combined.applied(backbone, name):
-                _generate(backbone, examples, rows, texts)
-        return texts
+                for numbers, batch in examples.batches(rows, device=backbone.device):
+                    answers |= zip(numbers, answer(batch), strict=True)
+        return [answers[row] for row in range(len(examples))]
     with combined.applied(backbone, task) as choice:
         for rows, batch in examples.batches(device=backbone.device):
             if picked:
                 choice.of([picked[row] for row in rows])
-            for row, text in zip(rows, backbone.generate(batch), strict=True):
-                texts[row] = text
-    return texts
-
-
-def _generate(
-    backbone: Backbone, examples: Examples, rows: Sequence[int], texts: list[str]
-) -> None:
-    """Put the answers to some examples into their places among `texts`."""
-    for numbers, batch in examples.batches(rows, device=backbone.device):
-        for row, text in zip(numbers, backbone.generate(batch), strict=True):
-            texts[row] = text
+            answers |= zip(rows, answer(batch), strict=True)
+    return [answers[row] for row in range(len(examples))]
 
 
 def _heads(

@@ -24,6 +24,7 @@ FREE = (
     "inference_mode",
     "modules_to_save",
     "peft_version",
+    "task_type",
 )
 
 # A vast width is refused before parameters of that size are made.

@@ -343,6 +343,11 @@ class Backbone(nn.Module, ABC):
 
     # -- a model that others load
 
+    @property
+    def task_type(self) -> str | None:
+        """The kind of model that stock peft makes with an adapter; None if it is to ask nothing."""
+        return None
+
     @abstractmethod
     def stock_head(self, task: str) -> tuple[str, nn.Linear] | None:
         """Return the name of the stock model's head, and the head of a task that can replace it.

@@ -26,6 +26,23 @@ PACKED_TO_TRY = 4
 """The number of examples by which packing is compared with padding."""
 
 
+@dataclass(frozen=True)
+class Written:
+    """An answer in free text.
+
+    Attributes
+    ----------
+    score
+        Its log-probability per token, in nats.
+    ended
+        False if it was stopped at `max_new_tokens`.
+    """
+
+    text: str
+    score: float
+    ended: bool
+
+
 class LanguageModel(Backbone):
     """A transformer that answers with text, by its own output layer: no task has a head.
 
@@ -151,7 +168,7 @@ class LanguageModel(Backbone):
                 "`prompt: \"{premise}\\n{hypothesis}\"`."
             )
         for number, row in enumerate(data, start=1):
-            where = f"Task `{task}`, row {row.get('row', number)}"
+            where = f"Task `{task}`, row {row.get('row', number)}" if task else f"Prompt {number}"
             prompt = row["messages"] if row.get("messages") else row["text"]
             answer = row.get("target")
             if answer is None and classes and row.get("label", -1) >= 0:
@@ -292,36 +309,79 @@ class LanguageModel(Backbone):
             ranked[task] = scores[:, [columns[word] for word in of_task]]
         return ranked
 
-    @torch.no_grad()
     def generate(self, batch: Batch) -> list[str]:
         """Answer each prompt with the likeliest token, one by one, until the answer ends.
 
         An answer of `max_new_tokens` tokens is cut there.
         """
+        return [self.prompts.text(tokens) for tokens in self._generated(batch)]
+
+    @torch.no_grad()
+    def generate_scored(self, batch: Batch) -> list[Written]:
+        """Answer as `generate` does, and say how likely each answer is."""
+        answers = self._generated(batch)
+        prompts = zip(batch.inputs["input_ids"].tolist(), _places(batch).prompts, strict=True)
+        examples: list[Tokens] = []
+        for (ids, length), answer in zip(prompts, answers, strict=True):
+            examples.append(Tokens(tuple(ids[:length]), answer))
+        # the answers are read once more: to keep all logits while they are written takes memory
+        lengths = [len(example.prompt) + len(example.answer) for example in examples]
+        collate = functools.partial(_padded, layout=self._layout())
+        count = len(examples)
+        again = TextExamples(examples, batch.tasks, [-1] * count, lengths, collate)
+        losses = self.losses(again.batch(range(count), self.device)).tolist()
+        written = []
+        for tokens, loss in zip(answers, losses, strict=True):
+            ended = tokens[-1] in self.prompts.stops
+            written.append(Written(self.prompts.text(tokens), -loss, ended))
+        return written
+
+    @torch.no_grad()
+    def _generated(self, batch: Batch) -> list[tuple[int, ...]]:
+        """Return the tokens of each answer, with its end where it has one."""
         prompt = prompt_of(batch)
         if not self.decodes:
             prompt = _padded_left(prompt, self.processor.pad_token_id)
-        settings = GenerationConfig(
+        # the model's own settings are set aside: it would sample, or forbid repetition
+        with _generating(self.model, GenerationConfig()), pretrained.quietly():
+            tokens = self.model.generate(**prompt, generation_config=self._generation())
+        first = 1 if self.decodes else prompt["input_ids"].shape[1]
+        stops = set(self.prompts.stops)
+        answers = []
+        for answer in tokens[:, first:].tolist():
+            # what follows the end is padding
+            end = next((i for i, token in enumerate(answer) if token in stops), len(answer))
+            answers.append(tuple(answer[: end + 1]))
+        return answers
+
+    def _generation(self) -> GenerationConfig:
+        """Return the settings with which the model answers: greedy, until an answer ends."""
+        return GenerationConfig(
             max_new_tokens=self.prompts.max_new_tokens,
             do_sample=False,
             num_beams=1,
+            bos_token_id=self.processor.bos_token_id,
             eos_token_id=list(self.prompts.stops),
             pad_token_id=self.processor.pad_token_id,
             decoder_start_token_id=self._layout().start,
         )
-        with _without_own_generation(self.model), pretrained.quietly():
-            tokens = self.model.generate(**prompt, generation_config=settings)
-        first = 1 if self.decodes else prompt["input_ids"].shape[1]
-        return [self.prompts.text(answer) for answer in tokens[:, first:].tolist()]
 
     # -- a model that others load
+
+    @property
+    def task_type(self) -> str:
+        return "SEQ_2_SEQ_LM" if self.decodes else "CAUSAL_LM"
 
     def stock_head(self, task: str) -> tuple[str, nn.Linear] | None:
         return None
 
     def save(self, folder: Path, tasks: Sequence[str], labels: Sequence[str]) -> None:
         """Write a stock checkpoint, with its tokenizer and the settings with which it generates."""
-        with pretrained.quietly(), pretrained.stored_as(self.model, self.dtype):
+        with (
+            pretrained.quietly(),
+            pretrained.stored_as(self.model, self.dtype),
+            _generating(self.model, self._generation()),
+        ):
             self.model.save_pretrained(folder)
             self.processor.save_pretrained(folder)
 
@@ -460,10 +520,10 @@ def _padded_left(prompt: Mapping[str, Tensor], pad: int) -> dict[str, Tensor]:
 
 
 @contextlib.contextmanager
-def _without_own_generation(model: PreTrainedModel) -> Iterator[None]:
-    """Set a model's own generation settings aside: with them it may sample, or avoid repetition."""
+def _generating(model: PreTrainedModel, settings: GenerationConfig) -> Iterator[None]:
+    """Give a model other settings for generating: with its own it may sample, or not repeat."""
     own = model.generation_config
-    model.generation_config = GenerationConfig()
+    model.generation_config = settings
     try:
         yield
     finally:

@@ -1,7 +1,8 @@
 """Make the right kind of backbone from a checkpoint's files."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from PIL import Image
@@ -81,6 +82,16 @@ def load_files(
         # The width is measured, and the backbone must be complete to compute a feature.
         backbone.width = _width(backbone)
     return backbone
+
+
+def load_with(files: ModelFiles, settings: Mapping[str, Any]) -> Backbone:
+    """Load a backbone from files that are already found, with settings of `Backbone.load`."""
+    others = dict(settings)
+    of_text = {}
+    for field in fields(TextSettings):
+        if field.name in others:
+            of_text[field.name] = others.pop(field.name)
+    return load_files(files, text=TextSettings(**of_text), **others)
 
 
 def _language_model(

@@ -1,14 +1,18 @@
 """A run: one stream, one method, one rule, one seed; and its folder, which is read after training.
 
 adapter_folder.py  The files of an adapter
+answers.py         The answers of a run's language model
 begin.py           Begin or continue a run with objects made in Python
 changes.py         The differences between two recipes
 environment.py     Versions, source revision and hardware
+export.py          The combined model for others to load: a stock checkpoint, or one adapter
 export_card.py     The model card of an exported model
 extend.py          Measure a run again, let it learn more, or let it forget
 folder.py          The run folder as a user reads it in Python
 forget.py          Take a task out of a recipe and out of a folder
+inputs.py          Rows of a table, or prompts, as what a run's model reads
 job.py             A run's plan, checked before training
+language_card.py   The part of a model card that says how a language model is asked
 layout.py          The files of the folder as plain values, without torch
 model.py           A finished run as one model
 more_data.py       The recipe of a run that learns one more table

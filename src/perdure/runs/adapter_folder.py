@@ -35,7 +35,11 @@ MAY_LACK = "full_bias"
 
 
 def contents(
-    adapter: Adapter, *, base: str, head: tuple[str, nn.Linear] | None
+    adapter: Adapter,
+    *,
+    base: str,
+    head: tuple[str, nn.Linear] | None,
+    task_type: str | None = None,
 ) -> dict[str, bytes]:
     """Return the files of an adapter, by name; none where the method has no module.
 
@@ -49,11 +53,14 @@ def contents(
     head
         The name and the layer of the task's head, which peft loads from `modules_to_save`, so
         that the stock classification model gives the task's logits.
+    task_type
+        The kind of model that peft makes of the base and the adapter; None leaves it open.
     """
     if adapter.config is None:
         return {}
     config = adapter.config.to_dict()
     config |= {"base_model_name_or_path": base, "inference_mode": True}
+    config["task_type"] = task_type
     tensors: dict[str, Tensor] = {}
     for name, value in adapter.parameters.items():
         tensors[PREFIX + name] = value.contiguous()  # safetensors refuses views

@@ -15,11 +15,12 @@ from perdure.evaluation.progress_bar import Progress
 from perdure.learning import engine
 from perdure.merging.rule_settings import Rule, RuleLike
 from perdure.runs import more_data, story
+from perdure.runs.export import check_exportable
 from perdure.runs.folder import Run
 from perdure.runs.forget import Forgotten, dependence, less, remove_last, traced, without
 from perdure.runs.job import Plan, check_examples
 from perdure.runs.layout import Content, Settings, forgotten, is_run
-from perdure.runs.model import Model, check_exportable
+from perdure.runs.model import Model
 from perdure.runs.past import not_measured
 from perdure.runs.recipe import Recipe
 from perdure.runs.resume import check_same, has_more, restored

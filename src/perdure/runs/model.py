@@ -1,39 +1,45 @@
 """A finished run as one model: predict with it, or export it as a stock checkpoint."""
 
-import dataclasses
 import math
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from perdure import registry
-from perdure.data.examples import TEXTS
 from perdure.data.images import as_rows
-from perdure.data.rows import HALF, Row, half_of_a_pair, texts
+from perdure.data.rows import Row, texts
 from perdure.data.task import TaskRows
-from perdure.errors import DataError, InputError, NotFinite, RunError, UnknownName
+from perdure.errors import DataError, InputError, RunError, UnknownName
 from perdure.evaluation.posterior import describe
 from perdure.evaluation.score import by_task, probabilities, settled, task_logits
 from perdure.learning import engine
 from perdure.merging.rule_settings import Rule, RuleLike
-from perdure.models import adapters, pretrained
 from perdure.models.backbone import Backbone
 from perdure.models.examples import BATCH_SIZE, Examples
-from perdure.runs.export_card import Exported, card
+from perdure.models.language import LanguageModel
+from perdure.runs.answers import Answer, Answerer
+from perdure.runs.export import Export, Form, check_exportable, write_adapter, write_model
+from perdure.runs.export_card import Exported
 from perdure.runs.folder import Run
+from perdure.runs.inputs import Asked, prompt_reader, prompts, read_before, texts_or_pairs
+from perdure.runs.language_card import asking
 from perdure.runs.layout import reading
 from perdure.runs.resume import restored
 from perdure.runs.sources import Sources
 from perdure.runs.state import RunState, read
 from perdure.settings import checked, named
-from perdure.storage import files, staging
+from perdure.storage import staging
+
+
+CLASSIFIED = ("label", "probability", "task")
+"""The columns that predictions add."""
+ANSWERED = ("answer", "score", "task")
+"""The columns that the answers of a language model add."""
 
 
 @dataclass(frozen=True)
@@ -110,10 +116,15 @@ class Model:
 
     # -- predict
 
+    @property
+    def made(self) -> tuple[str, ...]:
+        """The columns that predictions add to a table."""
+        return CLASSIFIED if self.backbone.has_heads else ANSWERED
+
     def predict(
         self, inputs: Sequence[object], *, task: str | None = None, batch_size: int = BATCH_SIZE
-    ) -> list[Prediction]:
-        """Classify texts, pairs of texts, or images.
+    ) -> list[Prediction] | list[Answer]:
+        """Classify texts, pairs of texts, or images; a language model answers prompts.
 
         A text without any token gets the most likely answer without reading: by the shares of
         the classes in training, with each task as likely as the others.
@@ -123,7 +134,8 @@ class Model:
         inputs
             All of one kind. A pair is a tuple of two texts; an image is an object of Pillow, an
             array that Pillow takes, a path, or the bytes of a file. Of an image in memory the
-            pixels are read as they are now, and turned as its EXIF orientation says.
+            pixels are read as they are now, and turned as its EXIF orientation says. A prompt is a
+            text, or the list of a conversation's turns, each with its `role` and `content`.
         task
             The task of all inputs, if it is known; by default the task posterior weighs the
             tasks.
@@ -143,7 +155,10 @@ class Model:
             raise UnknownName("task", task, self.classes)
         if not len(inputs):
             raise InputError("There is nothing to predict: the input has no rows.")
-        rows = as_rows(inputs) if self.backbone.kind == "image" else _texts(inputs)
+        if isinstance(self.backbone, LanguageModel):
+            answerer = Answerer(self.system, self.backbone, task)
+            return answerer.answers(TaskRows(task or "", prompts(inputs)), batch_size)
+        rows = as_rows(inputs) if self.backbone.kind == "image" else texts_or_pairs(inputs)
         examples = self.backbone.prepare(
             [TaskRows(task or "", rows)], batch_size=batch_size, allow_empty=True
         )
@@ -199,6 +214,47 @@ class Model:
         counts = learned.statistics.counts
         return (counts / counts.sum()).log().float()
 
+    def reader(
+        self, columns: Sequence[str], source: str, asked: Asked
+    ) -> Callable[[Row], object]:
+        """Return the function that makes the input of a table's row.
+
+        Parameters
+        ----------
+        columns, source
+            The columns of the table, and the table as messages name it.
+        asked
+            What the user says of them.
+
+        Raises
+        ------
+        DataError, InputError
+            The table has no such columns.
+        """
+        stream = self.state.recipe["stream"]
+        if not self.backbone.has_heads:
+            return prompt_reader(columns, source, asked, stream, self.classes)
+        if asked.prompt:
+            raise InputError(
+                f"`--prompt-template` is for language models, but `{self.backbone.source}` answers "
+                f"with classes, by heads. Name its input with `--{self.backbone.kind}`."
+            )
+        named_columns = [asked.image] if asked.image else list(asked.text)
+        inputs = self.input_columns(columns, named_columns, source)
+        return lambda row: self.input_of(row, inputs)
+
+    def check_input(self, value: object, where: str) -> bool:
+        """Check that an input can be read; return whether it is a prompt that will be cut.
+
+        Raises
+        ------
+        DataError
+            The tokenizer makes no token of a prompt, or the chat template refuses it.
+        """
+        if not isinstance(self.backbone, LanguageModel):
+            return False
+        return self.backbone.prompts.tokens(value, None, where).cut  # pyright: ignore
+
     def input_columns(
         self, columns: Sequence[str], asked: Sequence[str], source: str
     ) -> tuple[str, ...]:
@@ -223,7 +279,7 @@ class Model:
         if asked:
             candidates = [tuple(asked)]
         else:
-            candidates = [*_read_before(self.state.recipe["stream"], kind), (kind,)]
+            candidates = [*read_before(self.state.recipe["stream"], kind), (kind,)]
         # The run's own tables may differ: the first whose columns this one has decides.
         for candidate in candidates:
             if set(candidate) <= set(columns):
@@ -241,7 +297,7 @@ class Model:
         column: str | None = None,
         task: str | None = None,
     ) -> list[dict[str, Any]]:
-        """Return rows with `label`, `probability` and `task` added.
+        """Return rows with `label`, `probability` and `task` added, or `answer`, `score`, `task`.
 
         A column that a row has already is added as `predicted_…`.
 
@@ -253,13 +309,15 @@ class Model:
         task
             The task of all rows, if it is known.
         """
-        columns = self.input_columns(
-            list(rows[0]) if rows else [], [column] if column else [], "The table"
-        )
+        columns = list(rows[0]) if rows else []
+        asked = Asked(text=[column] if column else [], task=task)
+        if self.backbone.kind == "image":
+            asked = Asked(image=column, task=task)
+        read = self.reader(columns, "The table", asked)
         inputs = []
         for number, cells in enumerate(rows, start=1):
-            inputs.append(self.input_of(Row(number, cells, f"Row {number}"), columns))
-        names = names_of_answers(list(rows[0]))
+            inputs.append(read(Row(number, cells, f"Row {number}")))
+        names = names_of_answers(columns, self.made)
         answers = self.predict(inputs, task=task)
         return [cells | answer.named(names) for cells, answer in zip(rows, answers, strict=True)]
 
@@ -282,40 +340,55 @@ class Model:
 
     # -- export
 
-    def export(self, output: str | Path) -> Path:
-        """Write a stock checkpoint: combined weights, all heads as one, `id2label`.
+    def export(
+        self,
+        output: str | Path,
+        *,
+        form: Form = "model",
+        rank: int | None = None,
+        pad_rank: bool = False,
+    ) -> Path:
+        """Write the combined model for others to load, with a model card that says what it can do.
 
-        With `pooling: stock` it is a folder for `AutoModelFor…Classification`, with `mean` one
-        for `SentenceTransformer`, whose output is then the logits. The heads are concatenated:
-        a stock model has no task posterior. A model card says how well both answer.
+        A model that answers by heads is written with all heads as one, since a stock model has no
+        task posterior: with `pooling: stock` it is a folder for `AutoModelFor…Classification`,
+        with `mean` one for `SentenceTransformer`, whose output is then the logits. A language model
+        is one for `AutoModelForCausalLM` or `AutoModelForSeq2SeqLM`, which answers greedily.
+
+        Parameters
+        ----------
+        form
+            `adapter`: one PEFT LoRA of the base, for a language model.
+        rank
+            The rank of the adapter's layers; by default exact.
+        pad_rank
+            Fill the adapter with zeros to a rank that vLLM knows.
 
         Raises
         ------
         RunError
             The model has no single set of weights, because its rule is routed or combines
             bottleneck adapters; or the heads are not linear in the feature.
+        InputError
+            An adapter cannot hold the combination.
         """
         output = Path(output)
+        if form == "model" and (rank is not None or pad_rank):
+            raise InputError("`--rank` and `--pad-rank` are for `--as adapter`.")
         # Refused here already, before anything is computed; `new_folder` looks again.
         staging.check_free(output)
         check_exportable(self.rule)
-        # Stock checkpoints know no adapters; the combined change is added to the weights below.
-        adapters.detach(self.backbone.model)
-        parameters = list(self.backbone.model.parameters())
-        size = sum(value.numel() * value.element_size() for value in parameters)
-        tasks = list(self.classes)
-        if self.system.shares_head:
-            # All tasks have the same head: the first stands for it.
-            tasks = tasks[:1]
-        with (
-            # Weights in half precision get their changes in single precision.
-            pretrained.stored_as(self.backbone.model, torch.float32),
-            staging.new_folder(output, size=size, check=self.sources.check) as folder,
-            self.combined.applied(self.backbone),
-        ):
-            self._check_finite()
-            self.backbone.save(folder, tasks, self._labels())
-            files.put(folder / "README.md", card(self.exported(output)))
+        parts = Export(
+            system=self.system,
+            combined=self.combined,
+            output=output,
+            about=self.exported(output),
+            check=self.sources.check,
+        )
+        if form == "adapter":
+            write_adapter(parts, rank=rank, pad_rank=pad_rank)
+        else:
+            write_model(parts)
         return output
 
     def exported(self, output: str | Path) -> Exported:
@@ -324,36 +397,16 @@ class Model:
             name=Path(output).name,
             base=self.backbone.published,
             kind=self.backbone.kind,
-            stock=self.backbone.settings["pooling"] == "stock",
+            stock=self.backbone.settings.get("pooling") != "mean",
             method=self.state.recipe["method"]["name"],
             rule=self.label,
             tasks=self.classes,
             accuracy=self.state.accuracies(self.label),
+            asking=asking(self.backbone),
         )
 
-    def _check_finite(self) -> None:
-        for name, value in self.backbone.model.named_parameters():
-            if not value.isfinite().all():
-                raise NotFinite(
-                    f"The rule `{self.rule.label}` makes `{name}` infinite or undefined. "
-                    "Choose other settings, such as a `scale` nearer to 1, or another rule."
-                )
 
-    def _labels(self) -> list[str]:
-        """Return the name of each output, with its task if several tasks have it."""
-        if self.system.shares_head:
-            return list(next(iter(self.classes.values())))
-        tasks_with = Counter[str]()
-        for classes in self.classes.values():
-            tasks_with.update(classes)
-        labels = []
-        for task, classes in self.classes.items():
-            for label in classes:
-                labels.append(label if tasks_with[label] == 1 else f"{task}/{label}")
-        return labels
-
-
-def names_of_answers(columns: Sequence[str]) -> dict[str, str]:
+def names_of_answers(columns: Sequence[str], made: Iterable[str] = CLASSIFIED) -> dict[str, str]:
     """Return the names of the columns that predictions add, by what they hold.
 
     None of them is a column of the table already.
@@ -364,27 +417,13 @@ def names_of_answers(columns: Sequence[str]) -> dict[str, str]:
     {'label': 'predicted_label', 'probability': 'probability', 'task': 'task'}
     """
     names: dict[str, str] = {}
-    for field in dataclasses.fields(Prediction):
-        name = field.name
+    for key in made:
+        name = key
         # Repeated, as a table of earlier predictions may have `predicted_label`, too.
         while name in columns:
             name = f"predicted_{name}"
-        names[field.name] = name
+        names[key] = name
     return names
-
-
-def _read_before(stream: object, kind: str) -> list[tuple[str, ...]]:
-    """Return the columns that the tasks of a run's own tables were read from."""
-    # Any other stream is a benchmark, or was made in Python: it names no columns.
-    entries = stream if isinstance(stream, list) else []
-    columns = []
-    for entry in entries:
-        named_columns = entry.get(kind)
-        if isinstance(named_columns, str):
-            columns.append((named_columns,))
-        elif isinstance(named_columns, list):
-            columns.append(tuple(named_columns))
-    return columns
 
 
 def _rule(state: RunState) -> Rule:
@@ -414,22 +453,6 @@ def _rule(state: RunState) -> Rule:
     return rule
 
 
-def check_exportable(rule: Rule) -> None:
-    """Check that a rule makes one set of weights.
-
-    Raises
-    ------
-    RunError
-        The rule is routed, or combines in factor space.
-    """
-    if rule.routed or rule.space == "factor":
-        why = "is routed" if rule.routed else "combines in factor space"
-        raise RunError(
-            f"The rule `{rule.label}` {why}, so there is no one set of weights to export. "
-            "Choose another with `--rule`, such as `task_arithmetic` in delta space."
-        )
-
-
 def _likeliest_task(
     probabilities_by_task: Sequence[Float[Tensor, "examples _"]],
     places: Sequence[Sequence[int]],
@@ -442,38 +465,3 @@ def _likeliest_task(
         is_chosen = torch.tensor(columns) == chosen[:, None]
         shares.append((probability * is_chosen).sum(1))
     return torch.stack(shares).argmax(0).tolist()
-
-
-def _texts(inputs: Sequence[object]) -> Dataset:
-    """Return texts, or pairs of texts, as rows that the backbone reads.
-
-    Raises
-    ------
-    InputError
-        An input is not a text, or not all are of one kind.
-    """
-    # The first input decides whether all are texts or pairs.
-    rows = [_columns(value) for value in inputs]
-    size = len(rows[0])
-    for number, row in enumerate(rows, start=1):
-        if not all(isinstance(text, str) for text in row):
-            raise InputError(
-                f"Input {number} is {inputs[number - 1]!r}, "
-                "but should be a text or a pair of texts."
-            )
-        if half := half_of_a_pair("".join(row)):
-            raise InputError(f"Input {number} has `{half}`: {HALF}")
-        if len(row) != size:
-            kind = "pair" if size == 1 else "single text"
-            raise InputError(f"Input {number} is a {kind}, unlike the first one.")
-    columns = {}
-    for i, name in enumerate(TEXTS[:size]):
-        columns[name] = [row[i] for row in rows]
-    return Dataset.from_dict(columns)
-
-
-def _columns(value: object) -> tuple[Any, ...]:
-    """Return an input as the cells of a row: two of a pair, else one."""
-    if isinstance(value, tuple | list) and len(value) == 2:
-        return tuple(value)
-    return (value,)

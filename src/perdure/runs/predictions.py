@@ -1,17 +1,22 @@
-"""Predictions for a table: its rows, with the class, its probability and the task added."""
+"""Predictions for a table: its rows, with the class, its probability and the task added.
 
-from collections.abc import Sequence
+A language model adds its answer, the answer's log-probability per token, and the task.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
 
-from perdure.data.rows import Table
+from perdure.data.rows import Row, Table
 from perdure.data.table_output import Types, check_output, table_output
-from perdure.errors import DataError
+from perdure.errors import DataError, InputError, PerdureWarning
 from perdure.evaluation.progress_bar import Progress
 from perdure.models.examples import BATCH_SIZE
-from perdure.runs.model import Model, names_of_answers
+from perdure.runs.inputs import Asked
+from perdure.runs.model import Model, Prediction, names_of_answers
 from perdure.storage import files
 
 BATCHES = 8
@@ -19,7 +24,8 @@ BATCHES = 8
 
 Among these rows, the model reads those of similar length together, which saves padding.
 """
-MADE = {"label": pa.string(), "probability": pa.float64(), "task": pa.string()}
+NUMBERS = ("probability", "score")
+"""The columns added that hold numbers; the others hold texts."""
 
 
 def predict_table(
@@ -29,13 +35,14 @@ def predict_table(
     *,
     text: Sequence[str] = (),
     image: str | None = None,
+    template: str | None = None,
     task: str | None = None,
     batch_size: int = BATCH_SIZE,
     quiet: bool = True,
 ) -> int:
     """Write a table with the columns `label`, `probability` and `task` added; return its length.
 
-    An added column is called `predicted_…` if the table has one of its name. All other cells
+    For a language model they are `answer`, `score` (its log-probability per token) and `task`. An added column is called `predicted_…` if the table has one of its name. All other cells
     stay as they are. The whole table is checked before anything is predicted; after that only
     some rows at a time are in memory. The output appears whole or not at all.
 
@@ -46,6 +53,8 @@ def predict_table(
     text, image
         The columns of the input; by default those that the run was trained on, else `text` or
         `image`. Two columns of texts are read as pairs.
+    template
+        A template of a language model's prompt, such as `"Review: {body}"`.
     task
         The task of all rows, if it is known; by default the task posterior weighs the tasks.
 
@@ -57,14 +66,17 @@ def predict_table(
         `output` already exists, the disk is full, or writing is not allowed.
     """
     check_output(output)  # the reading below may take an hour
-    asked = [image] if image else list(text)
-    columns = model.input_columns(table.columns, asked, f"`{table.path}`")
+    asked = Asked(text=text, image=image, prompt=template, task=task)
+    read = model.reader(table.columns, f"`{table.path}`", asked)
     # a first pass over all rows; their types decide how the output is written
-    types, count = _seen(model, table, columns)
-    names = names_of_answers(types.columns)
-    made = {names[key]: kind for key, kind in MADE.items()}
+    types, count = _seen(model, table, read)
+    names = names_of_answers(types.columns, model.made)
+    made = {}
+    for key, name in names.items():
+        made[name] = pa.float64() if key in NUMBERS else pa.string()
     rows = table.rows()  # read again: the table need not fit into memory
     done = 0
+    stopped = 0
     # `check`: the file takes its place only if no task was forgotten while it was made
     with (
         files.writing(output, replace=False, check=model.sources.check) as file,
@@ -72,7 +84,7 @@ def predict_table(
         Progress("Predicting", count, quiet=quiet) as progress,
     ):
         while chunk := list(islice(rows, BATCHES * batch_size)):
-            inputs = [model.input_of(row, columns) for row in chunk]
+            inputs = [read(row) for row in chunk]
             answers = model.predict(
                 inputs,
                 task=task,
@@ -80,22 +92,62 @@ def predict_table(
             )
             answered = []
             for row, answer in zip(chunk, answers, strict=True):
+                stopped += not getattr(answer, "ended", True)
                 cells = row.cells | answer.named(names)
                 answered.append(cells)
             written.write(answered)
             done += len(chunk)
             progress.to(done, reached=done == count)
+    if stopped:
+        limit = model.backbone.settings["max_new_tokens"]
+        warnings.warn(
+            f"{stopped} of {count} answers had no end after `max_new_tokens: {limit}` tokens and "
+            "stop there.",
+            PerdureWarning,
+            stacklevel=2,
+        )
     return count
 
 
-def _seen(model: Model, table: Table, columns: Sequence[str]) -> tuple[Types, int]:
+def predict_one(model: Model, prompt: str, *, task: str | None = None) -> tuple[str, str]:
+    """Answer one prompt, or classify one text; return the answer, and a sentence about it.
+
+    Raises
+    ------
+    InputError
+        The model reads images, or the prompt has no token.
+    """
+    if model.backbone.kind != "text":
+        raise InputError("`--prompt` is for texts, but the run's model reads images. Give a file.")
+    (answer,) = model.predict([prompt], task=task)
+    if isinstance(answer, Prediction):
+        return answer.label, f"Task {answer.task}, probability {answer.probability:.2f}."
+    about = f"Task {answer.task}, log-probability per token {answer.score:.2f}."
+    if model.check_input(prompt, "The prompt"):
+        about += f" The prompt is longer than {model.backbone.settings['max_length']} tokens: cut."
+    if not answer.ended:
+        about += " Stopped at `max_new_tokens`."
+    return answer.answer, about
+
+
+def _seen(model: Model, table: Table, read: Callable[[Row], object]) -> tuple[Types, int]:
     """Check all rows, so that the last cannot fail after hours; return their types and number."""
     types = Types()
     count = 0
+    cut = 0
     for row in table.rows():
-        model.input_of(row, columns)
+        cut += model.check_input(read(row), row.where)
         types.see(row.cells)
         count += 1
     if not count:
         raise DataError(f"`{table.path}` has no rows, only the names of columns.")
+    if cut:
+        settings = model.backbone.settings
+        verb = "is" if cut == 1 else "are"
+        warnings.warn(
+            f"{cut} of {count} prompts {verb} longer than `max_length: {settings['max_length']}` "
+            f"tokens and cut (`truncate: {settings['truncate']}`).",
+            PerdureWarning,
+            stacklevel=3,
+        )
     return types, count

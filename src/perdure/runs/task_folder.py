@@ -36,8 +36,17 @@ ADAPTER = {
 # -- writing
 
 
-def save(folder: Path, learned: Learned, *, base: str, head: tuple[str, nn.Linear] | None) -> None:
+def save(
+    folder: Path,
+    learned: Learned,
+    *,
+    base: str,
+    head: tuple[str, nn.Linear] | None,
+    task_type: str | None = None,
+) -> None:
     """Write a task's folder: all of it, or nothing.
+
+    `adapter_folder.contents` has the parameters.
 
     Raises
     ------
@@ -46,7 +55,9 @@ def save(folder: Path, learned: Learned, *, base: str, head: tuple[str, nn.Linea
     """
     # Every file is made in memory first, so that the room needed is known before anything is
     # written, and the manifest has the hashes of what was meant and not of what the disk gave back.
-    contents = adapter_folder.contents(learned.adapter, base=base, head=head)
+    contents = adapter_folder.contents(
+        learned.adapter, base=base, head=head, task_type=task_type
+    )
     contents |= _contents(learned)
     manifest = {}
     size = 0

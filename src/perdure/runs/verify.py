@@ -12,7 +12,7 @@ from perdure.errors import PerdureError
 from perdure.evaluation.system import Learned
 from perdure.models import model_files
 from perdure.models.backbone import Backbone
-from perdure.models.load import load_files
+from perdure.models.load import load_with
 from perdure.runs import layout, sources, task_folder
 from perdure.runs.layout import UNFINISHED, is_there
 from perdure.runs.recipe import Recipe
@@ -321,7 +321,7 @@ def _check_backbone(run: RunState, tasks: list[Learned], result: Verification) -
         return
     result.attempt(
         "the pre-trained model",
-        lambda: _backbone(run, tasks, load_files(model, **settings)),
+        lambda: _backbone(run, tasks, load_with(model, settings)),
     )
 
 

@@ -69,6 +69,7 @@ class Writer:
             learned,
             base=backbone.published,
             head=backbone.stock_head(learned.name),
+            task_type=backbone.task_type,
         )
         # Last: a process that ends before this line leaves a state that belongs to a finished task,
         # which `resume` recognizes. The other order could lose the task.

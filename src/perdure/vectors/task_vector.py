@@ -82,6 +82,12 @@ class LowRank:
         B = U[:, :rank] * S[:rank]
         return LowRank(B, Vh[:rank])
 
+    def padded(self, rank: int) -> LowRank:
+        """Return the same matrix by factors of at least this rank, filled with zeros."""
+        missing = max(0, rank - self.rank)
+        out, width = self.shape
+        return self + LowRank(self.B.new_zeros(out, missing), self.A.new_zeros(missing, width))
+
 
 @dataclass(frozen=True)
 class Deferred:

@@ -1,0 +1,200 @@
+"""Write a run's combined model for others to load: a stock checkpoint, or one adapter."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from torch import nn
+
+from perdure.checkpoints import export as peft_folder
+from perdure.checkpoints.export import Layer
+from perdure.errors import InputError, NotFinite, RunError
+from perdure.evaluation.system import System
+from perdure.merging.combine import Combined
+from perdure.merging.rule_settings import Rule
+from perdure.models import adapters
+from perdure.models.backbone import Backbone
+from perdure.models.matrices import is_matrix, is_transposed
+from perdure.runs.export_card import Exported, card
+from perdure.storage import files, staging
+from perdure.vectors.task_vector import LowRank, TaskVector
+
+Form = Literal["model", "adapter"]
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""The ranks that vLLM makes room for (`max_lora_rank`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """What is to be exported, and where to.
+
+    Attributes
+    ----------
+    about
+        What the folder can do, for its model card.
+    check
+        Called before the folder takes its place: it raises if a task was forgotten meanwhile.
+    """
+
+    system: System
+    combined: Combined
+    output: Path
+    about: Exported
+    check: Callable[[], None]
+
+
+def check_exportable(rule: Rule) -> None:
+    """Check that a rule makes one set of weights.
+
+    Raises
+    ------
+    RunError
+        The rule is routed, or combines in factor space.
+    """
+    if rule.routed or rule.space == "factor":
+        why = "is routed" if rule.routed else "combines in factor space"
+        raise RunError(
+            f"The rule `{rule.label}` {why}, so there is no one set of weights to export. "
+            "Choose another with `--rule`, such as `task_arithmetic` in delta space."
+        )
+
+
+# -- a stock checkpoint
+
+
+def write_model(export: Export) -> None:
+    """Write a stock checkpoint: combined weights, and all heads as one.
+
+    Raises
+    ------
+    NotFinite
+        The combined weights are not finite numbers.
+    RunError
+        The heads are not linear in the feature.
+    """
+    system = export.system
+    backbone = system.backbone
+    # Stock checkpoints know no adapters; the combined change is added to the weights below.
+    adapters.detach(backbone.model)
+    parameters = list(backbone.model.parameters())
+    size = sum(value.numel() * value.element_size() for value in parameters)
+    tasks = system.tasks
+    if system.shares_head:
+        # All tasks have the same head: the first stands for it.
+        tasks = tasks[:1]
+    with (
+        # Weights in half precision get their changes in single precision.
+        pretrained.stored_as(backbone.model, torch.float32),
+        staging.new_folder(export.output, size=size, check=export.check) as folder,
+        export.combined.applied(backbone),
+    ):
+        _check_finite(backbone, system.rule)
+        backbone.save(folder, tasks, _labels(system))
+        files.put(folder / "README.md", card(export.about))
+
+
+def _check_finite(backbone: Backbone, rule: Rule) -> None:
+    for name, value in backbone.model.named_parameters():
+        if not value.isfinite().all():
+            raise NotFinite(
+                f"The rule `{rule.label}` makes `{name}` infinite or undefined. "
+                "Choose other settings, such as a `scale` nearer to 1, or another rule."
+            )
+
+
+def _labels(system: System) -> list[str]:
+    """Return the name of each output, with its task if several tasks have it."""
+    if system.shares_head:
+        return list(next(iter(system.classes.values())))
+    tasks_with = Counter[str]()
+    for classes in system.classes.values():
+        tasks_with.update(classes)
+    labels = []
+    for task, classes in system.classes.items():
+        for label in classes:
+            labels.append(label if tasks_with[label] == 1 else f"{task}/{label}")
+    return labels
+
+
+# -- one adapter
+
+
+def write_adapter(export: Export, *, rank: int | None = None, pad_rank: bool = False) -> None:
+    """Write the combination as one LoRA of the base, which stock peft loads.
+
+    Parameters
+    ----------
+    rank
+        The rank of each layer's change, the nearest matrix of that rank; by default all of it.
+    pad_rank
+        Fill all layers with zeros to one of `RANKS`. The change is the same.
+
+    Raises
+    ------
+    InputError
+        An adapter cannot hold the change: it is no low-rank one of linear layers, or of a higher
+        rank than vLLM takes; or the model answers by heads.
+    """
+    backbone = export.system.backbone
+    if backbone.has_heads:
+        raise InputError(
+            "`--as adapter` is for language models: one adapter would lack the heads with which "
+            f"`{backbone.source}` answers. Export the model (`--as model`), or use the folders "
+            "`tasks/*/adapter` of the run, each with the head of its task."
+        )
+    changes, left_out = _changes(backbone.model, export.combined.vectors, rank)
+    if pad_rank:
+        changes = _padded(changes)
+    tensors = peft_folder.tensors(changes)
+    layers = [adapters.base_layer(backbone.model, layer.name) for layer in changes]
+    stated = {
+        "base_model_name_or_path": backbone.published,
+        "task_type": backbone.task_type,
+        "fan_in_fan_out": any(map(is_transposed, layers)),
+        "modules_to_save": None,
+    }
+    configuration = peft_folder.config(changes, stated)
+    about = replace(export.about, form="adapter", left_out=left_out)
+    size = sum(value.numel() * value.element_size() for value in tensors.values())
+    with staging.new_folder(export.output, size=size, check=export.check) as folder:
+        peft_folder.write(folder, configuration, tensors)
+        files.put(folder / "README.md", card(about))
+
+
+def _changes(
+    model: nn.Module, vector: object, rank: int | None
+) -> tuple[dict[Layer, LowRank], float]:
+    """Return the change of each layer, and the share of their norm that a rank leaves out."""
+    # `check_exportable` was asked before: no other rule gives anything else.
+    entries = vector.items() if isinstance(vector, TaskVector) else ()
+    changes: dict[Layer, LowRank] = {}
+    left_out = 0.0
+    whole = 0.0
+    for name, entry in entries:
+        if name.endswith(".bias") or not is_matrix(adapters.base_layer(model, name)):
+            raise InputError(
+                f"The run changes `{name}`, which a LoRA adapter does not hold: it is no weight of "
+                "a linear layer. Export the model (`--as model`)."
+            )
+        change, layer_left_out, layer_whole = peft_folder.truncated(entry, rank)
+        left_out += layer_left_out
+        whole += layer_whole
+        layer = Layer(name=name, shape=tuple(entry.shape), embedding=False)
+        changes[layer] = change
+    if not changes:
+        raise InputError("The rule changes no layer of the model: there is no adapter to write.")
+    return changes, (left_out / whole) ** 0.5 if whole else 0.0
+
+
+def _padded(changes: dict[Layer, LowRank]) -> dict[Layer, LowRank]:
+    """Fill all changes to the same rank, the lowest that vLLM knows and that holds them."""
+    highest = max(change.rank for change in changes.values())
+    enough = [rank for rank in RANKS if rank >= highest]
+    if not enough:
+        raise InputError(
+            f"The combination has rank {highest}, but vLLM takes adapters of at most rank "
+            f"{RANKS[-1]}. Cut it with `--rank {RANKS[-1]}`, or export the model (`--as model`)."
+        )
+    return {layer: change.padded(enough[0]) for layer, change in changes.items()}
