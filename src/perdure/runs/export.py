@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import torch
 from torch import nn
 
 from perdure.checkpoints import export as peft_folder
@@ -14,7 +15,7 @@ from perdure.errors import InputError, NotFinite, RunError
 from perdure.evaluation.system import System
 from perdure.merging.combine import Combined
 from perdure.merging.rule_settings import Rule
-from perdure.models import adapters
+from perdure.models import adapters, pretrained
 from perdure.models.backbone import Backbone
 from perdure.models.matrices import is_matrix, is_transposed
 from perdure.runs.export_card import Exported, card

@@ -1,0 +1,154 @@
+"""The demo of a language model: four short tasks, with answers that contradict each other."""
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from datasets import Dataset
+
+from perdure.benchmarks.parts import packaged_texts
+from perdure.benchmarks.parts.packaged_texts import Labelled
+from perdure.data.task import Split, Task, TaskStream
+from perdure.errors import DataError
+
+CLEAR = 1.0
+"""The least rating, on a scale from -4 to 4, of a sentence that is clearly positive."""
+
+TESTED = 5
+"""One in so many rated sentences is for tests: they have no test split of their own."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a task asks about a text, and with which word each class of its table is answered.
+
+    The prompt names the words, for the model is told of no task: nothing but the prompt says what
+    is asked.
+    """
+
+    name: str
+    prompt: str
+    words: Mapping[str, str]
+
+
+FILMS = Question(
+    "films",
+    "Film review: {}\nDid the critic like the film? yes or no\nAnswer:",
+    {"positive": "yes", "negative": "no"},
+)
+NEWS = Question(
+    "news",
+    "News: {}\nWhat is it about? EARNINGS, MERGER, OIL or TRADE\nAnswer:",
+    {"earn": "EARNINGS", "acq": "MERGER", "crude": "OIL", "trade": "TRADE"},
+)
+# The opposite of the question about films: what was `yes` becomes `no`.
+TWEETS = Question(
+    "tweets",
+    "Tweet: {}\nIs the writer unhappy? yes or no\nAnswer:",
+    {"positive": "no", "negative": "yes"},
+)
+FORUMS = Question(
+    "forums",
+    "Post: {}\nWhich forum is it from? cars, hockey, space or guns\nAnswer:",
+    {
+        "rec.autos": "cars",
+        "rec.sport.hockey": "hockey",
+        "sci.space": "space",
+        "talk.politics.guns": "guns",
+    },
+)
+
+
+def demo_language(
+    *, train: int = 64, validation: int = 32, test: int = 48, words: int = 14, seed: int = 0
+) -> TaskStream:
+    """Film reviews, newswire, tweets and newsgroups, as questions that a language model answers.
+
+    The tasks contradict each other: one is answered in capitals, one asks the opposite of another.
+    A model that answers by the habit of its last task is wrong about the others. Film reviews and
+    tweets are of the VADER ground truth (MIT; a mean human rating of at least 1 either way);
+    Reuters-21578 R8 and 20 Newsgroups by date come with their own test splits (research use).
+
+    Parameters
+    ----------
+    train, validation, test
+        The number of examples a task, as many of each class; a remainder is left out.
+    words
+        Texts are cut to so many words.
+    seed
+        Seed for the choice of examples.
+
+    Raises
+    ------
+    DataError
+        A size is too small for one example of each class, or larger than there are.
+    FetchError
+        The packages are neither in the cache nor can they be fetched.
+
+    References
+    ----------
+    Hutto & Gilbert, VADER, ICWSM 2014; Lang, NewsWeeder, ICML 1995; Lewis, Reuters-21578.
+    """
+    tables = (
+        (FILMS, _rated("movieReviewSnippets", seed)),
+        (NEWS, _published("reuters-r8")),
+        (TWEETS, _rated("tweets", seed)),
+        (FORUMS, _published("20newsgroups")),
+    )
+    tasks = []
+    for question, (learned, tested) in tables:
+        # Seeded by the name as well: tables with equal numbers of rows are drawn differently.
+        generator = random.Random(f"{seed} {question.name}")
+        parts = _drawn(question, learned, {"validation": validation, "train": train}, generator)
+        parts |= _drawn(question, tested, {"test": test}, generator)
+        splits = {split: _dataset(question, rows, words) for split, rows in parts.items()}
+        tasks.append(Task(question.name, tuple(question.words.values()), **splits))
+    return TaskStream("demo_language", tuple(tasks))
+
+
+def _published(name: str) -> tuple[Labelled, Labelled]:
+    """Return the rows for training and those for testing of a table that has both."""
+    return packaged_texts.orange(f"{name}-train"), packaged_texts.orange(f"{name}-test")
+
+
+def _rated(name: str, seed: int) -> tuple[Labelled, Labelled]:
+    """Return the rows for training and those for testing of sentences that are split here."""
+    sentences = packaged_texts.rated(name, CLEAR)
+    random.Random(seed).shuffle(sentences)
+    cut = len(sentences) // TESTED
+    return sentences[cut:], sentences[:cut]
+
+
+def _drawn(
+    question: Question,
+    table: Labelled,
+    sizes: Mapping[Split, int],
+    generator: random.Random,
+) -> dict[Split, Labelled]:
+    """Draw as many rows of each class for each split; no row is in two splits."""
+    parts: dict[Split, Labelled] = {split: [] for split in sizes}
+    for label in question.words:
+        taken = 0
+        rows = [row for row in table if row[0] == label]
+        generator.shuffle(rows)
+        for split, size in sizes.items():
+            count = size // len(question.words)
+            piece = rows[taken : taken + count]
+            if not piece or len(piece) < count:
+                raise DataError(
+                    f"`{split}: {size}` is {count} examples for each of the "
+                    f"{len(question.words)} answers of `{question.name}`; there are "
+                    f"{len(rows) - taken} for `{question.words[label]}`. Take a size between."
+                )
+            parts[split] += piece
+            taken += count
+    # A batch with answers of one class alone would teach that class.
+    for rows in parts.values():
+        generator.shuffle(rows)
+    return parts
+
+
+def _dataset(question: Question, rows: Labelled, words: int) -> Dataset:
+    index = {label: number for number, label in enumerate(question.words)}
+    prompts = [question.prompt.format(" ".join(text.split()[:words])) for _, text in rows]
+    return Dataset.from_dict({"text": prompts, "label": [index[label] for label, _ in rows]})

@@ -1,0 +1,4 @@
+"""Code that several benchmarks share.
+
+packaged_texts.py  Tables of texts that packages on PyPI carry
+"""
