@@ -1,4 +1,5 @@
-"""Small runs of pico language models, made in Python: closed tasks and a task answered with free text."""
+"""Small runs of pico language models, made in Python: closed tasks and a task answered with free
+text."""
 
 from collections.abc import Sequence
 from pathlib import Path

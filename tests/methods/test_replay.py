@@ -135,7 +135,9 @@ def test_pictures_survive_the_run_folder(strategy, pico, pictures, tmp_path):
         "a": [0, 0, 1, 1],
         "b": [0, 0, 1, 1],
     }
-    for (name, rows, _), task in zip(found.rows({task.name: task.classes for task in pictures}), pictures, strict=True):
+    for (name, rows, _), task in zip(
+        found.rows({task.name: task.classes for task in pictures}), pictures, strict=True
+    ):
         pixels = {
             (np.asarray(one).tobytes(), label)
             for one, label in zip(*task.train[:].values(), strict=True)

@@ -219,7 +219,7 @@ def test_events(tmp_path):
         "seconds": 1.5,
         "examples": 20,
         "score": "accuracy",
-            "trained": 7,
+        "trained": 7,
         "state_bytes": None,
     }
     assert found["tasks"][1]["seconds"] is None

@@ -60,7 +60,9 @@ def test_a_run_with_three_scores(tmp_path):
     assert set(results.accuracies("routed")) == {"given", "posterior"}
     assert np.isnan(results.matrix(task_id="none")[:, 1]).all()
     summary = summarise([tmp_path / "run"])
-    assert any("cannot be answered with free text" in text for text in summary["runs"][0]["problems"])
+    assert any(
+        "cannot be answered with free text" in text for text in summary["runs"][0]["problems"]
+    )
     by_way = {result["task_id"]: result for result in summary["runs"][0]["results"]}
     assert by_way["none"]["metrics"]["average_accuracy"] is None
     assert by_way["given"]["metrics"]["average_accuracy"] is not None

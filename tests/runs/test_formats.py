@@ -126,7 +126,8 @@ def test_a_state_inside_a_task_goes_on(kept):
 
 @pytest.mark.parametrize("number", [folder.name for folder in FORMATS])
 def test_the_way_to_know_no_task_had_another_name(number, tmp_path, monkeypatch, perdure):
-    """Older folders say `concatenated`: read, shown, gone on with and measured again, it is `none`."""
+    """Older folders say `concatenated`: read, shown, gone on with and measured again, it is
+    `none`."""
     shutil.copytree(FORMATS[int(number) - 1], tmp_path / "here")
     monkeypatch.chdir(tmp_path / "here")
     text = Path("isolated/scores.csv").read_text()
@@ -144,5 +145,8 @@ def test_the_way_to_know_no_task_had_another_name(number, tmp_path, monkeypatch,
     evaluate_run("isolated")
     rows = Run("isolated").scores()
     keys = [(row["step"], row["task"], row["rule"], row["task_id"]) for row in rows]
-    assert len(keys) == len(set(keys)) and "concatenated" not in Path("isolated/scores.csv").read_text()
+    assert (
+        len(keys) == len(set(keys))
+        and "concatenated" not in Path("isolated/scores.csv").read_text()
+    )
     assert np.allclose(Run("isolated").matrix(task_id="none"), matrix, equal_nan=True)

@@ -1,4 +1,5 @@
-"""A task's adapter and an export, loaded by stock peft and transformers, answer as `predict` does."""
+"""A task's adapter and an export, loaded by stock peft and transformers, answer as `predict`
+does."""
 
 import json
 from pathlib import Path

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from perdure.evaluation.calibration import confusion, expected_calibration_error, reliability
 from perdure.analysis.shared import number
 from perdure.analysis.subject import Subject
+from perdure.evaluation.calibration import confusion, expected_calibration_error, reliability
 from perdure.evaluation.posterior import describe
 from perdure.evaluation.score import probabilities, settled, task_logits
 

@@ -1,4 +1,5 @@
-"""What a language model can still do besides its tasks: its loss on plain text, and how far it moved.
+"""What a language model can still do besides its tasks: its loss on plain text, and how far it
+moved.
 
 Neither needs a benchmark. The rise of the first is peft's own measure of forgetting; the second
 predicts forgetting before any old task is measured (Shenfeld et al., RL's Razor, arXiv 2509.04259).
@@ -177,8 +178,8 @@ def measured(system: System, setting: Source, new: Task | None) -> General:
     for value in (loss, divergence):
         if value is not None and not math.isfinite(value):
             raise NotFinite(
-                f"The rule `{system.rule.label}` makes a model whose loss on plain text is {value}. "
-                "Choose a smaller `scale`, or another rule."
+                f"The rule `{system.rule.label}` makes a model whose loss on plain text is "
+                f"{value}. Choose a smaller `scale`, or another rule."
             )
     return General(loss, divergence, "posterior" if combined.routed else "none")
 

@@ -123,9 +123,7 @@ def generated(
     picked: Sequence[str] | None = None,
 ) -> list[str]:
     """Return the free text with which each example is answered; see `answered_by`."""
-    return answered_by(
-        backbone, combined, examples, backbone.generate, task=task, picked=picked
-    )
+    return answered_by(backbone, combined, examples, backbone.generate, task=task, picked=picked)
 
 
 @torch.no_grad()

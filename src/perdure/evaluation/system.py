@@ -207,24 +207,38 @@ class System:
             _needed(task, task_ids, among),
             log_weights if only_posterior else None,
         )
+        return self._chosen(
+            task,
+            examples,
+            task_ids,
+            logits=logits,
+            among=among,
+            log_weights=log_weights,
+        )
 
+    def _chosen(
+        self,
+        task: Task,
+        examples: Examples,
+        task_ids: Sequence[TaskId],
+        *,
+        logits: Mapping[str, Float[Tensor, "examples _"]],
+        among: Classes,
+        log_weights: Float[Tensor, "examples tasks"] | None,
+    ) -> Answers:
+        """Answer a task's examples with a class, by the logits of the tasks' classes."""
         # The task's own classes count even if it is not among the competing tasks.
         index = _index([*among.values(), task.classes])
         task_columns = torch.tensor(_columns(task.classes, index))
-        competing: dict[str, Tensor] = {}
-        columns: list[list[int]] = []
-        for name, labels in among.items():
-            if name in logits:
-                competing[name] = logits[name]
-                columns.append(_columns(labels, index))
+        competing = {name: logits[name] for name in among if name in logits}
+        columns = [_columns(among[name], index) for name in competing]
 
         answered: dict[TaskId, Tensor] = {}
         confidence: dict[TaskId, Tensor] = {}
         for task_id in task_ids:
             if task_id == "given":
                 chances = logits[task.name].softmax(1)
-                likeliest = logits[task.name].argmax(1)
-                answered[task_id] = task_columns[likeliest]
+                answered[task_id] = task_columns[logits[task.name].argmax(1)]
             elif task_id == "none" and not self.backbone.has_heads:
                 words = ranked_words(competing, columns)
                 chances = words.softmax(1)
@@ -234,7 +248,7 @@ class System:
                 weights = log_weights if task_id == "posterior" else None
                 chances = probabilities(competing, columns, weights)
                 answered[task_id] = chances.argmax(1)
-            # Of heads, `perdure diagnose` says it: they are calibrated by what they are weighed with.
+            # `perdure diagnose` has the confidence of heads, which are weighed by the posterior.
             if not self.backbone.has_heads:
                 confidence[task_id] = chances.amax(1)
         # Labels of the examples count within their task; answers count over all classes.

@@ -165,7 +165,7 @@ class LanguageModel(Backbone):
             raise InputError(
                 f"Task `{task}` has pairs of texts, but `{self.source}` is a language model, which "
                 "reads one prompt. Name both columns in a template, such as "
-                "`prompt: \"{premise}\\n{hypothesis}\"`."
+                '`prompt: "{premise}\\n{hypothesis}"`.'
             )
         for number, row in enumerate(data, start=1):
             where = f"Task `{task}`, row {row.get('row', number)}" if task else f"Prompt {number}"
@@ -204,9 +204,9 @@ class LanguageModel(Backbone):
     def check_packing(self) -> None:
         if self.decodes:
             raise InputError(
-                f"`packing` puts several examples into one line, but `{self.source}` has an encoder "
-                "and a decoder, which read lines of their own. Leave it out: batches are sorted by "
-                "length, so that little is padding."
+                f"`packing` puts several examples into one line, but `{self.source}` has an "
+                "encoder and a decoder, which read lines of their own. Leave it out: batches are "
+                "sorted by length, so that little is padding."
             )
 
     def packed(self, examples: Examples, rows: Sequence[int]) -> Batch:

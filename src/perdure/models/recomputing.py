@@ -36,7 +36,7 @@ def recomputed(backbone: Backbone) -> Iterator[None]:
         getattr(model, f"{name}_checkpointing_disable")()
         if getattr(model, "main_input_name", "") == "input_ids":
             # transformers has the embeddings ask for gradients, and leaves it at that.
-            getattr(model, "disable_input_require_grads")()
+            model.disable_input_require_grads()
 
 
 def keep_recomputing(model: nn.Module) -> None:

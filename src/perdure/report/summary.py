@@ -323,8 +323,8 @@ def _not_answered(rule: str, measured: set[str], without_task: set[str]) -> list
     if not missing:
         return []
     return [
-        f"The rule `{rule}` has a model for each task and none for all: where the task is not known "
-        f"at all, {few(missing)} cannot be answered with free text (–)."
+        f"The rule `{rule}` has a model for each task and none for all: where the task is not "
+        f"known at all, {few(missing)} cannot be answered with free text (–)."
     ]
 
 

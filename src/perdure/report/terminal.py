@@ -181,12 +181,13 @@ def overview(summary: Summary, console: Console | None = None) -> None:
         for rule, averages in by_rule.items():
             cells = [percent(averages.get(way)) for way in ways]
             rows.append([run["title"], rule, *cells])
+    measure = "accuracy" if list(names) == ["accuracy"] else "score"
     print_table(
         console,
         ["", "rule", *ways],
         rows,
         texts=(0, 1),
-        title=f"Average {'accuracy' if list(names) == ['accuracy'] else 'score'} after the last task (%)",
+        title=f"Average {measure} after the last task (%)",
     )
 
 
@@ -216,9 +217,9 @@ def matrices(summary: Summary, console: Console | None = None) -> None:
 
 def _matrix_rows(result: Record) -> list[list[str]]:
     rows = []
-    for step, (task, scores) in enumerate(zip(result["tasks"], result["matrix"], strict=True)):
+    for step, (task, values) in enumerate(zip(result["tasks"], result["matrix"], strict=True)):
         cells = [task]
-        for column, value in enumerate(scores):
+        for column, value in enumerate(values):
             # Tasks that were not learned yet are blank, and not "not measured".
             blank = value is None and column > step
             cells.append("" if blank else percent(value))

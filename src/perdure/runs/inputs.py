@@ -91,9 +91,7 @@ def _entries(stream: object, task: str | None) -> list[Mapping[str, Any]]:
     return sorted(entries, key=lambda entry: entry.get("name") != task)
 
 
-def _as_learned(
-    entry: Mapping[str, Any], columns: Sequence[str], source: str
-) -> Prompt | None:
+def _as_learned(entry: Mapping[str, Any], columns: Sequence[str], source: str) -> Prompt | None:
     """Return the prompt as an entry's own table was read, if this table has its columns."""
     given = entry.get("prompt") or entry.get("text")
     if not isinstance(given, str):

@@ -57,7 +57,8 @@ class Asking:
         return sentences
 
     def use(self, name: str, base: str | None) -> list[str]:
-        """Return Python code that asks the model once; `base` is the model that an adapter is of."""
+        """Return Python code that asks the model once; `base` is the model that an adapter is
+        of."""
         auto = SEQ2SEQ if self.decodes else CAUSAL
         lines = [f"from transformers import {auto}, AutoTokenizer", ""]
         if base is None:

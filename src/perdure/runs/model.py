@@ -35,7 +35,6 @@ from perdure.runs.state import RunState, read
 from perdure.settings import checked, named
 from perdure.storage import staging
 
-
 CLASSIFIED = ("label", "probability", "task")
 """The columns that predictions add."""
 ANSWERED = ("answer", "score", "task")
@@ -214,9 +213,7 @@ class Model:
         counts = learned.statistics.counts
         return (counts / counts.sum()).log().float()
 
-    def reader(
-        self, columns: Sequence[str], source: str, asked: Asked
-    ) -> Callable[[Row], object]:
+    def reader(self, columns: Sequence[str], source: str, asked: Asked) -> Callable[[Row], object]:
         """Return the function that makes the input of a table's row.
 
         Parameters

@@ -42,9 +42,10 @@ def predict_table(
 ) -> int:
     """Write a table with the columns `label`, `probability` and `task` added; return its length.
 
-    For a language model they are `answer`, `score` (its log-probability per token) and `task`. An added column is called `predicted_…` if the table has one of its name. All other cells
-    stay as they are. The whole table is checked before anything is predicted; after that only
-    some rows at a time are in memory. The output appears whole or not at all.
+    For a language model they are `answer`, `score` (its log-probability per token) and `task`. An
+    added column is called `predicted_…` if the table has one of its name. All other cells stay as
+    they are. The whole table is checked before anything is predicted; after that only some rows at
+    a time are in memory. The output appears whole or not at all.
 
     Parameters
     ----------

@@ -55,9 +55,7 @@ def save(
     """
     # Every file is made in memory first, so that the room needed is known before anything is
     # written, and the manifest has the hashes of what was meant and not of what the disk gave back.
-    contents = adapter_folder.contents(
-        learned.adapter, base=base, head=head, task_type=task_type
-    )
+    contents = adapter_folder.contents(learned.adapter, base=base, head=head, task_type=task_type)
     contents |= _contents(learned)
     manifest = {}
     size = 0

@@ -39,7 +39,8 @@ RATE = "training.learning_rate"
 
 
 class Trial(TypedDict):
-    """One line of trials.jsonl; the score is the average on validation examples, None if it failed."""
+    """One line of trials.jsonl; the score is the average on validation examples, None if it
+    failed."""
 
     settings: dict[str, float]
     score: float | None
