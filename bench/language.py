@@ -31,9 +31,10 @@ from perdure.methods.o_lora import OLoRA
 from perdure.models import adapters, ranking
 from perdure.models.adapters import Adapter
 from perdure.models.examples import Batch
-from perdure.models.language import LanguageModel, TextExamples, _padded, prompt_of
+from perdure.models.language import LanguageModel
 from perdure.models.mixture import Mixture
 from perdure.models.prompts import Prompts, Tokens
+from perdure.models.text_examples import TextExamples, padded, prompt_of
 from perdure.vectors.task_vector import LowRank, TaskVector, total
 
 VOCABULARY, END = 49152, 2
@@ -95,7 +96,7 @@ def rows(count: int, *, seed: int, answer: tuple[int, int] = (1, 8)) -> list[Tok
 
 def examples(model: LanguageModel, tokens: list[Tokens]) -> TextExamples:
     """Return rows as examples, without a tokenizer."""
-    collate = partial(_padded, layout=model._layout())
+    collate = partial(padded, layout=model._layout())
     lengths = [len(row.prompt) + len(row.answer) for row in tokens]
     count = len(tokens)
     return TextExamples(tokens, ["task"] * count, [-1] * count, lengths, collate, batch_size=BATCH)

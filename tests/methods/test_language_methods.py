@@ -28,7 +28,7 @@ from perdure.methods.replay import Replay
 from perdure.methods.sequential import Sequential
 from perdure.models import adapters
 from perdure.models.inputs import input_covariances
-from perdure.models.language import TextExamples
+from perdure.models.text_examples import TextExamples
 from perdure.vectors.task_vector import total
 
 FEW = Training(epochs=1, batch_size=8, learning_rate=0.01)

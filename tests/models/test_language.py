@@ -11,8 +11,9 @@ from pico_language import CONFIGS, language_model
 from perdure.data.task import TaskRows
 from perdure.errors import DataError, InputError
 from perdure.models import packing, ranking
-from perdure.models.language import LanguageModel, prompt_of
+from perdure.models.language import LanguageModel
 from perdure.models.output_layer import logits_at
+from perdure.models.text_examples import prompt_of
 
 ROWS = Dataset.from_dict(
     {

@@ -15,7 +15,7 @@ CLEAR = 1.0
 """The least rating, on a scale from -4 to 4, of a sentence that is clearly positive."""
 
 TESTED = 5
-"""One in so many rated sentences is for tests: they have no test split of their own."""
+"""Each fifth rated sentence is for tests: they have no test split of their own."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def demo_language(
     train, validation, test
         The number of examples a task, as many of each class; a remainder is left out.
     words
-        Texts are cut to so many words.
+        The number of words to which texts are cut.
     seed
         Seed for the choice of examples.
 

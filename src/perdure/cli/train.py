@@ -190,7 +190,8 @@ def forget(
     retrain_later: Annotated[
         bool,
         typer.Option(
-            "--retrain-later", help="Learn the tasks again that still hold something of it."
+            "--retrain-later",
+            help="Learn again, without it, the tasks in which traces of it remain.",
         ),
     ] = False,
     trust: Trust = False,

@@ -9,6 +9,7 @@ examples.py              Examples as a model takes them, and batches of them
 full.py                  Full fine-tuning as a tuner of peft
 heads.py                 Linear heads, also on random features
 inputs.py                Covariances of the inputs of layers
+language.py              A transformer that answers with text
 load.py                  Make the right kind of backbone from a checkpoint's files
 logits.py                The answers of a model to a batch, and the right ones
 matrices.py              Layers that multiply by a matrix
@@ -16,9 +17,15 @@ mixture.py               Low-rank experts beside frozen layers, and their gate
 model_config.py          A model's `config.json`, read with care
 model_files.py           The files of a pre-trained model
 model_weights.py         The tensors in weight files, by their headers
+output_layer.py          Logits at the tokens of answers only
+packing.py               Several examples in one line
 patterns.py              Regular expressions, matched in bounded time
 pretrained.py            Open a pre-trained model
+prompts.py               Rows as prompts and answers, in tokens
+ranking.py               Log-probabilities of the choices behind a prompt
+recomputing.py           Layers computed again in the backward pass, to save memory
 resolution.py            Read images at another size than the checkpoint was made for
 sentence_transformer.py  The files with which sentence-transformers reads an encoder
+text_examples.py         Prompts with their answers as tensors
 tokenizing.py            A tokenizer that agrees with its model
 """

@@ -8,19 +8,27 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from perdure.data.task import Rows, Task, TaskRows
 from perdure.errors import DataError, InputError
-from perdure.models import packing, pretrained, ranking
+from perdure.models import pretrained, ranking
 from perdure.models.backbone import Backbone, evaluating
-from perdure.models.examples import BATCH_SIZE, Batch, Examples, Places
+from perdure.models.examples import BATCH_SIZE, Batch, Examples
 from perdure.models.logits import Logits
 from perdure.models.model_files import ModelFiles
 from perdure.models.output_layer import logits_at
 from perdure.models.prompts import Prompts, Tokens
+from perdure.models.text_examples import (
+    Layout,
+    TextExamples,
+    padded,
+    padded_left,
+    places_of,
+    prompt_of,
+)
 
 PACKED_TO_TRY = 4
 """The number of examples by which packing is compared with padding."""
@@ -148,7 +156,7 @@ class LanguageModel(Backbone):
             tokens += self._tokens(of_task)
             tasks += [of_task.task] * len(data)
             labels += data["label"][:] if "label" in data.column_names else [-1] * len(data)
-        collate = functools.partial(_padded, layout=self._layout())
+        collate = functools.partial(padded, layout=self._layout())
         lengths = [len(example.prompt) + len(example.answer) for example in tokens]
         cut = sum(example.cut for example in tokens)
         return TextExamples(tokens, tasks, labels, lengths, collate, batch_size=batch_size, cut=cut)
@@ -190,16 +198,16 @@ class LanguageModel(Backbone):
         step = max(1, len(tokens) // max(1, most))
         tokens = tokens[::step][:most]
         lengths = [len(example.prompt) + len(example.answer) for example in tokens]
-        collate = functools.partial(_padded, layout=self._layout())
+        collate = functools.partial(padded, layout=self._layout())
         names, labels = [""] * len(tokens), [-1] * len(tokens)
         return TextExamples(tokens, names, labels, lengths, collate, batch_size=batch_size)
 
-    def _layout(self) -> "_Layout":
+    def _layout(self) -> Layout:
         config = self.model.config
         start = None
         if config.is_encoder_decoder:
             start = config.decoder_start_token_id
-        return _Layout(self.processor.pad_token_id, start)
+        return Layout(self.processor.pad_token_id, start)
 
     def check_packing(self) -> None:
         if self.decodes:
@@ -222,30 +230,30 @@ class LanguageModel(Backbone):
             )
         return self._packed(examples, rows)
 
-    def _packed(self, examples: "TextExamples", rows: Sequence[int]) -> Batch:
+    def _packed(self, examples: TextExamples, rows: Sequence[int]) -> Batch:
         batch = examples.packed(rows, self.processor.pad_token_id, self.device)
         mask = batch.inputs["attention_mask"]
         # the attention of a model in half precision takes no other mask
         return replace(batch, inputs=batch.inputs | {"attention_mask": mask.to(self.model.dtype)})
 
     @torch.no_grad()
-    def _packs_exactly(self, examples: "TextExamples", rows: Sequence[int]) -> bool:
+    def _packs_exactly(self, examples: TextExamples, rows: Sequence[int]) -> bool:
         """Say whether the loss of some examples is the same in one line as padded."""
         some = rows[:PACKED_TO_TRY]
         # compared in the model's own type: autocast would hide what the mask does
         with evaluating(self), torch.autocast(self.device.type, enabled=False):
-            padded = self.losses(examples.batch(some, self.device))
+            expected = self.losses(examples.batch(some, self.device))
             try:
-                difference = self.losses(self._packed(examples, some)) - padded
+                difference = self.losses(self._packed(examples, some)) - expected
             except (TypeError, ValueError, RuntimeError, AttributeError, IndexError):
                 return False  # an architecture without positions, or with a mask of its own
-        return bool(difference.abs().max() < ranking.tolerance(self.model, padded))
+        return bool(difference.abs().max() < ranking.tolerance(self.model, expected))
 
     # -- a batch → numbers
 
     def forward(self, batch: Batch) -> Float[Tensor, "places vocabulary"]:
         """Return the model's own logits at each token of the answers, and nowhere else."""
-        places = _places(batch)
+        places = places_of(batch)
         with logits_at(self.model, places.rows, places.columns):
             # A cache would only cost memory here, where nothing is generated.
             logits = self.model(**batch.inputs, use_cache=False).logits
@@ -254,7 +262,7 @@ class LanguageModel(Backbone):
     def read(
         self, hidden: Float[Tensor, "places vocabulary"], batch: Batch, head: str | None = None
     ) -> Logits:
-        return Logits(hidden, batch.targets, _places(batch).examples, len(batch))
+        return Logits(hidden, batch.targets, places_of(batch).examples, len(batch))
 
     def features(self, batch: Batch) -> Float[Tensor, "batch features"]:
         """Return the mean of the last hidden states over the prompt's tokens.
@@ -292,7 +300,7 @@ class LanguageModel(Backbone):
             for word in of_task:
                 columns.setdefault(word, len(columns))
         words = list(columns)
-        places = _places(batch)
+        places = places_of(batch)
         prompt = prompt_of(batch)
         scores = torch.empty(len(batch), len(words), device=self.device)
         # The tokens of a word depend on whether the prompt before it ends with a space.
@@ -320,13 +328,13 @@ class LanguageModel(Backbone):
     def generate_scored(self, batch: Batch) -> list[Written]:
         """Answer as `generate` does, and say how likely each answer is."""
         answers = self._generated(batch)
-        prompts = zip(batch.inputs["input_ids"].tolist(), _places(batch).prompts, strict=True)
+        prompts = zip(batch.inputs["input_ids"].tolist(), places_of(batch).prompts, strict=True)
         examples: list[Tokens] = []
         for (ids, length), answer in zip(prompts, answers, strict=True):
             examples.append(Tokens(tuple(ids[:length]), answer))
         # the answers are read once more: to keep all logits while they are written takes memory
         lengths = [len(example.prompt) + len(example.answer) for example in examples]
-        collate = functools.partial(_padded, layout=self._layout())
+        collate = functools.partial(padded, layout=self._layout())
         count = len(examples)
         again = TextExamples(examples, batch.tasks, [-1] * count, lengths, collate)
         losses = self.losses(again.batch(range(count), self.device)).tolist()
@@ -341,7 +349,7 @@ class LanguageModel(Backbone):
         """Return the tokens of each answer, with its end where it has one."""
         prompt = prompt_of(batch)
         if not self.decodes:
-            prompt = _padded_left(prompt, self.processor.pad_token_id)
+            prompt = padded_left(prompt, self.processor.pad_token_id)
         # the model's own settings are set aside: it would sample, or forbid repetition
         with _generating(self.model, GenerationConfig()), pretrained.quietly():
             tokens = self.model.generate(**prompt, generation_config=self._generation())
@@ -384,139 +392,6 @@ class LanguageModel(Backbone):
         ):
             self.model.save_pretrained(folder)
             self.processor.save_pretrained(folder)
-
-
-# -- tokens → tensors
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """The tokens that fill tensors: for padding, and for a decoder's start, if there is one."""
-
-    pad: int
-    start: int | None
-
-
-@dataclass(eq=False)
-class TextExamples(Examples):
-    """Prompts with their answers, whose tokens are the targets of a batch."""
-
-    def batch(self, rows: Sequence[int], device: torch.device | str = "cpu") -> Batch:
-        """Return these rows as one batch, each in a line of its own."""
-        chosen: list[Tokens] = [self.inputs[row] for row in rows]
-        inputs = self.collate(chosen)
-        decodes = "decoder_input_ids" in inputs
-        lines = range(len(chosen))
-        # A causal model gives an answer's first token at the last token of the prompt, a decoder
-        # at its own start.
-        starts = [0 if decodes else len(example.prompt) - 1 for example in chosen]
-        return self._batch(rows, inputs, lines, starts, device)
-
-    def packed(self, rows: Sequence[int], pad: int, device: torch.device | str = "cpu") -> Batch:
-        """Return these rows as one batch for training, with as many in a line as fit.
-
-        Each example sees itself alone, by a mask and positions of its own. What asks for the tokens
-        of one example, such as `features`, cannot read such a batch.
-        """
-        chosen: list[Tokens] = [self.inputs[row] for row in rows]
-        whole = [(*example.prompt, *example.answer) for example in chosen]
-        lines, starts = packing.arranged([len(tokens) for tokens in whole])
-        inputs = packing.inputs(whole, lines, starts, pad)
-        firsts = [
-            start + len(example.prompt) - 1 for start, example in zip(starts, chosen, strict=True)
-        ]
-        return self._batch(rows, inputs, lines, firsts, device)
-
-    def _batch(
-        self,
-        rows: Sequence[int],
-        inputs: Mapping[str, Tensor],
-        lines: Sequence[int],
-        starts: Sequence[int],
-        device: torch.device | str,
-    ) -> Batch:
-        """Return a batch whose answers begin at these lines and columns of the input."""
-        chosen: list[Tokens] = [self.inputs[row] for row in rows]
-        owners, at, columns, targets = [], [], [], []
-        for number, example in enumerate(chosen):
-            length = len(example.answer)
-            owners += [number] * length
-            at += [lines[number]] * length
-            columns += range(starts[number], starts[number] + length)
-            targets += example.answer
-        places = Places(
-            examples=_indices(owners, device),
-            rows=_indices(at, device),
-            columns=_indices(columns, device),
-            prompts=_indices([len(example.prompt) for example in chosen], device),
-            joints=tuple(example.joint for example in chosen),
-        )
-        moved = {name: value.to(device) for name, value in inputs.items()}
-        tasks = tuple(self.tasks[row] for row in rows)
-        return Batch(moved, _indices(targets, device), tasks, places)
-
-
-def _indices(values: Sequence[int], device: torch.device | str) -> Int[Tensor, " values"]:
-    return torch.tensor(values, dtype=torch.long).to(device)
-
-
-def _padded(examples: Sequence[Tokens], layout: _Layout) -> dict[str, Tensor]:
-    """Put examples together, padded on the right to the longest."""
-    if layout.start is None:
-        whole = [[*example.prompt, *example.answer] for example in examples]
-        return _rectangle(whole, layout.pad, "input_ids", "attention_mask")
-    inputs = _rectangle([e.prompt for e in examples], layout.pad, "input_ids", "attention_mask")
-    # A decoder reads its start, and each token of the answer but the last.
-    before = [[layout.start, *example.answer[:-1]] for example in examples]
-    longest = max(map(len, before))
-    # Encoder and decoder never have the same width, so that the width of a layer's input tells
-    # which of the two masks it has.
-    width = longest + (longest == inputs["input_ids"].shape[1])
-    names = ("decoder_input_ids", "decoder_attention_mask")
-    return inputs | _rectangle(before, layout.pad, *names, width=width)
-
-
-def _rectangle(
-    sequences: Sequence[Sequence[int]], pad: int, ids: str, mask: str, *, width: int = 0
-) -> dict[str, Tensor]:
-    width = width or max(map(len, sequences))
-    tokens = torch.full((len(sequences), width), pad)
-    reads = torch.zeros(len(sequences), width, dtype=torch.long)
-    for number, sequence in enumerate(sequences):
-        tokens[number, : len(sequence)] = torch.tensor(sequence)
-        reads[number, : len(sequence)] = 1
-    return {ids: tokens, mask: reads}
-
-
-def _places(batch: Batch) -> Places:
-    if batch.places is None:
-        raise DataError(
-            "A language model reads batches of prompts, as `Backbone.encode` makes them."
-        )
-    return batch.places
-
-
-def prompt_of(batch: Batch) -> dict[str, Tensor]:
-    """Return the prompts of a batch without their answers, padded on the right."""
-    lengths = _places(batch).prompts
-    if batch.inputs["attention_mask"].dim() > 2:
-        raise InputError(
-            "A batch with several examples in a line has no prompts by themselves. Train without "
-            "`packing`, or compute losses alone."
-        )
-    width = int(lengths.max())
-    columns = torch.arange(width, device=lengths.device)
-    mask = (columns < lengths[:, None]).long()
-    return {"input_ids": batch.inputs["input_ids"][:, :width], "attention_mask": mask}
-
-
-def _padded_left(prompt: Mapping[str, Tensor], pad: int) -> dict[str, Tensor]:
-    """Move the padding to the left, so that an answer follows each prompt's last token."""
-    ids, mask = prompt["input_ids"], prompt["attention_mask"]
-    width = ids.shape[1]
-    moved = (torch.arange(width, device=ids.device) + mask.sum(1, keepdim=True)) % width
-    left = mask.gather(1, moved)
-    return {"input_ids": ids.gather(1, moved).where(left.bool(), pad), "attention_mask": left}
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 folder.py                  a run folder's files, as far as they can be read
 summary.py, seeds.py       folders → dict
+sentence.py                what was run, in one sentence
 plain.py                   its values, safe to show anywhere
 markdown.py, latex.py      dict → text
 terminal.py                dict → terminal; its tables are in terminal_table.py

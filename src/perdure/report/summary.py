@@ -17,6 +17,7 @@ from perdure.report.folder import Files, read
 from perdure.report.markdown import few, kind_of_score
 from perdure.report.plain import Record, plain
 from perdure.report.seeds import groups
+from perdure.report.sentence import sentence
 
 METRICS = {
     "average_accuracy": "Average accuracy",
@@ -105,7 +106,7 @@ def _run(files: Files, title: str, points: int) -> Record:
     return {
         "title": title,
         "folder": str(files.folder),
-        "sentence": _sentence(files),
+        "sentence": sentence(files),
         "status": _status(files),
         "problems": [*files.problems, *_not_measured(files, results)],
         "rule": files.combined.get("label", files.combined.get("name")),
@@ -432,76 +433,3 @@ def _cost(tasks: Sequence[Record]) -> Record:
 def _known(tasks: Sequence[Record], key: str) -> list[float]:
     values = [task.get(key) for task in tasks]
     return [value for value in values if value is not None]
-
-
-# -- what was run, in one sentence
-
-
-def _sentence(files: Files) -> str:
-    recipe = files.recipe
-    rule = files.combined.get("name") or _name(recipe.get("rule"))
-    return " ".join(
-        [
-            _described(recipe, len(files.tasks)),
-            f"{_listed(files.tasks)} on {_name(recipe.get('backbone'))}",
-            f"by method {_name(recipe.get('method'))},",
-            f"combined by rule {rule}",
-            f"{_scale(files.combined)}with seed {recipe.get('seed', 'unknown')}.",
-        ]
-    )
-
-
-def _described(recipe: Record, count: int) -> str:
-    """Say how many tasks there are, of which kind, and where they come from."""
-    stream = recipe.get("stream")
-    scenario = None
-    # Own tables are a list; their scenario then stands beside them, and not in the stream.
-    if isinstance(stream, list):
-        source = "own data"
-        scenario = recipe.get("scenario")
-    else:
-        source = _name(stream)
-        if isinstance(stream, dict):
-            scenario = stream.get("scenario")
-    kind = f"{scenario}-incremental " if scenario else ""
-    plural = "" if count == 1 else "s"
-    return f"{count} {kind}task{plural} of {source}"
-
-
-def _listed(tasks: Sequence[Record]) -> str:
-    """Name the tasks in brackets, and say that their order is that of learning."""
-    names = [task["name"] for task in tasks]
-    listed = ", ".join(names)
-    # A sentence with 300 names is none; the last one says where the run has come to.
-    if len(names) > 20:
-        listed = f"{', '.join(names[:18])} … {names[-1]}"
-    order = "learned in this order" if len(names) > 1 else "learned"
-    return f"({listed or 'none finished'}), {order}"
-
-
-def _name(section: object) -> str:
-    """Return what a section of the recipe is called: itself, or its name."""
-    if isinstance(section, dict):
-        section = section.get("name") or section.get("model")
-    return "an unnamed one" if section is None else str(section)
-
-
-def _text(scale: object) -> str:
-    """Return a scale, or those of tasks and their parts, as text."""
-    if isinstance(scale, dict):
-        texts = [f"{task} {_text(value)}" for task, value in scale.items()]
-        return ", ".join(texts)
-    if isinstance(scale, list):
-        texts = [_text(value) for value in scale]
-        return "/".join(texts)
-    if isinstance(scale, float):
-        return f"{scale:.3g}"
-    return str(scale)
-
-
-def _scale(combined: Record) -> str:
-    scale = combined.get("options", {}).get("scale")
-    if scale is None:
-        return ""
-    searched = ", found by search on validation data" if combined.get("candidates") else ""
-    return f"(λ = {_text(scale)}{searched}) "

@@ -17,6 +17,7 @@ layout.py          The files of the folder as plain values, without torch
 model.py           A finished run as one model
 more_data.py       The recipe of a run that learns one more table
 next_task.py       Learn the next task; all that is kept of it
+old_names.py       Names that older folders use, in today's words
 past.py            Learned tasks whose examples may be gone
 predictions.py     Predictions for a table
 put.py             Write or remove the files of the folder

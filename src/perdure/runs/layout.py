@@ -28,7 +28,7 @@ from pydantic import BaseModel, ValidationError
 
 from perdure import registry
 from perdure.errors import CheckpointError, PerdureError, RunError
-from perdure.runs import schema
+from perdure.runs import old_names, schema
 from perdure.settings import inside, kinds_of, sentence
 from perdure.storage.files import TASK_NAME, parse_json, read_json, read_lines, read_text, read_yaml
 
@@ -40,8 +40,6 @@ Content = dict[str, Any]
 """A JSON object or a CSV row of the folder, by the keys that `schema` describes."""
 
 FORMAT = 2
-OLD_TASK_IDS = {"concatenated": "none"}
-"""The names that ways to know the task had before language models came, by their name then."""
 COLUMNS = ("step", "task", "scenario", "task_id", "rule", "metric", "value")
 BACKBONE = "backbone.json"
 DERIVED = ("report.html", "diagnostics.json", "answers.json")
@@ -227,17 +225,7 @@ def recipe(folder: Path) -> Settings:
         values = read_yaml(path)
         # Python files that a stranger's recipe names are not run unless the user trusts it.
         registry.named_by_run(values, folder)
-        return renamed(values)
-
-
-def renamed(values: Settings) -> Settings:
-    """Return a recipe in today's words: what had another name before 0.3 is read as well."""
-    evaluation = values.get("evaluation") if isinstance(values, dict) else None
-    task_ids = evaluation.get("task_ids") if isinstance(evaluation, dict) else None
-    if not isinstance(task_ids, list) or "concatenated" not in task_ids:
-        return values
-    task_ids = [OLD_TASK_IDS.get(task_id, task_id) for task_id in task_ids]
-    return values | {"evaluation": evaluation | {"task_ids": task_ids}}
+        return old_names.recipe(values)
 
 
 def whole_recipe(folder: Path) -> Settings:
@@ -319,7 +307,7 @@ def _score(path: Path, row: Mapping[str, str | None]) -> Content:
     # A cut line lacks cells, for which `csv` gives None.
     values = {name: row[name] or "" for name in COLUMNS}
     score = check(path, schema.Score, values)
-    task_id = OLD_TASK_IDS.get(score.task_id, score.task_id)
+    task_id = old_names.task_id(score.task_id)
     return values | {"step": score.step, "task_id": task_id, "value": score.value}
 
 
@@ -440,7 +428,7 @@ def answers(folder: Path, *, rule: str | None = None, step: int | None = None) -
         if rule is not None and (values.get("rule"), values.get("step")) != (rule, step):
             return {}
         by_way = check(path, schema.Answers, values).answers
-        return {OLD_TASK_IDS.get(task_id, task_id): of_way for task_id, of_way in by_way.items()}
+        return {old_names.task_id(way): of_way for way, of_way in by_way.items()}
 
 
 def diagnostics(folder: Path) -> Content:

@@ -21,10 +21,10 @@ from perdure.learning.training import Training
 from perdure.merging.combine import check_fits
 from perdure.merging.rule_settings import Rule
 from perdure.models.backbone import Backbone
-from perdure.runs import story
+from perdure.runs import old_names, story
 from perdure.runs.folder import Run
 from perdure.runs.job import Plan, check, check_alignment, make_method, settings_of
-from perdure.runs.layout import is_run, renamed
+from perdure.runs.layout import is_run
 from perdure.runs.past import UNREADABLE, Past, Unreadable, as_entry, past_of
 from perdure.runs.state import RunState, read
 from perdure.settings import Section, check_numbers, checked, kinds_of, named, put, sentence
@@ -79,7 +79,7 @@ class Recipe(BaseModel):
                 f"{where} must be a mapping of settings such as `stream` and `backbone`."
             )
         # a copy, because `put` changes mappings inside, which are the caller's
-        values = {"method": "isolated"} | renamed(copy.deepcopy(values))
+        values = {"method": "isolated"} | old_names.recipe(copy.deepcopy(values))
         # Settings of the rule come last. Which rule they change may depend on the method, which the
         # other settings may change.
         for setting in settings:

@@ -14,7 +14,7 @@ from perdure.errors import RunError
 from perdure.evaluation.metrics import is_score
 from perdure.evaluation.system import Learned
 from perdure.learning.snapshot import Snapshot
-from perdure.runs import layout, schema, task_folder
+from perdure.runs import layout, old_names, schema, task_folder
 from perdure.runs.layout import UNFINISHED, reading
 
 
@@ -152,7 +152,7 @@ class RunState:
         may have different scores: `task_scores` names them.
         """
         rule = rule or self.combined["label"]
-        task_id = layout.OLD_TASK_IDS.get(task_id, task_id)  # as code for older versions asks
+        task_id = old_names.task_id(task_id)  # as code for older versions asks
         tasks = len(self.tasks)
         columns = {name: column for column, name in enumerate(self.tasks)}
         R = np.full((tasks, tasks), np.nan)
