@@ -39,7 +39,7 @@ RUN = {
     "CONTRIBUTING.md": (0, 1),
     "combine.md": (5, 3),
     "compared.md": (1, 0),
-    "data.md": (11, 6),
+    "data.md": (11, 7),
     "in-python.md": (6, 0),
     "lesson.md": (6, 0),
     "metrics.md": (4, 0),
