@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pico_language
 import pytest
 import reference
 import typer
@@ -24,6 +25,7 @@ import perdure
 from perdure import Recipe, names
 from perdure.bundled.dinov2 import dinov2
 from perdure.bundled.minilm import minilm
+from perdure.bundled.smollm2 import smollm2
 from perdure.cli import app
 from perdure.evaluation import metrics
 
@@ -37,7 +39,7 @@ RUN = {
     "CONTRIBUTING.md": (0, 1),
     "combine.md": (5, 3),
     "compared.md": (1, 0),
-    "data.md": (8, 6),
+    "data.md": (11, 7),
     "in-python.md": (6, 0),
     "lesson.md": (6, 0),
     "metrics.md": (4, 0),
@@ -146,11 +148,12 @@ def play(page: Path) -> None:
 
 @pytest.fixture
 def small(pico, tmp_path, tmp_path_factory, monkeypatch):
-    """Pico models in the place of `minilm` and `dinov2`, and an empty folder."""
+    """Pico models in the place of the packaged ones, and an empty folder."""
     cache = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("PERDURE_CACHE", str(cache))
     shutil.copytree(pico("bert"), minilm().kept)
     shutil.copytree(pico("dinov2"), dinov2().kept)
+    pico_language.save(smollm2().kept, "llama")
     monkeypatch.setattr(
         "perdure.report.html.to_html", lambda summary: ""
     )  # its figures take most of the time

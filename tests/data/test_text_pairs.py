@@ -154,6 +154,18 @@ def test_columns_on_the_command_line(tmp_path, monkeypatch, perdure):  # noqa: F
         ";",
     )
     perdure("learn", "r", "--data", "mail.csv", "--text", "body")
+    perdure(
+        "learn",
+        "r",
+        "--data",
+        "a.csv",
+        "--prompt",
+        r"{a}\n{b}",
+        "--answer",
+        "{c}",
+        "--score",
+        "bleu",
+    )
     perdure("learn", "r", "--data", "mail.csv", "--test", "test.csv", "--validation", "dev.csv")
     perdure("learn", "r", "--data", "mail.csv", "--test", "test.csv", "--task", "post")
     files = {"train": "mail.csv", "test": "test.csv"}
@@ -162,17 +174,22 @@ def test_columns_on_the_command_line(tmp_path, monkeypatch, perdure):  # noqa: F
             "data": "nli.csv",
             "encoding": "utf-8",
             "text": ["premise", "hypothesis"],
-            "label": "label",
             "delimiter": ";",
         },
-        {"data": "mail.csv", "encoding": "utf-8", "text": "body", "label": "label"},
+        {"data": "mail.csv", "encoding": "utf-8", "text": "body"},
+        {
+            "data": "a.csv",
+            "encoding": "utf-8",
+            "prompt": "{a}\n{b}",
+            "answer": "{c}",
+            "score": "bleu",
+        },
         {
             "data": files | {"validation": "dev.csv"},
             "encoding": "utf-8",
             "name": "mail",
-            "label": "label",
         },
-        {"data": files, "encoding": "utf-8", "name": "post", "label": "label"},
+        {"data": files, "encoding": "utf-8", "name": "post"},
     ]
 
 

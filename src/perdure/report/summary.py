@@ -204,8 +204,9 @@ def _result(files: Files, rule: str, task_id: str) -> Record:
     examples = None
     standard_error = None
     counts = classes.examples(files.answers)
-    # The formula is that of a share of right answers, and needs the number of every task.
-    if metric == "accuracy" and set(names) <= counts.keys():
+    # The formula is that of a share of right answers, and needs the number of every task. Answers
+    # in free text are not counted.
+    if metric == "accuracy" and all(counts.get(name) for name in names):
         sizes = np.array([counts[name] for name in names])
         examples = int(sizes.sum())
         error = metrics.standard_error(R[-1], sizes)
