@@ -10,7 +10,7 @@ from datasets import Dataset
 from pico_language import language_model
 from torch import nn
 
-from perdure import InputError, Task, TaskStream, Training, learn, run, task_vectors
+from perdure import BackboneError, InputError, Task, TaskStream, Training, learn, run, task_vectors
 from perdure.data.exemplars import Exemplars
 from perdure.data.task import TaskRows
 from perdure.errors import RunError
@@ -338,6 +338,43 @@ def test_an_encoder_computes_again(bert, toy):
     bert.close(toy[0].name)
     again, _ = losses_of(bert, toy[0], replace(FEW, gradient_checkpointing=True))
     assert again == losses
+
+
+# -- shared weights
+
+
+@pytest.mark.parametrize("kind", ["t5", "gpt2"])
+def test_full_leaves_tied_embeddings_as_they_are(kind, tmp_path):
+    """What was trained, what is merged, and what is loaded from the run's folder are one model."""
+    backbone, task = language_model(kind), free("one")
+    stream = TaskStream("free", (task,))
+    learned = run(stream, backbone, Isolated(peft="full"), "last", training=FEW, output=tmp_path / "r")
+    adapter = learned.load_task("one").adapter
+    output = backbone.model.get_output_embeddings()
+    changed = {name.rpartition(".")[0] for name in adapter.parameters}
+    layers = {name for name, layer in backbone.model.named_modules() if hasattr(layer, "weight")}
+    tied = {name for name in layers if backbone.model.get_submodule(name).weight is output.weight}
+    assert len(tied) > 1 and not changed & tied and len(changed) == len(layers - tied)
+
+    batch = backbone.encode(task.rows("test")).batch(range(2))
+    losses = []
+    with torch.no_grad():
+        losses.append(backbone.eval().losses(batch))
+        adapters.detach(backbone.model)
+        with folded(backbone.model, task_vectors([adapter])["one"]):
+            losses.append(backbone.losses(batch))
+        fresh = language_model(kind)
+        adapters.attach(fresh.model, adapter.config)
+        adapters.write(fresh.model, adapter.parameters)
+        losses.append(fresh.eval().losses(batch))
+        assert (backbone.losses(batch) - losses[0]).abs().max() > 0.1
+    for other in losses[1:]:
+        torch.testing.assert_close(other, losses[0], atol=1e-5, rtol=0)
+
+
+def test_a_change_of_a_shared_weight_is_refused():
+    with pytest.raises(BackboneError, match="`lm_head` shares its weight with `shared`"):
+        Sequential(target_modules=["q", "lm_head"]).attach(language_model("t5"))
 
 
 def json_of(kept: Exemplars) -> dict:
