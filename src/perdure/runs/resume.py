@@ -281,11 +281,18 @@ def check_fits(backbone: Backbone, task: Learned) -> None:
     Raises
     ------
     RunError
-        A head is of another width.
+        A head is of another width, or the task has none where the backbone answers by heads.
     BackboneError
         An adapter is for other layers.
     """
     adapters.check_fits(backbone.model, task.adapter)
+    if bool(task.heads) != backbone.has_heads:
+        learned = "by heads" if task.heads else "without a head"
+        raise RunError(
+            f"Task `{task.name}` is answered {learned}, but `{backbone.source}` answers "
+            f"{'by heads' if backbone.has_heads else 'with text'}. "
+            "Is it the model that the run began with?"
+        )
     for name, head in task.heads.items():
         if SEED in head:  # it reads random features, whose number is the method's choice
             continue

@@ -164,7 +164,11 @@ def load(folder: Path, *, rank: int | None = None) -> Learned:
         # headers only: a file that claims a huge shape is refused before it takes memory
         head = TensorFile(folder / HEAD)
         statistics = TensorFile(folder / STATISTICS)
-        _check_shapes(folder, len(about["classes"]), head, statistics)
+        # a task without classes, which is answered with free text, is one group by itself
+        _check_statistics(statistics, max(1, len(about["classes"])))
+        # a language model answers without heads; `resume.check_fits` knows which backbone it is
+        if head.tensors:
+            _check_heads(folder, len(about["classes"]), head)
         gaussians = None
         if GAUSSIANS in manifest:
             gaussians = _gaussians(folder, name, len(about["classes"]), head)
@@ -246,20 +250,24 @@ def check(folder: Path, manifest: Mapping[str, Mapping[str, object]]) -> None:
                 )
 
 
-def _check_shapes(folder: Path, classes: int, head: TensorFile, statistics: TensorFile) -> None:
-    """Check the shapes of heads and statistics against the number of classes, before reading."""
+def _check_statistics(statistics: TensorFile, groups: int) -> None:
+    """Check the shapes of statistics against the number of groups, before reading."""
     shapes = {key: stored.shape for key, stored in statistics.tensors.items()}
     products = shapes.get("products", (0,))
     width = products[:1]  # the number of features, as a tuple of one
     expected = {
-        "counts": (classes,),
-        "sums": (classes, *width),
+        "counts": (groups,),
+        "sums": (groups, *width),
         "products": (*width, *width),
     }
     if shapes != expected:
         raise RunError(
-            f"`{statistics.path}` is damaged: {shapes} are not statistics of {classes} classes."
+            f"`{statistics.path}` is damaged: {shapes} are not statistics of {groups} classes."
         )
+
+
+def _check_heads(folder: Path, classes: int, head: TensorFile) -> None:
+    """Check the shapes of heads against the number of classes, before reading."""
     task = folder.name.split("-", 1)[1]
     for key in head.tensors:
         _check_head_tensor(head, key, task)
