@@ -1,4 +1,4 @@
-"""Methods on language models: what they remember is of the tokens that a layer really reads, example by example."""
+"""Methods on language models: they remember the tokens that a layer reads, example by example."""
 
 import json
 import random
@@ -39,8 +39,12 @@ def free(name: str, size: int = 10) -> Task:
     rng = random.Random(name)
 
     def rows(count: int) -> Dataset:
-        texts = [name + " " + "".join(rng.choices("abcde", k=rng.randint(1, 12))) for _ in range(count)]
-        return Dataset.from_dict({"text": texts, "target": [text[-(i % 3 + 1):] for i, text in enumerate(texts)]})
+        texts = [
+            name + " " + "".join(rng.choices("abcde", k=rng.randint(1, 12))) for _ in range(count)
+        ]
+        return Dataset.from_dict(
+            {"text": texts, "target": [text[-(i % 3 + 1) :] for i, text in enumerate(texts)]}
+        )
 
     return Task(name, (), train=rows(size), validation=rows(2), test=rows(2), score="exact_match")
 
@@ -61,7 +65,7 @@ def closed(name: str, classes: tuple[str, ...], size: int = 10) -> Task:
 
 @torch.no_grad()
 def plain_covariances(backbone, task: Task, layers: list[str]) -> dict[str, torch.Tensor]:
-    """E[x xᵀ] of each layer, with hooks, from one example at a time, in which nothing is padding."""
+    """E[x xᵀ] of each layer, with hooks, of one example at a time: nothing is padding."""
     backbone.eval()
     examples = backbone.encode(task.rows("train"))
     inputs: dict[str, list[torch.Tensor]] = {name: [] for name in layers}
@@ -107,13 +111,15 @@ def test_covariances_are_of_the_tokens_that_a_layer_reads(kind):
             torch.testing.assert_close(covariance, expected[name], atol=1e-5, rtol=1e-5)
     if kind != "llama":
         # keys and values of cross-attention read the encoder's states, in every block the same
-        crossed = [g for g in groups if any("EncDec" in name or "encoder_attn" in name for name in g)]
+        crossed = [
+            g for g in groups if any("EncDec" in name or "encoder_attn" in name for name in g)
+        ]
         assert sorted(len(group) for group in crossed) == [1, 1, 4]
 
 
 @pytest.mark.parametrize("design", ["both", "new_task"])
 def test_a_branch_leaves_old_inputs_alone_in_cross_attention_too(design):
-    """u C u <= sqrt(1 - epsilon) |C| for each row u of the new branch, C being that of the old task's inputs."""
+    """u C u <= sqrt(1 - epsilon) |C| for each row u of the new branch, C of the old inputs."""
     backbone = language_model("t5")
     tasks = [free("other"), free("one"), free("two")]
     epsilon = 0.9999
@@ -153,7 +159,7 @@ def test_a_branch_leaves_old_inputs_alone_in_cross_attention_too(design):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("targets", [None, "all"])
 def test_importance_is_that_of_one_example_at_a_time(kind, targets):
-    """Of the layers that read all tokens of an example, and of the output layer, which reads those of all answers."""
+    """Layers read all tokens of an example, and the output layer reads those of all answers."""
     backbone, task = language_model(kind), free("one")
     every = ["q", "v", "wi", "wo"] if kind == "t5" else ["q_proj", "o_proj", "down_proj", "lm_head"]
     torch.manual_seed(0)
@@ -178,10 +184,10 @@ def test_importance_is_that_of_one_example_at_a_time(kind, targets):
             logits = backbone.model(input_ids=ids).logits[0, len(prompt) - 1 : -1]
         loss = nn.functional.cross_entropy(logits, torch.tensor(answer))
         norm = logits.square().sum(1).mean()
-        for total, value, f in ((expected, loss, torch.square), (squares, norm, torch.abs)):
+        for sums, value, f in ((expected, loss, torch.square), (squares, norm, torch.abs)):
             gradients = torch.autograd.grad(value, list(parameters.values()), retain_graph=True)
             for name, gradient in zip(parameters, gradients, strict=True):
-                total[name] += f(gradient) / len(examples)
+                sums[name] += f(gradient) / len(examples)
     for name in parameters:
         torch.testing.assert_close(information[name], expected[name], atol=1e-6, rtol=1e-3)
         torch.testing.assert_close(importance[name], squares[name], atol=1e-3, rtol=1e-3)
@@ -234,12 +240,16 @@ def test_replay_keeps_answers_in_words(kind, strategy):
         learned = set(zip(task.train["text"], task.train[answer], strict=True))
         assert name == task.name and classes == task.classes
         assert set(zip(data["text"], data[answer], strict=True)) <= learned
-    texts = sum(len(text.encode()) for inputs in kept.inputs.values() for text in map(bytes.decode, inputs))
+    texts = sum(
+        len(text.encode()) for inputs in kept.inputs.values() for text in map(bytes.decode, inputs)
+    )
     assert method.store_bytes == kept.size == texts
 
 
 def test_replay_keeps_conversations():
-    turns = [[{"role": "system", "content": "Ü"}, {"role": "user", "content": f"{i}?"}] for i in range(4)]
+    turns = [
+        [{"role": "system", "content": "Ü"}, {"role": "user", "content": f"{i}?"}] for i in range(4)
+    ]
     rows = Dataset.from_dict({"messages": turns, "target": ["a", "b", "c", "d"]})
     task = Task("chat", (), train=rows, validation=rows, test=rows, score="exact_match")
     kept = Exemplars()
@@ -318,7 +328,11 @@ def test_layers_that_are_computed_again_give_the_same_loss(kind, dropout, monkey
     losses, adapter = losses_of(language_model(kind), task, usual)
     passes = []
     backbone = language_model(kind)
-    block = backbone.model.encoder.block[1].layer[0] if kind == "t5" else backbone.model.model.layers[1].mlp
+    block = (
+        backbone.model.encoder.block[1].layer[0]
+        if kind == "t5"
+        else backbone.model.model.layers[1].mlp
+    )
     block.register_forward_pre_hook(lambda *_: passes.append(torch.is_grad_enabled()))
     again, other = losses_of(backbone, task, replace(usual, gradient_checkpointing=True))
     assert again == losses and adapters.same(other.parameters, adapter.parameters)
@@ -340,6 +354,29 @@ def test_an_encoder_computes_again(bert, toy):
     assert again == losses
 
 
+# -- SLAO's start
+
+
+def test_an_orthogonal_start_is_a_basis_of_the_last_A():
+    backbone, tasks = language_model("llama"), [free("one"), free("two")]
+    method = Isolated(rank=2, start="orthogonal")
+    first = learn(backbone, tasks[:1], method, FEW)
+    second = learn(backbone, tasks, method, FEW, earlier=[first])
+    for name, start in second.start.items():
+        last = first.parameters[name]
+        if "lora_B" in name:
+            assert torch.equal(start, last) and last.any()
+            continue
+        torch.testing.assert_close(start @ start.T, torch.eye(2), atol=1e-5, rtol=0)
+        # the rows span what the last A's do: projecting them there changes nothing
+        basis = torch.linalg.qr(last.T)[0]
+        torch.testing.assert_close(start @ basis @ basis.T, start, atol=1e-5, rtol=0)
+        assert (start * last).sum(1)[0] > 0
+    assert not method.isolates
+    with pytest.raises(InputError, match="needs `peft: lora`"):
+        Isolated(start="orthogonal", peft="full")
+
+
 # -- shared weights
 
 
@@ -348,7 +385,9 @@ def test_full_leaves_tied_embeddings_as_they_are(kind, tmp_path):
     """What was trained, what is merged, and what is loaded from the run's folder are one model."""
     backbone, task = language_model(kind), free("one")
     stream = TaskStream("free", (task,))
-    learned = run(stream, backbone, Isolated(peft="full"), "last", training=FEW, output=tmp_path / "r")
+    learned = run(
+        stream, backbone, Isolated(peft="full"), "last", training=FEW, output=tmp_path / "r"
+    )
     adapter = learned.load_task("one").adapter
     output = backbone.model.get_output_embeddings()
     changed = {name.rpartition(".")[0] for name in adapter.parameters}

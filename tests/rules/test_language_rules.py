@@ -1,4 +1,4 @@
-"""Every rule on a causal model and on an encoder with a decoder, whose layers and answers are of other kinds."""
+"""Every rule on a causal language model, and on one with an encoder and a decoder."""
 
 import functools
 from dataclasses import replace
@@ -18,7 +18,7 @@ FEW = Training(epochs=1, batch_size=8, learning_rate=0.05, keep_inputs=True)
 
 @pytest.fixture(scope="module")
 def taught():
-    """A function from a kind of model to one that is as before training, its stream, and what it has learned."""
+    """A function from a kind to a model as before training, its stream, and what it learned."""
 
     @functools.cache
     @torch.enable_grad()
@@ -36,7 +36,7 @@ def taught():
 @pytest.mark.parametrize("name", names("rule"))
 @torch.no_grad()
 def test_rule(name, kind, taught):
-    """A merged model is the one with changed weights; a routed one reads each example with its task's."""
+    """A merged model is the one with changed weights; a routed one acts by the task."""
     backbone, stream, learned = taught(kind)
     combined = combine(learned, Rule(name))
     batches = [backbone.encode(task.rows("test")).batch(range(4)) for task in stream]

@@ -1,4 +1,4 @@
-"""Runs of language models that are killed, and tasks that are forgotten: as with other models, to the last bit."""
+"""Runs of language models that are killed, and tasks that are forgotten, to the last bit."""
 
 import shutil
 import signal

@@ -18,6 +18,7 @@ model_files.py           The files of a pre-trained model
 model_weights.py         The tensors in weight files, by their headers
 patterns.py              Regular expressions, matched in bounded time
 pretrained.py            Open a pre-trained model
+recomputing.py           Blocks whose insides are computed again in the backward pass
 resolution.py            Read images at another size than the checkpoint was made for
 sentence_transformer.py  The files with which sentence-transformers reads an encoder
 tokenizing.py            A tokenizer that agrees with its model

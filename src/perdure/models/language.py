@@ -158,9 +158,9 @@ class LanguageModel(Backbone):
     def check_packing(self) -> None:
         if self.decodes:
             raise InputError(
-                f"`packing` puts several examples into one line, but `{self.source}` has an encoder "
-                "and a decoder, which read lines of their own. Leave it out: batches are sorted by "
-                "length, so that little is padding."
+                f"`packing` puts several examples into one line, but `{self.source}` has an "
+                "encoder and a decoder, which read lines of their own. Leave it out: batches are "
+                "sorted by length, so that little is padding."
             )
 
     def packed(self, examples: Examples, rows: Sequence[int]) -> Batch:

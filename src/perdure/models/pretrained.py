@@ -12,8 +12,8 @@ from typing import Any, Literal
 import torch
 import transformers
 from torch import nn
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.auto import modeling_auto
 
 from perdure.errors import BackboneError, PerdureError

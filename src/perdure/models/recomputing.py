@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 from torch import nn
 
@@ -19,7 +20,7 @@ def recomputed(backbone: Backbone) -> Iterator[None]:
     InputError
         The architecture does not support it.
     """
-    model = backbone.model
+    model: Any = backbone.model
     if not getattr(model, "supports_gradient_checkpointing", False):
         raise InputError(
             f"`gradient_checkpointing` is not supported by `{type(model).__name__}` of "
@@ -36,7 +37,7 @@ def recomputed(backbone: Backbone) -> Iterator[None]:
         getattr(model, f"{name}_checkpointing_disable")()
         if getattr(model, "main_input_name", "") == "input_ids":
             # transformers has the embeddings ask for gradients, and leaves it at that.
-            getattr(model, "disable_input_require_grads")()
+            model.disable_input_require_grads()
 
 
 def keep_recomputing(model: nn.Module) -> None:
