@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 import forked
+import pico_language
 import pytest
 import torch
 import yaml
@@ -200,3 +201,29 @@ def test_a_second_run_is_told_who_holds_the_first(alone, recipe):
         said = [process.communicate(timeout=300)[1] for process in processes]
     assert [process.returncode for process in processes] == [1, 1], said
     assert "".join(said).count(f"is being written by process {os.getpid()}") == 1
+
+
+@pytest.mark.parametrize("kind", ["llama", "t5"])
+def test_a_language_model(kind, tmp_path):
+    """Each process has answers of other lengths: what is averaged is over examples, not over tokens."""
+    words = ("apple", "a pear of another length")
+    for name in ("fruit", "tree"):
+        rows = [(f"{name} {i} {'x' * (i % 5)}?", words[i % 2]) for i in range(15)]
+        write(tmp_path / f"{name}.csv", rows)
+    files = [{"name": name, "data": str(tmp_path / f"{name}.csv")} for name in ("fruit", "tree")]
+    values = {
+        "stream": files,
+        "backbone": {"model": str(pico_language.save(tmp_path / "model", kind))},
+        "method": {"name": "inflora", "rank": 2},
+        "training": TRAINING | {"epochs": 2},
+    }
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(values))
+    launched(recipe, tmp_path / "two")
+    one, two = Recipe.read(recipe).run(tmp_path / "one"), Run(tmp_path / "two")
+    for name in ("fruit", "tree"):
+        left, right = (run.load_task(name).adapter.parameters for run in (one, two))
+        for key, value in left.items():
+            torch.testing.assert_close(right[key], value, rtol=0, atol=PARAMETERS)
+    losses = [[e["loss"] for e in run.events() if e["event"] == "step"] for run in (one, two)]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-3) and len(losses[0]) == 8

@@ -1,5 +1,4 @@
-"""Methods on language models: what they remember is of the tokens that a layer really reads,
-example by example."""
+"""Methods on language models: they remember the tokens that a layer reads, example by example."""
 
 import json
 import random
@@ -11,7 +10,7 @@ from datasets import Dataset
 from pico_language import language_model
 from torch import nn
 
-from perdure import InputError, Task, TaskStream, Training, learn, run, task_vectors
+from perdure import BackboneError, InputError, Task, TaskStream, Training, learn, run, task_vectors
 from perdure.data.exemplars import Exemplars
 from perdure.data.task import TaskRows
 from perdure.errors import RunError
@@ -66,8 +65,7 @@ def closed(name: str, classes: tuple[str, ...], size: int = 10) -> Task:
 
 @torch.no_grad()
 def plain_covariances(backbone, task: Task, layers: list[str]) -> dict[str, torch.Tensor]:
-    """E[x xᵀ] of each layer, with hooks, from one example at a time, in which nothing is
-    padding."""
+    """E[x xᵀ] of each layer, with hooks, of one example at a time: nothing is padding."""
     backbone.eval()
     examples = backbone.encode(task.rows("train"))
     inputs: dict[str, list[torch.Tensor]] = {name: [] for name in layers}
@@ -125,8 +123,7 @@ def test_covariances_are_of_the_tokens_that_a_layer_reads(kind):
 
 @pytest.mark.parametrize("design", ["both", "new_task"])
 def test_a_branch_leaves_old_inputs_alone_in_cross_attention_too(design):
-    """u C u <= sqrt(1 - epsilon) |C| for each row u of the new branch, C being that of the old
-    task's inputs."""
+    """u C u <= sqrt(1 - epsilon) |C| for each row u of the new branch, C of the old inputs."""
     backbone = language_model("t5")
     tasks = [free("other"), free("one"), free("two")]
     epsilon = 0.9999
@@ -166,8 +163,7 @@ def test_a_branch_leaves_old_inputs_alone_in_cross_attention_too(design):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("targets", [None, "all"])
 def test_importance_is_that_of_one_example_at_a_time(kind, targets):
-    """Of the layers that read all tokens of an example, and of the output layer, which reads those
-    of all answers."""
+    """Layers read all tokens of an example, and the output layer reads those of all answers."""
     backbone, task = language_model(kind), free("one")
     every = ["q", "v", "wi", "wo"] if kind == "t5" else ["q_proj", "o_proj", "down_proj", "lm_head"]
     torch.manual_seed(0)
@@ -360,6 +356,72 @@ def test_an_encoder_computes_again(bert, toy):
     bert.close(toy[0].name)
     again, _ = losses_of(bert, toy[0], replace(FEW, gradient_checkpointing=True))
     assert again == losses
+
+
+# -- SLAO's start
+
+
+def test_an_orthogonal_start_is_a_basis_of_the_last_A():
+    backbone, tasks = language_model("llama"), [free("one"), free("two")]
+    method = Isolated(rank=2, start="orthogonal")
+    first = learn(backbone, tasks[:1], method, FEW)
+    second = learn(backbone, tasks, method, FEW, earlier=[first])
+    for name, start in second.start.items():
+        last = first.parameters[name]
+        if "lora_B" in name:
+            assert torch.equal(start, last) and last.any()
+            continue
+        torch.testing.assert_close(start @ start.T, torch.eye(2), atol=1e-5, rtol=0)
+        # the rows span what the last A's do: projecting them there changes nothing
+        basis = torch.linalg.qr(last.T)[0]
+        torch.testing.assert_close(start @ basis @ basis.T, start, atol=1e-5, rtol=0)
+        assert (start * last).sum(1)[0] > 0
+    assert not method.isolates
+    with pytest.raises(InputError, match="needs `peft: lora`"):
+        Isolated(start="orthogonal", peft="full")
+
+
+# -- shared weights
+
+
+@pytest.mark.parametrize("kind", ["t5", "gpt2"])
+def test_full_leaves_tied_embeddings_as_they_are(kind, tmp_path):
+    """What was trained, what is merged, and what is loaded from the run's folder are one model."""
+    backbone, task = language_model(kind), free("one")
+    stream = TaskStream("free", (task,))
+    learned = run(
+        stream, backbone, Isolated(peft="full"), "last", training=FEW, output=tmp_path / "r"
+    )
+    adapter = learned.load_task("one").adapter
+    output = backbone.model.get_output_embeddings()
+    changed = {name.rpartition(".")[0] for name in adapter.parameters}
+    layers = {
+        name.removesuffix(".base_layer")
+        for name, layer in backbone.model.named_modules()
+        if hasattr(layer, "weight")
+    }
+    tied = {name for name in layers if backbone.model.get_submodule(name).weight is output.weight}
+    assert len(tied) > 1 and not changed & tied and len(changed) == len(layers - tied)
+
+    batch = backbone.encode(task.rows("test")).batch(range(2))
+    losses = []
+    with torch.no_grad():
+        losses.append(backbone.eval().losses(batch))
+        adapters.detach(backbone.model)
+        with folded(backbone.model, task_vectors([adapter])["one"]):
+            losses.append(backbone.losses(batch))
+        fresh = language_model(kind)
+        adapters.attach(fresh.model, adapter.config)
+        adapters.write(fresh.model, adapter.parameters)
+        losses.append(fresh.eval().losses(batch))
+        assert (backbone.losses(batch) - losses[0]).abs().max() > 0.1
+    for other in losses[1:]:
+        torch.testing.assert_close(other, losses[0], atol=1e-5, rtol=0)
+
+
+def test_a_change_of_a_shared_weight_is_refused():
+    with pytest.raises(BackboneError, match="`lm_head` shares its weight with `shared`"):
+        Sequential(target_modules=["q", "lm_head"]).attach(language_model("t5"))
 
 
 def json_of(kept: Exemplars) -> dict:

@@ -9,7 +9,14 @@ from small_runs import small
 
 from perdure import Backbone, Run, Training, learn, names, registry
 from perdure.checks import method
-from perdure.checks.method import OF_ALL, OF_FROZEN, OF_TRAINED, MethodUnderTest, checks_of
+from perdure.checks.method import (
+    OF_ALL,
+    OF_FROZEN,
+    OF_LANGUAGE,
+    OF_TRAINED,
+    MethodUnderTest,
+    checks_of,
+)
 from perdure.methods.parts.frozen import FrozenMethod
 from perdure.models import adapters
 
@@ -41,6 +48,16 @@ def subject(tmp_path_factory):
     )
 
 
+@pytest.fixture(scope="module")
+def on_language(tmp_path_factory):
+    """The same on a language model."""
+    return functools.cache(
+        lambda name, family: MethodUnderTest(
+            name, lambda: make(name), tmp_path_factory.mktemp("checks") / name, family
+        )
+    )
+
+
 CHECKS = [
     *itertools.product(OF_ALL, METHODS),
     *itertools.product(OF_TRAINED, TRAINED),
@@ -62,6 +79,26 @@ def test_the_checks_of_a_method_are_those_above(name, subject):
     assert len(Run(subject(name).whole).scores()) == 3 * (
         1 + 2 + 3
     )  # what they compare is not empty
+
+
+LANGUAGE = [
+    *itertools.product(OF_LANGUAGE, TRAINED, ["causal"]),
+    *itertools.product(
+        [method.only_its_parameters_change, method.a_run_goes_on_inside_a_task],
+        TRAINED,
+        ["seq2seq"],
+    ),
+    *itertools.product([method.it_says_what_it_needs], FROZEN, ["causal", "seq2seq"]),
+]
+
+
+@pytest.mark.parametrize(
+    ("check", "name", "family"), LANGUAGE, ids=lambda value: getattr(value, "__name__", value)
+)
+def test_method_on_language_models(check, name, family, on_language):
+    subject = on_language(name, family)
+    assert check in checks_of(subject)
+    check(subject)
 
 
 def test_starts(pico, toy, tmp_path):

@@ -2,7 +2,7 @@
 
 A check takes a `MethodUnderTest`; its docstring is the promise, in one sentence. The
 checks train a pico BERT on a toy stream of three tasks, as `perdure.run` and
-`perdure.learn` do it.
+`perdure.learn` do it, and some of them pico language models on two.
 """
 
 import inspect
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from perdure.checks.subject import Losses, MethodUnderTest, learn
 from perdure.data.task import Task, TaskWithoutData
-from perdure.errors import DataError, Stopped
+from perdure.errors import DataError, InputError, Stopped
 from perdure.learning.method import Method
 from perdure.learning.training import Training
 from perdure.models import adapters
@@ -38,6 +38,10 @@ Check = Callable[[MethodUnderTest], None]
 
 def checks_of(method: MethodUnderTest) -> tuple[Check, ...]:
     """Return the checks that apply to a method: one that trains nothing has no loss."""
+    if method.family != "encoder":
+        # `classes` too: a task of the stream has none.
+        has_needs = method.make().needs & {"heads", "classes"}
+        return (it_says_what_it_needs,) if has_needs else OF_LANGUAGE
     if method.trains:
         return (*OF_ALL, *OF_TRAINED)
     return (*OF_ALL, *OF_FROZEN)
@@ -316,6 +320,20 @@ def it_does_without_old_examples(method: MethodUnderTest) -> None:
         ) from error
 
 
+def it_says_what_it_needs(method: MethodUnderTest) -> None:
+    """It is refused before anything is learned, with what to take instead."""
+    try:
+        folder = method.run("refused")
+    except InputError as error:
+        sentences = str(error).count(". ") + 1
+        if sentences < 2:
+            raise method.failed(f"does not say what to do instead: {error}") from error
+        if (method.folder / "refused" / "tasks").exists():
+            raise method.failed("was refused only after a task had begun.") from error
+        return
+    raise method.failed(f"says by `needs` what it lacks, but it learned `{folder.name}`.")
+
+
 # -- runs
 
 
@@ -457,4 +475,12 @@ OF_TRAINED: tuple[Check, ...] = (
     training_lowers_the_loss,
     a_run_goes_on_inside_a_task,
 )
+OF_LANGUAGE: tuple[Check, ...] = (
+    loss_is_one_number,
+    only_its_parameters_change,
+    what_it_isolates_is_learned_alone,
+    it_does_without_old_examples,
+    a_run_goes_on_inside_a_task,
+)
+"""The checks on language models, whose examples have several answers' tokens and no head."""
 OF_FROZEN: tuple[Check, ...] = (computed_heads_know_the_classes,)

@@ -1,8 +1,9 @@
-"""A pico model and a toy stream of tasks, made in memory in seconds, without a download."""
+"""Pico models and toy streams of tasks, made in memory in seconds, without a download."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformers
@@ -33,6 +34,16 @@ IN_COMMON: dict[str, Any] = {
     "cls_token_id": 2,
     "sep_token_id": 3,
 }
+
+Family = Literal["encoder", "causal", "seq2seq"]
+"""The kind of a pico model: an encoder with heads, or a language model without or with one."""
+OF_TEXT: dict[str, Any] = {
+    "vocab_size": len(SPECIAL) + len(WORDS),
+    "pad_token_id": 0,
+    "bos_token_id": 2,
+    "eos_token_id": 3,
+}
+T5_SIZES: dict[str, Any] = {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2}
 
 
 def tokenizer() -> transformers.PreTrainedTokenizerFast:
@@ -65,6 +76,21 @@ def save(folder: Path, config: transformers.PreTrainedConfig | None = None) -> P
         torch.manual_seed(7)
         model = transformers.AutoModelForSequenceClassification.from_config(config)
         model.save_pretrained(folder)
+        tokenizer().save_pretrained(folder)
+    return folder
+
+
+def save_language_model(folder: Path, family: Family) -> Path:
+    """Save a language model with random weights: a pico Llama, or a pico T5 for `seq2seq`."""
+    if family == "causal":
+        config = transformers.LlamaConfig(**SIZES, **OF_TEXT, max_position_embeddings=40)
+        auto = transformers.AutoModelForCausalLM
+    else:
+        config = transformers.T5Config(**T5_SIZES, **OF_TEXT, decoder_start_token_id=0)
+        auto = transformers.AutoModelForSeq2SeqLM
+    with pretrained.quietly(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        auto.from_config(config).save_pretrained(folder)
         tokenizer().save_pretrained(folder)
     return folder
 
@@ -107,3 +133,32 @@ def toy_stream() -> TaskStream:
         toy_task("shape", ["round", "square"], 3),
     )
     return TaskStream("toy", tasks)
+
+
+def text_stream() -> TaskStream:
+    """Return a stream of a task whose classes are words, and of one that is answered freely."""
+    whole = toy_task("fruit", [WORDS[-1], WORDS[-2]], 1)
+    # Answers in words take longer than heads: a few are enough.
+    closed = replace(
+        whole,
+        train=whole.train.select(range(16)),
+        validation=whole.validation.select(range(4)),
+        test=whole.test.select(range(4)),
+    )
+
+    def answered(data: Dataset) -> Dataset:
+        # An answer of one or two words of the text, so that answers have several lengths.
+        words = [text.split() for text in data["text"]]
+        targets = [" ".join(of_text[: 1 + len(of_text) % 2]) for of_text in words]
+        return Dataset.from_dict({"text": data["text"][:], "target": targets})
+
+    rows = toy_task("first", ["a", "b"], 2)
+    free = Task(
+        "first",
+        (),
+        train=answered(rows.train),
+        validation=answered(rows.validation.select(range(4))),
+        test=answered(rows.test.select(range(4))),
+        score="exact_match",
+    )
+    return TaskStream("text", (closed, free))

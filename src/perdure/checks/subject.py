@@ -35,23 +35,29 @@ class MethodUnderTest:
         A function that makes a new instance, with the same settings each time.
     folder
         An empty or missing folder, in which the checks write their runs.
+    family
+        The kind of the pico model on which it is checked.
     """
 
     name: str
     make: Callable[[], Method]
     folder: Path
+    family: models.Family = "encoder"
     losses: list[int] = field(default_factory=list, init=False)
     """The number of losses of each task of the run `whole`."""
 
     @cached_property
     def stream(self) -> TaskStream:
         """The tasks to learn."""
-        return models.toy_stream()
+        return models.toy_stream() if self.family == "encoder" else models.text_stream()
 
     @cached_property
     def model(self) -> Path:
         """The folder of the pre-trained model."""
-        return models.save(self.folder / "model")
+        folder = self.folder / "model"
+        if self.family == "encoder":
+            return models.save(folder)
+        return models.save_language_model(folder, self.family)
 
     @cached_property
     def trains(self) -> bool:
@@ -73,7 +79,9 @@ class MethodUnderTest:
 
     def backbone(self) -> Backbone:
         """Load the pre-trained model."""
-        return Backbone.load(self.model, pooling="mean")
+        if self.family == "encoder":
+            return Backbone.load(self.model, pooling="mean")
+        return Backbone.load(self.model, max_new_tokens=4)
 
     def run(
         self,
@@ -83,7 +91,10 @@ class MethodUnderTest:
         method: Method | None = None,
         backbone: Backbone | None = None,
     ) -> Path:
-        """Learn the first tasks, or go on with a run of them; return its folder."""
+        """Learn the first tasks, or go on with a run of them; return its folder.
+
+        A stream with fewer tasks is learned as a whole.
+        """
         folder = self.folder / name
         run(
             self.stream.until(tasks),

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import TypeVar
 
 from perdure import registry
-from perdure.checks import method, rule
+from perdure.checks import method, models, rule
 from perdure.checks.method import MethodUnderTest
 from perdure.checks.rule import RuleUnderTest
 from perdure.errors import CheckFailed, InputError, PerdureError, UnknownName
@@ -20,6 +20,12 @@ from perdure.runs.recipe import make_method
 from perdure.settings import checked, named, section
 
 KINDS: tuple[registry.Kind, ...] = ("method", "rule")
+FAMILIES: dict[models.Family, str] = {
+    "encoder": "",
+    "causal": "Causal language model: ",
+    "seq2seq": "Encoder and decoder: ",
+}
+"""How a promise begins on each kind of model."""
 LOADED = "It can be loaded, with these settings."
 Subject = TypeVar("Subject", MethodUnderTest, RuleUnderTest)
 
@@ -154,18 +160,22 @@ def _promises(name: str, settings: Sequence[str], folder: Path) -> list[Promise]
         raise InputError(
             f"`{name}` holds `{loaded.__name__}`, which is not derived from `perdure.Method`."
         )
-    subject = MethodUnderTest(
-        name,
-        # Copied: instances must not share a list or a mapping that one of them changes.
-        lambda: make_method(copy.deepcopy(given)),
-        folder,
-    )
-    return [_promise(check, subject) for check in method.checks_of(subject)]
+    promises: list[Promise] = []
+    for family, where in FAMILIES.items():
+        subject = MethodUnderTest(
+            name,
+            # Copied: instances must not share a list or a mapping that one of them changes.
+            lambda: make_method(copy.deepcopy(given)),
+            folder / family,
+            family,
+        )
+        promises += [_promise(check, subject, where) for check in method.checks_of(subject)]
+    return promises
 
 
-def _promise(check: Callable[[Subject], None], subject: Subject) -> Promise:
+def _promise(check: Callable[[Subject], None], subject: Subject, where: str = "") -> Promise:
     text = inspect.getdoc(check) or check.__name__
-    return Promise(text, functools.partial(check, subject))
+    return Promise(where + text, functools.partial(check, subject))
 
 
 def _kind(name: str) -> registry.Kind:

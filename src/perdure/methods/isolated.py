@@ -3,8 +3,14 @@
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
 from perdure.data.task import Task
+from perdure.errors import InputError
 from perdure.learning.method import PeftMethod
+from perdure.models import adapters
 from perdure.models.backbone import Backbone
 
 
@@ -19,16 +25,27 @@ class Isolated(PeftMethod):
     ----------
     start
         `fresh`: every task starts from the same initial module Phi_pre; `previous`: from the last
-        task's tuned module (the paper's choice: faster to train, and knowledge is passed on).
+        task's tuned module (the paper's choice: faster to train, and knowledge is passed on);
+        `orthogonal`: from the last task's B and an orthonormal basis of the rows of its A (SLAO's,
+        for the rule `slao`; LoRA only).
 
     References
     ----------
     Zeng, Li & Ayesh, Neural Networks Remember More: The Power of Parameter Isolation and
     Combination, arXiv 2502.10966. Implemented from its abstract and opening: the paper's own
-    code and hyper-parameters are not public.
+    code and hyper-parameters are not public. SLAO: Qiao & Mahdavi, Merge before Forget, arXiv
+    2512.23017.
     """
 
-    start: Literal["fresh", "previous"] = "fresh"
+    start: Literal["fresh", "previous", "orthogonal"] = "fresh"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.start == "orthogonal" and self.peft != "lora":
+            raise InputError(
+                "`start: orthogonal` makes a basis of LoRA's A: it needs `peft: lora`. Or use "
+                "`start: previous`."
+            )
 
     @property
     def isolates(self) -> bool:
@@ -38,5 +55,17 @@ class Isolated(PeftMethod):
     def begin(self, backbone: Backbone, task: Task) -> None:
         if self.start == "fresh":
             self.attach(backbone)
-        else:
-            self.go_on(backbone)
+            return
+        goes_on = adapters.attached(backbone.model)
+        self.go_on(backbone)
+        if self.start == "orthogonal" and goes_on:
+            for A, _ in adapters.factors(backbone.model).values():
+                A.data = _orthonormal(A.data)
+
+
+def _orthonormal(A: Float[Tensor, "rank in"]) -> Float[Tensor, "rank in"]:
+    """Return an orthonormal basis of the rows of A, which points the way that they do."""
+    Q, R = torch.linalg.qr(A.double().T)
+    # A decomposition is unique but for the signs: with these an orthonormal A stays as it is.
+    signs = torch.where(R.diagonal() < 0, -1.0, 1.0).to(Q)
+    return (Q * signs).T.to(A)

@@ -114,7 +114,8 @@ def configure(
         attention and feed-forward layers (`"houlsby"`: Houlsby et al. 2019); `"pfeiffer"` takes
         those of feed-forward layers only (Pfeiffer et al. 2021). `full` takes all layers that have
         a weight: linear ones, embeddings, norms, convolutions. Parameters outside of such layers,
-        such as a class token, are not trained.
+        such as a class token, are not trained, and neither is a weight that layers share, such as
+        that of tied embeddings and output layer.
     blocks
         Take layers only from the first `blocks` blocks of the transformer.
 
@@ -126,7 +127,9 @@ def configure(
         `target_modules` is not a regular expression, or takes too much time.
     """
     names = _names(model, trains if kind == "full" else is_matrix)
-    targets = target_modules or _usual_targets(kind, names)
+    tied = _tied(model)
+    untied = [name for name in names if name not in tied]
+    targets = target_modules or _usual_targets(kind, untied)
     # Two placements of the literature have names; architectures call the layers differently.
     if targets == "houlsby":
         targets = rf".*({ATTENTION_OUTPUT}|{FEED_FORWARD_OUTPUT})"
@@ -147,6 +150,7 @@ def configure(
         chosen = []
     if blocks is not None:
         chosen = [name for name in chosen if _block(name) < blocks]
+    _check_untied(chosen, tied)
     # The file of the adapter then lists layers: no pattern in a file is ever matched.
     if blocks is not None or isinstance(targets, str):
         config.target_modules = set(chosen)  # pyright: ignore
@@ -194,6 +198,32 @@ def _names(model: nn.Module, is_kind: Callable[[nn.Module], bool] = is_matrix) -
         if is_pretrained and is_kind(module):
             names.append(name.removesuffix(".base_layer"))
     return names
+
+
+def _tied(model: nn.Module) -> dict[str, str]:
+    """Return the layers that share their weight with another one, by their names, and which."""
+    names: dict[int, list[str]] = {}
+    weighted = _names(model, lambda layer: isinstance(getattr(layer, "weight", None), Tensor))
+    # A layer behind an adapter is there twice: the adapter passes its weight on.
+    for name in dict.fromkeys(weighted):
+        names.setdefault(id(base_layer(model, name).weight), []).append(name)
+    tied: dict[str, str] = {}
+    for sharing in names.values():
+        if len(sharing) > 1:
+            first, *others = sharing
+            tied |= {first: others[0]} | dict.fromkeys(others, first)
+    return tied
+
+
+def _check_untied(chosen: Sequence[str], tied: Mapping[str, str]) -> None:
+    """Raise `BackboneError` if a layer is to change that shares its weight with another one."""
+    for name in chosen:
+        if name in tied:
+            # A module changes what one layer computes; merged, the change would reach the others.
+            raise BackboneError(
+                f"`{name}` shares its weight with `{tied[name]}`, so that a change of one would "
+                "become a change of both. Leave it out of `target_modules`."
+            )
 
 
 def _tuner_layers(model: nn.Module) -> dict[str, BaseTunerLayer]:

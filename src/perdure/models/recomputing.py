@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 from torch import nn
 
@@ -19,7 +20,7 @@ def recomputed(backbone: Backbone) -> Iterator[None]:
     InputError
         The architecture does not support it.
     """
-    model = backbone.model
+    model: Any = backbone.model
     if not getattr(model, "supports_gradient_checkpointing", False):
         raise InputError(
             f"`gradient_checkpointing` is not supported by `{type(model).__name__}` of "

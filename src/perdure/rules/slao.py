@@ -18,8 +18,8 @@ def slao(vectors: dict[str, TaskVector]) -> TaskVector:
 
     The factors are merged, not their products. That is meaningful for modules that each start
     from the last, as SLAO's do (A from an orthonormal basis of the last A, B from the last
-    B): B then refers to nearly the same A. For a layer that a task lacks, B_t = 0 and A
-    stays.
+    B: `isolated` with `start: orthogonal`): B then refers to nearly the same A. For a layer
+    that a task lacks, B_t = 0 and A stays.
 
     Examples
     --------
