@@ -161,7 +161,7 @@ def test_a_wrong_setting_is_refused(setting):
 def test_forms_of_the_setting():
     assert source(False) is None and source(None) is None
     assert source("mine.txt") == Source("mine.txt") == source({"text": "mine.txt"})
-    assert source(True) == Source("editorials", 4096)
+    assert source(True) == Source("editorials", 2048)
 
 
 def test_texts_that_cannot_be_read(tmp_path):

@@ -1,5 +1,4 @@
-"""What a language model can still do besides its tasks: its loss on plain text, and how far it
-moved.
+"""A language model besides its tasks: its loss on plain text, and how far it has moved.
 
 Neither needs a benchmark. The rise of the first is peft's own measure of forgetting; the second
 predicts forgetting before any old task is measured (Shenfeld et al., RL's Razor, arXiv 2509.04259).
@@ -27,7 +26,7 @@ GeneralSetting = bool | str | dict[str, object] | None
 """`evaluation.general`: true, a text's name or file, or a mapping of both `text` and `tokens`."""
 
 USUAL = "editorials"
-TOKENS = 4096
+TOKENS = 2048
 """The number of tokens of plain text that are predicted: seconds for a small model on a CPU."""
 LENGTH = 128
 """The number of tokens in a piece of it."""
@@ -41,7 +40,7 @@ READ = 2**20
 
 @dataclass(frozen=True)
 class General:
-    """What was measured besides the tasks.
+    """The values that were measured besides the tasks.
 
     Attributes
     ----------
@@ -78,9 +77,9 @@ def source(setting: GeneralSetting) -> Source | None:
     Examples
     --------
     >>> source({"text": "mine.txt"})
-    Source(text='mine.txt', tokens=4096)
+    Source(text='mine.txt', tokens=2048)
     >>> source(True), source(None)
-    (Source(text='editorials', tokens=4096), None)
+    (Source(text='editorials', tokens=2048), None)
     """
     if setting is None or setting is False:
         return None
@@ -178,8 +177,8 @@ def measured(system: System, setting: Source, new: Task | None) -> General:
     for value in (loss, divergence):
         if value is not None and not math.isfinite(value):
             raise NotFinite(
-                f"The rule `{system.rule.label}` makes a model whose loss on plain text is "
-                f"{value}. Choose a smaller `scale`, or another rule."
+                f"The rule `{system.rule.label}` makes a model whose loss is {value}. "
+                "Choose a smaller `scale`, or another rule."
             )
     return General(loss, divergence, "posterior" if combined.routed else "none")
 

@@ -245,8 +245,7 @@ def check_search(stream: TaskStream, step: int, rule: Rule) -> None:
 
 
 def _averages(answers: Mapping[str, Answers | Texts]) -> str:
-    """Format the average score for each way to know the task; say if it is one of several
-    scores."""
+    """Format the average score for each way to know the task; say if the scores differ."""
     values: dict[TaskId, list[float]] = {}
     for of_task in answers.values():
         for task_id, score in of_task.scores().items():

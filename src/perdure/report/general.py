@@ -1,4 +1,4 @@
-"""What the stream costs the model elsewhere: its loss on plain text, and how far it moved."""
+"""The cost of a stream elsewhere: the model's loss on plain text, and how far it has moved."""
 
 import math
 from collections.abc import Mapping, Sequence
