@@ -149,9 +149,7 @@ def test_a_routed_rule_picks_a_model_for_each_piece(text, tmp_path):
 @pytest.mark.parametrize(("rule", "way"), [("last", "none"), ("routed", "posterior")])
 def test_tasks_that_are_never_trained(rule, way, text, tmp_path):
     """Each by its own score and words, before the first task and after each; never learned."""
-    lines = [
-        json.dumps({"text": f"is it {n}", "label": "ja nein".split()[n % 2]}) for n in range(20)
-    ]
+    lines = [json.dumps({"text": f"is it {n}", "label": ["ja", "nein"][n % 2]}) for n in range(20)]
     (tmp_path / "never.jsonl").write_text("\n".join(lines))
     entry = {"data": str(tmp_path / "never.jsonl"), "text": "text", "label": "label"}
     evaluation = Evaluation(general=text | {"tasks": [entry]})
