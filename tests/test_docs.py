@@ -42,7 +42,7 @@ RUN = {
     "data.md": (11, 7),
     "in-python.md": (6, 0),
     "lesson.md": (6, 0),
-    "metrics.md": (4, 0),
+    "metrics.md": (5, 0),
     "write-a-method.md": (3, 2),
     "write-a-rule.md": (2, 2),
 }

@@ -83,7 +83,7 @@ def test_everything_says_what_it_is(kind):
         assert (
             registry.summary(thing).endswith((".", ")", ":")) and len(registry.summary(thing)) > 20
         )
-        assert kind == "rule" or "References" in thing.__doc__
+        assert kind in ("rule", "score") or "References" in thing.__doc__
         for option in registry.options(thing):
             assert option in (thing.__doc__ + (PeftMethod.__doc__ if kind == "method" else "")), (
                 f"{name}: `{option}` is not explained"

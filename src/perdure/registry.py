@@ -1,10 +1,9 @@
-"""The file name is the registry: methods, rules, benchmarks, scores and bundled models are not
-listed.
+"""The file name is the registry: methods, rules, benchmarks, scores and models are not listed.
 
 A name is looked up as a file of `perdure/methods`, `perdure/rules`, `perdure/benchmarks`,
-`perdure/evaluation/scores` or `perdure/bundled`, as an entry point of the group `perdure.methods`
-(`perdure.rules`, …) of another package, or as a path to a Python file (`./mine.py`), which is run
-if it is trusted.
+`perdure/evaluation/scores` or `perdure/bundled`, as an entry point of the group
+`perdure.methods` (`perdure.rules`, …) of another package, or as a path to a Python file
+(`./mine.py`), which is run if it is trusted.
 
 A run folder may come from a stranger, and may name such a file as well. Whoever reads
 names out of a run folder says so (`named_by_run`): a file that only a run folder names is

@@ -1,5 +1,6 @@
 """What a language model can still do besides its tasks, against transformers' own losses."""
 
+import json
 import math
 
 import pytest
@@ -14,6 +15,9 @@ from perdure.evaluation import general
 from perdure.evaluation.general import Source, source
 from perdure.methods.isolated import Isolated
 from perdure.methods.sequential import Sequential
+from perdure.report.general import sentences
+from perdure.report.html import to_html
+from perdure.report.summary import summarise
 from perdure.runs.resume import restored
 
 TEXT = "It snows today. Stay in and read a book by the fire. " * 40
@@ -142,6 +146,33 @@ def test_a_routed_rule_picks_a_model_for_each_piece(text, tmp_path):
     assert (tmp_path / "run" / "scores.csv").read_bytes() == before
 
 
+@pytest.mark.parametrize(("rule", "way"), [("last", "none"), ("routed", "posterior")])
+def test_tasks_that_are_never_trained(rule, way, text, tmp_path):
+    """Each by its own score and words, before the first task and after each; never learned."""
+    lines = [json.dumps({"text": f"is it {n}", "label": ["ja", "nein"][n % 2]}) for n in range(20)]
+    (tmp_path / "never.jsonl").write_text("\n".join(lines))
+    entry = {"data": str(tmp_path / "never.jsonl"), "text": "text", "label": "label"}
+    evaluation = Evaluation(general=text | {"tasks": [entry]})
+    stream = TaskStream("s", (closed("colours", ("red", "blue")), free("news")))
+    backbone = language_model("llama")
+    method = Sequential() if rule == "last" else Isolated(rank=2)
+    arguments = {"training": TRAINING, "evaluation": evaluation, "output": tmp_path / "run"}
+    results = run(stream, backbone, method, rule, **arguments)
+    rows = [row for row in results.scores() if row["task"] == "general:never"]
+    assert [row["step"] for row in rows] == [0, 1, 2] and results.tasks == ["colours", "news"]
+    assert {row["metric"] for row in rows} == {"accuracy"} and rows[-1]["task_id"] == way
+    # half of the words are right whatever the model says: any other word would be wrong always
+    assert all(0.2 <= row["value"] <= 0.8 for row in rows)
+    before = (tmp_path / "run" / "scores.csv").read_bytes()
+    run(stream, backbone, method, rule, **arguments)
+    assert (tmp_path / "run" / "scores.csv").read_bytes() == before
+    summary = summarise([tmp_path / "run"])
+    (values,) = summary["runs"][0]["general"]
+    assert [value is None for value in values["never"]["never (accuracy)"]] == [False] * 3
+    assert "Tasks that are never trained" in to_html(summary)
+    assert "never (accuracy), never trained" in " ".join(sentences(summary))
+
+
 def test_an_encoder_says_so(toy, bert, tmp_path):
     evaluation = Evaluation(general=True)
     with pytest.raises(InputError, match="is for language models"):
@@ -151,7 +182,15 @@ def test_an_encoder_says_so(toy, bert, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "setting", [{"text": 3}, {"tokens": 5}, {"tokens": True}, {"file": "a.txt"}, {"tokens": "many"}]
+    "setting",
+    [
+        {"text": 3},
+        {"tokens": 5},
+        {"tokens": True},
+        {"tasks": "x"},
+        {"file": "a.txt"},
+        {"tokens": "many"},
+    ],
 )
 def test_a_wrong_setting_is_refused(setting):
     with pytest.raises(InputError, match="must be true, the name of a text"):
@@ -161,7 +200,7 @@ def test_a_wrong_setting_is_refused(setting):
 def test_forms_of_the_setting():
     assert source(False) is None and source(None) is None
     assert source("mine.txt") == Source("mine.txt") == source({"text": "mine.txt"})
-    assert source(True) == Source("editorials", 4096)
+    assert source(True) == Source("editorials", 2048)
 
 
 def test_texts_that_cannot_be_read(tmp_path):

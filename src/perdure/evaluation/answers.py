@@ -45,6 +45,10 @@ class Texts:
             values[task_id] = float(value)
         return values
 
+    def worded(self) -> "Texts":
+        """Return the answers themselves: they are words already."""
+        return self
+
     def calibration_errors(self) -> dict[TaskId, float]:
         """Return nothing: free text has no confidence among choices."""
         return {}
@@ -79,7 +83,7 @@ class Answers:
     def scores(self) -> dict[TaskId, float]:
         """Return the score between 0 and 1, for each way to know the task."""
         if self.metric != "accuracy":
-            return self._worded().scores()
+            return self.worded().scores()
         shares = {}
         for task_id, answered in self.answered.items():
             right = answered == self.true
@@ -94,7 +98,7 @@ class Answers:
             errors[task_id] = expected_calibration_error(reliability(confidence, right))
         return errors
 
-    def _worded(self) -> "Texts":
+    def worded(self) -> "Texts":
         """Return the answers as the names of their classes."""
         answered: dict[TaskId, list[str]] = {}
         for task_id, indices in self.answered.items():

@@ -1,5 +1,4 @@
-"""What a language model can still do besides its tasks: its loss on plain text, and how far it
-moved.
+"""A language model besides its tasks: its loss on plain text, and how far it has moved.
 
 Neither needs a benchmark. The rise of the first is peft's own measure of forgetting; the second
 predicts forgetting before any old task is measured (Shenfeld et al., RL's Razor, arXiv 2509.04259).
@@ -7,7 +6,7 @@ predicts forgetting before any old task is measured (Shenfeld et al., RL's Razor
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,6 +15,7 @@ from torch.nn import functional as F
 from perdure import registry
 from perdure.data.task import Task
 from perdure.errors import DataError, InputError, NotFinite, UnknownName
+from perdure.evaluation.answers import Texts
 from perdure.evaluation.score import TaskId
 from perdure.evaluation.system import System
 from perdure.merging.combine import Combined
@@ -24,10 +24,10 @@ from perdure.models.examples import Examples
 from perdure.vectors.task_vector import TaskVector
 
 GeneralSetting = bool | str | dict[str, object] | None
-"""`evaluation.general`: true, a text's name or file, or a mapping of both `text` and `tokens`."""
+"""`evaluation.general`: true, a text's name or file, or a mapping of `text`, `tokens`, `tasks`."""
 
 USUAL = "editorials"
-TOKENS = 4096
+TOKENS = 2048
 """The number of tokens of plain text that are predicted: seconds for a small model on a CPU."""
 LENGTH = 128
 """The number of tokens in a piece of it."""
@@ -41,7 +41,7 @@ READ = 2**20
 
 @dataclass(frozen=True)
 class General:
-    """What was measured besides the tasks.
+    """The values that were measured besides the tasks.
 
     Attributes
     ----------
@@ -50,21 +50,35 @@ class General:
     divergence
         KL(pre-trained ‖ now) on prompts of the new task, in nats; None before the first task, and
         where its examples are missing.
+    scores
+        The score of each task that is never trained, with the score's name, by the task's name.
     task_id
         How the task was known: `none`, or `posterior` where each task has a model of its own.
     """
 
     cross_entropy: float
     divergence: float | None
+    scores: Mapping[str, tuple[str, float]]
     task_id: TaskId
 
 
 @dataclass(frozen=True)
 class Source:
-    """The text that is measured on: a name or a file, and the number of tokens to predict."""
+    """The text that is measured on, and tasks that are never trained.
+
+    Attributes
+    ----------
+    text
+        A name or a file.
+    tokens
+        The number of tokens to predict.
+    tasks
+        Entries as in a recipe's stream.
+    """
 
     text: str = USUAL
     tokens: int = TOKENS
+    tasks: tuple[Mapping[str, object], ...] = ()
 
 
 def source(setting: GeneralSetting) -> Source | None:
@@ -78,9 +92,9 @@ def source(setting: GeneralSetting) -> Source | None:
     Examples
     --------
     >>> source({"text": "mine.txt"})
-    Source(text='mine.txt', tokens=4096)
+    Source(text='mine.txt', tokens=2048, tasks=())
     >>> source(True), source(None)
-    (Source(text='editorials', tokens=4096), None)
+    (Source(text='editorials', tokens=2048, tasks=()), None)
     """
     if setting is None or setting is False:
         return None
@@ -88,15 +102,19 @@ def source(setting: GeneralSetting) -> Source | None:
         return Source()
     if isinstance(setting, str):
         return Source(setting)
-    unknown = sorted(set(setting) - {"text", "tokens"})
+    unknown = sorted(set(setting) - {"text", "tokens", "tasks"})
     text, tokens = setting.get("text", USUAL), setting.get("tokens", TOKENS)
     is_number = isinstance(tokens, int) and not isinstance(tokens, bool)
-    if unknown or not isinstance(text, str) or not is_number or tokens < LENGTH:
+    tasks = setting.get("tasks", [])
+    are_entries = isinstance(tasks, list) and all(isinstance(entry, Mapping) for entry in tasks)
+    is_text = isinstance(text, str)
+    if unknown or not is_text or not is_number or tokens < LENGTH or not are_entries:
         raise InputError(
             f"`evaluation.general` is {str(setting)[:100]}, but must be true, the name of a text "
-            f"file, or a mapping of `text` (a file) and `tokens` (at least {LENGTH})."
+            f"file, or a mapping of `text` (a file), `tokens` (at least {LENGTH}) and `tasks` "
+            "(a list of entries as in `stream`)."
         )
-    return Source(text, tokens)
+    return Source(text, tokens, tuple(tasks))
 
 
 def texts(name: str) -> list[str]:
@@ -152,13 +170,17 @@ def pieces(backbone: Backbone, setting: Source) -> Examples:
     return examples
 
 
-def measured(system: System, setting: Source, new: Task | None) -> General:
+def measured(
+    system: System, setting: Source, new: Task | None, never: Sequence[Task] = ()
+) -> General:
     """Measure a system besides its tasks. The backbone is left as it was.
 
     Parameters
     ----------
     new
         The task that was learned last; None before the first.
+    never
+        The tasks that are never trained.
 
     Raises
     ------
@@ -178,10 +200,31 @@ def measured(system: System, setting: Source, new: Task | None) -> General:
     for value in (loss, divergence):
         if value is not None and not math.isfinite(value):
             raise NotFinite(
-                f"The rule `{system.rule.label}` makes a model whose loss on plain text is "
-                f"{value}. Choose a smaller `scale`, or another rule."
+                f"The rule `{system.rule.label}` makes a model whose loss is {value}. "
+                "Choose a smaller `scale`, or another rule."
             )
-    return General(loss, divergence, "posterior" if combined.routed else "none")
+    scores = {task.name: (task.score, never_trained(system, task)) for task in never}
+    return General(loss, divergence, scores, "posterior" if combined.routed else "none")
+
+
+def never_trained(system: System, task: Task) -> float:
+    """Return the score of a task that was not learned, by the model as it is now.
+
+    Of a closed task only its own words can be answered.
+    """
+    combined = system.combined
+    if not combined.routed:
+        alone = {task.name: task.classes}
+        return system.answer(task, "test", ["given"], among=alone).scores()["given"]
+    # Each example is read by the model of its likeliest task, as if it were one of that task's.
+    picked = system.likeliest(system.backbone.encode(task.rows("test")))
+    texts: list[str] = [""] * len(picked)
+    for name, rows in _by_model(picked, len(picked)).items():
+        some = replace(task, name=str(name), test=task.test.select(rows))
+        answers = system.answer(some, "test", ["given"], among={some.name: task.classes})
+        for row, text in zip(rows, answers.worded().answered["given"], strict=True):
+            texts[row] = text
+    return Texts(task.references("test"), {"given": texts}, task.score).scores()["given"]
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 """Measure a system: combine its tasks and score them. No file is written."""
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -37,8 +37,9 @@ class Evaluation:
         Also measure tasks before they are learned, which forward transfer needs.
     general
         Also measure what a language model can do besides its tasks, before the first task and
-        after each one: true, a file of plain text, or a mapping of `text` (the file) and `tokens`
-        (the number to predict, by default 4096).
+        after each one: true, a file of plain text, or a mapping of `text` (the file), `tokens`
+        (the number to predict, by default 2048) and `tasks` (entries as in a recipe's stream, of
+        tasks that are never trained).
     """
 
     task_ids: tuple[TaskId, ...] = TASK_IDS
@@ -109,6 +110,7 @@ def measure(
     evaluation: Evaluation,
     seed: int = 0,
     *,
+    never: Sequence[Task] = (),
     quiet: bool = True,
 ) -> Measurement:
     """Combine the tasks of a system and score them on test examples.
@@ -119,6 +121,8 @@ def measure(
     ----------
     seed
         Seed for the untrained heads of future tasks, with `evaluation.future`.
+    never
+        The tasks of `evaluation.general`, which are never trained.
     """
     started = time.perf_counter()
     step = len(system.learned)
@@ -156,7 +160,7 @@ def measure(
         besides: list[Score] = []
         if elsewhere:
             new = stream.tasks[step - 1] if step else None
-            values = general.measured(acting, elsewhere, new)
+            values = general.measured(acting, elsewhere, new, never)
             besides = _besides(system, values, stream.scenario)
         # A milestone: outside a terminal, a log gets a line with the averages.
         progress.to(len(tasks), _averages(answers), reached=True)
@@ -208,6 +212,7 @@ def _besides(system: System, values: General, scenario: Scenario) -> list[Score]
     named = [("text", "cross_entropy", values.cross_entropy)]
     if values.divergence is not None:
         named.append(("prompts", "divergence", values.divergence))
+    named += [(task, score, value) for task, (score, value) in values.scores.items()]
     rows: list[Score] = []
     for name, metric, value in named:
         rows.append(
@@ -245,8 +250,7 @@ def check_search(stream: TaskStream, step: int, rule: Rule) -> None:
 
 
 def _averages(answers: Mapping[str, Answers | Texts]) -> str:
-    """Format the average score for each way to know the task; say if it is one of several
-    scores."""
+    """Format the average score for each way to know the task; say if the scores differ."""
     values: dict[TaskId, list[float]] = {}
     for of_task in answers.values():
         for task_id, score in of_task.scores().items():

@@ -14,8 +14,7 @@ from numpy import ndarray
 CALIBRATION_ERROR = "calibration_error"
 """Stands beside a task's score in `scores.csv`: how far confidence is from accuracy."""
 GENERAL = "general:"
-"""Begins the names in `scores.csv` of what no task of the stream teaches; no task has such a
-name."""
+"""Begins the names in `scores.csv` of what no task teaches; no task can have such a name."""
 
 
 def is_score(row: Mapping[str, object]) -> bool:

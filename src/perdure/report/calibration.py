@@ -1,4 +1,4 @@
-"""How well the confidence of a language model's closed answers matches their score."""
+"""The calibration of a language model's closed answers: confidence against accuracy."""
 
 import numpy as np
 

@@ -6,6 +6,7 @@ named.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
@@ -50,6 +51,15 @@ class Files:
     diagnostics: Record
     problems: list[str]
     running: bool
+
+    @cached_property
+    def score_names(self) -> dict[str, str]:
+        """The name of each task's score; the last one, where it was measured with several."""
+        names = {}
+        for row in self.scores:
+            if is_score(row):
+                names[row["task"]] = row["metric"]
+        return names
 
 
 def read(folder: str | Path) -> Files:

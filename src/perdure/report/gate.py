@@ -20,7 +20,7 @@ ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class Kept:
-    """What is left of one task.
+    """The score of one task, when it was learned and now.
 
     Attributes
     ----------

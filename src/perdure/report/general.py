@@ -1,26 +1,29 @@
-"""What the stream costs the model elsewhere: its loss on plain text, and how far it moved."""
+"""The cost of a stream elsewhere: the model's loss on plain text, and how far it has moved."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from matplotlib.figure import Figure
 
 from perdure.evaluation.metrics import GENERAL
-from perdure.report.axes import empty, gaps, left_out, name_tasks, shown, with_legend
+from perdure.report.axes import PERCENT, empty, gaps, left_out, name_tasks, shown, with_legend
 from perdure.report.folder import Files
-from perdure.report.markdown import number
+from perdure.report.markdown import number, percent
 from perdure.report.picture import Cell, Picture, Section
 from perdure.report.plain import Record, Summary
-from perdure.report.series import DRAWN, Look, Looks
+from perdure.report.series import DRAWN, LINES, MARKERS, Look, Looks
 from perdure.report.svg import SOFT, svg
 
 TITLE = "What the stream costs the model elsewhere"
 NOTE = (
     "Rise: the cross-entropy on plain text that no task teaches, less that before the first task, "
     "in nats per token; above 0 something was lost. KL: how far the model has moved on the prompts "
-    "of the task just learned, KL(pre-trained ‖ now) in nats per place where an answer is due."
+    "of the task just learned, KL(pre-trained ‖ now) in nats per place where an answer is due. "
+    "Never trained: tasks that are only measured, each by its own score."
 )
+MEASURES = ("cross_entropy", "divergence")
+"""The metrics that are no score of a task."""
 BEFORE = "(before)"
 """The name of the step before the first task."""
 
@@ -28,38 +31,44 @@ BEFORE = "(before)"
 def summarise(files: Files) -> list[Record]:
     """Return, for each rule, the values before the first task (if known) and after each one.
 
-    `cross_entropy` and `rise` begin with the step before the first task, `divergence` after it.
+    `cross_entropy`, `rise` and the scores of tasks that are `never` trained begin with the step
+    before the first task, `divergence` after it.
     """
     count = len(files.tasks)
     values: dict[tuple[str, str, int], float] = {}
-    start = None
+    titles: dict[str, None] = {}
     rules: dict[str, None] = {}
     for row in files.scores:
         if not row["task"].startswith(GENERAL) or not math.isfinite(row["value"]):
             continue
+        name = row["metric"]
+        if name not in MEASURES:
+            name = f"{row['task'].removeprefix(GENERAL)} ({name})"
+            titles[name] = None
         # Before the first task all rules make the same model, and only one is measured.
-        if row["step"] == 0:
-            start = row["value"]
-            continue
-        rules[row["rule"]] = None
-        values[row["rule"], row["metric"], row["step"]] = row["value"]
-    found = []
+        rule = row["rule"] if row["step"] else ""
+        values[rule, name, row["step"]] = row["value"]
+        if rule:
+            rules[rule] = None
+
+    def over_steps(rule: str, name: str) -> list[float | None]:
+        later = [values.get((rule, name, step)) for step in range(1, count + 1)]
+        return [values.get(("", name, 0)), *later]
+
+    measured = []
     for rule in rules:
-        losses = [start]
-        divergences = []
-        for step in range(1, count + 1):
-            losses.append(values.get((rule, "cross_entropy", step)))
-            divergences.append(values.get((rule, "divergence", step)))
-        found.append(
+        losses = over_steps(rule, "cross_entropy")
+        measured.append(
             {
                 "rule": rule,
                 "tasks": [task["name"] for task in files.tasks],
                 "cross_entropy": losses,
-                "rise": [_less(loss, start) for loss in losses],
-                "divergence": divergences,
+                "rise": [_less(loss, losses[0]) for loss in losses],
+                "divergence": over_steps(rule, "divergence")[1:],
+                "never": {title: over_steps(rule, title) for title in titles},
             }
         )
-    return found
+    return measured
 
 
 def _less(value: float | None, start: float | None) -> float | None:
@@ -82,8 +91,20 @@ def sentences(summary: Summary) -> list[str]:
             apart = values["divergence"][-1]
             if apart is not None:
                 text += f"; KL on prompts of {values['tasks'][-1]} {number(apart)}"
+            for title, scores in values["never"].items():
+                text += f"; {title}, never trained, {percent(scores[-1])} %"
+                if scores[0] is not None and scores[-1] is not None:
+                    text += f" ({percent(scores[-1] - scores[0], signed=True)})"
             said.append(f"{run['title']}. {text}." if several else f"{text}.")
     return said
+
+
+CAPTIONS = {
+    "rise": ("Rise of cross-entropy on plain text, nats per token", "rise, nats"),
+    "divergence": ("KL on the new task's prompts, nats per place", "KL, nats"),
+    "never": ("Tasks that are never trained", "score, %"),
+}
+"""The caption of each figure, and the label of its axis."""
 
 
 @dataclass(frozen=True)
@@ -97,27 +118,29 @@ class Curve:
 
 def section(summary: Summary) -> Section:
     """Draw the rise of the loss on plain text, and the distance from the pre-trained model."""
-    rises = _picture(summary, "rise", "Rise of cross-entropy on plain text, nats per token")
-    apart = _picture(summary, "divergence", "KL on the new task's prompts, nats per place")
-    return Section(TITLE, NOTE, [picture for picture in (rises, apart) if picture])
+    pictures = []
+    for key, (caption, label) in CAPTIONS.items():
+        curves = _curves(summary, key)
+        if curves:
+            pictures.append(_picture(summary, curves, key, caption, label))
+    return Section(TITLE, NOTE, pictures)
 
 
-def _picture(summary: Summary, key: str, caption: str) -> Picture | None:
-    curves = _curves(summary, key)
-    if not curves:
-        return None
+def _picture(
+    summary: Summary, curves: Sequence[Curve], key: str, caption: str, label: str
+) -> Picture:
     longest: list[str] = []
     for run in summary["runs"]:
         names = [task["name"] for task in run["tasks"]]
         longest = max(longest, names, key=len)
-    names = [BEFORE, *longest] if key == "rise" else longest
+    names = longest if key == "divergence" else [BEFORE, *longest]
     rows: list[list[Cell]] = []
     for step, name in enumerate(names):
         cells = [curve.values[step] if step < len(curve.values) else None for curve in curves]
         rows.append([name, *cells])
     return Picture(
         caption=f"{caption}{left_out(curves)}",
-        svg=_drawn(curves[:DRAWN], names, caption.split(" ")[0]),
+        svg=_drawn(curves[:DRAWN], names, label, percents=key == "never"),
         header=["after learning", *(curve.title for curve in curves)],
         rows=rows,
     )
@@ -127,20 +150,26 @@ def _curves(summary: Summary, key: str) -> list[Curve]:
     looks = Looks(summary)
     curves = []
     for place, run in enumerate(summary["runs"]):
-        of_run: Sequence[Mapping[str, list[float | None]]] = run.get("general", [])
+        of_run: Sequence[Record] = run.get("general", [])
         for values in of_run:
-            if all(value is None for value in values[key]):
-                continue
             words = [run["title"]] if looks.several else []
             if len(of_run) > 1 or not words:
-                words.append(str(values["rule"]))
-            look = looks.of_run(place, str(values["rule"]))
-            curves.append(Curve(" · ".join(words), look, values[key]))
-    return curves
+                words.append(values["rule"])
+            look = looks.of_run(place, values["rule"])
+            if key != "never":
+                curves.append(Curve(" · ".join(words), look, values[key]))
+                continue
+            for place_of_task, (title, scores) in enumerate(values["never"].items()):
+                # A line and a marker for each task, in the colour of its run and rule.
+                line = LINES[place_of_task % len(LINES)]
+                marker = MARKERS[place_of_task % len(MARKERS)]
+                own = replace(look, line=line, marker=marker)
+                curves.append(Curve(" · ".join([*words, title]), own, scores))
+    return [curve for curve in curves if any(value is not None for value in curve.values)]
 
 
 @svg
-def _drawn(curves: Sequence[Curve], names: Sequence[str], label: str) -> Figure:
+def _drawn(curves: Sequence[Curve], names: Sequence[str], label: str, *, percents: bool) -> Figure:
     figure, axes = empty(len(curves))
     for curve in curves:
         axes.plot(
@@ -150,7 +179,10 @@ def _drawn(curves: Sequence[Curve], names: Sequence[str], label: str) -> Figure:
             color=curve.look.colour,
             label=shown(curve.title),
         )
-    axes.axhline(0, lw=0.8, color=SOFT)  # above it something was lost
+    if percents:
+        axes.yaxis.set_major_formatter(PERCENT)
+    else:
+        axes.axhline(0, lw=0.8, color=SOFT)  # above it something was lost
     name_tasks(axes, names)
-    axes.set(xlabel="after learning", ylabel=f"{label}, nats")
+    axes.set(xlabel="after learning", ylabel=label)
     return with_legend(figure)

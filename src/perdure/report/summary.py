@@ -130,7 +130,7 @@ def _tasks(files: Files) -> list[Record]:
         if event.get("event") == "task":
             name = event.get("task")
             learned[name] = event
-    scores = _names_of_scores(files)
+    scores = files.score_names
     tasks = []
     for task in files.tasks:
         event = learned.get(task["name"], {})
@@ -148,15 +148,6 @@ def _tasks(files: Files) -> list[Record]:
 
 
 # -- scores
-
-
-def _names_of_scores(files: Files) -> dict[str, str]:
-    """Return the name of each task's score; the last one, where it was measured with several."""
-    names = {}
-    for row in files.scores:
-        if is_score(row):
-            names[row["task"]] = row["metric"]
-    return names
 
 
 def _results(files: Files) -> list[Record]:
@@ -189,7 +180,7 @@ def _results(files: Files) -> list[Record]:
 
 def _result(files: Files, rule: str, task_id: str) -> Record:
     names = [task["name"] for task in files.tasks]
-    of_tasks = _names_of_scores(files)
+    of_tasks = files.score_names
     rows = []
     for row in files.scores:
         if row["task_id"] == task_id and row["metric"] == of_tasks.get(row["task"]):

@@ -12,6 +12,7 @@ from perdure.models.backbone import Backbone
 from perdure.runs import story
 from perdure.runs.folder import Run
 from perdure.runs.job import Plan, check, settings_of
+from perdure.runs.recipe import never_trained
 from perdure.storage import files
 
 
@@ -69,6 +70,8 @@ def run(
         evaluation=evaluation or Evaluation(),
         seed=seed,
     )
+    check(plan)
+    plan = replace(plan, never=never_trained(plan.evaluation, seed))
     check(plan)
     # The recipe cannot make these tasks again; their names show what the run was to learn.
     made_of = {

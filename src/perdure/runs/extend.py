@@ -22,7 +22,7 @@ from perdure.runs.job import Plan, check_examples
 from perdure.runs.layout import Content, Settings, forgotten, is_run
 from perdure.runs.model import Model
 from perdure.runs.past import not_measured
-from perdure.runs.recipe import Recipe
+from perdure.runs.recipe import Recipe, never_trained
 from perdure.runs.resume import check_same, has_more, restored
 from perdure.runs.state import RunState, read
 from perdure.runs.writer import writing
@@ -93,6 +93,7 @@ def _measured_again(
         other_rule = rule_of(state, rule, settings)
         system = restored(state, backbone, other_rule or recipe.make_rule(), stream)
         evaluation = recipe.make_evaluation()
+        never = never_trained(evaluation, recipe.seed)
         last = len(system.learned)
         if not last:
             raise RunError(f"`{folder}` has learned no task yet, so there is nothing to measure.")
@@ -102,7 +103,9 @@ def _measured_again(
         due = range(first if steps == "all" else last, last + 1)
         progress = Progress("The evaluation", len(due), quiet=quiet, bar=False)
         for number, step in enumerate(due, start=1):
-            measurement = measure(system.until(step), stream, evaluation, recipe.seed, quiet=quiet)
+            measurement = measure(
+                system.until(step), stream, evaluation, recipe.seed, never=never, quiet=quiet
+            )
             # Written after each step, so that a stop loses one step at most.
             writer.measurement(measurement, own=other_rule is None)
             progress.to(number, f"{number} of {len(due)} steps", reached=True)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from perdure import registry
-from perdure.data.task import TaskStream
+from perdure.data.task import Task, TaskStream
 from perdure.errors import InputError
 from perdure.evaluation import task_score
 from perdure.evaluation.measure import Evaluation, check_search
@@ -26,6 +26,8 @@ class Plan:
     ----------
     recipe
         The new content of the run's `recipe.yaml`; None if the file already says it.
+    never
+        The tasks of `evaluation.general`, which are measured and never trained.
     """
 
     stream: TaskStream
@@ -36,6 +38,7 @@ class Plan:
     evaluation: Evaluation
     seed: int
     recipe: Mapping[str, object] | None = None
+    never: tuple[Task, ...] = ()
 
 
 def check(plan: Plan) -> None:
@@ -64,7 +67,7 @@ def check(plan: Plan) -> None:
     checked(Training, vars(plan.training), "training")
     checked(Evaluation, vars(plan.evaluation), "evaluation")
     check_needs(plan.method, plan.backbone, plan.stream)
-    check_answers(plan.backbone, plan.stream, plan.evaluation)
+    check_answers(plan.backbone, [*plan.stream, *plan.never], plan.evaluation)
     check_alignment(plan.training, plan.rule)
     check_heads(plan)
     if plan.training.packing:
@@ -99,7 +102,7 @@ def check_needs(method: Method, backbone: Backbone, stream: TaskStream) -> None:
             )
 
 
-def check_answers(backbone: Backbone, stream: TaskStream, evaluation: Evaluation) -> None:
+def check_answers(backbone: Backbone, tasks: Sequence[Task], evaluation: Evaluation) -> None:
     """Check that a backbone can answer the tasks, and that their scores are of such answers.
 
     Raises
@@ -113,7 +116,7 @@ def check_answers(backbone: Backbone, stream: TaskStream, evaluation: Evaluation
             f"`evaluation.general` is for language models, which predict text: `{backbone.source}` "
             "answers with classes, by heads. Leave it out, or take a language model."
         )
-    for task in stream:
+    for task in tasks:
         if task.missing:
             continue
         if not task.classes and backbone.has_heads:

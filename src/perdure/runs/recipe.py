@@ -14,6 +14,7 @@ from perdure import registry
 from perdure.data.table import read_tasks
 from perdure.data.task import Scenario, Task, TaskStream
 from perdure.errors import CheckpointError, InputError, PerdureWarning
+from perdure.evaluation import general
 from perdure.evaluation.measure import Evaluation
 from perdure.learning import engine
 from perdure.learning.method import Method
@@ -224,6 +225,7 @@ class Recipe(BaseModel):
             training,
             evaluation,
             seed=self.seed,
+            never=never_trained(evaluation, self.seed),
         )
         check(plan)
         if self.scenario is None and isinstance(self.stream, list):
@@ -351,6 +353,20 @@ def own_stream(
             tasks = past.instead_of(entry, error)
         tasks_by_entry.append(tasks)
     return TaskStream("own", tuple(past.completed(tasks_by_entry)), scenario)
+
+
+def never_trained(evaluation: Evaluation, seed: int) -> tuple[Task, ...]:
+    """Return the tasks that `evaluation.general` names, which are measured and never trained.
+
+    Raises
+    ------
+    InputError
+        An entry is wrong, or two tasks have one name.
+    """
+    asked = general.source(evaluation.general)
+    if asked is None or not asked.tasks:
+        return ()
+    return own_stream(asked.tasks, seed=seed).tasks
 
 
 def _tasks_of(entry: Mapping[str, object], seed: int) -> list[Task]:

@@ -201,7 +201,8 @@ def _needed(plan: Plan, step: int) -> set[tuple[int, str, str]]:
             if not plan.stream.task(name).classes:
                 needed.discard((step, name, "none"))
     if plan.evaluation.general:
-        needed.add((step, f"{GENERAL}text", ""))
+        for name in ("text", *(task.name for task in plan.never)):
+            needed.add((step, f"{GENERAL}{name}", ""))
     return needed
 
 

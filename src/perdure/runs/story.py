@@ -63,6 +63,7 @@ def run(plan: Plan, output: Path, *, change: bool = False, quiet: bool = True) -
                     plan.stream,
                     plan.evaluation,
                     plan.seed,
+                    never=plan.never,
                     quiet=quiet,
                 )
                 writer.measurement(measured)

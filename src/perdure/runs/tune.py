@@ -39,8 +39,7 @@ RATE = "training.learning_rate"
 
 
 class Trial(TypedDict):
-    """One line of trials.jsonl; the score is the average on validation examples, None if it
-    failed."""
+    """One line of trials.jsonl; the score is that on validation examples, None if it failed."""
 
     settings: dict[str, float]
     score: float | None
