@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pico_language
 import torch
 import transformers
 from conftest import make
@@ -78,8 +79,11 @@ def edit(folder: Path, name: str = "config.json", **values: Any) -> Path:
 
 def all_forms(place: Path) -> None:
     """Models to be damaged: an encoder, a decoder in several files, T5, one in torch's format,
-    and one for images.
+    one for images, and two language models, one of which has a chat template.
     """
+    pico_language.save(place / "chat", "llama")
+    (place / "chat" / "chat_template.jinja").write_text(pico_language.TEMPLATE)
+    pico_language.save(place / "seq2seq", "t5")
     make("bert", place / "bert")
     make("vit", place / "vit")
     family("llama", place / "llama")

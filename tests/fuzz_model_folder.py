@@ -11,6 +11,7 @@ In PLACE there must be the folder `models` with one folder for each model, as `p
 """
 
 import collections
+import dataclasses
 import json
 import os
 import resource
@@ -77,6 +78,18 @@ ABSURD: list[Any] = [
         "org/kernel",
     ),
 ]
+TEMPLATES = (
+    "{{ raise_exception('no') }}",
+    "{% for turn in messages %}",
+    "{{ 'x' * 10**12 }}",
+    "{{ messages[7].content }}",
+    "{{ messages.pop() }}",
+    "{{ ''.__class__.__mro__ }}",
+    "{% for i in range(10**9) %}x{% endfor %}",
+    "{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}",
+    "{{ messages }}{% if add_generation_prompt %}ask{% endif %}",
+    "",
+)
 KEYS = (
     *(
         "num_hidden_layers",
@@ -168,12 +181,44 @@ def in_weights(folder: Path, random: Random) -> str:
     return f"{path.name}: {kind} {name}"
 
 
+def answers(backbone: Any) -> torch.Tensor:
+    """Return losses and features of two prompts, each alone and together; check the answers."""
+    rows = Dataset.from_dict({"text": ["ab", "cde"], "target": ["x", "yz"]})
+    examples = backbone.encode([TaskRows("a", rows)])
+    values = []
+    with torch.no_grad():
+        for numbers in ([0], [0, 1]):
+            batch = examples.batch(numbers)
+            of_batch = [backbone.losses(batch)[:, None], backbone.features(batch)]
+            values.append(torch.cat(of_batch, dim=1))
+        assert backbone.rank(batch, {"a": ("x", "yz")})["a"].isfinite().all()
+        backbone.prompts = dataclasses.replace(backbone.prompts, max_new_tokens=8)
+        assert len(backbone.generate(batch)) == 2
+    return torch.cat(values)
+
+
+def in_generation(folder: Path, random: Random) -> str:
+    """A chat template that does not work, or settings for generating with absurd values."""
+    if random.random() < 0.5:
+        template = random.choice(TEMPLATES)
+        (folder / "chat_template.jinja").write_text(template)
+        return f"chat_template.jinja: {template[:60]}"
+    path = folder / "generation_config.json"
+    values = json.loads(path.read_text())
+    key = random.choice(["eos_token_id", "pad_token_id", "max_new_tokens", "do_sample", *values])
+    values[key] = random.choice(ABSURD)
+    path.write_text(json.dumps(values))
+    return f"generation_config.json: {key} = {str(values[key])[:40]}"
+
+
 def features(folder: Path, seed: int) -> torch.Tensor:
     """The feature of an example alone and of both together,
     from a model opened with a seed of torch.
     """
     torch.manual_seed(seed)
     backbone = Backbone.load(folder).eval()
+    if not backbone.has_heads:
+        return answers(backbone)
     values: list[Any] = ["w1 w2", "w3 w4 w5 w6"]
     if backbone.kind == "image":
         values = [Image.new("RGB", (20, 20), color) for color in ("red", "blue")]
@@ -208,6 +253,7 @@ def attempt(number: int, seed: int, found: dict[str, Any]) -> None:
         in_config,
         in_config,
         *([in_weights] if list(case.glob("*.safetensors")) else []),
+        *([in_generation] * 2 if (case / "generation_config.json").exists() else []),
     ]
     said = f"{model}: {random.choice(changes)(case, random)}"
     began = time.monotonic()

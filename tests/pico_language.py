@@ -57,6 +57,11 @@ CONFIGS: dict[str, tuple[Any, dict[str, Any]]] = {
 BLOOM = (transformers.BloomConfig, {"hidden_size": 32, "n_layer": 2, "n_head": 4})
 """Its positions are part of its attention, so that choices cannot be packed."""
 
+TEMPLATE = (
+    "{% for turn in messages %}<{{ turn['role'] }}>{{ turn['content'] }}</s>\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
 
 def tokenizer() -> transformers.PreTrainedTokenizerFast:
     """Return a tokenizer that has one token a byte."""

@@ -123,7 +123,7 @@ def expected(run: Run) -> str:
 
     model = Model(run)
     examples = model.backbone.prepare([TaskRows("", Dataset.from_dict({"text": ["w1 w2 w3"]}))])
-    logits = task_logits(model.backbone, model.combined, examples, list(model.classes))
+    logits = task_logits(model.backbone, model.combined, examples, model.classes)
     labels = [label for classes in model.classes.values() for label in classes]
     return labels[int(torch.cat(list(logits.values()), dim=1).argmax())]
 

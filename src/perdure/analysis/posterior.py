@@ -16,17 +16,27 @@ def compute(subject: Subject) -> dict[str, object]:
     backbone = subject.backbone
     tasks = subject.tasks
     combined = subject.combined(len(subject.learned))
+    # A task that is answered with free text has a place in the confusion, but no classes.
+    closed = [number for number, name in enumerate(tasks) if subject.stream.task(name).classes]
+    choices = {tasks[number]: subject.stream.task(tasks[number]).classes for number in closed}
     # Where each task's classes are among those of all tasks.
-    choices = {name: subject.stream.task(name).classes for name in tasks}
-    class_index = [subject.stream.class_index(name) for name in tasks]
+    class_index = {name: subject.stream.class_index(name) for name in choices}
     examples = subject.encoded("test")
     true_tasks = []
     task_probabilities = []
-    class_probabilities = []
+    # Without any class there is nothing to calibrate, which is no error.
+    class_probabilities = [torch.empty(0, max(1, len(subject.stream.classes)))]
+    labels = [torch.empty(0, dtype=torch.long)]
     for name, rows in zip(subject.present, examples, strict=True):
         task = tasks.index(name)
         described = describe(backbone, rows)
         log_weights = posterior.log_prob(described)
+        true_tasks.append(torch.full((len(rows),), task))
+        # The confidence in the task is the posterior's, even where the rule rounds it to 0 or 1.
+        task_probabilities.append(log_weights.exp())
+        if name not in choices:
+            continue
+        log_weights = log_weights[:, closed]
         # A rule that picks one task's model per example acts on the likeliest task alone.
         acting = settled(log_weights) if combined.picks else log_weights
         logits = task_logits(
@@ -36,20 +46,17 @@ def compute(subject: Subject) -> dict[str, object]:
             choices,
             acting,
         )
-        true_tasks.append(torch.full((len(rows),), task))
-        # The confidence in the task is the posterior's, even where the rule rounds it to 0 or 1.
-        task_probabilities.append(log_weights.exp())
-        class_probabilities.append(probabilities(logits, class_index, acting))
+        class_probabilities.append(probabilities(logits, list(class_index.values()), acting))
+        labels.append(torch.tensor(class_index[name])[torch.tensor(rows.labels)])
 
     answers = torch.cat(true_tasks)
     weights = torch.cat(task_probabilities)
-    labels = torch.cat(subject.labels(examples))
     classes = torch.cat(class_probabilities)
     counts = confusion(answers, weights.argmax(1), len(tasks))
     return {
         "confusion": counts.tolist(),
         **_calibration("task", weights, answers),
-        **_calibration("class", classes, labels),
+        **_calibration("class", classes, torch.cat(labels)),
     }
 
 

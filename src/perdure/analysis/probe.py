@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from perdure.analysis.shared import plain
+from perdure.analysis.shared import LeftOut, plain
 from perdure.analysis.subject import Subject
 
 STEPS = 200  # the most that L-BFGS takes
@@ -124,6 +124,12 @@ def stability(A: Float[Tensor, "steps tasks"]) -> Float[Tensor, " tasks"]:
 
 def compute(subject: Subject) -> dict[str, object]:
     """Return the numbers of this diagnostic for a run."""
+    free = [name for name in subject.tasks if not subject.stream.task(name).classes]
+    if free:
+        raise LeftOut(
+            f"A probe tells classes apart, and task `{free[0]}` has none: it is answered with free "
+            "text."
+        )
     train = subject.encoded("train")
     test = subject.encoded("test")
     labels = torch.cat(subject.labels(train))

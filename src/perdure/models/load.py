@@ -106,6 +106,9 @@ def _language_model(
             f"`{files.source}` reads at most {opened.limit} tokens, so that no prompt fits before "
             f"an answer of `max_new_tokens: {settings.max_new_tokens}`. Lower that setting."
         )
+    if decodes:
+        start = opened.model.config.decoder_start_token_id
+        _check_token(opened, start, f"`decoder_start_token_id` of `{files.source}`")
     prompts = Prompts(
         opened.processor,
         files.source,
@@ -144,7 +147,20 @@ def _stops(source: str, opened: pretrained.Opened) -> tuple[int, ...]:
             f"The tokenizer of `{source}` has no end-of-sequence token, so an answer would never "
             "end. Set `eos_token` in its `tokenizer_config.json`."
         )
+    for token in stops:
+        _check_token(opened, token, f"`eos_token_id` of `{source}`")
     return tuple(dict.fromkeys(stops))
+
+
+def _check_token(opened: pretrained.Opened, token: object, what: str) -> None:
+    """Check that a token that a file names by its number is one of the model's."""
+    size = opened.model.config.get_text_config().vocab_size
+    # True would count as 1, which no file means.
+    if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < size:
+        raise BackboneError(
+            f"{what} is {str(token)[:40]}, but the model has tokens from 0 to {size - 1}. Mend "
+            "`generation_config.json` and `config.json`, or take them from the original model."
+        )
 
 
 def _refuse_settings(source: str, *, image_size: int | None, head: str | None) -> None:

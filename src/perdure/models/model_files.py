@@ -57,6 +57,8 @@ MODULES = "modules.json"
 # The hub allows no other letters than ASCII in its names.
 OF_GENERATION = ("generation_config.json", "chat_template.jinja", "chat_template.json")
 """Files that only a language model reads: they say how answers end, and how turns are written."""
+MORE_TEMPLATES = "additional_chat_templates"
+"""The folder in which a tokenizer looks for more of them."""
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 SHARD = re.compile(r"[\w.-]+\.(safetensors|bin)", re.ASCII)
 
@@ -155,6 +157,18 @@ class ModelFiles:
                 paths.append(path)
         return tuple(paths)
 
+    @functools.cached_property
+    def of_generation(self) -> tuple[Path, ...]:
+        """The files that only a language model reads, as far as they are there.
+
+        A tokenizer reads its chat templates wherever it is used, so they are checked always.
+        """
+        paths = [self.folder / name for name in OF_GENERATION]
+        more = self.folder / MORE_TEMPLATES
+        if more.is_dir():
+            paths += _listed(more)
+        return tuple(path for path in paths if os.path.lexists(path))
+
     def check(self) -> None:
         """Refuse files that cannot be read in bounded time, and files that are not really there.
 
@@ -175,9 +189,9 @@ class ModelFiles:
                 f"No model could be loaded from `{self.source}`: it has no `{CONFIG}`. Give a "
                 f"folder with `{CONFIG}`, weights and processor, or a hub id that can be reached."
             )
-        for path in self.others:
-            is_config = path.name in (CONFIG, MODULES)
-            _check_file(path, MAX_CONFIG if is_config else MAX_PROCESSOR)
+        for path in (*self.others, *self.of_generation):
+            is_processor = path in self.others and path.name not in (CONFIG, MODULES)
+            _check_file(path, MAX_PROCESSOR if is_processor else MAX_CONFIG)
             if path.suffix == ".json":
                 _check_json(path)
 
@@ -215,9 +229,9 @@ class ModelFiles:
     def hashes_of_generation(self) -> dict[str, str]:
         """Return the SHA-256 of each file that only a language model reads, by name."""
         digests = {}
-        for name in OF_GENERATION:
-            if (self.folder / name).is_file():
-                digests[name] = _sha256(self.folder / name)
+        for path in self.of_generation:
+            if path.parent == self.folder:
+                digests[path.name] = _sha256(path)
         return digests
 
 

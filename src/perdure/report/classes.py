@@ -17,13 +17,14 @@ WORST = 10
 
 
 def examples(answers: Answers) -> dict[str, int]:
-    """Return the number of test examples of each task."""
+    """Return the number of test examples of each task that is answered with classes."""
     counts: dict[str, int] = {}
     # Every way to know the task was measured on the same examples, so the last one read will do.
     for tasks in answers.values():
         for task, classes in tasks.items():
             totals = [sum(answered.values()) for answered in classes.values()]
-            counts[task] = sum(totals)
+            if totals:  # free texts are not counted
+                counts[task] = sum(totals)
     return counts
 
 

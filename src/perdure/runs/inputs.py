@@ -68,38 +68,45 @@ def prompt_reader(
         given = asked.prompt or asked.text[0]
         prompt = formats.given_prompt(given, columns, source, closed=True)
         return partial(_prompt_of, prompt, _own_classes(asked.task, classes))
-    for entry in _entries(stream, asked.task):
-        task = str(entry.get("name") or Path(str(entry.get("data", ""))).stem)
-        prompt = _as_learned(entry, columns, source)
-        if prompt:
-            return partial(_prompt_of, prompt, _own_classes(asked.task or task, classes))
-    prompt = formats.usual_prompt(columns)
+    prompt = _as_learned(columns, source, asked.task, stream)
     if prompt is None:
         raise InputError(
             f"{source} has the columns {list(columns)}: say which holds the prompt, with `--text`, "
             "or how it is made of them, with `--prompt-template`."
         )
-    return partial(_prompt_of, prompt, ())
+    return partial(_prompt_of, prompt, _own_classes(asked.task, classes))
 
 
-def _entries(stream: object, task: str | None) -> list[Mapping[str, Any]]:
-    """Return the entries of one's own tables in a recipe's stream, that of the task first."""
+def _as_learned(
+    columns: Sequence[str], source: str, task: str | None, stream: object
+) -> Prompt | None:
+    """Return the prompt as the task's own table was read, or else by the names of the columns.
+
+    Without a task, all tables whose columns this one has must agree.
+    """
     # Any other stream is a benchmark, or was made in Python: it names no columns.
-    if not isinstance(stream, list):
-        return []
-    entries = [entry for entry in stream if isinstance(entry, Mapping)]
-    return sorted(entries, key=lambda entry: entry.get("name") != task)
+    named = stream if isinstance(stream, list) else []
+    entries = [entry for entry in named if isinstance(entry, Mapping)]
+    own = [entry for entry in entries if _title(entry) == task]
+    usual = formats.usual_prompt(columns)
+    fitting: list[Prompt] = []
+    for entry in own or entries:
+        given = entry.get("prompt") or entry.get("text")
+        try:
+            if isinstance(given, str):
+                fitting.append(formats.given_prompt(given, columns, source, closed=True))
+            elif usual:
+                fitting.append(usual)
+        except DataError:  # another task's table has other columns
+            continue
+    if fitting and all(prompt == fitting[0] for prompt in fitting):
+        return fitting[0]
+    return usual
 
 
-def _as_learned(entry: Mapping[str, Any], columns: Sequence[str], source: str) -> Prompt | None:
-    """Return the prompt as an entry's own table was read, if this table has its columns."""
-    given = entry.get("prompt") or entry.get("text")
-    if not isinstance(given, str):
-        return None
-    try:
-        return formats.given_prompt(given, columns, source, closed=True)
-    except DataError:  # another task's table has other columns
-        return None
+def _title(entry: Mapping[str, Any]) -> str:
+    """Return the name of the task that an entry of a recipe makes."""
+    return str(entry.get("name") or Path(str(entry.get("data", ""))).stem)
 
 
 def _own_classes(task: str | None, classes: Classes) -> tuple[str, ...]:

@@ -120,6 +120,8 @@ def predict_one(model: Model, prompt: str, *, task: str | None = None) -> tuple[
     """
     if model.backbone.kind != "text":
         raise InputError("`--prompt` is for texts, but the run's model reads images. Give a file.")
+    if not prompt.strip():
+        raise InputError("`--prompt` is empty. Give the text that is to be answered.")
     (answer,) = model.predict([prompt], task=task)
     if isinstance(answer, Prediction):
         return answer.label, f"Task {answer.task}, probability {answer.probability:.2f}."
