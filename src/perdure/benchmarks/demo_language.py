@@ -138,7 +138,8 @@ def _drawn(
                 raise DataError(
                     f"`{split}: {size}` is {count} examples for each of the "
                     f"{len(question.words)} answers of `{question.name}`; there are "
-                    f"{len(rows) - taken} for `{question.words[label]}`. Take a size between."
+                    f"{len(rows) - taken} for `{question.words[label]}`. Give a size "
+                    "with at least one example for each answer, and no more than there are."
                 )
             parts[split] += piece
             taken += count
