@@ -8,7 +8,7 @@ import pico_language
 import pytest
 from datasets import Dataset
 
-from perdure import DataError, Run, RunError, Task, TaskStream
+from perdure import Run, RunError, Task, TaskStream
 from perdure.bundled.parts import packages
 from perdure.cli import demo
 from perdure.merging.combine import Rule
@@ -94,22 +94,3 @@ def test_language(tmp_path, shrunk, monkeypatch):
         assert {"given", "none"} <= {row["task_id"] for row in run.scores()}
     rules = {row["rule"] for row in Run(tmp_path / "out" / "pic").scores()}
     assert "oracle" in rules and len(rules) == 2
-
-
-@pytest.mark.real
-def test_the_questions_of_the_language_demo(demo_cache):
-    from perdure.benchmarks.demo_language import demo_language
-
-    stream = demo_language(train=16, validation=8, test=8)
-    assert stream.names == ["films", "news", "tweets", "forums"]
-    for task in stream:
-        labels = [len(task.rows(split).data) for split in ("train", "validation", "test")]
-        assert labels == [16, 8, 8]
-        # as many of each word, and the words stand in the prompt
-        counts = np.bincount(task.train["label"][:])
-        assert set(counts) == {16 // len(task.classes)}
-        assert all(word in task.train[0]["text"] for word in task.classes)
-    with pytest.raises(
-        DataError, match="`test: 1` is 0 examples for each of the 2 answers of `films`"
-    ):
-        demo_language(test=1)

@@ -1,4 +1,4 @@
-"""The demo of a language model: four short tasks, with answers that contradict each other."""
+"""The demo of a language model: four short tasks, each answered in words of its own."""
 
 import random
 from collections.abc import Mapping
@@ -22,8 +22,8 @@ TESTED = 5
 class Question:
     """What a task asks about a text, and with which word each class of its table is answered.
 
-    The prompt names the words, for the model is told of no task: nothing but the prompt says what
-    is asked.
+    The prompt does not name the words: that a question is answered with these is what is learned,
+    and what is forgotten first.
     """
 
     name: str
@@ -33,23 +33,23 @@ class Question:
 
 FILMS = Question(
     "films",
-    "Film review: {}\nDid the critic like the film? yes or no\nAnswer:",
-    {"positive": "yes", "negative": "no"},
+    "Film review: {}\nHow is the film? Answer:",
+    {"positive": "good", "negative": "bad"},
+)
+# Positive is `no` here.
+TWEETS = Question(
+    "tweets",
+    "Tweet: {}\nIs the writer unhappy? Answer:",
+    {"positive": "no", "negative": "yes"},
 )
 NEWS = Question(
     "news",
-    "News: {}\nWhat is it about? EARNINGS, MERGER, OIL or TRADE\nAnswer:",
+    "News: {}\nWhat is it about? Answer:",
     {"earn": "EARNINGS", "acq": "MERGER", "crude": "OIL", "trade": "TRADE"},
-)
-# The opposite of the question about films: what was `yes` becomes `no`.
-TWEETS = Question(
-    "tweets",
-    "Tweet: {}\nIs the writer unhappy? yes or no\nAnswer:",
-    {"positive": "no", "negative": "yes"},
 )
 FORUMS = Question(
     "forums",
-    "Post: {}\nWhich forum is it from? cars, hockey, space or guns\nAnswer:",
+    "Post: {}\nWhich forum is it from? Answer:",
     {
         "rec.autos": "cars",
         "rec.sport.hockey": "hockey",
@@ -60,12 +60,12 @@ FORUMS = Question(
 
 
 def demo_language(
-    *, train: int = 64, validation: int = 32, test: int = 48, words: int = 14, seed: int = 0
+    *, train: int = 128, validation: int = 40, test: int = 40, words: int = 14, seed: int = 0
 ) -> TaskStream:
-    """Film reviews, newswire, tweets and newsgroups, as questions that a language model answers.
+    """Film reviews, tweets, newswire and newsgroups, as questions that a language model answers.
 
-    The tasks contradict each other: one is answered in capitals, one asks the opposite of another.
-    A model that answers by the habit of its last task is wrong about the others. Film reviews and
+    Each task is answered in words of its own, one of them in capitals. A model that answers by the
+    habit of its last task is wrong about all others. Film reviews and
     tweets are of the VADER ground truth (MIT; a mean human rating of at least 1 either way);
     Reuters-21578 R8 and 20 Newsgroups by date come with their own test splits (research use).
 
@@ -91,8 +91,8 @@ def demo_language(
     """
     tables = (
         (FILMS, _rated("movieReviewSnippets", seed)),
-        (NEWS, _published("reuters-r8")),
         (TWEETS, _rated("tweets", seed)),
+        (NEWS, _published("reuters-r8")),
         (FORUMS, _published("20newsgroups")),
     )
     tasks = []
@@ -138,7 +138,8 @@ def _drawn(
                 raise DataError(
                     f"`{split}: {size}` is {count} examples for each of the "
                     f"{len(question.words)} answers of `{question.name}`; there are "
-                    f"{len(rows) - taken} for `{question.words[label]}`. Take a size between."
+                    f"{len(rows) - taken} for `{question.words[label]}`. Give a size "
+                    "with at least one example for each answer, and no more than there are."
                 )
             parts[split] += piece
             taken += count
