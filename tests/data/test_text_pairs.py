@@ -18,7 +18,7 @@ from perdure.cli import outcome
 from perdure.data.exemplars import Exemplars
 from perdure.evaluation.posterior import TaskPosterior
 from perdure.runs import extend as runs_module
-from perdure.runs.model import _texts
+from perdure.runs.inputs import texts_or_pairs
 from perdure.vectors.statistics import Statistics
 
 COLUMNS = ["premise", "hypothesis", "label"]
@@ -285,4 +285,4 @@ def test_a_scale_that_leaves_no_finite_number_is_no_answer(pico, tmp_path):
 )
 def test_what_is_no_text(text, message):
     with pytest.raises(InputError, match=message):
-        _texts(["w1", text])
+        texts_or_pairs(["w1", text])

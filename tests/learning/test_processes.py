@@ -205,7 +205,7 @@ def test_a_second_run_is_told_who_holds_the_first(alone, recipe):
 
 @pytest.mark.parametrize("kind", ["llama", "t5"])
 def test_a_language_model(kind, tmp_path):
-    """Each process has answers of other lengths: what is averaged is over examples, not over tokens."""
+    """Each process has answers of other lengths: the mean is over examples, not over tokens."""
     words = ("apple", "a pear of another length")
     for name in ("fruit", "tree"):
         rows = [(f"{name} {i} {'x' * (i % 5)}?", words[i % 2]) for i in range(15)]
