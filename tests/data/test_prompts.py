@@ -229,6 +229,9 @@ def with_row(rows, number, **cells):
     [
         # missing columns, and cells
         (COMPLETIONS, {"prompt": "body"}, "has no column `body`, which `prompt` names. Its"),
+        (COMPLETIONS, {"prompt": ""}, "has no column ``, which `prompt` names"),
+        (COMPLETIONS, {"answer": ""}, "has no column ``, which `answer` names"),
+        (LABELLED, {"label": ""}, "has no column ``. "),
         (COMPLETIONS, {"answer": "complete"}, "`answer` names. Did you mean `completion`?"),
         ([{"prompt": "a"}], {}, r"columns \['prompt'\]: say which holds the input, .*`prompt=…`"),
         ([{"prompt": "a"}], {"prompt": "prompt"}, "say which holds the answer, with `answer=…`"),

@@ -40,6 +40,12 @@ class Request:
     answer: str | None = None
     label: str | None = None
 
+    @property
+    def label_column(self) -> str:
+        """The column of the class, where the answer is one."""
+        # Not by truth: an empty name is an error, as a script may have lost it.
+        return LABEL if self.label is None else self.label
+
     def check(self) -> None:
         """Check that what is named goes together.
 
@@ -56,16 +62,16 @@ class Request:
                 f"`text` names the columns {list(self.text)}. "
                 "Give one column, or two different ones for pairs."
             )
-        if self.answer and self.label:
+        if self.answer is not None and self.label is not None:
             raise DataError(
                 "Give either `answer` or `label`: an answer is free text, a label is one of some "
                 "classes."
             )
-        if self.prompt and (self.text or self.image):
+        if self.prompt is not None and (self.text or self.image):
             raise DataError(
                 "Give either `prompt` or `text` and `image`: a prompt is the whole input."
             )
-        if self.answer and (self.image or len(self.text) > 1):
+        if self.answer is not None and (self.image or len(self.text) > 1):
             given = "an image" if self.image else "a pair of texts"
             raise DataError(
                 f"`answer` is the answer to a prompt, but the input is {given}. "
@@ -100,11 +106,11 @@ def reading_of(columns: Sequence[str], source: str, request: Request) -> Reading
     Reading(prompt=Cell(column='prompt'), answers=AnswerCell(column='completion'))
     """
     request.check()
-    if request.image or (request.text and not request.answer):
+    if request.image or (request.text and request.answer is None):
         return None
-    if request.prompt:
+    if request.prompt is not None:
         return _with_prompt(columns, source, request, request.prompt)
-    if request.answer:
+    if request.answer is not None:
         prompt = Cell(request.text[0]) if request.text else usual_prompt(columns)
         if prompt is None:
             raise DataError(
@@ -113,15 +119,15 @@ def reading_of(columns: Sequence[str], source: str, request: Request) -> Reading
             )
         return Reading(prompt, _answers(columns, source, request.answer))
     has_input = "text" in columns or "image" in columns
-    if has_input and (request.label or LABEL) in columns:
+    if has_input and request.label_column in columns:
         return None
-    if not request.label:
+    if request.label is None:
         for answers in (LastTurn(), AnswerCell("completion"), AnswerCell("output")):
             prompt = _prompt_before(answers, columns)
             if prompt:
                 return Reading(prompt, answers)
     prompt = usual_prompt(columns)
-    if prompt is None or has_input or (request.label or LABEL) not in columns:
+    if prompt is None or has_input or request.label_column not in columns:
         return None
     return Reading(prompt)
 
@@ -169,10 +175,10 @@ def _prompt_before(answers: Answers, columns: Sequence[str]) -> Prompt | None:
 
 def _with_prompt(columns: Sequence[str], source: str, request: Request, prompt: str) -> Reading:
     """Return how a table is read whose prompt the caller names."""
-    if request.answer:
+    if request.answer is not None:
         answers = _answers(columns, source, request.answer)
         return Reading(given_prompt(prompt, columns, source), answers)
-    if request.label or LABEL in columns:
+    if request.label is not None or LABEL in columns:
         return Reading(given_prompt(prompt, columns, source, closed=True))
     for name in ("completion", "output"):
         if name in columns:

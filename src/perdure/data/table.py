@@ -16,7 +16,7 @@ from datasets import Dataset
 
 from perdure.data.class_names import complaint, in_order, shown
 from perdure.data.examples import Columns, declared_classes, from_dataset, from_tables
-from perdure.data.formats import LABEL, Request, reading_of
+from perdure.data.formats import Request, reading_of
 from perdure.data.image_folder import has_metadata, read_image_folder
 from perdure.data.images import image_column
 from perdure.data.prompts import UNLISTED, with_choices
@@ -129,7 +129,7 @@ def read_tasks(
         if "target" in splits["train"].column_names:
             tasks.append(_free_task(title, task_splits, score, seed))
         else:
-            task_read = _task(title, task_splits, classes, label or LABEL, seed)
+            task_read = _task(title, task_splits, classes, request.label_column, seed)
             tasks.append(replace(task_read, score=score))
     return tasks
 
@@ -146,7 +146,7 @@ def _check_files(files: Mapping[str, str]) -> None:
 
 def _columns(names: Sequence[str], source: str, request: Request, task: str | None) -> Columns:
     """Return the columns to read; the input is known by its usual name if none is given."""
-    label = request.label or LABEL
+    label = request.label_column
     reading = reading_of(names, source, request)
     if reading:
         return Columns.of_prompts(reading, label, task)
