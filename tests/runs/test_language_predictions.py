@@ -1,4 +1,4 @@
-"""Answers of language models: ranked where the task is closed, written where it is free; tables and the terminal."""
+"""Answers of language models, ranked or written: from Python, to tables, on the terminal."""
 
 import csv
 import json
@@ -184,7 +184,7 @@ def test_prompts_of_columns(columns, asked, prompt, mixed, tmp_path):
         ({"text": "b"}, {"text": ["text", "text_2"]}, "reads a prompt"),
     ],
 )
-def test_a_table_that_cannot_be_answered(line, asked, message, mixed, tmp_path, monkeypatch):
+def test_a_table_that_cannot_be_answered(line, asked, message, mixed, tmp_path, monkeypatch):  # noqa: PLR0917
     source = tmp_path / "new.jsonl"
     source.write_text(json.dumps({"text": "a"}) + "\n" + json.dumps(line) + "\n")
     monkeypatch.setattr(Model, "predict", lambda *a, **b: pytest.fail("something was predicted"))
