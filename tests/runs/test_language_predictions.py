@@ -1,5 +1,4 @@
-"""Answers of language models: ranked where the task is closed, written where it is free; tables and
-the terminal."""
+"""Answers of language models, ranked or written: from Python, to tables, on the terminal."""
 
 import csv
 import json
