@@ -102,7 +102,14 @@ def demo_language(
         parts = _drawn(question, learned, {"validation": validation, "train": train}, generator)
         parts |= _drawn(question, tested, {"test": test}, generator)
         splits = {split: _dataset(question, rows, words) for split, rows in parts.items()}
-        tasks.append(Task(question.name, tuple(question.words.values()), **splits))
+        task = Task(
+            question.name,
+            tuple(question.words.values()),
+            train=splits["train"],
+            validation=splits["validation"],
+            test=splits["test"],
+        )
+        tasks.append(task)
     return TaskStream("demo_language", tuple(tasks))
 
 
