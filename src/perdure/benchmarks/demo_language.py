@@ -20,7 +20,7 @@ TESTED = 5
 
 @dataclass(frozen=True)
 class Question:
-    """What a task asks about a text, and with which word each class of its table is answered.
+    """A task's question about a text, and the word that answers it for each class of its table.
 
     The prompt does not name the words: that a question is answered with these is what is learned,
     and what is forgotten first.
@@ -36,12 +36,13 @@ FILMS = Question(
     "Film review: {}\nHow is the film? Answer:",
     {"positive": "good", "negative": "bad"},
 )
-# Positive is `no` here.
+# Positive is `no` here, for the question is the opposite of that about films.
 TWEETS = Question(
     "tweets",
     "Tweet: {}\nIs the writer unhappy? Answer:",
     {"positive": "no", "negative": "yes"},
 )
+# Capitals, as no other task has them.
 NEWS = Question(
     "news",
     "News: {}\nWhat is it about? Answer:",
@@ -89,6 +90,7 @@ def demo_language(
     ----------
     Hutto & Gilbert, VADER, ICWSM 2014; Lang, NewsWeeder, ICML 1995; Lewis, Reuters-21578.
     """
+    # Like tasks are neighbours at the beginning, so that none of them is helped by the last.
     tables = (
         (FILMS, _rated("movieReviewSnippets", seed)),
         (TWEETS, _rated("tweets", seed)),
@@ -102,7 +104,14 @@ def demo_language(
         parts = _drawn(question, learned, {"validation": validation, "train": train}, generator)
         parts |= _drawn(question, tested, {"test": test}, generator)
         splits = {split: _dataset(question, rows, words) for split, rows in parts.items()}
-        tasks.append(Task(question.name, tuple(question.words.values()), **splits))
+        task = Task(
+            question.name,
+            tuple(question.words.values()),
+            train=splits["train"],
+            validation=splits["validation"],
+            test=splits["test"],
+        )
+        tasks.append(task)
     return TaskStream("demo_language", tuple(tasks))
 
 
@@ -132,6 +141,7 @@ def _drawn(
         rows = [row for row in table if row[0] == label]
         generator.shuffle(rows)
         for split, size in sizes.items():
+            # Equal numbers, for otherwise the most frequent answer would be learned first.
             count = size // len(question.words)
             piece = rows[taken : taken + count]
             if not piece or len(piece) < count:
