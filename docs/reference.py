@@ -32,6 +32,11 @@ TITLES: dict[registry.Kind, tuple[str, str]] = {
         "Streams of tasks. In a recipe: `stream: {name: demo, train: 100}`. "
         "[Your own data](../data.md) explains how to make a stream of it.",
     ),
+    "score": (
+        "All scores",
+        "A score compares the answers of a task with the right ones. A task names its own: "
+        "`score: rouge_l` beside its `data`.",
+    ),
 }
 
 

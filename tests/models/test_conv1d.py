@@ -16,7 +16,7 @@ from perdure.checks.models import WORDS
 from perdure.data.task import TaskRows
 from perdure.merging.scaled import Scaled
 from perdure.methods.isolated import Isolated
-from perdure.models import adapters
+from perdure.models import adapters, fitting
 from perdure.models.adapters import Adapter
 from perdure.models.examples import Batch
 from perdure.models.inputs import input_covariances
@@ -66,7 +66,7 @@ def vector_of(adapter: Adapter) -> TaskVector:
 )
 def test_what_is_folded_in_answers_as_the_module(settings, gpt2):
     adapter, expected = trained(gpt2, **settings)
-    adapters.check_fits(gpt2.model, adapter)
+    fitting.check_fits(gpt2.model, adapter)
     adapters.detach(gpt2.model)
     vector = vector_of(adapter)
     with torch.no_grad():

@@ -1,8 +1,10 @@
 """The commands that only read a run, or list names of methods, rules and benchmarks."""
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -26,6 +28,10 @@ from perdure.cli.options import (
     template,
 )
 from perdure.cli.outcome import say
+
+if TYPE_CHECKING:
+    from perdure.data.rows import Table
+    from perdure.runs.model import Model
 
 # Commands import the library when they run: see `perdure.cli.train`.
 
@@ -145,34 +151,52 @@ def predict(
     A language model adds answer, score (its log-probability per token) and task.
     """
     from perdure.data.rows import Table
-    from perdure.data.table_output import check_output
     from perdure.errors import InputError
-    from perdure.runs.model import Model
-    from perdure.runs.predictions import predict_one, predict_table
+    from perdure.runs.predictions import predict_table
 
     if (file is None) == (prompt is None):
         raise InputError("Give either a file to predict for, or one text with `--prompt`.")
-    if file is None or prompt is not None:
-        model = Model(run, trust=trust, device=device)
-        answer, about = predict_one(model, prompt or "", task=task)
-        return say(answer) if quiet else say(answer, about)
+    if file is None:
+        return _answer(run, prompt or "", task=task, trust=trust, device=device, quiet=quiet)
+    table = Table.open(file, encoding=encoding, delimiter=delimiter)
+    predict = partial(predict_table, text=text, image=image, template=template(prompt_template))
+    predict = partial(predict, task=task, batch_size=batch_size, quiet=quiet)
     # `mail.csv` becomes `mail.predicted.csv`, beside it and of the same format
     output = output or file.with_suffix(f".predicted{file.suffix}")
-    table = Table.open(file, encoding=encoding, delimiter=delimiter)
+    _write_predictions(run, table, output, predict, trust=trust, device=device)
+
+
+def _answer(
+    run: Path, prompt: str, *, task: str | None, trust: bool, device: str, quiet: bool
+) -> None:
+    """Answer one prompt on the terminal."""
+    from perdure.runs.model import Model
+    from perdure.runs.predictions import predict_one
+
+    model = Model(run, trust=trust, device=device)
+    answer, about = predict_one(model, prompt, task=task)
+    if quiet:
+        say(answer)
+    else:
+        say(answer, about)
+
+
+def _write_predictions(
+    run: Path,
+    table: "Table",
+    output: Path,
+    predict: Callable[["Model", "Table", Path], int],
+    *,
+    trust: bool,
+    device: str,
+) -> None:
+    """Write a table with the predictions of a run's model."""
+    from perdure.data.table_output import check_output
+    from perdure.runs.model import Model
+
     check_output(output)  # before the model is loaded, which takes seconds
     model = Model(run, trust=trust, device=device)
-    count = predict_table(
-        model,
-        table,
-        output,
-        text=text,
-        image=image,
-        template=template(prompt_template),
-        task=task,
-        batch_size=batch_size,
-        quiet=quiet,
-    )
-    say(f"{count} rows: {output}")
+    say(f"{predict(model, table, output)} rows: {output}")
 
 
 def report(

@@ -6,6 +6,7 @@ backbone.py              The interface of a transformer: all that the rest knows
 bottleneck.py            Bottleneck adapters as a tuner of peft
 encoder.py               A pooled feature of each example, and one linear head per task
 examples.py              Examples as a model takes them, and batches of them
+fitting.py               Whether an adapter belongs to a model
 full.py                  Full fine-tuning as a tuner of peft
 heads.py                 Linear heads, also on random features
 inputs.py                Covariances of the inputs of layers

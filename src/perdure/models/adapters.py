@@ -25,7 +25,7 @@ from perdure.models import patterns
 from perdure.models.adapter_config import config_from as config_from
 from perdure.models.bottleneck import BottleneckConfig
 from perdure.models.full import FullConfig, trains
-from perdure.models.matrices import is_matrix, is_transposed, matrix, oriented
+from perdure.models.matrices import is_matrix, is_transposed, oriented
 
 Kind = Literal["lora", "bottleneck", "full"]
 Parameters = dict[str, Tensor]
@@ -482,43 +482,6 @@ def width_of(config: peft.PeftConfig) -> int | None:
 def prefix_of(config: peft.PeftConfig) -> str:
     """Return the beginning of the names of its parameters."""
     return "lora_" if isinstance(config, peft.LoraConfig) else f"{str(config.peft_type).lower()}_"
-
-
-def check_fits(model: nn.Module, adapter: Adapter) -> None:
-    """Check that an adapter fits this model, before it is put in.
-
-    Raises
-    ------
-    BackboneError
-        The model has no such layer, or one of another shape.
-    """
-    for key, value in adapter.parameters.items():
-        path = key.removesuffix(".weight").removesuffix(".bias")
-        name, _, kind = path.rpartition(".")
-        layer = base_layer(model, name)
-        weight = matrix(layer) if hasattr(layer, "weight") else torch.empty(0)
-        if kind.startswith("full_"):
-            target = weight if kind == "full_weight" else getattr(layer, "bias", None)
-            fits = target is not None and target.shape == value.shape
-        else:
-            fits = _fits(key, kind, value, weight)
-        if not fits:
-            raise BackboneError(
-                f"`{key}` of task `{adapter.name}` has the shape {list(value.shape)}, but the "
-                f"layer of `{type(model).__name__}` is {list(weight.shape)}. Is it the model that "
-                "the run began with?"
-            )
-
-
-def _fits(key: str, kind: str, value: Tensor, weight: Tensor) -> bool:
-    """Return whether a parameter of LoRA or of a bottleneck fits a weight, out × in."""
-    rows, columns = weight.shape if weight.dim() == 2 else (0, 0)
-    if kind == "lora_A":
-        return value.shape[-1] == columns
-    if kind == "lora_B":
-        return len(value) == rows
-    # A bottleneck reads and writes the layer's output; only its inner bias has another length.
-    return rows in value.shape or key.endswith("_down.bias")
 
 
 def same(left: Parameters, right: Parameters) -> bool:

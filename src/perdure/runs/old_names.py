@@ -15,7 +15,9 @@ def recipe(values: dict[str, Any]) -> dict[str, Any]:
     """Return a recipe in today's words."""
     # The recipe is not checked yet, so any of this may be missing or something else.
     evaluation = values.get("evaluation") if isinstance(values, dict) else None
-    task_ids = evaluation.get("task_ids") if isinstance(evaluation, dict) else None
+    if not isinstance(evaluation, dict):
+        return values
+    task_ids = evaluation.get("task_ids")
     if not isinstance(task_ids, list) or not TASK_IDS.keys() & {*map(str, task_ids)}:
         return values
     task_ids = [TASK_IDS.get(name, name) for name in task_ids]

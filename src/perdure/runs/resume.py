@@ -15,7 +15,7 @@ from perdure.evaluation.system import Learned, System
 from perdure.learning import engine
 from perdure.learning.snapshot import Snapshot
 from perdure.merging.rule_settings import Rule
-from perdure.models import adapters
+from perdure.models import adapters, fitting
 from perdure.models.backbone import Backbone
 from perdure.models.heads import SEED
 from perdure.runs import layout, task_folder, writer
@@ -304,7 +304,7 @@ def check_fits(backbone: Backbone, task: Learned) -> None:
     BackboneError
         An adapter is for other layers.
     """
-    adapters.check_fits(backbone.model, task.adapter)
+    fitting.check_fits(backbone.model, task.adapter)
     if bool(task.heads) != backbone.has_heads:
         learned = "by heads" if task.heads else "without a head"
         raise RunError(
