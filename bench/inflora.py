@@ -16,7 +16,7 @@ from transformers import ViTConfig, ViTModel
 
 from perdure.merging.combine import folded
 from perdure.methods.parts.subspace import Subspace
-from perdure.models import adapters, inputs
+from perdure.models import adapter_targets, adapters, inputs
 from perdure.models.examples import Batch
 from perdure.vectors.task_vector import LowRank, TaskVector, total
 
@@ -126,8 +126,8 @@ def vit(blocks: int) -> tuple[ViTModel, list[str]]:
 
 def put_in(model: ViTModel, newest: TaskVector) -> None:
     """The library's LoRA on key and value, with the newest task's factors."""
-    targets = adapters.key_value(model)
-    config = adapters.configure(
+    targets = adapter_targets.key_value(model)
+    config = adapter_targets.configure(
         model, "lora", rank=RANK, alpha=RANK, dropout=0.0, target_modules=targets
     )
     adapters.attach(model, config)

@@ -28,7 +28,7 @@ from perdure.learning.progress import length_grouped
 from perdure.merging.combine import folded, task_vectors
 from perdure.methods.inflora import InfLoRA
 from perdure.methods.o_lora import OLoRA
-from perdure.models import adapters, ranking
+from perdure.models import adapter_targets, adapters, ranking
 from perdure.models.adapters import Adapter
 from perdure.models.examples import Batch
 from perdure.models.language import LanguageModel
@@ -168,7 +168,7 @@ class Ours:
         self.backbone = backbone(model)
         self.examples = examples(self.backbone, tokens)
         self.packs = packs
-        config = adapters.configure(
+        config = adapter_targets.configure(
             model, "lora", rank=8, alpha=16, dropout=0.0, target_modules=QUERY_VALUE
         )
         adapters.attach(model, config)
@@ -386,7 +386,7 @@ def step_at(method: PeftMethod, number: int, tokens: list[Tokens]) -> Callable[[
     """
     language = backbone(transformer())
     model = language.model
-    config = adapters.configure(
+    config = adapter_targets.configure(
         model, "lora", rank=8, alpha=16, dropout=0.0, target_modules=QUERY_VALUE
     )
     earlier = random_adapters(model, config, number - 1)

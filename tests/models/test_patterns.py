@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perdure import CheckpointError, InputError
-from perdure.models import adapters, patterns
+from perdure.models import adapter_targets, patterns
 from perdure.models.patterns import matching
 
 LAYERS = [
@@ -78,7 +78,9 @@ def test_target_modules_of_a_recipe_are_matched_so(pico, monkeypatch):
     monkeypatch.setattr(patterns, "SECONDS", 0.2)
     for pattern in (SLOW[-1], "("):
         with pytest.raises(InputError, match="`target_modules`"):
-            adapters.configure(model, "lora", rank=2, alpha=2, dropout=0.0, target_modules=pattern)
+            adapter_targets.configure(
+                model, "lora", rank=2, alpha=2, dropout=0.0, target_modules=pattern
+            )
 
 
 def test_the_patterns_of_a_file_share_their_time(monkeypatch):

@@ -24,7 +24,7 @@ from perdure.data.task import Rows, Task
 from perdure.errors import InputError
 from perdure.learning.snapshot import State
 from perdure.learning.training import Training
-from perdure.models import adapters
+from perdure.models import adapter_targets, adapters
 from perdure.models.adapters import Adapter
 from perdure.models.backbone import Backbone
 from perdure.models.examples import Batch
@@ -234,7 +234,7 @@ class PeftMethod(Method):
         times
             The factor on the rank and on alpha, so that the scale alpha / rank stays.
         """
-        config = adapters.configure(
+        config = adapter_targets.configure(
             backbone.model,
             self.peft,
             rank=times * self.rank,

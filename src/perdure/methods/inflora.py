@@ -14,7 +14,7 @@ from perdure.data.task import Task
 from perdure.errors import InputError, PerdureWarning
 from perdure.learning.method import PeftMethod, Tuned
 from perdure.methods.parts.subspace import Energy, Subspace
-from perdure.models import adapters
+from perdure.models import adapter_targets, adapters
 from perdure.models.adapters import Adapter
 from perdure.models.backbone import Backbone
 from perdure.models.inputs import input_covariances
@@ -107,7 +107,7 @@ class InfLoRA(PeftMethod):
         """Put the branch in and design B_t; A_t is zero."""
         self.attach(
             backbone,
-            target_modules=self.target_modules or adapters.key_value(backbone.model),
+            target_modules=self.target_modules or adapter_targets.key_value(backbone.model),
             blocks=self.blocks,
         )
         factors = adapters.factors(backbone.model)
