@@ -1,6 +1,7 @@
 """Pre-trained transformers, and the adapters, heads and mixtures that are put into them.
 
 adapter_config.py        An adapter's configuration, as its file states it
+adapter_targets.py       The layers that an adapter takes
 adapters.py              PEFT modules on a backbone
 backbone.py              The interface of a transformer: all that the rest knows of a model
 bottleneck.py            Bottleneck adapters as a tuner of peft
