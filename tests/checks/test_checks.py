@@ -323,15 +323,16 @@ def test_a_method_of_a_file(tmp_path, perdure):
     path = method_file(tmp_path, "many_losses")
     status, out, err = perdure("check", path, "--json")
     outcomes = json.loads(out)
-    count = 1 + len(method.OF_ALL) + len(method.OF_TRAINED)
+    count = 1 + len(method.OF_ALL) + len(method.OF_TRAINED) + 2 * len(method.OF_LANGUAGE)
     failures = [outcome["reason"] for outcome in outcomes if not outcome["passed"]]
     assert status == 1 and err == f"Error: `{path}` fails {len(failures)} of {count} checks.\n"
-    assert len(outcomes) == count and len(failures) == count - 3
+    assert len(outcomes) == count and len(failures) == count - 5
     assert all(reason and "Traceback" not in reason and "\n" not in reason for reason in failures)
+    isolates = method.what_it_isolates_is_learned_alone.__doc__  # it does not say so
     assert [outcome["promise"] for outcome in outcomes if not outcome["reason"]] == [
         suite.LOADED,
         method.hooks_take_what_the_loop_gives.__doc__,
-        method.what_it_isolates_is_learned_alone.__doc__,  # it does not say so
+        *(f"{where}{isolates}" for where in suite.FAMILIES.values()),
     ]
 
 

@@ -7,10 +7,20 @@ from dataclasses import replace
 import pytest
 import torch
 from datasets import Dataset
-from pico_language import language_model
+from pico_language import language_model, save
 from torch import nn
 
-from perdure import BackboneError, InputError, Task, TaskStream, Training, learn, run, task_vectors
+from perdure import (
+    Backbone,
+    BackboneError,
+    InputError,
+    Task,
+    TaskStream,
+    Training,
+    learn,
+    run,
+    task_vectors,
+)
 from perdure.data.exemplars import Exemplars
 from perdure.data.task import TaskRows
 from perdure.errors import RunError
@@ -356,6 +366,44 @@ def test_an_encoder_computes_again(bert, toy):
     bert.close(toy[0].name)
     again, _ = losses_of(bert, toy[0], replace(FEW, gradient_checkpointing=True))
     assert again == losses
+
+
+# -- weights in half precision
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_in_bfloat16_beside_a_module_in_float32(kind, tmp_path):
+    task = free("one")
+    folder = save(tmp_path / "model", kind)
+    whole, half = (
+        Backbone.load(folder, max_new_tokens=16, dtype=t) for t in ("float32", "bfloat16")
+    )
+    weights = {name: value.clone() for name, value in half.model.named_parameters()}
+    assert half.settings["dtype"] == "bfloat16"
+    assert {value.dtype for value in weights.values()} >= {torch.bfloat16}
+    usual = replace(FEW, packing=kind == "llama", backbone_dropout=False)
+    losses, _ = losses_of(whole, task, usual)
+    again, adapter = losses_of(half, task, usual)
+    assert again == pytest.approx(losses, rel=0.05) and again != losses
+    trained = adapters.trainable(half.model).values()
+    assert {value.dtype for value in trained} == {torch.float32}
+    assert {value.dtype for value in adapter.parameters.values()} == {torch.float32}
+
+    adapters.detach(half.model)
+    vector = task_vectors([adapter])["one"]
+    with folded(half.model, vector):
+        for name, value in half.model.named_parameters():
+            layer = name.removesuffix(".weight")
+            if layer in vector.entries:  # rounded once, from the sum in single precision
+                change = vector.dense(layer).float()
+                expected = (weights[name].float() + change).to(value.dtype)
+                assert torch.equal(value, expected) and change.any()
+    assert all(torch.equal(value, weights[name]) for name, value in half.model.named_parameters())
+
+
+def test_half_precision_is_for_language_models(pico):
+    with pytest.raises(BackboneError, match="`dtype` is for language models"):
+        Backbone.load(pico("bert"), dtype="bfloat16")
 
 
 # -- SLAO's start

@@ -13,6 +13,7 @@ from perdure import Backbone, Run, TaskStream, Training, run
 from perdure.checks.models import save_language_model, text_stream, toy_task
 from perdure.methods.isolated import Isolated
 from perdure.runs.extend import forget
+from perdure.runs.verify import verify
 
 KINDS = ["causal", "seq2seq"]
 TRAINING = Training(epochs=1, batch_size=8, learning_rate=0.01, checkpoint_steps=1)
@@ -69,6 +70,7 @@ def test_a_forgotten_task_leaves_nothing(task, model, whole, tmp_path):
     assert rest.tasks == never.tasks
     # what has to be measured again
     assert set(differing(rest, never)) <= {"scores.csv", "events.jsonl"}
+    assert not verify(rest.folder).faults
 
 
 def test_a_killed_run_goes_on_to_the_same_bytes(model, whole, tmp_path):
