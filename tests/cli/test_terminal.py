@@ -129,6 +129,8 @@ def summary(metrics: dict) -> dict:
     result = {
         "rule": "task_arithmetic(scale=0.3, density=0.25)",
         "known": "not known",
+        "task_id": "none",
+        "calibration": [],
         "metric": "accuracy",
         "metrics": metrics,
         "examples": None,

@@ -102,19 +102,20 @@ def source(setting: GeneralSetting) -> Source | None:
         return Source()
     if isinstance(setting, str):
         return Source(setting)
-    unknown = sorted(set(setting) - {"text", "tokens", "tasks"})
-    text, tokens = setting.get("text", USUAL), setting.get("tokens", TOKENS)
-    is_number = isinstance(tokens, int) and not isinstance(tokens, bool)
+    text = setting.get("text", USUAL)
+    tokens = setting.get("tokens", TOKENS)
     tasks = setting.get("tasks", [])
-    are_entries = isinstance(tasks, list) and all(isinstance(entry, Mapping) for entry in tasks)
-    is_text = isinstance(text, str)
-    if unknown or not is_text or not is_number or tokens < LENGTH or not are_entries:
-        raise InputError(
-            f"`evaluation.general` is {str(setting)[:100]}, but must be true, the name of a text "
-            f"file, or a mapping of `text` (a file), `tokens` (at least {LENGTH}) and `tasks` "
-            "(a list of entries as in `stream`)."
-        )
-    return Source(text, tokens, tuple(tasks))
+    is_known = setting.keys() <= {"text", "tokens", "tasks"}
+    # `true` is a number for Python, but less than LENGTH.
+    if is_known and isinstance(text, str) and isinstance(tokens, int) and isinstance(tasks, list):
+        are_entries = all(isinstance(entry, Mapping) for entry in tasks)
+        if tokens >= LENGTH and are_entries:
+            return Source(text, tokens, tuple(tasks))
+    raise InputError(
+        f"`evaluation.general` is {str(setting)[:100]}, but must be true, the name of a text "
+        f"file, or a mapping of `text` (a file), `tokens` (at least {LENGTH}) and `tasks` "
+        "(a list of entries as in `stream`)."
+    )
 
 
 def texts(name: str) -> list[str]:

@@ -240,9 +240,12 @@ def settings_of(plan: Plan) -> Settings:
     # The settings of a search say something only if there is one.
     searched = {"search": _plain(rule.search)} if rule.searches else {}
     training = _plain(plan.training)
+    # Folders from before there was a choice lack it, and must compare as equal.
     if not plan.training.shares_head:
-        # Folders from before there was a choice lack it, and must compare as equal.
         del training["heads"]
+    for name in ("packing", "gradient_checkpointing"):
+        if not training[name]:
+            del training[name]
     evaluation = _plain(plan.evaluation)
     if plan.evaluation.general is None:
         del evaluation["general"]

@@ -194,7 +194,8 @@ def _measured(state: RunState, plan: Plan) -> set[int]:
 def _needed(plan: Plan, step: int) -> set[tuple[int, str, str]]:
     """Return the step, task and `task_id` of each value that is due after a step."""
     names = measurable(plan.stream, step, plan.evaluation)
-    needed = set(product([step], names, plan.evaluation.task_ids))
+    needed: set[tuple[int, str, str]] = set()
+    needed.update(product([step], names, plan.evaluation.task_ids))
     if plan.rule.routed:
         # Free text is written by one model: without a task a routed rule may have none to write it.
         for name in names:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from perdure.errors import OutputError, RunError
 from perdure.evaluation.measure import Measurement
+from perdure.evaluation.score import TaskId
 from perdure.evaluation.system import System
 from perdure.learning import engine
 from perdure.learning.snapshot import Snapshot
@@ -338,7 +339,7 @@ def _answers(folder: Path, measurement: Measurement) -> dict[str, object]:
     except RunError:  # a damaged file: it is derived, and replaced
         before = {}
     counts = {}
-    task_ids: dict[str, None] = {}
+    task_ids: dict[TaskId, None] = {}
     for answers in measurement.answers.values():
         task_ids |= dict.fromkeys(answers.answered)
     for task_id in task_ids:
