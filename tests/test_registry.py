@@ -49,7 +49,7 @@ def test_the_conformance_tests_find_it_too(toy_method, tmp_path, request):
     result = forked.python(
         code, tmp_path, conformance, PYTEST_DISABLE_PLUGIN_AUTOLOAD="1"
     )  # they are imported
-    assert result.returncode == 0 and "12 passed" in result.stdout, result.stdout
+    assert result.returncode == 0 and "19 passed" in result.stdout, result.stdout
 
 
 def test_a_path_to_a_file(toy_method):

@@ -83,7 +83,11 @@ def test_every_setting_takes_a_wrong_value_or_says_what_is_right(name):
             {"dropout": 1},
             "`it`: `dropout` is 1, but must be a number of at least 0 and less than 1.",
         ),
-        ("isolated", {"start": 5}, "`it`: `start` is 5, but must be `fresh` or `previous`."),
+        (
+            "isolated",
+            {"start": 5},
+            "`it`: `start` is 5, but must be `fresh`, `previous` or `orthogonal`.",
+        ),
         ("isolated", {"target_modules": 5}, "must be a list of texts or a text, or nothing."),
         ("isolated", {"target_modules": ["a", 5]}, "`target_modules.1` is 5, but must be a text."),
         (
@@ -126,7 +130,7 @@ def test_every_setting_takes_a_wrong_value_or_says_what_is_right(name):
         (
             "evaluation",
             {"task_ids": ["known"]},
-            "`task_ids.0` is 'known', but must be `given`, `posterior` or `concat",
+            "`task_ids.0` is 'known', but must be `given`, `posterior` or `none`.",
         ),
         ("training", {"bf16": "perhaps"}, "`bf16` is 'perhaps', but must be true or false."),
     ],

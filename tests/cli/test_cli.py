@@ -257,7 +257,7 @@ def test_one_demo_at_a_time(perdure):
 def test_list_and_show(perdure):
     status, out, _ = perdure("list")
     assert status == 0 and all(name in out for name in ("isolated", "task_arithmetic", "demo"))
-    assert set(json.loads(perdure("list", "--json")[1])) == {"method", "rule", "benchmark"}
+    assert set(json.loads(perdure("list", "--json")[1])) == {"method", "rule", "benchmark", "score"}
     out = perdure("show", "isolated")[1]
     assert "arXiv 2502.10966" in out and "'fresh'" in out
     assert json.loads(perdure("show", "task_arithmetic", "--json")[1])["settings"] == {

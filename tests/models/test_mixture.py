@@ -232,7 +232,7 @@ def test_each_example_is_read_by_the_adapter_of_its_likeliest_task(bert, toy):
     routed = system_of(bert, toy, found, "routed")
     oracle = routed.with_rule(Rule(name="oracle"))
     for task in toy:
-        every = routed.answer(task).accuracy()
+        every = routed.answer(task).scores()
         assert every["given"] == oracle.answer(task).scores()["given"]
         assert every["none"] == oracle.answer(task).scores()["none"]
         assert (
@@ -263,9 +263,9 @@ def test_one_pass_for_the_posterior_alone(bert, toy, monkeypatch):
     monkeypatch.setattr(
         type(bert), "forward", lambda self, batch: passes.append(1) or plain(self, batch)
     )
-    system.answer(toy.task("colour"), "test", ["posterior"]).accuracy()
+    system.answer(toy.task("colour"), "test", ["posterior"]).scores()
     batches = len(passes)
-    system.answer(toy.task("colour")).accuracy()
+    system.answer(toy.task("colour")).scores()
     assert len(passes) - batches == 3 * batches  # one for each task
 
 

@@ -143,8 +143,8 @@ def test_the_answers_are_those_that_the_scores_were_computed_from(finished, toy)
 
 
 def test_search_never_looks_at_test_data(finished, toy, bert, monkeypatch):
+    from perdure.evaluation.answers import Answers
     from perdure.evaluation.scales import with_best_scale
-    from perdure.evaluation.score import Answers
     from perdure.evaluation.system import System
     from perdure.runs.resume import restored
 
@@ -376,7 +376,7 @@ def test_oracle_with_the_task_given_is_each_adapter(finished, bert, toy):
         alone = replace(routed, learned=(learned,), rule=Rule(name="sum"))
         task = toy.task(learned.name)
         given = routed.answer(task, "test", ["given"])
-        assert given.accuracy() == alone.answer(task, "test", ["given"]).accuracy()
+        assert given.scores() == alone.answer(task, "test", ["given"]).scores()
 
 
 def test_bottleneck_run(pico, toy, tmp_path):

@@ -60,7 +60,7 @@ def write(file: Path, folder: Path) -> None:
         )
         config = quantised.config
         # Its weights are plain numbers now, but transformers still refuses to save it.
-        del config.quantization_config
+        delattr(config, "quantization_config")
         config._name_or_path = ""
         model = AutoModelForCausalLM.from_config(config)
         model.load_state_dict(quantised.state_dict())

@@ -86,7 +86,7 @@ def save_language_model(folder: Path, family: Family) -> Path:
         config = transformers.LlamaConfig(**SIZES, **OF_TEXT, max_position_embeddings=40)
         auto = transformers.AutoModelForCausalLM
     else:
-        config = transformers.T5Config(**T5_SIZES, **OF_TEXT, decoder_start_token_id=0)
+        config = transformers.T5Config(**T5_SIZES, **OF_TEXT, decoder_start_token_id=0)  # pyright: ignore
         auto = transformers.AutoModelForSeq2SeqLM
     with pretrained.quietly(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)

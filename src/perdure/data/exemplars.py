@@ -34,7 +34,7 @@ class Exemplars:
     >>> kept = Exemplars()
     >>> kept.add(task, [0, 1])
     >>> again = Exemplars.of(kept.state())
-    >>> again.rows(["reviews"])[0].data["text"][:], len(again), again.size
+    >>> again.rows({"reviews": task.classes})[0].data["text"][:], len(again), again.size
     (['good', 'bad'], 2, 7)
     """
 

@@ -113,6 +113,7 @@ class Answers:
 
         Examples
         --------
+        >>> import torch
         >>> answered = {"given": torch.tensor([1, 0, 1])}
         >>> answers = Answers(("no", "yes"), torch.tensor([1, 0, 0]), answered)
         >>> answers.scores(), answers.counts("given")

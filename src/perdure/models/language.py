@@ -175,7 +175,8 @@ class LanguageModel(Backbone):
                 "reads one prompt. Name both columns in a template, such as "
                 '`prompt: "{premise}\\n{hypothesis}"`.'
             )
-        for number, row in enumerate(data, start=1):
+        for number in range(1, len(data) + 1):
+            row: dict[str, Any] = data[number - 1]
             where = f"Task `{task}`, row {row.get('row', number)}" if task else f"Prompt {number}"
             prompt = row["messages"] if row.get("messages") else row["text"]
             answer = row.get("target")
@@ -352,7 +353,8 @@ class LanguageModel(Backbone):
             prompt = padded_left(prompt, self.processor.pad_token_id)
         # the model's own settings are set aside: it would sample, or forbid repetition
         with _generating(self.model, GenerationConfig()), pretrained.quietly():
-            tokens = self.model.generate(**prompt, generation_config=self._generation())
+            model: Any = self.model  # typed as a module, whose attributes may be tensors
+            tokens = model.generate(**prompt, generation_config=self._generation())
         first = 1 if self.decodes else prompt["input_ids"].shape[1]
         stops = set(self.prompts.stops)
         answers = []

@@ -151,10 +151,11 @@ def _language_class(config: PreTrainedConfig) -> type | None:
     classifier or as an encoder, too.
     """
     saved = (config.architectures or [None])[0]
-    kind = config.model_type
-    if modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind) == saved:
+    # By items: the mappings are typed by the kinds that transformers has now.
+    opened_by = (config.model_type, saved)
+    if opened_by in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items():
         return transformers.AutoModelForCausalLM
-    if modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.get(kind) == saved:
+    if opened_by in modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.items():
         return transformers.AutoModelForSeq2SeqLM
     return None
 

@@ -199,7 +199,11 @@ class Prompts:
     # -- conversations
 
     def _turns(self, prompt: str | Turns) -> list[Mapping[str, str]]:
-        turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        turns: list[Mapping[str, str]] = []
+        if isinstance(prompt, str):
+            turns.append({"role": "user", "content": prompt})
+        else:
+            turns += prompt
         if self.system_message and turns[0]["role"] != "system":
             turns.insert(0, {"role": "system", "content": self.system_message})
         return turns

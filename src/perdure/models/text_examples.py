@@ -27,7 +27,7 @@ class TextExamples(Examples):
 
     def batch(self, rows: Sequence[int], device: torch.device | str = "cpu") -> Batch:
         """Return these rows as one batch, each in a line of its own."""
-        chosen: list[Tokens] = [self.inputs[row] for row in rows]
+        chosen = self._tokens(rows)
         inputs = self.collate(chosen)
         decodes = "decoder_input_ids" in inputs
         lines = range(len(chosen))
@@ -42,7 +42,7 @@ class TextExamples(Examples):
         Each example sees itself alone, by a mask and positions of its own. What asks for the tokens
         of one example, such as `features`, cannot read such a batch.
         """
-        chosen: list[Tokens] = [self.inputs[row] for row in rows]
+        chosen = self._tokens(rows)
         whole = [(*example.prompt, *example.answer) for example in chosen]
         lines, starts = packing.arranged([len(tokens) for tokens in whole])
         inputs = packing.inputs(whole, lines, starts, pad)
@@ -50,6 +50,14 @@ class TextExamples(Examples):
             start + len(example.prompt) - 1 for start, example in zip(starts, chosen, strict=True)
         ]
         return self._batch(rows, inputs, lines, firsts, device)
+
+    def _tokens(self, rows: Sequence[int]) -> list[Tokens]:
+        tokens: list[Tokens] = []
+        for row in rows:
+            example = self.inputs[row]
+            assert isinstance(example, Tokens)
+            tokens.append(example)
+        return tokens
 
     def _batch(
         self,
@@ -60,7 +68,7 @@ class TextExamples(Examples):
         device: torch.device | str,
     ) -> Batch:
         """Return a batch whose answers begin at these lines and columns of the input."""
-        chosen: list[Tokens] = [self.inputs[row] for row in rows]
+        chosen = self._tokens(rows)
         owners, at, columns, targets = [], [], [], []
         for number, example in enumerate(chosen):
             length = len(example.answer)

@@ -201,7 +201,7 @@ def _apart(
     if batch.places is not None and len(values) == 1 < examples:
         # A language model's output layer reads the tokens of all answers as one row.
         counts = batch.places.examples.bincount(minlength=examples).tolist()
-        return pad_sequence(values[0].split(counts), batch_first=True)
+        return pad_sequence(list(values[0].split(counts)), batch_first=True)
     # A vision transformer may cut an image into windows, one after the other in the first
     # dimension: they are joined again, so that the first dimension counts examples.
     return values.reshape(examples, -1, values.shape[-1])
