@@ -18,13 +18,14 @@ import numpy as np
 import pytest
 import torch
 import transformers
+import typecheck
 from datasets import Dataset
 from PIL import Image
 
-if (
-    "perdure" not in sys.modules
-):  # as it is in a fork; pytest's own option does not reach the processes of xdist
-    jaxtyping.install_import_hook("perdure", "typecheck.check")
+# A fork has imported perdure already. pytest's own option does not reach the processes of xdist.
+# Checking each call of every module took a third of the tests' time; pyright checks the others.
+if "perdure" not in sys.modules:
+    jaxtyping.install_import_hook(typecheck.modules_with_shapes(), "typecheck.check")
 
 from perdure import Backbone, Task, TaskStream
 from perdure.checks.models import IN_COMMON, SIZES, save, toy_stream
