@@ -7,6 +7,7 @@ from zipfile import ZipFile
 import numpy as np
 from safetensors.numpy import save_file
 
+from perdure.bundled.parts import onnx_graph
 from perdure.bundled.parts.model import PackagedModel
 from perdure.bundled.parts.packages import Package
 from perdure.errors import FetchError
@@ -107,18 +108,19 @@ def read(file: Path) -> dict[str, np.ndarray]:
     FetchError
         The package `onnx` is not installed, or the file holds something else.
     """
-    tensors, inputs = _tensors(file)
+    graph = onnx_graph.read(file, "dinov2")
     weights: dict[str, np.ndarray] = {}
-    for name, tensor in tensors.items():
+    for name, tensor in graph.tensors.items():
         if name.startswith("backbone."):  # not the head that finds what is salient
             weights[name.removeprefix("backbone.")] = tensor
-    for node, weight in inputs.items():
+    matrices = {node: graph.tensors[names[-1]] for node, names in graph.inputs.items()}
+    for node, weight in matrices.items():
         if node.startswith("/backbone/encoder/") and node.endswith("/MatMul"):
             path = node.removeprefix("/backbone/").removesuffix("/MatMul")
             name = path.replace("/", ".") + ".weight"
             weights[name] = np.ascontiguousarray(weight.T)
 
-    positions = [inputs[node] for node in POSITIONS if node in inputs]
+    positions = [matrices[node] for node in POSITIONS if node in matrices]
     expected = _layers() * WEIGHTS_OF_A_LAYER + OTHER_WEIGHTS
     if len(positions) != len(POSITIONS) or len(weights) != expected:
         raise FetchError(
@@ -127,27 +129,6 @@ def read(file: Path) -> dict[str, np.ndarray]:
         )
     weights["embeddings.position_embeddings"] = np.concatenate(positions, axis=1)
     return weights
-
-
-def _tensors(file: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Return the tensors of an ONNX file: by their names, and by the node that reads them."""
-    try:
-        import onnx  # only here, and once per machine: it is not a dependency of the library
-    except ImportError as error:
-        raise FetchError(
-            "`dinov2` is read from an ONNX file, for which the package `onnx` is not installed. "
-            "Install `perdure[demo]`, or `onnx`."
-        ) from error
-    graph = onnx.load(str(file)).graph
-    tensors: dict[str, np.ndarray] = {}
-    for tensor in graph.initializer:
-        tensors[tensor.name] = onnx.numpy_helper.to_array(tensor)
-    inputs: dict[str, np.ndarray] = {}
-    for node in graph.node:
-        for name in node.input:
-            if name in tensors:
-                inputs[node.name] = tensors[name]
-    return tensors, inputs
 
 
 def _layers() -> int:
