@@ -236,7 +236,11 @@ class OneBatch:
         return len(self.x)
 
     def batches(self, rows: list[int], device: torch.device):
-        yield rows, Batch({"x": self.x})
+        yield rows, self.batch(rows, device)
+
+    def batch(self, rows: list[int], device: torch.device) -> Batch:
+        # All of them as they are: an index would copy what the memory is measured of.
+        return Batch({"x": self.x if len(rows) == len(self) else self.x[: len(rows)]})
 
 
 @torch.no_grad()

@@ -91,6 +91,6 @@ def test_language(tmp_path, shrunk, monkeypatch):
     for name in ("pic", "replay", "sequential"):
         run = Run(tmp_path / "out" / name)
         assert run.tasks == ["a", "b"]
-        assert {"given", "none"} <= {row["task_id"] for row in run.scores()}
+        assert {row["task_id"] for row in run.scores()} == {"given", "posterior", "none"}
     rules = {row["rule"] for row in Run(tmp_path / "out" / "pic").scores()}
-    assert "oracle" in rules and len(rules) == 2
+    assert "routed" in rules and len(rules) == 2

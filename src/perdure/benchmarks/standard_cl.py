@@ -4,11 +4,12 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from string import Formatter
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import pyarrow.parquet as pq
 from datasets import Dataset
 
+from perdure.benchmarks.parts.text_prompts import QUESTIONS, Style, prompt
 from perdure.data.splits import bounded, by_split
 from perdure.data.table import from_hub
 from perdure.data.task import Scenario, Split, Task, TaskStream
@@ -118,6 +119,7 @@ def standard_cl(
     test: int | None = None,
     seed: int = 0,
     scenario: Scenario = "class",
+    prompts: Style = "plain",
 ) -> TaskStream:
     """Four, five or fifteen text classification tasks: topics, sentiment, inference, questions.
 
@@ -150,11 +152,15 @@ def standard_cl(
         Seed for the choice of examples.
     scenario
         The scenario: what is known about an input at test time.
+    prompts
+        The way to ask a language model. `plain`: the text alone. `options`: with an instruction
+        and the classes to choose from, as in SAPT and GainLoRA. `o_lora`: also with the names of
+        the kind of task and of the data set, as in O-LoRA, so that the prompt tells the task.
 
     Raises
     ------
     UnknownName
-        There is no such order or task.
+        There is no such order, task or way to ask.
     DataError
         The folder lacks a file or column, the hub cannot be reached, or a class has a single
         training example.
@@ -168,6 +174,8 @@ def standard_cl(
     """
     if isinstance(order, str) and order not in ORDERS:
         raise UnknownName("order", order, ORDERS)
+    if prompts not in get_args(Style):
+        raise UnknownName("way to ask", prompts, get_args(Style))
     names = ORDERS[order].split() if isinstance(order, str) else order
     sizes: dict[Split, int | None] = {
         "train": train,
@@ -180,7 +188,7 @@ def standard_cl(
         splits = bounded(source.splits, sizes, seed)
         # The texts are put together last: from the hub come far more rows than are chosen.
         for split, rows in splits.items():
-            splits[split] = _with_text(rows, source.text)
+            splits[split] = _asked(_with_text(rows, source.text), prompts, name, source.classes)
         task = Task(name, source.classes, **splits)
         tasks.append(task)
     return TaskStream("standard_cl", tuple(tasks), scenario)
@@ -250,3 +258,13 @@ def _with_text(data: Dataset, form: str | None) -> Dataset:
         texts.append(form.format(**values))
     labels = data["label"][:]
     return Dataset.from_dict({"text": texts, "label": labels})
+
+
+def _asked(data: Dataset, style: Style, name: str, classes: tuple[str, ...]) -> Dataset:
+    """Return the examples with their texts as prompts."""
+    if style == "plain":
+        return data
+    if name not in QUESTIONS:
+        raise UnknownName("task", name, QUESTIONS)
+    texts = [prompt(style, name, classes, text) for text in data["text"][:]]
+    return Dataset.from_dict({"text": texts, "label": data["label"][:]})

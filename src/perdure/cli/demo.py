@@ -73,7 +73,7 @@ LANGUAGE: dict[str, object] = {
         "batch_size": 4,
         "backbone_dropout": False,
     },
-    "evaluation": {"task_ids": ["given", "none"]},
+    "evaluation": {"task_ids": ["given", "posterior", "none"]},
 }
 # Task arithmetic lets the modules' answers mix: TSV makes their directions orthogonal first.
 PIC_OF_LANGUAGE = PIC | {
@@ -97,8 +97,9 @@ class Demo:
         The backbone's name.
     data
         The packages that carry its data.
-    oracle
-        Whether the oracle is measured on the adapters of the PIC run: it uses each task's own.
+    other_rule
+        A second rule to measure on the adapters of the PIC run, if any: one that uses each task's
+        own adapter.
     folder
         The name of the folder under `runs`.
     """
@@ -107,19 +108,19 @@ class Demo:
     runs: Sequence[Mapping[str, object]]
     model: str
     data: Sequence[Package]
-    oracle: bool
+    other_rule: str | None
     folder: str
 
 
 TEXTS = (packages.ORANGE_TEXT, packages.VADER)
 DEMOS: dict[Kind, Demo] = {
-    "texts": Demo(TEXT, (PIC, SEQUENTIAL), "minilm", TEXTS, True, "demo"),
-    # Heads that are aligned on the combined model do not fit each task's own: no oracle.
+    "texts": Demo(TEXT, (PIC, SEQUENTIAL), "minilm", TEXTS, "oracle", "demo"),
+    # Heads that are aligned on the combined model do not fit each task's own adapter.
     "images": Demo(
-        VISION, (INFLORA, PIC, SEQUENTIAL), "dinov2", [packages.MLXTEND], False, "demo-vision"
+        VISION, (INFLORA, PIC, SEQUENTIAL), "dinov2", [packages.MLXTEND], None, "demo-vision"
     ),
     "language": Demo(
-        LANGUAGE, (PIC_OF_LANGUAGE, REPLAY, SEQUENTIAL), "smollm2", TEXTS, True, "demo-language"
+        LANGUAGE, (PIC_OF_LANGUAGE, REPLAY, SEQUENTIAL), "smollm2", TEXTS, "routed", "demo-language"
     ),
 }
 
@@ -171,8 +172,8 @@ def demo(
         raise Stopped(
             "Stopped. What was learned is kept. Go on with the same command.", signal=stop.signal
         ) from None
-    if show.oracle:
-        evaluate_run(_folder(output, PIC), "oracle", steps="last", quiet=quiet)
+    if show.other_rule:
+        evaluate_run(_folder(output, PIC), show.other_rule, steps="last", quiet=quiet)
     return report(folders, output / "report.html")
 
 

@@ -1,0 +1,149 @@
+"""Fifteen tasks of Super-NaturalInstructions, answered in free text, as in SAPT and GainLoRA."""
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+from datasets import Dataset
+
+from perdure.data.splits import bounded
+from perdure.data.table import from_hub
+from perdure.data.task import Split, Task, TaskStream
+from perdure.errors import DataError, UnknownName
+
+TASKS = {
+    "quoref": "task002_quoref_answer_generation",
+    "commonsenseqa": "task073_commonsenseqa_answer_generation",
+    "xsum": "task1290_xsum_summarization",
+    "evalution": "task1510_evalution_relation_extraction",
+    "samsum": "task1572_samsum_summary",
+    "diplomacy": "task1590_diplomacy_text_generation",
+    "sentiment140": "task1687_sentiment140_classification",
+    "personachat": "task1729_personachat_generate_next",
+    "outcome": "task181_outcome_extraction",
+    "sst2": "task363_sst2_polarity_classification",
+    "reddit_tifu": "task511_reddit_tifu_long_text_summarization",
+    "sciq": "task591_sciq_answer_generation",
+    "multi_woz": "task639_multi_woz_user_utterance_generation",
+    "glucose": "task748_glucose_reverse_cause_event_detection",
+    "emotion": "task875_emotion_classification",
+}
+ORDERS = {
+    "order1": "samsum sst2 xsum outcome quoref evalution multi_woz personachat commonsenseqa "
+    "diplomacy glucose reddit_tifu sciq sentiment140 emotion",
+    "order2": "glucose commonsenseqa diplomacy multi_woz samsum sentiment140 sciq sst2 evalution "
+    "personachat outcome reddit_tifu quoref xsum emotion",
+}
+HUB = "Muennighoff/natural-instructions"
+PROMPT = "Definition: {}\n\nNow complete the following example -\nInput: {}\nOutput: "
+
+
+def super_ni(
+    *,
+    folder: str | None = None,
+    order: str | list[str] = "order1",
+    train: int | None = None,
+    validation: int | None = None,
+    test: int | None = None,
+    seed: int = 0,
+) -> TaskStream:
+    """Fifteen instructions: summaries, dialogue, extraction, questions, sentiment and emotion.
+
+    Each answer is scored by ROUGE-L with the best of its right answers; SAPT and GainLoRA draw one
+    of them at random, also for testing. The prompt is theirs: the definition of the task, then the
+    input; it names neither task nor data set. The instructions are Apache-2.0, the data sets
+    keep their own terms.
+
+    Parameters
+    ----------
+    folder
+        A folder with `manifest.json` (the `definition` of each task, a list of one text) and a
+        file `<task>.parquet` for each, with the columns `input`, `output` (a list of right
+        answers) and `split`. Without it, the tasks come from Muennighoff/natural-instructions on
+        the Hugging Face hub; that way follows its card and has not been run against the hub.
+    order
+        `order1` or `order2`, the two of SAPT, or a list of the tasks' names.
+    train, test
+        The number of examples a task; by default all (1,000 and 100 in SAPT, fewer where there are
+        no more).
+    validation
+        The number of training examples a task that become its validation split, at most a fifth;
+        by default a tenth.
+    seed
+        Seed for the choice of examples.
+
+    Raises
+    ------
+    UnknownName
+        There is no such order or task.
+    DataError
+        The folder lacks a file or column, a task has no test rows, or the hub cannot be reached.
+
+    References
+    ----------
+    Wang et al. (Super-NaturalInstructions), arXiv 2204.07705; Zhao et al. (SAPT), arXiv 2401.08295.
+    """
+    if isinstance(order, str) and order not in ORDERS:
+        raise UnknownName("order", order, ORDERS)
+    names = ORDERS[order].split() if isinstance(order, str) else order
+    for name in names:
+        if name not in TASKS:
+            raise UnknownName("task", name, TASKS)
+    sizes: dict[Split, int | None] = {"train": train, "validation": validation, "test": test}
+    if folder is None:
+        sources = _from_hub(names)
+    else:
+        sources = {name: _from_folder(Path(folder), name) for name in names}
+    tasks = []
+    for name, splits in sources.items():
+        for split in ("train", "test"):
+            if split not in splits:
+                raise DataError(f"Task `{name}` of `super_ni` has no rows with `split` `{split}`.")
+        tasks.append(Task(name, (), **bounded(splits, sizes, seed), score="rouge_l"))
+    return TaskStream("super_ni", tuple(tasks))
+
+
+def _from_folder(folder: Path, name: str) -> dict[Split, Dataset]:
+    """Return the rows of a task by split, as prompts and answers."""
+    path = folder / f"{TASKS[name]}.parquet"
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        definition = str(manifest[TASKS[name]]["definition"][0])
+        rows = pq.read_table(path, columns=["split", "input", "output"]).to_pylist()
+    except (OSError, KeyError, IndexError, TypeError, ValueError) as error:
+        raise DataError(
+            f"`{folder}` must hold `{path.name}` with the columns `split`, `input` and `output`, "
+            f"and `manifest.json` with the task's `definition`: {error}."
+        ) from error
+    by_split: dict[Split, list[dict[str, object]]] = {}
+    for row in rows:
+        example = _example(definition, row["input"], row["output"])
+        by_split.setdefault(row["split"], []).append(example)
+    return {split: Dataset.from_list(examples) for split, examples in by_split.items()}
+
+
+def _from_hub(names: list[str]) -> dict[str, dict[Split, Dataset]]:
+    """Return the rows of the tasks, by name and split.
+
+    The data set has one row for each right answer; those of one input are put together.
+    """
+    data = from_hub(HUB)
+    known = {TASKS[name]: name for name in names}
+    sources: dict[str, dict[Split, Dataset]] = {name: {} for name in names}
+    for split in ("train", "test"):
+        inputs: dict[tuple[str, str], tuple[str, list[str]]] = {}
+        for row in data[split]:
+            if row["task_name"] in known:
+                key = (known[row["task_name"]], row["inputs"])
+                inputs.setdefault(key, (row["definition"], []))[1].append(row["targets"])
+        by_task: dict[str, list[dict[str, object]]] = {}
+        for (name, text), (definition, answers) in inputs.items():
+            by_task.setdefault(name, []).append(_example(definition, text, answers))
+        for name, examples in by_task.items():
+            sources[name][split] = Dataset.from_list(examples)
+    return sources
+
+
+def _example(definition: str, text: str, answers: list[str]) -> dict[str, object]:
+    right = [answer.strip() for answer in answers]
+    return {"text": PROMPT.format(definition, text.strip()), "target": right[0], "answers": right}
