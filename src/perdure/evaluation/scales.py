@@ -12,6 +12,7 @@ from perdure.merging import search
 from perdure.merging.combine import Combined, task_vectors
 from perdure.merging.scaled import Scaled
 from perdure.merging.search import Scales
+from perdure.models import quantised
 from perdure.vectors.task_vector import LowRank, TaskVector
 
 Scale = float | dict[str, float] | dict[str, list[float]]
@@ -100,6 +101,8 @@ def _scaled(system: System) -> Iterator[Callable[[Scale], Combined]]:
 def _low_rank_vectors(system: System) -> list[TaskVector]:
     """Return the task vectors if their scales can be moved in the model, else none."""
     rule = system.rule
+    if quantised.is_quantised(system.backbone.model):
+        return []
     if rule.name != "task_arithmetic" or rule.space != "delta":
         return []
     adapters = [task.adapter for task in system.learned]

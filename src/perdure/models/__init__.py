@@ -24,6 +24,7 @@ packing.py               Several examples in one line
 patterns.py              Regular expressions, matched in bounded time
 pretrained.py            Open a pre-trained model
 prompts.py               Rows as prompts and answers, in tokens
+quantised.py             A frozen model in 4 bits, by bitsandbytes
 ranking.py               Log-probabilities of the choices behind a prompt
 recomputing.py           Layers computed again in the backward pass, to save memory
 resolution.py            Read images at another size than the checkpoint was made for

@@ -8,7 +8,7 @@ from peft.tuners.tuners_utils import check_target_module_exists
 from torch import Tensor, nn
 
 from perdure.errors import BackboneError
-from perdure.models import adapters, patterns
+from perdure.models import adapters, patterns, quantised
 from perdure.models.bottleneck import BottleneckConfig
 from perdure.models.full import FullConfig, trains
 from perdure.models.matrices import is_matrix, is_transposed
@@ -81,10 +81,15 @@ def configure(
     Raises
     ------
     BackboneError
-        The model has no layers of these names.
+        The model has no layers of these names, or its weights are in 4 bits and it is not LoRA.
     InputError
         `target_modules` is not a regular expression, or takes too much time.
     """
+    if kind != "lora" and quantised.is_quantised(model):
+        raise BackboneError(
+            f"`peft: {kind}` does not go with `dtype: {quantised.NF4}`: beside weights in 4 bits "
+            "there is LoRA alone. Use `peft: lora`, or `dtype: bfloat16`."
+        )
     names = _names(model, trains if kind == "full" else is_matrix)
     tied = _tied(model)
     untied = [name for name in names if name not in tied]

@@ -18,8 +18,10 @@ from jaxtyping import Float
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from perdure.errors import BackboneError, RunError
+from perdure.models import quantised
 from perdure.models.adapter_config import config_from as config_from
 from perdure.models.full import FullConfig
 from perdure.models.matrices import oriented
@@ -202,6 +204,7 @@ def folded(model: nn.Module, changes: Mapping[str, Tensor]) -> Iterator[None]:
     adapter may be put in or taken out meanwhile.
     """
     originals: list[tuple[Tensor, Tensor]] = []
+    hooks: list[RemovableHandle] = []
     try:
         for name, change in changes.items():
             if name.endswith(".bias"):
@@ -209,6 +212,9 @@ def folded(model: nn.Module, changes: Mapping[str, Tensor]) -> Iterator[None]:
             else:
                 layer = base_layer(model, name)
                 weight = layer.weight
+                if not weight.is_floating_point():
+                    hooks.append(quantised.beside(layer, change))
+                    continue
                 change = oriented(layer, change)
             originals.append((weight, weight.data))
             # Assigned to `.data`: the parameter itself stays, and with it whoever refers to it.
@@ -219,6 +225,8 @@ def folded(model: nn.Module, changes: Mapping[str, Tensor]) -> Iterator[None]:
     finally:
         for weight, original in originals:
             weight.data = original
+        for hook in hooks:
+            hook.remove()
 
 
 def deltas(

@@ -80,7 +80,7 @@ class Backbone(nn.Module, ABC):
         chat_template: Literal["auto", "none"] = "auto",
         system_message: str | None = None,
         normalized: bool = False,
-        dtype: Literal["float32", "bfloat16"] = "float32",
+        dtype: Literal["float32", "bfloat16", "nf4"] = "float32",
     ) -> "Backbone":
         """Load a checkpoint: a language model, or an encoder that classifies texts or images.
 
@@ -119,9 +119,12 @@ class Backbone(nn.Module, ABC):
         normalized
             Rank a language model's choices by log p per token, rather than by log p.
         dtype
-            The type of a language model's frozen weights in memory: `bfloat16` takes half of it.
-            Adapters and the optimizer stay in `float32`, and so are weights with a change merged
-            into them and exports computed, from the rounded weights.
+            The type of a language model's frozen weights in memory. `bfloat16` takes half of it,
+            `nf4` about an eighth: linear layers are then in 4 bits by bitsandbytes
+            (`perdure[4bit]`). Adapters and the optimizer stay in `float32`, and so are weights with
+            a change merged into them and exports computed, from the rounded weights. Nothing can be
+            merged into 4 bits: a combined change is applied beside the layer, and a run on such a
+            model is exported as an adapter.
 
         Raises
         ------

@@ -14,7 +14,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from perdure.data.task import Rows, Task, TaskRows
 from perdure.errors import DataError, InputError
-from perdure.models import pretrained, ranking
+from perdure.models import pretrained, quantised, ranking
 from perdure.models.backbone import Backbone, evaluating
 from perdure.models.examples import BATCH_SIZE, Batch, Examples
 from perdure.models.logits import Logits
@@ -96,6 +96,7 @@ class LanguageModel(Backbone):
     @property
     def settings(self) -> dict[str, Any]:
         prompts = self.prompts
+        dtype = str(self.model.dtype).removeprefix("torch.")
         values = {
             "model": self.source,
             "max_length": prompts.max_length,
@@ -104,7 +105,7 @@ class LanguageModel(Backbone):
             "chat_template": self.chat_template,
             "system_message": prompts.system_message,
             "normalized": self.normalized,
-            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "dtype": quantised.NF4 if quantised.is_quantised(self.model) else dtype,
         }
         return values | ({"revision": self.revision} if self.revision else {})
 

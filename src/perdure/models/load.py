@@ -31,7 +31,7 @@ class TextSettings:
     chat_template: Literal["auto", "none"] = "auto"
     system_message: str | None = None
     normalized: bool = False
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16", "nf4"] = "float32"
 
 
 def load_files(
@@ -97,7 +97,7 @@ def load_with(files: ModelFiles, settings: Mapping[str, Any]) -> Backbone:
 def _language_model(
     files: ModelFiles, max_length: int | None, settings: TextSettings
 ) -> LanguageModel:
-    opened = pretrained.open_language_model(files, getattr(torch, settings.dtype))
+    opened = pretrained.open_language_model(files, settings.dtype)
     decodes = bool(opened.model.config.is_encoder_decoder)
     # An encoder's prompt stands alone; behind a causal model's there must be room for the answer.
     room = opened.limit if decodes else opened.limit - settings.max_new_tokens

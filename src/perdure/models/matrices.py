@@ -6,6 +6,7 @@ of the two the layer is.
 
 from typing import TypeAlias, TypeGuard
 
+import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -31,7 +32,9 @@ def oriented(layer: nn.Module, value: Tensor) -> Tensor:
 
 
 def matrix(layer: nn.Module) -> Tensor:
-    """Return the weight of a layer, out × in where it is a matrix: a view that may be written to.
+    """Return the weight of a layer, out × in if it is a matrix: a view that may be written to.
+
+    Of a weight in 4 bits only the shape is returned, on the meta device.
 
     Examples
     --------
@@ -40,4 +43,7 @@ def matrix(layer: nn.Module) -> Tensor:
     """
     weight = layer.weight
     assert isinstance(weight, Tensor)
+    if isinstance(layer, nn.Linear) and not weight.is_floating_point():
+        # In 4 bits the values lie in one column: what remains of the matrix is its shape.
+        return torch.empty(layer.out_features, layer.in_features, device="meta")
     return oriented(layer, weight)

@@ -12,12 +12,17 @@ from typing import Any, Literal
 import torch
 import transformers
 from torch import nn
-from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    BaseImageProcessor,
+    BitsAndBytesConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.auto import modeling_auto
 
 from perdure.errors import BackboneError, PerdureError
-from perdure.models import model_config, model_weights, tokenizing
+from perdure.models import model_config, model_weights, quantised, tokenizing
 from perdure.models.model_files import MODULES, ModelFiles
 from perdure.models.model_weights import Stored
 
@@ -160,28 +165,34 @@ def _language_class(config: PreTrainedConfig) -> type | None:
     return None
 
 
-def open_language_model(files: ModelFiles, dtype: torch.dtype = torch.float32) -> Opened:
+def open_language_model(files: ModelFiles, dtype: str = "float32") -> Opened:
     """Open a checkpoint as a language model, whose output layer answers.
 
     Parameters
     ----------
     dtype
-        The type of the weights in memory. transformers leaves those that need it in single
-        precision.
+        The type of the weights in memory: `float32`, `bfloat16`, or `nf4` (4 bits). transformers
+        leaves those that need it in single precision.
 
     Raises
     ------
     BackboneError
-        A file is missing, damaged or absurd; weights are missing; or nothing ends an answer.
+        A file is missing, damaged or absurd; weights are missing; nothing ends an answer; or
+        bitsandbytes is not installed.
     """
+    quantisation = None
+    if dtype == quantised.NF4:
+        quantisation = quantised.quantisation(files.source)
+        dtype = "float32"
     files.check()
     config = model_config.read(files)
     files.check_weights()
     tensors = model_weights.stored(files)
     tokenizer = tokenizing.load(files, config)
     tokenizing.give_padding(files.source, config, tokenizer)
-    weights = _Weights(files, config, tensors, dtype)
+    weights = _Weights(files, config, tensors, getattr(torch, dtype), quantisation)
     model, missing = weights.read_by(_language_class(config))
+    quantised.prepare(model)
     _refuse(files.source, missing)
     model_weights.check_finite(files.source, model)
     tokenizing.agree(files.source, model, tokenizer)
@@ -254,12 +265,16 @@ def _check_pixels(source: str, processor: BaseImageProcessor) -> None:
 
 @dataclass(frozen=True)
 class _Weights:
-    """A model's files, its configuration, the shapes and types of its tensors, and its type."""
+    """A model's files, its configuration, the shapes and types of its tensors, and its type.
+
+    `quantisation` holds transformers' settings if its linear layers are to be in 4 bits.
+    """
 
     files: ModelFiles
     config: PreTrainedConfig
     tensors: Mapping[str, Stored]
     dtype: torch.dtype = torch.float32
+    quantisation: BitsAndBytesConfig | None = None
 
     def read_by(self, auto: Any) -> tuple[PreTrainedModel, list[str]]:
         """Make a model, and list the parameters that are missing or have another shape.
@@ -277,6 +292,7 @@ class _Weights:
             self.files.folder,
             config=self.config,
             dtype=self.dtype,
+            quantization_config=self.quantisation,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # for a stored head; other layers are refused below
             weights_only=True,

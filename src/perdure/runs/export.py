@@ -15,7 +15,7 @@ from perdure.errors import InputError, NotFinite, RunError
 from perdure.evaluation.system import System
 from perdure.merging.combine import Combined
 from perdure.merging.rule_settings import Rule
-from perdure.models import adapters, pretrained
+from perdure.models import adapters, pretrained, quantised
 from perdure.models.backbone import Backbone
 from perdure.models.matrices import is_matrix, is_transposed
 from perdure.runs.export_card import Exported, card
@@ -46,14 +46,24 @@ class Export:
     check: Callable[[], None]
 
 
-def check_exportable(rule: Rule) -> None:
-    """Check that a rule makes one set of weights.
+def check_exportable(rule: Rule, form: Form, dtype: object) -> None:
+    """Check that a rule makes one set of weights, which the model can take.
+
+    Parameters
+    ----------
+    dtype
+        The type of the weights in memory, as the recipe says it.
 
     Raises
     ------
     RunError
-        The rule is routed, or combines in factor space.
+        The rule is routed, or combines in factor space; or the weights are in 4 bits.
     """
+    if form == "model" and dtype == quantised.NF4:
+        raise RunError(
+            f"The run's base was loaded with `dtype: {dtype}`, and nothing can be merged into "
+            "weights in 4 bits. Export the combination as an adapter of the base: `--as adapter`."
+        )
     if rule.routed or rule.space == "factor":
         why = "is routed" if rule.routed else "combines in factor space"
         raise RunError(

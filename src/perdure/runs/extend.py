@@ -171,7 +171,9 @@ def try_rule(
     if output:
         # Before measuring, which may take hours.
         check_free(Path(output))
-        check_exportable(other_rule or Recipe.parse(state.recipe).make_rule())
+        recipe = Recipe.parse(state.recipe)
+        _, options = named(recipe.backbone, "backbone", key="model")
+        check_exportable(other_rule or recipe.make_rule(), "model", options.get("dtype"))
     measurement = _measured_again(folder, rule, settings, steps="last", trust=trust, quiet=quiet)
     if output:
         # Applied with the scale that a search has found, but known by the label in the scores.

@@ -365,7 +365,8 @@ class Model:
         ------
         RunError
             The model has no single set of weights, because its rule is routed or combines
-            bottleneck adapters; or the heads are not linear in the feature.
+            bottleneck adapters; its weights are in 4 bits; or the heads are not linear in the
+            feature.
         InputError
             An adapter cannot hold the combination.
         """
@@ -374,7 +375,7 @@ class Model:
             raise InputError("`--rank` and `--pad-rank` are for `--as adapter`.")
         # Refused here already, before anything is computed; `new_folder` looks again.
         staging.check_free(output)
-        check_exportable(self.rule)
+        check_exportable(self.rule, form, self.backbone.settings.get("dtype"))
         parts = Export(
             system=self.system,
             combined=self.combined,

@@ -71,7 +71,7 @@ def new_folder(parent: Path) -> tuple[Path, int]:
             return path, descriptor
         if descriptor is not None:
             os.close(descriptor)
-        shutil.rmtree(path, ignore_errors=True)
+        remove(path)
     # As in `new_file`: locks never succeed here, so no sweep can take the folder either.
     path = new_path(parent)
     os.mkdir(path, 0o777)
@@ -83,6 +83,13 @@ def _open_folder(path: Path) -> int | None:
         return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:  # another process swept it away before it was locked
         return None
+
+
+def remove(folder: Path) -> None:
+    """Remove a partial folder as far as the system allows; the rest is swept later."""
+    # `rmtree` lets a failing `fstat` pass, whatever its `ignore_errors` says.
+    with contextlib.suppress(OSError):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def sweep(folder: Path) -> None:

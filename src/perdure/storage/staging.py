@@ -87,7 +87,7 @@ def hidden_folder(parent: Path) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        partial.remove(folder)
         os.close(lock)
 
 

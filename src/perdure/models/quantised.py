@@ -1,0 +1,78 @@
+"""A frozen model in 4 bits, as in QLoRA: bitsandbytes' NormalFloat through transformers.
+
+Nothing can be added to weights in 4 bits. An adapter stands beside them anyway; a change that a
+rule makes is multiplied by beside the layer, too (`beside`).
+"""
+
+import importlib.util
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers import BitsAndBytesConfig
+
+from perdure.errors import BackboneError
+
+NF4 = "nf4"
+"""The name of the type, as a recipe says it."""
+
+
+def quantisation(source: str) -> BitsAndBytesConfig:
+    """Return transformers' settings to load a model in 4 bits.
+
+    Parameters
+    ----------
+    source
+        The model's name, for messages.
+
+    Raises
+    ------
+    BackboneError
+        bitsandbytes is not installed.
+
+    References
+    ----------
+    Dettmers et al., QLoRA, arXiv 2305.14314.
+    """
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise BackboneError(
+            f"`{source}` cannot be loaded with `dtype: {NF4}`, because bitsandbytes is not "
+            "installed. Install `perdure[4bit]`, or take `dtype: bfloat16`."
+        )
+    # Products are computed in single precision, like everything else beside the frozen weights.
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=NF4,
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float32,
+    )
+
+
+def prepare(model: nn.Module) -> None:
+    """Keep the weights as they were loaded.
+
+    On CPUs with AVX-512 bitsandbytes packs them anew for inference, and back for training, which
+    rounds their scales: what a model has learned would depend on when it was measured.
+    """
+    for layer in model.modules():
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def is_quantised(model: nn.Module) -> bool:
+    """Return whether a model's linear layers are in 4 bits."""
+    return bool(getattr(model, "is_loaded_in_4bit", False))
+
+
+def beside(layer: nn.Module, change: Tensor) -> RemovableHandle:
+    """Add `change` (out × in) times the layer's input to its output, until the handle is removed.
+
+    This is what adding the change to the layer's weight would compute.
+    """
+
+    def add(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        (x,) = inputs
+        product = nn.functional.linear(x.float(), change.to(x.device).float())
+        return output + product.to(output.dtype)
+
+    return layer.register_forward_hook(add)
