@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -118,6 +119,28 @@ def test_a_run_measures_before_the_first_task_and_after_each(text, tmp_path):
     before = (tmp_path / "run" / "scores.csv").read_bytes()
     run(stream, backbone, Sequential(), "last", **arguments)
     assert (tmp_path / "run" / "scores.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize("again", ["the same name", "another name"])
+def test_a_text_that_changed_meanwhile(again, text, tmp_path):
+    """Otherwise the rise of the loss would compare two texts."""
+    backbone = language_model("llama")
+    arguments = {"training": TRAINING, "output": tmp_path / "run"}
+    first = TaskStream("s", (closed("colours", ("red", "blue")),))
+    both = TaskStream("s", (*first.tasks, closed("sides", ("left", "right"))))
+    results = run(
+        first, backbone, Sequential(), "last", evaluation=Evaluation(general=text), **arguments
+    )
+    noted = results.recipe["evaluation"]["general"]
+    assert noted == {**text, "digest": noted["digest"]} and len(noted["digest"]) == 64
+    before = (tmp_path / "run" / "scores.csv").read_bytes()
+    if again == "another name":
+        text = {**text, "text": str(tmp_path / "other.txt")}
+    Path(text["text"]).write_text("Another text, which says something else. " * 40)
+    with pytest.raises(DataError, match="is not the one that the run was measured on before"):
+        run(both, backbone, Sequential(), "last", evaluation=Evaluation(general=text), **arguments)
+    assert (tmp_path / "run" / "scores.csv").read_bytes() == before
+    assert Run(tmp_path / "run").tasks == ["colours"]
 
 
 def test_it_can_be_asked_for_later(text, tmp_path):

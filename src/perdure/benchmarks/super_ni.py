@@ -51,7 +51,8 @@ def super_ni(
 
     Each answer is scored by ROUGE-L with the best of its right answers; SAPT and GainLoRA draw one
     of them at random, also for testing. The prompt is theirs: the definition of the task, then the
-    input; it names neither task nor data set. The instructions are Apache-2.0, the data sets
+    input; it names neither task nor data set. Rows whose answer is empty are left out. The instructions are
+    Apache-2.0, the data sets
     keep their own terms.
 
     Parameters
@@ -118,7 +119,8 @@ def _from_folder(folder: Path, name: str) -> dict[Split, Dataset]:
     by_split: dict[Split, list[dict[str, object]]] = {}
     for row in rows:
         example = _example(definition, row["input"], row["output"])
-        by_split.setdefault(row["split"], []).append(example)
+        if example["answers"]:
+            by_split.setdefault(row["split"], []).append(example)
     return {split: Dataset.from_list(examples) for split, examples in by_split.items()}
 
 
@@ -138,12 +140,16 @@ def _from_hub(names: list[str]) -> dict[str, dict[Split, Dataset]]:
                 inputs.setdefault(key, (row["definition"], []))[1].append(row["targets"])
         by_task: dict[str, list[dict[str, object]]] = {}
         for (name, text), (definition, answers) in inputs.items():
-            by_task.setdefault(name, []).append(_example(definition, text, answers))
+            example = _example(definition, text, answers)
+            if example["answers"]:
+                by_task.setdefault(name, []).append(example)
         for name, examples in by_task.items():
             sources[name][split] = Dataset.from_list(examples)
     return sources
 
 
 def _example(definition: str, text: str, answers: list[str]) -> dict[str, object]:
-    right = [answer.strip() for answer in answers]
-    return {"text": PROMPT.format(definition, text.strip()), "target": right[0], "answers": right}
+    """Return a prompt and its right answers; a few rows of the data have none but an empty one."""
+    right = [answer.strip() for answer in answers if answer.strip()]
+    target = right[0] if right else ""
+    return {"text": PROMPT.format(definition, text.strip()), "target": target, "answers": right}

@@ -4,6 +4,7 @@ Neither needs a benchmark. The rise of the first is peft's own measure of forget
 predicts forgetting before any old task is measured (Shenfeld et al., RL's Razor, arXiv 2509.04259).
 """
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -74,11 +75,14 @@ class Source:
         The number of tokens to predict.
     tasks
         Entries as in a recipe's stream.
+    digest
+        The SHA-256 of the text with which the run began; empty before that.
     """
 
     text: str = USUAL
     tokens: int = TOKENS
     tasks: tuple[Mapping[str, object], ...] = ()
+    digest: str = ""
 
 
 def source(setting: GeneralSetting) -> Source | None:
@@ -92,9 +96,9 @@ def source(setting: GeneralSetting) -> Source | None:
     Examples
     --------
     >>> source({"text": "mine.txt"})
-    Source(text='mine.txt', tokens=2048, tasks=())
+    Source(text='mine.txt', tokens=2048, tasks=(), digest='')
     >>> source(True), source(None)
-    (Source(text='editorials', tokens=2048, tasks=()), None)
+    (Source(text='editorials', tokens=2048, tasks=(), digest=''), None)
     """
     if setting is None or setting is False:
         return None
@@ -105,17 +109,50 @@ def source(setting: GeneralSetting) -> Source | None:
     text = setting.get("text", USUAL)
     tokens = setting.get("tokens", TOKENS)
     tasks = setting.get("tasks", [])
-    is_known = setting.keys() <= {"text", "tokens", "tasks"}
+    digest = setting.get("digest", "")
+    is_known = setting.keys() <= {"text", "tokens", "tasks", "digest"} and isinstance(digest, str)
     # `true` is a number for Python, but less than LENGTH.
     if is_known and isinstance(text, str) and isinstance(tokens, int) and isinstance(tasks, list):
         are_entries = all(isinstance(entry, Mapping) for entry in tasks)
         if tokens >= LENGTH and are_entries:
-            return Source(text, tokens, tuple(tasks))
+            return Source(text, tokens, tuple(tasks), str(digest))
     raise InputError(
         f"`evaluation.general` is {str(setting)[:100]}, but must be true, the name of a text "
         f"file, or a mapping of `text` (a file), `tokens` (at least {LENGTH}) and `tasks` "
         "(a list of entries as in `stream`)."
     )
+
+
+def with_digest(setting: GeneralSetting) -> GeneralSetting:
+    """Return the setting with the digest of its text, if that is a file which is here.
+
+    Once a run has it, its text is known again.
+    """
+    asked = source(setting)
+    if asked is None or asked.digest or not Path(asked.text).is_file():
+        return setting
+    given: dict[str, object] = dict(setting) if isinstance(setting, dict) else {"text": asked.text}
+    return given | {"digest": _digest(texts(asked.text))}
+
+
+def check_text(setting: Source, digest: str) -> None:
+    """Check that the text is the one with this digest; an empty digest fits any.
+
+    Raises
+    ------
+    DataError
+        It is another text.
+    """
+    if digest and _digest(texts(setting.text)) != digest:
+        raise DataError(
+            f"`{setting.text}`, the text of `evaluation.general`, is not the one that the run was "
+            "measured on before: the rise of its loss would compare two texts. Restore the file, "
+            "or begin a new run."
+        )
+
+
+def _digest(parts: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def texts(name: str) -> list[str]:
@@ -159,8 +196,9 @@ def pieces(backbone: Backbone, setting: Source) -> Examples:
     BackboneError
         The model answers with classes.
     DataError
-        The text is too short for a single piece.
+        The text is too short for a single piece, or has changed.
     """
+    check_text(setting, setting.digest)
     most = setting.tokens // LENGTH
     examples = backbone.pieces(texts(setting.text), length=LENGTH, most=most, batch_size=FEW)
     if not len(examples):

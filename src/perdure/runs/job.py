@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from perdure import registry
 from perdure.data.task import Task, TaskStream
 from perdure.errors import InputError
-from perdure.evaluation import task_score
+from perdure.evaluation import general, task_score
 from perdure.evaluation.measure import Evaluation, check_search
 from perdure.learning.method import Method, Need, method_name
 from perdure.learning.training import Training
@@ -247,6 +247,7 @@ def settings_of(plan: Plan) -> Settings:
         if not training[name]:
             del training[name]
     evaluation = _plain(plan.evaluation)
+    evaluation["general"] = general.with_digest(plan.evaluation.general)
     if plan.evaluation.general is None:
         del evaluation["general"]
     return {

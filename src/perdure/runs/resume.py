@@ -107,10 +107,18 @@ def resumed(state: RunState, plan: Plan) -> tuple[System, Snapshot | None, list[
     _check_texts(plan, len(learned), splits)
     elsewhere = general.source(plan.evaluation.general)
     if elsewhere and due:
+        general.check_text(elsewhere, _digest_before(state))
         general.pieces(plan.backbone, elsewhere)
     if plan.stream.missing and due and engine.first():
         warnings.warn(not_measured(plan.stream.missing), PerdureWarning, stacklevel=3)
     return system, inside, due
+
+
+def _digest_before(state: RunState) -> str:
+    """Return the digest of the text that `evaluation.general` measured on; empty if none."""
+    evaluation = state.recipe.get("evaluation") or {}
+    before = general.source(evaluation.get("general"))
+    return before.digest if before else ""
 
 
 def restored(

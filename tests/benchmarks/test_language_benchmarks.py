@@ -1,0 +1,144 @@
+"""Benchmarks for language models: prompts of the text benchmark, and Super-NaturalInstructions."""
+
+import json
+
+import datasets
+import pytest
+from conftest import SHARED
+from datasets import Dataset
+
+from perdure.benchmarks.parts.text_prompts import QUESTIONS, prompt
+from perdure.benchmarks.standard_cl import CARDS, ORDERS, standard_cl
+from perdure.benchmarks.super_ni import ORDERS as NI_ORDERS
+from perdure.benchmarks.super_ni import TASKS, super_ni
+from perdure.errors import DataError, UnknownName
+
+
+def test_every_task_has_a_question():
+    assert QUESTIONS.keys() == CARDS.keys()
+    for order in ORDERS.values():
+        assert set(order.split()) <= QUESTIONS.keys()
+
+
+def test_the_prompt_of_o_lora():
+    """As its code builds it: the kind of task, the data set, the instruction and the options."""
+    text = prompt("o_lora", "agnews", ["World", "Sports"], "Title: a\nText: b")
+    assert text == (
+        "Task:TC\nDataset:agnews\nWhat is the topic of the following paragraph? Choose one from "
+        "the option.\nOption: World, Sports\nTitle: a\nText: b\nAnswer:"
+    )
+    assert (
+        prompt("options", "copa", ["A", "B"], "Which?\nA: x\nB: y") == "Which?\nA: x\nB: y\nAnswer:"
+    )
+
+
+def text_folder(folder, tasks):
+    folder.mkdir()
+    manifest = {name: {"labels": ["no", "yes"]} for name in tasks}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    for name in tasks:
+        splits = ["train"] * 8 + ["test"] * 4
+        rows = {"text": [f"{name} {i}" for i in range(12)], "label": [0, 1] * 6, "split": splits}
+        Dataset.from_dict(rows).to_parquet(folder / f"{name}.parquet")
+    return str(folder)
+
+
+def test_prompts_of_a_folder(tmp_path):
+    folder = text_folder(tmp_path / "texts", ["sst2", "wic"])
+    plain = standard_cl(folder=folder, order=["sst2", "wic"])
+    asked = standard_cl(folder=folder, order=["sst2", "wic"], prompts="options")
+    for before, after in zip(plain, asked, strict=True):
+        assert after.classes == before.classes
+        assert after.test["label"][:] == before.test["label"][:]
+        for text, question in zip(before.test["text"], after.test["text"], strict=True):
+            assert question == prompt("options", after.name, after.classes, text)
+
+
+def test_an_unknown_way_to_ask(tmp_path):
+    with pytest.raises(UnknownName, match="No way to ask named `option`. Did you mean `options`"):
+        standard_cl(folder=str(tmp_path), prompts="option")
+
+
+def test_a_task_without_a_question(tmp_path):
+    folder = text_folder(tmp_path / "texts", ["mine"])
+    with pytest.raises(UnknownName, match="No task named `mine`"):
+        standard_cl(folder=folder, order=["mine"], prompts="options")
+
+
+# -- Super-NaturalInstructions
+
+
+def instructions(folder, names, splits=("train", "test")):
+    folder.mkdir()
+    manifest = {TASKS[name]: {"definition": [f"Do {name}."]} for name in names}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    for name in names:
+        rows = []
+        for split in splits:
+            for i in range(10):
+                rows.append({"split": split, "input": f" {split} {i} ", "output": [f" a{i}", "b"]})
+        Dataset.from_list(rows).to_parquet(folder / f"{TASKS[name]}.parquet")
+    return str(folder)
+
+
+def test_the_orders():
+    for order in NI_ORDERS.values():
+        assert sorted(order.split()) == sorted(TASKS)
+
+
+def test_instructions_of_a_folder(tmp_path):
+    folder = instructions(tmp_path / "ni", ["sciq", "xsum"])
+    stream = super_ni(folder=folder, order=["xsum", "sciq"], train=5, validation=2, test=3)
+    assert [task.name for task in stream] == ["xsum", "sciq"]
+    task = stream.tasks[0]
+    assert (len(task.train), len(task.validation), len(task.test)) == (5, 2, 3)
+    assert task.classes == () and task.score == "rouge_l"
+    row = task.test[0]
+    number = row["target"].removeprefix("a")
+    assert row["answers"] == [f"a{number}", "b"]
+    assert row["text"] == (
+        "Definition: Do xsum.\n\nNow complete the following example -\n"
+        f"Input: test {number}\nOutput: "
+    )
+
+
+def test_instructions_of_the_hub(tmp_path, monkeypatch):
+    """One row for each right answer, which are put together."""
+    rows = []
+    for answer in ("x", "y"):
+        common = {"definition": "Do it.", "inputs": "in", "targets": answer}
+        rows.append(common | {"task_name": TASKS["sciq"]})
+        rows.append(common | {"task_name": "task1_other"})
+    both = Dataset.from_list([row | {"inputs": f"in {i}"} for i in range(6) for row in rows])
+    monkeypatch.setattr(datasets, "load_dataset", lambda name: {"train": both, "test": both})
+    (task,) = super_ni(order=["sciq"])
+    assert len(task.test) == 6 and task.test[0]["answers"] == ["x", "y"]
+
+
+def test_no_test_rows(tmp_path):
+    folder = instructions(tmp_path / "ni", ["sciq"], splits=["train"])
+    with pytest.raises(
+        DataError, match="Task `sciq` of `super_ni` has no rows with `split` `test`"
+    ):
+        super_ni(folder=folder, order=["sciq"])
+
+
+@pytest.mark.parametrize("order", ["order3", ["scik"]])
+def test_an_order_that_is_unknown(order, tmp_path):
+    with pytest.raises(UnknownName, match="Did you mean"):
+        super_ni(folder=str(tmp_path), order=order)
+
+
+def test_a_folder_that_lacks_something(tmp_path):
+    with pytest.raises(DataError, match="must hold `task591_sciq_answer_generation.parquet`"):
+        super_ni(folder=str(tmp_path), order=["sciq"])
+
+
+@pytest.mark.real
+def test_the_real_instructions():
+    folder = SHARED / "data" / "superni15"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not there")
+    stream = super_ni(folder=str(folder))
+    assert [len(task.test) for task in stream.tasks[:4]] == [20, 100, 100, 43]
+    assert all(task.score == "rouge_l" for task in stream)
