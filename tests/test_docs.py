@@ -205,12 +205,14 @@ def test_what_a_page_says(page, request, tmp_path, monkeypatch):
 
 
 @pytest.mark.real
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebooks(path, request, tmp_path, monkeypatch):
     """They run, with fewer examples; they were run from top to bottom before,
     and printed no warning.
     """
-    request.getfixturevalue("vision_cache" if path.stem == "vision" else "demo_cache")
+    caches = {"text": "demo_cache", "vision": "vision_cache", "language": "language_cache"}
+    request.getfixturevalue(caches[path.stem])
     monkeypatch.chdir(tmp_path)
     cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
     assert all(cell["execution_count"] == number for number, cell in enumerate(cells, start=1))

@@ -51,9 +51,9 @@ def super_ni(
 
     Each answer is scored by ROUGE-L with the best of its right answers; SAPT and GainLoRA draw one
     of them at random, also for testing. The prompt is theirs: the definition of the task, then the
-    input; it names neither task nor data set. Rows whose answer is empty are left out. The instructions are
-    Apache-2.0, the data sets
-    keep their own terms.
+    input; it names neither task nor data set. Rows whose answer is empty are left out.
+
+    The instructions are Apache-2.0; the data sets keep their own terms.
 
     Parameters
     ----------

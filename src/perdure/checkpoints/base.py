@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from perdure import registry
 from perdure.errors import CheckpointError, FetchError, InputError
 from perdure.models import model_files
 from perdure.storage.files import POINTER, check_fetched, open_regular, read_json
@@ -215,8 +216,8 @@ def find(source: str | Path) -> Path:
         return folder
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
         raise InputError(
-            f"There is no folder `{source}`. Give the folder of a model or an adapter, "
-            "a hub id, `minilm` or `dinov2`."
+            f"There is no folder `{source}`. Give the folder of a model or an adapter, a hub id, "
+            f"or a model that a package carries: {', '.join(registry.names('model'))}."
         )
     # Imported only here: most merges never need the hub.
     import huggingface_hub

@@ -39,7 +39,7 @@ def merge_checkpoint(
     Parameters
     ----------
     base
-        The folder of a transformers model, a hub id, or `minilm` or `dinov2`.
+        The folder of a transformers model, a hub id, or a model that a package carries.
     adapters
         PEFT folders, in the order in which they were learned.
     rule
