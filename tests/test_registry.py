@@ -1,11 +1,22 @@
 """A new method is one new file: it is found by its name, listed, and tested like the others."""
 
 import sys
+from importlib.metadata import EntryPoint
 
 import forked
 import pytest
 
-from perdure import InputError, Method, PeftMethod, UnknownName, find, methods, names, registry
+from perdure import (
+    InputError,
+    Method,
+    PeftMethod,
+    PerdureWarning,
+    UnknownName,
+    find,
+    methods,
+    names,
+    registry,
+)
 
 TOY = '''
 """A toy."""
@@ -88,3 +99,16 @@ def test_everything_says_what_it_is(kind):
             assert option in (thing.__doc__ + (PeftMethod.__doc__ if kind == "method" else "")), (
                 f"{name}: `{option}` is not explained"
             )
+
+
+def test_a_package_that_replaces_one_of_ours(monkeypatch):
+    """It may, but not without a word, which is said once."""
+    point = EntryPoint("lda", "perdure.methods.ncm:NCM", "perdure.methods")
+    monkeypatch.setattr(registry, "_of_others", lambda kind: (point,) if kind == "method" else ())
+    registry._warn_of_replacement.cache_clear()
+    with pytest.warns(PerdureWarning, match="The method `lda` .* replaces perdure's own"):
+        assert registry.find("method", "lda").__name__ == "NCM"
+    assert registry.find("method", "lda").__name__ == "NCM"
+    new = EntryPoint("mine", "perdure.methods.ncm:NCM", "perdure.methods")
+    monkeypatch.setattr(registry, "_of_others", lambda kind: (new,) if kind == "method" else ())
+    assert registry.find("method", "mine").__name__ == "NCM"

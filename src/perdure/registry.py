@@ -19,6 +19,7 @@ import os
 import pkgutil
 import sys
 import traceback
+import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
@@ -26,7 +27,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, TypedDict
 
-from perdure.errors import InputError, RunError, UnknownName
+from perdure.errors import InputError, PerdureWarning, RunError, UnknownName
 
 Kind = Literal["method", "rule", "benchmark", "model", "score", "text"]
 PACKAGES: dict[Kind, str] = {
@@ -98,8 +99,24 @@ def find(kind: Kind, name: str) -> Thing:
     # entry points come first, so that a package can replace one of ours by another of its name
     for point in _of_others(kind):
         if point.name == name:
+            _warn_of_replacement(kind, point)
             return point.load()
     return _take(kind, importlib.import_module(f"{PACKAGES[kind]}.{name}"), name)
+
+
+# Cached, so that it warns once in a process: a name is looked up again and again.
+@functools.cache
+def _warn_of_replacement(kind: Kind, point: EntryPoint) -> None:
+    """Warn if another package's entry point takes the place of something of ours."""
+    package = importlib.import_module(PACKAGES[kind])
+    if point.name in _files(package):
+        other = point.dist.name if point.dist else point.value
+        warnings.warn(
+            f"The {kind} `{point.name}` is that of the package `{other}`, which replaces perdure's "
+            "own. Uninstall the package, or rename its entry point, if that is not meant.",
+            PerdureWarning,
+            stacklevel=3,
+        )
 
 
 def _take(kind: Kind, module: ModuleType, name: str) -> Thing:

@@ -131,13 +131,15 @@ def _from_hub(names: list[str]) -> dict[str, dict[Split, Dataset]]:
     """
     data = from_hub(HUB)
     known = {TASKS[name]: name for name in names}
+    columns = ("task_name", "definition", "inputs", "targets")
     sources: dict[str, dict[Split, Dataset]] = {name: {} for name in names}
     for split in ("train", "test"):
         inputs: dict[tuple[str, str], tuple[str, list[str]]] = {}
-        for row in data[split]:
-            if row["task_name"] in known:
-                key = (known[row["task_name"]], row["inputs"])
-                inputs.setdefault(key, (row["definition"], []))[1].append(row["targets"])
+        cells = (data[split][column] for column in columns)
+        for task, definition, text, answer in zip(*cells, strict=True):
+            if task in known:
+                _, answers = inputs.setdefault((known[task], text), (definition, []))
+                answers.append(answer)
         by_task: dict[str, list[dict[str, object]]] = {}
         for (name, text), (definition, answers) in inputs.items():
             example = _example(definition, text, answers)

@@ -57,9 +57,9 @@ class SDLoRA(PeftMethod):
                 self.rank,
             )
             self._branches.append(branches)
-        # Before the first task there are no earlier factors.
-        for branches, (A, B) in zip(self._branches, earlier, strict=False):
-            branches.hold(A, B)
+        if earlier:  # (before the first task there are none)
+            for branches, (A, B) in zip(self._branches, earlier, strict=True):
+                branches.hold(A, B)
 
     def parameters(self, backbone: Backbone) -> list[nn.Parameter]:
         """Return the module, whose earlier directions `update` keeps, and the magnitudes."""

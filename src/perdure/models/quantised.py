@@ -56,7 +56,7 @@ def prepare(model: nn.Module) -> None:
     """
     for layer in model.modules():
         if hasattr(layer, "support_avx512bf16_for_cpu"):
-            layer.support_avx512bf16_for_cpu = False  # pyright: ignore[reportAttributeAccessIssue]
+            layer.support_avx512bf16_for_cpu = False  # pyright: ignore
 
 
 def is_quantised(model: nn.Module) -> bool:

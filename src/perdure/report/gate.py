@@ -149,8 +149,9 @@ def _rise(run: Record) -> float:
             return rise
     raise RunError(
         f"`{run['folder']}` cannot be judged by `drift`: its loss on plain text was not measured "
-        "before the first task and after the last. "
-        f"`perdure run {run['folder']} --set evaluation.general=true` measures it."
+        "before the first task and after the last. If it is a language model, "
+        f"`perdure run {run['folder']} --set evaluation.general=true` measures it; an encoder has "
+        "no such loss."
     )
 
 
