@@ -143,7 +143,7 @@ def _take(kind: Kind, module: ModuleType, name: str) -> Thing:
 
 
 def diagnostics() -> dict[str, Any]:
-    """Return the declaration of each diagnostic, by its name, in the order in which they are shown.
+    """Return each diagnostic's declaration, by name, in display order.
 
     A diagnostic is found like a method or a rule: by a file of `perdure/report/diagnostics`,
     and the file of the same name in `perdure/analysis` that computes it. Recipes do not name

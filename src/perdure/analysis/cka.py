@@ -77,7 +77,7 @@ class UnbiasedCKA:
     def matrix(self) -> Float[Tensor, "left right"]:
         """Return CKA of each layer on the left with each on the right.
 
-        It is nan where features do not vary.
+        It is nan if the features do not vary.
         """
         if isinstance(self._both, float):
             raise InputError("CKA needs at least one batch: call `add` first.")

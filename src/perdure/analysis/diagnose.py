@@ -55,7 +55,7 @@ def diagnose(
         The parts to compute, such as `interference` or `zones`; by default all. Other parts that
         the file already has are kept, if rule, examples and tasks are the same.
     stream
-        The tasks, where the run's recipe does not say how they are made.
+        The tasks; needed if the run's recipe does not say how they are made.
     quiet
         Do not show progress.
     trust

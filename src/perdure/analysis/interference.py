@@ -1,8 +1,8 @@
 """Interference of task vectors: norms, cosines, common subspaces and conflicts of sign.
 
-Layers are compared in the form in which they are stored: low-rank ones by their factors, where
-that is exact. A layer that a task vector lacks counts as zero. A value that is undefined (a vector
-is zero) is nan.
+Layers are compared in the form in which they are stored: low-rank ones by their factors, if that is
+exact. A layer that a task vector lacks counts as zero. A value that is undefined (a vector is zero)
+is nan.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -112,7 +112,7 @@ def sign_conflicts(vectors: Vectors, *, weighted: bool = False) -> Pairwise:
 
 
 def _opposed(signed: Tensor, absolute: Tensor) -> Float[Tensor, "tasks tasks"]:
-    """Return the share that the signs take away: 0 where all agree, 1 where all are opposed."""
+    """Return the share that the signs take away: 0 if all agree, 1 if all are opposed."""
     agreement = signed / absolute
     share = (1 - agreement) / 2
     return share.clamp(0, 1)  # no rounding error beyond a share
@@ -121,11 +121,11 @@ def _opposed(signed: Tensor, absolute: Tensor) -> Float[Tensor, "tasks tasks"]:
 def overlaps(vectors: Vectors, *, rank: int = 8) -> tuple[Pairwise, Pairwise]:
     """Return how far the leading singular subspaces of two tasks' ΔW coincide, left and right.
 
-    The overlap is the mean squared cosine of the principal angles, ‖U_aᵀ U_b‖² / k for the first
-    k left singular vectors (what a layer writes), and the same for those on the right (what it
-    reads); k is `rank`, or less where ΔW has fewer. 0 is orthogonal and 1 is equal; two random
-    subspaces in d dimensions have an expected overlap of k / d. The value over all layers is the
-    mean of those in which both tasks have a ΔW. Entries other than matrices are left out.
+    The overlap is the mean squared cosine of the principal angles, ‖U_aᵀ U_b‖² / k for the first k
+    left singular vectors (what a layer writes), and the same for those on the right (what it
+    reads); k is `rank`, or ΔW's own rank if that is smaller. 0 is orthogonal and 1 is equal; two
+    random subspaces in d dimensions have an expected overlap of k / d. The value over all layers is
+    the mean of those in which both tasks have a ΔW. Entries other than matrices are left out.
 
     Examples
     --------

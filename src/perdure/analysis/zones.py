@@ -26,7 +26,7 @@ class Zones:
     - I: both among the first k*, the smallest number of singular values with at least half of
       their sum;
     - II: both among the singular vectors of W0, and not both among the first k*;
-    - III: the rest, which W0 itself does not use (empty where W0 is square and of full rank).
+    - III: the rest, which W0 itself does not use (empty if W0 is square and has full rank).
 
     SMILE's own figure for II leaves out the blocks between I and II (i in one, j in the other):
     `mixed`.

@@ -22,8 +22,8 @@ TESTED = 5
 class Question:
     """A task's question about a text, and the word that answers it for each class of its table.
 
-    The prompt does not name the words: that a question is answered with these is what is learned,
-    and what is forgotten first.
+    The prompt does not name the words: the model has to learn that a question is answered with
+    these, and forgets that first.
     """
 
     name: str
@@ -73,9 +73,9 @@ def demo_language(
     Parameters
     ----------
     train, validation, test
-        The number of examples a task, as many of each class; a remainder is left out.
+        The number of examples per task, divided equally among its classes; a remainder is dropped.
     words
-        The number of words to which texts are cut.
+        The number of words after which texts are cut.
     seed
         Seed for the choice of examples.
 
@@ -134,7 +134,7 @@ def _drawn(
     sizes: Mapping[Split, int],
     generator: random.Random,
 ) -> dict[Split, Labelled]:
-    """Draw as many rows of each class for each split; no row is in two splits."""
+    """Draw equally many rows of each class for each split; no row is in two splits."""
     parts: dict[Split, Labelled] = {split: [] for split in sizes}
     for label in question.words:
         taken = 0

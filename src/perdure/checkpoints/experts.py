@@ -1,8 +1,8 @@
 """LoRA of single parameters (`target_parameters`): the experts of a mixture, trained together.
 
-A parameter of E experts has one A with E·r rows, those of an expert together, and one B with r·E
-columns, in which the experts take turns. On disk the experts may lie in one tensor, or each in its
-own; then two of them (gate and up) may be joined into one parameter while they are loaded.
+A parameter of E experts has one A with E·r rows, grouped by expert, and one B with r·E columns, in
+which the experts alternate. On disk the experts may lie in one tensor, or each in its own; then two
+of them (gate and up) may be joined into one parameter while they are loaded.
 """
 
 import functools

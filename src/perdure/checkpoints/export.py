@@ -36,7 +36,8 @@ def truncated(entry: Entry, rank: int | None) -> tuple[LowRank, float, float]:
 
     Returns
     -------
-    The factors; the square of the part that they leave out; the square of the whole (Frobenius).
+    The factors; the squared norm of the part that they leave out; the square of the whole
+    (Frobenius).
 
     Raises
     ------

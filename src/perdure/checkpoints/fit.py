@@ -1,7 +1,7 @@
 """Adapters fitted to a base model on disk.
 
-For all adapters it is decided which weights they change, and what becomes of the tensors that
-they hold beyond B A, before a rule sees any of them.
+Before a rule sees any adapter, this module decides which weights each one changes, and what happens
+to its tensors other than A and B.
 """
 
 import functools
@@ -67,7 +67,7 @@ class Fitted:
 
     @property
     def vector(self) -> TaskVector:
-        """The task vector, whose factors stay on the disk until they are asked for."""
+        """The task vector, whose factors stay on disk until they are needed."""
         makers: dict[str, Callable[[], LowRank]] = {}
         for name, factors in self.factors.items():
             makers[name] = functools.partial(getattr, factors, "change")
@@ -94,7 +94,7 @@ def fit(
     InputError
         There are no adapters, or one is given twice.
     CheckpointError
-        One is damaged, does something else than to add B A, or belongs to another model.
+        An adapter is damaged, does anything other than adding B A, or belongs to another model.
     """
     if not sources:
         raise InputError("Nothing to merge: give at least one PEFT folder after the base model.")
@@ -113,7 +113,7 @@ def fit(
 
 
 def _names(folders: Sequence[PeftFolder]) -> list[str]:
-    """Return a name for each adapter, with the folders above where several have the same."""
+    """Return a name for each adapter, with parent folders if several have the same name."""
     # `en/lora` and `de/lora` are told apart by the folder above, and if that is not enough
     # by their paths.
     names = [folder.name for folder in folders]
@@ -185,7 +185,7 @@ def _fit(base: Checkpoint, folder: PeftFolder, name: str, skeleton: Skeleton) ->
 def _stored(base: Checkpoint, tensor: str, skeleton: Skeleton) -> Stored:
     """Return the type and the shape of a weight.
 
-    A tied weight that is not stored has those of the weight that it is tied to.
+    A tied weight that is not stored has the shape and type of the weight it is tied to.
     """
     if tensor not in base.where:
         tensor = skeleton.ties[tensor]

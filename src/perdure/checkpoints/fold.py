@@ -48,7 +48,7 @@ class Change:
     transposed: bool = False
 
     def whole(self) -> Tensor:
-        """Return ΔW in the order in which W is stored."""
+        """Return ΔW in W's storage order."""
         return self._as_stored(dense(self.make()))
 
     def _as_stored(self, change: Tensor) -> Tensor:

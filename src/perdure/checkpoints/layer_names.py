@@ -1,10 +1,10 @@
 """The weight in a checkpoint of each layer that an adapter names.
 
-An adapter names layers as a model in memory does. A model for classification or generation
-holds the base model under a prefix (`bert.encoder…`) that a checkpoint of the base model alone
-lacks, or the other way round. And transformers renames the tensors of some checkpoints while it
-loads them: `attention.attention.query` of DINOv2 is `attention.q_proj` in memory. Its table is
-asked only for names that are not found otherwise, because that loads transformers.
+An adapter names layers as a model in memory does. A model for classification or generation holds
+the base model under a prefix (`bert.encoder…`) that a checkpoint of the base model alone lacks, or
+the other way round. And transformers renames the tensors of some checkpoints while it loads them:
+`attention.attention.query` of DINOv2 is `attention.q_proj` in memory. Its table is consulted only
+for names that cannot be resolved otherwise, because it requires importing transformers.
 """
 
 import difflib

@@ -41,11 +41,11 @@ def merge_checkpoint(
     base
         The folder of a transformers model, a hub id, or a model that a package carries.
     adapters
-        PEFT folders, in the order in which they were learned.
+        PEFT folders, in the order in which the tasks were learned.
     rule
         A `Rule`, its name, or a mapping of `name` and settings, as in a recipe.
     output
-        A folder that does not exist yet: it appears when all of it is written.
+        A folder that does not exist yet: it appears once it is complete.
     form
         `model`: the base with W + ΔW, rounded once; `adapter`: ΔW as one LoRA of the base.
     rank

@@ -170,7 +170,7 @@ def _write_index(old: Mapping[str, object], names: Sequence[str], folder: Path) 
 
 
 def _write_configurations(merger: Merger, folder: Path) -> None:
-    """Bring the configurations up to date, where the merger has changed what they state."""
+    """Update the configurations if the merge has changed what they state."""
     for path in sorted(folder.glob("*.json")):
         name = path.name
         # These are no configurations, and the large ones take seconds to read.
@@ -200,7 +200,7 @@ def _object(path: Path) -> Mapping[str, object]:
 
 
 def _labels(merger: Merger) -> dict[str, object]:
-    """Return the labels, where a head with another number of them was taken."""
+    """Return the labels if the merge took a head with a different number of them."""
     head: Tensor | None = None
     for tensor, value in merger.saved.items():
         if tensor.endswith(HEADS) and value.ndim == 2:

@@ -287,7 +287,7 @@ def _apply(
 
 
 def _typed(base: Checkpoint, tables: Tables, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors of adapters in the type of those that they replace.
+    """Return tensors of adapters, converted to the type of the tensors they replace.
 
     New tensors get the type of most of the model.
     """
@@ -310,7 +310,7 @@ def _typed(base: Checkpoint, tables: Tables, tensors: Mapping[str, Tensor]) -> d
 
 
 def _usual_type(base: Checkpoint) -> str:
-    """Return the floating type in which most bytes of a model are stored."""
+    """Return the floating-point type that accounts for most of a model's bytes."""
     # Measured in bytes: norms may be many, and of another type than the large matrices.
     sizes: dict[str, int] = {}
     for tensor in base.where:

@@ -200,7 +200,7 @@ def read(source: str | Path) -> PeftFolder:
     Raises
     ------
     CheckpointError
-        It is no PEFT folder, is damaged, or does something else than to add B A to weights.
+        It is not a PEFT folder, is damaged, or does anything other than adding B A to weights.
     """
     folder = find(source)
     if not (folder / CONFIG).exists():
@@ -325,7 +325,7 @@ def _name(folder: Path) -> str:
 
 
 def _check_config(folder: Path, config: Mapping[str, object]) -> None:
-    """Refuse an adapter that does something else than to add B A to weights."""
+    """Refuse an adapter that does anything other than adding B A to weights."""
     path = folder / CONFIG
     kind = config.get("peft_type")
     if kind != "LORA":

@@ -88,7 +88,7 @@ class Skeleton:
         """The tensors that are joined into one parameter while they are loaded.
 
         The keys are the name of the parameter, and the pattern in transformers' table that the
-        tensors match. The tensors are in the order in which transformers joins them.
+        tensors match. The tensors are in the order in which transformers concatenates them.
         """
         joined: dict[str, dict[str, list[str]]] = {}
         for tensor in sorted(self._loaded, key=_natural):

@@ -45,7 +45,7 @@ class Tables:
     untied
         Whether the output layer is no longer the input's table.
     size
-        The number of rows, where it is another than the base's.
+        The number of rows, if it differs from the base's.
     owner
         The adapter that the number of rows is taken from.
     """
@@ -302,7 +302,7 @@ def _check_rows(base: Checkpoint, tables: Tables) -> None:
 
 
 def _text_config(base: Checkpoint) -> dict[str, object]:
-    """Return the configuration, with settings of the text model inside where it has none."""
+    """Return the configuration, with the inner text model's settings filled in if it lacks them."""
     nested = base.config.get("text_config")
     settings = dict(nested) if isinstance(nested, dict) else {}
     settings.update(base.config)

@@ -1,4 +1,4 @@
-"""The promises of every method, each a function that raises `CheckFailed` where one is broken.
+"""The promises of every method, each a function that raises `CheckFailed` if the promise is broken.
 
 A check takes a `MethodUnderTest`; its docstring is the promise, in one sentence. The
 checks train a pico BERT on a toy stream of three tasks, as `perdure.run` and

@@ -96,7 +96,7 @@ def save_language_model(folder: Path, family: Family) -> Path:
 
 
 def toy_task(name: str, classes: list[str], seed: int, size: int = 32) -> Task:
-    """Return a task on texts of seven to ten words, some of which tell the class."""
+    """Return a task on texts of seven to ten words, some of which reveal the class."""
 
     def telling_words(label: int) -> list[str]:
         # The words of one task's classes do not overlap; those of different tasks may.

@@ -1,8 +1,8 @@
-"""The promises of every rule, each a function that raises `CheckFailed` where one is broken.
+"""The promises of every rule, each a function that raises `CheckFailed` if the promise is broken.
 
-A check takes a `RuleUnderTest`; its docstring is the promise, in one sentence. The checks
-combine small random task vectors, each of which but the first lacks a layer: tasks may
-change different layers.
+A check takes a `RuleUnderTest`; its docstring is the promise, in one sentence. The checks combine
+small random task vectors, all but the first of which lack a layer: tasks may change different
+layers.
 """
 
 import inspect

@@ -32,7 +32,7 @@ Subject = TypeVar("Subject", MethodUnderTest, RuleUnderTest)
 
 @dataclass(frozen=True)
 class Promise:
-    """A sentence, and the check that raises an error where it is broken."""
+    """A promise in one sentence, and the check that raises an error if it is broken."""
 
     text: str
     check: Callable[[], None]
@@ -49,7 +49,7 @@ class Outcome:
     reason
         The sentence that says why it failed; empty if it passed.
     error
-        The error with which it failed.
+        The error it raised.
     """
 
     promise: str
@@ -179,7 +179,7 @@ def _promise(check: Callable[[Subject], None], subject: Subject, where: str = ""
 
 
 def _kind(name: str) -> registry.Kind:
-    """Return the kind that a name stands for, or that a file holds.
+    """Return the kind (method or rule) of a name, or of what a file defines.
 
     Raises
     ------

@@ -92,7 +92,7 @@ class Demo:
     common
         The settings of all its runs.
     runs
-        The settings in which they differ.
+        The settings that differ from run to run.
     model
         The backbone's name.
     data

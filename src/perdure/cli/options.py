@@ -11,7 +11,7 @@ from perdure.registry import Kind
 
 
 def names_of(*kinds: Kind) -> Callable[[str], list[str]]:
-    """Return the function with which the shell completes the names of these kinds."""
+    """Return the function that completes names of these kinds in the shell."""
 
     def completions(incomplete: str) -> list[str]:
         names = []

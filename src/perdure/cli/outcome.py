@@ -11,7 +11,7 @@ from perdure.errors import InputError, OutputError, PerdureError, printable
 
 
 def say(*lines: object) -> None:
-    """Print lines, whatever characters are in the names that they hold."""
+    """Print lines, whatever characters the names in them contain."""
     for line in lines:
         typer.echo(printable(str(line)))
 

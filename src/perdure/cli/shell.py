@@ -57,9 +57,9 @@ def take_options(
         typer.Option(DEBUG, help="Also show the traceback of an error. May stand anywhere."),
     ] = False,
 ) -> None:
-    """Take the options that stand before a command.
+    """Handle the options given before a command.
 
-    `run` has read `--debug` already, wherever it stands; here it only appears in the help.
+    `run` has already read `--debug`, wherever it appears; here it only appears in the help.
     """
 
 
@@ -111,7 +111,7 @@ def _without_debug(arguments: Sequence[str]) -> tuple[list[str], bool]:
 
 
 def _print_in_any_encoding() -> None:
-    """Print a stand-in for each character that the output cannot write.
+    """Replace each character that the output's encoding cannot represent.
 
     A command that did its work does not fail because of a letter.
     """

@@ -30,13 +30,13 @@ class Columns:
         The column of the text or the image, or the columns of the two texts of a pair, in order;
         or all columns of the prompt.
     label
-        The column of the class; None where the answer is free text.
+        The column of the class; None if the answer is free text.
     task
         The column of each row's task, if there is one.
     prompt
-        The prompt that the inputs become, where they are not read one by one.
+        The prompt that the inputs are combined into, if any.
     answers
-        The right answers, where the answer is free text.
+        The right answers, if the answer is free text.
     """
 
     kind: Literal["text", "image"]
@@ -48,7 +48,7 @@ class Columns:
 
     @classmethod
     def of_prompts(cls, reading: Reading, label: str, task: str | None) -> "Columns":
-        """Return the columns of prompts, with their answers or else their classes."""
+        """Return the columns that make up prompts, and those of their answers or classes."""
         prompt, answers = reading.prompt, reading.answers
         return cls("text", prompt.columns, None if answers else label, task, prompt, answers)
 
@@ -166,8 +166,8 @@ def _dataset(examples: Iterable[Mapping[str, object]]) -> Dataset:
 def from_dataset(data: Dataset, source: str, columns: Columns) -> Dataset:
     """Select the columns of a data set that `datasets` has read; its inputs are not copied.
 
-    An empty text is let through, because nobody can mend a data set of the hub; a tokenizer
-    that makes no token out of it refuses it later. Prompts are made anew.
+    An empty text is let through, because nobody can mend a data set of the hub; it is refused later
+    if the tokenizer makes no token of it. Prompts are made anew.
 
     Raises
     ------

@@ -108,7 +108,7 @@ class Exemplars:
         Parameters
         ----------
         tasks
-            The names of the classes of each task, none where the answer is free text.
+            The class names of each task; empty if the answer is free text.
 
         Raises
         ------
@@ -293,8 +293,8 @@ def herded(
 ) -> list[int]:
     """Choose at most `per_class` examples of each class, with a mean close to the class's.
 
-    They are chosen one after the other, each such that the mean of the examples chosen so
-    far comes nearest to the mean of the class. Features are first scaled to length one.
+    They are chosen one at a time, so that the mean of the examples chosen so far is as close as
+    possible to the mean of the class. Features are first scaled to length one.
 
     References
     ----------

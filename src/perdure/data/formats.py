@@ -1,4 +1,4 @@
-"""Which columns of a table hold the prompt and the answer, and in which format.
+"""Find the columns of a table that contain the prompt and the answer, and their format.
 
 The format is known by the names of the columns:
 
@@ -42,12 +42,12 @@ class Request:
 
     @property
     def label_column(self) -> str:
-        """The column of the class, where the answer is one."""
+        """The column of the class, if the answer is a class."""
         # Not by truth: an empty name is an error, as a script may have lost it.
         return LABEL if self.label is None else self.label
 
     def check(self) -> None:
-        """Check that what is named goes together.
+        """Check that the named columns are compatible.
 
         Raises
         ------
@@ -88,7 +88,8 @@ class Reading:
 
 
 def reading_of(columns: Sequence[str], source: str, request: Request) -> Reading | None:
-    """Return how prompts and answers are read; None where there is a text or image, and a class.
+    """Return how prompts and answers are read; None if the table has a text or an image, and a
+    class.
 
     Parameters
     ----------
@@ -145,7 +146,7 @@ def usual_prompt(columns: Sequence[str]) -> Prompt | None:
 def given_prompt(
     prompt: str, columns: Sequence[str], source: str, *, closed: bool = False
 ) -> Prompt:
-    """Return the prompt that a caller names: a template if it has a brace, else a column.
+    """Return the prompt that a caller names: a template if it contains a brace, otherwise a column.
 
     Raises
     ------

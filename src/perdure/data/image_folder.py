@@ -42,15 +42,15 @@ def has_metadata(folder: str | Path) -> bool:
 def read_image_folder(folder: str | Path) -> dict[str, Dataset]:
     """Read a folder of images: the columns `image` and `label` of each split.
 
-    The class of an image is the name of the folder in which it lies. If the folders above
-    those of the classes all have the names of splits, such as `train` and `test`, they are the
-    splits; otherwise all images are for training. Hidden files and folders are left out.
+    An image's class is the name of its folder. If the folders above those of the classes all have
+    the names of splits, such as `train` and `test`, they are the splits; otherwise all images are
+    for training. Hidden files and folders are left out.
 
     Raises
     ------
     DataError
-        There are no images, it is not clear what their classes or splits are, or a link leads
-        back to a folder that it lies in.
+        There are no images, it is not clear what their classes or splits are, or a link leads back
+        to a parent folder.
     """
     images = _images(folder)
     level = _level_of_splits(folder, images)
@@ -87,7 +87,7 @@ def _tables(folder: str | Path, splits: Mapping[str, Images]) -> dict[str, Datas
 
 
 def _images(folder: str | Path) -> Images:
-    """Return the images in a folder, which must all lie at the same depth."""
+    """Return the images in a folder, which must all be at the same depth."""
     images: list[tuple[str, ...]] = []
     others: list[tuple[str, ...]] = []
     for parts in _walk(Path(folder).expanduser()):
@@ -167,8 +167,8 @@ def _split_of(name: str) -> str | None:
 def _walk(folder: Path, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     """Yield the files in a folder and in those inside it, in order.
 
-    A file is the parts of its path. Links are followed. `above` are the real paths of the
-    folders that this one lies in.
+    A file is the parts of its path. Links are followed. `above` lists the real paths of its parent
+    folders.
     """
     real = os.path.realpath(folder)  # unlike `resolve`, it does not fail for a link to itself
     if real in above:

@@ -112,7 +112,7 @@ class Template(Prompt):
         Raises
         ------
         DataError
-            A brace stands alone, or a placeholder names no column.
+            A brace is unmatched, or a placeholder does not name a column.
         """
         pieces: list[tuple[str, str | None]] = []
         literal = ""
@@ -152,7 +152,7 @@ class Template(Prompt):
 
 @dataclass(frozen=True)
 class Instruction(Prompt):
-    """Alpaca's columns: the instruction and, behind a blank line, its input where it has one."""
+    """Alpaca's columns: the instruction and, after a blank line, its input if there is one."""
 
     has_input: bool
 

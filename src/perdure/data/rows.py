@@ -76,7 +76,7 @@ class Table:
     def open(
         cls, path: str | os.PathLike[str], *, encoding: str = "utf-8", delimiter: str | None = None
     ) -> "Table":
-        """Open a table; the ending of its name says in which format it is.
+        """Open a table; its file extension says which format it has.
 
         Parameters
         ----------
@@ -190,7 +190,7 @@ def class_name(
     Parameters
     ----------
     names
-        The names of classes, of which the cell may be a number.
+        The names of the classes, if the cell may be an index into them.
     expected
         What the cell is for, in messages.
 

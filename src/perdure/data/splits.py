@@ -77,7 +77,7 @@ def divided(data: Dataset, size: int, seed: int) -> tuple[Dataset, Dataset]:
 
 
 def _classes(data: Dataset) -> list[int]:
-    """Return the class of each example; the same for all where the answer is free text."""
+    """Return the class of each example; the same for all if the answer is free text."""
     return data["label"][:] if "label" in data.column_names else [0] * len(data)
 
 

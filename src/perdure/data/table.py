@@ -67,8 +67,8 @@ def read_tasks(
         `"Sentence 1: {premise}\\nSentence 2: {hypothesis}\\nAnswer:"`. Where the answer is a
         class, `{choices}` lists the classes. `{{` and `}}` stand for braces.
     answer
-        The right answer, in free text: a column, or a template. A cell that is a list (in JSON
-        and Parquet) has several right answers, the first of which is trained on.
+        The right answer, in free text: a column, or a template. A cell that is a list (in JSON and
+        Parquet) contains several right answers; the first is trained on.
     label
         The column that holds the class; by default `label`.
     task
@@ -84,9 +84,9 @@ def read_tasks(
         What separates the cells of a CSV file; by default its header decides (see
         `perdure.data.rows.Table.open`).
     seed
-        Seed for missing splits. A fifth of the examples is set apart for a missing test split,
-        then a tenth of the rest for a missing validation split, drawn class by class where there
-        are classes.
+        Seed for missing splits. A fifth of the examples is set apart for a missing test split, then
+        a tenth of the rest for a missing validation split, stratified by class if there are
+        classes.
 
     Raises
     ------
@@ -203,7 +203,7 @@ def _has_tables(folder: Path) -> bool:
 
 
 def _table_paths(folder: Path) -> list[Path]:
-    """Return the tables in a folder, or where `datasets` puts them, in its folder `data`."""
+    """Return the tables in a folder, or in its subfolder `data`, where `datasets` puts them."""
     for directory in (folder, folder / "data"):
         paths = sorted(directory.iterdir()) if directory.is_dir() else []
         tables = []
@@ -334,7 +334,8 @@ def _load(source: str, load: Callable[[], object]) -> Mapping[str, Dataset]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence `datasets`, and its telling the hub what is read; put all back at the end.
+    """Silence `datasets`, and stop it from reporting to the hub what is read; put all back at the
+    end.
 
     These are settings of the whole process, which a caller may have chosen for themselves.
     """
@@ -370,7 +371,7 @@ def _cannot_be_written(error: BaseException) -> bool:
 
 
 def _by_task(splits: Mapping[Split, Dataset]) -> dict[str, dict[Split, Dataset]]:
-    """Cut the examples into those of each task, in the order in which training names them."""
+    """Divide the examples by task, in the order in which the training split names the tasks."""
     names: dict[Split, np.ndarray] = {}
     for split, data in splits.items():
         names[split] = np.array(data["task"][:])
@@ -396,8 +397,8 @@ def _task(
 ) -> Task:
     """Number the classes of a task, and cut the splits that are missing off its training split.
 
-    `declared` are the names of the classes where the table declares them; `column` is what
-    messages call the column of the labels.
+    `declared` are the class names, if the table declares them; `column` is what messages call the
+    column of the labels.
     """
     labels = splits["train"]["label"][:]
     present = set(labels)

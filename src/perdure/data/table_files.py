@@ -1,7 +1,7 @@
 """Readers for the files that hold tables: the rows of CSV, JSON and Parquet, one at a time.
 
-A reader has the `columns` of its file, the `class_names` that the file declares for some of
-them, and yields rows as pairs of a line number (`None` where a file has no lines) and cells by
+A reader has its file's `columns` and the `class_names` that the file declares for some of them. It
+yields each row as a pair: a line number (`None` if the format has no lines), and the cells by
 column.
 """
 
@@ -186,7 +186,7 @@ class Delimited:
         raise DataError(f"`{self.path}` is empty. Its first line must name the columns.")
 
     def _records(self, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-        """Yield the line on which each record begins, and its cells."""
+        """Yield each record's first line number, and its cells."""
         csv.field_size_limit(MAX_LINE)  # the default refuses texts of more than 131,072 characters
         line = 1
         try:
@@ -294,7 +294,7 @@ class Json:
 
 
 def _reason(error: Exception) -> str:
-    """Say what is wrong with a line of JSON.
+    """Describe what is wrong with a line of JSON.
 
     The line number that `json` gives is left out: it counts from where the decoder began.
     """

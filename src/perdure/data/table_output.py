@@ -1,4 +1,4 @@
-"""Tables, written row by row; the ending of the file's name says in which format.
+"""Tables, written row by row; the file extension determines the format.
 
 These are the formats that `perdure.data.rows` reads. Cells stay as they were read: the digits of
 a JSON number, a list or an object inside a row. A cell of CSV is text, so other values are
@@ -302,7 +302,7 @@ class Types:
 
     @property
     def columns(self) -> list[str]:
-        """The columns of all rows, in the order in which they were first seen."""
+        """The columns of all rows, in order of first appearance."""
         return list(self._seen)
 
     def inferred(self) -> dict[str, pa.DataType]:

@@ -47,8 +47,8 @@ class Task:
     """One task: a name, its classes, and its examples.
 
     Each split has a column `text` (strings) or `image` (PIL images), and a column `label` with
-    indices into `classes`. With a column `text_pair` the two texts of a row are read as a pair.
-    A column `row` says where an example stands in its table, for messages.
+    indices into `classes`. With a column `text_pair` the two texts of a row are read as a pair. A
+    column `row` gives an example's row number in its table, for messages.
 
     A task without classes is answered with free text. In place of `label` its rows have `target`,
     the answer that is trained on, and may have `answers`, a list of all right ones. The prompt is
@@ -57,7 +57,7 @@ class Task:
     Parameters
     ----------
     classes
-        The names of the classes; none where the answer is free text.
+        The names of the classes; empty if the answer is free text.
     score
         The measure of its answers: a file of `perdure/evaluation/scores`.
 
@@ -137,7 +137,7 @@ class Task:
 
     @property
     def missing(self) -> str:
-        """The reason why the examples are not here; empty where they are."""
+        """The reason why the examples are not here; empty if they are available."""
         return ""
 
     @property
@@ -153,7 +153,7 @@ class Task:
         return [TaskRows(self.name, getattr(self, split), self.classes)]
 
     def groups(self, split: Split) -> list[int]:
-        """Return the group of each example: its class, or the only one where there are no classes.
+        """Return the group of each example: its class, or the only group if there are no classes.
 
         The task posterior describes each group of a task by itself.
         """
@@ -253,7 +253,7 @@ def check_images(tasks: Iterable[Task]) -> None:
 class TaskWithoutData(Task):
     """A task that a run has learned, and whose examples are not here.
 
-    It stands for the task in a stream, so that the run can learn more: it has the name, the
+    It takes the task's place in a stream, so that the run can learn more: it has the name, the
     classes and the digests that the run's folder keeps. Asking it for examples is an error.
 
     Parameters
@@ -429,7 +429,7 @@ class TaskStream:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The names of all classes, each once, in the order in which the tasks bring them."""
+        """The names of all classes, each once, in the order in which the tasks introduce them."""
         names: list[str] = []
         for task in self.tasks:
             names += task.classes

@@ -91,7 +91,7 @@ class Answers:
         return shares
 
     def calibration_errors(self) -> dict[TaskId, float]:
-        """Return the expected calibration error, for each way in which the confidence is known."""
+        """Return the expected calibration error, for each `task_id`."""
         errors = {}
         for task_id, confidence in self.confidence.items():
             right = self.answered[task_id] == self.true

@@ -49,12 +49,12 @@ class General:
     cross_entropy
         The mean of -log p over the tokens of plain text, in nats.
     divergence
-        KL(pre-trained ‖ now) on prompts of the new task, in nats; None before the first task, and
-        where its examples are missing.
+        KL(pre-trained ‖ now) on prompts of the new task, in nats; None before the first task, or if
+        its examples are missing.
     scores
         The score of each task that is never trained, with the score's name, by the task's name.
     task_id
-        How the task was known: `none`, or `posterior` where each task has a model of its own.
+        How the task was known: `none`, or `posterior` if each task has its own model.
     """
 
     cross_entropy: float
@@ -91,7 +91,7 @@ def source(setting: GeneralSetting) -> Source | None:
     Raises
     ------
     InputError
-        It is none of the forms that are allowed.
+        It has none of the allowed forms.
 
     Examples
     --------
@@ -307,9 +307,9 @@ def divergence_from_base(backbone: Backbone, combined: Combined, task: Task) -> 
     """Return KL(p0 ‖ p) = sum over tokens of p0 · (log p0 - log p) on a task's prompts, in nats.
 
     p0 is the pre-trained model and p the combined one. Both read the prompts with their right
-    answers, of at most `PROMPTS` validation examples. The mean is over the places of an example,
-    which are the last token of the prompt and each token of the answer but its last (where the next
-    token of the answer is due), and then over examples.
+    answers, of at most `PROMPTS` validation examples. The mean is taken over an example's positions
+    (the prompt's last token and each token of the answer but its last: those that predict the
+    answer's next token), and then over examples.
     """
     rows = task.limited({"validation": PROMPTS}, 0).rows("validation")
     examples = backbone.prepare(rows, batch_size=FEW)

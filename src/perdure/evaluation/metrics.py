@@ -1,8 +1,8 @@
 """Numbers from the accuracy matrix R (Lopez-Paz & Ranzato 2017).
 
-R[i, j] is the score on task j after learning task i; rows and columns count from 0.
-Scores of tasks not yet learned may be missing (nan) where a metric does not need them.
-Every definition states its divisor, because published ones differ.
+R[i, j] is the score on task j after learning task i; rows and columns count from 0. Scores of tasks
+not yet learned may be missing (nan) if a metric does not need them. Every definition states its
+divisor, because published ones differ.
 """
 
 from collections.abc import Mapping
@@ -84,10 +84,10 @@ def forward_transfer(
 
     It is nan for one task.
 
-    With a head per task, the head of a future task is untrained: with the task given, FWT is
-    then near zero. Without the task, a class of no task learned so far is never predicted,
-    while b is measured with untrained heads of all tasks: FWT is then meaningful only where
-    tasks share classes (scenario `domain`).
+    With a head per task, the head of a future task is untrained: with the task given, FWT is then
+    near zero. Without the task, a class of no task learned so far is never predicted, while b is
+    measured with untrained heads of all tasks: FWT is then meaningful only if tasks share classes
+    (scenario `domain`).
 
     Examples
     --------

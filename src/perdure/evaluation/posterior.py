@@ -31,10 +31,9 @@ class TaskPosterior:
     it was in training. Sigma is the covariance within classes, pooled over tasks and shrunk:
     (1 - s) Sigma + s (trace Sigma / d) I.
 
-    This is linear discriminant analysis, and it is overconfident: a transformer's features
-    are not Gaussian, and each of their many dimensions counts as new evidence. Probabilities
-    lie nearer to 0 and 1 than they should, at any shrinkage. They weigh the heads all the
-    same.
+    This is linear discriminant analysis, and it is overconfident: a transformer's features are not
+    Gaussian, and each of their many dimensions counts as new evidence. Probabilities are closer to
+    0 and 1 than they should be, at any shrinkage. They weigh the heads all the same.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
 """Signs of life: a bar on a terminal; elsewhere, as in a scheduler's log, a line now and then.
 
-Both go to standard output, before the result; with `--quiet` or `--json` the result
-stands there alone.
+Both go to standard output, before the result; with `--quiet` or `--json` only the result is
+printed.
 """
 
 import time
@@ -20,7 +20,7 @@ BAR = 20  # characters
 
 
 class Progress:
-    """Report the progress of a piece of work to whoever waits for it.
+    """Report the progress of a piece of work.
 
     Parameters
     ----------
@@ -106,7 +106,7 @@ class Progress:
         return time.monotonic() - self._spoke >= SILENCE
 
     def _left(self, done: int) -> list[str]:
-        """Estimate the time left from the pace so far; empty where there is no pace yet."""
+        """Estimate the time left from the pace so far; empty if there is no pace yet."""
         # Steps of an earlier process took none of this one's time.
         steps = done - self.first
         if self.total is None or steps <= 0:

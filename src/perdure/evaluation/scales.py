@@ -29,9 +29,9 @@ class Candidate(TypedDict):
 def with_best_scale(system: System, stream: TaskStream) -> tuple[System, list[Candidate]]:
     """Return the system with its best scale on validation examples, and all candidates.
 
-    A rule without a search is left as it is. Test data is never looked at. The
-    validation examples of earlier tasks have to be kept; where that is not allowed, use a
-    scale that needs no data (`1/n`).
+    A rule without a search is left as it is. Test data is never looked at. The validation examples
+    of earlier tasks have to be kept; if that is not allowed, use a scale that needs no data
+    (`1/n`).
     """
     rule = system.rule
     if not rule.searches or not system.learned:
@@ -99,7 +99,8 @@ def _scaled(system: System) -> Iterator[Callable[[Scale], Combined]]:
 
 
 def _low_rank_vectors(system: System) -> list[TaskVector]:
-    """Return the task vectors if their scales can be moved in the model, else none."""
+    """Return the task vectors if their scales can be moved in the model's weights, otherwise an
+    empty list."""
     rule = system.rule
     if quantised.is_quantised(system.backbone.model):
         return []

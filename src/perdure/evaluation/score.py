@@ -76,8 +76,8 @@ def _ranked(
 ) -> dict[str, Float[Tensor, "examples _"]]:
     """Return log p(choice | prompt) of a model without heads.
 
-    A routed model reads the prompts once for each task, with that task's adapter and choices; where
-    the task posterior picks the adapter of each example, once for all.
+    A routed model reads the prompts once for each task, with that task's adapter and choices; if
+    the task posterior picks each example's adapter, once for all classes.
     """
     if combined.picks and log_weights is not None:
         likeliest: list[int] = log_weights.argmax(1).tolist()

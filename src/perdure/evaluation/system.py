@@ -48,8 +48,8 @@ class Learned:
     digests
         The SHA-256 of each split.
     gaussians
-        Gaussians of the combined model's features right after the task was learned; only where
-        heads are aligned.
+        Gaussians of the combined model's features right after the task was learned; only if heads
+        are aligned.
     """
 
     classes: tuple[str, ...]
@@ -274,7 +274,7 @@ class System:
         Parameters
         ----------
         log_weights
-            log p(t | x) of the tasks learned, in their order; None where nobody asks for it.
+            log p(t | x) of the tasks learned, in their order; None if it is not requested.
         """
         examples = self.backbone.encode(task.rows(split))
         answered: dict[TaskId, list[str]] = {}

@@ -55,7 +55,7 @@ def wait() -> None:
 
 
 def device(name: str = "auto") -> torch.device:
-    """Return the device of a name, on which this process is to compute.
+    """Return the device that this process computes on.
 
     Parameters
     ----------
@@ -102,7 +102,7 @@ def as_the_first(values: Sequence[Tensor]) -> None:
 
 
 def _through(values: Sequence[Tensor], exchange: Callable[[Tensor], Any]) -> None:
-    """Exchange many tensors as one, because the number of messages is what costs time.
+    """Exchange many tensors as one, because the number of messages dominates the cost.
 
     All travel in double precision, which holds each of them exactly. accelerate's functions
     are typed for nested structures; for a tensor they return a tensor.

@@ -85,7 +85,7 @@ def learn(
     earlier
         The adapters of the earlier tasks, in order: some methods train on top of them.
     session
-        The seed, where steps are logged and kept, and what may stop them.
+        The seed, the places where steps are logged and saved, and what may stop the training.
 
     Returns
     -------

@@ -5,9 +5,9 @@
       then update(backbone, step)
     → end(backbone, task, optimizer)
 
-`Method` is the hooks alone; `PeftMethod`, from which most methods derive, trains one
-fresh PEFT module per task, all from the same start. A method is one file in `methods/`:
-it overrides what its paper changes, and no method derives from another.
+`Method` is the hooks alone; `PeftMethod`, the base class of most methods, trains one fresh PEFT
+module per task, all from the same start. A method is one file in `methods/`: it overrides what its
+paper changes, and no method derives from another.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,8 +1,8 @@
 """The state of any optimizer, as values by name: tensors, and values that JSON can hold.
 
-`0/exp_avg` is AdamW's `exp_avg` of its first parameter; `group/0/hess` is a tensor among
-the settings of a group. The module knows no optimizer's names: a fresh optimizer that has
-made a step tells which there are, and of which shapes.
+`0/exp_avg` is AdamW's `exp_avg` of its first parameter; `group/0/hess` is a tensor among the
+settings of a group. The module knows no optimizer's names: a fresh optimizer that has taken one
+step shows which tensors there are, and their shapes.
 """
 
 from collections.abc import Mapping

@@ -129,7 +129,7 @@ class Course:
 
     @torch.no_grad()
     def load(self, snapshot: Snapshot) -> None:
-        """Go to where a snapshot was taken.
+        """Continue from a snapshot.
 
         Raises
         ------

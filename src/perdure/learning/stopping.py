@@ -57,7 +57,8 @@ class Stopping:
 
     @contextlib.contextmanager
     def later(self) -> Iterator[None]:
-        """Stop after the block at a first signal, and at once at a second of the same kind."""
+        """Stop after the block on a first signal, and immediately on a second one of the same
+        kind."""
         self._waits = True
         try:
             yield

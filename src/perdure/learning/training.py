@@ -26,14 +26,14 @@ class Training:
         How the learning rate falls to zero after the warm-up: `linear`, `cosine`, or `constant`
         (it does not fall).
     warmup
-        The share of steps in which the learning rate rises from zero.
+        The share of steps during which the learning rate rises from zero.
     max_grad_norm
         Gradients are clipped to this norm.
     bf16
         Compute in bfloat16 (autocast); parameters stay in float32.
     packing
-        Train on several short examples in one line, each of which sees itself alone, so that little
-        is padding: for causal language models. The loss is that of padded batches.
+        Pack several short examples into one row, each attending only to itself, so that there is
+        little padding: for causal language models. The loss is that of padded batches.
     gradient_checkpointing
         Compute the inside of each layer again in the backward pass, rather than keep it: a step
         takes less memory and about a third more time. The loss is the same.

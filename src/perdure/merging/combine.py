@@ -42,7 +42,7 @@ def check_fits(rule: Rule, module: adapters.Kind | None) -> None:
 
 
 def _return_type(function: Callable[..., object]) -> type:
-    """Return the return type that a rule declares; `TaskVector` where that is allowed."""
+    """Return the return type that a rule declares; `TaskVector` if that is allowed."""
     annotation = inspect.signature(function, eval_str=True).return_annotation
     if annotation is None:
         return type(None)
@@ -97,7 +97,7 @@ def task_vectors(
 
 
 def _delta(adapter: Adapter, parameters: adapters.Parameters) -> TaskVector:
-    """Return ΔW of each layer, as factors where the adapter is low-rank."""
+    """Return each layer's ΔW, as factors if the adapter is low-rank."""
     entries: dict[str, Entry] = {}
     for name, change in adapters.deltas(adapter.config, parameters).items():
         if isinstance(change, tuple):

@@ -30,7 +30,7 @@ WHERE: dict[str, tuple[object, object]] = {
 
 @dataclass(frozen=True, init=False)
 class Rule:
-    """A rule with its settings, and the space that it is applied in.
+    """A rule with its settings, and the space it is applied in.
 
     Whoever takes a rule also takes its name, or a mapping of `name` and settings, as in a recipe.
 
@@ -48,7 +48,7 @@ class Rule:
         earlier tasks, which then count several times. `start`: only the change that training on
         the task itself has made.
     search
-        The search for the scale, where that is `search`.
+        The search for the scale, if that is `search`.
     settings
         The rule's own settings, such as `scale`. `options` holds those that are given.
 
@@ -97,7 +97,7 @@ class Rule:
         Raises
         ------
         InputError
-            `rule` is of none of these forms, or there is no such rule or setting.
+            `rule` has none of these forms, or there is no such rule or setting.
         """
         if isinstance(rule, Rule):
             return rule
@@ -164,7 +164,7 @@ class Rule:
 
     @property
     def own(self) -> dict[str, object]:
-        """The section without `space`, `since` and `search` where they are the defaults."""
+        """The section, without `space`, `since` and `search` if they have their defaults."""
         defaults = _defaults()
         section: dict[str, object] = {}
         for key, value in self.section.items():

@@ -22,7 +22,7 @@ FINEST = 1 / 8
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """The scales that are searched for, and the way in which they are searched.
+    """The scales to search for, and how to search.
 
     Parameters
     ----------
@@ -91,8 +91,8 @@ def candidates(
 def best(tried: dict[Scales, float]) -> Scales:
     """Return the candidate with the highest score.
 
-    Ties between single scales go to the smallest, which is nearest to the pre-trained model.
-    Other ties go to the candidate that was tried first, which is nearest to 1/n for all.
+    Ties between single scales go to the smallest, which is closest to the pre-trained model. Other
+    ties go to the candidate that was tried first, which is closest to 1/n for every task.
     """
 
     def preference(scales: Scales) -> tuple[float, float]:

@@ -35,8 +35,8 @@ class InfLoRA(PeftMethod):
         ΔW = alpha / rank · A_t B_t, with at most `rank` rows of B_t. By default alpha is the
         rank: a scale of 1.
     target_modules
-        By default key and value (query and value in T5's family; all of attention's input where
-        it is one layer). Layers with the same input share one B_t.
+        By default key and value (query and value in T5's family; all of the attention's input if it
+        is a single layer). Layers with the same input share one B_t.
     blocks
         The first `blocks` blocks of the transformer have branches (InfLoRA-b5: 5); by default all.
     design
@@ -173,7 +173,7 @@ class InfLoRA(PeftMethod):
         return self.row_norm * directions.T
 
     def _space(self, layer: str, d: int) -> Subspace:
-        """Return M_t of a layer's inputs; it is empty where the design does not look at it."""
+        """Return M_t of a layer's inputs; it is empty if the design does not use it."""
         basis = self.state.get(f"basis/{layer}")
         if basis is None:
             return Subspace.empty(d)

@@ -64,7 +64,7 @@ class Isolated(PeftMethod):
 
 
 def _orthonormal(A: Float[Tensor, "rank in"]) -> Float[Tensor, "rank in"]:
-    """Return an orthonormal basis of the rows of A, which points the way that they do."""
+    """Return an orthonormal basis of A's row space, with signs that match the rows."""
     Q, R = torch.linalg.qr(A.double().T)
     # A decomposition is unique but for the signs: with these an orthonormal A stays as it is.
     signs = torch.where(R.diagonal() < 0, -1.0, 1.0).to(Q)

@@ -1,4 +1,5 @@
-"""Joint training: one module on all tasks at once, the bound that keeps all old data."""
+"""Joint training: one module trained on all tasks together: the upper bound, which keeps all old
+data."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

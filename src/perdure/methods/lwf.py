@@ -107,7 +107,7 @@ class LwF(PeftMethod):
     def _old_answerers(self, backbone: Backbone, task: Task, is_first: bool) -> list[str | None]:
         """Return the heads whose answers are distilled.
 
-        In a model without heads `None` stands for its one answerer.
+        In a model without heads the key is `None`.
         """
         if backbone.heads or is_first:
             return [name for name in backbone.heads if name != task.name]

@@ -22,9 +22,9 @@ from perdure.models.logits import Logits
 class MAS(PeftMethod):
     """Train one PEFT module on task after task, with a penalty on what earlier outputs depend on.
 
-    L = cross-entropy + strength · Σ_i Ω_i (θ_i − θ*_i)², where Ω_i is the sum over tasks of
-    E_x |∂ ‖f(x)‖² / ∂θ_i|, f(x) the logits of the task's own head, and the gradient that of
-    each example by itself. Labels are not looked at.
+    L = cross-entropy + strength · Σ_i Ω_i (θ_i − θ*_i)², where Ω_i is the sum over tasks of E_x |∂
+    ‖f(x)‖² / ∂θ_i|, f(x) the logits of the task's own head, with the gradient computed per example.
+    Labels are not looked at.
 
     Parameters
     ----------

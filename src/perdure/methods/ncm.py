@@ -14,7 +14,7 @@ from perdure.models.backbone import Backbone
 
 @dataclass(kw_only=True)
 class NCM(FrozenMethod):
-    """Answer with the class whose mean feature μ is nearest; nothing is trained.
+    """Answer with the class whose mean feature μ is closest; nothing is trained.
 
     Logits are xᵀμ / ‖μ‖ (`cosine`; the length of x does not change the order) or
     xᵀμ − ‖μ‖² / 2 (`euclidean`), divided by the temperature. A task's head does not depend on

@@ -53,7 +53,8 @@ class OLoRA(PeftMethod):
     def begin(self, backbone: Backbone, task: Task) -> None:
         """Stack the earlier tasks' A, so that few products give the whole overlap.
 
-        The A_j of a layer lie below each other, and layers of the same input width side by side.
+        The A_j of a layer are stacked vertically, and layers with the same input width side by
+        side.
         """
         self.attach(backbone)
         self._stacks: list[tuple[list[str], Float[Tensor, "layers directions in"]]] = []

@@ -22,24 +22,23 @@ from perdure.models.examples import Examples
 class Replay(Wrapper):
     """Learn by another method, on a mix of the new task's examples and kept ones of old tasks.
 
-    Old examples count like new ones, each under its own task's head, which is trained
-    further. After each task some of its examples go into the store, which lies in the
-    method's state, and so on disk in the task's folder. `store_bytes` is its size, and is in
-    events.jsonl.
+    Old examples count like new ones, each under its own task's head, which is trained further.
+    After each task some of its examples are added to the store, which is part of the method's state
+    and so is saved in the task's folder. `store_bytes` is its size, and is in events.jsonl.
 
     Parameters
     ----------
     method
         The inner method.
     per_class
-        The number of examples that are kept of each class; of each task, where the answer is free
+        The number of examples that are kept of each class; of each task, if the answer is free
         text.
     strategy
         How they are chosen: `balanced`, drawn at random from each class; `herding`, those whose
         mean feature comes nearest to the class's (of a language model: the mean of the last hidden
         states over the prompt); or `reservoir`, a uniform sample of all examples seen, of
-        `per_class` times the number of classes (as far as possible: where the number of classes
-        grows faster than that of examples, old ones are missing).
+        `per_class` times the number of classes (as far as possible: if the number of classes grows
+        faster than that of examples, old ones are missing).
 
     References
     ----------

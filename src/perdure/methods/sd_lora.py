@@ -15,7 +15,7 @@ from perdure.models.backbone import Backbone
 
 @dataclass(kw_only=True)
 class SDLoRA(PeftMethod):
-    """Train a fresh LoRA beside the earlier ones, of which only the magnitudes are trained on.
+    """Train a fresh LoRA beside the earlier ones, whose magnitudes alone continue to be trained.
 
     ΔW = alpha / rank · (Σ_{j<t} m_j D_j + B_t A_t), where D_j = B_j A_j / ‖B_j A_j‖ is
     frozen, and m_j, one number for each layer and earlier task, is trained from its last
@@ -37,7 +37,8 @@ class SDLoRA(PeftMethod):
     lora_because = "splits LoRA into directions and magnitudes"
 
     def begin(self, backbone: Backbone, task: Task) -> None:
-        """Attach a module with `rank` more rows, the first of which hold the earlier branches."""
+        """Attach a module with `rank` more rows than before; the first rows hold the earlier
+        branches."""
         # The last task's module is the only memory: attaching a fresh one takes it out.
         earlier = []
         for A, B in adapters.factors(backbone.model).values():
@@ -139,7 +140,8 @@ class _Branches:
     def keep_still(self) -> None:
         """Remove the gradients of the earlier directions.
 
-        `put_back` alone would not do: they would count in the norm to which all are clipped.
+        `put_back` alone would not do: they would count towards the norm that gradients are clipped
+        by.
         """
         if not self.earlier_rows:
             return

@@ -31,7 +31,7 @@ class SI(PeftMethod):
     strength
         c.
     damping
-        ξ, which keeps Ω finite where a parameter has hardly moved.
+        ξ, which keeps Ω finite if a parameter has hardly moved.
 
     References
     ----------

@@ -209,7 +209,8 @@ def key_value(model: nn.Module) -> list[str]:
 
 
 def _present(names: list[str], candidates: Sequence[str]) -> list[str]:
-    """Return the candidates that end one of the names, or else the fused layers that do."""
+    """Return the candidates that some layer name ends with, or otherwise the fused layers' names
+    that do."""
     endings = _endings(names)
     present = [name for name in candidates if name in endings]
     if not present:

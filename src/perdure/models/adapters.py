@@ -200,8 +200,8 @@ def factors(model: nn.Module) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
 def folded(model: nn.Module, changes: Mapping[str, Tensor]) -> Iterator[None]:
     """Add changes to the weights while the block runs: ΔW by a layer's name, Δb with `.bias`.
 
-    W itself is kept and put back: nothing is ever subtracted, which would leave rounding errors. An
-    adapter may be put in or taken out meanwhile.
+    W itself is kept and put back: changes are never subtracted again, which would leave rounding
+    errors. An adapter may be put in or taken out meanwhile.
     """
     originals: list[tuple[Tensor, Tensor]] = []
     hooks: list[RemovableHandle] = []

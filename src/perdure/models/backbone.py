@@ -38,13 +38,13 @@ class Backbone(nn.Module, ABC):
     processor
         The tokenizer or image processor of the checkpoint.
     source
-        The folder or hub id from which it came.
+        The folder or hub id it came from.
     kind
         The kind of examples that it reads.
     width
         The length of the feature that heads read.
     files
-        The files that it was read from, if there are any.
+        The files it was read from, if any.
     """
 
     has_heads: ClassVar[bool] = True
@@ -93,9 +93,10 @@ class Backbone(nn.Module, ABC):
         pooling
             `stock`: the path of transformers' own classification model; `mean`: the masked mean of
             the last hidden states; `auto`: `mean` for checkpoints made by sentence-transformers,
-            for text encoders without a trained pooler, and for T5's family, whose encoder alone is
-            read, else `stock`. Only with `auto` a causal or encoder–decoder checkpoint that has its
-            output layer answers with text; with the others it is an encoder with heads.
+            for text encoders without a trained pooler, and for T5's family, of which only the
+            encoder is read; otherwise `stock`. Only with `auto` a causal or encoder–decoder
+            checkpoint that has its output layer answers with text; with the others it is an encoder
+            with heads.
         max_length
             Texts and prompts are cut to at most `max_length` tokens, and to what the model can
             read; by default to 128 (prompts of language models: 1024).
@@ -115,7 +116,7 @@ class Backbone(nn.Module, ABC):
             `auto`: a language model's prompts are turns of a conversation if its tokenizer has a
             template for these; `none`: they are plain texts.
         system_message
-            The first turn of conversations that have none of their own.
+            The first turn of conversations that do not begin with a system message.
         normalized
             Rank a language model's choices by log p per token, rather than by log p.
         dtype
@@ -159,7 +160,7 @@ class Backbone(nn.Module, ABC):
     @property
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """The arguments with which `load` loads it again, as a recipe states them."""
+        """The arguments that make `load` load it again, as a recipe states them."""
 
     @property
     def revision(self) -> str | None:
@@ -168,7 +169,7 @@ class Backbone(nn.Module, ABC):
 
     @functools.cached_property
     def hashes(self) -> dict[str, str]:
-        """The SHA-256 of each file that it was read from, by name.
+        """The SHA-256 of each file it was read from, by name.
 
         The files are those of weights, configuration and processor.
         """

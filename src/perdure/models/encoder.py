@@ -42,15 +42,15 @@ class Encoder(Backbone):
     processor
         The tokenizer or image processor of the checkpoint.
     source
-        The folder or hub id from which it came.
+        The folder or hub id it came from.
     head_name
         The name of that last linear layer (`stock` only).
     max_length
         Texts are cut to at most `max_length` tokens.
     files
-        The files that it was read from, if there are any.
+        The files it was read from, if any.
     dtype
-        The type in which `save` writes the weights.
+        The data type that `save` writes the weights in.
     stock_head_has_bias
         Whether the stock model's head can hold one of ours. The heads of decoders in transformers
         have no bias.
@@ -394,7 +394,7 @@ def _placeholder(text: Tokens) -> Tokens:
 
 
 def _labels(data: Dataset) -> list[int]:
-    """Return the class of each example, -1 where it is unknown."""
+    """Return the class of each example, or -1 if it is unknown."""
     if "label" in data.column_names:
         return data["label"][:]
     return [-1] * len(data)

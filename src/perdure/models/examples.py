@@ -43,9 +43,9 @@ class Places:
 
 @dataclass(frozen=True)
 class Batch:
-    """Examples that the model reads at once.
+    """Examples that the model reads in one pass.
 
-    Targets and tasks may be left out where only features are computed.
+    Targets and tasks may be left out if only features are computed.
 
     Attributes
     ----------

@@ -61,11 +61,11 @@ class LanguageModel(Backbone):
     prompts
         How rows become tokens.
     chat_template
-        `auto`, or `none` where the tokenizer's template is left aside.
+        `auto`, or `none` if the tokenizer's template is not used.
     normalized
         Whether choices are ranked by log p per token, rather than by log p.
     dtype
-        The type in which `save` writes the weights.
+        The data type that `save` writes the weights in.
     """
 
     has_heads = False
@@ -111,7 +111,7 @@ class LanguageModel(Backbone):
 
     @functools.cached_property
     def hashes(self) -> dict[str, str]:
-        """The SHA-256 of each file that it was read from, by name."""
+        """The SHA-256 of each file it was read from, by name."""
         if self.files is None:
             return {}
         return self.files.hashes() | self.files.hashes_of_generation()
@@ -269,7 +269,7 @@ class LanguageModel(Backbone):
     def features(self, batch: Batch) -> Float[Tensor, "batch features"]:
         """Return the mean of the last hidden states over the prompt's tokens.
 
-        They are the encoder's, where there is one. The answer is not seen.
+        They are the encoder's, if there is one. The answer is not seen.
         """
         prompt = prompt_of(batch)
         if self.decodes:
@@ -348,7 +348,7 @@ class LanguageModel(Backbone):
 
     @torch.no_grad()
     def _generated(self, batch: Batch) -> list[tuple[int, ...]]:
-        """Return the tokens of each answer, with its end where it has one."""
+        """Return the tokens of each answer, with the token that ends it, if any."""
         prompt = prompt_of(batch)
         if not self.decodes:
             prompt = padded_left(prompt, self.processor.pad_token_id)

@@ -45,8 +45,8 @@ def load_files(
 ) -> Backbone:
     """Load a backbone as `Backbone.load` does, from files that are already found.
 
-    A checkpoint with the output layer of a language model answers with text, unless `pooling`
-    says how an encoder is to be made of it.
+    A checkpoint with the output layer of a language model answers with text, unless `pooling` turns
+    it into an encoder.
     """
     source = files.source
     text = text or TextSettings()
@@ -164,7 +164,7 @@ def _check_token(opened: pretrained.Opened, token: object, what: str) -> None:
 
 
 def _refuse_settings(source: str, *, image_size: int | None, head: str | None) -> None:
-    """Refuse the settings of encoders where the checkpoint is a language model."""
+    """Refuse the settings of encoders if the checkpoint is a language model."""
     for name, value in {"image_size": image_size, "head": head}.items():
         if value is not None:
             raise BackboneError(
@@ -174,7 +174,7 @@ def _refuse_settings(source: str, *, image_size: int | None, head: str | None) -
 
 
 def _refuse_text_settings(source: str, text: TextSettings) -> None:
-    """Refuse the settings of language models where the backbone classifies with heads."""
+    """Refuse the settings of language models if the backbone classifies with heads."""
     for field in fields(TextSettings):
         if getattr(text, field.name) != field.default:
             raise BackboneError(

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class Logits:
-    """The answers to a batch, at each place where an answer is due.
+    """The model's outputs for a batch, at each position that predicts part of an answer.
 
     There is one place per example if classes answer, and one per target token if text does.
 

@@ -68,7 +68,7 @@ class ExpertLinear(nn.Module):
     top_k
         The number of experts that the gate lets act on a token.
     choice
-        Names the expert of each sample where there is no gate.
+        Names the expert of each sample if there is no gate.
     """
 
     A: Tensor

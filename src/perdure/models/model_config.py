@@ -40,7 +40,7 @@ MOST = 10_000
 
 
 def read(files: ModelFiles) -> PreTrainedConfig:
-    """Read the configuration of a model, without the head that it was stored with.
+    """Read a model's configuration, without the head it was stored with.
 
     Raises
     ------

@@ -236,7 +236,7 @@ class ModelFiles:
 
 
 def _check_file(path: Path, limit: int | None) -> None:
-    """Refuse what is not a complete regular file of at most `limit` bytes."""
+    """Refuse anything but a complete regular file of at most `limit` bytes."""
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
@@ -281,7 +281,7 @@ def _check_json(path: Path) -> None:
 
 
 def folder_of(source: str, *, fetch: bool = True) -> Path:
-    """Return the folder that a backbone's name stands for.
+    """Return the folder of the backbone with this name.
 
     Any name but `minilm` and `dinov2` is a path. Without `fetch` the folder may be missing.
 
@@ -406,7 +406,7 @@ def _are_texts(values: Iterable[object]) -> bool:
 def _in_holes(number: int, size: int) -> int:
     """Return the number of bytes of an open file that were never written.
 
-    It is 0 where the file system cannot say.
+    It is 0 if the file system does not tell.
     """
     if not hasattr(os, "SEEK_HOLE"):
         return 0

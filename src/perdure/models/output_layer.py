@@ -1,4 +1,4 @@
-"""A language model's output layer, at the places where an answer is due and nowhere else."""
+"""A language model's output layer, computed only at the positions that predict an answer."""
 
 import contextlib
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Several short examples in one line of a batch, each of which sees itself alone.
+"""Several short examples packed into one row of a batch, each attending only to itself.
 
 The mask and the positions are given, rather than left to transformers to find out from the
 positions: there a cache, or an attention implementation that does not look, lets examples see each
@@ -17,7 +17,7 @@ LINE = 256
 def arranged(lengths: Sequence[int]) -> tuple[list[int], list[int]]:
     """Return the line of each example, and the column at which it begins there.
 
-    The longest come first, each in the first line that has room for it.
+    The longest come first, each in the first row with room for it.
 
     Examples
     --------

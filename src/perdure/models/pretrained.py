@@ -1,7 +1,7 @@
 """Open a pre-trained model: the only place where a folder becomes a model and its processor.
 
 The files are checked before anything is built, and the model is compared with them afterwards. Code
-from a model's folder is never run, and nobody is asked whether it may be.
+from a model's folder is never run, and the user is never asked to allow it.
 """
 
 import contextlib
@@ -47,7 +47,7 @@ class Opened:
     head_name
         The name of that head; None for an encoder alone.
     dtype
-        The type in which most of the weights are stored. Computation is in single precision.
+        The data type of most of the stored weights. Computation is in single precision.
     limit
         The length in tokens of the longest text.
     """

@@ -24,9 +24,9 @@ class Tokens:
     prompt
         What the model reads before it answers.
     answer
-        What it is to say, with the end-of-sequence token; empty where that is not known.
+        What it is to say, with the end-of-sequence token; empty if unknown.
     joint
-        What stands between a prompt and its answer: a space where neither brings one.
+        What stands between a prompt and its answer: a space, unless one of them has it already.
     cut
         Whether the prompt was longer than the model may read.
     """
@@ -39,7 +39,7 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Prompts:
-    """A tokenizer, with the settings by which it turns prompts and answers into tokens.
+    """A tokenizer, with the settings for turning prompts and answers into tokens.
 
     Attributes
     ----------
@@ -71,7 +71,7 @@ class Prompts:
     decodes: bool
 
     def tokens(self, prompt: str | Turns, answer: str | None, where: str) -> Tokens:
-        """Return the tokens of a prompt and, where it is known, of its answer.
+        """Return the tokens of a prompt and of its answer, if that is known.
 
         Parameters
         ----------
@@ -251,7 +251,7 @@ class Prompts:
 
 
 def _common_beginning(left: str, right: str) -> int:
-    """Return the number of characters with which both texts begin."""
+    """Return the length of the prefix that both texts share."""
     for number, (a, b) in enumerate(zip(left, right, strict=False)):
         if a != b:
             return number

@@ -3,7 +3,7 @@
 All choices are packed into one row behind the prompt's cache, each seeing the prompt and itself
 alone. A model with a decoder of its own reads them side by side, for T5's positions are relative
 and cannot be given. Either way is compared with reading each choice whole the first time: an
-architecture for which it is not exact is read whole ever after.
+architecture for which it is not exact is from then on asked with whole sequences.
 """
 
 import copy
@@ -41,7 +41,7 @@ OLD_NAME = "past_key_values"
 
 @dataclass
 class Ranking:
-    """The way in which a model's choices are ranked.
+    """The way a model ranks its choices.
 
     Attributes
     ----------
@@ -141,7 +141,7 @@ class _Row:
     Attributes
     ----------
     owners, offsets
-        The choice to which each token belongs, and its place there.
+        The choice that each token belongs to, and its position there.
     following
         The token that follows in the choice.
     """

@@ -37,7 +37,7 @@ class TextExamples(Examples):
         return self._batch(rows, inputs, lines, starts, device)
 
     def packed(self, rows: Sequence[int], pad: int, device: torch.device | str = "cpu") -> Batch:
-        """Return these rows as one batch for training, with as many in a line as fit.
+        """Return these rows as one training batch, with as many examples packed into a row as fit.
 
         Each example sees itself alone, by a mask and positions of its own. What asks for the tokens
         of one example, such as `features`, cannot read such a batch.

@@ -79,7 +79,7 @@ def agree(source: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
     Raises
     ------
     BackboneError
-        The model takes no mask, or the tokenizer has tokens for which the model has no embedding.
+        The model takes no mask, or the tokenizer has tokens without an embedding in the model.
     """
     config = model.config.get_text_config()
     if tokenizer.pad_token_id != config.pad_token_id:

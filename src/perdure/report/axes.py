@@ -25,7 +25,7 @@ def empty(lines: int) -> tuple[Figure, Axes]:
 
 
 def name_tasks(axes: Axes, names: Sequence[str]) -> None:
-    """Write names below the axis: at most 20, and turned where there is no room."""
+    """Write names below the axis: at most 20, and rotated if there is no room."""
     step = -(-len(names) // 20)  # rounded up
     labelled = names[::step]
     # About 60 characters fit side by side into the width of a figure.

@@ -29,7 +29,7 @@ def examples(answers: Answers) -> dict[str, int]:
 
 
 def summarise(answers: Answers) -> Record:
-    """Return, by the way to know the task, how often each class was answered with which.
+    """Return, for each `task_id`, how often each class was answered with each class.
 
     Classes of the same name in several tasks are one class. If there are more than 50, only the
     ten with the lowest recall are kept.

@@ -1,4 +1,4 @@
-"""A report's dict → figures with their numbers; None where nothing was measured."""
+"""A report's dict → figures with their numbers; None if nothing was measured."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -317,7 +317,7 @@ def forgetting(summary: Summary) -> Picture | None:
 
 @dataclass(frozen=True)
 class Bars:
-    """Bars of one look: a value for each name, None where it is not known."""
+    """Bars of one look: a value for each name, None if it is unknown."""
 
     title: str
     look: Look
@@ -384,7 +384,7 @@ def _draw_seen(lines: Sequence[Line], names: Sequence[str]) -> Figure:
 
 
 def _draw_line(axes: Axes, line: Line, *, first: int = 0) -> None:
-    """Draw a line whose first value stands at `first`."""
+    """Draw a line whose first value is at position `first`."""
     look = line.look
     steps = range(first, first + len(line.values))
     (drawn,) = axes.plot(

@@ -54,7 +54,7 @@ class Files:
 
     @cached_property
     def score_names(self) -> dict[str, str]:
-        """The name of each task's score; the last one, where it was measured with several."""
+        """The name of each task's score; the last one, if it was measured with several."""
         names = {}
         for row in self.scores:
             if is_score(row):

@@ -1,4 +1,4 @@
-"""A run's numbers → yes or no: may the model that it has now be shipped?"""
+"""A run's numbers → yes or no: is its current model good enough to ship?"""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -84,7 +84,7 @@ def gate(
         The most that the cross-entropy on plain text may have risen since before the first task, in
         nats per token (`evaluation.general`); None to leave it out.
     task_id
-        How the task is known: by default `posterior`, else `none`, else `given`, whichever was
+        How the task is known: by default the first of `posterior`, `none` and `given` that was
         measured.
 
     Raises

@@ -66,8 +66,8 @@ class ResultsTable:
     """The summary table: the names of its columns, and its rows.
 
     The first `texts` columns say what was measured: run, seeds, rule, and how the task is known.
-    The others are numbers: the metrics in percent and, where they are known, the standard error of
-    the average accuracy and the number of test examples.
+    The others are numbers: the metrics in percent and, if known, the standard error of the average
+    accuracy and the number of test examples.
     """
 
     header: list[str]
@@ -125,7 +125,7 @@ def _rule(result: Record) -> str:
 
 
 def kind_of_score(metric: str) -> str:
-    """Return the name of the score of all tasks; where they have several, that these differ.
+    """Return the name of the score of all tasks; or, if they have several, that these differ.
 
     Examples
     --------
@@ -136,7 +136,7 @@ def kind_of_score(metric: str) -> str:
 
 
 def scores(summary: Summary) -> str:
-    """Say which score each task has, in a sentence; empty where all have `accuracy`.
+    """Say which score each task has, in a sentence; empty if all have `accuracy`.
 
     Examples
     --------

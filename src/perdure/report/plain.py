@@ -36,5 +36,5 @@ def plain(value: object) -> Any:
 
 
 def clean(text: str) -> str:
-    """Return text that may have lines and columns, but nothing else that acts on a terminal."""
+    """Return the text without terminal control characters, but with its line breaks and tabs."""
     return printable(text, keep="\n\t")

@@ -48,7 +48,8 @@ def _grouped(runs: Sequence[Record]) -> list[list[int]]:
 
 
 def _titles(runs: Sequence[Record], groups: Sequence[Sequence[int]]) -> list[str]:
-    """Return a run's own title where it stands alone, else the name that its group shares.
+    """Return a run's own title if it is alone in its group, otherwise the name that the group
+    shares.
 
     Groups of the same title get what differs between their recipes, or a folder.
     """
@@ -71,7 +72,7 @@ def _titles(runs: Sequence[Record], groups: Sequence[Sequence[int]]) -> list[str
 
 
 def _differing(settings: Sequence[Record]) -> list[str]:
-    """Return the names of the settings in which some recipes differ."""
+    """Return the names of the settings that differ between recipes."""
     names = set[str]()
     for flat in settings:
         names.update(flat)

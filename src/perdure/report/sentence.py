@@ -22,7 +22,7 @@ def sentence(files: Files) -> str:
 
 
 def _described(recipe: Record, count: int) -> str:
-    """Say how many tasks there are, of which kind, and where they come from."""
+    """Describe the number of tasks, their kind, and where they come from."""
     stream = recipe.get("stream")
     scenario = None
     # Own tables are a list; their scenario then stands beside them, and not in the stream.

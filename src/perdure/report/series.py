@@ -1,7 +1,7 @@
 """The results that a page compares, and their looks: a colour has one meaning on the whole page.
 
-A colour stands for a group of runs with one of its rules. The way in which the task is known has a
-line and a marker (and a hatch, for bars). Everything else is drawn in grey.
+A colour stands for a group of runs with one of its rules. Each `task_id` has its own line style and
+marker (and a hatch, for bars). Everything else is drawn in grey.
 """
 
 from collections.abc import Sequence
@@ -44,7 +44,7 @@ class Series:
 
 
 def ways(summary: Summary) -> list[Way]:
-    """List the ways to know the task with which any run was measured, the main ones first."""
+    """List the `task_id`s that any run was measured with, the main ones first."""
     words = {}
     for run in summary["runs"]:
         for result in run["results"]:
@@ -101,7 +101,7 @@ class Looks:
 
 
 def of_task(result: Record, column: int) -> str:
-    """Return the title of a task: its name and, where the tasks' scores differ, its score.
+    """Return the title of a task: its name and, if the tasks' scores differ, its score.
 
     Examples
     --------

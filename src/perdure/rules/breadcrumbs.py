@@ -27,7 +27,7 @@ def breadcrumbs(
 ) -> TaskVector:
     """Theta = Theta_pre + scale · sum of m_t ⊙ tau_t.
 
-    m_t is 1 where the magnitude lies between two quantiles of its layer, else 0.
+    m_t is 1 for entries whose magnitude is between two quantiles of its layer, and 0 otherwise.
 
     Parameters
     ----------

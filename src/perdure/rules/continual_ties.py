@@ -26,12 +26,10 @@ def continual_ties(
     Parameters
     ----------
     mode
-        `fold`: as above.
-        `reference`: M_t = M_(t-1) + scale · TIES(M_(t-1), tau_t) with M_1 = scale · tau_1, as
-        FusionBench codes it. This counts what was merged twice: entries that agree grow by
-        1 + scale at each step.
-        `batch`: TIES of all tasks at once, which is the rule `ties` and does not depend on the
-        order.
+        `fold`: as above. `reference`: M_t = M_(t-1) + scale · TIES(M_(t-1), tau_t) with M_1 = scale
+        · tau_1, as FusionBench codes it. This counts what was merged twice: entries that agree grow
+        by 1 + scale at each step. `batch`: TIES of all tasks together: the rule `ties`, which does
+        not depend on the order.
     density, how, per
         As in `ties`; FusionBench takes the `sum`.
     scale

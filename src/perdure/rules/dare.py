@@ -25,9 +25,9 @@ def dare(
 ) -> TaskVector:
     """Theta = Theta_pre + scale · combination of m_t ⊙ tau_t / (1 - p).
 
-    Each entry of m_t is 0 with probability p, else 1: the expectation is unchanged. Which
-    entries are dropped depends only on the seed and on the names of the task and the layer,
-    not on the order or the number of tasks.
+    Each entry of m_t is 0 with probability p, and 1 otherwise: the expectation is unchanged. Which
+    entries are dropped depends only on the seed and on the names of the task and the layer, not on
+    the order or the number of tasks.
 
     Parameters
     ----------

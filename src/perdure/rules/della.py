@@ -32,7 +32,7 @@ def della(
 ) -> TaskVector:
     """Theta = Theta_pre + scale · combination of m_t ⊙ tau_t / (1 - p_t).
 
-    Each entry of m_t is 0 with probability p_t, else 1. In each row (a neuron) p_t falls
+    Each entry of m_t is 0 with probability p_t, and 1 otherwise. In each row (a neuron) p_t falls
     evenly from p + epsilon for the smallest magnitude to p - epsilon for the greatest.
 
     Parameters

@@ -14,9 +14,8 @@ def magmax(vectors: dict[str, TaskVector], *, scale: float = 0.5) -> TaskVector:
     """Theta = Theta_pre + scale · tau, with tau_i = the (tau_t)_i of greatest magnitude.
 
     It was published for models fine-tuned one after the other, each from the last (the method
-    `sequential`, or `isolated` with `start="previous"`); on models trained apart it is the
-    authors' weaker baseline. The order matters only where magnitudes are equal: then the
-    later task wins.
+    `sequential`, or `isolated` with `start="previous"`); on models trained apart it is the authors'
+    weaker baseline. The order matters only for equal magnitudes: then the later task wins.
 
     Parameters
     ----------

@@ -1,4 +1,5 @@
-"""OPCM (Tang et al. 2025): add each task vector where it is orthogonal to those before."""
+"""OPCM (Tang et al. 2025): add the part of each task vector that is orthogonal to the previous
+ones."""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""RegMean (Jin et al. 2023): the change whose outputs are nearest to those of all tasks."""
+"""RegMean (Jin et al. 2023): the change whose outputs are closest to those of all tasks."""
 
 from collections.abc import Mapping
 from typing import Annotated

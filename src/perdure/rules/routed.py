@@ -13,9 +13,9 @@ from perdure.vectors.task_vector import TaskVector
 def routed(vectors: dict[str, TaskVector]) -> Mixture:
     """y = W0 x + ΔW_t x with t = argmax p(t | x) for each sample of a batch.
 
-    One forward pass serves a batch of any tasks, where `oracle` needs one for each task. With
-    the task given, it equals `oracle`; with concatenated heads, where there is no posterior,
-    each head reads its own adapter.
+    One forward pass serves a batch of mixed tasks, whereas `oracle` needs one per task. With the
+    task given, it equals `oracle`; with concatenated heads, where there is no posterior, each head
+    reads its own adapter.
 
     Examples
     --------

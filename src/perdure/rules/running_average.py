@@ -8,8 +8,8 @@ from perdure.vectors.task_vector import TaskVector
 def running_average(vectors: dict[str, TaskVector]) -> TaskVector:
     """M_t = ((t - 1) M_(t-1) + tau_t) / t: equal to `average` up to rounding.
 
-    This is the form in which the continual-merging literature lists it (the baseline of
-    arXiv 2501.09522): only the last M and t are kept.
+    This is its form in the continual-merging literature (the baseline of arXiv 2501.09522): only
+    the last M and t are kept.
 
     Examples
     --------

@@ -20,9 +20,9 @@ def ties(
 ) -> TaskVector:
     """Theta = Theta_pre + scale · tau, from the greatest entries that agree in sign.
 
-    Trim: keep the share `density` of greatest magnitudes of each tau_t. Elect: gamma =
-    sgn(sum of tau_t) for each entry; where it is 0, the sign of most entries. Merge: tau =
-    the mean of the trimmed tau_t that are not 0 and have the sign gamma.
+    Trim: keep the share `density` of greatest magnitudes of each tau_t. Elect: gamma = sgn(sum of
+    tau_t) for each entry; if it is 0, the sign of most entries. Merge: tau = the mean of the
+    trimmed tau_t that are not 0 and have the sign gamma.
 
     Parameters
     ----------

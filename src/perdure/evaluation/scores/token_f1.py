@@ -11,8 +11,8 @@ from perdure.evaluation.task_score import References, best, of
 def token_f1(answers: Sequence[str], references: References) -> float:
     """Return the mean F1 of the normalised words of an answer and of its best right answer.
 
-    F1 = 2 · shared / (words of the answer + words of the right answer). Two texts of which nothing
-    is left are equal.
+    F1 = 2 · shared / (words of the answer + words of the right answer). Two texts that are both
+    empty after normalisation are equal.
 
     References
     ----------

@@ -1,11 +1,10 @@
 """Gradients of each example by itself, computed a batch at a time.
 
-The square of a batch's gradient is not the sum of the squares of its examples' gradients,
-so each example is needed alone. In a linear layer y = W x an example's gradient is the
-sum over its tokens of dL/dy xᵀ: one pass over a batch, in which x and dL/dy are caught,
-gives all of them. A module with other layers than linear ones is read one example at a
-time. (`torch.func.vmap` of a gradient does the same for any layer, but is slower with
-peft's modules.)
+The square of a batch's gradient is not the sum of the squares of its examples' gradients, so each
+example is needed alone. In a linear layer y = W x an example's gradient is the sum over its tokens
+of dL/dy xᵀ: a single pass over a batch that records x and dL/dy yields them all. A module with
+other layers than linear ones is read one example at a time. (`torch.func.vmap` of a gradient does
+the same for any layer, but is slower with peft's modules.)
 """
 
 import contextlib

@@ -69,7 +69,7 @@ class Subspace:
     ) -> Float[Tensor, "d directions"]:
         """Return the leading directions outside M of inputs with covariance C, orthonormal.
 
-        There are at most `count` of them, and fewer where the rest is noise.
+        There are at most `count` of them, or fewer if the rest is noise.
 
         Parameters
         ----------
@@ -222,7 +222,7 @@ def _orthonormal(vectors: Tensor) -> Tensor:
 
 
 def _complement(basis: Tensor) -> Tensor:
-    """Return an orthonormal basis of what is orthogonal to an orthonormal basis."""
+    """Return an orthonormal basis of the orthogonal complement of an orthonormal basis."""
     vectors = basis.shape[1]
     whole = torch.linalg.qr(basis, mode="complete")[0]
     return whole[:, vectors:]

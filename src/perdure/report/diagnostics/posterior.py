@@ -38,7 +38,7 @@ def table(numbers: Part, tasks: Sequence[str]) -> Table:
 
 
 def _mistake(row: Float[ndarray, " tasks"], task: int, tasks: Sequence[str]) -> str:
-    """Name the other task for which a task was most often taken, with its share, if any."""
+    """Name the other task that a task was most often mistaken for, with its share, if any."""
     # A comparison with nan is false: a task without examples was taken for none.
     others = [other for other in range(len(tasks)) if other != task and row[other] > 0]
     if not others:

@@ -20,7 +20,7 @@ Then = Literal["sum", "average", "ties"]
 
 
 def layer_of(vectors: Mapping[str, TaskVector], name: str) -> Layer:
-    """Return the full change of one layer by each task; zeros where a task lacks it."""
+    """Return the full change of one layer by each task; zeros if a task lacks it."""
     changes: Layer = {}
     for task, vector in vectors.items():
         if name in vector:
@@ -141,7 +141,8 @@ def threshold(layers: Callable[[], Iterable[Tensor]], keep: int) -> float:
 
 
 def _histogram(layers: Iterable[Tensor], width: torch.dtype, prefix: int, shift: int) -> Tensor:
-    """Count the values of the 16 bits above `shift` where the higher bits are `prefix`."""
+    """Count the values of the 16 bits above `shift` among numbers whose higher bits are
+    `prefix`."""
     counts = torch.zeros(2**16, dtype=torch.int64)
     for layer in layers:
         bits = patterns(layer, width)

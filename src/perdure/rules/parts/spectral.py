@@ -32,10 +32,11 @@ Triples = tuple[Tensor, Tensor, Tensor]
 def each_matrix(
     vectors: Mapping[str, TaskVector], merge: Callable[[str, Changes], Entry]
 ) -> TaskVector:
-    """Apply `merge(name, changes by task)` to each matrix; average all else, as papers do.
+    """Apply `merge(name, changes by task)` to each matrix; average everything else, as the papers
+    do.
 
-    A layer whose changes are all low-rank is merged at once, and stays in factors. Others are
-    merged when they are read, a layer at a time.
+    A layer whose changes are all low-rank is merged in factored form. Others are merged when they
+    are read, a layer at a time.
     """
 
     def entry(name: str, shape: torch.Size) -> Entry:
