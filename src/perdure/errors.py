@@ -26,18 +26,18 @@ import unicodedata
 from collections.abc import Iterable
 
 JOINERS = "\u200c\u200d"
-"""These shape letters of Persian, and emoji: harmless, although of Unicode's category Cf."""
+"""These join Persian letters and emoji: harmless, although in Unicode's category Cf."""
 UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
 """Unicode's categories of controls, formats, half pairs and separators."""
 LONGEST_NAME = 100  # characters of an unknown name that its message quotes
 
 
 def printable(text: str, *, keep: str = "") -> str:
-    r"""Spell out every character of a text that a terminal would obey, or cannot write.
+    r"""Escape every character of a text that a terminal would interpret, or cannot write.
 
-    Names in a stranger's folder may hold escape sequences (colours, links, the clipboard),
-    line ends that feign another message, or marks that turn the rest of a line around.
-    Letters, accents and emoji stay.
+    Names in a stranger's folder may hold escape sequences (colours, links, the clipboard), line
+    breaks that fake another message, or marks that turn the rest of a line around. Letters, accents
+    and emoji stay.
 
     Parameters
     ----------

@@ -5,9 +5,9 @@ A name is looked up as a file of `perdure/methods`, `perdure/rules`, `perdure/be
 `perdure.methods` (`perdure.rules`, …) of another package, or as a path to a Python file
 (`./mine.py`), which is run if it is trusted.
 
-A run folder may come from a stranger, and may name such a file as well. Whoever reads
-names out of a run folder says so (`named_by_run`): a file that only a run folder names is
-not run before the user says `trust`.
+A run folder may come from a stranger, and may name such a file as well. Code that reads names from
+a run folder must register them (`named_by_run`): a file that only a run folder names is not run
+before the user says `trust`.
 """
 
 import contextlib
@@ -89,7 +89,7 @@ def find(kind: Kind, name: str) -> Thing:
     InputError
         The file has no method, or several; or it fails when it is run.
     RunError
-        A run folder names the file, and nobody said that it is trusted.
+        A run folder names the file, and it is not trusted.
     """
     if name.endswith(".py"):
         return _take(kind, _load(name), Path(name).stem)
@@ -172,7 +172,7 @@ def options(thing: Callable[..., object]) -> dict[str, inspect.Parameter]:
 
 
 def summary(thing: Callable[..., object]) -> str:
-    """Return the first paragraph of a thing's docstring, on one line."""
+    """Return the first paragraph of a docstring, on one line."""
     docstring = inspect.getdoc(thing) or ""
     paragraph, *_ = docstring.split("\n\n")
     return paragraph.replace("\n", " ")
@@ -223,7 +223,7 @@ _named_by_runs: dict[str, Path] = {}
 _trusted: set[str] = set()
 """The absolute paths of the Python files that the user named, or trusted with `trust`."""
 _loaded: dict[str, str] = {}
-"""The Python files that were run: by the path that tracebacks show, the name as it was given."""
+"""The Python files that were run: the name as given, by the path that tracebacks show."""
 
 
 def named_by_run(values: object, folder: Path) -> None:
@@ -251,7 +251,7 @@ def python_files(values: object) -> Iterator[str]:
 
 
 def _load(name: str) -> ModuleType:
-    """Run a Python file and return its module, or the module of before if the file is unchanged.
+    """Run a Python file and return its module; an unchanged file is not run again.
 
     Raises
     ------
@@ -299,7 +299,7 @@ def _run_file(path: str, name: str, *version: int) -> ModuleType:
 def fault(error: BaseException) -> str | None:
     """Say where in a user's own Python file an error was raised; None if it was raised elsewhere.
 
-    If an import fails, or a hook, that is the last line of such a file that was reached.
+    If an import or a hook fails, that is the last line reached in such a file.
     """
     frames = traceback.extract_tb(error.__traceback__)
     users = [frame for frame in frames if frame.filename in _loaded]

@@ -1,7 +1,7 @@
-"""Seeds for random numbers that depend on their purpose, and on nothing that came before.
+"""Seeds for random numbers that depend only on their purpose, not on earlier draws.
 
-So a run that was stopped and goes on draws the same numbers as one that was not, and a
-task that is learned again, or measured twice, does not shift the numbers of the next.
+So a resumed run draws the same numbers as one that was never stopped, and relearning a task, or
+measuring it twice, does not shift the numbers of the next.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ import torch
 
 
 def derived(seed: int, *purpose: str | int) -> int:
-    """Return the seed for one purpose: another for each purpose, and always the same.
+    """Return the seed for a purpose: always the same, and different for each purpose.
 
     Examples
     --------

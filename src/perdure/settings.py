@@ -82,7 +82,7 @@ def checked(
     options
         The settings that the user gave. Only these are returned: defaults are not filled in.
     given
-        Parameters that the caller passes itself, so that they are not asked for here.
+        Parameters that the caller passes itself, so they are not required here.
     """
     fields: dict[str, tuple[object, object]] = {}
     for name, parameter in registry.options(thing).items():
@@ -202,7 +202,7 @@ def sentence(
     kinds: Mapping[str, object],
     values: Mapping[str, object],
 ) -> InputError:
-    """Return pydantic's complaint about `values` as an error of ours, in one sentence.
+    """Return pydantic's complaint about `values` as one of our own errors, in one sentence.
 
     Parameters
     ----------
@@ -247,7 +247,7 @@ def _deepest(
 def _unknown(
     path: Sequence[str], where: str, kinds: Mapping[str, object], around: object
 ) -> UnknownName:
-    """Return the error for an unknown setting; `around` is the type that it stands in."""
+    """Return the error for an unknown setting; `around` is the type that contains it."""
     *above, name = path
     if not above:
         return UnknownName(f"setting of {where}", name, kinds)
@@ -257,9 +257,9 @@ def _unknown(
 def _path(
     keys: Sequence[int | str], kinds: Mapping[str, object], values: Mapping[str, object]
 ) -> tuple[list[str], object]:
-    """Return where a complaint is, by the user's own keys, and the type that belongs there.
+    """Return a complaint's location, in terms of the user's own keys, and the type expected there.
 
-    pydantic's own path also names the members of a union that it tried, which no user knows.
+    pydantic's own path also names the members of a union that it tried, which users do not know.
     """
     path: list[str] = []
     kind: object = None
@@ -283,7 +283,7 @@ def _has(value: object, key: int | str) -> bool:
 
 
 def _short(value: object) -> str:
-    """Return a value as Python writes it, cut after `SHORT` characters."""
+    """Return a value's Python representation, truncated after `SHORT` characters."""
     text = repr(value)
     return text if len(text) <= SHORT else f"{text[:SHORT]}…"
 
@@ -333,7 +333,7 @@ BOUNDS: dict[type, tuple[str, str]] = {
     Le: ("le", "at most"),
     Lt: ("lt", "less than"),
 }
-"""For each kind of bound, the attribute that has the number and the words for it."""
+"""For each kind of bound, the attribute that contains the number, and its wording."""
 UNIONS = (typing.Union, types.UnionType)  # `Optional[X]` and `X | None` are two different types
 LISTS = (list, tuple, Sequence)
 MAPPINGS = (dict, Mapping)
@@ -377,7 +377,7 @@ def _limits(metadata: Sequence[object]) -> str:
 
 
 def _choice(words: list[str]) -> str:
-    """Return several words as a choice; `nothing` stands at the end, behind a comma."""
+    """Return several words as a choice; `nothing` comes last, after a comma."""
     words = list(dict.fromkeys(words))
     rest = [word for word in words if word != "nothing"]
     if not rest:

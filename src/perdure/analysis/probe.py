@@ -88,7 +88,7 @@ class Probe:
         )
 
     def predict(self, features: Float[Tensor, "examples width"]) -> Int[Tensor, " examples"]:
-        """Return the likeliest class of each example."""
+        """Return the most likely class of each example."""
         x = (features.detach().double().cpu() - self.mean) / self.scale
         logits = x @ self.weight.T + self.bias
         return logits.argmax(1)

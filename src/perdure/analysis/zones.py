@@ -1,4 +1,4 @@
-"""Zones of the pre-trained weights: among which of their own directions a change lies."""
+"""Zones of the pre-trained weights: how a change is distributed over their singular directions."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Task streams: one file holds one function of its name that returns a `TaskStream`."""
+"""Task streams: each file holds one function of the same name, which returns a `TaskStream`."""

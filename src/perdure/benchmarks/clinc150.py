@@ -80,7 +80,7 @@ def clinc150(
     seed: int = 0,
     scenario: Scenario = "class",
 ) -> TaskStream:
-    """Ten domains of a voice assistant with fifteen intents each, in short queries: a task each.
+    """Ten domains of a voice assistant, each a task with fifteen intents, in short queries.
 
     An intent has 100 training, 20 validation and 30 test queries. The queries out of scope are
     left out.
@@ -100,8 +100,8 @@ def clinc150(
     order_seed
         Seed for the order of the domains; by default it is fixed, with banking first.
     train, validation, test
-        The approximate number of queries a task in each split, with all intents alike; by
-        default all.
+        The approximate number of queries per task in each split, with all intents alike; by default
+        all.
     seed
         Seed for the choice of queries.
     scenario

@@ -41,7 +41,7 @@ REUTERS = {
 }
 FILMS = {"negative": "negative", "positive": "positive"}
 CLEAR = 0.5
-"""The least rating, on a scale from -4 to 4, of a sentence that is clearly positive."""
+"""The lowest rating, on a scale from -4 to 4, that counts as clearly positive."""
 
 
 def demo(*, train: int = 300, validation: int = 100, test: int = 150, seed: int = 0) -> TaskStream:
@@ -54,7 +54,7 @@ def demo(*, train: int = 300, validation: int = 100, test: int = 150, seed: int 
     Parameters
     ----------
     train, validation, test
-        The approximate number of examples a task, with the shares of its classes kept.
+        The approximate number of examples per task, with the shares of its classes kept.
     seed
         Seed for the choice of examples.
 
@@ -97,7 +97,7 @@ def _task(
     sizes: tuple[int, int, int],
     seed: int,
 ) -> Task:
-    """Make a task of the rows for training and those for testing that are of its classes."""
+    """Make a task from the training and test rows that belong to its classes."""
     train_size, validation_size, test_size = sizes
     for_training, for_testing = tables
     learned = _dataset(classes, for_training)

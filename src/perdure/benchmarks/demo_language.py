@@ -1,4 +1,4 @@
-"""The demo of a language model: four short tasks, each answered in words of its own."""
+"""The demo of a language model: four short tasks, each answered in its own words."""
 
 import random
 from collections.abc import Mapping
@@ -12,10 +12,10 @@ from perdure.data.task import Split, Task, TaskStream
 from perdure.errors import DataError
 
 CLEAR = 1.0
-"""The least rating, on a scale from -4 to 4, of a sentence that is clearly positive."""
+"""The lowest rating, on a scale from -4 to 4, that counts as clearly positive."""
 
 TESTED = 5
-"""Each fifth rated sentence is for tests: they have no test split of their own."""
+"""Every fifth rated sentence is for testing, because these tables have no test split."""
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,10 @@ def demo_language(
 ) -> TaskStream:
     """Film reviews, tweets, newswire and newsgroups, as questions that a language model answers.
 
-    Each task is answered in words of its own, one of them in capitals. A model that answers by the
-    habit of its last task is wrong about all others. Film reviews and
-    tweets are of the VADER ground truth (MIT; a mean human rating of at least 1 either way);
-    Reuters-21578 R8 and 20 Newsgroups by date come with their own test splits (research use).
+    Each task is answered in its own words, one of them in capitals. A model that answers by the
+    habit of its last task is wrong about all others. Film reviews and tweets are of the VADER
+    ground truth (MIT; a mean human rating of at least 1 either way); Reuters-21578 R8 and 20
+    Newsgroups by date come with their own test splits (research use).
 
     Parameters
     ----------
@@ -116,12 +116,12 @@ def demo_language(
 
 
 def _published(name: str) -> tuple[Labelled, Labelled]:
-    """Return the rows for training and those for testing of a table that has both."""
+    """Return the training and test rows of a table that has both."""
     return packaged_texts.orange(f"{name}-train"), packaged_texts.orange(f"{name}-test")
 
 
 def _rated(name: str, seed: int) -> tuple[Labelled, Labelled]:
-    """Return the rows for training and those for testing of sentences that are split here."""
+    """Return the training and test rows of rated sentences, which are split here."""
     sentences = packaged_texts.rated(name, CLEAR)
     random.Random(seed).shuffle(sentences)
     cut = len(sentences) // TESTED

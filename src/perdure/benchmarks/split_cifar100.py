@@ -42,10 +42,10 @@ def split_cifar100(
         that of PyCIL and PILOT. By default the classes are in the order of their names, as in
         InfLoRA.
     train, test
-        The approximate number of images a task, with all classes alike; by default all.
+        The approximate number of images per task, with all classes alike; by default all.
     validation
-        The approximate number of training images a task that become its validation split, at
-        most a fifth; by default a tenth, at most 500.
+        The approximate number of training images per task that become its validation split, at most
+        a fifth; by default a tenth, at most 500.
     seed
         Seed for the choice of images.
     scenario

@@ -7,7 +7,7 @@ from perdure.data.table import from_hub, read_tasks
 from perdure.data.task import Scenario, Split, TaskStream
 
 TEST = 0.2
-"""The share of the hub's images that is for testing; `read_tasks` sets the same share apart."""
+"""The share of the hub's images used for testing; `read_tasks` takes the same share."""
 
 
 def split_imagenet_r(
@@ -40,11 +40,11 @@ def split_imagenet_r(
         Seed for the order of the classes, for the legacy generator of NumPy; by default they are
         in the order of their WordNet ids.
     train, test
-        The approximate number of images a task, with the shares of the classes kept; by default
+        The approximate number of images per task, with the shares of the classes kept; by default
         all.
     validation
-        The approximate number of training images a task that become its validation split, at
-        most a fifth; by default a tenth, at most 500.
+        The approximate number of training images per task that become its validation split, at most
+        a fifth; by default a tenth, at most 500.
     seed
         Seed for the choice of images.
     scenario

@@ -40,10 +40,10 @@ def split_mnist(
         Seed for the order of the digits, for the legacy generator of NumPy; by default they are
         in their own order.
     train, test
-        The approximate number of images a task, with all digits alike; by default all.
+        The approximate number of images per task, with all digits alike; by default all.
     validation
-        The approximate number of training images a task that become its validation split, at
-        most a fifth; by default a tenth.
+        The approximate number of training images per task that become its validation split, at most
+        a fifth; by default a tenth.
     seed
         Seed for the choice of images.
     scenario

@@ -143,24 +143,25 @@ def standard_cl(
         four orders of MBPA++, with five tasks; `order1` to `order3` (four tasks, no yelp) and
         `order4` to `order6` (fifteen) are those of O-LoRA.
     train, test
-        The approximate number of examples a task, with the shares of its classes kept; by default
+        The approximate number of examples per task, with the shares of its classes kept; by default
         all.
     validation
-        The approximate number of training examples a task that become its validation split, at
+        The approximate number of training examples per task that become its validation split, at
         most a fifth; by default a tenth, at most 500.
     seed
         Seed for the choice of examples.
     scenario
         The scenario: what is known about an input at test time.
     prompts
-        The way to ask a language model. `plain`: the text alone. `options`: with an instruction
-        and the classes to choose from, as in SAPT and GainLoRA. `o_lora`: also with the names of
-        the kind of task and of the data set, as in O-LoRA, so that the prompt tells the task.
+        The prompt's form, for a language model. `plain`: the text alone. `options`: with an
+        instruction and the classes to choose from, as in SAPT and GainLoRA. `o_lora`: also with the
+        names of the kind of task and of the data set, as in O-LoRA, so that the prompt tells the
+        task.
 
     Raises
     ------
     UnknownName
-        There is no such order, task or way to ask.
+        There is no such order, task or form of prompts.
     DataError
         The folder lacks a file or column, the hub cannot be reached, or a class has a single
         training example.

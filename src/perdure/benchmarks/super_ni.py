@@ -65,10 +65,10 @@ def super_ni(
     order
         `order1` or `order2`, the two of SAPT, or a list of the tasks' names.
     train, test
-        The number of examples a task; by default all (1,000 and 100 in SAPT, fewer where there are
-        no more).
+        The number of examples per task; by default all (1,000 and 100 in SAPT, fewer where there
+        are no more).
     validation
-        The number of training examples a task that become its validation split, at most a fifth;
+        The number of training examples per task that become its validation split, at most a fifth;
         by default a tenth.
     seed
         Seed for the choice of examples.

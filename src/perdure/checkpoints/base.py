@@ -174,7 +174,7 @@ def _is_there(path: Path) -> bool:
 
 
 def _check_kind(folder: Path) -> None:
-    """Refuse a run or an adapter in the place of a model."""
+    """Refuse a run folder or an adapter given in place of a model."""
     # Both have a file by which they are known. A folder that also has a `config.json` is a model
     # beside which somebody has put one.
     others = {
@@ -191,7 +191,7 @@ def _check_kind(folder: Path) -> None:
 def _is_module(name: str) -> bool:
     """Return whether a subfolder belongs to a model.
 
-    Such are the further modules of sentence-transformers (`1_Pooling`) and templates for chats.
+    These are sentence-transformers' additional modules (`1_Pooling`) and chat templates.
     """
     return name == "additional_chat_templates" or bool(re.match(r"\d+_\w+$", name))
 
@@ -261,7 +261,7 @@ def inside(folder: Path, name: str) -> Path:
 
 
 def last_part(path: str) -> str:
-    """Return the last component of a path (also one of Windows) or hub id."""
+    """Return the last component of a path (including Windows paths) or hub id."""
     return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
 
 

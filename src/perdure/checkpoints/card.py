@@ -1,4 +1,4 @@
-"""The result of a merger, as a value, as lines for the terminal, and as a model card."""
+"""The result of a merge, as a value, as lines for the terminal, and as a model card."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from perdure.errors import printable
 
 @dataclass(frozen=True)
 class MergedAdapter:
-    """An adapter that went into a merger."""
+    """An adapter that went into a merge."""
 
     name: str
     settings: str
@@ -97,7 +97,7 @@ class Merged:
 
 
 def card(merged: Merged) -> str:
-    """Return a model card: README.md with YAML front matter, safe whoever chose the names."""
+    """Return a model card: README.md with YAML front matter, with untrusted names escaped."""
     lines = [
         *_front_matter(merged),
         f"# {code(merged.output.name)}",
@@ -165,7 +165,7 @@ def _summary(merged: Merged) -> str:
 def code(text: str) -> str:
     """Return a name that may come from a stranger as code in Markdown.
 
-    No character of it is HTML, a link or the end of a column.
+    No character of it can become HTML, a link or a column separator.
     """
     # In a table a `|` ends the column, even within code.
     text = printable(text).replace("|", "\\|")
@@ -183,7 +183,8 @@ def code(text: str) -> str:
 
 
 def _escaped(sentence: str) -> str:
-    """Return a sentence of ours as Markdown: names in backticks as code, the rest as plain text."""
+    """Return one of our messages as Markdown: names in backticks as code, the rest as plain
+    text."""
     pieces = printable(sentence).split("`")
     if len(pieces) % 2 == 0:
         # A name has a backtick of its own, so that names and text cannot be told apart.

@@ -20,7 +20,7 @@ def notes(
     names: LayerNames,
     skeleton: Skeleton,
 ) -> tuple[str, ...]:
-    """Warn of layers that the file lacks, or has beyond the configuration.
+    """Warn of layers that are missing from the file, or not named by the configuration.
 
     Returns
     -------

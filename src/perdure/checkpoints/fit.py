@@ -38,7 +38,7 @@ class Fitted:
     Attributes
     ----------
     name
-        A name that no other adapter of the merger has.
+        A name that no other adapter of the merge has.
     factors
         The change of each layer, by the name of its weight in the base without `.weight`.
     weights
@@ -80,7 +80,7 @@ class Fitted:
 
     @property
     def settings(self) -> str:
-        """The ranks and alphas, as a text."""
+        """The ranks and alphas, as text."""
         return peft_folder.described(self.factors.values())
 
 
@@ -227,12 +227,12 @@ def _is_transposed(
 
 
 def _is_conv1d(folder: PeftFolder, layer: str, tensor: str, fits: bool, skeleton: Skeleton) -> bool:
-    """Return whether a weight that fits when it is turned belongs to a `Conv1D`.
+    """Return whether a weight that fits when transposed belongs to a `Conv1D`.
 
     Parameters
     ----------
     fits
-        Whether the weight fits as it is, too, because it is square.
+        Whether the weight also fits as it is, because it is square.
     """
     has_known_name = layer.split(".")[-1] in CONV1D_LAYERS
     if has_known_name and skeleton.base.config.get("model_type") in CONV1D:
@@ -290,7 +290,7 @@ def _grown(
 
 
 def _has_other_rows(base: Checkpoint, tensor: str, value: Tensor) -> bool:
-    """Return whether a table has another number of rows, of the same length."""
+    """Return whether a table differs only in its number of rows."""
     stored = base.stored(tensor).shape
     shape = tuple(value.shape)
     has_other_rows = stored[:1] != shape[:1]

@@ -108,18 +108,18 @@ class Stack:
 
 
 class Places:
-    """Memory that is used again and again.
+    """A reusable memory buffer.
 
-    New memory for each block would cost more time than the arithmetic in it.
+    Allocating memory for each block would take longer than the arithmetic in it.
     """
 
     def __init__(self) -> None:
         self._kept: dict[str, Tensor] = {}
 
     def get(self, use: str, values: int, dtype: torch.dtype) -> Tensor:
-        """Return a vector of `values` elements, which are not set.
+        """Return an uninitialised vector of `values` elements.
 
-        The vector that was returned last for the same use is lost.
+        It overwrites the vector that was last returned for the same use.
         """
         size = values * dtype.itemsize
         memory = self._kept.get(use)
@@ -221,7 +221,8 @@ def size_of(
 
 
 def _runs(names: list[str], touched: set[str]) -> Iterator[tuple[bool, list[str]]]:
-    """Yield neighbours that are all touched, or all copied in one go, and which of the two."""
+    """Yield runs of neighbouring tensors that are all changed or all copied, and which of the
+    two."""
     for is_touched, run in itertools.groupby(names, key=touched.__contains__):
         yield is_touched, list(run)
 
@@ -235,7 +236,7 @@ def _reader(
 ) -> Callable[[slice], Tensor]:
     """Return a function that reads rows of a tensor before it is changed.
 
-    The rows of a tensor in the file are read into memory that is used again.
+    The rows of a tensor in the file are read into a reused buffer.
     """
     if name in replaced:
         return replaced[name].__getitem__
@@ -262,7 +263,7 @@ def _fold(
     change: Change | Stack,
     work: Places,
 ) -> Iterator[Tensor]:
-    """Yield W + ΔW, a few rows at a time, in memory that is used again."""
+    """Yield W + ΔW, a few rows at a time, in a reused buffer."""
     dtype = FLOATS[stored.dtype]
     wide = torch.promote_types(dtype, torch.float32)
     rows = stored.shape[0]

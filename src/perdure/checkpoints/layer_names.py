@@ -123,8 +123,8 @@ def _stems(tensors: Mapping[str, str]) -> dict[str, str]:
 def _with_prefix(layers: list[str], stems: Mapping[str, str]) -> LayerNames | None:
     """Return the names with the one change of prefix under which all layers are known.
 
-    Layers that are known as they are need no change. If no change does, or more than one, there
-    is no telling which weights are meant.
+    Layers that are known as they are need no change. If no single change of prefix works, or
+    several do, it is ambiguous which weights are meant.
     """
     changes: set[tuple[str, str]] | None = None
     for layer in layers:

@@ -1,6 +1,6 @@
 """PEFT folders and a base model on disk become one model on disk, or one adapter.
 
-At no time a model is in memory as a whole.
+The whole model is never in memory.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -49,7 +49,7 @@ def merge_checkpoint(
     form
         `model`: the base with W + ΔW, rounded once; `adapter`: ΔW as one LoRA of the base.
     rank
-        The rank of the adapter's layers, each the nearest matrix of that rank. By default
+        The rank of the adapter's layers, each the closest matrix of that rank. By default
         everything that the rule gives, if that is low-rank.
     saved_modules
         The adapter whose `modules_to_save` (heads) are taken, or `none`; by default all of them,
@@ -193,7 +193,7 @@ def _bytes(value: Tensor) -> int:
 
 @contextmanager
 def _progress(total: int, quiet: bool) -> Iterator[Callable[[int], None]]:
-    """Yield a function that is told how much more has been done."""
+    """Yield a function to report additional progress to."""
     if quiet:
         yield lambda count: None
         return

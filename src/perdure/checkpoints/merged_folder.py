@@ -1,4 +1,4 @@
-"""The files of a merger: the model with all that belongs to it, or one adapter."""
+"""The files of a merge: the model with all that belongs to it, or one adapter."""
 
 import json
 import shutil
@@ -37,7 +37,7 @@ Progress = Callable[[int], None]
 
 
 def write_model(merger: Merger, summary: Merged, progress: Progress) -> Merged:
-    """Write the base with the merger's changes, and all that belongs to it.
+    """Write the base with the merge's changes, and all that belongs to it.
 
     See `merge_checkpoint`.
     """
@@ -108,7 +108,7 @@ def _adapter_tokenizer(merger: Merger) -> list[Path]:
 
 
 def notes(merger: Merger, form: str) -> tuple[str, ...]:
-    """Return the warnings of a merger, as sentences for the user and for the card."""
+    """Return the warnings of a merge, as sentences for the user and for the card."""
     sentences: list[str] = []
     for adapter in merger.adapters:
         sentences += adapter.notes
@@ -241,7 +241,7 @@ def _tables(merger: Merger) -> dict[str, object]:
 
 
 def write_adapter(merger: Merger, summary: Merged, rank: int | None, progress: Progress) -> Merged:
-    """Write what the merger adds to the base as one LoRA; see `merge_checkpoint`."""
+    """Write what the merge adds to the base as one LoRA; see `merge_checkpoint`."""
     # All is computed before anything is written: what the ranks leave out stands in the card.
     _check_adapter(merger)
     embeddings = _embeddings(merger.adapters)
@@ -298,7 +298,7 @@ def _stated(merger: Merger, saved_modules: set[str]) -> dict[str, object]:
 
 
 def _check_adapter(merger: Merger) -> None:
-    """Refuse a merger that an adapter of the base cannot hold."""
+    """Refuse a merge that an adapter of the base cannot hold."""
     if merger.tables.size is not None:
         raise InputError(
             "The vocabulary is another than the base's, so that an adapter would not fit the "

@@ -1,7 +1,7 @@
 """A PEFT folder as a value, read as JSON and safetensors without peft.
 
-LoRA adds s B A to W, with s = alpha / r (or alpha / sqrt(r), rsLoRA); rank and alpha may differ
-by layer. An adapter that acts in another way is refused, and the message names the reason.
+LoRA adds s B A to W, with s = alpha / r (or alpha / sqrt(r), rsLoRA); rank and alpha may differ by
+layer. Any other kind of adapter is refused, with a message that gives the reason.
 """
 
 import functools
@@ -186,7 +186,7 @@ class PeftFolder:
 
 
 def described(factors: Iterable[Factors]) -> str:
-    """Return the ranks and alphas, as a text."""
+    """Return the ranks and alphas, as text."""
     pairs = {(layer.rank, layer.alpha) for layer in factors}
     texts: list[str] = []
     for rank, alpha in sorted(pairs):
@@ -272,7 +272,7 @@ def _look_below(folder: Path) -> None:
     Raises
     ------
     CheckpointError
-        There are some.
+        There are adapters in subfolders.
     """
     below = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG}"))
     if not below:

@@ -1,8 +1,8 @@
 """The base as transformers builds it, without memory for its values.
 
 Files alone do not tell whether a square weight belongs to an `nn.Linear` or to a `Conv1D`, which
-tables are one and the same, or how tensors are renamed and joined while they are loaded. To ask
-transformers takes seconds, so this is built only when one of these questions comes up.
+tables are one and the same, or how tensors are renamed and joined while they are loaded. Asking
+transformers takes seconds, so this is built only if one of these questions comes up.
 """
 
 import re
@@ -33,7 +33,7 @@ COUNT = re.compile(r"(n|num|encoder|decoder)_.*(layers?|blocks?|experts?)")
 
 
 class Skeleton:
-    """The knowledge of transformers about a base; empty for an unknown architecture.
+    """The things transformers knows about a base; empty for an unknown architecture.
 
     Parameters
     ----------

@@ -85,7 +85,7 @@ class Targets:
     def value(self, setting: str, layer: str) -> object:
         """Return the value of a layer in `rank_pattern` or `alpha_pattern`; None if it has none.
 
-        The first pattern counts that matches an end of the layer's name.
+        The first pattern that matches the end of the layer's name counts.
 
         Raises
         ------

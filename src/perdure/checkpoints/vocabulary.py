@@ -62,7 +62,7 @@ class Tables:
 def arrange(
     skeleton: Skeleton, adapters: Sequence[Fitted], saved: Mapping[str, Tensor], choice: str | None
 ) -> Tables:
-    """Decide what becomes of the tables.
+    """Decide what happens to the tables.
 
     Parameters
     ----------

@@ -29,7 +29,7 @@ MORE = Training(epochs=6, batch_size=8, learning_rate=0.02)
 LOWER = 0.7
 """The bound of the mean loss of the last steps of `MORE`, relative to the first steps."""
 ABOVE_CHANCE = 1.3
-"""Heads that are computed are right at least this many times as often as a guess."""
+"""Computed heads are right at least this many times as often as guessing."""
 STOP_AT = 6
 """The step of the second task after which a run is stopped; the task has eight or more."""
 
@@ -72,7 +72,7 @@ Hook = Callable[..., object]
 
 
 def _accepts_the_same(override: Hook, hook: Hook) -> bool:
-    """Return True if a bound hook can be called as that of the base class is."""
+    """Return True if a bound hook can be called with the base class's arguments."""
     # Bound, not compared: another name for a parameter is fine where the loop gives no names.
     positional: list[None] = []
     by_name: dict[str, None] = {}
@@ -143,7 +143,7 @@ def only_its_parameters_change(method: MethodUnderTest) -> None:
 def _changed_in_model(
     backbone: Backbone, method: Method, seen: Sequence[Task], before: dict[str, Tensor]
 ) -> str | None:
-    """Return the first tensor of the model that changed although it may not."""
+    """Return the first tensor of the model that changed but should not have."""
     # By identity: equal values in two tensors are common, such as zeros in biases.
     trained = {id(parameter) for parameter in method.parameters(backbone)}
     allowed = _heads_of(backbone, method, seen)
@@ -160,7 +160,7 @@ def _changed_in_model(
 
 
 def _changed_in_module(backbone: Backbone, method: Method, adapter: Adapter) -> str | None:
-    """Return the first LoRA factor that changed although it is not trained."""
+    """Return the first LoRA factor that changed but is not trained."""
     # Methods such as InfLoRA freeze one factor of a module that they have put in themselves.
     trained = {id(parameter) for parameter in method.parameters(backbone)}
     for layer, (A, B) in adapters.factors(backbone.model).items():
@@ -176,13 +176,13 @@ def _changed_in_module(backbone: Backbone, method: Method, adapter: Adapter) -> 
 
 
 def _plain(name: str) -> str:
-    """Return the name that a tensor has without a module in the model."""
+    """Return the name of a tensor in the model without a PEFT module."""
     # peft moves the layer that it adapts into its own, as `base_layer`.
     return name.replace(".base_layer", "")
 
 
 def _tensors(backbone: Backbone) -> dict[str, Tensor]:
-    """Return a copy of all tensors, by their names without a module in the model."""
+    """Return a copy of all tensors, by their names in the model without a PEFT module."""
     tensors: dict[str, Tensor] = {}
     for name, value in backbone.state_dict().items():
         tensors[_plain(name)] = value.clone()
@@ -418,7 +418,7 @@ _FORGOT = (
 
 
 def what_was_used_is_as_good_as_new(method: MethodUnderTest) -> None:
-    """A method and a backbone that served one run serve another as if they were new."""
+    """A method and a backbone can be reused for another run as if they were new."""
     instance = method.make()
     backbone = method.backbone()
 
@@ -482,5 +482,5 @@ OF_LANGUAGE: tuple[Check, ...] = (
     it_does_without_old_examples,
     a_run_goes_on_inside_a_task,
 )
-"""The checks on language models, whose examples have several answers' tokens and no head."""
+"""The checks on language models, which have no heads and whose answers have several tokens."""
 OF_FROZEN: tuple[Check, ...] = (computed_heads_know_the_classes,)

@@ -36,7 +36,8 @@ IN_COMMON: dict[str, Any] = {
 }
 
 Family = Literal["encoder", "causal", "seq2seq"]
-"""The kind of a pico model: an encoder with heads, or a language model without or with one."""
+"""The kind of a pico model: an encoder with heads, a decoder-only language model, or one with
+encoder and decoder."""
 OF_TEXT: dict[str, Any] = {
     "vocab_size": len(SPECIAL) + len(WORDS),
     "pad_token_id": 0,
@@ -136,7 +137,7 @@ def toy_stream() -> TaskStream:
 
 
 def text_stream() -> TaskStream:
-    """Return a stream of a task whose classes are words, and of one that is answered freely."""
+    """Return a stream of two tasks: one whose classes are words, and one with free-text answers."""
     whole = toy_task("fruit", [WORDS[-1], WORDS[-2]], 1)
     # Answers in words take longer than heads: a few are enough.
     closed = replace(

@@ -127,7 +127,7 @@ class RuleUnderTest:
         return list(by_task.values())
 
     def failed(self, problem: str) -> CheckFailed:
-        """Return the error that says what is wrong with the rule."""
+        """Return an error with a message about the rule."""
         return CheckFailed(f"`{self.name}` {problem}")
 
 

@@ -107,7 +107,7 @@ class MethodUnderTest:
         return folder
 
     def failed(self, problem: str) -> CheckFailed:
-        """Return the error that says what is wrong with the method."""
+        """Return an error with a message about the method."""
         return CheckFailed(f"`{self.name}` {problem}")
 
 

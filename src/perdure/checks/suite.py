@@ -25,7 +25,7 @@ FAMILIES: dict[models.Family, str] = {
     "causal": "Causal language model: ",
     "seq2seq": "Encoder and decoder: ",
 }
-"""How a promise begins on each kind of model."""
+"""The first words of a promise, for each kind of model."""
 LOADED = "It can be loaded, with these settings."
 Subject = TypeVar("Subject", MethodUnderTest, RuleUnderTest)
 

@@ -17,7 +17,7 @@ def say(*lines: object) -> None:
 
 
 def done(run: Path) -> list[float]:
-    """Return when a run last learned and measured something.
+    """Return the times at which a run last learned and last measured something.
 
     These times change only when it does so again. (The recipe and the log also change
     otherwise.)
@@ -26,7 +26,7 @@ def done(run: Path) -> list[float]:
 
 
 def report(run: Path) -> None:
-    """Write a run's report and show its scores; of several processes the first one does."""
+    """Write a run's report and show its scores; among several processes only the first one does."""
     from perdure.report import report
 
     # torch, which knows the rank, is not needed for a report
@@ -60,7 +60,8 @@ def _changed_since_report(run: Path) -> bool:
 
 
 def _time(path: Path) -> float:
-    """Return when a file or folder was last changed, in seconds; 0 if the system does not say."""
+    """Return the modification time of a file or folder in seconds; 0 if the system does not
+    tell."""
     try:
         return path.stat().st_mtime
     except OSError:

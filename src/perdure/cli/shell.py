@@ -1,4 +1,4 @@
-"""The surroundings of a command: its output streams, `--debug`, and one sentence for an error."""
+"""The environment of a command: its output streams, `--debug`, and errors as single sentences."""
 
 import codecs
 import importlib.metadata
@@ -29,7 +29,7 @@ IN_ASCII = {
     "‖": "|",
     "Δ": "d",
 }
-"""Stand-ins for our own signs, for outputs that lack them: a number needs its minus."""
+"""Replacements for our own symbols, for outputs that lack them: a number needs its minus sign."""
 INTERRUPTED = 130  # the exit status that click gives Ctrl-C
 
 
@@ -102,7 +102,7 @@ def _print_traceback(error: Exception) -> None:
 def _without_debug(arguments: Sequence[str]) -> tuple[list[str], bool]:
     """Return the arguments without `--debug`, and whether it was among them.
 
-    typer would take it before a command's name only, and users type it behind.
+    typer accepts it only before a command's name, but users type it after.
     """
     rest = [argument for argument in arguments if argument != DEBUG]
     asked = len(rest) < len(arguments)
@@ -113,7 +113,7 @@ def _without_debug(arguments: Sequence[str]) -> tuple[list[str], bool]:
 def _print_in_any_encoding() -> None:
     """Replace each character that the output's encoding cannot represent.
 
-    A command that did its work does not fail because of a letter.
+    A command that has done its work must not fail because of a character.
     """
     codecs.register_error("perdure", _in_ascii)
     for name in ("stdout", "stderr"):
@@ -152,7 +152,7 @@ def _sentence(
     lineno: int,
     line: str | None = None,
 ) -> str:
-    """Return a warning of ours as one sentence; that of another package with its file and line."""
+    """Return one of our own warnings as a sentence; another package's with its file and line."""
     text = printable(str(message))
     if category.__module__.startswith("perdure."):
         return f"Warning: {text}\n"

@@ -199,8 +199,8 @@ def forget(
 ) -> None:
     """Take a task out of a run: its adapter, head and statistics, and all of its scores.
 
-    Tasks that were learned on top of it (not with the method `isolated`) keep something of
-    it; the command says which.
+    Tasks that were learned on top of it (not with the method `isolated`) keep traces of it; the
+    command says which.
     """
     from perdure.runs.extend import forget
 

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 MAX_FRACTIONS = 10
-"""The number of different fractions that are still taken for classes: 0.5 to 5 stars are ten."""
+"""The largest number of different fractions that still count as classes: 0.5 to 5 stars are ten."""
 WORDS_OF_A_TEXT = 5
 LENGTH_OF_A_TEXT = 50  # characters: some languages write no spaces
 MAX_SHOWN = 60  # characters of a label in a message
@@ -14,8 +14,8 @@ MAX_SHOWN = 60  # characters of a label in a message
 def in_order(names: Iterable[str]) -> list[str]:
     """Sort the names of classes: numbers by their value, then the others as texts.
 
-    The order is the same in every process: `nan`, which is neither less nor greater than a
-    number, is a text.
+    The order is the same in every process: `nan`, which cannot be compared with numbers, is sorted
+    as text.
 
     Examples
     --------

@@ -22,7 +22,7 @@ TEXTS = ("text", "text_pair")
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of a table that are to be read.
+    """The columns to read from a table.
 
     Attributes
     ----------
@@ -54,7 +54,7 @@ class Columns:
 
     @property
     def names(self) -> list[str]:
-        """All of these columns, each once."""
+        """All of these columns, without duplicates."""
         names = list(self.inputs)
         names += self.answers.columns if self.answers else ()
         for name in (self.label, self.task):

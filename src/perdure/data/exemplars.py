@@ -1,4 +1,4 @@
-"""Examples that are kept for replay: their choice, and their form in a method's state."""
+"""Examples kept for replay: how they are chosen, and how a method's state stores them."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -183,7 +183,7 @@ class Exemplars:
         Raises
         ------
         RunError
-            The lengths, labels and counts do not fit each other.
+            The lengths, labels and counts are inconsistent.
         """
         if "kept" not in state:
             return cls()
@@ -323,8 +323,8 @@ def shares(
 ) -> dict[str, int]:
     """Draw the number of examples to keep of each task.
 
-    All examples seen are equally likely to be kept. The last task is new. An old task can
-    only give examples that are still kept; where these do not suffice, the new task gives more.
+    All examples seen are equally likely to be kept. The last task is new. An old task can only give
+    examples that are still kept; if these are too few, the new task gives more.
 
     Examples
     --------

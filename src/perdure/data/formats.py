@@ -134,7 +134,7 @@ def reading_of(columns: Sequence[str], source: str, request: Request) -> Reading
 
 
 def usual_prompt(columns: Sequence[str]) -> Prompt | None:
-    """Return the prompt that is known by the names of the columns alone, if one is."""
+    """Return the prompt that the column names alone determine, if they do."""
     for name in ("text", "prompt"):
         if name in columns:
             return Cell(name)
@@ -163,7 +163,7 @@ def given_prompt(
 
 
 def _prompt_before(answers: Answers, columns: Sequence[str]) -> Prompt | None:
-    """Return the prompt that goes with a usual column of answers, if the table has both."""
+    """Return the prompt that usually goes with a column of answers, if the table has both."""
     (column,) = answers.columns
     if column not in columns:
         return None

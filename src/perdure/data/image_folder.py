@@ -16,19 +16,19 @@ SPLIT_WORDS = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
-"""The words that make a folder a split, the same as for `imagefolder` of `datasets`."""
+"""The words that mark a folder as a split, as in `imagefolder` of `datasets`."""
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 """The files from which `imagefolder` of `datasets` reads columns for the images beside them."""
 
 DEEPEST = 8
-"""The number of folders inside each other that are read; links could make it very large."""
+"""The maximum nesting depth of folders; links could make it very large."""
 
 EXPECTED = ("thumbs.db", "desktop.ini", "readme.md", "readme.txt", "license", "license.txt")
-"""Files that often lie among images, of which no warning is given."""
+"""Files that are often found among images, and are ignored without a warning."""
 
 Images = Sequence[tuple[str, ...]]
-"""The paths of images as their parts, relative to the folder that is read."""
+"""The paths of images, as tuples of their parts relative to the folder."""
 
 
 def has_metadata(folder: str | Path) -> bool:
@@ -153,7 +153,7 @@ def _level_of_splits(folder: str | Path, images: Images) -> int | None:
 
 
 def _split_of(name: str) -> str | None:
-    """Return the split whose word is in a name.
+    """Return the split that a name mentions.
 
     For instance, `train`, `seg_train` and `Train-2` all name the training split.
     """
@@ -167,8 +167,8 @@ def _split_of(name: str) -> str | None:
 def _walk(folder: Path, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     """Yield the files in a folder and in those inside it, in order.
 
-    A file is the parts of its path. Links are followed. `above` lists the real paths of its parent
-    folders.
+    A file is given as a tuple of its path's parts. Links are followed. `above` lists the real paths
+    of its parent folders.
     """
     real = os.path.realpath(folder)  # unlike `resolve`, it does not fail for a link to itself
     if real in above:

@@ -54,7 +54,7 @@ class EncodedImage(TypedDict):
 
 
 class _Refused(Exception):
-    """An image is not read; the message goes on where its name ends."""
+    """An image cannot be read; the message continues after the image's name."""
 
 
 def read_image(source: object, name: str | None = None) -> Image.Image:
@@ -166,7 +166,7 @@ def _of_array(pixels: np.ndarray) -> Image.Image:
 
 
 def _open_file(path: Path) -> BinaryIO:
-    """Open a regular file: opening a pipe would wait for ever, and a device may never end."""
+    """Open a regular file: opening a pipe could block forever, and a device may never end."""
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
@@ -317,7 +317,7 @@ def image_column(data: Dataset, column: str, source: str) -> Dataset:
 def _with_paths(
     chunk: pa.StructArray, rows_before: int, column: str, source: str
 ) -> pa.StructArray:
-    """Give a name to each image of a chunk that has no file of its own."""
+    """Name each image in a chunk that has no file of its own."""
     contents, paths = chunk.flatten()
     names = paths.to_pylist()
     for index, is_file in enumerate(contents.is_null().to_pylist()):
@@ -334,8 +334,8 @@ def _with_paths(
 def as_rows(inputs: Sequence[object]) -> Dataset:
     """Return a data set with a column `image`, from images of any kind that `read_image` takes.
 
-    Files are read when their turn comes. An image in memory is stored as it is now, whichever
-    file it once came from: as PNG, which keeps every pixel.
+    Files are read lazily. An image in memory is stored as it is now, whichever file it once came
+    from: as PNG, which keeps every pixel.
 
     Raises
     ------
@@ -372,7 +372,7 @@ def undecoded(data: Dataset, column: str = "image") -> Any:
 def unreadable(data: Dataset, where: str) -> Iterator[str]:
     """Yield the reason why an image cannot be read, for each such image of a split.
 
-    All images are decoded, one at a time: only this shows that one is cut short.
+    All images are decoded, one at a time: only this reveals truncated ones.
     """
     encoded: Sequence[EncodedImage] = undecoded(data)
     for row, image in enumerate(encoded, start=1):

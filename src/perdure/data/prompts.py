@@ -1,8 +1,8 @@
-"""Prompts, and answers in free text: how each is made of the cells of a row.
+"""Prompts and free-text answers: how they are built from the cells of a row.
 
-An answer that is a list of texts (in JSON and Parquet) has several right ones: the first is
-trained on, all of them count when the task is measured. `perdure.data.formats` says which columns
-hold them.
+An answer that is a list of texts (in JSON and Parquet) lists several right answers: the first is
+trained on, and all of them count when the task is measured. `perdure.data.formats` says which
+columns hold them.
 """
 
 import difflib
@@ -23,7 +23,7 @@ Turn = dict[str, str]
 CHOICES = "choices"
 """The placeholder that lists the classes of a closed set."""
 UNLISTED = "\0"
-"""Stands for the list of classes until they are known; no cell can hold it."""
+"""A placeholder for the list of classes until they are known; no cell can contain it."""
 PIECES = re.compile(r"\{\{|\}\}|\{[^{}]*\}|[{}]|[^{}]+")
 ROLES = ("system", "user", "assistant")
 
@@ -195,7 +195,7 @@ class Conversation(Prompt):
 
 
 def with_choices(prompt: str, classes: Sequence[str]) -> str:
-    """Return a prompt with the classes of its task in the place of `{choices}`."""
+    """Return a prompt with `{choices}` replaced by the classes of its task."""
     return prompt.replace(UNLISTED, ", ".join(classes))
 
 

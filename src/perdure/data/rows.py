@@ -247,7 +247,7 @@ def check_characters(value: str, row: Row, column: str) -> None:
 
 
 def half_of_a_pair(text: str) -> str | None:
-    """Return the first half of a surrogate pair in a text, spelled out, if there is one.
+    """Return the first unpaired surrogate in a text, as an escape sequence, if there is one.
 
     Examples
     --------
@@ -264,7 +264,7 @@ def half_of_a_pair(text: str) -> str | None:
 
 
 def described(value: object) -> str:
-    """Return what a value is, in the words of JSON and Parquet."""
+    """Describe a value's type in the terms of JSON and Parquet."""
     if isinstance(value, bool):
         return f"the truth value `{str(value).lower()}`"
     if isinstance(value, Number):

@@ -21,7 +21,8 @@ MAX_DEFAULT_VALIDATION = 500
 
 
 def split_rows(labels: Sequence[int], *, shares: Sequence[float], seed: int) -> list[np.ndarray]:
-    """Split row numbers so that each class is in each part in the given shares, at least once.
+    """Split row numbers so that every part has the given share of each class, and at least one row
+    of it.
 
     Returns one array of row numbers per share, and a last one with the rest.
 
@@ -59,7 +60,7 @@ def split_rows(labels: Sequence[int], *, shares: Sequence[float], seed: int) -> 
 def divided(data: Dataset, size: int, seed: int) -> tuple[Dataset, Dataset]:
     """Return about `size` examples, with the shares of the classes kept, and the rest.
 
-    Where the answer is free text there are no classes: the examples are drawn from all.
+    If the answers are free text there are no classes: the examples are drawn from all rows.
 
     Examples
     --------
@@ -86,8 +87,8 @@ def bounded(
 ) -> dict[Split, Dataset]:
     """Take about `sizes[split]` examples of each split, with the shares of the classes kept.
 
-    `None` takes all. Where `data` has no validation split, `sizes["validation"]` training
-    examples become one, at most a fifth of them; by default a tenth, at most 500.
+    `None` takes all. If `data` has no validation split, `sizes["validation"]` training examples
+    become one, at most a fifth of them; by default a tenth, at most 500.
 
     Examples
     --------
@@ -198,9 +199,9 @@ def class_tasks(
 ) -> tuple[Task, ...]:
     """Deal the classes of a data set out to tasks with the same number of classes each.
 
-    A task has about `sizes[split]` examples of each split (see `bounded`). With `order_seed`
-    the classes are shuffled first, by the legacy generator of NumPy: the orders of the
-    literature come from it.
+    A task has about `sizes[split]` examples of each split (see `bounded`). With `order_seed` the
+    classes are shuffled first, by the legacy generator of NumPy: it produces the orders used in the
+    literature.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""One's own data as tasks: tables, folders of images, and data sets of the hub."""
+"""Your own data as tasks: tables, folders of images, and data sets from the hub."""
 
 import contextlib
 import errno
@@ -26,7 +26,8 @@ from perdure.data.task import SPLITS, Split, Task
 from perdure.errors import DataError
 
 SHARES: dict[Split, float] = {"test": 0.2, "validation": 0.1}
-"""The shares of the training examples that become missing splits, in the order of the cuts."""
+"""The shares of the training examples that become missing splits, in the order in which they are
+cut off."""
 
 
 def read_tasks(
@@ -63,9 +64,9 @@ def read_tasks(
         The column that holds the input; by default `text` or `image`. Two columns of `text`
         are read as pairs, such as a premise and a hypothesis, in this order.
     prompt
-        The input of a language model: a column, or a template for any columns, such as
-        `"Sentence 1: {premise}\\nSentence 2: {hypothesis}\\nAnswer:"`. Where the answer is a
-        class, `{choices}` lists the classes. `{{` and `}}` stand for braces.
+        The input of a language model: a column, or a template for any columns, such as `"Sentence
+        1: {premise}\\nSentence 2: {hypothesis}\\nAnswer:"`. If the answer is a class, `{choices}`
+        lists the classes. `{{` and `}}` stand for braces.
     answer
         The right answer, in free text: a column, or a template. A cell that is a list (in JSON and
         Parquet) contains several right answers; the first is trained on.
@@ -292,7 +293,7 @@ def _load_images(files: Mapping[str, str]) -> Mapping[str, Dataset]:
 
 
 def _where(files: Mapping[str, str], split: Split) -> str:
-    """Return what errors call the table of a split."""
+    """Return the name of a split's table for error messages."""
     file = files.get(split, files["train"])
     if os.path.exists(file):
         return Path(file).name
@@ -314,7 +315,7 @@ def from_hub(name: str, config: str | None = None) -> Mapping[str, Dataset]:
 
 
 def _load(source: str, load: Callable[[], object]) -> Mapping[str, Dataset]:
-    """Call `datasets.load_dataset` quietly; whatever goes wrong becomes one sentence."""
+    """Call `datasets.load_dataset` quietly; turn any failure into a one-sentence error."""
     with _quiet():
         try:
             return cast("Mapping[str, Dataset]", load())
@@ -337,7 +338,7 @@ def _quiet() -> Iterator[None]:
     """Silence `datasets`, and stop it from reporting to the hub what is read; put all back at the
     end.
 
-    These are settings of the whole process, which a caller may have chosen for themselves.
+    These settings are process-wide, and the caller may have chosen them deliberately.
     """
     verbosity = datasets.logging.get_verbosity()
     has_bars = datasets.is_progress_bar_enabled()
@@ -445,7 +446,7 @@ def _cut(splits: dict[Split, Dataset], split: Split, share: float, seed: int) ->
 
 
 def _with_choices(data: Dataset, classes: Sequence[str]) -> Dataset:
-    """Return the examples with the classes in the place of `{choices}` in their prompts."""
+    """Return the examples with `{choices}` in their prompts replaced by the classes."""
     if "text" not in data.column_names or not any(UNLISTED in text for text in data["text"]):
         return data
     prompts = [with_choices(prompt, classes) for prompt in data["text"]]

@@ -30,7 +30,7 @@ Cells = tuple[int | None, dict[str, object]]
 def check_file(path: Path) -> None:
     """Refuse anything but a regular file, before it is opened.
 
-    To open a pipe would wait for ever, and to read a device might fill the memory.
+    Opening a pipe could block forever, and reading a device could fill the memory.
 
     Raises
     ------
@@ -53,7 +53,7 @@ def check_file(path: Path) -> None:
 
 
 def check_text_file(path: Path) -> None:
-    """Refuse files of other formats that are named as if they were text.
+    """Refuse files in other formats that are named like text files.
 
     Raises
     ------
@@ -148,7 +148,7 @@ class Delimited:
     def _headers(self, delimiters: Sequence[str]) -> dict[str, list[str]]:
         """Return the columns that each delimiter makes of the header.
 
-        Delimiters that put quotes in wrong places are left out.
+        Delimiters that would misplace quotes are left out.
         """
         headers = {}
         for delimiter in delimiters:
@@ -312,7 +312,7 @@ class _Buffer:
         self.is_whole = False
 
     def _read(self, size: int) -> None:
-        """Read on until the buffer holds `size` characters, or the text ends."""
+        """Read until the buffer holds `size` characters, or the text ends."""
         # Joined once: adding each line to a long text would copy it as often.
         pieces = [self.text]
         length = len(self.text)
@@ -332,12 +332,12 @@ class _Buffer:
         return self.text[:1]
 
     def skip(self, character: str) -> None:
-        """Go past a character that is the next one."""
+        """Consume the next character, which must be this one."""
         assert self.next_character() == character
         self.text = self.text[1:]
 
     def decoded(self, decoder: json.JSONDecoder) -> object:
-        """Decode the next value, and go past it."""
+        """Decode and consume the next value."""
         self.next_character()
         size = CHUNK
         while True:
@@ -366,7 +366,7 @@ def _without_repeated_keys(pairs: list[tuple[str, object]]) -> dict[str, object]
 
 
 class Parquet:
-    """A Parquet file, read by pieces of its row groups."""
+    """A Parquet file, read in batches from its row groups."""
 
     def __init__(self, path: Path):
         self.path = path

@@ -24,7 +24,7 @@ from perdure.errors import DataError
 from perdure.storage.files import check_place
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
-"""The beginnings of cells that spreadsheets take for formulas.
+"""The first characters by which spreadsheets recognise formulas.
 
 The wide forms are taken for the narrow ones in East Asian settings.
 """
@@ -56,10 +56,11 @@ def check_output(path: Path) -> None:
 
 
 def safe_in_spreadsheets(text: str) -> str:
-    """Return a text that no spreadsheet takes for a formula.
+    """Return the text in a form that no spreadsheet treats as a formula.
 
-    A formula would be run when somebody opens the table. An apostrophe is put before such a
-    text, as people do in spreadsheets. A number is left alone, though it may begin with a sign.
+    A formula would be run when somebody opens the table. Such a text is prefixed with an
+    apostrophe, as is usual in spreadsheets. A number is left alone, though it may begin with a
+    sign.
 
     Examples
     --------
@@ -271,7 +272,7 @@ def to_json(value: object) -> str:
 
 
 def _quoted(text: str) -> str:
-    """Write a text in quotes, as readable as it can be."""
+    """Write a text in quotes, escaping as little as possible."""
     try:
         text.encode()
     except UnicodeEncodeError:  # half of a surrogate pair, which UTF-8 cannot write

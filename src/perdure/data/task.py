@@ -254,7 +254,7 @@ class TaskWithoutData(Task):
     """A task that a run has learned, and whose examples are not here.
 
     It takes the task's place in a stream, so that the run can learn more: it has the name, the
-    classes and the digests that the run's folder keeps. Asking it for examples is an error.
+    classes and the digests that the run's folder keeps. Accessing its examples is an error.
 
     Parameters
     ----------
@@ -463,7 +463,7 @@ class TaskStream:
         test: int | None = None,
         seed: int = 0,
     ):
-        """Return the stream with at most `train` training examples a task, and so on.
+        """Return the stream with at most `train` training examples per task, and so on.
 
         They are drawn with `seed`.
         """

@@ -1,4 +1,4 @@
-"""The answers of a model with its learned tasks, and the scores that are made of them.
+"""The answers of a model that has learned tasks, and the scores computed from them.
 
 answers.py       Answers to a task's examples: classes, or free text
 calibration.py   How well confidence matches accuracy; confusion

@@ -1,4 +1,4 @@
-"""Answers to a task's examples, as classes or as free text, and the task's score of them."""
+"""Answers to a task's examples, as classes or as free text, and the task's score for them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

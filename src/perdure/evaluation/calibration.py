@@ -25,7 +25,7 @@ class Bin:
 def confusion(
     true: Int[Tensor, " examples"], predicted: Int[Tensor, " examples"], count: int
 ) -> Int[Tensor, "true predicted"]:
-    """Count how often each of `count` kinds (a row) was taken for each (a column).
+    """Count how often each of `count` kinds (a row) was classified as each kind (a column).
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""A language model besides its tasks: its loss on plain text, and how far it has moved.
+"""A language model apart from its tasks: its loss on plain text, and how far it has moved.
 
 Neither needs a benchmark. The rise of the first is peft's own measure of forgetting; the second
 predicts forgetting before any old task is measured (Shenfeld et al., RL's Razor, arXiv 2509.04259).
@@ -31,7 +31,7 @@ USUAL = "editorials"
 TOKENS = 2048
 """The number of tokens of plain text that are predicted: seconds for a small model on a CPU."""
 LENGTH = 128
-"""The number of tokens in a piece of it."""
+"""The number of tokens in one piece of the text."""
 PROMPTS = 64
 """The most prompts of the new task on which the model is compared with the pre-trained one."""
 FEW = 4
@@ -42,7 +42,7 @@ READ = 2**20
 
 @dataclass(frozen=True)
 class General:
-    """The values that were measured besides the tasks.
+    """The values that were measured apart from the tasks.
 
     Attributes
     ----------
@@ -126,7 +126,7 @@ def source(setting: GeneralSetting) -> Source | None:
 def with_digest(setting: GeneralSetting) -> GeneralSetting:
     """Return the setting with the digest of its text, if that is a file which is here.
 
-    Once a run has it, its text is known again.
+    With it a run can tell later whether the text is still the same.
     """
     asked = source(setting)
     if asked is None or asked.digest or not Path(asked.text).is_file():
@@ -212,7 +212,7 @@ def pieces(backbone: Backbone, setting: Source) -> Examples:
 def measured(
     system: System, setting: Source, new: Task | None, never: Sequence[Task] = ()
 ) -> General:
-    """Measure a system besides its tasks. The backbone is left as it was.
+    """Measure a system apart from its tasks. The backbone is left as it was.
 
     Parameters
     ----------
@@ -249,7 +249,7 @@ def measured(
 def never_trained(system: System, task: Task) -> float:
     """Return the score of a task that was not learned, by the model as it is now.
 
-    Of a closed task only its own words can be answered.
+    If the task is closed, only its own words can be the answer.
     """
     combined = system.combined
     if not combined.routed:

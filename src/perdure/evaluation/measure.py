@@ -82,7 +82,7 @@ class Measurement:
     Attributes
     ----------
     rule
-        The rule as it was given; its label stands in the scores.
+        The rule as it was given; its label appears in the scores.
     applied
         The rule with the scale that a search has chosen.
     candidates
@@ -90,7 +90,7 @@ class Measurement:
     answers
         The answers to the test examples, by task; tasks with missing examples are left out.
     scores
-        The score of each task for each way to know the task, and what was measured besides.
+        The score of each task for each way to know the task, and what else was measured.
     seconds
         The time that the measurement took.
     """
@@ -208,7 +208,7 @@ def _scores(
 
 
 def _besides(system: System, values: General, scenario: Scenario) -> list[Score]:
-    """Return rows of what was measured besides the tasks, under names that no task has."""
+    """Return rows for what was measured apart from the tasks, under names that no task has."""
     named = [("text", "cross_entropy", values.cross_entropy)]
     if values.divergence is not None:
         named.append(("prompts", "divergence", values.divergence))

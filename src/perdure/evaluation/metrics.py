@@ -12,13 +12,14 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 
 CALIBRATION_ERROR = "calibration_error"
-"""Stands beside a task's score in `scores.csv`: how far confidence is from accuracy."""
+"""The name of the calibration error in `scores.csv`, beside a task's score."""
 GENERAL = "general:"
-"""Begins the names in `scores.csv` of what no task teaches; no task can have such a name."""
+"""The prefix in `scores.csv` for values that belong to no learned task; no task can have such a
+name."""
 
 
 def is_score(row: Mapping[str, object]) -> bool:
-    """Return whether a row of `scores.csv` has the score of a task: it belongs into R.
+    """Return whether a row of `scores.csv` is a task's score, and so part of R.
 
     Examples
     --------

@@ -2,10 +2,9 @@
 
 p(class | x) = sum over t of p(t | x) p(class | t, x)   (Kim et al. 2022, arXiv 2211.02633)
 
-Each class is a Gaussian over the features of the *frozen* backbone, all with one
-covariance (linear discriminant analysis). Only sums are kept of a task. They add up
-example by example and task by task, do not depend on the order and hold no example; a
-task is forgotten by leaving its sums out.
+Each class is a Gaussian over the features of the *frozen* backbone, all with one covariance (linear
+discriminant analysis). For each task only sums are kept. They add up example by example and task by
+task, do not depend on the order and hold no example; a task is forgotten by leaving its sums out.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ class TaskPosterior:
 
     This is linear discriminant analysis, and it is overconfident: a transformer's features are not
     Gaussian, and each of their many dimensions counts as new evidence. Probabilities are closer to
-    0 and 1 than they should be, at any shrinkage. They weigh the heads all the same.
+    0 and 1 than they should be, at any shrinkage. They still serve to weigh the heads.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Signs of life: a bar on a terminal; elsewhere, as in a scheduler's log, a line now and then.
+"""Progress: a bar on a terminal; elsewhere, such as in a scheduler's log, an occasional line.
 
 Both go to standard output, before the result; with `--quiet` or `--json` only the result is
 printed.
@@ -77,7 +77,7 @@ class Progress:
             self._bar.stop()
 
     def to(self, done: int, message: str = "", *, reached: bool = False) -> None:
-        """Report that `done` steps are behind us.
+        """Report that `done` steps have been made.
 
         Parameters
         ----------

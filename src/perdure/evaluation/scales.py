@@ -79,9 +79,8 @@ def with_best_scale(system: System, stream: TaskStream) -> tuple[System, list[Ca
 def _scaled(system: System) -> Iterator[Callable[[Scale], Combined]]:
     """Yield a function from a scale to the combination with it.
 
-    Low-rank task vectors of `task_arithmetic` are moved in the model's own weights: a search
-    then pays for what changes between two candidates, not for each combination from the
-    start.
+    Low-rank task vectors of `task_arithmetic` are added to the model's own weights: each candidate
+    then costs only the difference from the previous one, not a whole combination.
     """
     vectors = _low_rank_vectors(system)
     if not vectors:

@@ -13,7 +13,7 @@ from perdure.models.backbone import Backbone
 from perdure.models.examples import Batch, Examples, in_order
 
 TaskId = Literal["given", "posterior", "none"]
-"""The way in which the task is known.
+"""How the task of an input is known (`task_id`).
 
 It is given, inferred by the task posterior, or not known at all: then the logits of all heads
 compete under one softmax, or a language model answers with the words of any task.
@@ -136,12 +136,12 @@ def answered_by(
     task: str | None = None,
     picked: Sequence[str] | None = None,
 ) -> list[T]:
-    """Return what the combined model answers to each example.
+    """Return the combined model's answer to each example.
 
     Parameters
     ----------
     answer
-        Answers each example of a batch, by the backbone as it is then.
+        A function that answers each example of a batch with the backbone in its current state.
     task
         The task whose model answers, if the model is routed.
     picked
@@ -232,7 +232,7 @@ def features(
 def settled(
     log_weights: Float[Tensor, "examples tasks"],
 ) -> Float[Tensor, "examples tasks"]:
-    """Put all weight on the likeliest task.
+    """Put all weight on the most likely task.
 
     Examples
     --------
@@ -309,8 +309,8 @@ def ranked_words(
 ) -> Float[Tensor, "examples words"]:
     """Return log p of each word of any task, as a language model ranks them.
 
-    A word of several tasks is one word. Where each task has a model of its own, the one counts
-    that finds it likeliest.
+    A word that several tasks share is one word. Where each task has a model of its own, the one
+    counts that finds it likeliest.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The thing that answers: a backbone, its learned tasks, and a rule that combines them."""
+"""A system: a backbone, the tasks it has learned, and a rule that combines them."""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -124,7 +124,7 @@ class System:
 
     @contextlib.contextmanager
     def loaded(self) -> Iterator[None]:
-        """Give the backbone the heads as they were after the last of the tasks, inside a block.
+        """Give the backbone the heads as they were after the last task, while a block runs.
 
         Afterwards it has its own heads again, and its modules their former mode.
         """
@@ -133,9 +133,10 @@ class System:
             yield
 
     def give_heads(self) -> None:
-        """Give the backbone the heads as they were after the last of the tasks, for good.
+        """Give the backbone the heads as they were after the last task, permanently.
 
-        A later task may have trained an earlier one's head on. A shared head is the last task's.
+        A later task may have trained an earlier one's head further. A shared head is the last
+        task's.
         """
         # All heads go first: there may be some of later tasks.
         for name in self.backbone.heads:
@@ -167,8 +168,8 @@ class System:
     ) -> Answers | Texts:
         """Answer a task's examples with a class or with text, for each way to know the task.
 
-        A routed model has no single model that could write free text without a task: there is then
-        no answer by `none`.
+        A routed rule has no single model that could write free text without a task, so there is no
+        answer for `none`.
 
         Parameters
         ----------
@@ -290,7 +291,7 @@ class System:
         return Texts(task.references(split), answered, task.score)
 
     def likeliest(self, examples: Examples) -> list[str]:
-        """Return the likeliest task of each example by the task posterior."""
+        """Return the most likely task of each example by the task posterior."""
         numbers = self._log_weights(examples, tasks=len(self.learned)).argmax(1).tolist()
         return [self.learned[number].name for number in numbers]
 

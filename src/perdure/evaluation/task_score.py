@@ -29,7 +29,7 @@ def find(name: str, kind: AnswerKind, task: str) -> TaskScore:
     Parameters
     ----------
     kind
-        What the task's answers are.
+        The kind of the task's answers.
     task
         The task's name, for messages.
 
@@ -38,7 +38,7 @@ def find(name: str, kind: AnswerKind, task: str) -> TaskScore:
     UnknownName
         There is no such score.
     InputError
-        It is not of this kind of answers.
+        It is not for this kind of answers.
     """
     score = registry.find("score", name)
     kinds = getattr(score, "answers", ("classes", "text"))
@@ -54,7 +54,7 @@ def find(name: str, kind: AnswerKind, task: str) -> TaskScore:
 def best(
     value: Callable[[str, str], float], answers: Sequence[str], references: References
 ) -> float:
-    """Return the mean over examples of an answer's best value with any of its right answers."""
+    """Return the mean over examples of an answer's best value among its right answers."""
     total = 0.0
     for answer, right in zip(answers, references, strict=True):
         total += max(value(answer, reference) for reference in right)

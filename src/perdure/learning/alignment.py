@@ -1,8 +1,7 @@
 """Classifier alignment: train all heads together, on samples of remembered classes.
 
-Each head was trained with its own classes only, so its logits are not comparable with
-those of other heads. A class is remembered as a Gaussian of its features: no example is
-kept.
+Each head was trained with its own classes only, so its logits are not comparable with those of
+other heads. Each class is remembered as a Gaussian over its features: no example is kept.
 """
 
 from __future__ import annotations

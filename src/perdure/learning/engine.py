@@ -17,10 +17,10 @@ from torch import Tensor
 from perdure.errors import InputError
 
 PATIENCE = timedelta(days=7)
-"""How long a message may take.
+"""The time limit for a message between processes.
 
-While the first process alone makes or opens the run, the others wait for it, and torch's
-usual ten to thirty minutes might end them.
+While the first process makes or opens the run, the others wait, and torch's usual timeout of ten to
+thirty minutes might end them.
 """
 
 
@@ -50,7 +50,7 @@ def first() -> bool:
 
 
 def wait() -> None:
-    """Wait until all processes have come here."""
+    """Wait until all processes have reached this point."""
     state().wait_for_everyone()
 
 

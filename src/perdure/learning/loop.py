@@ -35,7 +35,7 @@ Log = Callable[[dict[str, object]], None]
 
 @dataclass(frozen=True)
 class Session:
-    """The surroundings of a task's training: where it begins, who is told, and what may end it.
+    """The context of a task's training: where it begins, where it reports to, and what may stop it.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ class Session:
         Called with a snapshot every `checkpoint_steps` steps, before a stop, and after the last
         step.
     resume
-        The snapshot to go on from, instead of beginning.
+        The snapshot to resume from.
     stop
         The request to stop, which is granted after a step.
     folder
@@ -337,7 +337,7 @@ def _accelerator(training: Training, folder: Path | None) -> Accelerator:
 
 
 def _set_dropout(backbone: Backbone, training: Training) -> None:
-    """Switch the backbone's dropout as the settings say, and the adapter's on."""
+    """Switch the adapter's dropout on, and the backbone's as the settings say."""
     backbone.train(training.backbone_dropout)
     for layer in adapters.layers(backbone.model):
         layer.train()  # pyright: ignore

@@ -48,7 +48,8 @@ class Tuned:
 
 @dataclass(kw_only=True)
 class Method:
-    """The hooks that say how one task is learned after others; this one brings no PEFT module."""
+    """The hooks that define how one task is learned after others; this base class adds no PEFT
+    module."""
 
     usual_rule: ClassVar[str] = "last"
     """The rule of `merging/` that goes with the method if a recipe names none."""
@@ -61,7 +62,7 @@ class Method:
     that have classes.
     """
     instead: ClassVar[str] = "Choose another method."
-    """What to do where these are missing: a sentence."""
+    """Advice, in one sentence, for when these requirements are not met."""
     state: State = field(default_factory=dict, init=False, repr=False)
     """The method's memory between tasks and (if it changes in training) inside one, by name.
 
@@ -116,7 +117,7 @@ class Method:
         return list(adapters.trainable(backbone.model).values())
 
     def trained(self, backbone: Backbone) -> int:
-        """Return how many numbers of `parameters` are really trained, if that is not all."""
+        """Return the number of trained values, if not all values of `parameters` are trained."""
         return sum(parameter.numel() for parameter in self.parameters(backbone))
 
     def optimizer(self, groups: list[Group], training: Training, *, examples: int) -> Optimizer:
@@ -148,7 +149,7 @@ class Method:
         """Return the rows to train on. `seen[-1]` is the new task; the others are old data.
 
         The names and classes of old tasks are always there, but their examples may be gone
-        (`Task.missing`), and asking for those is an error. A method that needs them says so by
+        (`Task.missing`), and asking for those is an error. A method that needs them declares
         `keeps_all`, and is refused beforehand.
 
         Return no rows to skip training; `end` then does all the work.
@@ -201,7 +202,7 @@ class PeftMethod(Method):
 
     usual_rule: ClassVar[str] = "task_arithmetic"
     lora_because: ClassVar[str] = ""
-    """The reason for needing `lora`, if the method does: the beginning of a sentence."""
+    """The reason why the method needs `lora`, if it does, as the beginning of a sentence."""
 
     def __post_init__(self):
         if "lora" in self.needs and self.peft != "lora":
@@ -252,5 +253,5 @@ class PeftMethod(Method):
 
 
 def method_name(method: Method) -> str:
-    """Return the name of a method: that of its file."""
+    """Return a method's name, which is its file's."""
     return type(method).__module__.rpartition(".")[2]

@@ -1,8 +1,8 @@
 """The state of any optimizer, as values by name: tensors, and values that JSON can hold.
 
 `0/exp_avg` is AdamW's `exp_avg` of its first parameter; `group/0/hess` is a tensor among the
-settings of a group. The module knows no optimizer's names: a fresh optimizer that has taken one
-step shows which tensors there are, and their shapes.
+settings of a group. No optimizer is hard-coded here: a fresh optimizer that has taken one step
+shows which tensors there are, and their shapes.
 """
 
 from collections.abc import Mapping
@@ -90,7 +90,7 @@ def _filled(
 ) -> dict[object, object]:
     """Return nested mappings of the same structure with other leaves; drop those without any.
 
-    The keys stay as they are: torch counts parameters by integers, not by their texts.
+    The keys stay as they are: torch numbers parameters by integers, not strings.
     """
     filled: dict[object, object] = {}
     for key, value in tree.items():

@@ -100,7 +100,7 @@ class Course:
     # -- saved and resumed
 
     def snapshot(self) -> Snapshot:
-        """Return all that `load` needs. The tensors are those in training, not copies."""
+        """Return everything that `load` needs. The tensors are those in training, not copies."""
         # No copies: `Snapshot.save` makes them if the snapshot is to be written.
         method = self.method.state
         optimizer = optimizer_state.read(self.optimizer)
@@ -199,7 +199,7 @@ class Course:
             raise ValueError(f"step {self.batch} of epoch {self.epoch}")
 
     def _take_empty_step(self) -> None:
-        """Have a fresh optimizer make a step with zero gradients, which completes its state."""
+        """Let a fresh optimizer take a step with zero gradients, which completes its state."""
         # Some optimizers (IVON, for one) collect the gradients where this context ends.
         with self.method.around(self.optimizer):
             for parameter in self.parameters:
@@ -356,7 +356,7 @@ class Best:
         self.values: list[Tensor] = []
 
     def done(self, score: float) -> bool:
-        """Take note of an epoch's score, and say whether it is time to stop."""
+        """Record an epoch's score, and return whether it is time to stop."""
         if score > self.score:
             self.score = score
             self.waited = 0

@@ -1,7 +1,7 @@
 """The state inside a task: one file with all that the training loop needs to resume.
 
-It holds no random states. Each step begins with a random state of its own, which follows
-from the seed of the run, the task, and the number of the step (`perdure.seeds`).
+It contains no random states: each step starts from its own, which is derived from the run's seed,
+the task, and the step's number (`perdure.seeds`).
 """
 
 import hashlib
@@ -31,7 +31,7 @@ class Snapshot:
     tensors: dict[str, Tensor]
 
     def save(self, path: Path) -> None:
-        """Write the snapshot, in the place of an older one.
+        """Write the snapshot, replacing an older one.
 
         Raises
         ------
@@ -87,7 +87,7 @@ def _digest(about: str, tensors: Mapping[str, Tensor]) -> str:
 
 
 def part(values: Mapping[str, T], name: str) -> dict[str, T]:
-    """Return the values whose names begin with `name/`, by the rest of their names.
+    """Return the values whose names begin with `name/`, without that prefix.
 
     Examples
     --------
@@ -121,7 +121,7 @@ def without_tensors(values: State) -> State:
 
 
 def alike(value: object, model: object) -> bool:
-    """Say whether a value has the form of another.
+    """Return whether two values have the same form.
 
     Tensors have the same shape and type; JSON values have the same structure, whatever the
     numbers.

@@ -1,8 +1,8 @@
 """Ctrl-C, SIGTERM and the like, taken as a request to stop.
 
-Whatever must not be broken off is finished first; then the run stops and says how to
-resume it. Batch systems send SIGTERM or SIGUSR1 before they end a job; a terminal that
-closes sends SIGHUP.
+Work that must not be interrupted is finished first; then the run stops and reports how to resume
+it. Batch systems send SIGTERM or SIGUSR1 before they end a job; a terminal that closes sends
+SIGHUP.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from types import FrameType
 from perdure.errors import Stopped
 
 IF_FATAL = ("SIGHUP", "SIGUSR1")
-"""Signals that are caught only where they would end the process.
+"""Signals that are caught only if they would end the process.
 
 `nohup` has SIGHUP ignored, so that the process outlives its terminal; and a program that
 has its own handler for one of them keeps it."""
@@ -26,7 +26,7 @@ class Stopping:
     Attributes
     ----------
     asked
-        The number of the signal that came; 0 as long as none did.
+        The number of the signal received; 0 before that.
     """
 
     def __init__(self, hint: str):

@@ -8,11 +8,11 @@ from perdure.learning.snapshot import State, part
 
 M = TypeVar("M", bound=Method)
 INNER = "method/"
-"""The beginning of the names of the inner method's state."""
+"""The prefix of the names in the inner method's state."""
 
 
 def forwarding(wrapper: type[M]) -> type[M]:
-    """Have a class forward every public attribute that it does not define to its `method`.
+    """Make a class forward every public attribute that it does not define to its `method`.
 
     `Method` itself is the list of hooks, so that a hook added there is forwarded, too.
     """

@@ -1,4 +1,4 @@
-"""From adapters to one model: task vectors, a rule, and the model that acts at test time."""
+"""From adapters to one model: task vectors, a rule, and the model used at test time."""
 
 import contextlib
 import inspect
@@ -159,7 +159,7 @@ class Combined:
 
     @property
     def routed(self) -> bool:
-        """True if each task has a model of its own."""
+        """True if each task has its own model."""
         return isinstance(self.vectors, dict) or self.picks
 
     @property
@@ -171,8 +171,8 @@ class Combined:
     def applied(self, backbone: Backbone, task: str | None = None) -> Iterator[Choice]:
         """Put the combination into the backbone while a block runs.
 
-        Afterwards the backbone is as before, bit for bit. Where the posterior picks, `task` acts
-        on all samples until the `Choice` is told the tasks of the next batch.
+        Afterwards the backbone is as before, bit for bit. If the posterior picks, `task` is used
+        for all samples until the `Choice` gets the tasks of the next batch.
         """
         model = backbone.model
         if isinstance(self.vectors, Mixture):

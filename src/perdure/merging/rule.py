@@ -1,9 +1,9 @@
 """The interface of a rule, which combines task vectors into one.
 
-A rule is one function in `rules/`, named as its file. It takes `vectors`, a dict of task
-vectors by task in the order of learning, and its settings by keyword. It returns a `TaskVector`,
-or something that acts differently for different inputs: a `dict` with a task vector for each
-task, or a `Mixture`. Its declaration (`@nature`) is believed: no rule is run to find it out.
+A rule is one function in `rules/`, named as its file. It takes `vectors`, a dict of task vectors by
+task in the order of learning, and its settings by keyword. It returns a `TaskVector`, or something
+that acts differently for different inputs: a `dict` with a task vector for each task, or a
+`Mixture`. Its declaration (`@nature`) is trusted: no rule is run to check it.
 
 Settings are checked by their types, as those of methods are: `Annotated[float, Gt(0), Le(1)]`
 is a number in (0, 1].
@@ -49,7 +49,7 @@ class Nature:
     most
         The largest number of tasks that it can combine, if that is limited.
     check
-        A function of some settings, by name, that raises `InputError` if they do not go together.
+        A function of some settings, by name, that raises `InputError` if they are incompatible.
     """
 
     order: Order = "sequential"
@@ -71,7 +71,7 @@ def nature(
     most: int | None = None,
     check: Callable[..., None] | None = None,
 ) -> Callable[[F], F]:
-    """Declare what a rule is, as `Nature` explains; at each call its settings are checked.
+    """Declare a rule's properties, as `Nature` explains; each call then checks its settings.
 
     Examples
     --------
@@ -139,7 +139,7 @@ def check_settings(rule: Callable[..., object], given: Mapping[str, object]) -> 
     Raises
     ------
     InputError
-        A setting is not of its type, or settings do not go together.
+        A setting does not have its type, or settings are incompatible.
     """
     parameters = registry.options(rule)
     for name, value in given.items():
@@ -172,7 +172,7 @@ def _check_setting(name: str, value: object, kind: object) -> None:
 
 
 def _interval(bounds: Sequence[object]) -> str:
-    """Return the bounds of a number as mathematics writes them."""
+    """Return the bounds of a number in interval notation."""
     low = "(-inf"
     high = "inf)"
     for bound in bounds:
@@ -189,7 +189,7 @@ def _interval(bounds: Sequence[object]) -> str:
 
 
 def bounded(name: str, value: object, interval: str) -> None:
-    """Check that a setting is a number in an interval, written as in mathematics.
+    """Check that a setting is a number in an interval; messages use interval notation.
 
     Examples
     --------

@@ -32,7 +32,8 @@ WHERE: dict[str, tuple[object, object]] = {
 class Rule:
     """A rule with its settings, and the space it is applied in.
 
-    Whoever takes a rule also takes its name, or a mapping of `name` and settings, as in a recipe.
+    Functions that take a rule also accept its name, or a mapping of `name` and settings, as in a
+    recipe.
 
     Parameters
     ----------
@@ -228,7 +229,7 @@ class Rule:
 
     @property
     def routed(self) -> bool:
-        """True if each task, or each input, has a model of its own."""
+        """True if each task, or each input, has its own model."""
         return self.nature.order == "routed"
 
     @property

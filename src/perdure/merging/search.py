@@ -57,7 +57,7 @@ class Search:
 def candidates(
     score: Callable[[Scales], float], start: Scales, settings: Search
 ) -> dict[Scales, float]:
-    """Score candidates from `start` on, and return their scores in the order of trial.
+    """Score candidates, beginning with `start`, and return their scores in the order of trial.
 
     Examples
     --------

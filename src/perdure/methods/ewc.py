@@ -1,4 +1,4 @@
-"""Elastic weight consolidation (Kirkpatrick et al. 2017): hold what earlier tasks need."""
+"""Elastic weight consolidation (Kirkpatrick et al. 2017): hold weights that earlier tasks need."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -18,20 +18,21 @@ from perdure.models.examples import Batch
 
 @dataclass(kw_only=True)
 class EWC(PeftMethod):
-    """Train one PEFT module on task after task, with a penalty on what mattered to earlier ones.
+    """Train one PEFT module on task after task, with a penalty on changes to weights that mattered
+    to earlier ones.
 
-    L = cross-entropy + strength / 2 · Σ_i F_i (θ_i − θ*_i)², over the module's parameters; a
-    task's head is its own and is not held. F is the diagonal of the Fisher information, from
-    gradients of each example by itself. With `memory: online`, decay · F_i replaces F_i.
+    L = cross-entropy + strength / 2 · Σ_i F_i (θ_i − θ*_i)², over the module's parameters; a task's
+    head is not shared and not penalised. F is the diagonal of the Fisher information, from
+    per-example gradients. With `memory: online`, decay · F_i replaces F_i.
 
     Parameters
     ----------
     strength
         λ. It depends on the size of F, and needs tuning.
     memory
-        `offline`: one penalty for each task, as published. Their sum is a single penalty again,
-        with ΣF and the mean of the θ* weighted by F, so that the state does not grow with the
-        tasks. `online`: F ← decay · F + F_t, around the last task's θ*.
+        `offline`: one penalty for each task, as published. Their sum is again a single penalty,
+        with ΣF and the F-weighted mean of the θ*, so the state does not grow with the tasks.
+        `online`: F ← decay · F + F_t, around the last task's θ*.
     decay
         γ of `online`: the factor on the remembered F when a task is added, and on the penalty as
         well, as published.

@@ -53,8 +53,8 @@ class InfLoRA(PeftMethod):
         `features`: of squared singular values of the inputs, for backbones such as DINOv2, where
         a few directions dominate.
     balance
-        Instead of epsilon, a size for each module, after SplitLoRA's idea: a direction with the
-        share e of the energy is taken up if balance · e > 1 / dimension, its cost in room.
+        Instead of epsilon, a size for each module, after SplitLoRA's idea: a direction with share e
+        of the energy is added if balance · e > 1 / dimension, the capacity it costs.
     statistics_examples
         The number of examples to look at, before and after training; by default all.
     upon
@@ -131,7 +131,7 @@ class InfLoRA(PeftMethod):
         return [lora_B for _, lora_B in adapters.factors(backbone.model).values()]
 
     def end(self, backbone: Backbone, task: Task, optimizer: Optimizer) -> None:
-        """Let M_t take up the leading directions of the task's inputs, as training left them."""
+        """Add the leading directions of the task's inputs, as they are after training, to M_t."""
         if self.design in ("both", "orthogonal"):
             self._grow(backbone, task)
         self.state["learned"] = self._learned + 1

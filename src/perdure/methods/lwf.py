@@ -1,4 +1,4 @@
-"""Learning without forgetting (Li & Hoiem 2016): old heads keep their answers to new data."""
+"""Learning without forgetting (Li & Hoiem 2016): old heads keep their outputs on new data."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,7 +29,8 @@ class LwF(PeftMethod):
     Parameters
     ----------
     strength
-        λ_o, of the mean over old heads with T². In the paper it is of their sum, without T².
+        λ_o, the weight of the mean over old heads with T². In the paper it weighs their sum,
+        without T².
     temperature
         T.
 
@@ -67,7 +68,7 @@ class LwF(PeftMethod):
             self._teacher[key] = parameter.detach().clone()
 
     def parameters(self, backbone: Backbone) -> list[nn.Parameter]:
-        """Return those of the module and of the old heads."""
+        """Return the parameters of the module and of the old heads."""
         parameters = list(adapters.trainable(backbone.model).values())
         for name in self._old:
             if name:

@@ -1,4 +1,4 @@
-"""Memory aware synapses (Aljundi et al. 2018): hold what earlier outputs depend on."""
+"""Memory aware synapses (Aljundi et al. 2018): hold weights that earlier outputs depend on."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -20,11 +20,12 @@ from perdure.models.logits import Logits
 
 @dataclass(kw_only=True)
 class MAS(PeftMethod):
-    """Train one PEFT module on task after task, with a penalty on what earlier outputs depend on.
+    """Train one PEFT module on task after task, with a penalty on changes to weights that earlier
+    outputs depend on.
 
     L = cross-entropy + strength · Σ_i Ω_i (θ_i − θ*_i)², where Ω_i is the sum over tasks of E_x |∂
     ‖f(x)‖² / ∂θ_i|, f(x) the logits of the task's own head, with the gradient computed per example.
-    Labels are not looked at.
+    Labels are not used.
 
     Parameters
     ----------

@@ -1,4 +1,5 @@
-"""N-LoRA (Yang et al. 2024): a new, sparse branch for each task, so that branches seldom meet."""
+"""N-LoRA (Yang et al. 2024): a new, sparse branch for each task, so that branches rarely
+overlap."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,9 +20,9 @@ from perdure.models.examples import Batch
 class NLoRA(PeftMethod):
     """Train a fresh LoRA on top of the frozen earlier ones, with an l1 penalty on its change.
 
-    L = cross-entropy + sparsity · Σ over layers of ‖ΔW_t‖₁, where ΔW_t = alpha / rank · B_t A_t
-    and ‖·‖₁ is the sum of absolute entries. Sparse changes of different tasks seldom fall on
-    the same entry.
+    L = cross-entropy + sparsity · Σ over layers of ‖ΔW_t‖₁, where ΔW_t = alpha / rank · B_t A_t and
+    ‖·‖₁ is the sum of absolute entries. Sparse changes of different tasks rarely affect the same
+    entry.
 
     Parameters
     ----------

@@ -23,10 +23,10 @@ class NCM(FrozenMethod):
     Parameters
     ----------
     metric
-        The measure of nearness.
+        The similarity measure.
     temperature
-        The temperature of the probabilities, which the task posterior weighs; it changes no
-        answer while the task is given.
+        The temperature of the probabilities, which the task posterior weighs; it does not change
+        the answers if the task is given.
 
     References
     ----------
@@ -43,7 +43,7 @@ class NCM(FrozenMethod):
         return True
 
     def end(self, backbone: Backbone, task: Task, optimizer: Optimizer) -> None:
-        """Make the class means the task's head."""
+        """Turn the class means into the task's head."""
         statistics = statistics_of(backbone, task)
         check_present(statistics, task)
         means = statistics.sums / statistics.counts[:, None]

@@ -19,11 +19,11 @@ from perdure.models.examples import Batch
 
 @dataclass(kw_only=True)
 class OLoRA(PeftMethod):
-    """Train a fresh LoRA on top of the frozen earlier ones, whose A it is to be orthogonal to.
+    """Train a fresh LoRA on top of the frozen earlier ones, with its A kept orthogonal to theirs.
 
-    L = cross-entropy + orthogonality · Σ over layers and j < t of ‖A_j A_tᵀ‖₁
-    + decay · Σ over layers of (‖A_t‖ + ‖B_t‖), where ‖·‖₁ is the sum of absolute entries. Fresh
-    modules are equal for every task of a run, so the penalty begins at its greatest.
+    L = cross-entropy + orthogonality · Σ over layers and j < t of ‖A_j A_tᵀ‖₁ + decay · Σ over
+    layers of (‖A_t‖ + ‖B_t‖), where ‖·‖₁ is the sum of absolute entries. Fresh modules are equal
+    for every task of a run, so the penalty starts at its maximum.
 
     Parameters
     ----------

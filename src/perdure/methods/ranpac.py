@@ -83,7 +83,7 @@ class RanPAC(FrozenMethod):
         }
 
     def _best_ridge(self, Q: Tensor, values: Tensor, h: Tensor, y: Tensor) -> float:
-        """Return the λ with the least squared error on the examples h with the answers y.
+        """Return the λ with the smallest squared error on features h with targets y.
 
         Q and h are in the coordinates of the eigenvectors, which belong to `values`.
         """

@@ -35,7 +35,7 @@ class Replay(Wrapper):
         text.
     strategy
         How they are chosen: `balanced`, drawn at random from each class; `herding`, those whose
-        mean feature comes nearest to the class's (of a language model: the mean of the last hidden
+        mean feature is closest to the class's (of a language model: the mean of the last hidden
         states over the prompt); or `reservoir`, a uniform sample of all examples seen, of
         `per_class` times the number of classes (as far as possible: if the number of classes grows
         faster than that of examples, old ones are missing).
@@ -79,7 +79,7 @@ class Replay(Wrapper):
         return [*super().examples(seen), *kept]
 
     def end(self, backbone: Backbone, task: Task, optimizer: Optimizer) -> None:
-        """Choose the examples of the task that are kept."""
+        """Choose which of the task's examples to keep."""
         super().end(backbone, task, optimizer)
         rows = backbone.encode(task.rows("train"))
         # Examples of tasks that were forgotten go, and so do those of this task if it is learned

@@ -1,4 +1,4 @@
-"""SD-LoRA (Wu et al. 2025): branches keep their directions, and magnitudes are learned anew."""
+"""SD-LoRA (Wu et al. 2025): branches keep their directions, and their magnitudes are relearned."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -71,7 +71,7 @@ class SDLoRA(PeftMethod):
         return parameters
 
     def trained(self, backbone: Backbone) -> int:
-        """Return the number of trained numbers: all but the earlier directions."""
+        """Return the number of trained values: all but the earlier directions."""
         numbers = 0
         for parameter in self.parameters(backbone):
             numbers += parameter.numel()
@@ -90,7 +90,7 @@ class SDLoRA(PeftMethod):
             branches.put_back()
 
     def end(self, backbone: Backbone, task: Task, optimizer: Optimizer) -> None:
-        """Multiply the magnitudes into B, which leaves a usual LoRA."""
+        """Multiply the magnitudes into B, which leaves an ordinary LoRA."""
         for branches in self._branches:
             branches.settle()
 
@@ -140,8 +140,8 @@ class _Branches:
     def keep_still(self) -> None:
         """Remove the gradients of the earlier directions.
 
-        `put_back` alone would not do: they would count towards the norm that gradients are clipped
-        by.
+        `put_back` alone is not enough, because they would count towards the norm that gradients are
+        clipped by.
         """
         if not self.earlier_rows:
             return

@@ -1,4 +1,4 @@
-"""Sequential fine-tuning: one module is trained on and on, the baseline that forgets."""
+"""Sequential fine-tuning: one module is trained on task after task, the baseline that forgets."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Synaptic intelligence (Zenke et al. 2017): hold what lowered the losses of earlier tasks."""
+"""Synaptic intelligence (Zenke et al. 2017): hold weights that lowered earlier tasks' losses."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +19,8 @@ from perdure.models.examples import Batch
 
 @dataclass(kw_only=True)
 class SI(PeftMethod):
-    """Train one PEFT module on task after task, with a penalty on what lowered earlier losses.
+    """Train one PEFT module on task after task, with a penalty on changes to weights that lowered
+    earlier losses.
 
     L = cross-entropy + strength · Σ_i Ω_i (θ_i − θ*_i)². While a task is trained,
     w_i += −g_i Δθ_i at each step, with g the gradient of the task's own loss (without the
@@ -70,7 +71,7 @@ class SI(PeftMethod):
         return loss + self.strength * distance
 
     def update(self, backbone: Backbone, step: Callable[[], None]) -> None:
-        """Make a step, and note how much it contributes to lowering the task's loss."""
+        """Make a step, and record how much each weight contributed to lowering the task's loss."""
         parameters = adapters.trainable(backbone.model)
         # The step clips the gradients in place, so the task's own are computed before it.
         gradients = self._of_task(parameters)
@@ -98,7 +99,8 @@ class SI(PeftMethod):
         return gradients
 
     def end(self, backbone: Backbone, task: Task, optimizer: Optimizer) -> None:
-        """Turn the task's path into importance, and add it to the penalty."""
+        """Turn the path integral of the task's training into importances, and add them to the
+        penalty."""
         parameters = adapters.trainable(backbone.model)
         importance = {}
         for name, value in parameters.items():

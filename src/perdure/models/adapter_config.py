@@ -75,12 +75,13 @@ def config_from(path: Path, layers: set[str]) -> peft.PeftConfig:
     """Read peft's configuration of an adapter of a run.
 
     If it has a pattern for `target_modules`, as version 0.1 wrote, the result names the `layers`
-    that have parameters instead: a pattern of a file is never matched, for that could take forever.
+    that have parameters instead: a pattern from a file is never matched, because that could take
+    forever.
 
     Raises
     ------
     CheckpointError
-        It is damaged, or states what no run writes.
+        It is damaged, or has settings that no run writes.
     """
     values = files.read_json(path)
     foreign = CheckpointError(f"`{path}` is not a configuration of an adapter that a run wrote.")
@@ -108,9 +109,9 @@ def config_from(path: Path, layers: set[str]) -> peft.PeftConfig:
 
 
 def _are_targets(names: list[str], layers: set[str]) -> bool:
-    """Return whether each name is that of a layer, and every layer has one.
+    """Return whether each name matches a layer, and each layer a name.
 
-    As in peft, a name may be the end of a layer's.
+    As in peft, a name may be the end of a layer's name.
     """
     named: set[str] = set()
     for name in names:

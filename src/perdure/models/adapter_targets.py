@@ -1,4 +1,4 @@
-"""The layers that an adapter takes: from what a user asks for to peft's configuration."""
+"""The layers that get an adapter: from the user's settings to peft's configuration."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -155,7 +155,8 @@ def _config(
 
 
 def _names(model: nn.Module, is_kind: Callable[[nn.Module], bool] = is_matrix) -> list[str]:
-    """Return the names of the pre-trained layers of a kind, as without an adapter."""
+    """Return the names of the pre-trained layers of a kind, without the parts that an adapter
+    adds."""
     inside_tuners = tuple(f"{name}." for name in adapters.tuner_layers(model))
     names = []
     for name, module in model.named_modules():
@@ -167,7 +168,7 @@ def _names(model: nn.Module, is_kind: Callable[[nn.Module], bool] = is_matrix) -
 
 
 def _tied(model: nn.Module) -> dict[str, str]:
-    """Return the layers that share their weight with another one, by their names, and which."""
+    """Return the layers that share their weight with another layer, with that layer's name."""
     names: dict[int, list[str]] = {}
     weighted = _names(model, lambda layer: isinstance(getattr(layer, "weight", None), Tensor))
     # A layer behind an adapter is there twice: the adapter passes its weight on.
@@ -182,7 +183,7 @@ def _tied(model: nn.Module) -> dict[str, str]:
 
 
 def _check_untied(chosen: Sequence[str], tied: Mapping[str, str]) -> None:
-    """Raise `BackboneError` if a layer is to change that shares its weight with another one."""
+    """Raise `BackboneError` if a chosen layer shares its weight with another one."""
     for name in chosen:
         if name in tied:
             # A module changes what one layer computes; merged, the change would reach the others.
@@ -195,7 +196,7 @@ def _check_untied(chosen: Sequence[str], tied: Mapping[str, str]) -> None:
 def _block(name: str) -> float:
     """Return the number of the transformer's block that a layer is in.
 
-    That is the first number in its name; a layer outside of the blocks is behind all of them.
+    That is the first number in its name; a layer outside of the blocks counts as after all of them.
     """
     for word in name.split("."):
         if word.isdigit():

@@ -1,10 +1,10 @@
 """PEFT modules on a backbone.
 
-Put one in, read and write its parameters, switch it off, save it, compute its ΔW.
+Attach an adapter, read and write its parameters, switch it off, save it, compute its ΔW.
 
-The model holds one adapter at a time, under peft's own name `default`. What a task has learned is
-an `Adapter`, a value: the parameters before and after training. So the model does not grow with the
-number of tasks.
+The model holds one adapter at a time, under peft's own name `default`. An `Adapter` is the value
+that a task has learned: the parameters before and after training. So the model does not grow with
+the number of tasks.
 """
 
 import contextlib
@@ -285,7 +285,7 @@ def width_of(config: peft.PeftConfig) -> int | None:
 
 
 def prefix_of(config: peft.PeftConfig) -> str:
-    """Return the beginning of the names of its parameters."""
+    """Return the prefix of its parameters' names."""
     return "lora_" if isinstance(config, peft.LoraConfig) else f"{str(config.peft_type).lower()}_"
 
 

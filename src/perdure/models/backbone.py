@@ -1,6 +1,6 @@
 """The interface of a pre-trained transformer.
 
-It is all that methods, the training loop, rules and evaluation know of a model.
+Methods, the training loop, rules and evaluation know nothing else about a model.
 """
 
 import contextlib
@@ -26,10 +26,10 @@ Pooling = Literal["auto", "stock", "mean"]
 
 
 class Backbone(nn.Module, ABC):
-    """A transformer from a folder or the hub, with its processor, that answers tasks.
+    """A transformer from a folder or the hub, with its processor, that can be taught tasks.
 
-    It is frozen: what is trained is put into `model` by `perdure.models.adapters`, or belongs to
-    one task alone.
+    It is frozen: trained modules are put into `model` by `perdure.models.adapters`, or belong to a
+    single task, like its head.
 
     Attributes
     ----------
@@ -213,7 +213,7 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def keeping(self) -> contextlib.AbstractContextManager[None]:
-        """Return a context after which each task has the very module that it had before."""
+        """Return a context after which each task has the same module as before."""
 
     def own_state(self, task: str) -> dict[str, Tensor]:
         """Return a copy of the parameters that belong to a task alone, on the CPU."""
@@ -254,7 +254,7 @@ class Backbone(nn.Module, ABC):
         """
 
     def check_packing(self) -> None:
-        """Check that several examples can be read in one line, as `packed` gives them.
+        """Check that several examples can be packed into one row, as `packed` does.
 
         Raises
         ------
@@ -267,7 +267,7 @@ class Backbone(nn.Module, ABC):
         )
 
     def packed(self, examples: Examples, rows: Sequence[int]) -> Batch:
-        """Return rows as one batch for training, with several examples in a line.
+        """Return rows as one training batch, with several examples packed into each row.
 
         Raises
         ------
@@ -281,7 +281,7 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, batch: Batch) -> Tensor:
-        """Return what answers are read from: one feature of each example."""
+        """Return what the answers are computed from: one feature of each example."""
 
     @abstractmethod
     def read(self, hidden: Tensor, batch: Batch, head: str | None = None) -> Logits:
@@ -349,7 +349,7 @@ class Backbone(nn.Module, ABC):
 
     @property
     def task_type(self) -> str | None:
-        """The kind of model that stock peft makes with an adapter; None if it is to ask nothing."""
+        """The `task_type` that tells stock peft which kind of model to make; None for none."""
         return None
 
     @abstractmethod
@@ -384,7 +384,7 @@ def evaluating(backbone: Backbone) -> Iterator[None]:
 def pooled(backbone: Backbone, examples: Examples) -> Float[Tensor, "examples width"]:
     """Return the feature of each example that the heads read, on the CPU, as the model is now.
 
-    Of a model without heads it is what the task posterior reads.
+    For a model without heads it is the feature that the task posterior reads.
     """
     feature = backbone if backbone.has_heads else backbone.features
     with evaluating(backbone):

@@ -140,7 +140,8 @@ class Encoder(Backbone):
     def prepare(
         self, rows: Rows, *, batch_size: int = BATCH_SIZE, allow_empty: bool = False
     ) -> Examples:
-        """Tokenize texts now; images are prepared batch by batch, for their pixels are large."""
+        """Tokenize texts now; images are prepared batch by batch, because their pixels take much
+        memory."""
         for of_task in rows:
             columns = of_task.data.column_names
             if self.kind not in columns:
@@ -194,7 +195,7 @@ class Encoder(Backbone):
         Raises
         ------
         InputError
-            There are pairs, and the tokenizer puts nothing between the two texts.
+            The examples are pairs, and the tokenizer does not separate the two texts.
         """
         columns = [data["text"][:]]
         if "text_pair" in data.column_names:
@@ -359,13 +360,13 @@ class Encoder(Backbone):
 def _key(task: str) -> str:
     """Return the name of a task's head among the modules.
 
-    The prefix keeps it apart from what a module has: a task may be called `forward`.
+    The prefix avoids clashes with a module's attributes: a task may be called `forward`.
     """
     return f"{PREFIX}{task}"
 
 
 def _stacked(answers: Sequence[Float[Tensor, "_ _"]]) -> Float[Tensor, "places outputs"]:
-    """Put the answers of several heads into one tensor, narrower ones filled up with -inf."""
+    """Put the answers of several heads into one tensor; narrower ones are padded with -inf."""
     outputs = max(values.shape[1] for values in answers)
     padded = []
     for values in answers:

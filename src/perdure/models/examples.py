@@ -20,7 +20,7 @@ Collate = Callable[[list[Any]], Mapping[str, Tensor]]
 
 @dataclass(frozen=True)
 class Places:
-    """The places at which the answers of a batch of texts are due.
+    """The positions in a batch that predict the answers' tokens.
 
     Attributes
     ----------
@@ -53,7 +53,7 @@ class Batch:
         The model's own arguments, by name.
     targets
         The right answer to each example: the index of its class among those of its task (-1:
-        unknown). Of a language model: the token at each of the `places`.
+        unknown). For a language model: the token at each of the `places`.
     tasks
         The name of each example's task.
     places

@@ -1,9 +1,9 @@
 """Full fine-tuning as a tuner of peft.
 
-Every weight and bias of a layer gets a change of its own, initially zero. The pre-trained model
-stays beside it, as with every other module: the change can be switched off, saved, loaded,
-combined. Weight decay draws it towards zero, that is, the model towards the pre-trained one.
-Importing perdure makes the kind `FULL` known to peft, as with bottleneck adapters.
+Every weight and bias of a layer gets its own change, initially zero. The pre-trained model stays
+beside it, as with every other module: the change can be switched off, saved, loaded, combined.
+Weight decay draws it towards zero, that is, the model towards the pre-trained one. Importing
+perdure makes the kind `FULL` known to peft, as with bottleneck adapters.
 """
 
 from dataclasses import dataclass, field

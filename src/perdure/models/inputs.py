@@ -1,6 +1,6 @@
-"""Covariances of what goes into the layers of a backbone.
+"""Covariances of the inputs of a backbone's layers.
 
-They are kept with an adapter for rules, or span the subspace in which a method trains.
+Rules read them from an adapter; methods derive from them the subspace in which they train.
 """
 
 from collections import defaultdict
@@ -47,7 +47,7 @@ class _Sum:
 def input_covariances(
     backbone: Backbone, examples: Examples, layers: Sequence[str], *, limit: int | None = None
 ) -> dict[tuple[str, ...], Float[Tensor, "in in"]]:
-    """Compute E[x xᵀ] (not centred) of what goes into each layer, over all tokens but padding.
+    """Compute E[x xᵀ] (not centred) of each layer's inputs, over all tokens but padding.
 
     Layers that read the same tensor, such as key and value, share one covariance. The examples are
     read once.
@@ -93,7 +93,7 @@ def input_covariances(
 def _same_inputs(
     backbone: Backbone, example: Batch, layers: Sequence[str]
 ) -> list[tuple[str, ...]]:
-    """Return the layers in groups that read the very same tensors, as one example shows."""
+    """Return the layers in groups that read the same tensors, found by running one example."""
     # The tensors are kept until all layers ran: a freed one's id could belong to a later tensor.
     seen: dict[str, list[Tensor]] = {name: [] for name in layers}
 

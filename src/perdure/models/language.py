@@ -31,7 +31,7 @@ from perdure.models.text_examples import (
 )
 
 PACKED_TO_TRY = 4
-"""The number of examples by which packing is compared with padding."""
+"""The number of examples on which packing is compared with padding."""
 
 
 @dataclass(frozen=True)
@@ -240,7 +240,7 @@ class LanguageModel(Backbone):
 
     @torch.no_grad()
     def _packs_exactly(self, examples: TextExamples, rows: Sequence[int]) -> bool:
-        """Say whether the loss of some examples is the same in one line as padded."""
+        """Return whether some examples have the same loss packed into one row as padded."""
         some = rows[:PACKED_TO_TRY]
         # compared in the model's own type: autocast would hide what the mask does
         with evaluating(self), torch.autocast(self.device.type, enabled=False):
@@ -292,10 +292,10 @@ class LanguageModel(Backbone):
     ) -> dict[str, Float[Tensor, "batch _"]]:
         """Return log p(choice | prompt) for the choices of each task.
 
-        Where it is `normalized`, it is the mean per token.
+        If the model is `normalized`, it is the mean per token.
 
-        A word that several tasks have is ranked once. The choice's end counts: without it, "no"
-        would never be less likely than "nothing".
+        A word that several tasks have is ranked once. The end of the choice counts too: without it,
+        "no" would never be less likely than "nothing".
         """
         columns: dict[str, int] = {}
         for of_task in choices.values():
@@ -320,7 +320,8 @@ class LanguageModel(Backbone):
         return ranked
 
     def generate(self, batch: Batch) -> list[str]:
-        """Answer each prompt with the likeliest token, one by one, until the answer ends.
+        """Answer each prompt greedily, with the most likely token at each step, until the answer
+        ends.
 
         An answer of `max_new_tokens` tokens is cut there.
         """
@@ -328,7 +329,7 @@ class LanguageModel(Backbone):
 
     @torch.no_grad()
     def generate_scored(self, batch: Batch) -> list[Written]:
-        """Answer as `generate` does, and say how likely each answer is."""
+        """Answer as `generate` does, and return how likely each answer is."""
         answers = self._generated(batch)
         prompts = zip(batch.inputs["input_ids"].tolist(), places_of(batch).prompts, strict=True)
         examples: list[Tokens] = []

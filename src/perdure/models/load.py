@@ -135,7 +135,7 @@ def _language_model(
 def _stops(source: str, opened: pretrained.Opened) -> tuple[int, ...]:
     """Return the tokens that end an answer: first the tokenizer's own, then those of the model.
 
-    A chat model may end a turn with another token than a text.
+    A chat model may end a turn with a different token than a text.
     """
     generation = opened.model.generation_config
     of_model = generation.eos_token_id if generation else None
@@ -153,7 +153,7 @@ def _stops(source: str, opened: pretrained.Opened) -> tuple[int, ...]:
 
 
 def _check_token(opened: pretrained.Opened, token: object, what: str) -> None:
-    """Check that a token that a file names by its number is one of the model's."""
+    """Check that a token id named in a file is in the model's vocabulary."""
     size = opened.model.config.get_text_config().vocab_size
     # True would count as 1, which no file means.
     if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < size:
@@ -187,7 +187,7 @@ def _refuse_text_settings(source: str, text: TextSettings) -> None:
 def _width(backbone: Encoder) -> int:
     """Return the width of the feature by computing one.
 
-    A model that cannot be computed with is thereby refused when it is loaded.
+    This refuses a model that cannot compute anything as soon as it is loaded.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""The answers of a model to a batch, and the right ones."""
+"""The model's answers to a batch, and the right answers."""
 
 from dataclasses import dataclass, replace
 

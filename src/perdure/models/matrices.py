@@ -34,7 +34,7 @@ def oriented(layer: nn.Module, value: Tensor) -> Tensor:
 def matrix(layer: nn.Module) -> Tensor:
     """Return the weight of a layer, out × in if it is a matrix: a view that may be written to.
 
-    Of a weight in 4 bits only the shape is returned, on the meta device.
+    For a weight in 4 bits only the shape is returned, on the meta device.
 
     Examples
     --------

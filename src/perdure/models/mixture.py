@@ -1,4 +1,4 @@
-"""A mixture of low-rank experts beside frozen linear layers, and the gate that lets some act."""
+"""A mixture of low-rank experts beside frozen linear layers, and the gate that selects experts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LEAST = {"gate_rank": 0, "top_k": 1, "expert_rank": 1}
 
 @dataclass
 class Choice:
-    """The expert that acts on each sample of the next batch; none does until one is chosen."""
+    """The expert that acts on each sample of the next batch; no expert acts until one is chosen."""
 
     experts: Sequence[str] = ()
     rows: Int[Tensor, " samples"] = field(default_factory=lambda: torch.tensor([-1]))
@@ -38,7 +38,7 @@ class Choice:
     def of(self, tasks: Sequence[str | None]) -> None:
         """Choose by the task of each sample, or by one task for all.
 
-        Where a task has no expert, the model acts as it was.
+        For a task without an expert, the model acts as pre-trained.
         """
         numbers = {task: number for number, task in enumerate(self.experts)}
         rows = []

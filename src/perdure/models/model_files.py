@@ -1,7 +1,8 @@
 """The files of a pre-trained model: where they are, which of them count, and their SHA-256.
 
 A model is a folder, a hub id (whose files are first fetched into the hub's own cache), or `minilm`
-or `dinov2`, which packages carry. Whatever reads a model reads it from the folder found here.
+or `dinov2`, which packages carry. Everything that reads a model reads it from the folder found
+here.
 """
 
 import fnmatch
@@ -56,7 +57,8 @@ MODULES = "modules.json"
 
 # The hub allows no other letters than ASCII in its names.
 OF_GENERATION = ("generation_config.json", "chat_template.jinja", "chat_template.json")
-"""Files that only a language model reads: they say how answers end, and how turns are written."""
+"""Files that only a language model reads: they define how answers end, and how turns are
+formatted."""
 MORE_TEMPLATES = "additional_chat_templates"
 """The folder in which a tokenizer looks for more of them."""
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
@@ -80,7 +82,7 @@ LFS = b"version https://git-lfs"
 class _Packaged(Protocol):
     """A model that a package carries, as far as it is used here.
 
-    This floor does not know `perdure.bundled`, which has the class.
+    This package does not import `perdure.bundled`, which defines the class.
     """
 
     hub_id: str | None
@@ -159,9 +161,9 @@ class ModelFiles:
 
     @functools.cached_property
     def of_generation(self) -> tuple[Path, ...]:
-        """The files that only a language model reads, as far as they are there.
+        """The files that only a language model reads, if present.
 
-        A tokenizer reads its chat templates wherever it is used, so they are checked always.
+        A tokenizer always reads its chat templates, so they are always checked.
         """
         paths = [self.folder / name for name in OF_GENERATION]
         more = self.folder / MORE_TEMPLATES
@@ -170,9 +172,9 @@ class ModelFiles:
         return tuple(path for path in paths if os.path.lexists(path))
 
     def check(self) -> None:
-        """Refuse files that cannot be read in bounded time, and files that are not really there.
+        """Refuse files that cannot be read in bounded time, and placeholders for files.
 
-        They are pipes, devices, vast or sparse files, and pointers of Git LFS.
+        These are pipes, devices, huge or sparse files, and Git LFS pointers.
 
         Raises
         ------
@@ -379,7 +381,7 @@ def _from_hub(source: str, revision: str | None, fetch: bool) -> ModelFiles:
 
 
 def _reason(error: Exception) -> str:
-    """Return the first line of an error of the hub, which goes on with advice for programmers."""
+    """Return the first line of a hub error; the others are advice for programmers."""
     lines = str(error).splitlines() or [type(error).__name__]
     return lines[0].removeprefix("Got: ").rstrip(".")
 

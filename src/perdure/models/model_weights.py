@@ -65,7 +65,7 @@ def stored(files: ModelFiles) -> dict[str, Stored]:
 
 
 def main_dtype(tensors: Mapping[str, Stored]) -> torch.dtype:
-    """Return the type of most of the numbers that are stored as floats."""
+    """Return the most common type among the values stored as floats."""
     totals: dict[torch.dtype, int] = {}
     for tensor in tensors.values():
         dtype = tensor.dtype
@@ -89,7 +89,7 @@ def _in_safetensors(path: Path) -> dict[str, Stored]:
 
 
 def _in_pickle(path: Path) -> dict[str, Stored]:
-    """Return the tensors of a pickle of torch.
+    """Return the tensors in a torch pickle.
 
     Its restricted unpickler makes tensors and plain values only, and runs no code.
     """
@@ -163,7 +163,7 @@ def _counted(source: str, most_tensors: int, most_numbers: int) -> Iterator[None
 
 
 def check_finite(source: str, model: nn.Module) -> None:
-    """Refuse a model with a parameter that is not finite: no answer would be, either.
+    """Refuse a model with a parameter that is not finite: its answers would not be finite, either.
 
     Raises
     ------

@@ -13,11 +13,11 @@ from transformers import PreTrainedModel
 def logits_at(
     model: PreTrainedModel, rows: Int[Tensor, " places"], columns: Int[Tensor, " places"]
 ) -> Iterator[None]:
-    """Have a model compute its logits at these places alone, as one row, while the block runs.
+    """Make a model compute its logits only at these positions, as one row, while the block runs.
 
-    Most of a small model's time and memory go into logits that no answer needs. The output layer is
-    given the places alone; what a model does before it (T5 scales) and after it (some cap their
-    logits) is done to each place by itself.
+    Most of a small model's time and memory go into logits that no answer needs. Only these
+    positions reach the output layer; steps before it (T5 scales) and after it (some models cap
+    their logits) act on each position independently.
     """
 
     def choose(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -1,8 +1,7 @@
 """Several short examples packed into one row of a batch, each attending only to itself.
 
-The mask and the positions are given, rather than left to transformers to find out from the
-positions: there a cache, or an attention implementation that does not look, lets examples see each
-other without a word.
+The mask is given explicitly, rather than left to transformers to derive from the positions: there a
+cache, or an attention implementation that ignores them, silently lets examples see each other.
 """
 
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ LINE = 256
 
 
 def arranged(lengths: Sequence[int]) -> tuple[list[int], list[int]]:
-    """Return the line of each example, and the column at which it begins there.
+    """Return the row of each example, and the column at which it begins.
 
     The longest come first, each in the first row with room for it.
 

@@ -1,6 +1,6 @@
 """Regular expressions from a recipe or an adapter's configuration, matched in bounded time.
 
-A short pattern can keep `re` busy for centuries, and whoever wrote the file may have meant it to.
+A short pattern can keep `re` busy for centuries, and the file's author may have intended that.
 `regex`, which transformers needs anyway, matches the same patterns and stops after a given time.
 """
 

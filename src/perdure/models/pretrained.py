@@ -62,7 +62,8 @@ class Opened:
 
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
-    """Silence transformers' progress bars, and its advice to train a head: we make our own."""
+    """Silence transformers' progress bars, and its advice to train a head: perdure adds its own
+    heads."""
     verbosity = transformers.logging.get_verbosity()
     bars = transformers.logging.is_progress_bar_enabled()
     transformers.logging.set_verbosity_error()
@@ -77,9 +78,9 @@ def quietly() -> Iterator[None]:
 
 @contextlib.contextmanager
 def loading(source: str) -> Iterator[None]:
-    """Turn whatever goes wrong in transformers into one `BackboneError`.
+    """Turn any failure in transformers into a `BackboneError`.
 
-    transformers takes a damaged file for a sound one and then raises errors of any class.
+    transformers may not notice that a file is damaged, and then raises errors of any class.
     """
     try:
         yield

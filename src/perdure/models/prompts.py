@@ -24,7 +24,7 @@ class Tokens:
     prompt
         What the model reads before it answers.
     answer
-        What it is to say, with the end-of-sequence token; empty if unknown.
+        The tokens to predict, with the end-of-sequence token; empty if unknown.
     joint
         What stands between a prompt and its answer: a space, unless one of them has it already.
     cut
@@ -132,7 +132,7 @@ class Prompts:
     def pieces(self, text: str, length: int) -> Iterator[Tokens]:
         """Yield pieces of `length` tokens of a plain text, the last of which may be shorter.
 
-        The prompt is a piece's beginning, and the answer what is to be predicted behind it.
+        The prompt is a piece's beginning, and the answer is the rest, which is to be predicted.
         """
         tokens = self._plain(text)
         beginning = () if self.decodes else self._beginning()

@@ -1,7 +1,7 @@
 """A frozen model in 4 bits, as in QLoRA: bitsandbytes' NormalFloat through transformers.
 
-Nothing can be added to weights in 4 bits. An adapter stands beside them anyway; a change that a
-rule makes is multiplied by beside the layer, too (`beside`).
+Nothing can be added to weights in 4 bits. An adapter is computed beside its layer anyway; a rule's
+change is applied in the same way (see `beside`).
 """
 
 import importlib.util
@@ -14,7 +14,7 @@ from transformers import BitsAndBytesConfig
 from perdure.errors import BackboneError
 
 NF4 = "nf4"
-"""The name of the type, as a recipe says it."""
+"""The name of the data type in a recipe."""
 
 
 def quantisation(source: str) -> BitsAndBytesConfig:

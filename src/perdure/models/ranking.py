@@ -1,9 +1,9 @@
-"""Rank choices by how likely each is behind a prompt, which is read once.
+"""Rank choices by how likely each is after a prompt, which is read only once.
 
-All choices are packed into one row behind the prompt's cache, each seeing the prompt and itself
-alone. A model with a decoder of its own reads them side by side, for T5's positions are relative
-and cannot be given. Either way is compared with reading each choice whole the first time: an
-architecture for which it is not exact is from then on asked with whole sequences.
+All choices are packed into one row after the prompt's cache, each attending only to the prompt and
+itself. An encoder–decoder model reads them as a batch, because T5's relative positions cannot be
+set. Either way is compared with reading each choice whole the first time: an architecture for which
+it is not exact is from then on asked with whole sequences.
 """
 
 import copy
@@ -75,7 +75,7 @@ def _agree(fast: Way, model: PreTrainedModel, prompt: Prompt, tails: Tails) -> b
 
 
 def tolerance(model: PreTrainedModel, values: Tensor) -> float:
-    """Return by how much log p may differ between two exact ways of computing it."""
+    """Return the tolerance between two exact ways of computing log p."""
     if model.dtype == torch.float32:
         return TOLERANCE
     largest = values.abs().max().item()
@@ -224,7 +224,7 @@ def _decoded(
 
 
 def _whole(model: PreTrainedModel, prompt: Prompt, tails: Tails) -> Float[Tensor, "batch choices"]:
-    """Read each prompt with each choice: slow, and right for every architecture."""
+    """Read each prompt with each choice: slow, but correct for every architecture."""
     batch = len(prompt["attention_mask"])
     scores = []
     for tail in tails:
@@ -269,7 +269,7 @@ def _continued(
 
 
 def _cache_name(model: PreTrainedModel) -> str:
-    """Return the name of the cache among a model's arguments.
+    """Return the name of a model's cache argument.
 
     transformers has begun to rename it, model by model.
     """

@@ -1,4 +1,4 @@
-"""Layers whose insides are computed again in the backward pass, rather than kept in memory."""
+"""Layers whose activations are recomputed in the backward pass, rather than kept in memory."""
 
 import contextlib
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from perdure.models.backbone import Backbone
 
 @contextlib.contextmanager
 def recomputed(backbone: Backbone) -> Iterator[None]:
-    """Have transformers compute each block of the model again in the backward pass.
+    """Make transformers recompute each block of the model in the backward pass.
 
     Raises
     ------
@@ -41,12 +41,12 @@ def recomputed(backbone: Backbone) -> Iterator[None]:
 
 
 def keep_recomputing(model: nn.Module) -> None:
-    """Have blocks compute again although the model does not drop anything, as in evaluation.
+    """Make blocks recompute even while dropout is off, as in evaluation mode.
 
     Raises
     ------
     InputError
-        A block would drop by itself.
+        A block applies dropout by itself.
     """
     for name, module in model.named_modules():
         if not pretrained.is_block(module) or module.training:

@@ -76,9 +76,9 @@ def _note_size(embeddings: nn.Module, patches: int, size: int) -> None:
 
 
 def _resize(processor: Any, size: int) -> None:
-    """Let the processor make the same picture in fewer or more pixels.
+    """Make the processor produce the same picture with fewer or more pixels.
 
-    Where it crops a margin, the margin keeps its share.
+    If it crops a margin, the margin keeps its share.
     """
     crop = None
     if getattr(processor, "do_center_crop", False):

@@ -1,4 +1,4 @@
-"""Prompts with their answers as tensors: padded on either side, or several in a line."""
+"""Prompts with their answers as tensors: padded on either side, or packed."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class TextExamples(Examples):
     """Prompts with their answers, whose tokens are the targets of a batch."""
 
     def batch(self, rows: Sequence[int], device: torch.device | str = "cpu") -> Batch:
-        """Return these rows as one batch, each in a line of its own."""
+        """Return these rows as one batch, one example per row."""
         chosen = self._tokens(rows)
         inputs = self.collate(chosen)
         decodes = "decoder_input_ids" in inputs
@@ -39,8 +39,8 @@ class TextExamples(Examples):
     def packed(self, rows: Sequence[int], pad: int, device: torch.device | str = "cpu") -> Batch:
         """Return these rows as one training batch, with as many examples packed into a row as fit.
 
-        Each example sees itself alone, by a mask and positions of its own. What asks for the tokens
-        of one example, such as `features`, cannot read such a batch.
+        Each example attends only to itself, by its own mask and positions. Functions that need the
+        tokens of single examples, such as `features`, cannot read such a batch.
         """
         chosen = self._tokens(rows)
         whole = [(*example.prompt, *example.answer) for example in chosen]
@@ -67,7 +67,7 @@ class TextExamples(Examples):
         starts: Sequence[int],
         device: torch.device | str,
     ) -> Batch:
-        """Return a batch whose answers begin at these lines and columns of the input."""
+        """Return a batch whose answers begin at these rows and columns of the input."""
         chosen = self._tokens(rows)
         owners, at, columns, targets = [], [], [], []
         for number, example in enumerate(chosen):

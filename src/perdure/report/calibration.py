@@ -14,7 +14,7 @@ NOTE = (
     "15 bins of confidence. Row: after learning this task. Column: the answers to this task."
 )
 WORST = 0.5
-"""The error with the lightest colour: that of answers which are sure, and half of them wrong."""
+"""The error with the lightest colour: that of fully confident answers of which half are wrong."""
 
 
 def section(summary: Summary) -> Section:
@@ -47,7 +47,8 @@ def _picture(result: Record, title: str) -> Picture:
 
 
 def sentences(summary: Summary) -> list[str]:
-    """Say of each run how far its closed answers are from being calibrated, in the first way."""
+    """Describe how far each run's closed answers are from being calibrated, for its main
+    `task_id`."""
     said = []
     first = [key for key, _ in ways(summary)][:1]
     for run in summary["runs"]:

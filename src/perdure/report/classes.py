@@ -1,4 +1,4 @@
-"""Answers by class: recall, and the class for which each was taken instead."""
+"""Answers by class: recall, and the classes that each was mistaken for."""
 
 from collections import Counter
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Figures of what a run took, and of the search of its scale."""
+"""Figures of a run's costs, and of the search for its scale."""
 
 from collections.abc import Sequence
 

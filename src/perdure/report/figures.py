@@ -317,7 +317,7 @@ def forgetting(summary: Summary) -> Picture | None:
 
 @dataclass(frozen=True)
 class Bars:
-    """Bars of one look: a value for each name, None if it is unknown."""
+    """A series of bars: a value for each name, None if it is unknown."""
 
     title: str
     look: Look

@@ -15,7 +15,7 @@ from perdure.report.terminal import say
 from perdure.report.terminal_table import print_table
 
 ROUNDING = 1e-9
-"""Two scores whose difference is the limit itself pass, whatever their last binary digit."""
+"""A tolerance: scores whose difference equals the limit pass despite rounding."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def gate(
 ) -> Verdict:
     """Say whether a run's model has kept enough: of each task, and elsewhere.
 
-    What was not measured does not pass.
+    Tasks that were not measured do not pass.
 
     Parameters
     ----------
@@ -108,7 +108,7 @@ def gate(
 
 
 def _result(run: Record, task_id: str | None) -> Record:
-    """Return the scores by the run's own rule that are compared."""
+    """Return the scores to compare, by the run's own rule."""
     by_way = {}
     for result in run["results"]:
         if result["rule"] == run["rule"]:
@@ -172,7 +172,7 @@ def show(verdict: Verdict, console: Console | None = None) -> None:
 
 
 def sentences(verdict: Verdict) -> Sequence[str]:
-    """Say what was compared with which limit, and the answer."""
+    """Print what was compared with which limit, and the answer."""
     limit = f"{verdict.forgetting:g}"
     points = "1 point" if limit == "1" else f"{limit} points"
     lost = [f"`{task.task}`" for task in verdict.tasks if task.drop is not None and not task.passes]

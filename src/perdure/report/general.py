@@ -23,7 +23,7 @@ NOTE = (
     "Never trained: tasks that are only measured, each by its own score."
 )
 MEASURES = ("cross_entropy", "divergence")
-"""The metrics that are no score of a task."""
+"""The metrics that are not a task's score."""
 BEFORE = "(before)"
 """The name of the step before the first task."""
 
@@ -76,7 +76,7 @@ def _less(value: float | None, start: float | None) -> float | None:
 
 
 def sentences(summary: Summary) -> list[str]:
-    """Say of each run, by its own rule, what its stream has cost the model elsewhere."""
+    """Describe for each run, by its own rule, what its stream has cost the model elsewhere."""
     said = []
     several = len(summary["runs"]) > 1
     for run in summary["runs"]:

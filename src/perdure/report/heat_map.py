@@ -29,7 +29,7 @@ SIDE = 960  # pixels: the largest side of a map without single cells
 
 
 def matrix(result: Record, limits: tuple[float, float]) -> Picture:
-    """Draw an accuracy matrix: the score on the column's task after learning the row's.
+    """Draw an accuracy matrix: the score on each column's task after learning each row's task.
 
     Empty rows are left out.
     """
@@ -135,7 +135,7 @@ def _is_numbered(rows: int, columns: int) -> bool:
 
 
 def _is_single(rows: int, columns: int) -> bool:
-    """Return whether cells are drawn one by one."""
+    """Return whether cells are drawn individually."""
     return columns <= CELLS and rows <= ROWS
 
 
@@ -209,7 +209,7 @@ def _cell(x: float, y: float, width: float, height: float, colour: ndarray) -> s
 
 
 def _raster(painted: ndarray, width: float, height: float) -> str:
-    """Return all cells as one picture: 300 tasks have 45,000."""
+    """Return all cells as one picture: 300 tasks have 45,000 of them."""
     file = io.BytesIO()
     Image.fromarray(painted, "RGBA").save(file, "PNG", optimize=True)
     data = base64.b64encode(file.getvalue()).decode()

@@ -1,4 +1,4 @@
-"""A report's dict → one HTML page that needs nothing else: no network, no files beside it."""
+"""A report's dict → one self-contained HTML page: no network, no other files."""
 
 import json
 from collections.abc import Callable, Iterable, Sequence
@@ -28,7 +28,7 @@ from perdure.runs.sources import Sources
 from perdure.storage import files
 
 FEW = 4
-"""The most runs of which each is shown with all its rules."""
+"""The largest number of runs that are shown with all their rules."""
 CELLS = 120_000
 """The most table cells on a page: with more it takes too long to open."""
 
@@ -135,7 +135,7 @@ def _yaml(value: object) -> str:
 
 
 def _cell(value: object) -> str:
-    """Return a table's value as text, with no more digits than anybody reads."""
+    """Return a table's value as text, with a readable number of digits."""
     if value is None:
         return "–"
     return f"{value:.6g}" if isinstance(value, float) else str(value)
@@ -174,9 +174,10 @@ def _several_groups(summary: Summary) -> bool:
 
 
 def _figures_of_ways(summary: Summary) -> list[list[Way]]:
-    """Return the ways to know the task, in lists of those that share a figure.
+    """Return the `task_id`s, grouped by the figure they share.
 
-    Several groups of runs are drawn with one way in a figure: lines are then free for groups.
+    With several groups of runs each figure has one `task_id`, so that the lines can stand for the
+    groups.
     """
     known = ways(summary)
     return [[way] for way in known] if _several_groups(summary) else [known]
@@ -221,9 +222,9 @@ def _drawn(pictures: Iterable[Picture | None]) -> list[Picture]:
 
 
 def _shown(summary: Summary) -> list[tuple[Record, Record]]:
-    """Return run and result of everything that is shown one by one.
+    """Return the run and the result of everything that is shown individually.
 
-    With many runs these are the results of each run's own rule, in one way to know the task.
+    With many runs these are the results of each run's own rule, for one `task_id`.
     """
     few = len(summary["runs"]) <= FEW
     first_way = [key for key, _ in ways(summary)][:1]
@@ -274,7 +275,7 @@ def _titled(picture: Picture, run: Record, several: bool) -> Picture:
 
 
 def _classes(summary: Summary) -> Section:
-    """Show how each run's classes were answered, without knowing the task if that was measured."""
+    """Show how each run's classes were answered, with the task unknown if that was measured."""
     several = len(summary["runs"]) > 1
     pictures = []
     if len(summary["runs"]) <= FEW:

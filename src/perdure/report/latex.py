@@ -25,7 +25,7 @@ SPECIAL = {
 
 
 def to_latex(summary: Summary) -> str:
-    """Return the table, to be pasted: numbers are right-aligned, and the note is the caption."""
+    """Return the table, ready to paste: numbers are right-aligned, and the note is the caption."""
     results = table(summary)
     numbers = len(results.header) - results.texts
     columns = "l" * results.texts + "r" * numbers
@@ -57,7 +57,7 @@ def _row(cells: list[str]) -> str:
 
 
 def escaped(text: str) -> str:
-    r"""Escape what LaTeX reads as commands.
+    r"""Escape characters that are special in LaTeX.
 
     Examples
     --------

@@ -125,7 +125,8 @@ def _rule(result: Record) -> str:
 
 
 def kind_of_score(metric: str) -> str:
-    """Return the name of the score of all tasks; or, if they have several, that these differ.
+    """Return the name of the score that all tasks have; or, if they have several, a phrase that
+    says so.
 
     Examples
     --------
@@ -136,7 +137,7 @@ def kind_of_score(metric: str) -> str:
 
 
 def scores(summary: Summary) -> str:
-    """Say which score each task has, in a sentence; empty if all have `accuracy`.
+    """Return a sentence with each task's score; empty if all have `accuracy`.
 
     Examples
     --------
@@ -157,7 +158,7 @@ def scores(summary: Summary) -> str:
 
 
 def few(names: Sequence[str], most: int = 8) -> str:
-    """Return the first names, and the number of the others.
+    """Return the first few names, and the number of the others.
 
     Examples
     --------

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 Cell = str | int | float | None
-"""A value of a table; None was not measured."""
+"""A table's value; None if it was not measured."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Picture:
     svg
         The figure itself.
     header, rows
-        The table: the names of its columns, and its rows. Shares are from 0 to 1; None was not
+        The table: the names of its columns, and its rows. Shares are from 0 to 1; None means not
         measured.
     """
 
@@ -32,7 +32,7 @@ class Picture:
 class Section:
     """A part of the page: a title, a sentence on how to read its figures, and the figures.
 
-    A folded one is closed when the page opens.
+    A folded section is closed when the page opens.
     """
 
     title: str

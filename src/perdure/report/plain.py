@@ -15,7 +15,7 @@ Summary = Mapping[str, Any]
 def plain(value: object) -> Any:
     """Return lists, dicts, text with control characters spelled out, and finite numbers.
 
-    Numbers that are not finite become None: JSON has no word for them.
+    Numbers that are not finite become None, because JSON cannot represent them.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Runs that differ in their seed only, as one: means and standard deviations."""
+"""Runs that differ only in their seed, put together: means and standard deviations."""
 
 import json
 import os
@@ -51,7 +51,8 @@ def _titles(runs: Sequence[Record], groups: Sequence[Sequence[int]]) -> list[str
     """Return a run's own title if it is alone in its group, otherwise the name that the group
     shares.
 
-    Groups of the same title get what differs between their recipes, or a folder.
+    Groups with the same title are told apart by the settings that differ between their recipes, or
+    by a folder.
     """
     firsts = [runs[numbers[0]] for numbers in groups]
     titles = [_title(runs, numbers) for numbers in groups]
@@ -122,7 +123,7 @@ def _settings(recipe: Record) -> Record:
 
 
 def _flat(settings: Record, before: str = "") -> Record:
-    """Return nested settings in one level, with names such as `method.rank`."""
+    """Return nested settings flattened, with names such as `method.rank`."""
     flat = {}
     for key, inner in settings.items():
         name = f"{before}{key}"
@@ -134,7 +135,7 @@ def _flat(settings: Record, before: str = "") -> Record:
 
 
 def _results(runs: Sequence[Record]) -> list[Record]:
-    """Return a result for each rule, way to know the task, and metric that any run has."""
+    """Return a result for each rule, `task_id` and metric that any run has."""
     by_kind: dict[tuple[str, ...], list[Record]] = {}
     for run in runs:
         for result in run["results"]:

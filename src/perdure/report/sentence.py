@@ -1,4 +1,4 @@
-"""What was run, in one sentence."""
+"""A sentence about what was run."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from perdure.report.plain import Record
 
 
 def sentence(files: Files) -> str:
-    """Say what was run: tasks, backbone, method, rule and seed."""
+    """Describe what was run: tasks, backbone, method, rule and seed."""
     recipe = files.recipe
     rule = files.combined.get("name") or _name(recipe.get("rule"))
     return " ".join(
@@ -50,7 +50,8 @@ def _listed(tasks: Sequence[Record]) -> str:
 
 
 def _name(section: object) -> str:
-    """Return what a section of the recipe is called: itself, or its name."""
+    """Return the name that a section of the recipe is given by: the section itself, or its
+    `name`."""
     if isinstance(section, dict):
         section = section.get("name") or section.get("model")
     return "an unnamed one" if section is None else str(section)

@@ -1,4 +1,4 @@
-"""The results that a page compares, and their looks: a colour has one meaning on the whole page.
+"""The results that a page compares, and their styles: a colour has one meaning on the whole page.
 
 A colour stands for a group of runs with one of its rules. Each `task_id` has its own line style and
 marker (and a hatch, for bars). Everything else is drawn in grey.
@@ -12,7 +12,7 @@ from perdure.report.plain import Record, Summary
 from perdure.report.svg import SOFT
 
 Way = tuple[str, str]
-"""A way to know the task: its key, and the words for it."""
+"""A `task_id`: its key, and its description."""
 
 # Colours that colour-blind people can tell apart, after Okabe and Ito 2008, without grey.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#b38600")
@@ -26,7 +26,7 @@ DRAWN = 16
 
 @dataclass(frozen=True)
 class Look:
-    """The look of a line, its points and its bars."""
+    """The style of a line, its points and its bars."""
 
     colour: str = SOFT
     line: str = "-"
@@ -36,7 +36,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Series:
-    """One result that is compared with others: its title, its look, and its numbers."""
+    """One result that is compared with others: its title, its style, and its numbers."""
 
     title: str
     look: Look
@@ -56,7 +56,7 @@ def ways(summary: Summary) -> list[Way]:
 
 
 class Looks:
-    """The looks of a page: a run, a rule and a way to know the task look alike in each figure."""
+    """The styles of a page: a run, a rule and a `task_id` look the same in every figure."""
 
     def __init__(self, summary: Summary):
         self.several = len(summary["groups"]) > 1
@@ -76,7 +76,7 @@ class Looks:
         self._numbers = {key: number for number, key in enumerate(unique)}
 
     def of(self, group: str, rule: str | None, task_id: str | None = None) -> Look:
-        """Return the look of a group's results with a rule, for one way to know the task."""
+        """Return the style of a group's results with a rule, for one `task_id`."""
         number = self._numbers[group, rule]
         way = 0
         if task_id in self._ways:
@@ -96,7 +96,7 @@ class Looks:
         )
 
     def of_run(self, number: int, rule: str | None, task_id: str | None = None) -> Look:
-        """Return the look of one run: that of its group."""
+        """Return the style of one run, which is that of its group."""
         return self.of(self._groups[number], rule, task_id)
 
 
@@ -114,7 +114,7 @@ def of_task(result: Record, column: int) -> str:
 
 
 def _averages(summary: Summary, task_id: str) -> list[tuple[str, Record]]:
-    """List each group's title with its results for one way to know the task."""
+    """List each group's title with its results for one `task_id`."""
     results = []
     for group in summary["groups"]:
         for result in group["results"]:
@@ -124,7 +124,7 @@ def _averages(summary: Summary, task_id: str) -> list[tuple[str, Record]]:
 
 
 def compared(summary: Summary, known: Sequence[Way]) -> list[Series]:
-    """List the results to compare for these ways to know the task.
+    """List the results to compare for these `task_id`s.
 
     They are those of all rules of each group, or of the group's own rule if there are too many.
     """

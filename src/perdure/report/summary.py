@@ -152,7 +152,7 @@ def _tasks(files: Files) -> list[Record]:
 
 
 def _results(files: Files) -> list[Record]:
-    """Return a result for each rule and way to know the task: every task by its own score."""
+    """Return a result for each rule and `task_id`, with every task measured by its own score."""
     names = {task["name"] for task in files.tasks}
     # Dicts and not sets: they keep the order of the file.
     keys = {}
@@ -282,7 +282,7 @@ def _scores(
 
 
 def _not_measured(files: Files, results: Sequence[Record]) -> list[str]:
-    """Say what was not measured after the last task: an average needs all of them."""
+    """Describe what was not measured after the last task: an average needs all tasks."""
     rule = files.combined.get("label")
     # While a run is written there is more to come; without its rule nobody knows what is due.
     if files.running or (results and rule is None):
@@ -312,7 +312,7 @@ def _not_measured(files: Files, results: Sequence[Record]) -> list[str]:
 
 
 def _not_answered(rule: str, measured: set[str], without_task: set[str]) -> list[str]:
-    """Say which tasks a routed rule cannot answer without a task: those with free text."""
+    """Name the tasks that a routed rule cannot answer without a task: those with free text."""
     missing = [f"`{name}`" for name in sorted(measured - without_task)]
     if not missing:
         return []
@@ -334,7 +334,7 @@ def _number(value: float) -> float | None:
 
 
 def _status(files: Files) -> str:
-    """Say what an unfinished run is doing, or where it stopped; "" for a finished one."""
+    """Describe what an unfinished run is doing, or where it stopped; "" for a finished one."""
     finished = {task["name"] for task in files.tasks}
     count = len(finished)
     verb = " is" if count == 1 else "s are"
@@ -349,7 +349,7 @@ def _status(files: Files) -> str:
 
 
 def _unfinished_task(events: Sequence[Record], finished: set[str]) -> str:
-    """Say at which step of a task a run is, going by its last event of a step."""
+    """Describe which step of a task a run has reached, according to its last step event."""
     steps = [event for event in events if event.get("event") == "step"]
     if not steps:
         return ""
@@ -410,7 +410,7 @@ def _thinned(curve: Mapping[int, float], points: int) -> dict[str, list[float]]:
 
 
 def _cost(tasks: Sequence[Record]) -> Record:
-    """Return the cost of all tasks together; of trained parameters, the most for any one task."""
+    """Return the total cost of all tasks; for trained parameters, the maximum over tasks."""
     seconds = _known(tasks, "seconds")
     sizes = _known(tasks, "bytes")
     states = _known(tasks, "state_bytes")

@@ -61,7 +61,7 @@ def _print_results(summary: Summary, symbols: dict[str, str], console: Console) 
 
 
 def _print_last(run: Record, console: Console) -> None:
-    """Print the scores after the last task if only some are known: averages are missing then."""
+    """Print the scores after the last task if only some are known, so that averages are missing."""
     results = []
     for result in run["results"]:
         if result["rule"] == run["rule"] and result["matrix"]:
@@ -162,7 +162,7 @@ def listing(title: str, rows: Iterable[tuple[str, str]], console: Console | None
 def overview(summary: Summary, console: Console | None = None) -> None:
     """Print the average score after the last task, for each run and rule.
 
-    There is a column for each way to know the task.
+    There is a column for each `task_id`.
     """
     console = console or Console()
     # The same columns for all runs, whichever ways each was measured with.
@@ -192,7 +192,7 @@ def overview(summary: Summary, console: Console | None = None) -> None:
 
 
 def matrices(summary: Summary, console: Console | None = None) -> None:
-    """Print the accuracy matrices of each run's own rule, for each way to do without the task.
+    """Print the accuracy matrices of each run's own rule, for each `task_id` but `given`.
 
     A row is a step.
     """

@@ -11,9 +11,9 @@ from rich.text import Text
 from perdure.errors import printable
 
 GAP = 2
-"""The number of blanks between two columns."""
+"""The number of spaces between two columns."""
 WORD = 12
-"""The length from which a word may be folded inside."""
+"""The minimum length of a word that may be broken."""
 
 
 def print_table(
@@ -67,7 +67,7 @@ def _broken(cell: str, width: int) -> str:
 def _widths(
     room: int, header: Sequence[str], rows: Sequence[Sequence[str]], texts: Collection[int]
 ) -> list[int] | None:
-    """Return the width of each column; None if they never fit.
+    """Return the width of each column, or None if they cannot fit.
 
     The widest column that may still be folded is made narrower until all of them fit.
     """
@@ -118,7 +118,7 @@ def _print_blocks(
 
 
 def _print_pairs(console: Console, pairs: Sequence[str]) -> None:
-    """Print names with their numbers, several on a line where they fit; a number is never cut."""
+    """Print names with their numbers, several per line if they fit; a number is never cut."""
     width = console.width - GAP
     line = ""
     for pair in pairs:
@@ -138,7 +138,7 @@ def _print_pairs(console: Console, pairs: Sequence[str]) -> None:
 
 
 def _print_folded(console: Console, text: str, *, indent: int) -> None:
-    """Print a text, folded between its words."""
+    """Print a text, wrapped between words."""
     space = " " * indent
     folded = textwrap.wrap(
         text,

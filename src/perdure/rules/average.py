@@ -1,4 +1,4 @@
-"""The mean of the task vectors: model soups of models that were trained apart."""
+"""The mean of the task vectors, as in model soups."""
 
 from perdure.merging.rule import nature
 from perdure.vectors.task_vector import TaskVector, total

@@ -27,7 +27,7 @@ def continual_ties(
     ----------
     mode
         `fold`: as above. `reference`: M_t = M_(t-1) + scale · TIES(M_(t-1), tau_t) with M_1 = scale
-        · tau_1, as FusionBench codes it. This counts what was merged twice: entries that agree grow
+        · tau_1, as FusionBench codes it. This counts earlier merges twice: entries that agree grow
         by 1 + scale at each step. `batch`: TIES of all tasks together: the rule `ties`, which does
         not depend on the order.
     density, how, per

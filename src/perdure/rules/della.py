@@ -1,4 +1,4 @@
-"""DELLA (Deep et al. 2024): drop small entries more often than great ones, then merge."""
+"""DELLA (Deep et al. 2024): drop small entries more often than large ones, then merge."""
 
 from typing import Annotated
 
@@ -33,7 +33,7 @@ def della(
     """Theta = Theta_pre + scale · combination of m_t ⊙ tau_t / (1 - p_t).
 
     Each entry of m_t is 0 with probability p_t, and 1 otherwise. In each row (a neuron) p_t falls
-    evenly from p + epsilon for the smallest magnitude to p - epsilon for the greatest.
+    evenly from p + epsilon for the smallest magnitude to p - epsilon for the largest.
 
     Parameters
     ----------

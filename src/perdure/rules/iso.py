@@ -32,7 +32,7 @@ def iso(
     common
         The share of the common directions for `cts`, in (0, 1].
     scale
-        alpha, which the authors search for each model; LoRA asks for more (see Notes).
+        alpha, which the authors search for each model; LoRA needs a larger one (see Notes).
 
     Notes
     -----

@@ -1,4 +1,4 @@
-"""The last state alone, as sequential fine-tuning leaves it."""
+"""Only the last state, as sequential fine-tuning leaves it."""
 
 from perdure.merging.rule import nature
 from perdure.vectors.task_vector import TaskVector
@@ -6,7 +6,7 @@ from perdure.vectors.task_vector import TaskVector
 
 @nature("sequential", state="one task vector")
 def last(vectors: dict[str, TaskVector]) -> TaskVector:
-    """Theta = Theta_pre + tau_T: only the last task vector acts.
+    """Theta = Theta_pre + tau_T: only the last task vector is used.
 
     Examples
     --------

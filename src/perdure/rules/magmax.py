@@ -1,4 +1,4 @@
-"""MagMax (Marczak et al. 2024): take the greatest change of each entry."""
+"""MagMax (Marczak et al. 2024): take the largest change of each entry."""
 
 import functools
 
@@ -11,7 +11,7 @@ from perdure.vectors.task_vector import TaskVector
 
 @nature("order-free", state="one task vector", layerwise=True)
 def magmax(vectors: dict[str, TaskVector], *, scale: float = 0.5) -> TaskVector:
-    """Theta = Theta_pre + scale · tau, with tau_i = the (tau_t)_i of greatest magnitude.
+    """Theta = Theta_pre + scale · tau, with tau_i = the (tau_t)_i of largest magnitude.
 
     It was published for models fine-tuned one after the other, each from the last (the method
     `sequential`, or `isolated` with `start="previous"`); on models trained apart it is the authors'

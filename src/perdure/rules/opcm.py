@@ -33,7 +33,7 @@ def opcm(
     Parameters
     ----------
     alpha
-        In [0, 1); the higher, the more is removed.
+        In [0, 1); higher values remove more.
     block
         `topleft`: the block of the first singular vectors on both sides, as in the authors' code;
         `both`: everything in a first singular vector of either side.

@@ -1,4 +1,4 @@
-"""One adapter per task, each used for its own task: the bound of every combination."""
+"""One adapter per task, each used for its own task: the upper bound for every combination."""
 
 from perdure.merging.rule import nature
 from perdure.vectors.task_vector import TaskVector

@@ -18,14 +18,14 @@ def slerp(
 ) -> TaskVector:
     """Theta = Theta_pre + (sin((1 - t) phi) tau_1 + sin(t phi) tau_2) / sin(phi).
 
-    phi is the angle between the two. Where they are nearly parallel (|cos phi| > 0.9995), or
-    one of them is zero, the result is (1 - t) tau_1 + t tau_2. At t = 1/2 the order does not
-    matter. A single task vector stays as it is.
+    phi is the angle between the two. If they are nearly parallel (|cos phi| > 0.9995), or one of
+    them is zero, the result is (1 - t) tau_1 + t tau_2. At t = 1/2 the order does not matter. A
+    single task vector stays as it is.
 
     Parameters
     ----------
     t
-        How far from the first to the second, in [0, 1].
+        The position between the first and the second, in [0, 1].
     per
         One angle for each `layer`, or one for the whole `model`.
 

@@ -1,4 +1,4 @@
-"""The plain sum, for methods whose task vectors were trained not to disturb each other."""
+"""The plain sum, for methods that train task vectors not to disturb each other."""
 
 from perdure.merging.rule import nature
 from perdure.vectors.task_vector import TaskVector, total

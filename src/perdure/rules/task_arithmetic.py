@@ -31,8 +31,8 @@ def task_arithmetic(vectors: dict[str, TaskVector], *, scale: Scale = "1/n") -> 
     ----------
     scale
         lambda: a number, `"1/n"` (the mean) or `"1/sqrt(n)"`; in a run also `"search"`, by
-        validation accuracy. A mapping gives each task a lambda of its own, or a list of them for
-        parts of the model of equal depth, starting at the input.
+        validation accuracy. A mapping gives each task its own lambda, or a list of them for parts
+        of equal depth, starting at the input.
 
     Examples
     --------

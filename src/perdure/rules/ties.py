@@ -18,17 +18,17 @@ def ties(
     how: sparse.How = "mean",
     per: sparse.Per = "model",
 ) -> TaskVector:
-    """Theta = Theta_pre + scale · tau, from the greatest entries that agree in sign.
+    """Theta = Theta_pre + scale · tau, from the largest entries that agree in sign.
 
-    Trim: keep the share `density` of greatest magnitudes of each tau_t. Elect: gamma = sgn(sum of
+    Trim: keep the share `density` of largest magnitudes of each tau_t. Elect: gamma = sgn(sum of
     tau_t) for each entry; if it is 0, the sign of most entries. Merge: tau = the mean of the
     trimmed tau_t that are not 0 and have the sign gamma.
 
     Parameters
     ----------
     density
-        The share of entries that trimming keeps, in (0, 1], and all that tie with the smallest of
-        them.
+        The share of entries that trimming keeps, in (0, 1], including all entries tied with the
+        smallest of them.
     scale
         lambda: 1 with the mean; the literature takes 0.3 with the sum and eight tasks.
     how

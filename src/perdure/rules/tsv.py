@@ -15,10 +15,9 @@ def tsv(
 ) -> TaskVector:
     """Theta = Theta_pre + scale · U diag(S_1, …, S_n) Vᵀ.
 
-    U_t, S_t, V_t are the `rank` greatest singular triples of each task's matrix. U is the
-    nearest orthonormal matrix to [U_1 … U_n], and V to [V_1 … V_n]. Neither exceeds the
-    numerical rank: the other singular vectors of a LoRA are arbitrary. Layers that are not
-    matrices are averaged.
+    U_t, S_t, V_t are the `rank` greatest singular triples of each task's matrix. U is the closest
+    orthonormal matrix to [U_1 … U_n], and V to [V_1 … V_n]. Neither exceeds the numerical rank: the
+    other singular vectors of a LoRA are arbitrary. Layers that are not matrices are averaged.
 
     Parameters
     ----------

@@ -13,12 +13,13 @@ from perdure.models.adapters import Adapter
 from perdure.storage.tensors import Stored, TensorFile
 
 PREFIX = "base_model.model."
-"""peft saves the names of its own wrapper, in which the model is `base_model.model`."""
+"""The prefix of saved names: peft saves them as in its wrapper, where the model is
+`base_model.model`."""
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 START = "start.safetensors"
 KEPT = {"inputs": "inputs.safetensors"}
-"""The file of each thing that adapters keep for rules."""
+"""The files for values that adapters keep for rules, by the values' names."""
 MIDDLE = {
     "lora_A.weight": 0,
     "lora_B.weight": 1,
@@ -41,10 +42,10 @@ def contents(
     head: tuple[str, nn.Linear] | None,
     task_type: str | None = None,
 ) -> dict[str, bytes]:
-    """Return the files of an adapter, by name; none where the method has no module.
+    """Return the files of an adapter, by name; empty if the method has no module.
 
-    `adapter/` is a folder that `peft.PeftModel.from_pretrained` loads. The start of training
-    stands beside it.
+    `adapter/` is a folder that `peft.PeftModel.from_pretrained` loads. A second file contains the
+    parameters before training.
 
     Parameters
     ----------
@@ -54,7 +55,7 @@ def contents(
         The name and the layer of the task's head, which peft loads from `modules_to_save`, so
         that the stock classification model gives the task's logits.
     task_type
-        The kind of model that peft makes of the base and the adapter; None leaves it open.
+        The kind of model that peft makes from the base and the adapter; None leaves it open.
     """
     if adapter.config is None:
         return {}
@@ -151,7 +152,7 @@ def _fits(key: str, start: Stored, trained: Stored | None, width: int | None) ->
 
 
 def _rank_dimension(key: str) -> int | None:
-    """Return the value in `MIDDLE` for a parameter; None for one of no module of ours."""
+    """Return the value in `MIDDLE` for a parameter; None if it belongs to none of our modules."""
     for ending, dimension in MIDDLE.items():
         if key.endswith(ending):
             return dimension
@@ -188,7 +189,7 @@ def _layer(key: str) -> str:
 
 
 def _load_kept(folder: Path) -> dict[str, dict[str, Tensor]]:
-    """Read what was kept for rules, by its name and by layer."""
+    """Read the values kept for rules, by name and by layer."""
     kept: dict[str, dict[str, Tensor]] = {}
     for name, file in KEPT.items():
         if not (folder / file).exists():

@@ -51,11 +51,11 @@ class Answerer:
     _tokens: dict[tuple[str, str], int] = field(default_factory=dict)
 
     def answers(self, rows: TaskRows, batch_size: int) -> list[Answer]:
-        """Answer each row: with a label word where its task is closed, else with free text.
+        """Answer each row: with a label word if its task is closed, otherwise with free text.
 
         Without a task the combined model ranks the words of all closed tasks. The task posterior
-        says whether a closed task or a free one is meant, where the run has both, and which
-        adapter answers, where the rule is routed.
+        decides whether a closed task or a free-text task is meant, if the run has both, and which
+        adapter answers, if the rule is routed.
         """
         examples = self.backbone.prepare([rows], batch_size=batch_size)
         names = self._names
@@ -102,7 +102,7 @@ class Answerer:
     def _ranked(
         self, examples: Examples, log_weights: Float[Tensor, "examples tasks"]
     ) -> list[Answer]:
-        """Answer with the likeliest word of the closed tasks."""
+        """Answer with the most likely word of the closed tasks."""
         combined = self.system.combined
         choices = self._choices
         # Tasks that are answered with free text have no word to answer with.
@@ -131,7 +131,7 @@ class Answerer:
         log_weights: Float[Tensor, " tasks"],
         routed: bool,
     ) -> tuple[str, str]:
-        """Return the word that is answered, and the task that it is a word of.
+        """Return the word chosen as the answer, and its task.
 
         Parameters
         ----------
@@ -165,7 +165,7 @@ class Answerer:
     def _written(
         self, examples: Examples, log_weights: Float[Tensor, "examples tasks"]
     ) -> list[Answer]:
-        """Answer with free text, of which the likeliest task is said to be the task."""
+        """Answer with free text, and report the most likely task as its task."""
         names = self._names
         free = [number for number, name in enumerate(names) if name not in self._choices]
         likeliest = [names[free[i]] for i in log_weights[:, free].argmax(1).tolist()]

@@ -9,7 +9,7 @@ Sections = Mapping[str, object]
 """A recipe, by section."""
 
 HARMLESS = ("name", "about", "stream", "evaluation", "rule")
-"""Sections that say what is measured, and the stream, of which the examples are compared."""
+"""Sections that define what is measured, and the stream, whose examples are compared instead."""
 HARMLESS_IN_TRAINING = ("checkpoint_steps", "trackers")
 
 
@@ -79,7 +79,7 @@ def _flat(values: Mapping[str, object], start: str = "") -> Iterator[tuple[str, 
 
 
 def _said(value: object) -> str:
-    """Return a value for a message, cut where nobody reads on."""
+    """Return a value for a message, truncated if it is long."""
     # Not by truth: 0 and False are settings.
     text = "nothing" if value in (None, [], {}) else str(value)
     return text if len(text) <= 200 else f"{text[:200]}…"

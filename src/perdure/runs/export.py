@@ -29,12 +29,12 @@ RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """What is to be exported, and where to.
+    """The model to export, and the destination.
 
     Attributes
     ----------
     about
-        What the folder can do, for its model card.
+        A description of what the folder can do, for its model card.
     check
         Called before the folder takes its place: it raises if a task was forgotten meanwhile.
     """
@@ -47,7 +47,7 @@ class Export:
 
 
 def check_exportable(rule: Rule, form: Form, dtype: object) -> None:
-    """Check that a rule makes one set of weights, which the model can take.
+    """Check that a rule makes one set of weights, which can be merged into the model.
 
     Parameters
     ----------
@@ -138,7 +138,7 @@ def write_adapter(export: Export, *, rank: int | None = None, pad_rank: bool = F
     Parameters
     ----------
     rank
-        The rank of each layer's change, the nearest matrix of that rank; by default all of it.
+        The rank of each layer's change, the closest matrix of that rank; by default all of it.
     pad_rank
         Fill all layers with zeros to one of `RANKS`. The change is the same.
 
@@ -177,7 +177,7 @@ def write_adapter(export: Export, *, rank: int | None = None, pad_rank: bool = F
 def _changes(
     model: nn.Module, vector: object, rank: int | None
 ) -> tuple[dict[Layer, LowRank], float]:
-    """Return the change of each layer, and the share of their norm that a rank leaves out."""
+    """Return each layer's change, and the share of their norm that a rank discards."""
     # `check_exportable` was asked before: no other rule gives anything else.
     entries = vector.items() if isinstance(vector, TaskVector) else ()
     changes: dict[Layer, LowRank] = {}
@@ -200,7 +200,7 @@ def _changes(
 
 
 def _padded(changes: dict[Layer, LowRank]) -> dict[Layer, LowRank]:
-    """Fill all changes to the same rank, the lowest that vLLM knows and that holds them."""
+    """Pad all changes to the same rank: the lowest supported by vLLM that is large enough."""
     highest = max(change.rank for change in changes.values())
     enough = [rank for rank in RANKS if rank >= highest]
     if not enough:

@@ -33,8 +33,8 @@ class Exported:
     tasks
         The names of the classes, by task.
     accuracy
-        The average over the tasks after the last one, by the way in which the task is known;
-        empty if it was not measured with this rule.
+        The average over the tasks after the last one, by `task_id`; empty if it was not measured
+        with this rule.
     asking
         How a language model is asked; None for a model that answers by heads.
     form
@@ -67,7 +67,7 @@ class Exported:
         return Path(self.base).name if self.is_local else self.base
 
     def sentences(self) -> list[str]:
-        """Say how well the folder answers, and what it lacks."""
+        """Describe how well the folder answers, and what it lacks."""
         if self.asking:
             return self._sentences_on_text(self.asking)
         if len(self.tasks) == 1:  # without a choice between tasks, both answer alike

@@ -187,7 +187,7 @@ def try_rule(
 
 
 def entry_of(splits: Mapping[str, str | None], values: Mapping[str, object]) -> Content:
-    """Return the entry of a recipe's stream for one's own data.
+    """Return the entry of a recipe's stream for a user's own data.
 
     Parameters
     ----------
@@ -294,7 +294,7 @@ def forget(
 ) -> Forgotten:
     """Remove a task from a run: adapter, head, statistics, and what was measured with it.
 
-    If tasks are isolated, the run is then the one, bit for bit, that never learned it. If
+    If tasks are isolated, the run is then, bit for bit, as if it had never learned the task. If
     later tasks were learned on top of it, they hold traces of it until they are learned again.
 
     Parameters
@@ -303,7 +303,7 @@ def forget(
         A task that the run has learned, or was to learn; or one that was forgotten, to learn
         again the tasks in which it left traces.
     retrain_later
-        Learn the tasks again in which it has left traces.
+        Relearn the tasks in which it has left traces.
     stream
         The tasks, if the run's recipe does not say how they are made; for `retrain_later`.
     trust

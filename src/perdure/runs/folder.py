@@ -14,13 +14,13 @@ from perdure.runs.state import RunState, read
 
 
 class Run:
-    """A run folder. Each answer is about the folder as it is when asked.
+    """A run folder. Every method reads the folder as it is at that moment.
 
     Parameters
     ----------
     trust
-        True if Python files that the folder names (a method, a rule or a benchmark of one's own)
-        may be run by anything done with it in this process. They are run as they are then.
+        True if Python files that the folder names (a custom method, rule or benchmark) may be run
+        by anything done with it in this process. They are run as they are then.
 
     Raises
     ------
@@ -109,8 +109,8 @@ class Run:
         return self.state.matrix(rule, task_id)
 
     def accuracies(self, rule: str) -> dict[str, float]:
-        """Return the average score of a rule after the last task, by way to know the task.
+        """Return the average score of a rule after the last task, by `task_id`.
 
-        Only the ways in which every task was measured are in it.
+        It has only the `task_id`s that every task was measured with.
         """
         return self.state.accuracies(rule)

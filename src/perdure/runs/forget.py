@@ -1,4 +1,4 @@
-"""Take a task out of a run again: first out of its recipe, then out of its folder.
+"""Remove a task from a run: first from its recipe, then from its folder.
 
 The decisive moment is the writing of a recipe that lists the task as `forgotten`. If the
 process dies after that, the next process that writes the run calls `finish`. The command itself
@@ -29,7 +29,7 @@ class Forgotten:
     traces
         The tasks in which it has left traces; empty if tasks are isolated.
     why
-        How the traces came into them.
+        The reason why the traces are there.
     relearned
         The tasks that were learned again without it.
     left
@@ -74,7 +74,7 @@ class Forgotten:
 
 
 def dependence(recipe: Settings) -> str:
-    """Return what of later tasks depends on earlier ones; empty if tasks are isolated."""
+    """Return the parts of later tasks that depend on earlier ones; empty if tasks are isolated."""
     try:
         isolates = make_method(recipe["method"]).isolates
     except InputError:
@@ -96,7 +96,7 @@ def without(
     Parameters
     ----------
     learned
-        The names of the tasks that were learned so far, this one among them or not.
+        The names of the tasks that were learned so far, whether or not this one is among them.
     leaves_traces
         True if the task leaves traces in those learned after it.
     """
@@ -175,7 +175,7 @@ def finish(folder: Path) -> None:
 
 
 def _drop_traces(folder: Path, state: RunState) -> None:
-    """Remove from the recipe the traces that no task holds any more."""
+    """Remove traces from the recipe that no task contains any more."""
     traces = state.recipe.get("traces") or {}
     remaining = {name: first for name, first in traces.items() if first < len(state.tasks)}
     if remaining != traces:
@@ -183,7 +183,7 @@ def _drop_traces(folder: Path, state: RunState) -> None:
 
 
 def remove_last(folder: Path, name: str) -> None:
-    """Take the task that was learned last out of a run, and all that was measured with it."""
+    """Remove the last learned task from a run, and everything that was measured with it."""
     state = read(folder)
     put.removed(folder / layout.UNFINISHED)
     _drop_values(folder, name, range(len(state.tasks)))
@@ -222,7 +222,7 @@ def _is_independent(measured: Mapping[str, object], name: str, steps: Collection
 
 
 def _combine_without(folder: Path, name: str, steps: Collection[int]) -> None:
-    """Take a task out of `combined.json`: its scale, and any scale found with it."""
+    """Remove a task from `combined.json`: its scale, and any scale found with it."""
     state = read(folder)
     path = folder / "combined.json"
     if not state.tasks or not layout.is_there(path):

@@ -1,4 +1,4 @@
-"""The inputs of a run's model: rows of a table, or prompts, as what the model reads."""
+"""The inputs of a run's model, made from the rows of a table or from prompts."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from perdure.data.rows import HALF, Row, half_of_a_pair
 from perdure.errors import DataError, InputError
 
 Classes = Mapping[str, tuple[str, ...]]
-"""The classes of each task learned, by its name; none where the answer is free text."""
+"""The classes of each task learned, by its name; empty if the answer is free text."""
 Turns = list[dict[str, str]]
 
 
@@ -56,7 +56,7 @@ def prompt_reader(
     DataError
         The table has no such columns, or the template is wrong.
     InputError
-        What is asked for is not for language models, or nothing says where the prompt is.
+        An option is only for language models, or it is unknown where the prompt is.
     """
     if asked.image or len(asked.text) > 1:
         given = "`--image`" if asked.image else "two columns of `--text`"
@@ -80,7 +80,7 @@ def prompt_reader(
 def _as_learned(
     columns: Sequence[str], source: str, task: str | None, stream: object
 ) -> Prompt | None:
-    """Return the prompt as the task's own table was read, or else by the names of the columns.
+    """Return the prompt as it was read from the task's own table, or as the column names suggest.
 
     Without a task, all tables whose columns this one has must agree.
     """
@@ -114,7 +114,7 @@ def _own_classes(task: str | None, classes: Classes) -> tuple[str, ...]:
 
 
 def _prompt_of(prompt: Prompt, classes: tuple[str, ...], row: Row) -> str | Turns:
-    """Return the prompt of a row; `classes` stand in the place of `{choices}`."""
+    """Return the prompt of a row; `classes` replace `{choices}`."""
     made = prompt.of(row, {})
     if isinstance(made, str):
         return _with_choices(made, classes)
@@ -144,7 +144,7 @@ def prompts(inputs: Sequence[object]) -> Dataset:
     InputError
         An input is no prompt, or not all are of one kind.
     DataError
-        A conversation is not one.
+        A conversation is not valid.
     """
     is_text = isinstance(inputs[0], str)
     conversation = Conversation(answered=False)
@@ -214,7 +214,7 @@ def texts_or_pairs(inputs: Sequence[object]) -> Dataset:
 
 
 def _columns(value: object) -> tuple[Any, ...]:
-    """Return an input as the cells of a row: two of a pair, else one."""
+    """Return an input as the cells of a row: two for a pair, otherwise one."""
     if isinstance(value, tuple | list) and len(value) == 2:
         return tuple(value)
     return (value,)

@@ -1,4 +1,4 @@
-"""A run's plan: all that it needs, checked to go together before anything is trained."""
+"""A run's plan: everything it needs, checked for consistency before anything is trained."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ from perdure.settings import Section, check_seed, checked, named
 
 @dataclass(frozen=True)
 class Plan:
-    """All that a run needs: what is learned, by what, and how.
+    """Everything that a run needs: stream, backbone, method, rule and settings.
 
     Attributes
     ----------
@@ -42,12 +42,12 @@ class Plan:
 
 
 def check(plan: Plan) -> None:
-    """Check that the parts of a run are valid and go together.
+    """Check that the parts of a run are valid and compatible.
 
     Raises
     ------
     InputError
-        They do not.
+        They are not.
     """
     kinds = {
         "stream": (plan.stream, TaskStream),
@@ -103,7 +103,7 @@ def check_needs(method: Method, backbone: Backbone, stream: TaskStream) -> None:
 
 
 def check_answers(backbone: Backbone, tasks: Sequence[Task], evaluation: Evaluation) -> None:
-    """Check that a backbone can answer the tasks, and that their scores are of such answers.
+    """Check that a backbone can answer the tasks, and that their scores fit such answers.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""What the model card of an exported language model says: how it is asked, and how it answers."""
+"""The part of a language model's card about asking it, and its answers."""
 
 import json
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ SEQ2SEQ = "AutoModelForSeq2SeqLM"
 
 @dataclass(frozen=True)
 class Asking:
-    """How a language model is asked.
+    """The way to ask a language model.
 
     Attributes
     ----------
@@ -40,7 +40,7 @@ class Asking:
         return "text2text-generation" if self.decodes else "text-generation"
 
     def sentences(self, *, closed: bool) -> list[str]:
-        """Say what a stock model does otherwise, or has to be told.
+        """Describe what a stock model does differently, or needs to be told.
 
         `closed`: there are tasks whose answers are a closed set.
         """

@@ -1,4 +1,4 @@
-"""The files of a run folder as plain values, read without torch by all that follows.
+"""The files of a run folder as plain values, read without torch.
 
     recipe.yaml · environment.json   what was run, and on what; the format of the folder
     backbone.json                    SHA-256 of the pre-trained model's files, and its revision
@@ -67,12 +67,12 @@ UNREADABLE = (
     csv.Error,
     RecursionError,
 )
-"""The errors of code that reads a file as it should be, when somebody has changed it."""
+"""The errors that occur when a file is not as it was written."""
 
 
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turn whatever is wrong with a file of a run into one sentence that names it.
+    """Turn any error about a run's file into one sentence that names the file.
 
     Raises
     ------
@@ -145,8 +145,7 @@ def check_run(folder: Path) -> None:
 def check_no_links(folder: Path) -> None:
     """Check that no file of a run is a link, so that all writing stays in its folder.
 
-    The folder itself may be a link: its name was given by whoever gave the command, not by
-    whoever made the run.
+    The folder itself may be a link: the user named it, not the maker of the run.
 
     Raises
     ------
@@ -177,7 +176,7 @@ def is_run(folder: Path) -> bool:
 
 
 def is_there(path: Path) -> bool:
-    """Return True if a file exists; that it may not be asked for is an error."""
+    """Return True if a file exists; raise an error if the system refuses to tell."""
     with reading(path):
         return path.exists()
 
@@ -250,7 +249,7 @@ def forgotten(recipe: Mapping[str, object]) -> list[str]:
 
 
 def innermost(method: Settings) -> Settings:
-    """Return the settings of a method; of one that wraps another, those of the other."""
+    """Return the settings of a method; if it wraps another, those of the inner one."""
     while isinstance(method.get("method"), dict):
         method = method["method"]
     return method
@@ -402,7 +401,7 @@ def _logged_searches(folder: Path) -> list[Content]:
 # -- answers.json · diagnostics.json
 
 Answers = dict[str, dict[str, dict[str, dict[str, int]]]]
-"""Counts by the way to know the task, the task, the true and the answered class."""
+"""Counts by `task_id`, task, true class and answered class."""
 
 
 def answers(folder: Path, *, rule: str | None = None, step: int | None = None) -> Answers:
@@ -413,7 +412,8 @@ def answers(folder: Path, *, rule: str | None = None, step: int | None = None) -
     Parameters
     ----------
     rule, step
-        If given, it is also empty if that was with another rule, or after another step.
+        If given, the result is also empty if the measurement was with another rule, or after
+        another step.
 
     Raises
     ------

@@ -43,7 +43,7 @@ ANSWERED = ("answer", "score", "task")
 
 @dataclass(frozen=True)
 class Prediction:
-    """The class that is most likely, its probability, and the task that it belongs to."""
+    """The most likely class, its probability, and the task it belongs to."""
 
     label: str
     probability: float
@@ -125,15 +125,15 @@ class Model:
     ) -> list[Prediction] | list[Answer]:
         """Classify texts, pairs of texts, or images; a language model answers prompts.
 
-        A text without any token gets the most likely answer without reading: by the shares of
-        the classes in training, with each task as likely as the others.
+        A text without any token gets the answer that is most likely a priori: by the classes'
+        shares in training, with all tasks equally likely.
 
         Parameters
         ----------
         inputs
             All of one kind. A pair is a tuple of two texts; an image is an object of Pillow, an
-            array that Pillow takes, a path, or the bytes of a file. Of an image in memory the
-            pixels are read as they are now, and turned as its EXIF orientation says. A prompt is a
+            array that Pillow takes, a path, or the bytes of a file. The pixels of an image in
+            memory are read as they are now, and turned as its EXIF orientation says. A prompt is a
             text, or the list of a conversation's turns, each with its `role` and `content`.
         task
             The task of all inputs, if it is known; by default the task posterior weighs the
@@ -221,7 +221,7 @@ class Model:
         columns, source
             The columns of the table, and the table as messages name it.
         asked
-            What the user says of them.
+            The columns as the user names them.
 
         Raises
         ------
@@ -262,8 +262,8 @@ class Model:
         columns
             The columns of the table.
         asked
-            The columns that the user names: one, or two for pairs of texts. If empty, those
-            that a task of the run was read from, else the one named after its kind.
+            The columns that the user names: one, or two for pairs of texts. If empty, those that a
+            task of the run was read from, or otherwise `text` or `image`.
         source
             The table, for errors.
 
@@ -319,7 +319,7 @@ class Model:
         return [cells | answer.named(names) for cells, answer in zip(rows, answers, strict=True)]
 
     def input_of(self, row: Row, columns: Sequence[str]) -> object:
-        """Return what the model reads of a row. A text may be empty.
+        """Return the part of a row that the model reads. A text may be empty.
 
         Raises
         ------

@@ -14,7 +14,7 @@ Entry = Mapping[str, object]
 
 
 def backbone_or_usual(backbone: str | None) -> str:
-    """Return the backbone that is asked for, by default `minilm`."""
+    """Return the requested backbone, by default `minilm`."""
     # Not by truth: an empty name is an error, as a script may have lost it.
     return "minilm" if backbone is None else backbone
 
@@ -29,7 +29,7 @@ def with_entry(
     begun
         True if the run has learned something, at least a part of a task.
     backbone, seed
-        Those that are asked for; a run that has begun keeps its own.
+        The requested ones; a run that has begun keeps its own.
     """
     before = state.recipe
     gone = forgotten(before)
@@ -149,7 +149,7 @@ def _with_again(
 
 
 def _spelled_out(entry: Entry) -> Settings:
-    """Return an entry in the one form of all that read the same: full paths, defaults."""
+    """Return an entry in canonical form: with full paths and all defaults."""
     data = entry.get("data")
     if isinstance(data, str):
         data = os.path.abspath(data)
@@ -169,5 +169,5 @@ def _check_names(new: Sequence[str], taken: Sequence[str]) -> None:
 
 
 def _without(entry: Settings, names: Sequence[str]) -> Settings:
-    """Return an entry of which the tasks of these names are not read."""
+    """Return an entry from which these tasks are not read."""
     return entry | {"without": list(dict.fromkeys([*entry.get("without", []), *names]))}

@@ -22,7 +22,7 @@ from perdure.vectors.statistics import Statistics
 
 
 def learn_next(system: System, plan: Plan, session: Session) -> Learned:
-    """Learn the next task of a plan after those of a system; return all that is kept of it.
+    """Learn the next task of a plan after those of a system; return everything that is kept of it.
 
     Afterwards the system's backbone has learned the task. An event `task` logs what that
     took; it counts only together with the task's folder.
@@ -86,7 +86,8 @@ def _event(
 def _kept(
     keep: Callable[[Snapshot], None] | None, belongs_to: Mapping[str, object], started: float
 ) -> Callable[[Snapshot], None] | None:
-    """Return a `keep` that adds to each snapshot what it belongs to and how long it took."""
+    """Return a `keep` function that adds to each snapshot what it belongs to and how long it
+    took."""
     if keep is None:
         return None
 

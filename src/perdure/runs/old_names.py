@@ -1,18 +1,18 @@
-"""Names that older run folders and recipes use, in today's words."""
+"""Names used by older run folders and recipes, and their current equivalents."""
 
 from typing import Any
 
 TASK_IDS = {"concatenated": "none"}
-"""The ways to know the task whose name has changed, by their name before 0.3."""
+"""The renamed `task_id`s, by their name before 0.3."""
 
 
 def task_id(name: str) -> str:
-    """Return today's name of a way to know the task."""
+    """Return the current name of a `task_id`."""
     return TASK_IDS.get(name, name)
 
 
 def recipe(values: dict[str, Any]) -> dict[str, Any]:
-    """Return a recipe in today's words."""
+    """Return a recipe with current names."""
     # The recipe is not checked yet, so any of this may be missing or something else.
     evaluation = values.get("evaluation") if isinstance(values, dict) else None
     if not isinstance(evaluation, dict):

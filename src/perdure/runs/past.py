@@ -1,8 +1,9 @@
-"""The tasks that a run has learned, as its folder knows them: stand-ins for examples that are gone.
+"""The tasks that a run has learned, as its folder records them: placeholders for examples that are
+gone.
 
-The run's folder has all that was learned of a task. The examples are needed only to
-measure it again, or by methods that train on old data. So a table that was moved or
-deleted does not keep a run from learning more.
+The run's folder has everything that was learned from a task. The examples are needed only to
+measure it again, or by methods that train on old data. So a table that was moved or deleted does
+not keep a run from learning more.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,8 @@ from perdure.runs.state import RunState, read
 from perdure.settings import named
 
 UNREADABLE = (DataError, FetchError, OSError)
-"""The errors of reading examples that are gone. A wrong setting raises another, which stops."""
+"""The errors raised by reading examples that are gone. A wrong setting raises another, which is not
+caught."""
 NAMES = 8  # of many old tables the first few names and reasons say enough
 REASONS = 3
 
@@ -29,7 +31,7 @@ class Unreadable:
     Attributes
     ----------
     task
-        The name of its one task; None where it may have several.
+        The name of its one task; None if it may have several.
     error
         The error of reading it.
     """
@@ -48,7 +50,7 @@ class Unreadable:
 
 @dataclass(frozen=True)
 class Past:
-    """A run's stream as its folder knows it, without any table; empty for a new run.
+    """A run's stream as its folder records it, without any table; empty for a new run.
 
     Attributes
     ----------
@@ -68,7 +70,8 @@ class Past:
         return Unreadable(only_task(entry), error)
 
     def compared(self, entry: Mapping[str, object], tasks: Sequence[Task]) -> list[Task]:
-        """Return the tasks of an entry; those whose examples have changed come without their data.
+        """Return the tasks of an entry; those whose examples have changed are returned without
+        data.
 
         That is for entries of the run's own recipe, whose tables were changed later. An entry
         that the run's recipe does not have is left alone: other data for a task of the same name
@@ -87,8 +90,8 @@ class Past:
     def completed(self, tasks_by_entry: Sequence[Sequence[Task] | Unreadable]) -> list[Task]:
         """Return the tasks of a stream: those that were read, and learned ones for the others.
 
-        An unreadable entry of several tasks stands for the tasks that were learned next, up to
-        the first one that another entry has.
+        An unreadable entry with several tasks represents the tasks that were learned next, up to
+        the first one that belongs to another entry.
 
         Raises
         ------
@@ -116,7 +119,7 @@ class Past:
     def _instead(
         self, entry: Unreadable, before: set[str], named_elsewhere: set[str]
     ) -> list[Task]:
-        """Return the learned tasks that an unreadable entry stands for."""
+        """Return the learned tasks that an unreadable entry represents."""
         names = _next(self.tasks, before, named_elsewhere)
         if entry.task:
             names = [entry.task]
@@ -141,7 +144,7 @@ def _without_data(task: TaskWithoutData, missing: str) -> TaskWithoutData:
 
 
 def past_of(run: RunState) -> Past:
-    """Return what a run's folder knows of its stream."""
+    """Return a run's stream as its folder records it."""
     stream = run.recipe["stream"]
     if not isinstance(stream, list):  # a benchmark
         stream = [as_entry(stream)]
@@ -193,7 +196,7 @@ def only_task(entry: Mapping[str, object]) -> str | None:
 
 
 def _plain(entry: object) -> object:
-    """Leave out which tasks of an entry are not read: that changes nothing in the others."""
+    """Drop the list of tasks of an entry that are not read: it does not affect the others."""
     if not isinstance(entry, dict):
         return entry
     return {key: value for key, value in entry.items() if key != "without"}
@@ -213,7 +216,7 @@ def changed(name: str) -> str:
 
 
 def not_measured(missing: Mapping[str, str]) -> str:
-    """Say which tasks cannot be measured, and why; empty if all can be.
+    """Return a sentence on which tasks cannot be measured, and why; empty if all can be.
 
     Examples
     --------

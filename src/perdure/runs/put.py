@@ -53,10 +53,10 @@ def described(rule: Rule, searches: Sequence[Mapping[str, object]]) -> dict[str,
 
 
 def removed(path: Path) -> None:
-    """Remove a file or a folder; a folder disappears at once.
+    """Remove a file or a folder; a folder disappears in one step.
 
-    A link is neither followed nor removed: its target may still tell of what was to be
-    removed, and only the user can say whether it goes.
+    A link is neither followed nor removed: its target may still contain what was to be removed, and
+    only the user can decide about it.
 
     Raises
     ------

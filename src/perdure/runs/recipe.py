@@ -32,17 +32,18 @@ from perdure.settings import Section, check_numbers, checked, kinds_of, named, p
 from perdure.storage import files
 
 SAME = 3
-"""With this many tasks the same classes are no coincidence: two may well both answer yes or no."""
+"""The number of tasks from which equal classes are no coincidence: two may well both answer yes or
+no."""
 
 
 class Recipe(BaseModel):
     """One run: a stream, a backbone, a method, a rule, and how to train.
 
-    `stream` names a benchmark (with its settings), or lists the user's own data, an entry per
-    table (`scenario` is for these). `backbone`, `method` and `rule` are a name, or a mapping
-    of `name` (`model` for the backbone) and settings. Tasks that are `forgotten` are left out
-    of the stream; where later tasks still hold something of such a task, `traces` has its
-    name, and the number of tasks that were learned before it.
+    `stream` names a benchmark (with its settings), or lists the user's own data, an entry per table
+    (`scenario` is for these). `backbone`, `method` and `rule` are a name, or a mapping of `name`
+    (`model` for the backbone) and settings. Tasks that are `forgotten` are left out of the stream;
+    if later tasks still contain traces of such a task, `traces` has its name, and the number of
+    tasks that were learned before it.
 
     Examples
     --------
@@ -199,7 +200,7 @@ class Recipe(BaseModel):
         *,
         run: RunState | None = None,
     ) -> Plan:
-        """Make all that the run needs, checked before anything is trained.
+        """Make everything that the run needs, checked before anything is trained.
 
         Parameters
         ----------
@@ -233,14 +234,14 @@ class Recipe(BaseModel):
         return plan
 
     def run(self, output: str | Path, *, change: bool = False, quiet: bool = True) -> Run:
-        """Do what the recipe says, or go on with it.
+        """Run the recipe, or continue its run.
 
         Everything is checked before anything is trained.
 
         Parameters
         ----------
         change
-            Make this the recipe of an existing run, whatever differs.
+            Make this the recipe of an existing run, whatever the differences.
 
         Raises
         ------
@@ -300,9 +301,9 @@ def _with_names(resolved: dict[str, object], section: Section) -> dict[str, obje
 
 
 def _hint_at_domains(stream: TaskStream, learned: int) -> None:
-    """Say that tasks with the same classes have a scenario of their own.
+    """Point out that there is a scenario for tasks with the same classes.
 
-    Once: in the call that brings the number of tasks to `SAME`.
+    This happens once: in the call that brings the number of tasks to `SAME`.
     """
     classes = {frozenset(task.classes) for task in stream}
     # Tasks that are answered with free text have no classes to share.
@@ -417,7 +418,7 @@ def _scenario(section: Section) -> Scenario:
 
 
 def _check_sources(data: object) -> None:
-    """Check the names of files: an empty one would be the folder that the process is in."""
+    """Check the names of files: an empty one would mean the current folder."""
     # `data` is one source, or one for each split
     for source in data.values() if isinstance(data, Mapping) else [data]:
         # the system ends a path at a zero byte

@@ -1,4 +1,4 @@
-"""Give a run's tasks back to a backbone, and find out where the run goes on."""
+"""Restore a run's tasks on a backbone, and find out where the run continues."""
 
 import warnings
 from collections.abc import Sequence
@@ -61,11 +61,10 @@ def opened(output: Path, plan: Plan, *, change: bool = False) -> Plan:
 
 
 def _keep_forgotten(recipe: dict[str, object], state: RunState, stream: TaskStream) -> None:
-    """Take over from a run which tasks it has forgotten.
+    """Take the list of forgotten tasks over from a run.
 
-    A recipe file says that itself. The recipe of a stream that was made in Python is made
-    anew at each call and knows nothing of it. A task that is in the stream again is learned
-    again.
+    A recipe file has that list. The recipe for a stream made in Python is rebuilt at each call and
+    lacks it. A task that is in the stream again is learned again.
     """
     gone = [name for name in layout.forgotten(state.recipe) if name not in stream.names]
     if gone:
@@ -236,9 +235,10 @@ def _unfinished(state: RunState, plan: Plan) -> Snapshot | None:
 
 
 def belonging(plan: Plan, seen: TaskStream) -> dict[str, object]:
-    """Return what has to be the same for the training of the last task `seen` to go on inside it.
+    """Return the values that must be unchanged for the training of the last task `seen` to resume
+    inside it.
 
-    The tasks before it are among that, because what was learned of them is where it began.
+    The earlier tasks are included, because training started from what was learned of them.
     """
     settings = settings_of(plan)
     training = {}
@@ -266,7 +266,7 @@ def check_model(state: RunState, backbone: Backbone) -> None:
     Raises
     ------
     RunError
-        The files differ, so that what was learned does not fit them.
+        The files differ, so the learned modules do not fit them.
     """
     recorded = layout.backbone(state.folder)
     if not recorded or not backbone.files or not state.stands_on_a_model:
@@ -309,7 +309,7 @@ def check_fits(backbone: Backbone, task: Learned) -> None:
     Raises
     ------
     RunError
-        A head is of another width, or the task has none where the backbone answers by heads.
+        A head is of another width, or the task has none although the backbone answers by heads.
     BackboneError
         An adapter is for other layers.
     """
@@ -356,7 +356,7 @@ def _check_texts(plan: Plan, learned: int, splits: Sequence[Split]) -> None:
 
 
 def _about_cuts(task: str, cut: int, count: int, backbone: Backbone) -> str:
-    """Return the warning that prompts are trained on in part only."""
+    """Return the warning that some prompts are cut in training."""
     settings = backbone.settings
     verb = "is" if cut == 1 else "are"
     return (

@@ -31,9 +31,8 @@ T = TypeVar("T")
 def _one_by_one(values: object, check: Callable[[object], dict[str, T]]) -> dict[str, T]:
     """Check the entries of a mapping until one is wrong.
 
-    pydantic itself would collect a complaint about every entry, and a damaged file with a
-    million entries would fill memory. (For lists it has `fail_fast`, for mappings it has no
-    such thing.)
+    pydantic itself would collect a complaint about every entry, and a damaged file with a million
+    entries would fill memory. (It has `fail_fast` for lists, but nothing similar for mappings.)
     """
     if not isinstance(values, dict):
         return check(values)  # which says that it is not a mapping
@@ -53,7 +52,7 @@ Table = Annotated[dict[str, T], WrapValidator(_one_by_one)]
 Items = Annotated[list[T], Field(fail_fast=True)]
 Count = Annotated[int, Ge(0)]
 Whole = Annotated[int, Ge(-(2**53)), Le(2**53)]
-"""A number that any program reads from JSON as it was written: a double holds it exactly."""
+"""A number that every JSON reader restores exactly, because a double can hold it."""
 TaskName = Annotated[str, AfterValidator(_task_name)]
 
 
@@ -95,7 +94,7 @@ class Recipe(Schema):
     forgotten: Items[TaskName] | None = None
     """The tasks that were taken out."""
     traces: Annotated[dict[TaskName, Count], WrapValidator(_one_by_one)] | None = None
-    """The forgotten tasks that later tasks still hold something of: the position that each had."""
+    """The forgotten tasks that left traces in later ones, with each one's former position."""
 
 
 # -- environment.json · backbone.json
@@ -104,7 +103,7 @@ class Recipe(Schema):
 class Environment(Schema):
     """The software and hardware that a run was begun on.
 
-    Only the format decides anything; the rest is shown, and compared.
+    Only the format has consequences; the rest is shown, and compared.
     """
 
     format: int = 1
@@ -121,7 +120,7 @@ class Environment(Schema):
 
 
 class Backbone(Schema):
-    """The pre-trained model that a run stands on."""
+    """The pre-trained model of a run."""
 
     source: str | None = None
     revision: str | None = None
@@ -205,7 +204,8 @@ class Combined(Schema):
 
     name: str
     label: str
-    """The name and the settings that are not defaults; the bare name where none was written."""
+    """The name and the settings that are not defaults; only the name if no settings were
+    written."""
     options: dict[str, object] = {}
     space: str = "delta"
     since: str = "pretrained"

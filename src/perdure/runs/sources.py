@@ -1,9 +1,9 @@
-"""The tasks that something was made from: what tells of a task goes when the task goes.
+"""The tasks that a file was made from: everything that describes a task is removed with it.
 
-A report, a diagnosis, predictions and an export are made without holding the run, and may
-end after one of their tasks was forgotten. So whoever makes such a file notes the tasks
-first, and checks them when the file takes its place. Files in a run's folder also name
-their tasks, so that it can be told later whether all of them still exist.
+A report, a diagnosis, predictions and an export are made without holding the run, and may end after
+one of their tasks was forgotten. So code that makes such a file records the tasks first, and checks
+them when the file is put in place. Files in a run's folder also name their tasks, so that it can be
+told later whether all of them still exist.
 """
 
 import contextlib
@@ -20,15 +20,14 @@ from perdure.storage import files
 
 META = re.compile(rb'<meta name="perdure-made-of" content="([^"]*)">')
 HEAD = 1_000_000
-"""The bytes of a page in which its sources are looked for: they stand at its beginning."""
+"""The number of bytes at the beginning of a page that are searched for its sources."""
 
 
 @dataclass(frozen=True)
 class Sources:
     """The tasks of a run at one moment, each with the SHA-256 of its manifest.
 
-    The manifest has the hashes of all files of the task, so its own hash stands for the whole
-    task.
+    The manifest has the hashes of all files of the task, so its own hash identifies the whole task.
     """
 
     folder: Path
@@ -50,7 +49,7 @@ class Sources:
 
     @classmethod
     def readable(cls, folder: str | Path) -> "Sources":
-        """Note the tasks that a run has now, as far as its files can be read.
+        """Record the tasks that a run has now, as far as its files can be read.
 
         This is for reports, which show damaged runs, too.
         """
@@ -127,7 +126,7 @@ def _named_in_page(path: Path) -> dict[str, str]:
 
 
 def _digests(about: object) -> dict[str, str]:
-    """Return what a file says of its tasks, if it has the form of digests by name."""
+    """Return what a file records about its tasks, if it has the form of digests by name."""
     if not isinstance(about, dict):
         return {}
     for digest in about.values():

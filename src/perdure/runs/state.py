@@ -1,4 +1,4 @@
-"""A run folder, read once: a value. `perdure.runs.layout` says what is in its files."""
+"""A run folder, read once, as a value. `perdure.runs.layout` describes its files."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,15 +22,15 @@ from perdure.runs.layout import UNFINISHED, reading
 class RunState:
     """A run folder as it was when it was read.
 
-    The recipe and the names of the tasks are read at once, every other file when it is first
-    asked for; no file is read twice.
+    The recipe and the names of the tasks are read immediately, every other file when it is first
+    needed; no file is read twice.
 
     Attributes
     ----------
     recipe
         The resolved recipe.
     places
-        The folders of the complete tasks, by name, in the order in which they were learned.
+        The folders of the complete tasks, by name, in the order of learning.
     """
 
     folder: Path
@@ -57,7 +57,7 @@ class RunState:
 
     @cached_property
     def learned(self) -> tuple[Learned, ...]:
-        """All that is kept of the tasks learned, in order.
+        """Everything that is kept of the tasks learned, in order.
 
         Raises
         ------
@@ -112,7 +112,7 @@ class RunState:
 
     @cached_property
     def stands_on_a_model(self) -> bool:
-        """True if something was learned already, which fits only the model of that time."""
+        """True if something has been learned already, so that the model must stay the same."""
         return bool(self.places) or layout.is_there(self.folder / UNFINISHED)
 
     @cached_property
@@ -148,7 +148,7 @@ class RunState:
     ) -> Float[ndarray, "steps tasks"]:
         """Return the accuracy matrix R of a rule, by default the run's own.
 
-        `R[i, j]` is the score of task `j` after `i + 1` tasks; nan where it was not measured. Tasks
+        `R[i, j]` is the score of task `j` after `i + 1` tasks; nan if it was not measured. Tasks
         may have different scores: `task_scores` names them.
         """
         rule = rule or self.combined["label"]
@@ -178,9 +178,9 @@ class RunState:
         return names
 
     def accuracies(self, rule: str) -> dict[str, float]:
-        """Return a rule's average score after the last task, by the way to know the task.
+        """Return a rule's average score after the last task, by `task_id`.
 
-        A way is left out unless every task was measured with it. Where the tasks' scores differ
+        A `task_id` is left out unless every task was measured with it. If the tasks' scores differ
         (`task_scores`), it is an average of different scores.
         """
         tasks = self.tasks

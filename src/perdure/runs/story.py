@@ -1,6 +1,7 @@
-"""The whole story: learn each task of a stream, combine, measure, save; or go on from a checkpoint.
+"""The whole run: learn each task of a stream, combine, measure, save; or continue from a
+checkpoint.
 
-Several processes all learn and measure; the first alone writes.
+Several processes all learn and measure; only the first one writes.
 """
 
 from dataclasses import replace

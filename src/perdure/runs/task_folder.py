@@ -1,4 +1,4 @@
-"""The folder of one task: complete or absent, and checked before it is believed."""
+"""The folder of one task: complete or absent, and checked before it is trusted."""
 
 import hashlib
 import os
@@ -106,7 +106,7 @@ def _contents(learned: Learned) -> dict[str, bytes]:
 def check_names(run: Path, names: Sequence[str]) -> None:
     """Check that the file system of a run can have a folder for each task.
 
-    This is asked before anything is learned for such a task.
+    This is checked before anything is learned for such a task.
 
     Raises
     ------
@@ -140,7 +140,7 @@ def check_names(run: Path, names: Sequence[str]) -> None:
 
 
 def _limit(folder: Path, name: str, usual: int) -> int:
-    """Return a limit of the file system; the usual one if it does not say."""
+    """Return a limit of the file system; the usual one if it does not tell."""
     try:
         return os.pathconf(folder, name)
     except (OSError, ValueError):
@@ -156,7 +156,7 @@ def load(folder: Path, *, rank: int | None = None) -> Learned:
     Parameters
     ----------
     rank
-        The rank of the method's modules, as the recipe says; None where the method needs none.
+        The rank of the method's modules, as the recipe says; None if the method has none.
 
     Raises
     ------
@@ -226,7 +226,7 @@ def _gaussians(folder: Path, name: str, classes: int, head: TensorFile) -> Gauss
 def _check_listed(folder: Path, manifest: Mapping[str, object], *, has_adapter: bool) -> None:
     """Raise `RunError` if the manifest lacks a file that belongs to the task.
 
-    A file that it does not list would not be compared with anything.
+    A file that it does not list would not be checked.
     """
     expected = set(ALWAYS)
     if has_adapter:

@@ -1,11 +1,11 @@
 """Tune a method fairly: its learning rate and main coefficient, on validation data alone.
 
-Whoever tunes on the whole stream, or on test data, has looked ahead. Therefore only the
-first tasks are learned here, scores come from their validation examples, and every method
-gets the same number of trials.
+Tuning on the whole stream, or on test data, means looking ahead. Therefore only the first tasks are
+learned here, scores come from their validation examples, and every method gets the same number of
+trials.
 
-    OUTPUT/trials.jsonl   recipe and protocol, then one trial a line: settings, score, seconds
-    OUTPUT/tuned.yaml     the recipe with the best settings
+    OUTPUT/trials.jsonl recipe and protocol, then one trial per line: settings, score, seconds
+    OUTPUT/tuned.yaml the recipe with the best settings
 """
 
 import json
@@ -39,7 +39,8 @@ RATE = "training.learning_rate"
 
 
 class Trial(TypedDict):
-    """One line of trials.jsonl; the score is that on validation examples, None if it failed."""
+    """One line of trials.jsonl; the score is measured on validation examples, None if the trial
+    failed."""
 
     settings: dict[str, float]
     score: float | None
@@ -53,9 +54,9 @@ class Protocol:
     Parameters
     ----------
     tasks
-        The number of tasks that are learned: the first ones of the stream.
+        The number of tasks to learn: the first ones of the stream.
     trials
-        The number of settings that are tried, the recipe's own among them.
+        The number of settings to try, including the recipe's own.
     task_id
         How the task of a validation example is known when it is scored.
     lowest, highest
@@ -98,7 +99,7 @@ class Tuning:
         )
 
     def lines(self) -> list[tuple[str, str]]:
-        """Return the score and the settings of each trial as texts, the best first."""
+        """Return each trial's score and settings as text, the best first."""
         rows = []
         best_first = sorted(self.trials, key=lambda trial: -(trial["score"] or 0.0))
         for trial in best_first:
@@ -265,7 +266,7 @@ def _begun(output: Path, about: dict[str, dict[str, object]]) -> list[Trial]:
 
 
 def _without_trials(about: dict[str, dict[str, object]]) -> dict[str, object]:
-    """Leave out the number of trials: a search may go on to more of them."""
+    """Drop the number of trials, because a search may be extended."""
     protocol = {**about.get("protocol", {}), "trials": 0}
     return {**about, "protocol": protocol}
 
@@ -279,8 +280,8 @@ def _asked(
 ) -> dict[str, float]:
     """Return the settings of a trial: first the recipe's own, then random ones, then those of TPE.
 
-    The random numbers follow from the trial's number alone, so a search that was stopped goes
-    on as if it had not been.
+    The random numbers follow from the trial's number alone, so a stopped search continues as if it
+    had not been stopped.
     """
     if number == 0:
         return {name: _value_in(recipe, name) for name in ranges}
@@ -330,7 +331,7 @@ def _trial(
     *,
     quiet: bool,
 ) -> Trial:
-    """Learn the first tasks with these settings, and score what was learned."""
+    """Learn the first tasks with these settings, and score the result."""
     started = time.perf_counter()
     changed = _changed(recipe, settings)
     score = _score(changed, plan, output, task_id, quiet=quiet)
@@ -362,7 +363,7 @@ def _score(
 
 
 def validation_score(system: System, stream: TaskStream, task_id: TaskId) -> float:
-    """Return the mean over a stream's tasks of their own scores on their validation examples."""
+    """Return the mean of the tasks' own scores on their validation examples."""
     acting, _ = with_best_scale(system, stream)
     scores = []
     for task in stream:

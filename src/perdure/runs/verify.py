@@ -32,11 +32,11 @@ class Verification:
     Attributes
     ----------
     sound
-        The files and folders that are as they should be, with one sentence on each.
+        The intact files and folders, with one sentence on each.
     faults
-        What is wrong, one sentence each.
+        The faults, one sentence each.
     notes
-        What is not wrong, but worth knowing.
+        Remarks about things that are not wrong, but worth knowing.
     """
 
     sound: dict[str, str] = field(default_factory=dict)
@@ -44,7 +44,7 @@ class Verification:
     notes: list[str] = field(default_factory=list)
 
     def attempt(self, what: str, check: Callable[[], str]) -> None:
-        """Note what a check returns; an error that it raises is a fault."""
+        """Record a check's result; an error that it raises is a fault."""
         try:
             self.sound[what] = check()
         except PerdureError as error:
@@ -52,14 +52,14 @@ class Verification:
 
 
 def verify(folder: str | Path, *, backbone: bool = True) -> Verification:
-    """Read all of a run: sizes and SHA-256, shapes, finite values, and that its parts fit together.
+    """Read all of a run: sizes and SHA-256, shapes, finite values, and that its parts are
+    consistent.
 
     Parameters
     ----------
     backbone
-        Also compare the pre-trained model with the hashes that the run has of it, and adapters
-        and heads with its shapes. The model has to be on this machine: nothing is fetched, and
-        nobody is asked.
+        Also compare the pre-trained model with the hashes that the run has of it, and adapters and
+        heads with its shapes. The model has to be on this machine: nothing is fetched.
 
     Raises
     ------
@@ -86,7 +86,7 @@ def verify(folder: str | Path, *, backbone: bool = True) -> Verification:
 
 
 def _check_written(run: RunState, result: Verification) -> list[Learned]:
-    """Check the files that cannot be made again; return the tasks that are sound."""
+    """Check the files that cannot be regenerated; return the intact tasks."""
     tasks: list[Learned] = []
     for name, folder in run.places.items():
         # `name=name`: a lambda alone would see the loop's last name
@@ -121,7 +121,8 @@ def _needs_combined(run: RunState) -> bool:
 
 
 def _check_derived(run: RunState, result: Verification) -> None:
-    """Check the files that can be made again, and that they tell of no task which is gone."""
+    """Check the files that can be regenerated, and that they do not describe tasks which are
+    gone."""
     if is_there(run.folder / "diagnostics.json"):
         result.attempt("diagnostics.json", lambda: _diagnostics(run))
     if is_there(run.folder / "answers.json"):
@@ -138,7 +139,7 @@ def _check_derived(run: RunState, result: Verification) -> None:
 
 
 def _notes(run: RunState) -> list[str]:
-    """Return what is worth knowing: code, leftovers, tables that are gone, and traces."""
+    """Return remarks on code, leftovers, tables that are gone, and traces."""
     notes: list[str] = []
     for name in dict.fromkeys(registry.python_files(run.recipe)):
         notes.append(
@@ -182,7 +183,7 @@ def _leftovers(run: RunState) -> list[str]:
 def _tables(stream: object) -> list[str]:
     """Return the paths of a recipe's tables.
 
-    A name without a known ending or a root is left out: it may as well be one on the hub.
+    A name without a known ending or a root is left out: it may be on the hub.
     """
     paths: list[object] = []
     for entry in stream if isinstance(stream, list) else []:
@@ -213,7 +214,7 @@ def _recipe(folder: Path) -> str:
 
 
 def _task(run: RunState, name: str, tasks: list[Learned]) -> str:
-    """Check a task, and add it to the sound ones."""
+    """Check a task, and add it to the intact ones."""
     learned = run.load_task(name)
     folder = run.places[name]
     wrong = task_folder.not_finite(learned)

@@ -1,4 +1,4 @@
-"""The writer of a run folder. It writes in the first process; in the others its verbs do nothing.
+"""The writer of a run folder. It writes in the first process; in the others its methods do nothing.
 
 Every file is written under a temporary name, synced and renamed. The formats are
 safetensors, JSON, YAML and CSV only.
@@ -24,12 +24,12 @@ from perdure.storage import files, lock, partial, staging
 
 
 class Writer:
-    """Writes a run folder that it holds; see `writing`.
+    """The writer of a run folder that this process has locked; see `writing`.
 
     Attributes
     ----------
     writes
-        True in the first process; in the others nothing is written.
+        True in the first process; the others write nothing.
     state
         The folder as it was when it was opened.
     """
@@ -40,7 +40,7 @@ class Writer:
 
     @property
     def hint(self) -> str:
-        """A sentence on how to go on with the run, for whoever stops it."""
+        """A sentence on how to resume the run, shown when it is stopped."""
         if self.state.made_in_python:
             return "Call it again with the same `output`."
         return f"Go on with `perdure run {self.folder}`."
@@ -120,7 +120,7 @@ class Writer:
         put.scores(self.folder, rows.values())
 
     def _combined(self, state: RunState, measurement: Measurement, *, own: bool) -> None:
-        """Write how the adapters are combined now, what the search found, and the answers."""
+        """Write how the adapters are combined now, the search's result, and the answers."""
         path = self.folder / "combined.json"
         searches = _with_search(state, measurement)
         candidates = measurement.candidates
@@ -154,10 +154,10 @@ class Writer:
             ) from error
 
     def forget(self, recipe: Mapping[str, object]) -> None:
-        """Take out the tasks that a recipe lists as forgotten.
+        """Remove the tasks that a recipe lists as forgotten.
 
-        They count as forgotten from the moment at which the recipe is written: a process that
-        ends after it leaves the rest to the next one that opens the run.
+        They count as forgotten from the moment at which the recipe is written: if the process ends
+        after that, the next one that opens the run does the rest.
         """
         if not self.writes:
             return
@@ -170,7 +170,7 @@ class Writer:
             put.recipe(self.folder, values)
 
     def begin(self, plan: Plan, inside: Snapshot | None) -> None:
-        """Take back what a stopped process wrote beyond what it saved; note where the run goes on.
+        """Undo what a stopped process wrote beyond its last save; record where the run continues.
 
         The run has the plan's recipe from now on. Until something is learned, the hashes of the
         backbone's files are recorded as well.
@@ -189,7 +189,7 @@ class Writer:
         self.recipe(plan.recipe)
 
     def _note_environment(self) -> None:
-        """Log versions and hardware if they have changed since they were last noted."""
+        """Log versions and hardware if they have changed since they were last logged."""
         present = files.plain(environment())
         noted = layout.environment(self.folder)  # at the beginning of the run
         for event in layout.events(self.folder):
@@ -213,10 +213,11 @@ class Writer:
         files.write(self.folder / layout.BACKBONE, files.to_json(content))
 
     def trim_events(self, task: str | None, step: int) -> None:
-        """Drop the events of what was not saved: unfinished tasks, and evaluations without scores.
+        """Drop the events of work that was not saved: unfinished tasks, and evaluations without
+        scores.
 
-        A process that was killed may have written more than it saved, and a part of a line. They
-        would stand there twice when the run goes on.
+        A killed process may have logged more than it saved, and part of a line. Those events would
+        be logged twice when the run continues.
 
         Parameters
         ----------
@@ -244,10 +245,9 @@ class Writer:
 
 @contextlib.contextmanager
 def writing(folder: str | Path) -> Iterator[Writer]:
-    """Hold a run, so that no other process writes it, and remove what dead processes left.
+    """Lock a run, so that no other process writes it, and remove what dead processes left behind.
 
-    Of several processes that train one model the first holds it; the others wait until it
-    does.
+    If several processes train one model, the first locks it, and the others wait for that.
 
     Raises
     ------
@@ -273,7 +273,7 @@ def writing(folder: str | Path) -> Iterator[Writer]:
 
 
 def create(folder: Path, recipe: Mapping[str, object]) -> None:
-    """Make a new run folder, unless it already exists; of several processes the first does.
+    """Make a new run folder, unless it already exists; among several processes only the first does.
 
     Raises
     ------
@@ -305,7 +305,7 @@ def _check_free(folder: Path) -> None:
 
 
 def _key(row: Mapping[str, object]) -> tuple[str, ...]:
-    """Return what tells a row of scores from others: everything but the value."""
+    """Return the key of a row of scores: everything but the value."""
     names = layout.COLUMNS[:-1]  # the last column has the value
     return tuple(str(row[name]) for name in names)
 
@@ -329,8 +329,8 @@ def _with_search(state: RunState, measurement: Measurement) -> list[dict[str, ob
 def _answers(folder: Path, measurement: Measurement) -> dict[str, object]:
     """Count the answers to the examples of each class, by `task_id` and task.
 
-    A task that cannot be measured now, because its examples are gone, keeps the counts of
-    before if they are of the same model.
+    A task that cannot be measured now, because its examples are gone, keeps its earlier counts if
+    they are from the same model.
     """
     label = measurement.rule.label
     step = measurement.step

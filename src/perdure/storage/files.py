@@ -23,9 +23,9 @@ from perdure.errors import CheckpointError, OutputError, PerdureError
 from perdure.storage import partial
 
 POINTER = b"version https://git-lfs.github.com/spec/"
-"""The beginning of a file that Git LFS has not fetched."""
+"""The first bytes of a file that Git LFS has not fetched."""
 TASK_NAME = re.compile(r"[A-Za-z0-9][\w-]*")
-"""The names that a task may have: they become a folder, and a layer of the model."""
+"""The allowed names of tasks: they become names of folders, and of layers in the model."""
 
 MAX_JSON = 100_000_000  # bytes
 # `[],[],…` takes 30 times its size in memory; a header with 100,000 tensors has fewer values.
@@ -45,7 +45,7 @@ _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 def open_regular(path: Path) -> Any:
     """Open a regular file for reading bytes; never a pipe or a device, which could block.
 
-    The file is of no declared class: tests put in its place one whose reading fails.
+    The return type is not declared: tests replace the file by one whose reading fails.
 
     Raises
     ------
@@ -239,7 +239,7 @@ def parse_yaml(text: str, what: str) -> Any:
 
 
 def _check_yaml(what: str, text: str) -> None:
-    """Refuse, by the parser's events, what would take long to build as values."""
+    """Refuse YAML that would take long to build as values, judging by the parser's events."""
     depth = 0
     for event in yaml.parse(text, Loader=_Loader):
         if isinstance(event, yaml.AliasEvent):
@@ -271,12 +271,13 @@ class _Reader(_Loader):
 
 
 NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+\Z")
-"""A number to everybody but YAML 1.1, for which `1e-3` and `1.0e3` are texts."""
+"""A number in every notation but YAML 1.1's, for which `1e-3` and `1.0e3` are strings."""
 _Reader.add_implicit_resolver("tag:yaml.org,2002:float", NUMBER, list("-+.0123456789"))
 
 
 def plain(value: object) -> Any:
-    """Return values as a file gives them back: a list for a tuple, a text for a date."""
+    """Return values as they are after a round trip through a file: a list for a tuple, a string for
+    a date."""
     return json.loads(json.dumps(value, default=str))
 
 
@@ -297,9 +298,9 @@ def writing(
     replace
         True to replace a file that already exists; otherwise an existing file is an error.
     check
-        Called before the file takes its place, and again afterwards; if it raises, the file is
-        not kept. Use it for what must hold of the sources that the file was made from, which
-        others may change meanwhile.
+        Called before the file takes its place, and again afterwards; if it raises, the file is not
+        kept. Use it to check the sources that the file was made from, which others may change
+        meanwhile.
 
     Raises
     ------
@@ -373,7 +374,7 @@ def _put_in_place(temporary: Path, path: Path, *, replace: bool) -> None:
 
 
 def _check_or_remove(path: Path, check: Callable[[], None]) -> None:
-    """Take a file back if its sources changed in the instant of its writing."""
+    """Remove a file again if its sources changed while it was written."""
     try:
         check()
     except PerdureError:
@@ -451,7 +452,7 @@ def _append(descriptor: int, path: Path, content: bytes, *, size: int) -> None:
 
 
 def _separate(path: Path) -> None:
-    """Replace a file that has other names (hard links) by a copy: those are not ours."""
+    """Replace a file that has other names (hard links) by a copy: the other names are not ours."""
     try:
         status = path.lstat()
     except FileNotFoundError:
@@ -473,8 +474,7 @@ def sync(path: Path) -> None:
 def sync_names(folder: Path) -> None:
     """Make sure that new names in a folder are on the disk, as far as its file system can.
 
-    Some cannot. The file has been written under its name by then, and an error would claim
-    the opposite.
+    Some cannot. The file has its name by then, and an error would suggest that it has not.
     """
     with contextlib.suppress(OSError):
         sync(folder)

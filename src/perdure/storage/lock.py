@@ -1,10 +1,9 @@
-"""Only one process at a time writes a run: it holds `lock.json`, which says who it is.
+"""Only one process at a time writes a run: it holds `lock.json`, which identifies it.
 
-`filelock` locks the file, and the operating system unlocks it when the process ends, even
-after `kill -9`; so the lock of a dead process is taken over without a word. On a file
-system without locks, the process that the file names decides: it holds the run if it is
-alive and began when the file says. (Another process may have been given its number
-since.)
+`filelock` locks the file, and the operating system unlocks it when the process ends, even after
+`kill -9`; so the lock of a dead process is taken over silently. On a file system without locks, the
+process that the file names decides: it holds the run if it is alive and started at the time that
+the file gives. (The process id may have been reused since.)
 """
 
 import contextlib
@@ -29,7 +28,7 @@ NAME = "lock.json"
 WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 """The errors of a file system that has no locks."""
 PATIENCE = 0.12
-"""Seconds to wait, since `holder` in another process locks the file for a moment."""
+"""Seconds to wait, because `holder` in another process locks the file briefly."""
 
 Holder = dict[str, Any]
 """The content of `lock.json`: `pid`, `host`, `since` and `began`; empty if unreadable."""
@@ -84,7 +83,7 @@ def holder(folder: Path) -> Holder | None:
 
 
 def _take(folder: Path, lock: FileLock) -> bool:
-    """Take the lock and sign its file; return True if an outer block had it already."""
+    """Take the lock and write its file; return True if an outer block had it already."""
     nested = lock.is_locked
     try:
         if not _acquire(folder, lock):
@@ -142,7 +141,7 @@ def _write(folder: Path) -> None:
 
 
 def _is_held_by_another(who: Holder) -> bool:
-    """Judge, without locks, by the process that the file names."""
+    """Decide, without locks, by the process that the file names."""
     if not who:
         return False
     # Nobody here can tell whether a process of another machine is alive.
@@ -157,13 +156,13 @@ def _is_held_by_another(who: Holder) -> bool:
 
 
 def _is_ours(who: Holder) -> bool:
-    """Return True if this process wrote the file; another may have had its number before."""
+    """Return True if this process wrote the file; an earlier one may have had the same id."""
     ours = _self()
     return all(who.get(key) == ours[key] for key in ("pid", "host", "began"))
 
 
 def _began(pid: int) -> int | None:
-    """Return when a process began, in ticks since the machine did, or None if unknown."""
+    """Return a process's start time, in clock ticks since boot, or None if unknown."""
     try:
         status = Path(f"/proc/{pid}/stat").read_text()
         # The program's name stands in parentheses and may hold spaces and parentheses itself;
@@ -181,7 +180,7 @@ def _self() -> Holder:
 
 
 def _read(folder: Path) -> Holder:
-    """Return who holds the run, as the file says; empty in the instant of its taking."""
+    """Return who holds the run, according to the file; empty while the lock is being taken."""
     try:
         who = read_json(folder / NAME, limit=10_000)
     except CheckpointError:

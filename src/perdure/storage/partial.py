@@ -1,11 +1,10 @@
-"""Files and folders being written, under unforeseeable names, and those left behind.
+"""Files and folders being written, under unpredictable names, and those left behind.
 
-A new file is created exclusively, so that something already there, such as a link, is
-never opened. It stays locked while its process lives. The system unlocks it even after
-`kill -9`, so the next process that writes beside it can tell whether it is still needed.
-Locks may not reach other machines, and process numbers mean nothing there. Each name
-therefore says where it was made, and what was made elsewhere is only removed when it is
-old.
+A new file is created exclusively, so that something already there, such as a link, is never opened.
+It stays locked while its process lives. The system unlocks it even after `kill -9`, so the next
+process that writes beside it can tell whether it is still needed. Locks may not reach other
+machines, and process ids mean nothing there. Each name therefore says where it was made, and what
+was made elsewhere is only removed when it is old.
 """
 
 import contextlib
@@ -27,11 +26,11 @@ NAME = re.compile(r"\.[0-9a-f]{16}\.(?P<origin>[0-9a-f]{8})\.(?P<pid>\d+)" + re.
 ABANDONED = 24 * 60 * 60
 """Seconds after which an unlocked file that another machine made is no longer needed."""
 ATTEMPTS = 5
-"""Several, as a sweeping process may take a new file before its maker has locked it."""
+"""The number of attempts: a sweeping process may remove a new file before it is locked."""
 
 
 def new_path(folder: Path) -> Path:
-    """Return a name in a folder that nobody uses or can foresee.
+    """Return an unused and unpredictable name in a folder.
 
     Its length does not depend on the name of the file to be written, which may be as long as
     the system allows.
@@ -169,7 +168,7 @@ def _lock(descriptor: int) -> bool:
 
 
 def _origin() -> str:
-    """Return a short name of the machine or container where our process numbers are valid."""
+    """Return a short name of the machine or container in which our process ids are valid."""
     try:
         processes = os.readlink("/proc/self/ns/pid")
     except OSError:  # not Linux

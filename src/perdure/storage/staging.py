@@ -72,7 +72,7 @@ def new_folder(
 
 @contextlib.contextmanager
 def hidden_folder(parent: Path) -> Iterator[Path]:
-    """Make a folder under an unforeseeable name, which is removed when the block ends.
+    """Make a folder under an unpredictable name, which is removed when the block ends.
 
     If this process is killed, the next one that makes such a folder beside it removes it.
 
@@ -126,7 +126,7 @@ def _check_room(output: Path, size: int) -> None:
 
 @contextlib.contextmanager
 def _explained(output: Path, size: int) -> Iterator[None]:
-    """Turn a system error into one of ours, even where a library wraps it into its own."""
+    """Turn a system error into one of ours, even if a library has wrapped it in its own."""
     try:
         yield
     except PerdureError:
@@ -178,7 +178,7 @@ def _settle(folder: Path) -> None:
 
 
 def _check_or_remove(output: Path, check: Callable[[], None]) -> None:
-    """Take a folder back if its sources changed in the instant of its renaming."""
+    """Remove a folder again if its sources changed while it was renamed."""
     try:
         check()
     except PerdureError:

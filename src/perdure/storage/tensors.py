@@ -1,14 +1,13 @@
 """Safetensors files, not loaded whole: a checked header, and tensors read by rows.
 
-The library `safetensors` either maps a whole file into memory, which then counts as the
-process's own, or (as of 0.8) reads whole tensors: for a matrix in blocks of 256 rows it
-reads everything again for each block, sixteen times as slowly. It does not say where a
-tensor lies, which copying needs, nor that a name appears twice. Here a tensor is read
-where it lies, by rows, from the file that was opened, and released after its use.
+The library `safetensors` either maps a whole file into memory, which then counts as the process's
+own, or (as of 0.8) reads whole tensors: for a matrix in blocks of 256 rows it reads everything
+again for each block, sixteen times as slowly. It does not tell a tensor's position, which copying
+needs, nor detect duplicate names. Here a tensor is read in place, by rows, from the open file, and
+released after use.
 
-A header is believed only as far as the file bears it out: its size is bounded, and its
-tensors must fill the rest of the file, each with the bytes of its type and shape, without
-gap or overlap.
+A header is trusted only as far as the file confirms it: its size is bounded, and its tensors must
+fill the rest of the file, each with the bytes of its type and shape, without gap or overlap.
 """
 
 import json
@@ -60,7 +59,7 @@ BITS = {name: 8 * dtype.itemsize for name, dtype in TORCH.items()} | {
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor in a file: its type, as safetensors names it, its shape and its bytes' place."""
+    """A tensor in a file: its type, as safetensors names it, its shape and its position."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -79,7 +78,7 @@ class TensorFile:
     Attributes
     ----------
     tensors
-        By name, in the order in which they lie in the file.
+        By name, in the order of the file.
 
     Raises
     ------
@@ -182,7 +181,7 @@ def _read_header(path: Path, file: Any, size: int) -> tuple[dict[str, object], i
 def header(
     tensors: Mapping[str, Stored], metadata: Mapping[str, str]
 ) -> tuple[bytes, dict[str, Stored]]:
-    """Return the first bytes of a safetensors file, and where each of its tensors will lie.
+    """Return the first bytes of a safetensors file, and the position of each of its tensors.
 
     Parameters
     ----------
@@ -212,7 +211,7 @@ def header(
 
 
 def new(value: Tensor) -> Stored:
-    """Return how a tensor will be stored; its place counts from its own first byte."""
+    """Return how a tensor will be stored; its position is relative to its own first byte."""
     name = next(name for name, dtype in TORCH.items() if dtype == value.dtype)
     return Stored(name, tuple(value.shape), 0, value.numel() * value.element_size())
 
@@ -264,7 +263,7 @@ def _stored(path: Path, name: str, value: object, start: int) -> Stored:
 
 
 def _counts(value: object) -> list[int] | None:
-    """Return a value if it is a list of natural numbers, else None."""
+    """Return the value if it is a list of natural numbers, otherwise None."""
     if not isinstance(value, list):
         return None
     for number in value:

@@ -1,7 +1,7 @@
 """Leading eigenvectors of a symmetric matrix G without negative eigenvalues.
 
-A few of many cost a fraction of a full decomposition. Everything is deterministic: the random
-start has a fixed seed.
+Computing a few eigenvectors costs a fraction of a full decomposition. Everything is deterministic:
+the random start has a fixed seed.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from torch import Tensor
 Wanted = Callable[[Float[Tensor, " values"]], int]
 """Choose the number of eigenvectors from the eigenvalues in falling order.
 
-It may be shown only the first eigenvalues, as many as a Krylov space has.
+It may get only the first eigenvalues, as many as the Krylov space has.
 """
 
 # Vectors by which the Krylov space grows. With fewer, a smaller space is enough, but products with
@@ -62,7 +62,7 @@ def leading(
 def _from_krylov(
     X: Float[Tensor, "d n"], choose: Wanted, square: bool
 ) -> Float[Tensor, "d chosen"] | None:
-    """Return the leading eigenvectors from a small Krylov space, or None if it is not enough.
+    """Return the leading eigenvectors from a small Krylov space, or None if it is too small.
 
     The space is that of Ω, G Ω, G² Ω, ... for a random block Ω: neither G nor a decomposition of
     its size is formed.
@@ -115,7 +115,7 @@ def _converged(
     space: Float[Tensor, "size d"],
     images: Float[Tensor, "size d"],
 ) -> bool:
-    """Return whether the eigenvectors are off by an angle of at most 1e-10, or by rounding.
+    """Return whether the eigenvectors are accurate to an angle of 1e-10, or to rounding.
 
     The sine of the angle is at most ‖G v - λ v‖ over the gap to the first eigenvalue that is left
     out (Davis & Kahan).

@@ -1,4 +1,4 @@
-"""Means and covariances of classes: what is remembered of features in place of examples."""
+"""Means and covariances of classes, which are remembered in place of examples."""
 
 from __future__ import annotations
 
@@ -50,5 +50,5 @@ class Gaussians:
         return cls(torch.stack(means), torch.stack(covariances))
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the tensors under the names with which they are saved."""
+        """Return the tensors, by the names they are saved under."""
         return {"means": self.means, "covariances": self.covariances}

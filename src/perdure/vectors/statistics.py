@@ -80,7 +80,7 @@ class Statistics:
         )
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the tensors under the names with which they are saved."""
+        """Return the tensors, by the names they are saved under."""
         return {"counts": self.counts, "sums": self.sums, "products": self.products}
 
 

@@ -1,4 +1,4 @@
-"""Task vectors: the change of weights by an adapter, kept low-rank while that is exact."""
+"""Task vectors: an adapter's change of the weights, kept low-rank as long as that is exact."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class LowRank:
         return self.B @ self.A
 
     def svd(self) -> tuple[Float[Tensor, "out r"], Float[Tensor, " r"], Float[Tensor, "r in"]]:
-        """Return U, S and Vᵀ with U diag(S) Vᵀ = B A and r = min(out, in, rank).
+        """Return U, S and Vᵀ with U diag(S) Vᵀ = B A, with r = min(out, in, rank) values.
 
         By QR of both factors and a small SVD, in single precision at least. The singular vectors
         of a value that is zero are arbitrary: the function `svd` leaves them out.
@@ -72,9 +72,9 @@ class LowRank:
         )
 
     def truncate(self, rank: int) -> LowRank:
-        """Return the nearest matrix of at most this rank (Eckart & Young).
+        """Return the closest matrix of at most this rank (Eckart & Young).
 
-        A matrix that has no higher rank is returned as it is.
+        A matrix whose rank is not higher is returned as it is.
         """
         if self.rank <= rank:
             return self
@@ -148,9 +148,9 @@ def dense(entry: Entry) -> Tensor:
 def svd(entry: Entry) -> tuple[Float[Tensor, "out r"], Float[Tensor, " r"], Float[Tensor, "r in"]]:
     """Return the singular value decomposition U, S, Vᵀ of a matrix, reduced to its numerical rank.
 
-    No value in S is zero, that is, below rounding: at most 1e-6 of the largest, or as many
-    roundings as there are values. A direction whose singular value is zero is arbitrary, and no
-    rule may depend on it.
+    No value in S is zero, that is, below rounding: at most 1e-6 of the largest, or the accumulated
+    rounding error. A direction whose singular value is zero is arbitrary, and no rule may depend on
+    it.
     """
     if isinstance(entry, LowRank):
         U, S, Vh = entry.svd()
@@ -203,8 +203,8 @@ class TaskVector:
     """The change that a task makes to the model, by name.
 
     In delta space the names are those of layers and the entries `LowRank`; in factor space they are
-    those of parameters, with tensors. A layer that a vector lacks counts as zero. What a rule
-    cannot keep low-rank is a tensor, or `Deferred`.
+    those of parameters, with tensors. A layer that a vector lacks counts as zero. An entry that a
+    rule cannot keep low-rank is a tensor, or `Deferred`.
 
     Examples
     --------
@@ -285,7 +285,7 @@ class TaskVector:
         return self.inner(other) / norms
 
     def truncate(self, rank: int) -> TaskVector:
-        """Return the nearest vector whose low-rank entries have at most this rank.
+        """Return the closest vector whose low-rank entries have at most this rank.
 
         Other entries stay as they are.
         """
@@ -320,7 +320,7 @@ def _square(value: Entry) -> float:
 
 
 def by_depth(names: Iterable[str], parts: int) -> dict[str, int]:
-    """Return which of `parts` parts of equal depth each layer is in.
+    """Return the part that each layer is in, of `parts` parts of equal depth.
 
     The depth of a layer is the first number in its name; a layer without one is in the first part.
 

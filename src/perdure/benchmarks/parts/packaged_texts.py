@@ -6,7 +6,7 @@ import zipfile
 from perdure.bundled.parts import packages
 
 Labelled = list[tuple[str, str]]
-"""Texts, each after the name of its class."""
+"""Pairs of a class name and a text."""
 
 VADER_INSIDE = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
 
@@ -38,7 +38,7 @@ def rated(name: str, clear: float) -> Labelled:
     Parameters
     ----------
     clear
-        The least mean rating either way, on a scale from -4 to 4; other sentences are left out.
+        The lowest absolute mean rating, on a scale from -4 to 4; other sentences are left out.
 
     Raises
     ------

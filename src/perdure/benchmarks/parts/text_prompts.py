@@ -1,10 +1,10 @@
-"""The prompts with which language models are asked the tasks of `standard_cl`."""
+"""The prompts for language models on the tasks of `standard_cl`."""
 
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 Style = Literal["plain", "options", "o_lora"]
-"""The way to ask.
+"""The prompt's form.
 
 `plain`: the text alone, as an encoder reads it. `options`: an instruction, the classes to choose
 from, the text and `Answer:`, as in SAPT and GainLoRA. `o_lora`: the same, after the names of the

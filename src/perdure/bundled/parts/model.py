@@ -23,7 +23,7 @@ class PackagedModel:
         A function that takes the package's archive and an empty folder, and returns the model's
         folder somewhere inside it.
     hub_id
-        The hub id under which others find the same weights; `None` if they are nowhere else.
+        The hub id under which others find the same weights; `None` if they are not on the hub.
     """
 
     package: Package

@@ -1,4 +1,4 @@
-"""One file is one plain text, on which the loss of a language model is measured.
+"""Each file is a plain text for measuring the loss of a language model.
 
 The file's name is the text's name, which is found through `registry.py`.
 

@@ -26,7 +26,7 @@ def _similarity(answer: str, right: str) -> float:
 
 
 def _distance(left: str, right: str) -> int:
-    """Return the edit distance, by one row of the table after the other (Wagner & Fischer)."""
+    """Return the edit distance, computed row by row (Wagner & Fischer)."""
     row = list(range(len(right) + 1))
     for number, character in enumerate(left, start=1):
         before = row

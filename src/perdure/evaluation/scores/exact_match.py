@@ -13,7 +13,7 @@ PUNCTUATION = str.maketrans("", "", string.punctuation)
 def normalized(text: str) -> str:
     """Return a text in lower case, without punctuation, articles and superfluous white space.
 
-    ASCII punctuation and English articles, that is.
+    Only ASCII punctuation and English articles are removed.
 
     This is the normalisation of SQuAD. Super-NaturalInstructions keeps articles.
 

@@ -9,9 +9,9 @@ from perdure.evaluation.task_score import References, of
 def macro_f1(answers: Sequence[str], references: References) -> float:
     """Return the mean over classes of 2 · right / (times answered + times true).
 
-    The classes are those that are the first right answer of an example, or were answered: one that
-    does not exist in the data and is never answered does not count, one that is answered wrongly
-    counts as 0, as in scikit-learn.
+    The mean is over all classes that occur as an example's first right answer or as an answer. As
+    in scikit-learn, a class that occurs in neither is ignored, and one that occurs only as an
+    answer counts as 0.
 
     Examples
     --------

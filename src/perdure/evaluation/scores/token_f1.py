@@ -9,7 +9,7 @@ from perdure.evaluation.task_score import References, best, of
 
 @of("text")
 def token_f1(answers: Sequence[str], references: References) -> float:
-    """Return the mean F1 of the normalised words of an answer and of its best right answer.
+    """Return the mean F1 between the normalised words of each answer and its best right answer.
 
     F1 = 2 · shared / (words of the answer + words of the right answer). Two texts that are both
     empty after normalisation are equal.

@@ -1,10 +1,10 @@
-"""Gradients of each example by itself, computed a batch at a time.
+"""Per-example gradients, computed a batch at a time.
 
-The square of a batch's gradient is not the sum of the squares of its examples' gradients, so each
-example is needed alone. In a linear layer y = W x an example's gradient is the sum over its tokens
-of dL/dy xᵀ: a single pass over a batch that records x and dL/dy yields them all. A module with
-other layers than linear ones is read one example at a time. (`torch.func.vmap` of a gradient does
-the same for any layer, but is slower with peft's modules.)
+The square of a batch's gradient is not the sum of the squares of its examples' gradients, so
+per-example gradients are needed. In a linear layer y = W x an example's gradient is the sum over
+its tokens of dL/dy xᵀ: a single pass over a batch that records x and dL/dy yields them all. A
+module with layers other than linear ones is processed one example at a time. (`torch.func.vmap` of
+a gradient does the same for any layer, but is slower with peft's modules.)
 """
 
 import contextlib
@@ -22,11 +22,12 @@ from perdure.models.examples import Batch, Examples
 from perdure.models.logits import Logits
 
 Terms = Callable[[Logits], Iterable[Float[Tensor, " batch"]]]
-"""From answers to the terms that are differentiated in turn, each one value per example."""
+"""A function from answers to the terms that are differentiated in turn, each with one value per
+example."""
 Function = Callable[[Tensor], Tensor]
 
 BATCH_SIZE = 64
-"""Examples in a pass. Their gradients are in memory together, one layer at a time."""
+"""The number of examples in a pass; for one layer at a time, all their gradients are in memory."""
 
 
 def mean_over_examples(
@@ -122,7 +123,7 @@ def _add_one_by_one(
 
 
 def _all_linear(parameters: Mapping[str, Tensor], layers: Mapping[str, nn.Linear]) -> bool:
-    """Say whether all parameters belong to these layers."""
+    """Return whether all parameters belong to these layers."""
     names = set()
     for name, layer in layers.items():
         names |= {f"{name}.{key}" for key, _ in layer.named_parameters(recurse=False)}
@@ -131,7 +132,7 @@ def _all_linear(parameters: Mapping[str, Tensor], layers: Mapping[str, nn.Linear
 
 @torch.no_grad()
 def _used_once(backbone: Backbone, layers: list[nn.Linear], batch: Batch) -> bool:
-    """Say whether a pass uses no layer twice.
+    """Return whether a pass uses no layer twice.
 
     Models that share layers do. f is a function of the sum of the gradients of all uses, and
     the hooks see each use alone.

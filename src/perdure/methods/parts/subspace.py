@@ -1,4 +1,4 @@
-"""The subspace of the inputs of layers that earlier tasks have taken.
+"""The subspace that the earlier tasks' inputs of a layer span.
 
 Gradient projection memory (Saha et al. 2021, arXiv 2103.09762) in its dual form (Liang &
 Li, CVPR 2023): a basis of the subspace or of its complement, whichever is smaller. All
@@ -27,7 +27,7 @@ up to 7e-7 of the sum in directions that the inputs do not have.
 
 @dataclass(frozen=True)
 class Subspace:
-    """M, a subspace of R^d, by an orthonormal basis of itself or of its complement.
+    """A subspace M of R^d, stored as an orthonormal basis of itself or of its complement.
 
     Examples
     --------
@@ -115,7 +115,7 @@ class Subspace:
         fewer, but at least one, as in InfLoRA's code.
 
         With `balance`, the share of each direction decides instead of `epsilon`: it is added if
-        balance · share > 1 / d, its cost in room to learn.
+        balance · share > 1 / d, the capacity for learning that it costs.
         """
         outside = self._outside(C, energy)
         floor = _noise(C, energy)
@@ -181,7 +181,7 @@ class Subspace:
         return self._clean(vectors)
 
     def _clean(self, vectors: Tensor) -> Tensor:
-        """Make vectors orthonormal and orthogonal to M, to the last digit."""
+        """Make vectors orthonormal and orthogonal to M, to full precision."""
         # One projection leaves a rounding error relative to the vectors before it, which may be
         # much longer than what is left of them; the second one removes it.
         for _ in range(2):

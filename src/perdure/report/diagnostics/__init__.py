@@ -1,4 +1,4 @@
-"""Diagnostics as they are shown: one file is one diagnostic, discovered by its name.
+"""How diagnostics are shown: each file is one diagnostic, discovered by its name.
 
 A file declares a `Diagnostic`: the numbers in diagnostics.json, how to read them, and how they look
 on the page and on the terminal. The file of the same name in `perdure.analysis` computes the

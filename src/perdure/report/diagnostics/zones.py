@@ -19,7 +19,7 @@ READING = (
 
 
 def table(numbers: Part, tasks: Sequence[str]) -> Table:
-    """Make the table of the terminal: a row for each task, below that of chance."""
+    """Make the table of the terminal: a row for chance, and one for each task below it."""
     rows = [_row("by chance", numbers["by_chance"])]
     for task, shares in zip(tasks, numbers["shares"], strict=True):
         rows.append(_row(task, shares))

@@ -108,7 +108,7 @@ def _integers(width: torch.dtype) -> torch.dtype:
 
 
 def threshold(layers: Callable[[], Iterable[Tensor]], keep: int) -> float:
-    """Return exactly the `keep`-th greatest magnitude of all entries; 0 if there are fewer.
+    """Return exactly the `keep`-th largest magnitude of all entries; 0 if there are fewer.
 
     The bit pattern of that magnitude is determined 16 bits at a time, from the top: a
     histogram of these bits tells which value the entry has there. This takes two passes over
@@ -159,8 +159,7 @@ def elected(
 ) -> Float[Tensor, "*shape"]:
     """Elect the sign of each entry: that of the sum over tasks.
 
-    Where tasks cancel exactly, it is the sign of most entries: `majority()`, by default of
-    this layer.
+    If tasks cancel exactly, it is the sign of most entries: `majority()`, by default of this layer.
     """
     signs = changes.sum(0).sign()
     # An entry that no task changes stays without a sign.

@@ -35,8 +35,8 @@ def each_matrix(
     """Apply `merge(name, changes by task)` to each matrix; average everything else, as the papers
     do.
 
-    A layer whose changes are all low-rank is merged in factored form. Others are merged when they
-    are read, a layer at a time.
+    A layer whose changes are all low-rank is merged in factored form. Others are merged lazily, a
+    layer at a time.
     """
 
     def entry(name: str, shape: torch.Size) -> Entry:
@@ -99,7 +99,7 @@ def _times(left: Tensor, right: Tensor) -> Tensor:
 
 
 def orthonormal(columns: Float[Tensor, "size k"]) -> Float[Tensor, "size k"]:
-    """Return the nearest matrix with orthonormal columns (Procrustes): U Vᵀ of the SVD.
+    """Return the closest matrix with orthonormal columns (Procrustes): U Vᵀ of the SVD.
 
     If the columns are linearly dependent, the result is restricted to their span: the
     remaining singular vectors would be arbitrary.
@@ -111,7 +111,7 @@ def orthonormal(columns: Float[Tensor, "size k"]) -> Float[Tensor, "size k"]:
 
 
 def strongest(change: Entry, most: int, *, outside: Tensor | None = None) -> Triples:
-    """Return the `most` greatest singular triples of a change, at most its numerical rank.
+    """Return the `most` largest singular triples of a change, at most its numerical rank.
 
     With `outside`, they are those of its part orthogonal to the columns of `outside`.
     """
@@ -220,10 +220,10 @@ def added(
     """Return factor · merged + the part of `new` outside the directions of `merged`.
 
     This is one step of OPCM for one matrix. With merged = U diag(S) Vᵀ and P = Uᵀ new V, the
-    diagonal of P is removed from `new`, and so are its first r rows and columns: where both
-    meet (`topleft`), or all of them (`both`). The first r values make up at most the share
-    alpha of the sum of S. U and V end at the numerical rank: further singular vectors would
-    be arbitrary. In factors, the rank grows by that of `new`.
+    diagonal of P is removed from `new`, and so is the block of its first r rows and columns
+    (`topleft`), or all of these rows and columns (`both`). The first r values make up at most the
+    share alpha of the sum of S. U and V are cut at the numerical rank: further singular vectors
+    would be arbitrary. In factors, the rank grows by that of `new`.
     """
     U, S, Vh = svd(merged)
     values = S.double()  # so that rounding of the sums does not decide what is at most alpha

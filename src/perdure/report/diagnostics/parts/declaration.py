@@ -7,7 +7,7 @@ from perdure.report.picture import Picture
 from perdure.report.plain import Record
 
 Part = Record
-"""The numbers of one diagnostic, as they stand in diagnostics.json."""
+"""The numbers of one diagnostic, as diagnostics.json contains them."""
 
 
 @dataclass(frozen=True)

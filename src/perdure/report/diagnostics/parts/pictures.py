@@ -13,7 +13,7 @@ from perdure.report.heat_map import heat
 from perdure.report.picture import Cell, Picture
 
 TASKS = 40
-"""The most tasks that are drawn: nobody can read a page of 300 × 300 cells."""
+"""The largest number of tasks to draw: nobody can read 300 × 300 cells."""
 LAYERS = 60
 """The most layers that are drawn."""
 
@@ -80,7 +80,8 @@ def by_layer(
     limits: tuple[float, float],
     percent: bool = False,
 ) -> Picture:
-    """Make a heat map whose rows are layers; of too many, some evenly over the depth."""
+    """Make a heat map whose rows are layers; if there are too many, a selection evenly spread over
+    the depth."""
     kept = spread(len(layers), LAYERS)
     names = _endings(layers)
     if len(layers) > LAYERS:
