@@ -184,7 +184,8 @@ def code(text: str) -> str:
 
 def _escaped(sentence: str) -> str:
     """Return one of our messages as Markdown: names in backticks as code, the rest as plain
-    text."""
+    text.
+    """
     pieces = printable(sentence).split("`")
     if len(pieces) % 2 == 0:
         # A name has a backtick of its own, so that names and text cannot be told apart.

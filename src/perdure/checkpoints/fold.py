@@ -222,7 +222,8 @@ def size_of(
 
 def _runs(names: list[str], touched: set[str]) -> Iterator[tuple[bool, list[str]]]:
     """Yield runs of neighbouring tensors that are all changed or all copied, and which of the
-    two."""
+    two.
+    """
     for is_touched, run in itertools.groupby(names, key=touched.__contains__):
         yield is_touched, list(run)
 

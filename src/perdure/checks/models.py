@@ -37,7 +37,8 @@ IN_COMMON: dict[str, Any] = {
 
 Family = Literal["encoder", "causal", "seq2seq"]
 """The kind of a pico model: an encoder with heads, a decoder-only language model, or one with
-encoder and decoder."""
+encoder and decoder.
+"""
 OF_TEXT: dict[str, Any] = {
     "vocab_size": len(SPECIAL) + len(WORDS),
     "pad_token_id": 0,

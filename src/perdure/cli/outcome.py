@@ -61,7 +61,8 @@ def _changed_since_report(run: Path) -> bool:
 
 def _time(path: Path) -> float:
     """Return the modification time of a file or folder in seconds; 0 if the system does not
-    tell."""
+    tell.
+    """
     try:
         return path.stat().st_mtime
     except OSError:

@@ -27,7 +27,8 @@ from perdure.errors import DataError
 
 SHARES: dict[Split, float] = {"test": 0.2, "validation": 0.1}
 """The shares of the training examples that become missing splits, in the order in which they are
-cut off."""
+cut off.
+"""
 
 
 def read_tasks(

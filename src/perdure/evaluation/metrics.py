@@ -15,7 +15,8 @@ CALIBRATION_ERROR = "calibration_error"
 """The name of the calibration error in `scores.csv`, beside a task's score."""
 GENERAL = "general:"
 """The prefix in `scores.csv` for values that belong to no learned task; no task can have such a
-name."""
+name.
+"""
 
 
 def is_score(row: Mapping[str, object]) -> bool:

@@ -99,7 +99,8 @@ def _scaled(system: System) -> Iterator[Callable[[Scale], Combined]]:
 
 def _low_rank_vectors(system: System) -> list[TaskVector]:
     """Return the task vectors if their scales can be moved in the model's weights, otherwise an
-    empty list."""
+    empty list.
+    """
     rule = system.rule
     if quantised.is_quantised(system.backbone.model):
         return []

@@ -49,7 +49,8 @@ class Tuned:
 @dataclass(kw_only=True)
 class Method:
     """The hooks that define how one task is learned after others; this base class adds no PEFT
-    module."""
+    module.
+    """
 
     usual_rule: ClassVar[str] = "last"
     """The rule of `merging/` that goes with the method if a recipe names none."""

@@ -17,7 +17,8 @@ IF_FATAL = ("SIGHUP", "SIGUSR1")
 """Signals that are caught only if they would end the process.
 
 `nohup` has SIGHUP ignored, so that the process outlives its terminal; and a program that
-has its own handler for one of them keeps it."""
+has its own handler for one of them keeps it.
+"""
 
 
 class Stopping:
@@ -58,7 +59,8 @@ class Stopping:
     @contextlib.contextmanager
     def later(self) -> Iterator[None]:
         """Stop after the block on a first signal, and immediately on a second one of the same
-        kind."""
+        kind.
+        """
         self._waits = True
         try:
             yield

@@ -1,5 +1,6 @@
 """Joint training: one module trained on all tasks together: the upper bound, which keeps all old
-data."""
+data.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

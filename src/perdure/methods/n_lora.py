@@ -1,5 +1,6 @@
 """N-LoRA (Yang et al. 2024): a new, sparse branch for each task, so that branches rarely
-overlap."""
+overlap.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -68,7 +68,8 @@ class Replay(Wrapper):
     @property
     def store_bytes(self) -> int:
         """The size of the kept examples: of texts with their answers in words, and of images as
-        they are encoded."""
+        they are encoded.
+        """
         return Exemplars.of(self.remembered).size
 
     def examples(self, seen: Sequence[Task]) -> Rows:

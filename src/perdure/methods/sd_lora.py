@@ -38,7 +38,8 @@ class SDLoRA(PeftMethod):
 
     def begin(self, backbone: Backbone, task: Task) -> None:
         """Attach a module with `rank` more rows than before; the first rows hold the earlier
-        branches."""
+        branches.
+        """
         # The last task's module is the only memory: attaching a fresh one takes it out.
         earlier = []
         for A, B in adapters.factors(backbone.model).values():

@@ -100,7 +100,8 @@ class SI(PeftMethod):
 
     def end(self, backbone: Backbone, task: Task, optimizer: Optimizer) -> None:
         """Turn the path integral of the task's training into importances, and add them to the
-        penalty."""
+        penalty.
+        """
         parameters = adapters.trainable(backbone.model)
         importance = {}
         for name, value in parameters.items():

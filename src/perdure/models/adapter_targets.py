@@ -156,7 +156,8 @@ def _config(
 
 def _names(model: nn.Module, is_kind: Callable[[nn.Module], bool] = is_matrix) -> list[str]:
     """Return the names of the pre-trained layers of a kind, without the parts that an adapter
-    adds."""
+    adds.
+    """
     inside_tuners = tuple(f"{name}." for name in adapters.tuner_layers(model))
     names = []
     for name, module in model.named_modules():
@@ -211,7 +212,8 @@ def key_value(model: nn.Module) -> list[str]:
 
 def _present(names: list[str], candidates: Sequence[str]) -> list[str]:
     """Return the candidates that some layer name ends with, or otherwise the fused layers' names
-    that do."""
+    that do.
+    """
     endings = _endings(names)
     present = [name for name in candidates if name in endings]
     if not present:

@@ -141,7 +141,8 @@ class Encoder(Backbone):
         self, rows: Rows, *, batch_size: int = BATCH_SIZE, allow_empty: bool = False
     ) -> Examples:
         """Tokenize texts now; images are prepared batch by batch, because their pixels take much
-        memory."""
+        memory.
+        """
         for of_task in rows:
             columns = of_task.data.column_names
             if self.kind not in columns:

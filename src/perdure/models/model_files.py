@@ -58,7 +58,8 @@ MODULES = "modules.json"
 # The hub allows no other letters than ASCII in its names.
 OF_GENERATION = ("generation_config.json", "chat_template.jinja", "chat_template.json")
 """Files that only a language model reads: they define how answers end, and how turns are
-formatted."""
+formatted.
+"""
 MORE_TEMPLATES = "additional_chat_templates"
 """The folder in which a tokenizer looks for more of them."""
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)

@@ -63,7 +63,8 @@ class Opened:
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
     """Silence transformers' progress bars, and its advice to train a head: perdure adds its own
-    heads."""
+    heads.
+    """
     verbosity = transformers.logging.get_verbosity()
     bars = transformers.logging.is_progress_bar_enabled()
     transformers.logging.set_verbosity_error()

@@ -48,7 +48,8 @@ def _picture(result: Record, title: str) -> Picture:
 
 def sentences(summary: Summary) -> list[str]:
     """Describe how far each run's closed answers are from being calibrated, for its main
-    `task_id`."""
+    `task_id`.
+    """
     said = []
     first = [key for key, _ in ways(summary)][:1]
     for run in summary["runs"]:

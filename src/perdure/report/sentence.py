@@ -51,7 +51,8 @@ def _listed(tasks: Sequence[Record]) -> str:
 
 def _name(section: object) -> str:
     """Return the name that a section of the recipe is given by: the section itself, or its
-    `name`."""
+    `name`.
+    """
     if isinstance(section, dict):
         section = section.get("name") or section.get("model")
     return "an unnamed one" if section is None else str(section)

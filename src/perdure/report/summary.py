@@ -73,7 +73,8 @@ def summarise(folders: Sequence[str | Path]) -> Record:
 
 def _titles(files: Sequence[Files]) -> list[str]:
     """Return the recipes' names, or the folders' if there are none; the folder is added if two
-    names are equal."""
+    names are equal.
+    """
     names = []
     for run in files:
         name = run.recipe.get("name") or run.folder.resolve().name

@@ -22,7 +22,8 @@ SOFT = "#5b6470"
 LINE = "#dfe3e8"
 THEME = {INK: f"var(--ink, {INK})", SOFT: f"var(--soft, {SOFT})", LINE: f"var(--line, {LINE})"}
 """The page's colours in light and dark mode; the value after the comma is for a figure on its
-own."""
+own.
+"""
 STYLE = {
     "font.size": 9,
     "axes.titlesize": 9,

@@ -1,5 +1,4 @@
-"""OPCM (Tang et al. 2025): add the part of each task vector that is orthogonal to the previous
-ones."""
+"""OPCM (Tang et al. 2025): add each task vector's part orthogonal to the earlier ones."""
 
 from typing import Annotated
 
@@ -21,14 +20,14 @@ def opcm(
 ) -> TaskVector:
     """M_t = (lambda_(t-1) M_(t-1) + P(tau_t)) / lambda_t.
 
-    lambda_t, near sqrt(t), is one number for the whole model, such that |M_t| is the mean of
+    lambda_t, close to sqrt(t), is one number for the whole model, so that |M_t| is the mean of
     |tau_1|, …, |tau_t|. P removes from each matrix of tau_t, in the basis of the singular
     vectors of M_(t-1), the diagonal and the block of the first singular vectors: those whose
     values sum to at most the share alpha. The rest is orthogonal to M_(t-1). Biases are added.
 
-    The authors' code adds tables of embeddings without projection. Task vectors do not tell
-    them from linear layers, so here all matrices are projected. It matters for LoRA on
-    embeddings and with `peft: full`, for these tables most, for the rest through lambda_t.
+    The authors' code adds embedding tables without projection. Task vectors do not distinguish them
+    from linear layers, so here all matrices are projected. This matters for LoRA on embeddings and
+    with `peft: full`: most for these tables, and through lambda_t for the rest.
 
     Parameters
     ----------

@@ -14,7 +14,8 @@ from perdure.storage.tensors import Stored, TensorFile
 
 PREFIX = "base_model.model."
 """The prefix of saved names: peft saves them as in its wrapper, where the model is
-`base_model.model`."""
+`base_model.model`.
+"""
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 START = "start.safetensors"

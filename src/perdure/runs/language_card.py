@@ -58,7 +58,8 @@ class Asking:
 
     def use(self, name: str, base: str | None) -> list[str]:
         """Return Python code that asks the model once; `base` is the model that an adapter is
-        of."""
+        of.
+        """
         auto = SEQ2SEQ if self.decodes else CAUSAL
         lines = [f"from transformers import {auto}, AutoTokenizer", ""]
         if base is None:

@@ -87,7 +87,8 @@ def _kept(
     keep: Callable[[Snapshot], None] | None, belongs_to: Mapping[str, object], started: float
 ) -> Callable[[Snapshot], None] | None:
     """Return a `keep` function that adds to each snapshot what it belongs to and how long it
-    took."""
+    took.
+    """
     if keep is None:
         return None
 

@@ -19,7 +19,8 @@ from perdure.settings import named
 
 UNREADABLE = (DataError, FetchError, OSError)
 """The errors raised by reading examples that are gone. A wrong setting raises another, which is not
-caught."""
+caught.
+"""
 NAMES = 8  # of many old tables the first few names and reasons say enough
 REASONS = 3
 

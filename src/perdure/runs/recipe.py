@@ -33,7 +33,8 @@ from perdure.storage import files
 
 SAME = 3
 """The number of tasks from which equal classes are no coincidence: two may well both answer yes or
-no."""
+no.
+"""
 
 
 class Recipe(BaseModel):

@@ -205,7 +205,8 @@ class Combined(Schema):
     name: str
     label: str
     """The name and the settings that are not defaults; only the name if no settings were
-    written."""
+    written.
+    """
     options: dict[str, object] = {}
     space: str = "delta"
     since: str = "pretrained"

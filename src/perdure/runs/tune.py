@@ -40,7 +40,8 @@ RATE = "training.learning_rate"
 
 class Trial(TypedDict):
     """One line of trials.jsonl; the score is measured on validation examples, None if the trial
-    failed."""
+    failed.
+    """
 
     settings: dict[str, float]
     score: float | None

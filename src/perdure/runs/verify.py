@@ -122,7 +122,8 @@ def _needs_combined(run: RunState) -> bool:
 
 def _check_derived(run: RunState, result: Verification) -> None:
     """Check the files that can be regenerated, and that they do not describe tasks which are
-    gone."""
+    gone.
+    """
     if is_there(run.folder / "diagnostics.json"):
         result.attempt("diagnostics.json", lambda: _diagnostics(run))
     if is_there(run.folder / "answers.json"):

@@ -277,7 +277,8 @@ _Reader.add_implicit_resolver("tag:yaml.org,2002:float", NUMBER, list("-+.012345
 
 def plain(value: object) -> Any:
     """Return values as they are after a round trip through a file: a list for a tuple, a string for
-    a date."""
+    a date.
+    """
     return json.loads(json.dumps(value, default=str))
 
 

@@ -23,7 +23,8 @@ from perdure.models.logits import Logits
 
 Terms = Callable[[Logits], Iterable[Float[Tensor, " batch"]]]
 """A function from answers to the terms that are differentiated in turn, each with one value per
-example."""
+example.
+"""
 Function = Callable[[Tensor], Tensor]
 
 BATCH_SIZE = 64

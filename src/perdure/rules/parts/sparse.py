@@ -142,7 +142,8 @@ def threshold(layers: Callable[[], Iterable[Tensor]], keep: int) -> float:
 
 def _histogram(layers: Iterable[Tensor], width: torch.dtype, prefix: int, shift: int) -> Tensor:
     """Count the values of the 16 bits above `shift` among numbers whose higher bits are
-    `prefix`."""
+    `prefix`.
+    """
     counts = torch.zeros(2**16, dtype=torch.int64)
     for layer in layers:
         bits = patterns(layer, width)

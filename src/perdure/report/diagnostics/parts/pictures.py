@@ -81,7 +81,8 @@ def by_layer(
     percent: bool = False,
 ) -> Picture:
     """Make a heat map whose rows are layers; if there are too many, a selection evenly spread over
-    the depth."""
+    the depth.
+    """
     kept = spread(len(layers), LAYERS)
     names = _endings(layers)
     if len(layers) > LAYERS:
