@@ -107,7 +107,7 @@ def find(kind: Kind, name: str) -> Thing:
 # Cached, so that it warns once in a process: a name is looked up again and again.
 @functools.cache
 def _warn_of_replacement(kind: Kind, point: EntryPoint) -> None:
-    """Warn if another package's entry point takes the place of something of ours."""
+    """Warn if another package's entry point replaces something of ours."""
     package = importlib.import_module(PACKAGES[kind])
     if point.name in _files(package):
         other = point.dist.name if point.dist else point.value
@@ -297,7 +297,8 @@ def _run_file(path: str, name: str, *version: int) -> ModuleType:
 
 
 def fault(error: BaseException) -> str | None:
-    """Say where in a user's own Python file an error was raised; None if it was raised elsewhere.
+    """Return where in a user's own Python file an error was raised; None if it was raised
+    elsewhere.
 
     If an import or a hook fails, that is the last line reached in such a file.
     """

@@ -1,8 +1,7 @@
 """Interference of task vectors: norms, cosines, common subspaces and conflicts of sign.
 
-Layers are compared in the form in which they are stored: low-rank ones by their factors, if that is
-exact. A layer that a task vector lacks counts as zero. A value that is undefined (a vector is zero)
-is nan.
+Layers are compared in stored form: low-rank ones by their factors, if that is exact. A layer that a
+task vector lacks counts as zero. A value that is undefined (a vector is zero) is nan.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -154,7 +153,7 @@ def overlaps(vectors: Vectors, *, rank: int = 8) -> tuple[Pairwise, Pairwise]:
 
 
 def _averaged(layers: dict[str, Tensor], tasks: int) -> Pairwise:
-    """Add the mean over those layers in which a value is defined."""
+    """Add the mean over the layers with a defined value."""
     # `stack` needs at least one tensor, and `nanmean` ignores this one.
     undefined = torch.full((tasks, tasks), torch.nan, dtype=torch.double)
     overall = torch.stack([undefined, *layers.values()]).nanmean(0)

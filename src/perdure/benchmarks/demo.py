@@ -47,9 +47,9 @@ CLEAR = 0.5
 def demo(*, train: int = 300, validation: int = 100, test: int = 150, seed: int = 0) -> TaskStream:
     """Newswire topics, newsgroups and the sentiment of film reviews: five tasks with 22 classes.
 
-    Reuters-21578 R8 and 20 Newsgroups by date, of which three parts are tasks, come with their
-    own test splits (research use); the film reviews of the VADER ground truth (MIT; a mean human
-    rating of at least .5 either way) are split here.
+    Reuters-21578 R8 and 20 Newsgroups by date (three parts of it are tasks) come with their own
+    test splits (research use); the film reviews of the VADER ground truth (MIT; a mean human rating
+    of at least .5 either way) are split here.
 
     Parameters
     ----------

@@ -155,7 +155,7 @@ def standard_cl(
     prompts
         The prompt's form, for a language model. `plain`: the text alone. `options`: with an
         instruction and the classes to choose from, as in SAPT and GainLoRA. `o_lora`: also with the
-        names of the kind of task and of the data set, as in O-LoRA, so that the prompt tells the
+        names of the kind of task and of the data set, as in O-LoRA, so that the prompt reveals the
         task.
 
     Raises

@@ -65,7 +65,7 @@ def super_ni(
     order
         `order1` or `order2`, the two of SAPT, or a list of the tasks' names.
     train, test
-        The number of examples per task; by default all (1,000 and 100 in SAPT, fewer where there
+        The number of examples per task; by default all (1,000 and 100 in SAPT, or fewer if there
         are no more).
     validation
         The number of training examples per task that become its validation split, at most a fifth;

@@ -121,7 +121,7 @@ def _stems(tensors: Mapping[str, str]) -> dict[str, str]:
 
 
 def _with_prefix(layers: list[str], stems: Mapping[str, str]) -> LayerNames | None:
-    """Return the names with the one change of prefix under which all layers are known.
+    """Return the names with the one change of prefix that makes all layers known.
 
     Layers that are known as they are need no change. If no single change of prefix works, or
     several do, it is ambiguous which weights are meant.

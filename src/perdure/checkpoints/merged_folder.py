@@ -1,4 +1,4 @@
-"""The files of a merge: the model with all that belongs to it, or one adapter."""
+"""The files of a merge: the model with all its other files, or one adapter."""
 
 import json
 import shutil
@@ -37,7 +37,7 @@ Progress = Callable[[int], None]
 
 
 def write_model(merger: Merger, summary: Merged, progress: Progress) -> Merged:
-    """Write the base with the merge's changes, and all that belongs to it.
+    """Write the base with the merge's changes, and all its other files.
 
     See `merge_checkpoint`.
     """

@@ -1,6 +1,6 @@
 """The base as transformers builds it, without memory for its values.
 
-Files alone do not tell whether a square weight belongs to an `nn.Linear` or to a `Conv1D`, which
+Files alone do not show whether a square weight belongs to an `nn.Linear` or to a `Conv1D`, which
 tables are one and the same, or how tensors are renamed and joined while they are loaded. Asking
 transformers takes seconds, so this is built only if one of these questions comes up.
 """

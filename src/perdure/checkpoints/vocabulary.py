@@ -161,7 +161,7 @@ def _untie(skeleton: Skeleton, tables: Tables, touched: set[str]) -> Tables:
 
 
 def _as_two(skeleton: Skeleton, tables: Tables) -> Tables:
-    """Give the output layer a table of its own, which begins as a copy of the input's."""
+    """Give the output layer its own table, which begins as a copy of the input's."""
     copies: dict[str, str] = {}
     grown = dict(tables.grown)
     # Not only weights: a bias of the output layer is tied with its weight.

@@ -359,7 +359,7 @@ def past_tasks_stay_as_they_are(method: MethodUnderTest) -> None:
 
 
 def a_run_goes_on_between_tasks(method: MethodUnderTest) -> None:
-    """A run that stopped between two tasks can go on, and ends with the same bytes."""
+    """A run that stopped between two tasks can be resumed, and ends with the same bytes."""
     # Each call of `run` makes a new instance, as a new process does: only files carry over.
     between = method.folder / "between"
     shutil.copytree(method.alone, between)
@@ -373,7 +373,7 @@ def a_run_goes_on_between_tasks(method: MethodUnderTest) -> None:
 
 
 def a_run_goes_on_inside_a_task(method: MethodUnderTest) -> None:
-    """A run that was stopped inside a task can go on, and ends with the same bytes."""
+    """A run that was stopped inside a task can be resumed, and ends with the same bytes."""
     if threading.current_thread() is not threading.main_thread():
         raise method.failed(
             "cannot be stopped here: check it in the main thread, which alone gets signals."

@@ -175,7 +175,7 @@ def full(vectors: Vectors, kind: Callable[[Tensor], Entry] = lambda value: value
 def _different(
     expected: Sequence[TaskVector], actual: Sequence[TaskVector], dtype: torch.dtype
 ) -> str:
-    """Return the first layer in which two results differ by more than rounding, or `""`."""
+    """Return the first layer for which two results differ by more than rounding, or `""`."""
     if len(expected) != len(actual):
         return "the number of task vectors"
     for left, right in zip(expected, actual, strict=True):

@@ -34,9 +34,9 @@ class MethodUnderTest:
     make
         A function that makes a new instance, with the same settings each time.
     folder
-        An empty or missing folder, in which the checks write their runs.
+        An empty or missing folder for the checks' runs.
     family
-        The kind of the pico model on which it is checked.
+        The kind of pico model that it is checked with.
     """
 
     name: str
@@ -91,7 +91,7 @@ class MethodUnderTest:
         method: Method | None = None,
         backbone: Backbone | None = None,
     ) -> Path:
-        """Learn the first tasks, or go on with a run of them; return its folder.
+        """Learn the first tasks, or resume a run of them; return its folder.
 
         A stream with fewer tasks is learned as a whole.
         """

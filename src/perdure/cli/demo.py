@@ -143,7 +143,7 @@ def demo(
 ) -> dict[str, object]:
     """Run a demo, write the run folders and a report into `output`; return the report's summary.
 
-    A demo that was stopped goes on.
+    A stopped demo is resumed.
 
     Parameters
     ----------

@@ -60,9 +60,7 @@ def _changed_since_report(run: Path) -> bool:
 
 
 def _time(path: Path) -> float:
-    """Return the modification time of a file or folder in seconds; 0 if the system does not
-    tell.
-    """
+    """Return the modification time of a file or folder in seconds; 0 if unknown."""
     try:
         return path.stat().st_mtime
     except OSError:

@@ -207,7 +207,7 @@ def report(
     ] = "html",
     as_json: AsJson = False,
 ) -> None:
-    """Report on a run, or compare several; an unfinished run is reported as far as it is."""
+    """Report on a run, or compare several; an unfinished run is reported as far as it has got."""
     from perdure.report import FORMATS, report, summary
 
     format = "json" if as_json else format

@@ -79,7 +79,7 @@ def run(
     trust: Trust = False,
     quiet: Quiet = False,
 ) -> None:
-    """Do what a recipe says, or go on where it stopped.
+    """Run a recipe, or resume its run.
 
     Learn its tasks in order, combine them, and measure after each.
     """
@@ -112,7 +112,7 @@ def tune(
 ) -> None:
     """Search the learning rate and the method's main coefficient on validation data.
 
-    Only the first tasks of the stream are looked at.
+    Only the first tasks of the stream are used.
     """
     from perdure.report import terminal
     from perdure.runs.recipe import Recipe

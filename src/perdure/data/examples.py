@@ -1,9 +1,9 @@
 """Rows of tables as examples: the inputs under one name, the classes as text.
 
 Both ways to read data end in the same columns: `text`, or `text` and `text_pair`, or `image`, or
-`messages`; `label` with the name of the class, or `target` with the answer and, where a row has
-several right ones, `answers`; `task`, where a column names each row's task; and `row`, the number
-of the row in its file, for messages.
+`messages`; `label` with the name of the class, or `target` with the answer and, if a row has
+several right ones, `answers`; `task`, if a column names each row's task; and `row`, the number of
+the row in its file, for messages.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence

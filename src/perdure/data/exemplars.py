@@ -113,8 +113,7 @@ class Exemplars:
         Raises
         ------
         RunError
-            A label is not the number of one of its task's classes, or an answer in words is
-            missing.
+            A label is not an index into its task's classes, or an answer in words is missing.
         """
         rows: Rows = []
         for task, classes in tasks.items():

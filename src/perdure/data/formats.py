@@ -1,6 +1,6 @@
 """Find the columns of a table that contain the prompt and the answer, and their format.
 
-The format is known by the names of the columns:
+The format is recognised by the column names:
 
     messages                     conversations; the last turn, the assistant's, is the answer
     prompt, completion           a prompt, and its answer
@@ -52,7 +52,8 @@ class Request:
         Raises
         ------
         DataError
-            Two name the same thing, or the answer to an image or a pair is to be a text.
+            Two of them name the same thing, or a text is requested as the answer to an image or a
+            pair.
         """
         if self.text and self.image:
             raise DataError("Give either `text` or `image`: a task has one kind of input.")

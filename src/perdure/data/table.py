@@ -147,7 +147,7 @@ def _check_files(files: Mapping[str, str]) -> None:
 
 
 def _columns(names: Sequence[str], source: str, request: Request, task: str | None) -> Columns:
-    """Return the columns to read; the input is known by its usual name if none is given."""
+    """Return the columns to read; the input has its usual name if none is given."""
     label = request.label_column
     reading = reading_of(names, source, request)
     if reading:

@@ -368,7 +368,7 @@ def _content_or_path(image: EncodedImage) -> bytes:
 
 @dataclass(frozen=True)
 class TaskStream:
-    """Tasks in the order in which they are learned.
+    """Tasks in the order of learning.
 
     `scenario` says what is known about an input at test time (van de Ven & Tolias 2022). With
     `task`, its task is known. With `domain` it is not, and all tasks have the same classes. With

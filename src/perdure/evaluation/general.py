@@ -76,7 +76,7 @@ class Source:
     tasks
         Entries as in a recipe's stream.
     digest
-        The SHA-256 of the text with which the run began; empty before that.
+        The SHA-256 of the text that the run began with; empty before that.
     """
 
     text: str = USUAL

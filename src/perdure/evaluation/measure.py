@@ -28,8 +28,8 @@ class Evaluation:
     Parameters
     ----------
     task_ids
-        The ways in which the task of a test example is known: `given`, inferred by the task
-        `posterior`, or not known at all (`none`): all heads compete.
+        The assumptions about the task of a test example: `given`, inferred by the task `posterior`,
+        or not known at all (`none`): all heads compete.
     steps
         Measure after `all` tasks, after the `last` only, or never (`none`; `perdure evaluate` can
         do it later).

@@ -29,9 +29,8 @@ class Candidate(TypedDict):
 def with_best_scale(system: System, stream: TaskStream) -> tuple[System, list[Candidate]]:
     """Return the system with its best scale on validation examples, and all candidates.
 
-    A rule without a search is left as it is. Test data is never looked at. The validation examples
-    of earlier tasks have to be kept; if that is not allowed, use a scale that needs no data
-    (`1/n`).
+    A rule without a search is left as it is. Test data is never used. The validation examples of
+    earlier tasks have to be kept; if that is not allowed, use a scale that needs no data (`1/n`).
     """
     rule = system.rule
     if not rule.searches or not system.learned:

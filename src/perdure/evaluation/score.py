@@ -122,7 +122,7 @@ def generated(
     task: str | None = None,
     picked: Sequence[str] | None = None,
 ) -> list[str]:
-    """Return the free text with which each example is answered; see `answered_by`."""
+    """Return the free-text answer to each example; see `answered_by`."""
     return answered_by(backbone, combined, examples, backbone.generate, task=task, picked=picked)
 
 
@@ -216,7 +216,7 @@ def features(
     task
         The task whose model is used, if the model is routed.
     picked
-        The task of each example, for a mixture whose experts are chosen from outside.
+        The task of each example, for a mixture without a gate, whose experts are chosen explicitly.
     """
     backbone.eval()  # without dropout
     pooled: list[tuple[list[int], Tensor]] = []
@@ -309,8 +309,8 @@ def ranked_words(
 ) -> Float[Tensor, "examples words"]:
     """Return log p of each word of any task, as a language model ranks them.
 
-    A word that several tasks share is one word. Where each task has a model of its own, the one
-    counts that finds it likeliest.
+    A word that several tasks share counts once. If each task has its own model, the highest
+    probability counts.
 
     Parameters
     ----------

@@ -37,7 +37,7 @@ Classes = Mapping[str, tuple[str, ...]]
 
 @dataclass(frozen=True)
 class Learned:
-    """All that is kept of one task.
+    """Everything that is kept of one task.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""The state inside a task: one file with all that the training loop needs to resume.
+"""The state inside a task: one file with everything that the training loop needs to resume.
 
 It contains no random states: each step starts from its own, which is derived from the run's seed,
 the task, and the step's number (`perdure.seeds`).
@@ -25,7 +25,7 @@ State = dict[str, Any]
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Tensors by name, and `about` them values that JSON can hold."""
+    """A snapshot: tensors by name, and `about`, values that JSON can hold."""
 
     about: State
     tensors: dict[str, Tensor]

@@ -46,7 +46,7 @@ class Training:
         Stop after this number of epochs without a better one; keeps the best.
     heads
         `per_task`: a head for each task, trained on its examples. `shared`: one head for all tasks,
-        which each task goes on training, as is usual if all tasks have the same classes (`scenario:
+        which every task trains further, as is usual if all tasks have the same classes (`scenario:
         domain`).
     alignment
         After each task, align the heads of all tasks (its settings, or `{}` for the usual ones);

@@ -223,7 +223,7 @@ def _adapted(model: nn.Module, origin: Adapter, vector: TaskVector) -> Iterator[
 
 
 def combine(learned: Sequence[Adapter], rule: RuleLike) -> Combined:
-    """Apply a rule to the adapters of the tasks, in the order in which they were learned.
+    """Apply a rule to the tasks' adapters, in the order of learning.
 
     Parameters
     ----------

@@ -44,8 +44,8 @@ class Nature:
     low_rank
         Whether it takes only low-rank changes, as LoRA makes them.
     layerwise
-        Whether each layer of the result depends on that layer alone, so that a model can be
-        merged one layer at a time (unless its `scale` is a mapping, which may tell depths apart).
+        Whether each layer of the result depends on that layer alone, so that a model can be merged
+        one layer at a time (unless its `scale` is a mapping, which may treat depths differently).
     most
         The largest number of tasks that it can combine, if that is limited.
     check

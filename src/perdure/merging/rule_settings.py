@@ -44,10 +44,10 @@ class Rule:
         modules' own parameters (A and B apart), relative to their common start. Bottleneck
         adapters have only `factor`. The two differ: the sum of factors has cross terms B_i A_j.
     since
-        `pretrained`: a task vector is all that the module adds to the pre-trained model (the
+        `pretrained`: a task vector is everything that the module adds to the pre-trained model (the
         paper's tau = Phi - Phi_pre). If modules start from the previous task, it contains the
-        earlier tasks, which then count several times. `start`: only the change that training on
-        the task itself has made.
+        earlier tasks, which then count several times. `start`: only the change that training on the
+        task itself has made.
     search
         The search for the scale, if that is `search`.
     settings

@@ -24,10 +24,10 @@ from perdure.models.inputs import input_covariances
 class InfLoRA(PeftMethod):
     """Train a branch A_t B_t per task, whose frozen B_t leaves the inputs of earlier tasks alone.
 
-    e = W h + sum of A_j B_j h (A_t is peft's `lora_B`, B_t its `lora_A`). The rows of B_t are
-    the leading directions of the new task's inputs outside M_t, the space of the old tasks'
-    inputs, so that training A_t (from zero) changes W only inside N_t ∩ M_t⊥. Then M_t takes
-    up the leading directions of its inputs (DualGPM). Combine with `sum`.
+    e = W h + sum of A_j B_j h (A_t is peft's `lora_B`, B_t its `lora_A`). The rows of B_t are the
+    leading directions of the new task's inputs outside M_t, the space of the old tasks' inputs, so
+    that training A_t (from zero) changes W only inside N_t ∩ M_t⊥. Then the leading directions of
+    its inputs are added to M_t (DualGPM). Combine with `sum`.
 
     Parameters
     ----------
@@ -46,12 +46,12 @@ class InfLoRA(PeftMethod):
     row_norm
         The norm of each row of B_t: 1/√3 in the official code.
     epsilon, last_epsilon, tasks
-        The share of the energy of a task's inputs that M_t takes up. It rises on a straight line
+        The share of the energy of a task's inputs that M_t absorbs. It rises on a straight line
         that would reach `last_epsilon` after `tasks` tasks, and stays after that.
     energy
-        `covariance`: of squared eigenvalues of E[h hᵀ], to which the published epsilons belong;
-        `features`: of squared singular values of the inputs, for backbones such as DINOv2, where
-        a few directions dominate.
+        `covariance`: of squared eigenvalues of E[h hᵀ], which the published epsilons are for;
+        `features`: of squared singular values of the inputs, for backbones such as DINOv2, where a
+        few directions dominate.
     balance
         Instead of epsilon, a size for each module, after SplitLoRA's idea: a direction with share e
         of the energy is added if balance · e > 1 / dimension, the capacity it costs.

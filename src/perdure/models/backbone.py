@@ -205,7 +205,7 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def put(self, task: str, state: Mapping[str, Tensor]) -> None:
-        """Give a task a module of its own with these parameters, as `own_state` returns them."""
+        """Give a task its own module with these parameters, as `own_state` returns them."""
 
     @abstractmethod
     def close(self, task: str) -> None:

@@ -40,7 +40,7 @@ class BottleneckConfig(PeftConfig):
 
 
 class BottleneckLayer(nn.Module, BaseTunerLayer):
-    """A linear layer with an adapter behind it."""
+    """A linear layer followed by an adapter."""
 
     # peft saves, trains and moves what these name, for each adapter in the layer.
     adapter_layer_names = ("bottleneck_down", "bottleneck_up")
@@ -104,7 +104,7 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
 
 
 class BottleneckModel(BaseTuner):
-    """Put bottleneck adapters behind the target layers of a model."""
+    """Put bottleneck adapters after the target layers of a model."""
 
     prefix = "bottleneck_"
     tuner_layer_cls = BottleneckLayer

@@ -191,8 +191,8 @@ class LanguageModel(Backbone):
         """Cut plain texts into pieces whose tokens are to be predicted.
 
         A causal model is asked for every token but a piece's first, which follows the token that
-        begins a text, if the tokenizer has one. A model with a decoder of its own reads the first
-        half of a piece and is asked for the second.
+        begins a text, if the tokenizer has one. An encoder–decoder model reads the first half of a
+        piece and is asked for the second.
         """
         tokens: list[Tokens] = []
         for text in texts:
@@ -282,7 +282,7 @@ class LanguageModel(Backbone):
 
     @property
     def decodes(self) -> bool:
-        """True if a decoder of its own gives the answer."""
+        """True if the model has a separate decoder, which gives the answer."""
         return bool(self.model.config.is_encoder_decoder)
 
     # -- a batch → answers
@@ -367,7 +367,7 @@ class LanguageModel(Backbone):
         return answers
 
     def _generation(self) -> GenerationConfig:
-        """Return the settings with which the model answers: greedy, until an answer ends."""
+        """Return the model's generation settings: greedy, until an answer ends."""
         return GenerationConfig(
             max_new_tokens=self.prompts.max_new_tokens,
             do_sample=False,
@@ -388,7 +388,7 @@ class LanguageModel(Backbone):
         return None
 
     def save(self, folder: Path, tasks: Sequence[str], labels: Sequence[str]) -> None:
-        """Write a stock checkpoint, with its tokenizer and the settings with which it generates."""
+        """Write a stock checkpoint, with its tokenizer and generation settings."""
         with (
             pretrained.quietly(),
             pretrained.stored_as(self.model, self.dtype),

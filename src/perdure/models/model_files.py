@@ -81,7 +81,7 @@ LFS = b"version https://git-lfs"
 
 @runtime_checkable
 class _Packaged(Protocol):
-    """A model that a package carries, as far as it is used here.
+    """The part of a packaged model's interface that is used here.
 
     This package does not import `perdure.bundled`, which defines the class.
     """
@@ -409,7 +409,7 @@ def _are_texts(values: Iterable[object]) -> bool:
 def _in_holes(number: int, size: int) -> int:
     """Return the number of bytes of an open file that were never written.
 
-    It is 0 if the file system does not tell.
+    It is 0 if unknown.
     """
     if not hasattr(os, "SEEK_HOLE"):
         return 0

@@ -46,7 +46,7 @@ class Prompts:
     source
         The model's name, for messages.
     stops
-        The tokens that end an answer; the first of them is put behind one that has none.
+        The tokens that end an answer; the first of them is appended to an answer that has none.
     max_length
         The longest prompt in tokens; a longer one is cut at the side that `truncate` names.
     max_new_tokens
@@ -56,8 +56,7 @@ class Prompts:
     system_message
         The first turn of each conversation that has no system message.
     decodes
-        Whether a decoder of its own gives the answer: the prompt then ends as the tokenizer ends a
-        text.
+        Whether the model has a separate decoder: the prompt then ends as the tokenizer ends a text.
     """
 
     tokenizer: Any

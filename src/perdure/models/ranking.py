@@ -86,7 +86,7 @@ def tolerance(model: PreTrainedModel, values: Tensor) -> float:
 
 
 def _packed(model: PreTrainedModel, prompt: Prompt, tails: Tails) -> Float[Tensor, "batch choices"]:
-    """Read all choices in one row behind the cache of the prompt."""
+    """Read all choices in one row after the prompt's cache."""
     mask = prompt["attention_mask"]
     lengths = mask.sum(1)
     rows = torch.arange(len(mask), device=mask.device)
@@ -105,7 +105,7 @@ def _packed(model: PreTrainedModel, prompt: Prompt, tails: Tails) -> Float[Tenso
 def _behind(
     model: PreTrainedModel, cache: Cache, prompt_mask: Int[Tensor, "batch prompt"], tails: Tails
 ) -> Float[Tensor, "batch choices"]:
-    """Return log p of the tokens of each choice after its first, packed behind a cache."""
+    """Return log p of each choice's tokens after the first, packed after a cache."""
     device = prompt_mask.device
     batch = len(prompt_mask)
     row = _row(tails, device)
@@ -173,7 +173,7 @@ def _row(tails: Tails, device: torch.device) -> _Row:
 def _side_by_side(
     model: PreTrainedModel, prompt: Prompt, tails: Tails
 ) -> Float[Tensor, "batch choices"]:
-    """Read the choices as a batch, behind the cache of the encoder and the decoder's start."""
+    """Read the choices as a batch, after the encoder's cache and the decoder's start."""
     mask = prompt["attention_mask"]
     batch = len(mask)
     states = model.get_encoder()(**prompt).last_hidden_state
@@ -205,7 +205,7 @@ def _side_by_side(
 def _decoded(
     model: PreTrainedModel, copies: Mapping[str, object], tails: Tails, batch: int
 ) -> Float[Tensor, "batch choices"]:
-    """Return log p of the tokens of each choice after its first, by a decoder."""
+    """Return log p of each choice's tokens after the first, computed by a decoder."""
     tokens, reads = _rectangle([tail[:-1] for tail in tails], model.device)
     rows, columns = torch.nonzero(reads.repeat(batch, 1), as_tuple=True)
     with logits_at(model, rows, columns):
@@ -256,7 +256,7 @@ def _to_decode(
 def _continued(
     prompt: Prompt, tail: Sequence[int]
 ) -> tuple[dict[str, Tensor], Int[Tensor, " batch"]]:
-    """Return prompts with one choice behind each, and the columns that give its first token."""
+    """Return prompts, each followed by one choice, and the columns that predict its first token."""
     lengths = prompt["attention_mask"].sum(1)
     sequences = []
     for row, length in zip(prompt["input_ids"].tolist(), lengths.tolist(), strict=True):

@@ -73,8 +73,8 @@ def agree(source: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
     """Make tokenizer and model use the same padding token, and the tokenizer return what fits.
 
     Usually the tokenizer decides, because the model only looks for its token. Models whose
-    positions begin behind the padding token's number (RoBERTa's family) were trained with the
-    number in their configuration, so there the configuration decides.
+    positions begin after the padding token's id (RoBERTa's family) were trained with the id in
+    their configuration, so there the configuration decides.
 
     Raises
     ------
@@ -130,7 +130,7 @@ def _check_vocabulary(
 def reserved_positions(model: nn.Module) -> int:
     """Return the number of initial positions that no text uses.
 
-    RoBERTa's family counts positions from behind the padding token's number.
+    RoBERTa's family counts positions from after the padding token's id.
     """
     for name, module in model.named_modules():
         padding = getattr(module, "padding_idx", None)

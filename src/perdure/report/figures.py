@@ -70,7 +70,9 @@ def seen(summary: Summary, known: Sequence[Way]) -> Picture | None:
 
 
 def tasks(summary: Summary, known: Sequence[Way]) -> Picture | None:
-    """Draw the score on each task over the stream, from where it was learned: a panel for each."""
+    """Draw the score on each task over the stream, from the step at which it was learned: a panel
+    for each.
+    """
     if len(summary["runs"]) > RUNS_WITH_TASKS:
         return None
     panels = _panels(summary, known)

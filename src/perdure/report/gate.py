@@ -84,7 +84,7 @@ def gate(
         The most that the cross-entropy on plain text may have risen since before the first task, in
         nats per token (`evaluation.general`); None to leave it out.
     task_id
-        How the task is known: by default the first of `posterior`, `none` and `given` that was
+        The `task_id` to judge by: by default the first of `posterior`, `none` and `given` that was
         measured.
 
     Raises

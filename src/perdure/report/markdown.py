@@ -184,7 +184,7 @@ def note(summary: Summary) -> str:
 
 
 def unfinished(summary: Summary) -> list[str]:
-    """Say which runs are not finished, and what is missing from the others."""
+    """Return sentences on unfinished runs, and on what is missing from the others."""
     runs = summary["runs"]
     sentences = [f"{run['title']}: {run['status']}" for run in runs if run["status"]]
     for run in runs:

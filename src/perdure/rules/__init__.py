@@ -1,5 +1,5 @@
 """Rules for combining task vectors: each file holds one function of the same name, the rule.
 
-A rule takes the task vectors by task name, in the order in which the tasks were learned.
-It returns one task vector, or (a routed rule) one for each task.
+A rule takes the task vectors by task name, in the order of learning. It returns one task vector, or
+(a routed rule) one for each task.
 """

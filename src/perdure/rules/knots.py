@@ -24,8 +24,8 @@ def knots(
 ) -> TaskVector:
     """Theta = Theta_pre + scale · U merge(S V_1ᵀ, …, S V_nᵀ) for each matrix.
 
-    U S [V_1ᵀ … V_nᵀ] = [tau_1 … tau_n]: the matrices side by side have a common basis U, in
-    which the tasks are comparable and are merged as by `ties`. The result stays in factors.
+    U S [V_1ᵀ … V_nᵀ] = [tau_1 … tau_n]: the matrices side by side have a common basis U, which
+    makes the tasks comparable; they are merged in it as by `ties`. The result stays in factors.
     Layers that are not matrices are merged as they are.
 
     Parameters

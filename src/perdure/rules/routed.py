@@ -14,8 +14,8 @@ def routed(vectors: dict[str, TaskVector]) -> Mixture:
     """y = W0 x + ΔW_t x with t = argmax p(t | x) for each sample of a batch.
 
     One forward pass serves a batch of mixed tasks, whereas `oracle` needs one per task. With the
-    task given, it equals `oracle`; with concatenated heads, where there is no posterior, each head
-    reads its own adapter.
+    task given, it equals `oracle`; with concatenated heads and no posterior, each head reads its
+    own adapter.
 
     Examples
     --------

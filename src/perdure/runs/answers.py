@@ -86,7 +86,7 @@ class Answerer:
         return {name: classes[name] for name in self._names if classes[name]}
 
     def _log_weights(self, examples: Examples) -> Float[Tensor, "examples tasks"]:
-        """Return log p(t | x), or the same for all tasks where nothing depends on it."""
+        """Return log p(t | x), or the same for all tasks if nothing depends on it."""
         names = self._names
         words: list[str] = []
         for of_task in self._choices.values():

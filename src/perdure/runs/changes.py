@@ -14,7 +14,7 @@ HARMLESS_IN_TRAINING = ("checkpoint_steps", "trackers")
 
 
 def check_changes(folder: Path, before: Sections, now: Sections) -> None:
-    """Check that a run can go on with another recipe.
+    """Check that a run can continue with another recipe.
 
     Raises
     ------

@@ -242,7 +242,7 @@ def learn_more(
     Raises
     ------
     InputError
-        Another setting is to be changed, or the run has learned these tasks already.
+        Another setting would change, or the run has already learned these tasks.
     """
     if not is_run(folder):
         values = {
@@ -316,7 +316,7 @@ def forget(
     RunError
         Another process is writing the run, or the examples for learning again have changed.
     Stopped
-        The run was asked to stop. The task is forgotten, and the run can go on.
+        The run was asked to stop. The task is forgotten, and the run can be resumed.
     """
     _check_single_process("forget")
     read(folder, trust=trust)
@@ -381,7 +381,7 @@ def _relearning(
 
 
 def _planned(state: RunState) -> list[str]:
-    """Return the names of the tasks that the run is to learn, as far as they can be known."""
+    """Return the names of the tasks that the run will learn, as far as they are known."""
     if state.made_in_python:
         return state.recipe["stream"]["tasks_made_in_python"]
     try:

@@ -250,7 +250,7 @@ def _combine_without(folder: Path, name: str, steps: Collection[int]) -> None:
 
 
 def _renumber(folder: Path) -> None:
-    """Number the tasks' folders as if the others had never been there."""
+    """Renumber the tasks' folders as if the others had never existed."""
     for number, (name, path) in enumerate(read(folder).places.items()):
         renamed = path.with_name(f"{number:02d}-{name}")
         if path != renamed:

@@ -144,7 +144,7 @@ def check_alignment(training: Training, rule: Rule) -> None:
 
 
 def check_heads(plan: Plan) -> None:
-    """Raise `InputError` if tasks are to share a head, and cannot."""
+    """Raise `InputError` if tasks should share a head, but cannot."""
     if not plan.training.shares_head:
         return
     if plan.stream.scenario != "domain":

@@ -425,7 +425,7 @@ def names_of_answers(columns: Sequence[str], made: Iterable[str] = CLASSIFIED) -
 
 
 def _rule(state: RunState) -> Rule:
-    """Return the rule by which a run combined its adapters last."""
+    """Return the rule that a run last combined its adapters by."""
     combined = state.combined
     path = state.folder / "combined.json"
     in_recipe = state.recipe["rule"]["name"]

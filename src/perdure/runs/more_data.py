@@ -66,7 +66,7 @@ def check_unchanged(
     Raises
     ------
     InputError
-        Another setting is to be changed.
+        Another setting would change.
     """
     fixed = {
         "--backbone": (backbone, before["backbone"]["model"]),
@@ -98,8 +98,7 @@ def _entries(
     Parameters
     ----------
     gone
-        The tasks that were forgotten. Those of the new entry are learned again, behind the
-        others.
+        The tasks that were forgotten. Those of the new entry are learned again, after the others.
     taken
         The names of the tasks learned.
     """

@@ -89,7 +89,8 @@ class Past:
         return _without_data(learned, changed(task.name))
 
     def completed(self, tasks_by_entry: Sequence[Sequence[Task] | Unreadable]) -> list[Task]:
-        """Return the tasks of a stream: those that were read, and learned ones for the others.
+        """Return the tasks of a stream: those that were read, and learned ones in place of the
+        others.
 
         An unreadable entry with several tasks represents the tasks that were learned next, up to
         the first one that belongs to another entry.

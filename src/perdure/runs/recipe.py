@@ -139,8 +139,8 @@ class Recipe(BaseModel):
         Parameters
         ----------
         run
-            The run that goes on with them, if there is one. If the examples of a task that it has
-            learned are gone or have changed, the task is in the stream without its examples
+            The run that continues with them, if any. If the examples of a task that it has learned
+            are gone or have changed, the task is in the stream without its examples
             (`TaskStream.missing`).
 
         Raises
@@ -208,7 +208,7 @@ class Recipe(BaseModel):
         stream, backbone
             The recipe's stream and backbone, if the caller has made them already.
         run
-            The run that goes on: tasks that it has learned may lack their examples.
+            The run that continues: tasks that it has learned may lack their examples.
         """
         method = self.make_method()
         rule = self.make_rule()

@@ -158,7 +158,7 @@ def restored(
 
 
 def due_steps(state: RunState, plan: Plan) -> list[int]:
-    """Return the steps that are to be measured, and are not measured yet."""
+    """Return the steps that are due to be measured."""
     tasks = len(plan.stream)
     measured = _measured(state, plan)
     steps = []

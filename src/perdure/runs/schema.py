@@ -167,7 +167,7 @@ class Manifest(RootModel[Annotated[dict[TaskFile, File], WrapValidator(_one_by_o
 
 
 class BelongsTo(Schema):
-    """The conditions under which the training of a task may go on inside it."""
+    """The conditions for resuming the training of a task inside it."""
 
     tasks: Annotated[Table[Table[str]], MinLen(1)]
     """The SHA-256 of each split of each task; the last one is being learned."""

@@ -2,8 +2,8 @@
 
 A report, a diagnosis, predictions and an export are made without holding the run, and may end after
 one of their tasks was forgotten. So code that makes such a file records the tasks first, and checks
-them when the file is put in place. Files in a run's folder also name their tasks, so that it can be
-told later whether all of them still exist.
+them when the file is put in place. Files in a run's folder also name their tasks, so that one can
+check later whether all of them still exist.
 """
 
 import contextlib

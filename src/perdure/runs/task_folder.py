@@ -140,7 +140,7 @@ def check_names(run: Path, names: Sequence[str]) -> None:
 
 
 def _limit(folder: Path, name: str, usual: int) -> int:
-    """Return a limit of the file system; the usual one if it does not tell."""
+    """Return a limit of the file system; the usual one if unknown."""
     try:
         return os.pathconf(folder, name)
     except (OSError, ValueError):

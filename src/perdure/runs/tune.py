@@ -50,7 +50,7 @@ class Trial(TypedDict):
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """The rules of tuning; the same for all methods that are to be compared.
+    """The rules of tuning; the same for all methods in a comparison.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ class Protocol:
     trials
         The number of settings to try, including the recipe's own.
     task_id
-        How the task of a validation example is known when it is scored.
+        The `task_id` for scoring validation examples.
     lowest, highest
         The learning rate is searched between these multiples of the recipe's, on a logarithmic
         scale.
@@ -124,7 +124,7 @@ def tune(
 ) -> Tuning:
     """Search a recipe's learning rate and its method's main coefficient (`Method.tuned`).
 
-    A search that was stopped goes on: trials that are in `output` are not made again.
+    A stopped search is resumed: trials that are in `output` are not repeated.
 
     Parameters
     ----------

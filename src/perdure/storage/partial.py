@@ -3,8 +3,8 @@
 A new file is created exclusively, so that something already there, such as a link, is never opened.
 It stays locked while its process lives. The system unlocks it even after `kill -9`, so the next
 process that writes beside it can tell whether it is still needed. Locks may not reach other
-machines, and process ids mean nothing there. Each name therefore says where it was made, and what
-was made elsewhere is only removed when it is old.
+machines, and process ids mean nothing there. Each name therefore records where it was made, and
+files from elsewhere are only removed when they are old.
 """
 
 import contextlib

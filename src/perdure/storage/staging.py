@@ -105,7 +105,7 @@ def check_free(output: Path) -> None:
 
 
 def room(output: Path) -> int:
-    """Return the free bytes on the disk on which a folder will be written."""
+    """Return the free bytes on the disk that a folder will be written to."""
     # The parents themselves may not have been made yet.
     parent = next(parent for parent in output.absolute().parents if parent.is_dir())
     return shutil.disk_usage(parent).free

@@ -186,7 +186,7 @@ def header(
     Parameters
     ----------
     tensors
-        The tensors of the file, in the order in which they will be written.
+        The tensors of the file, in the order to write them.
     """
     described: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0

@@ -54,7 +54,7 @@ VADER = Package(
 
 
 def cache() -> Path:
-    """Return the folder where fetched files are kept."""
+    """Return the folder that fetched files are kept in."""
     # Asked for anew each time: tests and notebooks change the variable in a running process.
     return Path(os.environ.get("PERDURE_CACHE") or Path.home() / ".cache" / "perdure")
 

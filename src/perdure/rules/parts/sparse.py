@@ -110,9 +110,9 @@ def _integers(width: torch.dtype) -> torch.dtype:
 def threshold(layers: Callable[[], Iterable[Tensor]], keep: int) -> float:
     """Return exactly the `keep`-th largest magnitude of all entries; 0 if there are fewer.
 
-    The bit pattern of that magnitude is determined 16 bits at a time, from the top: a
-    histogram of these bits tells which value the entry has there. This takes two passes over
-    the layers in single precision and four in double, with one layer at a time in memory.
+    The bit pattern of that magnitude is determined 16 bits at a time, from the top: a histogram of
+    these bits shows the entry's value there. This takes two passes over the layers in single
+    precision and four in double, with one layer at a time in memory.
 
     Examples
     --------
