@@ -200,7 +200,7 @@ def test_a_pointer_of_git_lfs(name, single):
     (single[0] / name).write_text(
         "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12345\n"
     )
-    fails(*single, f"{name}` is a pointer of Git LFS", "git lfs pull")
+    fails(*single, f"{name}` is a Git LFS pointer", "git lfs pull")
 
 
 @pytest.mark.parametrize(

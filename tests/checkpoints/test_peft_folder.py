@@ -300,7 +300,7 @@ def test_a_pointer_of_git_lfs(name, copy):
     (copy[1] / name).write_text(
         "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12345\n"
     )
-    fails(*copy, rf"{name}` is a pointer of Git LFS, .*`git lfs pull`")
+    fails(*copy, rf"{name}` is a Git LFS pointer, .*`git lfs pull`")
 
 
 def test_a_vast_factor_is_compared_with_the_base_before_it_is_read(copy):

@@ -81,11 +81,11 @@ def test_files(tmp_path):
         Recipe.read(tmp_path / "nothing.yaml")
     (tmp_path / "bad.yaml").write_text("a: [")
     with pytest.raises(
-        InputError, match="`.*bad.yaml` is not YAML that can be read: .*in line 2, column 1"
+        InputError, match="`.*bad.yaml` is not readable YAML: .*in line 2, column 1"
     ):
         Recipe.read(tmp_path / "bad.yaml")
     (tmp_path / "list.yaml").write_text("- a")
-    with pytest.raises(InputError, match="is not a mapping of names and values, but list"):
+    with pytest.raises(InputError, match="is not a mapping of keys to values, but list"):
         Recipe.read(tmp_path / "list.yaml")
     (tmp_path / "good.yaml").write_text(yaml.safe_dump(GOOD))
     with pytest.raises(InputError, match="is a folder, but no run"):
@@ -105,18 +105,18 @@ BOMB = "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}' if i else 'x'] * 9)}]\n" 
     [
         (BOMB, "has aliases"),
         ("rule: &r {name: sum}\nmethod: {<<: *r}", "has aliases"),
-        ("seed: 1\nbackbone: minilm\nseed: 2", "`seed` appears twice, again in line 3"),
+        ("seed: 1\nbackbone: minilm\nseed: 2", "`seed` appears twice, again on line 3"),
         (
             "method:\n  name: isolated\n  rank: 2\n  rank: 4",
-            "`rank` appears twice, again in line 4",
+            "`rank` appears twice, again on line 4",
         ),
-        ("a: " + "[" * 60 + "]" * 60, "more than 50 lists or mappings"),
-        ("[" * 200_000, "not YAML that can be read|more than 50 lists"),
-        ("seed: " + "1" * 5000, "is not YAML that can be read"),
+        ("a: " + "[" * 60 + "]" * 60, "more than 50 levels of nested lists or mappings"),
+        ("[" * 200_000, "not readable YAML|more than 50 levels"),
+        ("seed: " + "1" * 5000, "is not readable YAML"),
         ("about: " + "x" * 1_100_000, "more than 1000000 bytes"),
-        ("!!python/object/apply:os.getcwd []", "is not YAML that can be read"),
-        ("? [a, b]\n: c", "is not YAML that can be read"),
-        ("about: \x07", "is not YAML that can be read"),
+        ("!!python/object/apply:os.getcwd []", "is not readable YAML"),
+        ("? [a, b]\n: c", "is not readable YAML"),
+        ("about: \x07", "is not readable YAML"),
         ("", "but NoneType"),
     ],
 )

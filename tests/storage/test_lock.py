@@ -257,7 +257,7 @@ def test_other_errors_of_the_file_system_are_said(results, monkeypatch):
     before = len(os.listdir("/proc/self/fd"))
     with (
         pytest.raises(
-            Exception, match="cannot be written: Input/output error. The run is as it was"
+            Exception, match="cannot be written: Input/output error. The run is unchanged"
         ),
         writing(results.folder),
     ):

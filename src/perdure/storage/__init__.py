@@ -1,6 +1,8 @@
-"""Files that appear whole or not at all, the lock of a folder, and tensors on disk.
+"""Atomic file and folder writes, a per-run lock, and tensors on disk.
 
-files.py Files read with care and written whole lock.py One process at a time writes a run
-partial.py Files and folders being written, under unpredictable names staging.py A folder that
-appears whole or not at all tensors.py Safetensors files, read without loading them whole
+files.py    Careful reads and atomic writes of single files
+lock.py     One process at a time writes a run
+partial.py  Files and folders still being written, under unpredictable names
+staging.py  Atomic writes of whole folders
+tensors.py  Safetensors files, read without loading them into memory
 """

@@ -1,8 +1,8 @@
-"""Files read with care and written whole.
+"""Careful reads and atomic writes of single files.
 
-Reading: regular files of bounded size, as JSON, or as YAML without aliases (with which a
-few lines can blow up to gigabytes). Writing: under a temporary name, synced, and renamed,
-so that at any moment a file is either the old one or the new one.
+Reading: regular files of bounded size, as JSON, or as YAML without aliases (which let a
+few lines expand to gigabytes). Writing: to a temporary name, synced, then renamed, so that
+at any moment a path has either the old file or the new one.
 """
 
 import contextlib
@@ -25,17 +25,17 @@ from perdure.storage import partial
 POINTER = b"version https://git-lfs.github.com/spec/"
 """The first bytes of a file that Git LFS has not fetched."""
 TASK_NAME = re.compile(r"[A-Za-z0-9][\w-]*")
-"""The allowed names of tasks: they become names of folders, and of layers in the model."""
+"""Valid task names: each becomes a folder name and a layer name."""
 
 MAX_JSON = 100_000_000  # bytes
-# `[],[],…` takes 30 times its size in memory; a header with 100,000 tensors has fewer values.
+# Parsed, `[],[],…` takes 30 times its size. A header with 100,000 tensors has fewer values.
 MAX_VALUES = 1_000_000
 MAX_YAML = 1_000_000  # bytes
 MAX_LINE = 10_000_000  # bytes
 MAX_LINES = 300_000_000  # bytes; a million steps of training need a third
-MAX_DEPTH = 50  # of nesting in YAML, whose reader takes quadratic time in the depth
+MAX_DEPTH = 50  # of nested YAML, which takes quadratic time to parse
 
-# The same loader written in C, where PyYAML was built with it.
+# The same loader written in C, if PyYAML was built with it.
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -45,7 +45,7 @@ _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 def open_regular(path: Path) -> Any:
     """Open a regular file for reading bytes; never a pipe or a device, which could block.
 
-    The return type is not declared: tests replace the file by one whose reading fails.
+    The return type is `Any` because tests substitute a file whose reads fail.
 
     Raises
     ------
@@ -65,7 +65,7 @@ def open_regular(path: Path) -> Any:
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[io.FileIO]:
-    """Open a file for reading; system errors name the file, also those while reading."""
+    """Open a file for reading; system errors name the file, even those of later reads."""
     with open_regular(path) as file:
         try:
             yield file
@@ -74,7 +74,7 @@ def _reading(path: Path) -> Iterator[io.FileIO]:
 
 
 def read_bytes(path: Path, limit: int) -> bytes:
-    """Return the content of a file that has at most `limit` bytes.
+    """Return the content of a file of at most `limit` bytes.
 
     Raises
     ------
@@ -104,12 +104,12 @@ def read_start(path: Path, size: int) -> bytes:
 
 
 def check_fetched(path: Path, content: bytes) -> None:
-    """Refuse the pointer that Git LFS leaves in place of a file that has not been fetched.
+    """Refuse the pointer that Git LFS leaves in place of a file it has not fetched.
 
     Parameters
     ----------
     content
-        The beginning of the file, or all of its bytes.
+        The first bytes of the file, or all of them.
 
     Raises
     ------
@@ -118,13 +118,13 @@ def check_fetched(path: Path, content: bytes) -> None:
     """
     if content.startswith(POINTER):
         raise CheckpointError(
-            f"`{path}` is a pointer of Git LFS, not the file itself. "
-            "Fetch it with `git lfs pull` where it was cloned, or download it again."
+            f"`{path}` is a Git LFS pointer, not the file itself. "
+            "Run `git lfs pull` in the clone it came from, or download it again."
         )
 
 
 def read_text(path: Path, limit: int = MAX_JSON) -> str:
-    """Return the text of a file written in UTF-8.
+    """Return the text of a UTF-8 file.
 
     Raises
     ------
@@ -135,17 +135,17 @@ def read_text(path: Path, limit: int = MAX_JSON) -> str:
         return read_bytes(path, limit).decode("utf-8")
     except UnicodeDecodeError as error:
         raise CheckpointError(
-            f"`{path}` is not written in UTF-8 ({error.reason} at byte {error.start})."
+            f"`{path}` is not valid UTF-8 ({error.reason} at byte {error.start})."
         ) from error
 
 
 def read_lines(path: Path) -> Iterator[bytes]:
-    """Yield the lines of a file, each with its end-of-line.
+    """Yield the lines of a file, each with its line ending.
 
     Raises
     ------
     CheckpointError
-        A line or the file is too long, or the file cannot be read.
+        The file or one of its lines is too long, or the file cannot be read.
     """
     with _reading(path) as plain_file, io.BufferedReader(plain_file) as file:
         if os.fstat(plain_file.fileno()).st_size > MAX_LINES:
@@ -155,7 +155,7 @@ def read_lines(path: Path) -> Iterator[bytes]:
         while line := file.readline(MAX_LINE + 1):
             if len(line) > MAX_LINE:
                 raise CheckpointError(
-                    f"`{path}` has a line of more than {MAX_LINE} bytes, which it never needs."
+                    f"`{path}` has a line of more than {MAX_LINE} bytes, which no such file needs."
                 )
             yield line
 
@@ -166,40 +166,38 @@ def read_json(path: Path, limit: int = MAX_JSON) -> dict[str, Any]:
     Raises
     ------
     CheckpointError
-        The file does not exist, or holds something else.
+        The file cannot be read, or does not contain a JSON object.
     """
     return parse_json(read_bytes(path, limit), f"`{path}`")
 
 
 def parse_json(text: bytes | str, what: str) -> dict[str, Any]:
-    """Return the JSON object in a text; `what` names the text in the error.
+    """Parse a JSON object; `what` describes the text in error messages.
 
     Raises
     ------
     CheckpointError
-        The text is something else, or holds too many values.
+        The text is not a JSON object, has a key twice, or has too many values.
     """
     subject = f"{what[0].upper()}{what[1:]}"
     try:
         if isinstance(text, bytes):
             text = text.decode("utf-8")
-        # An upper bound, since it also counts these characters inside strings. It is checked
-        # before parsing, which would already fill the memory.
+        # An upper bound, because it also counts these characters inside strings. Checked
+        # before parsing, which could itself exhaust memory.
         values = sum(map(text.count, ",[{"))
         if values > MAX_VALUES:
-            raise ValueError(f"it holds more than {MAX_VALUES:,} values, which no such file needs")
-        value = json.loads(text, object_pairs_hook=_without_twins)
+            raise ValueError(f"it has more than {MAX_VALUES:,} values, which no such file needs")
+        value = json.loads(text, object_pairs_hook=_unique_keys)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{subject} is not JSON that can be read: {str(error)[:200]}."
-        ) from error
+        raise CheckpointError(f"{subject} is not readable JSON: {str(error)[:200]}.") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{subject} is not a JSON object, but {type(value).__name__}.")
     return value
 
 
-def _without_twins(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """Make a mapping of pairs; refuse a key that appears twice, where JSON takes the last."""
+def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Return a dict; refuse a repeated key, where `json` would keep the last value."""
     mapping = dict(pairs)
     if len(mapping) != len(pairs):
         raise ValueError("a key appears twice")
@@ -207,7 +205,7 @@ def _without_twins(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Return the mapping of plain values in a YAML file; a date becomes its text.
+    """Return a YAML file's mapping as plain values; dates become strings.
 
     Raises
     ------
@@ -217,34 +215,34 @@ def read_yaml(path: Path) -> dict[str, Any]:
     value = parse_yaml(read_text(path, MAX_YAML), f"`{path}`")
     if not isinstance(value, dict):
         raise CheckpointError(
-            f"`{path}` is not a mapping of names and values, but {type(value).__name__}."
+            f"`{path}` is not a mapping of keys to values, but {type(value).__name__}."
         )
     return value
 
 
 def parse_yaml(text: str, what: str) -> Any:
-    """Return the plain values that a YAML text states; `what` names the text in the error.
+    """Parse YAML into plain values; `what` describes the text in error messages.
 
     Raises
     ------
     CheckpointError
-        The text is not YAML, has aliases, a key twice, or too many levels.
+        The text is not YAML, has aliases or a repeated key, or is nested too deeply.
     """
     try:
         _check_yaml(what, text)
         return plain(yaml.load(text, Loader=_Reader))  # a safe loader
     except (yaml.YAMLError, ValueError, TypeError, RecursionError, OverflowError) as error:
         why = " ".join(str(error).split()).replace('"<unicode string>", ', "")[:300]
-        raise CheckpointError(f"{what} is not YAML that can be read: {why}.") from error
+        raise CheckpointError(f"{what} is not readable YAML: {why}.") from error
 
 
 def _check_yaml(what: str, text: str) -> None:
-    """Refuse YAML that would take long to build as values, judging by the parser's events."""
+    """Refuse aliases and deep nesting before values are built, which could take long."""
     depth = 0
     for event in yaml.parse(text, Loader=_Loader):
         if isinstance(event, yaml.AliasEvent):
             raise CheckpointError(
-                f"{what} has aliases (`*name`), which are not read. Write their values out."
+                f"{what} has aliases (`*name`), which are not supported. Write their values out."
             )
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
@@ -252,12 +250,12 @@ def _check_yaml(what: str, text: str) -> None:
             depth -= 1
         if depth > MAX_DEPTH:
             raise CheckpointError(
-                f"{what} has more than {MAX_DEPTH} lists or mappings within each other."
+                f"{what} has more than {MAX_DEPTH} levels of nested lists or mappings."
             )
 
 
 class _Reader(_Loader):
-    """A safe loader that refuses a key that appears twice, where YAML takes the last."""
+    """A safe YAML loader that refuses repeated keys instead of keeping the last value."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[object, object]:
         names = set()
@@ -265,20 +263,18 @@ class _Reader(_Loader):
             name = (key.tag, str(key.value))
             if name in names:
                 line = key.start_mark.line + 1
-                raise ValueError(f"`{key.value}` appears twice, again in line {line}")
+                raise ValueError(f"`{key.value}` appears twice, again on line {line}")
             names.add(name)
         return super().construct_mapping(node, deep)
 
 
 NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+\Z")
-"""A number in every notation but YAML 1.1's, for which `1e-3` and `1.0e3` are strings."""
+"""Numbers such as `1e-3` and `1.0e3`, which YAML 1.1 alone takes for strings."""
 _Reader.add_implicit_resolver("tag:yaml.org,2002:float", NUMBER, list("-+.0123456789"))
 
 
 def plain(value: object) -> Any:
-    """Return values as they are after a round trip through a file: a list for a tuple, a string for
-    a date.
-    """
+    """Return values as JSON would restore them: tuples as lists, dates as strings."""
     return json.loads(json.dumps(value, default=str))
 
 
@@ -292,21 +288,21 @@ def writing(
     replace: bool = True,
     check: Callable[[], None] | None = None,
 ) -> Iterator[BinaryIO]:
-    """Open a file to write; it appears at `path` when the block ends, or not at all.
+    """Open a file for writing; it appears at `path`, complete, only if the block succeeds.
 
     Parameters
     ----------
     replace
-        True to replace a file that already exists; otherwise an existing file is an error.
+        True to replace an existing file; if false, an existing file is an error.
     check
-        Called before the file takes its place, and again afterwards; if it raises, the file is not
-        kept. Use it to check the sources that the file was made from, which others may change
-        meanwhile.
+        Called before the file is moved into place, and again afterwards; if it raises, the
+        file is not kept. Use it to verify that no other process has changed the source files
+        in the meantime.
 
     Raises
     ------
     OutputError
-        Something at `path` may not be replaced, the disk is full, or writing is not allowed.
+        `path` must not be replaced, the disk is full, or writing is not allowed.
     """
     partial.sweep(path.parent)
     with refusing(path):
@@ -316,8 +312,8 @@ def writing(
         with _refusing_write(path, temporary):
             yield file
         with refusing(path):
-            # The content must be on the disk before its name is: after a power failure the
-            # name would otherwise stand for an empty file.
+            # The content must reach the disk before the name does: otherwise, a power
+            # failure could leave an empty file under that name.
             file.flush()
             os.fsync(file.fileno())
             if check:
@@ -325,16 +321,16 @@ def writing(
             _put_in_place(temporary, path, replace=replace)
         sync_names(path.parent)
     finally:
-        with contextlib.suppress(OSError):  # closing writes again what a full disk has refused
+        with contextlib.suppress(OSError):  # closing retries what a full disk has refused
             file.close()
-        with contextlib.suppress(OSError):  # after success it no longer has this name
+        with contextlib.suppress(OSError):  # after success this name is gone
             temporary.unlink()
     if check:
         _check_or_remove(path, check)
 
 
 def write(path: Path, content: str | bytes, *, check: Callable[[], None] | None = None) -> None:
-    """Write a file, whole or not at all; see `writing`."""
+    """Write a file atomically; see `writing`."""
     with writing(path, check=check) as file:
         file.write(_encoded(content))
 
@@ -349,7 +345,7 @@ def check_place(path: Path, *, replace: bool = True) -> None:
     Raises
     ------
     OutputError
-        The path is taken by a link, a folder or a device, or by a file that must be kept.
+        The path is a link, a folder, a device, or a file that must not be replaced.
     """
     try:
         mode = path.lstat().st_mode
@@ -357,11 +353,11 @@ def check_place(path: Path, *, replace: bool = True) -> None:
         return
     if stat.S_ISLNK(mode):
         raise OutputError(
-            f"`{path}` is a link, which is not followed. Remove it, or write to where it points."
+            f"`{path}` is a link, which is not followed. Remove it, or write to its target."
         )
     if not stat.S_ISREG(mode):
         raise OutputError(
-            f"`{path}` cannot be written: it is not a regular file. Give another name."
+            f"`{path}` cannot be written: it is not a regular file. Choose another name."
         )
     if not replace:
         raise OutputError(f"`{path}` already exists. Remove it, or give another `--output`.")
@@ -375,7 +371,7 @@ def _put_in_place(temporary: Path, path: Path, *, replace: bool) -> None:
 
 
 def _check_or_remove(path: Path, check: Callable[[], None]) -> None:
-    """Remove a file again if its sources changed while it was written."""
+    """Run `check` on a file just moved into place; if it raises, remove the file."""
     try:
         check()
     except PerdureError:
@@ -386,12 +382,12 @@ def _check_or_remove(path: Path, check: Callable[[], None]) -> None:
 
 @contextlib.contextmanager
 def refusing(path: Path, *, verb: str = "written") -> Iterator[None]:
-    """Turn a system error into a sentence that names the file, even if the system does not.
+    """Turn a system error into an `OutputError` that always names the file.
 
     Raises
     ------
     OutputError
-        The system refused something.
+        The block raised an `OSError`.
     """
     try:
         yield
@@ -401,7 +397,7 @@ def refusing(path: Path, *, verb: str = "written") -> Iterator[None]:
 
 @contextlib.contextmanager
 def _refusing_write(path: Path, temporary: Path) -> Iterator[None]:
-    """Do the same as `refusing` while a file is open; errors about other files pass."""
+    """Do the same as `refusing` for an open file; errors about other files pass through."""
     try:
         yield
     except OSError as error:
@@ -412,19 +408,19 @@ def _refusing_write(path: Path, temporary: Path) -> Iterator[None]:
 
 
 def put(path: Path, content: str | bytes) -> None:
-    """Write a new file under its own name and sync it: for a folder that nobody reads yet."""
+    """Write and sync a new file under its final name, in a folder nobody reads yet."""
     try:
         with path.open("xb") as file:
             file.write(_encoded(content))
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        error.filename = error.filename or str(path)  # a full disk does not say which file
+        error.filename = error.filename or str(path)  # ENOSPC does not say which file
         raise
 
 
 def append(path: Path, line: str) -> None:
-    """Add a line to a file of this folder, all of it or nothing. A link is not followed."""
+    """Append a whole line to a file, or nothing; a symbolic link is not followed."""
     _separate(path)
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
     descriptor = os.open(path, flags, 0o666)
@@ -438,12 +434,12 @@ def append(path: Path, line: str) -> None:
 
 
 def _append(descriptor: int, path: Path, content: bytes, *, size: int) -> None:
-    """Append to an open file of `size` bytes; cut it back to that size if the write fails."""
-    # If a process was killed inside its last line, this line must not be glued to it.
+    """Append to an open file of `size` bytes; undo a write that fails halfway."""
+    # If a process was killed in the middle of a line, start a new one.
     if size and os.pread(descriptor, 1, size - 1) != b"\n":
         content = b"\n" + content
     try:
-        # A full disk may take only the first bytes, without an error.
+        # A full disk may accept only the first bytes, without an error.
         if os.write(descriptor, content) != len(content):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
     except OSError:
@@ -453,7 +449,7 @@ def _append(descriptor: int, path: Path, content: bytes, *, size: int) -> None:
 
 
 def _separate(path: Path) -> None:
-    """Replace a file that has other names (hard links) by a copy: the other names are not ours."""
+    """Replace a hard-linked file with a copy, so that its other names do not change."""
     try:
         status = path.lstat()
     except FileNotFoundError:
@@ -464,7 +460,7 @@ def _separate(path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Make sure that a file, or the names in a folder, are on the disk."""
+    """Flush a file, or a folder's entries, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -473,21 +469,22 @@ def sync(path: Path) -> None:
 
 
 def sync_names(folder: Path) -> None:
-    """Make sure that new names in a folder are on the disk, as far as its file system can.
+    """Flush a folder's entries to disk, if its file system can.
 
-    Some cannot. The file has its name by then, and an error would suggest that it has not.
+    Some cannot, which is ignored: the file has its name by then, and an error would
+    suggest that it was not written.
     """
     with contextlib.suppress(OSError):
         sync(folder)
 
 
 def to_json(value: Mapping[str, object]) -> str:
-    """Return the JSON of our files: indented, and never NaN or infinity, which JSON lacks."""
+    """Return indented JSON; raise `ValueError` for NaN or infinity, which JSON lacks."""
     return json.dumps(value, indent=2, allow_nan=False)
 
 
 def to_yaml(value: Mapping[str, object]) -> str:
-    """Return a mapping as YAML, in its own order and without aliases."""
+    """Return a mapping as YAML, keeping its order and without aliases."""
     return yaml.dump(dict(value), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 
@@ -496,5 +493,5 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
-# A text such as `1e5` must be quoted, or it is read back as a number.
+# A string such as `1e5` must be quoted, or it is read back as a number.
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", NUMBER, list("-+.0123456789"))

@@ -1,9 +1,10 @@
-"""Only one process at a time writes a run: it holds `lock.json`, which identifies it.
+"""A lock on a run's folder, so that only one process writes it at a time.
 
-`filelock` locks the file, and the operating system unlocks it when the process ends, even after
-`kill -9`; so the lock of a dead process is taken over silently. On a file system without locks, the
-process that the file names decides: it holds the run if it is alive and started at the time that
-the file gives. (The process id may have been reused since.)
+The process locks `lock.json` and writes its own id and host there. `filelock` does the
+locking, and the operating system unlocks the file when the process ends, even after
+`kill -9`, so a dead process's lock is taken over silently. On a file system without
+locks, the run counts as locked if the process listed in the file is alive and started at
+the time the file says. (Its number may have been given to another process since.)
 """
 
 import contextlib
@@ -26,9 +27,9 @@ from perdure.storage.partial import is_alive
 
 NAME = "lock.json"
 WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
-"""The errors of a file system that has no locks."""
+"""Error numbers that a file system without locks returns."""
 PATIENCE = 0.12
-"""Seconds to wait, because `holder` in another process locks the file briefly."""
+"""Seconds to wait for the lock, which another process's `holder` takes for a moment."""
 
 Holder = dict[str, Any]
 """The content of `lock.json`: `pid`, `host`, `since` and `began`; empty if unreadable."""
@@ -36,40 +37,40 @@ Holder = dict[str, Any]
 
 @contextlib.contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Hold a run while the block runs. Within one thread, such blocks can be nested.
+    """Lock a run for the duration of the block. Blocks in one thread can be nested.
 
     Raises
     ------
     RunError
         Another process (or thread) is writing the run; the message says which.
     OutputError
-        The folder cannot be written.
+        The folder is not writable.
     """
     path = folder.resolve() / NAME
-    # A singleton per path, so that it counts how many blocks each thread has nested.
+    # A singleton per path, so that it counts each thread's nested blocks.
     lock = FileLock(path, is_singleton=True, poll_interval=0.02, fallback_to_soft=False)
     nested = _take(folder, lock)
     try:
         yield
     finally:
-        # Remove the file before unlocking it: afterwards it may already be another process's.
+        # Remove the file before unlocking it: afterwards, it may be another process's.
         if not nested:
             with contextlib.suppress(OSError):
                 path.unlink()
-        # The run has been written whatever happens here, and the lock ends with its object.
+        # The run is on disk whatever happens here, and the lock ends with its object.
         with contextlib.suppress(OSError):
             lock.release()
 
 
 def holder(folder: Path) -> Holder | None:
-    """Return who is writing the run now (`pid`, `host`, `since`), or None if nobody is."""
+    """Return which process is writing the run now (`pid`, `host`, `since`), or None."""
     try:
-        # A pipe of this name would wait for a writer without O_NONBLOCK.
+        # Without O_NONBLOCK, opening a pipe of this name would wait for a writer.
         descriptor = os.open(folder / NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return None
     try:
-        # A shared lock, so that processes that only look are not in each other's way.
+        # A shared lock, so that processes that only check do not block each other.
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         return None
     except BlockingIOError:
@@ -83,7 +84,7 @@ def holder(folder: Path) -> Holder | None:
 
 
 def _take(folder: Path, lock: FileLock) -> bool:
-    """Take the lock and write its file; return True if an outer block had it already."""
+    """Take the lock and write our entry; return True if an outer block already has it."""
     nested = lock.is_locked
     try:
         if not _acquire(folder, lock):
@@ -91,23 +92,25 @@ def _take(folder: Path, lock: FileLock) -> bool:
         if not nested:
             _write(folder)
     except Timeout:
-        raise RunError(_sentence(folder, _read(folder))) from None
+        raise RunError(_message(folder, _read(folder))) from None
     except OSError as error:
         lock.release()
         path = folder / NAME
         raise OutputError(
-            f"`{path}` cannot be written: {error.strerror}. The run is as it was."
+            f"`{path}` cannot be written: {error.strerror}. The run is unchanged."
         ) from error
     return nested
 
 
 def _acquire(folder: Path, lock: FileLock) -> bool:
-    """Lock the file; without locks, check that no other process holds it, and return False.
+    """Lock the run's file, and return True; return False if the file system has no locks.
+
+    In that case, the file's entry shows whether another process is writing the run.
 
     Raises
     ------
     Timeout
-        Another process (or thread) holds it.
+        Another process (or thread) has the lock.
     """
     _remove_hard_link(folder / NAME)
     try:
@@ -122,7 +125,7 @@ def _acquire(folder: Path, lock: FileLock) -> bool:
 
 
 def _remove_hard_link(path: Path) -> None:
-    """Remove a file that has other names (hard links): we may not write what they name."""
+    """Remove a hard-linked file: writing to it would change its other names as well."""
     with contextlib.suppress(FileNotFoundError):
         status = path.lstat()
         if stat.S_ISREG(status.st_mode) and status.st_nlink > 1:
@@ -130,7 +133,7 @@ def _remove_hard_link(path: Path) -> None:
 
 
 def _write(folder: Path) -> None:
-    # Written in place, not renamed: the lock is on this very file, not on its name.
+    # Written in place, not renamed: the lock is on the file itself, not on its name.
     flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
     descriptor = os.open(folder / NAME, flags, 0o644)
     try:
@@ -141,10 +144,10 @@ def _write(folder: Path) -> None:
 
 
 def _is_held_by_another(who: Holder) -> bool:
-    """Decide, without locks, by the process that the file names."""
+    """Return True if a lock file's entry is of another process that may still be running."""
     if not who:
         return False
-    # Nobody here can tell whether a process of another machine is alive.
+    # We cannot tell whether a process on another machine is alive.
     if who["host"] != socket.gethostname():
         return True
     pid = who["pid"]
@@ -156,17 +159,17 @@ def _is_held_by_another(who: Holder) -> bool:
 
 
 def _is_ours(who: Holder) -> bool:
-    """Return True if this process wrote the file; an earlier one may have had the same id."""
-    ours = _self()
-    return all(who.get(key) == ours[key] for key in ("pid", "host", "began"))
+    """Return True if this very process wrote the entry, not an earlier one with its number."""
+    this_process = _self()
+    return all(who.get(key) == this_process[key] for key in ("pid", "host", "began"))
 
 
 def _began(pid: int) -> int | None:
-    """Return a process's start time, in clock ticks since boot, or None if unknown."""
+    """Return when a process started, in clock ticks since boot, or None if unknown."""
     try:
         status = Path(f"/proc/{pid}/stat").read_text()
-        # The program's name stands in parentheses and may hold spaces and parentheses itself;
-        # behind it, the start time is the 20th field (the 22nd of all, see proc(5)).
+        # The program's name is in parentheses, and may itself contain spaces and
+        # parentheses. The start time is the 20th field after it (22nd overall, see proc(5)).
         fields = status.rpartition(")")[2].split()
         return int(fields[19])
     except (OSError, ValueError, IndexError):
@@ -180,7 +183,7 @@ def _self() -> Holder:
 
 
 def _read(folder: Path) -> Holder:
-    """Return who holds the run, according to the file; empty while the lock is being taken."""
+    """Return the lock file's entry; empty if it cannot be read or is still being written."""
     try:
         who = read_json(folder / NAME, limit=10_000)
     except CheckpointError:
@@ -189,12 +192,12 @@ def _read(folder: Path) -> Holder:
     return who if texts and type(who.get("pid")) is int else {}
 
 
-def _sentence(folder: Path, who: Holder) -> str:
+def _message(folder: Path, who: Holder) -> str:
     name = "another process"
     if who:
         name = f"process {who['pid']} on `{who['host']}`, since {who['since']}"
     return (
         f"`{folder}` is being written by {name}. "
-        "Wait until it has ended, or stop it (Ctrl-C saves where it is). "
-        f"If that process is gone and its machine out of reach, remove `{folder / NAME}`."
+        "Wait until it ends, or stop it (Ctrl-C saves its progress). "
+        f"If that process is gone and its machine is unreachable, remove `{folder / NAME}`."
     )

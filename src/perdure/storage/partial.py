@@ -1,10 +1,11 @@
-"""Files and folders being written, under unpredictable names, and those left behind.
+"""Files and folders still being written, under unpredictable names, and abandoned ones.
 
-A new file is created exclusively, so that something already there, such as a link, is never opened.
-It stays locked while its process lives. The system unlocks it even after `kill -9`, so the next
-process that writes beside it can tell whether it is still needed. Locks may not reach other
-machines, and process ids mean nothing there. Each name therefore records where it was made, and
-files from elsewhere are only removed when they are old.
+A new file is created exclusively, so that an existing one, such as a link, is never
+opened. It stays locked while its process lives. The system unlocks it even after
+`kill -9`, so the next process that writes to the same folder can tell whether it is still
+needed. Locks may not reach other machines, and process numbers mean nothing there. Each
+name therefore includes a hash of the machine it was made on, and files from another
+machine are removed only when they are old.
 """
 
 import contextlib
@@ -21,25 +22,25 @@ from pathlib import Path
 from typing import BinaryIO
 
 ENDING = ".perdure-partial"
-"""The end of a hidden name that readers of a folder ignore."""
+"""The suffix of hidden names, which readers of a folder ignore."""
 NAME = re.compile(r"\.[0-9a-f]{16}\.(?P<origin>[0-9a-f]{8})\.(?P<pid>\d+)" + re.escape(ENDING))
 ABANDONED = 24 * 60 * 60
-"""Seconds after which an unlocked file that another machine made is no longer needed."""
+"""Age in seconds from which another machine's unlocked file counts as abandoned."""
 ATTEMPTS = 5
-"""The number of attempts: a sweeping process may remove a new file before it is locked."""
+"""More than one, because another process may sweep a new file before it is locked."""
 
 
 def new_path(folder: Path) -> Path:
-    """Return an unused and unpredictable name in a folder.
+    """Return an unused, unpredictable path in a folder.
 
-    Its length does not depend on the name of the file to be written, which may be as long as
-    the system allows.
+    Its length does not depend on the final file name, which may be as long as the system
+    allows.
     """
     return folder / f".{secrets.token_hex(8)}.{_origin()}.{os.getpid()}{ENDING}"
 
 
 def new_file(folder: Path) -> tuple[Path, BinaryIO]:
-    """Make an empty, locked file that only this process knows; the umask sets permissions."""
+    """Create an empty, locked file under an unpredictable name; its mode follows the umask."""
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     for _ in range(ATTEMPTS):
         path = new_path(folder)
@@ -48,14 +49,14 @@ def new_file(folder: Path) -> tuple[Path, BinaryIO]:
             break
         os.close(descriptor)
         path.unlink(missing_ok=True)
-    else:  # a file system whose locks never succeed: it is not swept there either
+    else:  # a file system whose locks never succeed: nothing is swept there either
         path = new_path(folder)
         descriptor = os.open(path, flags, 0o666)
     return path, os.fdopen(descriptor, "w+b")
 
 
 def new_folder(parent: Path) -> tuple[Path, int]:
-    """Make an empty folder that only this process knows.
+    """Create an empty folder under an unpredictable name.
 
     Returns
     -------
@@ -80,19 +81,19 @@ def new_folder(parent: Path) -> tuple[Path, int]:
 def _open_folder(path: Path) -> int | None:
     try:
         return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except FileNotFoundError:  # another process swept it away before it was locked
+    except FileNotFoundError:  # another process swept it before it was locked
         return None
 
 
 def remove(folder: Path) -> None:
-    """Remove a partial folder as far as the system allows; the rest is swept later."""
-    # `rmtree` lets a failing `fstat` pass, whatever its `ignore_errors` says.
+    """Remove a partial folder as far as possible; a later sweep removes the rest."""
+    # Even with `ignore_errors`, `rmtree` raises if `fstat` fails.
     with contextlib.suppress(OSError):
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def sweep(folder: Path) -> None:
-    """Remove the partial files of dead processes from a folder; leave those that resist.
+    """Remove dead processes' partial files from a folder as far as possible.
 
     Links are neither followed nor removed.
     """
@@ -110,7 +111,7 @@ def _sweep(path: Path) -> None:
         return
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        # Removed while we hold the lock: its maker, if it lives after all, sees that it is gone.
+        # Removed while we have the lock: its writer, if still alive, sees that it is gone.
         if _is_abandoned(descriptor, path, status.st_mtime):
             if is_folder:
                 shutil.rmtree(path)
@@ -121,7 +122,7 @@ def _sweep(path: Path) -> None:
 
 
 def _is_abandoned(descriptor: int, path: Path, modified: float) -> bool:
-    """Return True if no process is writing a file any more."""
+    """Return True if no process is still writing a file."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         locked = True
@@ -131,25 +132,25 @@ def _is_abandoned(descriptor: int, path: Path, modified: float) -> bool:
         locked = False
     name = NAME.fullmatch(path.name)
     if name is None or name["origin"] != _origin():
-        # From another machine, whose locks may not reach us: only its age counts.
+        # From another machine, whose locks we may not see: only its age counts.
         return time.time() - modified > ABANDONED
     return locked or not is_alive(int(name["pid"]))
 
 
 def is_alive(pid: int) -> bool:
-    """Return True if a process of this machine is running."""
+    """Return True if the process with this number is running on this machine."""
     try:
-        os.kill(pid, 0)  # signal 0 only asks
+        os.kill(pid, 0)  # signal 0 only checks
     except ProcessLookupError:
         return False
     except (OSError, OverflowError):
-        # It runs as another user, or cannot be asked for: better wait for it than write over it.
+        # Another user's process, or one we cannot check: waiting is safer than overwriting.
         return True
     return True
 
 
 def is_at(descriptor: int, path: Path) -> bool:
-    """Return True if an open file is still the one at its path, not removed or replaced."""
+    """Return True if an open file is still at its path, neither removed nor replaced."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.lstat())
     except FileNotFoundError:
@@ -157,7 +158,7 @@ def is_at(descriptor: int, path: Path) -> bool:
 
 
 def _lock(descriptor: int) -> bool:
-    """Try to lock an open file; on a file system without locks, it is as good as locked."""
+    """Try to lock an open file; on a file system without locks, report success."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -168,7 +169,7 @@ def _lock(descriptor: int) -> bool:
 
 
 def _origin() -> str:
-    """Return a short name of the machine or container in which our process ids are valid."""
+    """Return a short hash of the machine or container where our process numbers are valid."""
     try:
         processes = os.readlink("/proc/self/ns/pid")
     except OSError:  # not Linux

@@ -1,13 +1,13 @@
-"""Safetensors files, not loaded whole: a checked header, and tensors read by rows.
+"""Safetensors files read piecemeal: a checked header, and tensors by rows.
 
-The library `safetensors` either maps a whole file into memory, which then counts as the process's
-own, or (as of 0.8) reads whole tensors: for a matrix in blocks of 256 rows it reads everything
-again for each block, sixteen times as slowly. It does not tell a tensor's position, which copying
-needs, nor detect duplicate names. Here a tensor is read in place, by rows, from the open file, and
-released after use.
+The library `safetensors` either maps a whole file into memory, which then counts towards
+the process's own, or (as of 0.8) reads whole tensors: to read a matrix in blocks of 256
+rows, it reads everything again for each block, sixteen times as slowly. It reports
+neither a tensor's offset, which copying needs, nor a duplicate name. Here a tensor's rows
+are read at their offset in the open file, and memory is freed after use.
 
-A header is trusted only as far as the file confirms it: its size is bounded, and its tensors must
-fill the rest of the file, each with the bytes of its type and shape, without gap or overlap.
+A header is not trusted: its size is bounded, and its tensors must fill the rest of the
+file, each with the bytes that its type and shape require, without gap or overlap.
 """
 
 import json
@@ -40,7 +40,7 @@ WHOLE = {
     "U8": torch.uint8,
 }
 TORCH: dict[str, torch.dtype] = FLOATS | WHOLE | {"BOOL": torch.bool}
-# Types that are not in TORCH are copied by their bytes; nothing here computes with them.
+# Types missing from TORCH are copied as bytes; nothing here computes with them.
 BITS = {name: 8 * dtype.itemsize for name, dtype in TORCH.items()} | {
     "C64": 64,
     "U64": 64,
@@ -59,7 +59,7 @@ BITS = {name: 8 * dtype.itemsize for name, dtype in TORCH.items()} | {
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor in a file: its type, as safetensors names it, its shape and its position."""
+    """A tensor in a file: its type (in safetensors' notation), shape and byte range."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -68,7 +68,7 @@ class Stored:
 
     @property
     def row(self) -> int:
-        """The number of values in a row: those at one index of the first dimension."""
+        """The number of values in a row, which is one index of the first dimension."""
         return math.prod(self.shape[1:])
 
 
@@ -78,7 +78,7 @@ class TensorFile:
     Attributes
     ----------
     tensors
-        By name, in the order of the file.
+        Each tensor's type, shape and offsets by name, in file order.
 
     Raises
     ------
@@ -89,7 +89,7 @@ class TensorFile:
     def __init__(self, path: Path):
         self.path = path
         with open_regular(path) as file:
-            # Tensors are read later from this very file, even if another has taken its name.
+            # Later reads use this very file, even if its path has been replaced.
             self._descriptor = os.dup(file.fileno())
             weakref.finalize(self, os.close, self._descriptor)
             size = os.fstat(file.fileno()).st_size
@@ -97,9 +97,9 @@ class TensorFile:
         self.metadata = _metadata(path, header.pop("__metadata__", {}))
         self.start = 8 + length
         stored = {name: _stored(path, name, value, self.start) for name, value in header.items()}
-        # A header may list them in any order; only in that of their bytes do gaps show.
-        by_place = sorted(stored.items(), key=lambda item: (item[1].start, item[1].stop))
-        self.tensors = dict(by_place)
+        # A header may list them in any order; sorted by offset, gaps show.
+        by_offset = sorted(stored.items(), key=lambda item: (item[1].start, item[1].stop))
+        self.tensors = dict(by_offset)
         _check_filled(path, self.tensors, self.start, size)
 
     def __contains__(self, name: object) -> bool:
@@ -108,17 +108,17 @@ class TensorFile:
     def read(
         self, name: str, first: int = 0, last: int | None = None, into: Tensor | None = None
     ) -> Tensor:
-        """Return a tensor, or its rows from `first` up to `last`, as it is stored.
+        """Return a tensor, or its rows `first` to `last` (exclusive), in its stored type.
 
         Parameters
         ----------
         into
-            Bytes to read into; by default new ones.
+            A buffer of bytes to read into; by default, a new one is allocated.
 
         Raises
         ------
         CheckpointError
-            torch does not have its type, or the file has changed.
+            torch lacks the tensor's type, memory runs out, or the file cannot be read.
         """
         stored = self.tensors[name]
         if stored.dtype not in TORCH:
@@ -129,7 +129,7 @@ class TensorFile:
         shape = stored.shape
         start = stored.start
         stop = stored.stop
-        # Rows are contiguous: some of them are one piece of the file.
+        # Rows are contiguous in the file, so a range of them is one piece.
         if last is not None:
             shape = (last - first, *stored.shape[1:])
             start += first * stored.row * dtype.itemsize
@@ -144,11 +144,11 @@ class TensorFile:
         return content.view(dtype).reshape(shape)
 
     def read_all(self) -> dict[str, Tensor]:
-        """Return all tensors, by name."""
+        """Return every tensor, by name."""
         return {name: self.read(name) for name in self.tensors}
 
     def _fill(self, buffer: memoryview, start: int) -> None:
-        """Fill a buffer with the bytes of the file from `start` on."""
+        """Fill a buffer with the file's bytes from offset `start` on."""
         done = 0
         # One call reads at most 2 GiB on Linux, and may read less.
         while done < len(buffer):
@@ -158,21 +158,21 @@ class TensorFile:
                 raise CheckpointError(f"`{self.path}` cannot be read: {error.strerror}.") from error
             if not count:
                 raise CheckpointError(
-                    f"`{self.path}` has become shorter while it was read. Begin again."
+                    f"`{self.path}` became shorter while it was being read. Try again."
                 )
             done += count
 
 
 def _read_header(path: Path, file: Any, size: int) -> tuple[dict[str, object], int]:
-    """Return the header of a file of `size` bytes, and its length in bytes."""
+    """Return a safetensors file's parsed header, and the header's length in bytes."""
     beginning = file.read(len(POINTER))
     check_fetched(path, beginning)
     length = int.from_bytes(beginning[:8], "little")
-    # Bounded before it is read: a damaged file may state any length.
+    # Bounded before it is read: a damaged file may claim any length.
     if size < 8 or not 2 <= length <= min(MAX_HEADER, size - 8):
         raise CheckpointError(
-            f"`{path}` is not a safetensors file, or was cut: it has {size} bytes, and its header "
-            f"says that it has {length} (allowed: at most {MAX_HEADER}, and what the file holds)."
+            f"`{path}` is not a safetensors file, or was cut: it has {size} bytes, and claims a "
+            f"header of {length} (which must fit into the file, and be at most {MAX_HEADER})."
         )
     file.seek(8)
     return parse_json(file.read(length), f"the header of `{path}`"), length
@@ -181,12 +181,12 @@ def _read_header(path: Path, file: Any, size: int) -> tuple[dict[str, object], i
 def header(
     tensors: Mapping[str, Stored], metadata: Mapping[str, str]
 ) -> tuple[bytes, dict[str, Stored]]:
-    """Return the first bytes of a safetensors file, and the position of each of its tensors.
+    """Return a new safetensors file's header as bytes, and each tensor with its offsets.
 
     Parameters
     ----------
     tensors
-        The tensors of the file, in the order to write them.
+        The file's tensors, in the order in which they will be written.
     """
     described: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
@@ -199,7 +199,7 @@ def header(
         }
         offset = stop
     text = json.dumps(described, separators=(",", ":"), ensure_ascii=False).encode()
-    # As the library does: the first tensor begins at a multiple of eight bytes.
+    # Like the library, start the first tensor at a multiple of eight bytes.
     text += b" " * (-len(text) % 8)
     placed: dict[str, Stored] = {}
     start = 8 + len(text)
@@ -211,22 +211,22 @@ def header(
 
 
 def new(value: Tensor) -> Stored:
-    """Return how a tensor will be stored; its position is relative to its own first byte."""
+    """Describe a tensor that is not in a file yet: its offsets start at 0."""
     name = next(name for name, dtype in TORCH.items() if dtype == value.dtype)
     return Stored(name, tuple(value.shape), 0, value.numel() * value.element_size())
 
 
 def is_finite(value: Tensor) -> bool:
     """Return True if all values are finite."""
-    # NaN and infinities survive in a sum, which needs no second tensor. Only if the sum itself
-    # overflows are the values looked at one by one.
+    # NaN and infinities survive in a sum, which needs no second tensor. If the sum is not
+    # finite, it may just have overflowed, so each value is checked.
     wide = torch.promote_types(value.dtype, torch.float32)
     total = value.sum(dtype=wide).item()
     return math.isfinite(total) or bool(torch.isfinite(value).all())
 
 
 def as_bytes(value: Tensor) -> memoryview:
-    """Return the bytes of a contiguous tensor on the CPU, not copied."""
+    """Return the bytes of a contiguous CPU tensor without copying them."""
     if not value.numel():
         return memoryview(b"")
     flat = value.detach().reshape(-1).view(torch.uint8)
@@ -237,13 +237,13 @@ def _metadata(path: Path, value: object) -> dict[str, str]:
     texts = isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
     if not isinstance(value, dict) or not texts:
         raise CheckpointError(
-            f"The header of `{path}` is damaged: `__metadata__` holds more than texts."
+            f"The header of `{path}` is damaged: `__metadata__` must map strings to strings."
         )
     return value
 
 
 def _stored(path: Path, name: str, value: object, start: int) -> Stored:
-    """Return an entry of a header, its offsets counted from the beginning of the file."""
+    """Check one header entry, and return it with offsets from the start of the file."""
     entry = value if isinstance(value, dict) else {}
     dtype = entry.get("dtype")
     dtype = dtype if isinstance(dtype, str) and dtype in BITS else None
@@ -253,7 +253,7 @@ def _stored(path: Path, name: str, value: object, start: int) -> Stored:
         shown = str(value)[:200]
         raise CheckpointError(f"The header of `{path}` is damaged: `{name}` is {shown}.")
     begin, end = offsets
-    # Compared in bits, as the smallest types have fewer than eight.
+    # Compared in bits, because the smallest types have fewer than eight.
     if 8 * (end - begin) != math.prod(shape) * BITS[dtype]:
         raise CheckpointError(
             f"The header of `{path}` is damaged: "
@@ -263,7 +263,7 @@ def _stored(path: Path, name: str, value: object, start: int) -> Stored:
 
 
 def _counts(value: object) -> list[int] | None:
-    """Return the value if it is a list of natural numbers, otherwise None."""
+    """Return a value if it is a list of non-negative integers, otherwise None."""
     if not isinstance(value, list):
         return None
     for number in value:
@@ -274,7 +274,7 @@ def _counts(value: object) -> list[int] | None:
 
 
 def _check_filled(path: Path, tensors: Mapping[str, Stored], start: int, size: int) -> None:
-    """Check that tensors, in their order, fill a file of `size` bytes from `start` on."""
+    """Check that tensors, sorted by offset, fill a file from byte `start` to `size`."""
     position = start
     for name, stored in tensors.items():
         if stored.start != position:
@@ -292,5 +292,5 @@ def _check_filled(path: Path, tensors: Mapping[str, Stored], start: int, size: i
 
 
 def total_bytes(tensors: Iterable[Stored]) -> int:
-    """Return the number of bytes of the values of these tensors."""
+    """Return the total number of bytes that the tensors take."""
     return sum(stored.stop - stored.start for stored in tensors)
