@@ -168,7 +168,7 @@ def test_scales_of_parts_of_the_depth():
 
 def test_scale_of_a_task_is_missing():
     _, vectors = model_and_vectors()
-    with pytest.raises(InputError, match="has no number for the task `1`, but None"):
+    with pytest.raises(InputError, match="needs a number for the task `1`, got None"):
         task_arithmetic({"0": vectors[0], "1": vectors[1]}, scale={"0": 1.0})
 
 

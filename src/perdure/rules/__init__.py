@@ -1,5 +1,5 @@
-"""Rules for combining task vectors: each file holds one function of the same name, the rule.
+"""Rules that combine task vectors. Each file has one rule, a function named after the file.
 
-A rule takes the task vectors by task name, in the order of learning. It returns one task vector, or
-(a routed rule) one for each task.
+A rule takes a dict of task vectors by task name, in the order the tasks were learned. It
+returns one task vector or, if it is routed, one per task or a mixture of experts.
 """

@@ -25,18 +25,19 @@ def breadcrumbs(
     gamma: float = 0.99,
     scale: float = 0.3,
 ) -> TaskVector:
-    """Theta = Theta_pre + scale · sum of m_t ⊙ tau_t.
+    """Sum the task vectors without small changes and outliers.
 
-    m_t is 1 for entries whose magnitude is between two quantiles of its layer, and 0 otherwise.
+    Theta = Theta_pre + scale · sum of m_t ⊙ tau_t, where tau_t is task t's task vector. The
+    mask m_t is 1 for magnitudes between two quantiles of their layer, and 0 for the others.
 
     Parameters
     ----------
     beta
-        The share of smallest magnitudes that is set to zero, in each layer of each task.
+        The share of the smallest magnitudes set to zero, in each layer of each task.
     gamma
-        Magnitudes above this quantile, in (beta, 1], are outliers and are set to zero too.
+        Magnitudes above this quantile, in (beta, 1], are outliers and also set to zero.
     scale
-        lambda; for 8 tasks, values about 0.3 are usual, as in task arithmetic.
+        The paper's lambda; for 8 tasks, values around 0.3 are usual, as in task arithmetic.
 
     Examples
     --------
@@ -46,13 +47,13 @@ def breadcrumbs(
 
     References
     ----------
-    Davari & Belilovsky, Model Breadcrumbs, arXiv 2312.06795. Its code takes the quantiles of each
-    row of a matrix instead of the layer; mergekit takes them of the tensor, as we do.
+    Davari & Belilovsky, Model Breadcrumbs, arXiv 2312.06795. Its code uses the quantiles of
+    each row of a matrix; mergekit uses the whole tensor's, as we do.
     """
 
     def masked(change: torch.Tensor) -> torch.Tensor:
         flat = change.flatten()
-        # Positions in sorted order, not quantile values: equal magnitudes keep the shares exact.
+        # Positions in sorted order, not quantile values, which keeps the shares exact with ties.
         order = flat.abs().argsort(stable=True)
         start = round(beta * len(order))
         stop = round(gamma * len(order))

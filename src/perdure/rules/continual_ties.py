@@ -1,4 +1,4 @@
-"""TIES one task at a time: the baseline of the literature on continual merging."""
+"""TIES applied one task at a time, a common baseline in papers on continual merging."""
 
 from typing import Annotated, Literal
 
@@ -21,19 +21,20 @@ def continual_ties(
     how: sparse.How = "mean",
     per: sparse.Per = "model",
 ) -> TaskVector:
-    """Theta = Theta_pre + scale · v_n, with v_t = TIES(v_(t-1), tau_t) and v_1 = tau_1.
+    """Merge each task vector tau_t in turn with TIES: v_t = TIES(v_(t-1), tau_t), v_1 = tau_1.
 
     Parameters
     ----------
     mode
-        `fold`: as above. `reference`: M_t = M_(t-1) + scale · TIES(M_(t-1), tau_t) with M_1 = scale
-        · tau_1, as FusionBench codes it. This counts earlier merges twice: entries that agree grow
-        by 1 + scale at each step. `batch`: TIES of all tasks together: the rule `ties`, which does
-        not depend on the order.
+        `fold`: as above, then Theta = Theta_pre + scale · v_n.
+        `reference`: M_t = M_(t-1) + scale · TIES(M_(t-1), tau_t) with M_1 = scale · tau_1, as
+        in FusionBench's code. This counts earlier tasks twice: entries that agree grow by
+        1 + scale at each step.
+        `batch`: TIES of all tasks in one pass, as in the rule `ties`, in any order.
     density, how, per
-        As in `ties`; FusionBench takes the `sum`.
+        As in `ties`; FusionBench uses the `sum`.
     scale
-        lambda; FusionBench takes 0.3 for 8 tasks and 0.1 for 14 and 20.
+        The paper's lambda; FusionBench uses 0.3 for 8 tasks, and 0.1 for 14 and 20.
 
     Examples
     --------
@@ -59,11 +60,11 @@ def continual_ties(
             per=per,
         )
 
-    # The scale is not passed to `ties`: where it acts is what distinguishes the modes.
+    # `ties` gets no scale, because the modes differ in the point at which they apply it.
     if mode == "batch":
         return ties(vectors) * scale
     first, *later = vectors.values()
-    # Each step is made at once: deferred, it would compute all steps before it several times.
+    # Each step is computed immediately: deferred, it would repeat all earlier steps.
     if mode == "reference":
         # M holds scaled vectors, and TIES merges them with an unscaled tau_t.
         merged = first * scale
@@ -71,7 +72,7 @@ def continual_ties(
             step = ties({"merged": merged, "new": vector}).made()
             merged = (merged + step * scale).made()
         return merged
-    # The first vector is not trimmed until a second one comes.
+    # The first vector is trimmed only when a second one arrives.
     merged = first
     for vector in later:
         merged = ties({"merged": merged, "new": vector}).made()

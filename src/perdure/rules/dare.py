@@ -23,24 +23,25 @@ def dare(
     then: sparse.Then = "average",
     seed: int = 0,
 ) -> TaskVector:
-    """Theta = Theta_pre + scale · combination of m_t ⊙ tau_t / (1 - p).
+    """Drop random entries of each task vector, rescale the others, and combine the results.
 
-    Each entry of m_t is 0 with probability p, and 1 otherwise: the expectation is unchanged. Which
-    entries are dropped depends only on the seed and on the names of the task and the layer, not on
-    the order or the number of tasks.
+    Theta = Theta_pre + scale · combination of m_t ⊙ tau_t / (1 - p). Each entry of the mask
+    m_t is 0 with probability p, otherwise 1, so the expectation is tau_t. The seed and the
+    names of the task and the layer decide which entries are dropped; the order and the number
+    of tasks do not matter.
 
     Parameters
     ----------
     p
-        The share of entries that is dropped, in [0, 1). The paper drops 0.9 and more of large
-        language models.
+        The share of entries to drop, in [0, 1). The paper drops 0.9 or more in large language
+        models.
     scale
-        lambda.
+        A factor for the combination.
     then
-        `sum`, `average`, or `ties`: elect signs and take the mean of what agrees, without
+        `sum`, `average`, or `ties`: elect signs and average the entries that agree, without
         trimming.
     seed
-        Seed for the entries that are dropped.
+        The seed that decides which entries are dropped.
 
     Examples
     --------
@@ -50,17 +51,17 @@ def dare(
 
     References
     ----------
-    Yu et al., Language Models are Super Mario, arXiv 2311.03099. mergekit's rescaling keeps the sum
-    of magnitudes of each tensor instead of dividing by 1 - p.
+    Yu et al., Language Models are Super Mario, arXiv 2311.03099. Instead of dividing by 1 - p,
+    mergekit rescales each tensor to keep its sum of magnitudes.
     """
 
     def merge(name: str, layer: sparse.Layer) -> torch.Tensor:
         thinned: list[torch.Tensor] = []
         for task, change in layer.items():
-            # Seeded by names, not by position: in another order the same entries are dropped.
+            # Seeded by names, not by position, so that the order of tasks makes no difference.
             survivors = sparse.dropped(
                 change,
-                1 - p,  # the probability to keep an entry
+                1 - p,  # the probability of keeping an entry
                 seed=seed,
                 task=task,
                 name=name,

@@ -30,23 +30,24 @@ def della(
     then: sparse.Then = "ties",
     seed: int = 0,
 ) -> TaskVector:
-    """Theta = Theta_pre + scale · combination of m_t ⊙ tau_t / (1 - p_t).
+    """Drop entries of each task vector, small ones more often, and combine the others.
 
-    Each entry of m_t is 0 with probability p_t, and 1 otherwise. In each row (a neuron) p_t falls
-    evenly from p + epsilon for the smallest magnitude to p - epsilon for the largest.
+    Theta = Theta_pre + scale · combination of m_t ⊙ tau_t / (1 - p_t). Each entry of the mask
+    m_t is 0 with probability p_t, otherwise 1. In each row (a neuron), p_t falls evenly from
+    p + epsilon for the smallest magnitude to p - epsilon for the largest.
 
     Parameters
     ----------
     p
-        The share of entries that is dropped on average.
+        The average share of entries to drop.
     epsilon
-        Half the width of the window of probabilities; p ± epsilon is in [0, 1).
+        Half the range of the drop probabilities; p ± epsilon must be in [0, 1).
     scale
-        lambda; the authors' example takes 1.1.
+        The paper's lambda; the authors' example uses 1.1.
     then
-        `ties` (published): elect signs and take the mean of what agrees; or `sum`, or `average`.
+        `ties` (published): elect signs and average entries that agree; `sum`; or `average`.
     seed
-        Seed for the entries that are dropped.
+        The seed that decides which entries are dropped.
 
     Examples
     --------
@@ -56,14 +57,14 @@ def della(
 
     References
     ----------
-    Deep et al., DELLA-Merging, arXiv 2406.11617. mergekit's rescaling keeps the sum of magnitudes
-    of each tensor.
+    Deep et al., DELLA-Merging, arXiv 2406.11617. mergekit rescales each tensor to keep its sum
+    of magnitudes.
     """
 
     def merge(name: str, layer: sparse.Layer) -> torch.Tensor:
         thinned: list[torch.Tensor] = []
         for task, change in layer.items():
-            # keep = 1 - p_t. `standing` is -1 for the smallest magnitude, 1 for the greatest.
+            # keep = 1 - p_t. `standing` is -1 for the smallest magnitude, 1 for the largest.
             keep = 1 - p + epsilon * sparse.standing(change)
             survivors = sparse.dropped(
                 change,

@@ -19,26 +19,27 @@ def iso(
     common: Annotated[float, Gt(0), Le(1)] = 0.8,
     scale: float = 1.0,
 ) -> TaskVector:
-    """Theta = Theta_pre + scale · mean(S) U Vᵀ, with U S Vᵀ = sum of tau_t of each matrix.
+    """Sum the task vectors, and set all singular values of each matrix to their mean.
 
-    With `cts`, the weakest singular vectors of the sum give way to each task's strongest
-    outside the span of the rest, and U and V are made orthonormal again. Layers that are not
-    matrices are averaged.
+    Theta = Theta_pre + scale · mean(S) U Vᵀ, where U S Vᵀ is the SVD of the summed changes of
+    a matrix. With `cts`, the weakest singular vectors of the sum are replaced by each task's
+    strongest ones outside the span of the others, and U and V are made orthonormal again.
+    Layers that are not matrices are averaged.
 
     Parameters
     ----------
     mode
         `c`: the common subspace; `cts`: common and task-specific subspaces.
     common
-        The share of the common directions for `cts`, in (0, 1].
+        The share of common directions for `cts`, in (0, 1].
     scale
-        alpha, which the authors search for each model; LoRA needs a larger one (see Notes).
+        The paper's alpha, tuned for each model; LoRA needs a larger one (see Notes).
 
     Notes
     -----
-    For LoRA the sum is not of full rank. Our mean is over its rank, and no directions are added.
-    The authors' code takes the mean over min(out, in) values, most of them zero, and gives it to as
-    many directions, most of them arbitrary. For full rank the two are the same.
+    With LoRA, the sum does not have full rank. We average over its rank and add no directions.
+    The authors' code averages over min(out, in) values, most of them zero, and assigns the mean
+    to equally many directions, most of them arbitrary. At full rank, both give the same.
 
     Examples
     --------
@@ -57,12 +58,12 @@ def iso(
         task_sum = summed(all_changes)
         U, S, Vh = svd(task_sum)
         if mode == "cts":
-            # k directions stay common; each task gets an equal number of the rest.
+            # k directions stay common; the others are split equally among the tasks.
             rank = len(S)
             specific = rank - int(common * rank)
             per_task = min(
                 round(specific / len(vectors)),
-                rank // len(vectors),  # rounding up must not take more than there are
+                rank // len(vectors),  # rounding up must not exceed the rank
             )
             k = rank - per_task * len(vectors)
             U, S, Vh = U[:, :k], S[:k], Vh[:k]
@@ -71,7 +72,7 @@ def iso(
                 triples.append(strongest(change, per_task, outside=U))
             triples.append((U, S, Vh))
             U, S, Vh = joined(triples)
-        # All singular values become their mean; those that are zero are not in S (see Notes).
+        # All singular values become their mean; S does not include zeros (see Notes).
         B = scale * S.mean() * U
         return LowRank(B, Vh)
 

@@ -1,4 +1,4 @@
-"""KnOTS (Stoica et al. 2025): align the tasks by a common decomposition, then merge."""
+"""KnOTS (Stoica et al. 2025): align the tasks with a common decomposition, then merge."""
 
 from typing import Annotated, Literal
 
@@ -22,20 +22,21 @@ def knots(
     how: sparse.How = "mean",
     per: sparse.Per = "model",
 ) -> TaskVector:
-    """Theta = Theta_pre + scale · U merge(S V_1ᵀ, …, S V_nᵀ) for each matrix.
+    """Merge each matrix's task vectors in a common basis, with TIES or as a sum.
 
-    U S [V_1ᵀ … V_nᵀ] = [tau_1 … tau_n]: the matrices side by side have a common basis U, which
-    makes the tasks comparable; they are merged in it as by `ties`. The result stays in factors.
-    Layers that are not matrices are merged as they are.
+    Theta = Theta_pre + scale · U merge(S V_1ᵀ, …, S V_nᵀ), where U S [V_1ᵀ … V_nᵀ] is the SVD
+    of the task vectors side by side, [tau_1 … tau_n]. In the common basis U, the tasks can be
+    compared entry by entry. The result stays in factors. Layers that are not matrices are
+    merged as they are.
 
     Parameters
     ----------
     density, how, per
         As in `ties`, for the entries of S V_tᵀ.
     scale
-        lambda; the authors search it for each set of tasks.
+        The paper's lambda, which the authors tune for each set of tasks.
     then
-        `ties` (KnOTS-TIES), or `sum` (KnOTS-TA, which is the sum of the task vectors but for
+        `ties` (KnOTS-TIES), or `sum` (KnOTS-TA, which equals the sum of the task vectors up to
         rounding).
 
     Examples
@@ -63,7 +64,7 @@ def knots(
         )
     entries: dict[str, Entry] = {}
     for name, entry in merged.items():
-        if name in bases:  # a matrix: back from its coordinates in the common basis
+        if name in bases:  # a matrix: transform it back from the common basis
             entry = LowRank(bases[name], dense(entry))
         entries[name] = entry
     return scale * TaskVector(entries)

@@ -1,4 +1,4 @@
-"""Only the last state, as sequential fine-tuning leaves it."""
+"""The last task's state alone, as after sequential fine-tuning."""
 
 from perdure.merging.rule import nature
 from perdure.vectors.task_vector import TaskVector
@@ -6,7 +6,7 @@ from perdure.vectors.task_vector import TaskVector
 
 @nature("sequential", state="one task vector")
 def last(vectors: dict[str, TaskVector]) -> TaskVector:
-    """Theta = Theta_pre + tau_T: only the last task vector is used.
+    """Apply only the last task vector tau_T: Theta = Theta_pre + tau_T.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""MagMax (Marczak et al. 2024): take the largest change of each entry."""
+"""MagMax (Marczak et al. 2024): keep the largest change of each entry."""
 
 import functools
 
@@ -11,16 +11,18 @@ from perdure.vectors.task_vector import TaskVector
 
 @nature("order-free", state="one task vector", layerwise=True)
 def magmax(vectors: dict[str, TaskVector], *, scale: float = 0.5) -> TaskVector:
-    """Theta = Theta_pre + scale · tau, with tau_i = the (tau_t)_i of largest magnitude.
+    """Keep each entry's largest change: Theta = Theta_pre + scale · tau.
 
-    It was published for models fine-tuned one after the other, each from the last (the method
-    `sequential`, or `isolated` with `start="previous"`); on models trained apart it is the authors'
-    weaker baseline. The order matters only for equal magnitudes: then the later task wins.
+    Entry i of tau is the (tau_t)_i with the largest magnitude among the task vectors tau_t.
+    MagMax was published for models fine-tuned one after the other, each from the previous one
+    (the method `sequential`, or `isolated` with `start="previous"`); for models trained
+    separately, it is the authors' weaker baseline. The order matters only if magnitudes are
+    equal: the later task wins.
 
     Parameters
     ----------
     scale
-        lambda, 0.5 in the authors' scripts.
+        The paper's lambda, 0.5 in the authors' scripts.
 
     Examples
     --------
@@ -34,13 +36,13 @@ def magmax(vectors: dict[str, TaskVector], *, scale: float = 0.5) -> TaskVector:
     Marczak et al., MagMax, arXiv 2407.06322.
     """
 
-    def greater(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-        # Not `>`: of equal magnitudes the later task wins.
-        is_greater = new.abs() >= old.abs()
-        return torch.where(is_greater, new, old)
+    def larger(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+        # Not `>`: if magnitudes are equal, the later task wins.
+        is_larger = new.abs() >= old.abs()
+        return torch.where(is_larger, new, old)
 
     def merge(name: str, layer: sparse.Layer) -> torch.Tensor:
-        merged = functools.reduce(greater, layer.values())
+        merged = functools.reduce(larger, layer.values())
         return scale * merged
 
     return sparse.each_layer(vectors, merge)

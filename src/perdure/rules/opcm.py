@@ -1,4 +1,4 @@
-"""OPCM (Tang et al. 2025): add each task vector's part orthogonal to the earlier ones."""
+"""OPCM (Tang et al. 2025): add the part of each task vector orthogonal to earlier ones."""
 
 from typing import Annotated
 
@@ -18,24 +18,24 @@ def opcm(
     alpha: Annotated[float, Ge(0), Lt(1)] = 0.5,
     block: Block = "topleft",
 ) -> TaskVector:
-    """M_t = (lambda_(t-1) M_(t-1) + P(tau_t)) / lambda_t.
+    """Add each task vector's projection: M_t = (lambda_(t-1) M_(t-1) + P(tau_t)) / lambda_t.
 
-    lambda_t, close to sqrt(t), is one number for the whole model, so that |M_t| is the mean of
-    |tau_1|, …, |tau_t|. P removes from each matrix of tau_t, in the basis of the singular
-    vectors of M_(t-1), the diagonal and the block of the first singular vectors: those whose
-    values sum to at most the share alpha. The rest is orthogonal to M_(t-1). Biases are added.
+    lambda_t, near sqrt(t), is one number for the whole model, chosen so that |M_t| is the mean
+    of |tau_1|, …, |tau_t|. P takes each matrix of tau_t in the basis of M_(t-1)'s singular
+    vectors, and removes the diagonal and the block of the leading singular vectors, whose
+    values sum to at most the share alpha. The result is orthogonal to M_(t-1). Biases add up.
 
-    The authors' code adds embedding tables without projection. Task vectors do not distinguish them
-    from linear layers, so here all matrices are projected. This matters for LoRA on embeddings and
-    with `peft: full`: most for these tables, and through lambda_t for the rest.
+    The authors' code adds embedding tables without projection. Task vectors do not distinguish
+    them from linear layers, so we project all matrices. This matters for LoRA on embeddings and
+    with `peft: full`: mostly in these tables, elsewhere through lambda_t.
 
     Parameters
     ----------
     alpha
-        In [0, 1); higher values remove more.
+        A share in [0, 1); the larger it is, the more P removes.
     block
-        `topleft`: the block of the first singular vectors on both sides, as in the authors' code;
-        `both`: everything in a first singular vector of either side.
+        `topleft`: remove what lies along leading singular vectors on both sides, as in the
+        authors' code; `both`: on either side.
 
     Examples
     --------
@@ -49,8 +49,8 @@ def opcm(
     References
     ----------
     Tang et al., Merging Models on the Fly Without Retraining, arXiv 2501.09522. There,
-    alpha = 1 acts as 0, and below full rank arbitrary directions are removed, too. The first
-    release removed the diagonal only in a copy: its figures are of another rule.
+    alpha = 1 acts like 0, and below full rank arbitrary directions are removed as well. The
+    first release removed the diagonal only from a copy, so its figures are for another rule.
     """
     merged = TaskVector({})
     factor = 1.0  # lambda
@@ -60,7 +60,7 @@ def opcm(
         norms.append(vector.norm())
         entries = dict((merged * factor + vector).entries)
         for name, entry in entries.items():
-            # A layer of only one of them has nothing to be orthogonal to.
+            # A layer in only one of them has nothing to be orthogonal to.
             in_both = name in merged and name in vector
             if in_both and len(entry.shape) == 2:
                 entries[name] = added(
@@ -73,7 +73,7 @@ def opcm(
         merged = TaskVector(entries)
         mean = sum(norms) / len(norms)
         size = merged.norm()
-        # A smaller sum is the rounding left by task vectors that cancel: do not blow it up.
+        # A smaller sum is rounding error of task vectors that cancel: do not amplify it.
         usable = len(norms) > 1 and size > 1e-6 * mean
         factor = size / mean if usable else 1.0
         merged = merged * (1 / factor)

@@ -1,4 +1,4 @@
-"""One adapter per task, each used for its own task: the upper bound for every combination."""
+"""One adapter per task, each used for its own task: the upper bound for any combination."""
 
 from perdure.merging.rule import nature
 from perdure.vectors.task_vector import TaskVector
@@ -6,11 +6,11 @@ from perdure.vectors.task_vector import TaskVector
 
 @nature("routed", state="n task vectors")
 def oracle(vectors: dict[str, TaskVector]) -> dict[str, TaskVector]:
-    """Theta_t = Theta_pre + tau_t for an input of task t: the task vectors are not combined.
+    """Use each task's own task vector, uncombined: Theta_t = Theta_pre + tau_t.
 
-    With the task given, this is the upper bound of methods that isolate their tasks. Without
-    it, each task's head reads its own adapter, and concatenated heads or the task posterior
-    choose among them, at the cost of one forward pass per task.
+    If each input's task is known, this is the upper bound for methods that isolate tasks.
+    Otherwise, each task's head reads its own adapter, and concatenated heads or the task
+    posterior choose among them, at the cost of one forward pass per task.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""RegMean (Jin et al. 2023): the change whose outputs are closest to those of all tasks."""
+"""RegMean (Jin et al. 2023): the change whose outputs are closest to every task's."""
 
 from collections.abc import Mapping
 from typing import Annotated
@@ -21,19 +21,19 @@ def regmean(
     *,
     alpha: Annotated[float, Ge(0), Le(1)] = 0.9,
 ) -> TaskVector:
-    """Theta = Theta_pre + (sum of tau_t C_t) G⁺, with G = sum of C_t.
+    """Merge so that layer outputs stay close to each task's: tau = (sum of tau_t C_t) G⁺.
 
-    This is the tau that minimises the sum over t of E|tau x - tau_t x|², where x are the
-    inputs of the layer on task t and C_t = E[x xᵀ], with its off-diagonal entries scaled by
-    alpha. LoRA stays in factors: [B_1 … B_n] [A_1 C_1 G⁺; …]. Layers that are not matrices
+    This tau minimises the sum over tasks t of E|tau x - tau_t x|², where x are the layer's
+    inputs on task t, C_t = E[x xᵀ] with off-diagonal entries scaled by alpha, and G is the sum
+    of the C_t. LoRA stays in factors: [B_1 … B_n] [A_1 C_1 G⁺; …]. Layers that are not matrices
     are averaged.
 
     Parameters
     ----------
     inputs
-        C_t by task and layer, in × in.
+        C_t by task and layer, of shape in × in.
     alpha
-        In [0, 1]; below 1 it regularises, 0 is a mean weighted by each input's power.
+        In [0, 1]; below 1 it regularises; 0 gives a mean weighted by each input's power.
 
     Examples
     --------
@@ -44,31 +44,31 @@ def regmean(
 
     References
     ----------
-    Jin et al., Dataless Knowledge Fusion, arXiv 2212.09849. It merges weights, which is the same:
-    (sum of W C_t) G⁺ = W for the pre-trained W.
+    Jin et al., Dataless Knowledge Fusion, arXiv 2212.09849. It merges weights, which is
+    equivalent: (sum of W C_t) G⁺ = W for the pre-trained W.
     """
 
     def covariance(task: str, name: str, width: int) -> torch.Tensor:
         given = inputs.get(task, {}).get(name)
         if given is None:
-            missing = f"statistics of the inputs of `{name}` for task `{task}`"
+            missing = f"input statistics of `{name}` for task `{task}`"
             raise InputError(f"`regmean` has no {missing}.")
         if given.shape != (width, width):
             shapes = f"need {(width, width)}, got {tuple(given.shape)}"
-            raise InputError(f"The inputs of `{name}` for `{task}` {shapes}.")
+            raise InputError(f"The input statistics of `{name}` for `{task}` {shapes}.")
         exact = given.double()
-        # The diagonal stays, and alpha shrinks all else.
+        # The diagonal is kept; alpha shrinks everything else.
         diagonal = exact.diag().diag()
         return alpha * exact + (1 - alpha) * diagonal
 
     def merge(name: str, changes: Changes) -> Entry:
         width = next(iter(changes.values())).shape[1]
         C: dict[str, torch.Tensor] = {}
-        # C_t of every task, also of one that lacks the layer: its change there is zero.
+        # C_t of every task, even one that lacks the layer: its change there is zero.
         for task in vectors:
             C[task] = covariance(task, name, width)
         G = torch.stack(list(C.values())).sum(0)
-        # The sums were kept in the inputs' precision: what is below its rounding counts as zero.
+        # The sums have the inputs' precision: eigenvalues below its rounding count as zero.
         rounding = max(torch.finfo(inputs[task][name].dtype).eps for task in vectors)
         inverse = torch.linalg.pinv(G, rtol=width * rounding, hermitian=True)
         weighted: list[Entry] = []

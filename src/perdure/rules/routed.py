@@ -1,4 +1,4 @@
-"""The task posterior picks one task's adapter for each input."""
+"""Routing by the task posterior, which picks one task's adapter for each input."""
 
 from perdure.merging.rule import nature
 from perdure.models.mixture import Mixture
@@ -11,11 +11,11 @@ from perdure.vectors.task_vector import TaskVector
     low_rank=True,
 )
 def routed(vectors: dict[str, TaskVector]) -> Mixture:
-    """y = W0 x + ΔW_t x with t = argmax p(t | x) for each sample of a batch.
+    """Route each sample to its likeliest task t: y = W0 x + ΔW_t x, t = argmax p(t | x).
 
-    One forward pass serves a batch of mixed tasks, whereas `oracle` needs one per task. With the
-    task given, it equals `oracle`; with concatenated heads and no posterior, each head reads its
-    own adapter.
+    One forward pass handles a batch of mixed tasks, whereas `oracle` needs one pass per task.
+    If the tasks are given, the result equals `oracle`'s; with concatenated heads, which have no
+    posterior, each head reads its own adapter.
 
     Examples
     --------

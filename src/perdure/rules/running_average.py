@@ -1,4 +1,4 @@
-"""The mean of the task vectors, one at a time."""
+"""The mean of the task vectors, updated one task at a time."""
 
 from perdure.merging.rule import nature
 from perdure.vectors.task_vector import TaskVector
@@ -6,10 +6,10 @@ from perdure.vectors.task_vector import TaskVector
 
 @nature("order-free", state="one task vector and the number of tasks", layerwise=True)
 def running_average(vectors: dict[str, TaskVector]) -> TaskVector:
-    """M_t = ((t - 1) M_(t-1) + tau_t) / t: equal to `average` up to rounding.
+    """Update the mean with each task vector: M_t = ((t - 1) M_(t-1) + tau_t) / t.
 
-    This is its form in the continual-merging literature (the baseline of arXiv 2501.09522): only
-    the last M and t are kept.
+    The result equals `average` up to rounding. Papers on continual merging use this form as a
+    baseline (such as arXiv 2501.09522), because only the last M and t have to be kept.
 
     Examples
     --------
@@ -19,7 +19,7 @@ def running_average(vectors: dict[str, TaskVector]) -> TaskVector:
     >>> running_average({"a": a, "b": b})["w"].tolist()
     [1.5]
     """
-    merged = TaskVector({})  # zero: a layer that is missing counts as zero
+    merged = TaskVector({})  # zero, because a missing layer counts as zero
     for t, vector in enumerate(vectors.values(), start=1):
         earlier = merged * ((t - 1) / t)
         merged = earlier + vector * (1 / t)

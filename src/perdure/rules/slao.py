@@ -1,4 +1,4 @@
-"""SLAO's merge (Qiao & Mahdavi 2026): one LoRA, of the latest A and a running mean of B."""
+"""SLAO's merge (Qiao & Mahdavi 2026): one LoRA with the latest A and a running mean of B."""
 
 from collections.abc import Mapping
 
@@ -14,12 +14,13 @@ from perdure.vectors.task_vector import LowRank, TaskVector, shapes
     layerwise=True,
 )
 def slao(vectors: dict[str, TaskVector]) -> TaskVector:
-    """Theta = Theta_pre + B A, with A = A_n and B^t = B^(t-1) + (B_t - B^(t-1)) / sqrt(t).
+    """Merge LoRA factors: the last A, and B^t = B^(t-1) + (B_t - B^(t-1)) / sqrt(t).
 
-    The factors are merged, not their products. That is meaningful for modules that each start
-    from the last, as SLAO's do (A from an orthonormal basis of the last A, B from the last
-    B: `isolated` with `start: orthogonal`): B then refers to nearly the same A. For a layer
-    that a task lacks, B_t = 0 and A stays.
+    Theta = Theta_pre + B^n A_n after n tasks, where B_t A_t is task t's LoRA. Factors are
+    merged, not their products. This makes sense if each module starts from the previous one,
+    as SLAO's do (A from an orthonormal basis of the last A, B from the last B: `isolated` with
+    `start: orthogonal`), because B then refers to nearly the same A. If a task lacks a layer,
+    B_t = 0 and A is kept.
 
     Examples
     --------
@@ -43,12 +44,12 @@ def slao(vectors: dict[str, TaskVector]) -> TaskVector:
     merged: dict[str, LowRank] = {}
     for t, (task, vector) in enumerate(vectors.items(), start=1):
         factors = _factors(task, vector, merged)
-        # Also layers that only earlier tasks have: their B shrinks towards B_t = 0.
+        # This includes layers that only earlier tasks have: their B shrinks towards B_t = 0.
         for name in {**merged, **factors}:
             old = merged.get(name)
             new = factors.get(name)
             latest = new or merged[name]
-            # Times zero: a B that is missing gets the other's shape and type.
+            # A missing B is zero, with the other's shape and type.
             B_before = old.B if old else 0.0 * latest.B
             B_t = new.B if new else 0.0 * latest.B
             B = B_before + (B_t - B_before) / t**0.5
@@ -57,7 +58,7 @@ def slao(vectors: dict[str, TaskVector]) -> TaskVector:
 
 
 def _factors(task: str, vector: TaskVector, merged: Mapping[str, LowRank]) -> dict[str, LowRank]:
-    """Return the layers of a task vector, each low-rank and of the rank that was merged before."""
+    """Return a task vector's LoRA factors; raise unless their ranks equal the merged ones."""
     factors: dict[str, LowRank] = {}
     for name, entry in vector.items():
         if not isinstance(entry, LowRank):
@@ -67,7 +68,7 @@ def _factors(task: str, vector: TaskVector, merged: Mapping[str, LowRank]) -> di
         if name in merged and merged[name].rank != entry.rank:
             ranks = f"{entry.rank} for `{task}` and {merged[name].rank} before"
             raise InputError(
-                f"`slao` needs one rank for all tasks, but `{name}` has the rank {ranks}."
+                f"`slao` needs the same rank for all tasks, but `{name}` has rank {ranks}."
             )
         factors[name] = entry
     return factors

@@ -16,16 +16,16 @@ Per = Literal["layer", "model"]
 def slerp(
     vectors: dict[str, TaskVector], *, t: Annotated[float, Ge(0), Le(1)] = 0.5, per: Per = "layer"
 ) -> TaskVector:
-    """Theta = Theta_pre + (sin((1 - t) phi) tau_1 + sin(t phi) tau_2) / sin(phi).
+    """Interpolate two task vectors: (sin((1 - t) phi) tau_1 + sin(t phi) tau_2) / sin(phi).
 
-    phi is the angle between the two. If they are nearly parallel (|cos phi| > 0.9995), or one of
-    them is zero, the result is (1 - t) tau_1 + t tau_2. At t = 1/2 the order does not matter. A
-    single task vector stays as it is.
+    phi is the angle between them. If they are nearly parallel (|cos phi| > 0.9995), or one of
+    them is zero, the result is (1 - t) tau_1 + t tau_2. At t = 1/2 the order does not matter.
+    A single task vector is returned unchanged.
 
     Parameters
     ----------
     t
-        The position between the first and the second, in [0, 1].
+        The position between the first (0) and the second (1).
     per
         One angle for each `layer`, or one for the whole `model`.
 
@@ -39,8 +39,8 @@ def slerp(
 
     References
     ----------
-    Shoemake, Animating Rotation with Quaternion Curves, SIGGRAPH 1985. mergekit interpolates the
-    models' weights, each tensor with its own angle; we interpolate the task vectors.
+    Shoemake, Animating Rotation with Quaternion Curves, SIGGRAPH 1985. mergekit interpolates
+    the models' weights, each tensor with its own angle; we interpolate task vectors.
     """
     if len(vectors) > 2:
         given = f"{len(vectors)}: {', '.join(vectors)}"
@@ -52,7 +52,7 @@ def slerp(
     if per == "model":
         return _between(first, second, t)
     entries: dict[str, Entry] = {}
-    # A layer that one of them lacks is zero there: it has no angle, and is mixed linearly.
+    # If one of them lacks a layer, it is zero there: no angle, so the mix is linear.
     for name in names:
         layer = _between(
             _only(first, name),
@@ -74,7 +74,7 @@ def _between(first: TaskVector, second: TaskVector, t: float) -> TaskVector:
     if abs(cosine) > 0.9995 or a_zero:
         return first * (1 - t) + second * t
     phi = math.acos(cosine)
-    whole = math.sin(phi)
-    first_share = math.sin((1 - t) * phi) / whole
-    second_share = math.sin(t * phi) / whole
+    sine = math.sin(phi)
+    first_share = math.sin((1 - t) * phi) / sine
+    second_share = math.sin(t * phi) / sine
     return first * first_share + second * second_share

@@ -34,22 +34,22 @@ def smile(
     gate_rank: int = 4,
     expert_rank: int | None = None,
 ) -> Mixture:
-    """y = W0 x + sum over t of p_t(x) ΔW_t x, with p the softmax of ‖V_tᵀ x‖ per token and layer.
+    """Mix the tasks' experts for each token and layer: y = W0 x + sum of p_t(x) ΔW_t x.
 
-    V_t are the leading right singular vectors of ΔW_t, not scaled by singular values. The
-    rule needs no data, no training and no task posterior. An expert is exact for LoRA, whose
-    decomposition is small.
+    The weights p_t(x) are the softmax of ‖V_tᵀ x‖, where V_t are the leading right singular
+    vectors of ΔW_t, not scaled by singular values. The rule needs no data, no training and no
+    task posterior. For LoRA, experts are exact, because their decomposition is cheap.
 
     Parameters
     ----------
     top_k
-        The number of experts that act on a token; their weights are made to add up to 1. One was
-        best in the paper's tables.
+        The number of experts that act on a token; their weights are normalised to sum to 1. In
+        the paper's tables, one was best.
     gate_rank
-        The number of directions of each expert that the gate reads. At full rank all gates read
+        The number of each expert's directions that its gate uses. At full rank, all gates see
         nearly the same.
     expert_rank
-        The number of leading directions of each expert that act; by default all.
+        The number of each expert's leading directions that act; by default, all of them.
 
     Examples
     --------
@@ -63,8 +63,8 @@ def smile(
     References
     ----------
     Tang et al., SMILE: Zero-Shot Sparse Mixture of Low-Rank Experts Construction From Pre-Trained
-    Foundation Models, arXiv 2408.10174. Its public code changes the fine-tuned models that it is
-    given; this does not.
+    Foundation Models, arXiv 2408.10174. Unlike its public code, this rule leaves the fine-tuned
+    models unchanged.
     """
     return Mixture(
         vectors,

@@ -1,13 +1,13 @@
-"""The plain sum, for methods that train task vectors not to disturb each other."""
+"""The plain sum, for methods that train task vectors not to interfere with each other."""
 
 from perdure.merging.rule import nature
 from perdure.vectors.task_vector import TaskVector, total
 
 
-# It hides Python's `sum` in this file, because a rule has the name of its file.
+# This shadows Python's `sum`, because a rule is named after its file.
 @nature("order-free", state="one task vector", layerwise=True)
 def sum(vectors: dict[str, TaskVector]) -> TaskVector:
-    """Theta = Theta_pre + sum of tau_t.
+    """Add up the task vectors: Theta = Theta_pre + sum of tau_t.
 
     O-LoRA (arXiv 2310.14152) and InfLoRA (arXiv 2404.00228) do this; it is task arithmetic at
     scale 1.

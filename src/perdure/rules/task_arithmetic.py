@@ -1,4 +1,4 @@
-"""Task arithmetic (Ilharco et al. 2023), the second stage of PIC: scaled sums."""
+"""Task arithmetic (Ilharco et al. 2023), PIC's second stage: a scaled sum."""
 
 import math
 from collections.abc import Mapping
@@ -25,14 +25,14 @@ def _check(scale: Scale) -> None:
 
 @nature("order-free", state="one task vector", layerwise=True, check=_check)
 def task_arithmetic(vectors: dict[str, TaskVector], *, scale: Scale = "1/n") -> TaskVector:
-    """Theta = Theta_pre + scale · sum of tau_t over the n tasks.
+    """Scale and sum the n tasks' task vectors: Theta = Theta_pre + scale · sum of tau_t.
 
     Parameters
     ----------
     scale
         lambda: a number, `"1/n"` (the mean) or `"1/sqrt(n)"`; in a run also `"search"`, by
-        validation accuracy. A mapping gives each task its own lambda, or a list of them for parts
-        of equal depth, starting at the input.
+        validation accuracy. A mapping gives each task its own lambda, or a list with one for
+        each of several equally deep parts of the model, starting at the input.
 
     Examples
     --------
@@ -63,16 +63,16 @@ def _check_each(scale: Mapping[str, PerTask], vectors: Vectors) -> None:
         numbers = given if isinstance(given, list) else [given]
         all_numbers = all(_is_number(number) for number in numbers)
         if not numbers or not all_numbers:
-            problem = f"has no number for the task `{task}`, but {given!r}"
+            problem = f"needs a number for the task `{task}`, got {given!r}"
             raise InputError(f"`scale` of `task_arithmetic` {problem}.")
 
 
 def _scaled(vector: TaskVector, scale: PerTask, vectors: Vectors) -> TaskVector:
-    """Scale a task vector by a number, or by one for each part of equal depth."""
+    """Scale a task vector by one number, or by one for each equally deep part of the model."""
     if not isinstance(scale, list):
         return vector * scale
-    # Depth is counted over the layers of all tasks, so that a part means the same for each.
-    names: set[str] = set().union(*[of_task.entries for of_task in vectors.values()])
+    # Depth counts all tasks' layers, so that a part means the same for each of them.
+    names: set[str] = set().union(*[each.entries for each in vectors.values()])
     part_of = by_depth(names, len(scale))
     entries: dict[str, Entry] = {}
     for name, entry in vector.items():

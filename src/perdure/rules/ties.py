@@ -1,4 +1,4 @@
-"""TIES (Yadav et al. 2023): trim, elect signs, merge what agrees."""
+"""TIES (Yadav et al. 2023): trim, elect signs, merge the entries that agree."""
 
 from typing import Annotated
 
@@ -18,24 +18,24 @@ def ties(
     how: sparse.How = "mean",
     per: sparse.Per = "model",
 ) -> TaskVector:
-    """Theta = Theta_pre + scale · tau, from the largest entries that agree in sign.
+    """Merge the largest entries that agree in sign: Theta = Theta_pre + scale · tau.
 
-    Trim: keep the share `density` of largest magnitudes of each tau_t. Elect: gamma = sgn(sum of
-    tau_t) for each entry; if it is 0, the sign of most entries. Merge: tau = the mean of the
-    trimmed tau_t that are not 0 and have the sign gamma.
+    Trim: keep the share `density` of each task vector tau_t with the largest magnitudes. Elect:
+    each entry's sign is gamma = sgn(sum of the trimmed tau_t); if it is 0, the sign of most
+    entries. Merge: tau is the mean of the trimmed tau_t that are not 0 and have the sign gamma.
 
     Parameters
     ----------
     density
-        The share of entries that trimming keeps, in (0, 1], including all entries tied with the
-        smallest of them.
+        The share of entries to keep, in (0, 1]; entries tied with the smallest one kept are
+        also kept.
     scale
-        lambda: 1 with the mean; the literature takes 0.3 with the sum and eight tasks.
+        The paper's lambda: 1 with the mean; papers use 0.3 with the sum and eight tasks.
     how
-        The `mean` (published) or the `sum` of what agrees.
+        The `mean` (published) or the `sum` of the entries that agree.
     per
-        Trim over the whole `model` (published), or in each `layer` alone, as peft and mergekit
-        do.
+        Trim over the whole `model` (published), or within each `layer`, as in peft and
+        mergekit.
 
     Examples
     --------
@@ -47,11 +47,11 @@ def ties(
 
     References
     ----------
-    Yadav et al., TIES-Merging, arXiv 2306.01708. Its code keeps one entry more. Entries whose sum
-    is 0 are positive in peft and mergekit; if there is no majority either, its code takes the
-    negative ones, and we take none.
+    Yadav et al., TIES-Merging, arXiv 2306.01708. Its code keeps one more entry. peft and
+    mergekit take an entry whose sum is 0 as positive; if there is no majority either, the
+    authors' code keeps the negative values, and we keep none.
     """
-    # `continual_ties` and `knots` use the same steps, each with a scale of its own.
+    # `continual_ties` and `knots` use the same steps, each with its own scale.
     merged = sparse.ties(
         vectors,
         density=density,

@@ -13,19 +13,20 @@ from perdure.vectors.task_vector import LowRank, TaskVector
 def tsv(
     vectors: dict[str, TaskVector], *, rank: Annotated[int, Ge(0)] = 0, scale: float = 1.0
 ) -> TaskVector:
-    """Theta = Theta_pre + scale · U diag(S_1, …, S_n) Vᵀ.
+    """Merge each task's leading singular vectors, made orthogonal to each other.
 
-    U_t, S_t, V_t are the `rank` greatest singular triples of each task's matrix. U is the closest
-    orthonormal matrix to [U_1 … U_n], and V to [V_1 … V_n]. Neither exceeds the numerical rank: the
-    other singular vectors of a LoRA are arbitrary. Layers that are not matrices are averaged.
+    Theta = Theta_pre + scale · U diag(S_1, …, S_n) Vᵀ, where U_t, S_t, V_t are the `rank`
+    largest singular triples of task t's matrix. U is the closest orthonormal matrix to
+    [U_1 … U_n], and V to [V_1 … V_n]. No triples beyond the numerical rank are used, because
+    a LoRA's other singular vectors are arbitrary. Layers that are not matrices are averaged.
 
     Parameters
     ----------
     rank
-        The number of triples of each task; 0 (published) means min(out, in) / n, which for LoRA
-        usually includes all.
+        The number of triples per task; 0 (published) means min(out, in) / n, which usually
+        includes all of a LoRA's.
     scale
-        alpha of the paper.
+        The paper's alpha.
 
     Examples
     --------
@@ -37,19 +38,19 @@ def tsv(
 
     References
     ----------
-    Gargiulo et al., Task Singular Vectors, arXiv 2412.00081. Where a matrix has no more, its code
-    also takes singular vectors whose values are zero.
+    Gargiulo et al., Task Singular Vectors, arXiv 2412.00081. If a matrix has lower rank, its
+    code also uses singular vectors whose values are zero.
     """
 
     def merge(name: str, changes: Changes) -> LowRank:
         first = next(iter(changes.values()))
         full_rank = min(first.shape)
-        # At least one triple, also of a matrix that is smaller than the number of tasks.
+        # At least one triple, even if the matrix is smaller than the number of tasks.
         published = max(1, full_rank // len(vectors))
         triples: list[Triples] = []
         for change in changes.values():
             triples.append(strongest(change, rank or published))
-        # Factors of U diag(S) Vᵀ: the result is low-rank, also where the changes were full.
+        # Factors of U diag(S) Vᵀ: the result is low-rank even if the changes are full.
         U, S, Vh = joined(triples)
         B = scale * U * S
         return LowRank(B, Vh)

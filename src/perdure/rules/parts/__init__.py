@@ -1,5 +1,5 @@
 """Tools that several rules share.
 
-sparse.py Operations on single entries: trim, drop, agree on signs spectral.py Singular vectors, a
-matrix at a time
+sparse.py    Entry by entry: trim, drop, elect signs
+spectral.py  Singular vectors, one matrix at a time
 """

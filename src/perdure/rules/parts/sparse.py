@@ -1,4 +1,4 @@
-"""Tools for rules that work entry by entry: trim, drop, and agree on signs."""
+"""Tools for rules that work entry by entry: trim, drop, and elect signs."""
 
 import functools
 import hashlib
@@ -20,7 +20,7 @@ Then = Literal["sum", "average", "ties"]
 
 
 def layer_of(vectors: Mapping[str, TaskVector], name: str) -> Layer:
-    """Return the full change of one layer by each task; zeros if a task lacks it."""
+    """Return each task's change of one layer as a full tensor; zeros if a task lacks it."""
     changes: Layer = {}
     for task, vector in vectors.items():
         if name in vector:
@@ -33,12 +33,12 @@ def layer_of(vectors: Mapping[str, TaskVector], name: str) -> Layer:
 def each_layer(
     vectors: Mapping[str, TaskVector], merge: Callable[[str, Layer], Tensor]
 ) -> TaskVector:
-    """Apply `merge(name, changes by task)` to each layer, but only when its result is read.
+    """Apply `merge(name, changes by task)` to each layer, lazily when its result is read.
 
     At most one full matrix per task is in memory at a time.
     """
 
-    # A function, not a lambda inside the loop: each layer must remember its own name.
+    # A function, not a lambda in the loop, so that each layer captures its own name.
     def deferred(name: str, shape: torch.Size) -> Deferred:
         def make() -> Tensor:
             layer = layer_of(vectors, name)
@@ -53,7 +53,7 @@ def each_layer(
 
 
 def generator(seed: int, *about: str) -> torch.Generator:
-    """Return random numbers that depend on a seed and a purpose, not on earlier draws."""
+    """Return a random generator seeded with `seed` and the strings in `about`."""
     # A separator, so that ("a", "b") and ("ab", "") get different numbers.
     key = "\0".join([str(seed), *about])
     digest = hashlib.sha256(key.encode()).digest()
@@ -69,9 +69,9 @@ def dropped(
     task: str,
     name: str,
 ) -> Float[Tensor, "*shape"]:
-    """Keep each entry with probability `keep`, divided by `keep`; set the others to zero.
+    """Keep each entry with probability `keep`, and divide it by `keep`; zero the others.
 
-    The expectation is the change itself.
+    The expected result is the change itself.
     """
     # Drawn on the CPU, so that every device drops the same entries.
     draws = torch.rand(
@@ -83,7 +83,7 @@ def dropped(
 
 
 def standing(change: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Return each magnitude's rank in its row, evenly spaced in [-1, 1]; 0 if it is alone."""
+    """Return each magnitude's rank in its row, scaled to [-1, 1]; 0 in a row of one."""
     row_count = len(change) if change.dim() > 1 else 1  # a vector is a single row
     rows = change.abs().reshape(row_count, -1)
     # The argsort of an argsort gives ranks. Stable sorts make ties reproducible.
@@ -97,7 +97,7 @@ def standing(change: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 
 
 def patterns(values: Float[Tensor, "*shape"], width: torch.dtype) -> Tensor:
-    """Return the bit patterns of the magnitudes, which sort as the magnitudes do."""
+    """Return the magnitudes' bit patterns as integers, which sort as the magnitudes do."""
     # IEEE 754 puts the exponent above the mantissa. The sign bit is 0, so integers stay positive.
     magnitudes = values.abs().to(width).flatten()
     return magnitudes.view(_integers(width))
@@ -110,9 +110,9 @@ def _integers(width: torch.dtype) -> torch.dtype:
 def threshold(layers: Callable[[], Iterable[Tensor]], keep: int) -> float:
     """Return exactly the `keep`-th largest magnitude of all entries; 0 if there are fewer.
 
-    The bit pattern of that magnitude is determined 16 bits at a time, from the top: a histogram of
-    these bits shows the entry's value there. This takes two passes over the layers in single
-    precision and four in double, with one layer at a time in memory.
+    Its bit pattern is determined 16 bits at a time, from the top, by a histogram of these bits
+    over all entries that share the higher ones. This takes two passes over the layers in
+    single precision and four in double, with one layer in memory at a time.
 
     Examples
     --------
@@ -131,7 +131,7 @@ def threshold(layers: Callable[[], Iterable[Tensor]], keep: int) -> float:
         if keep > at_least[-1]:
             return 0.0
         i = int(torch.searchsorted(at_least, keep))
-        # The entry is now to be counted among those that share its 16 bits.
+        # From here on, count only the entries that share these 16 bits.
         if i > 0:
             keep -= int(at_least[i - 1])
         digit = 2**16 - 1 - i
@@ -141,9 +141,7 @@ def threshold(layers: Callable[[], Iterable[Tensor]], keep: int) -> float:
 
 
 def _histogram(layers: Iterable[Tensor], width: torch.dtype, prefix: int, shift: int) -> Tensor:
-    """Count the values of the 16 bits above `shift` among numbers whose higher bits are
-    `prefix`.
-    """
+    """Count the values of the 16 bits above `shift` in entries whose higher bits are `prefix`."""
     counts = torch.zeros(2**16, dtype=torch.int64)
     for layer in layers:
         bits = patterns(layer, width)
@@ -158,12 +156,13 @@ def _histogram(layers: Iterable[Tensor], width: torch.dtype, prefix: int, shift:
 def elected(
     changes: Float[Tensor, "tasks *shape"], majority: Callable[[], Tensor] | None = None
 ) -> Float[Tensor, "*shape"]:
-    """Elect the sign of each entry: that of the sum over tasks.
+    """Elect each entry's sign, which is the sign of its sum over tasks.
 
-    If tasks cancel exactly, it is the sign of most entries: `majority()`, by default of this layer.
+    If the tasks cancel exactly, use the sign of most entries: `majority()`, or by default the
+    majority of this layer.
     """
     signs = changes.sum(0).sign()
-    # An entry that no task changes stays without a sign.
+    # An entry that no task changes gets no sign.
     changed = (changes != 0).any(0)
     undecided = (signs == 0) & changed
     if not undecided.any():
@@ -173,7 +172,7 @@ def elected(
 
 
 def most(changes: Float[Tensor, "tasks *shape"]) -> Float[Tensor, ""]:
-    """Return the number of entries with a positive sum over tasks, minus the negative ones."""
+    """Return how many more entries have a positive sum over tasks than a negative one."""
     signs = changes.sum(0).sign()
     return signs.sum(dtype=torch.float64)  # single precision stops counting at 2**24
 
@@ -181,21 +180,21 @@ def most(changes: Float[Tensor, "tasks *shape"]) -> Float[Tensor, ""]:
 def disjoint(
     changes: Float[Tensor, "tasks *shape"], signs: Float[Tensor, "*shape"], how: How
 ) -> Float[Tensor, "*shape"]:
-    """Return the sum or the mean of each entry, over tasks that agree with its elected sign.
+    """Return each entry's sum or mean over the tasks that agree with its elected sign.
 
-    An entry without a sign (0) becomes 0.
+    An entry whose sign is 0 becomes 0.
     """
-    # A trimmed entry has the sign 0, and so agrees only where its value does not matter.
+    # A trimmed entry has the sign 0, so it agrees only if its value does not matter.
     agree = changes.sign() == signs
     sums = (changes * agree).sum(0)
     if how == "sum":
         return sums
-    divisors = agree.sum(0).clamp(min=1)  # where no task agrees, 0 / 1
+    divisors = agree.sum(0).clamp(min=1)  # if no task agrees, 0 / 1
     return sums / divisors
 
 
 def together(changes: Float[Tensor, "tasks *shape"], then: Then) -> Float[Tensor, "*shape"]:
-    """Combine the tasks by the sum, the average, or TIES' disjoint mean."""
+    """Combine the tasks' changes by sum, average, or TIES' disjoint mean."""
     if then == "ties":
         signs = elected(changes)
         return disjoint(changes, signs, "mean")
@@ -208,14 +207,14 @@ def _entries_kept(density: float, entries: int) -> int:
 
 
 def _thresholds(vectors: Mapping[str, TaskVector], density: float) -> dict[str, float]:
-    """Return the smallest magnitude that trimming each task over the whole model keeps."""
+    """Return the smallest magnitude kept in each task, trimming over the whole model."""
     # A layer that a task lacks counts as zeros, so the number of entries is the same for all.
     layer_shapes = shapes(vectors).values()
     entries = sum(shape.numel() for shape in layer_shapes)
     kept = _entries_kept(density, entries)
     thresholds: dict[str, float] = {}
     for task, vector in vectors.items():
-        # Each pass of `threshold` calls this anew: layers are made lazily, one at a time.
+        # Called anew for each pass of `threshold`; it computes one layer at a time.
         layers = functools.partial(
             map,
             vector.dense,
@@ -232,7 +231,7 @@ def ties(
     how: How,
     per: Per,
 ) -> TaskVector:
-    """Apply TIES without its scale: trim each task vector, elect signs, merge what agrees."""
+    """Apply TIES without a scale: trim, elect signs, and merge the entries that agree."""
     thresholds = _thresholds(vectors, density) if per == "model" else {}
 
     def lowest(task: str, change: Tensor) -> float:
@@ -245,12 +244,12 @@ def ties(
     def trimmed(layer: Layer) -> Tensor:
         changes: list[Tensor] = []
         for task, change in layer.items():
-            # All that tie with the smallest are kept: a choice among equals would be arbitrary.
+            # Keep all ties with the smallest: choosing among them would be arbitrary.
             strong = change.abs() >= lowest(task, change)
             changes.append(torch.where(strong, change, 0.0))
         return torch.stack(changes)
 
-    # Needed only where signs cancel exactly. Cached, because it reads the whole model again.
+    # Needed only if signs cancel exactly. Cached, because it reads the whole model again.
     @functools.cache
     def majority() -> Tensor:
         votes: list[Tensor] = []
@@ -261,7 +260,7 @@ def ties(
 
     def merge(name: str, layer: Layer) -> Tensor:
         changes = trimmed(layer)
-        # Where signs cancel, "most entries" are those of the layer or of the whole model.
+        # If signs cancel, the majority is that of the layer or of the whole model.
         if per == "layer":
             signs = elected(changes)
         else:

@@ -1,6 +1,6 @@
-"""Tools for rules that work on singular vectors, in factors for as long as that is exact.
+"""Tools for rules that work on singular vectors, in factors as long as that is exact.
 
-U, S and Vh (Vᵀ) are a singular value decomposition throughout: U diag(S) Vᵀ.
+Throughout, U, S and Vh (Vᵀ) are a singular value decomposition U diag(S) Vᵀ.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +24,7 @@ from perdure.vectors.task_vector import (
 
 Block = Literal["topleft", "both"]
 Changes = dict[str, Entry]
-"""The change of one layer by the tasks that change it."""
+"""The changes of one layer, by task; tasks that do not change it are missing."""
 Triples = tuple[Tensor, Tensor, Tensor]
 """Singular triples: the columns of U, the values S, the rows of Vᵀ."""
 
@@ -32,21 +32,20 @@ Triples = tuple[Tensor, Tensor, Tensor]
 def each_matrix(
     vectors: Mapping[str, TaskVector], merge: Callable[[str, Changes], Entry]
 ) -> TaskVector:
-    """Apply `merge(name, changes by task)` to each matrix; average everything else, as the papers
-    do.
+    """Apply `merge(name, changes by task)` to each matrix; average other layers, as in papers.
 
-    A layer whose changes are all low-rank is merged in factored form. Others are merged lazily, a
-    layer at a time.
+    A layer whose changes are all low-rank is merged immediately, and stays in factors. Others
+    are merged when they are read, one layer at a time.
     """
 
     def entry(name: str, shape: torch.Size) -> Entry:
         changes = _changes(vectors, name)
         if len(shape) != 2:
-            # Divided by all tasks: one that lacks the layer adds zero.
+            # Divided by the number of all tasks: one that lacks the layer adds zero.
             average = 1 / len(vectors)
             layer_sum = summed(list(changes.values()))
             return layer_sum * average
-        # Small factors are merged at once; full matrices wait, so that one is in memory.
+        # Small factors are merged now; full matrices later, so that only one is in memory.
         in_factors = all(isinstance(change, LowRank) for change in changes.values())
         if in_factors:
             return merge(name, changes)
@@ -67,14 +66,14 @@ def _changes(vectors: Mapping[str, TaskVector], name: str) -> Changes:
 
 
 def summed(changes: Sequence[Entry]) -> Entry:
-    """Return the sum of the changes of one layer."""
-    # `total` sums task vectors, and puts low-rank factors together once: a layer needs a name.
+    """Return the sum of several changes of one layer."""
+    # `total` sums task vectors, joining low-rank factors once, so the layer needs a name.
     vectors = [TaskVector({"": change}) for change in changes]
     return total(vectors)[""]
 
 
 def without(U: Float[Tensor, "out k"], change: Entry) -> Entry:
-    """Return (I - U Uᵀ) change, in factors if the change is."""
+    """Return (I - U Uᵀ) · change, in factors if `change` is."""
     if isinstance(change, LowRank):
         # (I - U Uᵀ) B A: the projection touches only B, and the rank does not grow.
         inside = U @ (U.T @ change.B)
@@ -85,7 +84,7 @@ def without(U: Float[Tensor, "out k"], change: Entry) -> Entry:
 
 
 def times(change: Entry, right: Float[Tensor, "in in"]) -> Entry:
-    """Return change · right, in the precision of `right` and rounded once at the end."""
+    """Return change · right, computed in the precision of `right` and rounded once."""
     if isinstance(change, LowRank):
         A = _times(change.A, right)
         return LowRank(change.B, A)
@@ -101,7 +100,7 @@ def _times(left: Tensor, right: Tensor) -> Tensor:
 def orthonormal(columns: Float[Tensor, "size k"]) -> Float[Tensor, "size k"]:
     """Return the closest matrix with orthonormal columns (Procrustes): U Vᵀ of the SVD.
 
-    If the columns are linearly dependent, the result is restricted to their span: the
+    If the columns are linearly dependent, the result is restricted to their span, because the
     remaining singular vectors would be arbitrary.
     """
     if columns.shape[1] == 0:
@@ -111,15 +110,15 @@ def orthonormal(columns: Float[Tensor, "size k"]) -> Float[Tensor, "size k"]:
 
 
 def strongest(change: Entry, most: int, *, outside: Tensor | None = None) -> Triples:
-    """Return the `most` largest singular triples of a change, at most its numerical rank.
+    """Return a change's `most` largest singular triples, or fewer if its rank is lower.
 
-    With `outside`, they are those of its part orthogonal to the columns of `outside`.
+    With `outside`, decompose only the part orthogonal to the columns of `outside`.
     """
     if outside is None:
         return _first(most, svd(change))
     remainder = without(outside, change)
     U, S, Vh = _first(most, svd(remainder))
-    # Measured against the change itself: if it lies in the span, only rounding remains.
+    # Relative to the change itself: if it is in the span, only rounding error remains.
     square = max(0.0, inner(change, change))
     significant = 1e-6 * square**0.5 < S
     rank = int(significant.sum())
@@ -136,9 +135,9 @@ def _first(count: int, triples: Triples) -> Triples:
 
 
 def joined(triples: Sequence[Triples]) -> Triples:
-    """Put singular triples side by side, and make the vectors of each side orthonormal."""
+    """Concatenate singular triples, and make the left and right vectors orthonormal."""
     Us, Ss, Vhs = zip(*triples, strict=True)
-    # The singular values stay as they were, although the vectors move a little.
+    # The singular values are kept, although the vectors change slightly.
     U = orthonormal(torch.cat(Us, 1))
     V = orthonormal(torch.cat(Vhs).T)
     S = torch.cat(Ss)
@@ -148,7 +147,7 @@ def joined(triples: Sequence[Triples]) -> Triples:
 def coordinates(
     changes: Sequence[Entry],
 ) -> tuple[Float[Tensor, "out k"], list[Float[Tensor, "k in"]]]:
-    """Decompose [ΔW_1 … ΔW_n]: return U and the (S Vᵀ)_t with ΔW_t = U (S Vᵀ)_t."""
+    """Decompose [ΔW_1 … ΔW_n], and return U and each (S Vᵀ)_t, so that ΔW_t = U (S Vᵀ)_t."""
     in_factors = [change for change in changes if isinstance(change, LowRank)]
     if len(in_factors) == len(changes):
         return _coordinates_of_factors(in_factors)
@@ -165,7 +164,7 @@ def _coordinates_of_factors(
 ) -> tuple[Float[Tensor, "out k"], list[Float[Tensor, "k in"]]]:
     # With A_t = L_t Q_t, where the rows of Q_t are orthonormal,
     # [ΔW_1 … ΔW_n] = [B_1 … B_n] diag(L_1, …, L_n) diag(Q_1, …, Q_n).
-    # The last factor changes no singular value, so the SVD is of the small product before it.
+    # The last factor changes no singular value, so the SVD of the small product suffices.
     L: list[Tensor] = []
     Q: list[Tensor] = []
     for change in changes:
@@ -186,14 +185,14 @@ def _coordinates_of_factors(
 def aligned(
     vectors: Mapping[str, TaskVector],
 ) -> tuple[dict[str, Tensor], dict[str, TaskVector]]:
-    """Return the common basis U of each matrix, and each task's coordinates in these bases.
+    """Return a common basis U for each matrix, and each task's coordinates in these bases.
 
-    A layer that is not a matrix has no basis; its changes are returned as they are.
+    A layer that is not a matrix has no basis; its changes are returned unchanged.
     """
     bases: dict[str, Tensor] = {}
     entries: dict[str, dict[str, Entry]] = {}
     for task in vectors:
-        entries[task] = {}  # also for a task without any layer
+        entries[task] = {}  # even for a task without layers
     for name, shape in shapes(vectors).items():
         changes = _changes(vectors, name)
         if len(shape) == 2:
@@ -204,8 +203,8 @@ def aligned(
         for task, change in changes.items():
             entries[task][name] = change
     aligned_vectors: dict[str, TaskVector] = {}
-    for task, of_task in entries.items():
-        aligned_vectors[task] = TaskVector(of_task)
+    for task, task_entries in entries.items():
+        aligned_vectors[task] = TaskVector(task_entries)
     return bases, aligned_vectors
 
 
@@ -219,14 +218,14 @@ def added(
 ) -> Entry:
     """Return factor · merged + the part of `new` outside the directions of `merged`.
 
-    This is one step of OPCM for one matrix. With merged = U diag(S) Vᵀ and P = Uᵀ new V, the
-    diagonal of P is removed from `new`, and so is the block of its first r rows and columns
-    (`topleft`), or all of these rows and columns (`both`). The first r values make up at most the
-    share alpha of the sum of S. U and V are cut at the numerical rank: further singular vectors
-    would be arbitrary. In factors, the rank grows by that of `new`.
+    This is one step of OPCM for one matrix. With merged = U diag(S) Vᵀ and P = Uᵀ new V, it
+    removes from `new` the diagonal of P, and either the top-left r × r block (`topleft`) or
+    all of the first r rows and columns (`both`). The first r singular values make up at most
+    the share alpha of the sum of S. U and V end at the numerical rank, because further
+    singular vectors would be arbitrary. In factors, the rank grows by that of `new`.
     """
     U, S, Vh = svd(merged)
-    values = S.double()  # so that rounding of the sums does not decide what is at most alpha
+    values = S.double()  # so that rounding does not decide the comparison with alpha
     shares = values.cumsum(0) / values.sum()
     r = int((shares <= alpha).sum())
     P = _core(U, new, Vh)
@@ -245,7 +244,7 @@ def added(
         first = V[:, :r]
         transposed = without(first, _transposed(new))
         new = _transposed(transposed)
-        # The projection has just removed the first r entries of the diagonal as well.
+        # The projection has also removed the first r diagonal entries.
         removed[:r] = False
     scaled = factor * S.diag()
     middle = scaled - torch.where(removed, P, 0.0)
@@ -257,14 +256,14 @@ def added(
             torch.cat(columns, 1),
             torch.cat(rows),
         )
-    # Here `merged` itself is added, not its decomposition: what the SVD rounds away is kept.
+    # Add `merged` itself, not its decomposition, to keep what the SVD would round away.
     both = factor * dense(merged) + dense(new)
     correction = middle - scaled
     return both + U @ correction @ Vh
 
 
 def _core(U: Tensor, change: Entry, Vh: Tensor) -> Tensor:
-    """Return Uᵀ change V, without a full matrix if the change is in factors."""
+    """Return Uᵀ · change · V, without a full matrix if the change is in factors."""
     V = Vh.T
     if isinstance(change, LowRank):
         thin = change.B @ (change.A @ V)
