@@ -140,7 +140,7 @@ def test_settings_are_read_with_the_same_care(value):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"method": {"name": "isolated", "peft": "bottleneck"}}, "give the rule `space: factor`"),
+        ({"method": {"name": "isolated", "peft": "bottleneck"}}, "set the rule's `space: factor`"),
         (
             {"rule": {"name": "task_arithmetic", "search": {"over": "tasks"}}},
             "give it together with `scale: search`",

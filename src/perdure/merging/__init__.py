@@ -1,9 +1,9 @@
-"""The engine of rules: their interface, the combination of task vectors, the search of a scale.
+"""The machinery behind rules: their interface, the merging itself, and the search for scales.
 
 combine.py        From adapters to one model
 rule.py           The interface of a rule
 rule_settings.py  A rule with its settings
-scaled.py         Task vectors in a model, with scales that a search moves
+scaled.py         Task vectors in a model, with scales that a search can change
 search.py         The search for scales
-tpe.py            Optuna's TPE, asked for candidates and told their scores
+tpe.py            Optuna's TPE sampler behind an ask-and-tell interface
 """

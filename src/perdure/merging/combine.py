@@ -19,36 +19,36 @@ from perdure.vectors.task_vector import Entry, LowRank, TaskVector
 
 
 def check_fits(rule: Rule, module: adapters.Kind | None) -> None:
-    """Check by its declaration that a rule can combine adapters of a kind.
+    """Check a rule's declaration to see if it can combine adapters of this kind.
 
     Raises
     ------
     InputError
-        It cannot, or declares a return type that no rule may have.
+        The rule cannot combine them, or declares a return type that rules must not have.
     """
     if module == "bottleneck" and rule.space == "delta":
-        raise InputError("`peft: bottleneck` has no ΔW: give the rule `space: factor`.")
+        raise InputError("`peft: bottleneck` has no ΔW: set the rule's `space: factor`.")
     is_full = module == "full" or rule.space == "factor"
     if rule.nature.low_rank and is_full:
         given = f"`peft: {module}`"
         if rule.space == "factor":
             given = f"`space: {rule.space}` of {given}"
         raise InputError(
-            f"The rule `{rule.name}` combines low-rank changes, and a change by {given} "
-            "is not low-rank: use LoRA in `space: delta`."
+            f"The rule `{rule.name}` combines low-rank changes, but changes by {given} "
+            "are not low-rank: use LoRA in `space: delta`."
         )
     function = registry.find("rule", rule.name)
     _check_returned(rule, _return_type(function))
 
 
 def _return_type(function: Callable[..., object]) -> type:
-    """Return the return type that a rule declares; `TaskVector` if that is allowed."""
+    """Return a rule's declared return type, or `TaskVector` if the annotation allows it."""
     annotation = inspect.signature(function, eval_str=True).return_annotation
     if annotation is None:
         return type(None)
     kind = get_origin(annotation) or annotation
-    # What an annotation leaves open (`Any`, a union) is checked when the rule returns; whatever
-    # it rules out can be refused before hours of training.
+    # If the annotation is vague (`Any`, a union), the returned value is checked instead. A type
+    # that is certainly wrong can be refused now, before hours of training.
     if (
         kind in (Any, inspect.Signature.empty)
         or not isinstance(kind, type)
@@ -59,7 +59,7 @@ def _return_type(function: Callable[..., object]) -> type:
 
 
 def _check_returned(rule: Rule, kind: type) -> None:
-    """Check the type of the value that a rule returns, which may be a user's own."""
+    """Check a rule's return type, because users can write their own rules."""
     if not issubclass(kind, TaskVector | dict | Mixture):
         raise InputError(
             f"The rule `{rule.name}` returned {kind.__name__}: it must return a `TaskVector`, "
@@ -75,21 +75,21 @@ def _check_returned(rule: Rule, kind: type) -> None:
 def task_vectors(
     learned: Sequence[Adapter], *, space: Space = "delta", since: Since = "pretrained"
 ) -> dict[str, TaskVector]:
-    """Return the task vector of each adapter, by task name.
+    """Return each adapter's task vector, by task name.
 
     Raises
     ------
     BackboneError
-        Bottleneck adapters are combined in delta space.
+        The adapters are bottlenecks, which have no ΔW, and `space` is "delta".
     InputError
-        Adapters of different shapes are combined in factor space.
+        The adapters have different shapes or scales, and `space` is "factor".
     """
     if space == "factor":
         return _factor_vectors(learned, since)
     vectors: dict[str, TaskVector] = {}
     for adapter in learned:
         vector = _delta(adapter, adapter.parameters)
-        # A difference has twice the rank: none is taken where the start changed nothing.
+        # A difference has twice the rank, so skip it if the start changed nothing.
         if since == "start" and _changes(adapter.start):
             vector = vector - _delta(adapter, adapter.start)
         vectors[adapter.name] = vector
@@ -97,7 +97,7 @@ def task_vectors(
 
 
 def _delta(adapter: Adapter, parameters: adapters.Parameters) -> TaskVector:
-    """Return each layer's ΔW, as factors if the adapter is low-rank."""
+    """Return ΔW of each layer, in factors if the adapter is low-rank."""
     entries: dict[str, Entry] = {}
     for name, change in adapters.deltas(adapter.config, parameters).items():
         if isinstance(change, tuple):
@@ -109,16 +109,16 @@ def _delta(adapter: Adapter, parameters: adapters.Parameters) -> TaskVector:
 
 
 def _changes(parameters: adapters.Parameters) -> bool:
-    """Return whether parameters change the model."""
-    # A fresh LoRA has B = 0 and a random A; a fresh full module has only zeros.
+    """Return True if these adapter parameters change the model."""
+    # A fresh LoRA has B = 0 and a random A; a fresh full module is all zeros.
     others = [value for name, value in parameters.items() if ".lora_A." not in name]
     return any(value.any() for value in others)
 
 
 def _factor_vectors(learned: Sequence[Adapter], since: Since) -> dict[str, TaskVector]:
-    """Return the task vectors of the adapters' own parameters."""
-    # Factors can only be subtracted and averaged where they have one shape; their product B A
-    # also needs one scale.
+    """Return task vectors in factor space: the adapters' own parameters minus their start."""
+    # Factors can only be subtracted and averaged if they have the same shape, and their
+    # product B A also needs the same scale.
     first = learned[0]
     scale = adapters.scale(first)
     shapes = _shapes(first.start)
@@ -127,7 +127,8 @@ def _factor_vectors(learned: Sequence[Adapter], since: Since) -> dict[str, TaskV
         fits = _shapes(adapter.parameters) == shapes and adapters.scale(adapter) == scale
         if not fits:
             raise InputError(
-                f"The adapter of `{adapter.name}` has another shape or scale; use `space: delta`."
+                f"The adapter of `{adapter.name}` has a different shape or scale than "
+                f"`{first.name}`'s; use `space: delta`."
             )
         start = adapter.start if since == "start" else first.start
         entries: dict[str, Entry] = {}
@@ -143,14 +144,14 @@ def _shapes(parameters: adapters.Parameters) -> dict[str, Size]:
 
 @dataclass(frozen=True)
 class Combined:
-    """The result of a rule: a task vector, one for each task, or a mixture of experts.
+    """A rule's result: one task vector, one per task, or a mixture of experts.
 
     Attributes
     ----------
     origin
-        In factor space the adapter whose start the vectors are relative to; otherwise None.
+        In factor space, the adapter whose start the vectors are relative to; otherwise None.
     label
-        The label of the rule.
+        The rule's label.
     """
 
     vectors: TaskVector | dict[str, TaskVector] | Mixture
@@ -169,10 +170,10 @@ class Combined:
 
     @contextlib.contextmanager
     def applied(self, backbone: Backbone, task: str | None = None) -> Iterator[Choice]:
-        """Put the combination into the backbone while a block runs.
+        """Apply the combination to the backbone for the duration of the block.
 
-        Afterwards the backbone is as before, bit for bit. If the posterior picks, `task` is used
-        for all samples until the `Choice` gets the tasks of the next batch.
+        Afterwards, the backbone is restored bit for bit. If the task posterior picks a task per
+        sample, `task` applies to all samples until the `Choice` gets the next batch's tasks.
         """
         model = backbone.model
         if isinstance(self.vectors, Mixture):
@@ -183,7 +184,7 @@ class Combined:
 
         vector = self.vectors
         if isinstance(vector, dict):
-            # A task without a vector is still to come: the model has learned nothing for it.
+            # A task without a vector has not been learned yet.
             vector = vector.get(task or "")  # (no task is called by the empty name)
         if vector is not None and self.origin is not None:
             with _adapted(model, self.origin, vector):
@@ -196,7 +197,7 @@ class Combined:
 
 @contextlib.contextmanager
 def folded(model: nn.Module, vector: TaskVector) -> Iterator[None]:
-    """Replace W by W + ΔW for each layer of a vector in delta space, while a block runs."""
+    """Replace W by W + ΔW in each layer of a delta-space vector, for the duration of the block."""
     changes = {name: vector.dense(name) for name in vector.entries}
     with adapters.folded(model, changes):
         yield
@@ -204,8 +205,8 @@ def folded(model: nn.Module, vector: TaskVector) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _adapted(model: nn.Module, origin: Adapter, vector: TaskVector) -> Iterator[None]:
-    """Write Phi_pre + tau into the adapter itself, and put its own parameters back afterwards."""
-    # The model may have an adapter attached, such as that of the task that is being learned.
+    """Write start + vector into the adapter's parameters, and restore them afterwards."""
+    # The model may have an adapter attached, such as that of the task being learned.
     before = adapters.read(model) if adapters.attached(model) else None
     if before is None:
         adapters.attach(model, origin.config)
@@ -223,19 +224,19 @@ def _adapted(model: nn.Module, origin: Adapter, vector: TaskVector) -> Iterator[
 
 
 def combine(learned: Sequence[Adapter], rule: RuleLike) -> Combined:
-    """Apply a rule to the tasks' adapters, in the order of learning.
+    """Apply a rule to the tasks' adapters, given in the order they were learned.
 
     Parameters
     ----------
     rule
-        A `Rule`, its name, or a mapping of `name` and settings.
+        A `Rule`, a rule's name, or a mapping with `name` and settings.
 
     Raises
     ------
     UnknownName
         There is no such rule.
     InputError
-        The rule's scale is still `search`.
+        The rule's scale is `search` and has not been replaced by a value yet.
     """
     rule = Rule.of(rule)
     if rule.searches:
@@ -256,8 +257,7 @@ def combine(learned: Sequence[Adapter], rule: RuleLike) -> Combined:
     merged = rule(vectors, kept)
     _check_returned(rule, type(merged))
     if isinstance(merged, TaskVector):
-        # The combination is applied many times: entries that the rule deferred are computed here,
-        # once, not each time.
+        # The combination is applied many times, so compute entries that the rule deferred now.
         merged = merged.made()
     return Combined(
         merged,

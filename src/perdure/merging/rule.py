@@ -1,12 +1,13 @@
 """The interface of a rule, which combines task vectors into one.
 
-A rule is one function in `rules/`, named as its file. It takes `vectors`, a dict of task vectors by
-task in the order of learning, and its settings by keyword. It returns a `TaskVector`, or something
-that acts differently for different inputs: a `dict` with a task vector for each task, or a
-`Mixture`. Its declaration (`@nature`) is trusted: no rule is run to check it.
+A rule is one function in `rules/`, named after its file. It takes `vectors`, a dict of task
+vectors by task in the order they were learned, and its settings as keyword arguments. It
+returns a `TaskVector`, or something that depends on the input: a `dict` with a task vector
+for each task, or a `Mixture`. Its declaration (`@nature`) is trusted; rules are not run to
+verify it.
 
-Settings are checked by their types, as those of methods are: `Annotated[float, Gt(0), Le(1)]`
-is a number in (0, 1].
+Settings are checked against their type annotations, like those of methods:
+`Annotated[float, Gt(0), Le(1)]` is a number in (0, 1].
 """
 
 import functools
@@ -21,35 +22,37 @@ from perdure import registry
 from perdure.errors import InputError
 
 Order = Literal["order-free", "sequential", "routed"]
-# The statistics that a rule can need besides task vectors, with a description for errors.
-# Training keeps them where `keep_NAME` says so.
+# The statistics a rule can need besides task vectors, with a description for error messages.
+# Training keeps them if `keep_NAME` is set.
 KEPT = {"inputs": "statistics of the layers' inputs"}
 F = TypeVar("F", bound=Callable[..., object])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Nature:
-    """The declaration of a rule.
+    """A rule's declared properties.
 
     Attributes
     ----------
     order
-        `order-free`: the order of the tasks does not matter; `sequential`: it does; `routed`: the
-        task vector that acts depends on the input.
+        `order-free`: the order of the tasks does not matter; `sequential`: it does; `routed`:
+        the input decides which task vector acts.
     state
-        The state that is kept for the next task, and how it grows with the number n of tasks.
+        The state to keep for the next task, and how it grows with the number n of tasks.
     needs
-        The things besides task vectors that the rule needs, among those that adapters keep
-        (`Adapter.kept`). Each is passed to the parameter of that name, by task and layer.
+        The statistics that the rule needs besides task vectors, among those that adapters keep
+        (`Adapter.kept`). Each is passed as the parameter of that name, by task and layer.
     low_rank
-        Whether it takes only low-rank changes, as LoRA makes them.
+        True if the rule accepts only low-rank changes, such as LoRA's.
     layerwise
-        Whether each layer of the result depends on that layer alone, so that a model can be merged
-        one layer at a time (unless its `scale` is a mapping, which may treat depths differently).
+        True if each layer of the result depends only on the same layer of the inputs, so that a
+        model can be merged layer by layer (unless `scale` is a mapping, which may depend on
+        depth).
     most
-        The largest number of tasks that it can combine, if that is limited.
+        The largest number of tasks that the rule can combine, or None if there is no limit.
     check
-        A function of some settings, by name, that raises `InputError` if they are incompatible.
+        A function that takes some of the settings by name, and raises `InputError` if their
+        combination is invalid.
     """
 
     order: Order = "sequential"
@@ -71,7 +74,7 @@ def nature(
     most: int | None = None,
     check: Callable[..., None] | None = None,
 ) -> Callable[[F], F]:
-    """Declare a rule's properties, as `Nature` explains; each call then checks its settings.
+    """Declare a rule's properties (see `Nature`), and check its settings at each call.
 
     Examples
     --------
@@ -99,8 +102,8 @@ def nature(
             check_settings(checked, settings)
             return rule(*given, **settings)
 
-        # `wraps` gives `checked` the signature of the rule, from which the registry reads the
-        # settings. pyright knows neither that nor attributes of functions.
+        # `wraps` gives `checked` the rule's signature, from which the registry reads the
+        # settings. pyright knows neither this nor function attributes.
         checked.nature = declared  # pyright: ignore[reportAttributeAccessIssue]
         return checked  # pyright: ignore[reportReturnType]
 
@@ -108,12 +111,12 @@ def nature(
 
 
 def nature_of(rule: Callable[..., object]) -> Nature:
-    """Return the declaration of a rule; by default it is sequential and takes task vectors alone.
+    """Return a rule's declaration; without one, it is sequential and takes only task vectors.
 
     Raises
     ------
     InputError
-        The rule takes something that it does not declare, or that adapters do not keep.
+        The rule takes something it does not declare, or something adapters do not keep.
     """
     declared = getattr(rule, "nature", None) or Nature()
     parameters = inspect.signature(rule).parameters.values()
@@ -122,7 +125,7 @@ def nature_of(rule: Callable[..., object]) -> Nature:
         for parameter in parameters
         if parameter.kind is not inspect.Parameter.KEYWORD_ONLY
     ]
-    taken = taken[1:]  # the first are the task vectors
+    taken = taken[1:]  # the first parameter is the task vectors
     is_kept = KEPT.keys() >= set(taken)
     if taken != list(declared.needs) or not is_kept:
         raise InputError(
@@ -134,19 +137,18 @@ def nature_of(rule: Callable[..., object]) -> Nature:
 
 
 def check_settings(rule: Callable[..., object], given: Mapping[str, object]) -> None:
-    """Check the settings of a rule by the types of its parameters, and with each other.
+    """Check a rule's settings, each against its annotation and in combination.
 
     Raises
     ------
     InputError
-        A setting does not have its type, or settings are incompatible.
+        A setting has the wrong type or value, or the settings do not fit together.
     """
     parameters = registry.options(rule)
     for name, value in given.items():
         if name in parameters:
             _check_setting(name, value, parameters[name].annotation)
-    # Settings are checked with each other last, when the type of each is right, and together
-    # with the defaults of those that are not given.
+    # The combination is checked last, when each type is right, with defaults filled in.
     check = nature_of(rule).check
     if check:
         settings: dict[str, object] = {}
@@ -158,8 +160,8 @@ def check_settings(rule: Callable[..., object], given: Mapping[str, object]) -> 
 
 
 def _check_setting(name: str, value: object, kind: object) -> None:
-    # Other types, such as mappings, pass: pydantic checks them where a `Rule` is made, and a
-    # rule that takes several forms checks them itself.
+    # Other types, such as mappings, are skipped: pydantic checks them when a `Rule` is created,
+    # and a rule that accepts several forms checks them itself.
     origin = get_origin(kind)
     if origin is Literal:
         chosen(name, value, kind)
@@ -172,7 +174,7 @@ def _check_setting(name: str, value: object, kind: object) -> None:
 
 
 def _interval(bounds: Sequence[object]) -> str:
-    """Return the bounds of a number in interval notation."""
+    """Return a number's bounds in interval notation, such as "(0, 1]"."""
     low = "(-inf"
     high = "inf)"
     for bound in bounds:
@@ -189,7 +191,7 @@ def _interval(bounds: Sequence[object]) -> str:
 
 
 def bounded(name: str, value: object, interval: str) -> None:
-    """Check that a setting is a number in an interval; messages use interval notation.
+    """Check that a setting is a number in an interval such as "[0, 1)".
 
     Examples
     --------
@@ -201,12 +203,12 @@ def bounded(name: str, value: object, interval: str) -> None:
     Raises
     ------
     InputError
-        The setting is not a number, or lies outside the interval.
+        The setting is not a number, or is outside the interval.
     """
     low, high = map(float, interval[1:-1].split(","))
     inside = False
     if isinstance(value, int | float):
-        # All comparisons are false for NaN, which is in no interval.
+        # NaN is in no interval, because all comparisons with it are false.
         inside = low < value < high
         if interval.startswith("["):
             inside |= value == low
@@ -228,7 +230,7 @@ def chosen(name: str, value: object, choices: object) -> None:
     Raises
     ------
     InputError
-        The setting is not one of them.
+        The setting is not one of these values.
     """
     allowed = get_args(choices)
     if value not in allowed:

@@ -17,10 +17,10 @@ from perdure.vectors.task_vector import TaskVector
 
 Space = Literal["delta", "factor"]
 Since = Literal["pretrained", "start"]
-# Statistics that adapters keep for rules, by their name, the task and the layer.
+# Statistics that adapters keep for rules, by statistic, task and layer.
 KeptByTask = Mapping[str, Mapping[str, Mapping[str, Tensor]]]
-# The type and the default of the settings that every rule has, besides its own: they say where
-# the rule is applied and how its scale is searched.
+# The type and default of each setting that all rules share: they define where a rule is applied
+# and how its scale is searched.
 WHERE: dict[str, tuple[object, object]] = {
     "space": (Space, "delta"),
     "since": (Since, "pretrained"),
@@ -32,26 +32,26 @@ WHERE: dict[str, tuple[object, object]] = {
 class Rule:
     """A rule with its settings, and the space it is applied in.
 
-    Functions that take a rule also accept its name, or a mapping of `name` and settings, as in a
-    recipe.
+    Any parameter that takes a `Rule` also accepts a rule's name, or a mapping with `name` and
+    settings, as in a recipe.
 
     Parameters
     ----------
     name
-        The rule's name, or the path of a Python file with one.
+        The rule's name, or the path of a Python file that defines one.
     space
-        `delta`: ΔW = s B A of each layer, which is how LoRA acts, summed exactly; `factor`: the
-        modules' own parameters (A and B apart), relative to their common start. Bottleneck
-        adapters have only `factor`. The two differ: the sum of factors has cross terms B_i A_j.
+        `delta`: each layer's ΔW = s B A, as LoRA applies it, summed exactly; `factor`: the
+        modules' own parameters (A and B separately), relative to their common start. Bottleneck
+        adapters support only `factor`. The two differ: a sum of factors has cross terms B_i A_j.
     since
-        `pretrained`: a task vector is everything that the module adds to the pre-trained model (the
-        paper's tau = Phi - Phi_pre). If modules start from the previous task, it contains the
-        earlier tasks, which then count several times. `start`: only the change that training on the
-        task itself has made.
+        `pretrained`: a task vector is everything the module adds to the pre-trained model (the
+        paper's tau = Phi - Phi_pre). If each module starts from the previous task's, it contains
+        the earlier tasks, which then count several times. `start`: only the change made by
+        training on the task itself.
     search
-        The search for the scale, if that is `search`.
+        How to search for the scale, if `scale` is `search`.
     settings
-        The rule's own settings, such as `scale`. `options` holds those that are given.
+        The rule's own settings, such as `scale`. `options` has the ones that are given.
 
     Raises
     ------
@@ -67,7 +67,7 @@ class Rule:
     """
 
     name: str
-    options: Mapping[str, Any]  # of types that only the rule knows
+    options: Mapping[str, Any]  # only the rule knows their types
     space: Space
     since: Since
     search: Search
@@ -88,12 +88,12 @@ class Rule:
 
     @classmethod
     def of(cls, rule: RuleLike, where: str = "") -> Rule:
-        """Return a rule that is given in any of the three ways.
+        """Return a `Rule`, given as a `Rule`, a name, or a mapping with `name` and settings.
 
         Parameters
         ----------
         where
-            The file that names the rule, for an error.
+            The file that contains the rule, for error messages.
 
         Raises
         ------
@@ -109,9 +109,9 @@ class Rule:
         return made
 
     def _set(self, name: str, settings: Mapping[str, object], where: str) -> None:
-        """Check all settings and keep them."""
+        """Check and store all settings."""
         if not isinstance(name, str):
-            raise InputError(f"A rule's name is a text such as `ties`, got {name!r}.")
+            raise InputError(f"A rule's name is a string such as `ties`, got {name!r}.")
         function = registry.find("rule", name)
         where = f"{where}: rule `{name}`" if where else f"rule `{name}`"
         given = {key: settings[key] for key in WHERE if key in settings}
@@ -125,12 +125,12 @@ class Rule:
             raise InputError(f"`search.over: {over}` is for `task_arithmetic`, not for `{name}`.")
         if "search" in given and "scale" not in options:
             raise InputError(
-                f"`search` of {where} says how a scale is searched: "
+                f"`search` of {where} defines how a scale is searched: "
                 "give it together with `scale: search`."
             )
 
-        # A run finds the number. Until then `search` is no value that the rule's own types would
-        # allow, so it is set aside while they are checked.
+        # The rule's own types do not allow `search`, which a run later replaces by a number, so
+        # it is set aside while the others are checked.
         has_scale = "scale" in registry.options(function)
         searches = has_scale and options.get("scale") == "search"
         if searches:
@@ -140,8 +140,8 @@ class Rule:
         if searches:
             options["scale"] = "search"
 
-        # The class is frozen, so that rules can be compared and shared: only here and in
-        # `with_options` are its fields set.
+        # The class is frozen, so that rules can be compared and shared. Only this method and
+        # `with_options` set its fields.
         values = {
             "name": name,
             "options": options,
@@ -153,7 +153,7 @@ class Rule:
 
     @property
     def section(self) -> dict[str, object]:
-        """The rule as a recipe names it: a mapping of `name` and settings."""
+        """The rule as in a recipe: a mapping with `name` and settings."""
         section: dict[str, object] = {
             "name": self.name,
             "space": self.space,
@@ -165,7 +165,7 @@ class Rule:
 
     @property
     def own(self) -> dict[str, object]:
-        """The section, without `space`, `since` and `search` if they have their defaults."""
+        """The rule as in a recipe, without `space`, `since` and `search` if they are defaults."""
         defaults = _defaults()
         section: dict[str, object] = {}
         for key, value in self.section.items():
@@ -175,15 +175,15 @@ class Rule:
 
     @property
     def label(self) -> str:
-        """The name with the settings that are not the defaults, as in `scores.csv`."""
-        # Two searches of one rule are two rows of `scores.csv`, which tells rules by their label.
+        """The rule's name with its given settings, as in `scores.csv`."""
+        # `scores.csv` identifies rules by label, so two searches of one rule need two labels.
         options = dict(self.options)
         if self.searches and self.search.over != "all":
             options["scale"] = f"search over {self.search.over} by {self.search.by}"
         return label(self.name, options, self.space, self.since)
 
     def with_options(self, options: Mapping[str, object]) -> Rule:
-        """Return the rule with other settings of its own, which are not checked again."""
+        """Return a copy of the rule with other options, which are not checked."""
         made = type(self).__new__(type(self))
         values = vars(self) | {"options": options}
         for key, value in values.items():
@@ -191,7 +191,7 @@ class Rule:
         return made
 
     def with_scale(self, scale: object) -> Rule:
-        """Return the rule with another scale."""
+        """Return a copy of the rule with another scale."""
         return self.with_options({**self.options, "scale": scale})
 
     def __call__(
@@ -199,15 +199,15 @@ class Rule:
         vectors: Mapping[str, TaskVector],
         kept: KeptByTask | None = None,
     ) -> Any:
-        """Apply the rule to task vectors, by task name.
+        """Apply the rule to task vectors, given by task name.
 
-        A rule returns a task vector, one for each task, or a `Mixture`; a user's own may return
+        It returns one task vector, one per task, or a `Mixture`. A user-defined rule may return
         anything, which `combine` checks.
 
         Raises
         ------
         InputError
-            The rule needs statistics that were not `kept`.
+            The rule needs statistics that are missing from `kept`.
         """
         needed: dict[str, object] = {}
         for name in self.nature.needs:
@@ -218,13 +218,13 @@ class Rule:
                     f"learn the tasks with `training: {{keep_{name}: true}}`."
                 )
             needed[name] = statistics
-        # The function is not a field: a `Rule` is plain values, which are compared and written.
+        # The function is not a field: a `Rule` has only plain values, to compare and save it.
         function = registry.find("rule", self.name)
         return function(vectors, **needed, **self.options)
 
     @property
     def nature(self) -> Nature:
-        """The declaration of the rule."""
+        """The rule's declared properties."""
         return nature_of(registry.find("rule", self.name))
 
     @property
@@ -234,21 +234,21 @@ class Rule:
 
     @property
     def searches(self) -> bool:
-        """True if the scale is still to be searched on validation data."""
+        """True if the scale has yet to be searched on validation data."""
         return self.options.get("scale") == "search"
 
 
-# A rule as it may be given: itself, its name, or a mapping of `name` and settings.
+# Anything that `Rule.of` accepts: a rule, its name, or a mapping with `name` and settings.
 RuleLike = Rule | str | Mapping[str, object]
 
 
 def _defaults() -> dict[str, object]:
-    """Return the defaults of the settings that all rules have."""
+    """Return the defaults of the settings that all rules share."""
     return {key: default for key, (_, default) in WHERE.items()}
 
 
 def label(name: str, options: Mapping[str, object], space: str, since: str) -> str:
-    """Return a rule's name with the settings that are not the defaults.
+    """Return a rule's name with its options, and with `space` and `since` if not the default.
 
     Examples
     --------

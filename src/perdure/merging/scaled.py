@@ -1,4 +1,4 @@
-"""Task vectors folded into a model, with scales that a search can move cheaply."""
+"""Task vectors folded into a model, with scales that a search can change cheaply."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -10,35 +10,35 @@ from perdure.models import adapters
 from perdure.models.matrices import oriented
 from perdure.vectors.task_vector import LowRank, TaskVector, by_depth
 
-# The number of updates in place after which a sum is computed anew: each of them adds a rounding
-# error of single precision.
+# Each in-place update adds a single-precision rounding error, so a sum is recomputed after this
+# number of updates.
 REFRESH = 32
 
 
 class Scaled:
-    """Low-rank task vectors in the weights of a model, with scales that can be moved.
+    """Low-rank task vectors folded into a model's weights, with adjustable scales.
 
-    W = W0 + Σ scale_t ΔW_t is kept in single precision, with ΔW_t = B_t A_t of task t.
-    To move scale_t by d adds d B_t A_t, so a move costs only the tasks whose scale changes.
+    W = W0 + Σ scale_t ΔW_t is kept in single precision, where ΔW_t = B_t A_t is task t's change.
+    Moving scale_t by d adds d B_t A_t, so a move costs time only for tasks whose scale changes.
 
     Attributes
     ----------
     layers, weights
-        The layers that any of the task vectors changes, and their weights in the model.
+        The layers that any task vector changes, and their weights in the model.
     factors
         B and A of each layer, for each task.
     before
-        W0, to be put back.
+        W0, to be restored.
     sums
         W in single precision.
     now
-        The scales that each sum has at present.
+        The current scales in each sum.
     updates
-        The number of updates in place since each sum was computed.
+        The number of in-place updates since each sum was computed from W0.
     """
 
     def __init__(self, model: nn.Module, vectors: Sequence[TaskVector]):
-        # `data`, not the parameter: a search changes weights outside of autograd.
+        # `data`, not the parameter: a search changes weights outside autograd.
         self.layers: dict[str, nn.Module] = {}
         self.weights: dict[str, nn.Parameter] = {}
         self.before: dict[str, Tensor] = {}
@@ -54,10 +54,10 @@ class Scaled:
         self.updates: dict[str, int] = {}
 
     def _factors(self, vector: TaskVector) -> dict[str, tuple[Tensor, Tensor]]:
-        """Return B and A of each layer in single precision, on the device of the layer."""
+        """Return B and A of each layer in single precision, on the layer's device."""
         factors: dict[str, tuple[Tensor, Tensor]] = {}
         for name, change in vector.items():
-            # A search comes here only if all changes are low-rank (`evaluation.scales`).
+            # A search uses this class only if all changes are low-rank (`evaluation.scales`).
             if not isinstance(change, LowRank):
                 continue
             device = self.weights[name].device
@@ -69,7 +69,7 @@ class Scaled:
     @classmethod
     @contextlib.contextmanager
     def on(cls, model: nn.Module, vectors: Sequence[TaskVector]) -> Iterator["Scaled"]:
-        """Yield the scaled vectors; afterwards the weights are as before, bit for bit."""
+        """Yield the scaled vectors; afterwards, restore the weights bit for bit."""
         scaled = cls(model, vectors)
         try:
             yield scaled
@@ -78,7 +78,7 @@ class Scaled:
                 weight.data = scaled.before[name]
 
     def move(self, scales: Sequence[Sequence[float]]) -> None:
-        """Give each task one scale, or one for each group of layers of equal depth."""
+        """Set each task's scale, or its scale in each group of layers of similar depth."""
         groups = by_depth(self.weights, len(scales[0]))
         for name, weight in self.weights.items():
             group = groups[name]
@@ -87,15 +87,15 @@ class Scaled:
                 continue
             self._update(name, layer_scales)
             self.now[name] = layer_scales
-            # A model in bfloat16 is rounded from the sum at each move, so that its own rounding
-            # never adds up. In single precision the weight shares memory with the sum.
+            # A bfloat16 weight is rounded from the sum at each move, so its rounding errors
+            # never accumulate. In single precision, the weight shares memory with the sum.
             weight.data = self.sums[name].to(weight.dtype)
 
     def _update(self, name: str, scales: tuple[float, ...]) -> None:
-        """Bring the sum of a layer to new scales: in place, or from W0."""
+        """Update a layer's sum to new scales, in place or from W0."""
         steps = self._steps(name, scales)
-        # Where most scales move, a sum from W0 costs at most twice as much,
-        # and drops all rounding.
+        # If most scales move, recomputing from W0 costs at most twice as much,
+        # and drops all rounding errors.
         most_move = 2 * len(steps) > len(scales)
         is_new = name not in self.sums
         is_due = self.updates.get(name) == REFRESH
@@ -114,15 +114,15 @@ class Scaled:
             columns.append(step * B)
             rows.append(A)
         if rows:
-            # Σ step_t B_t A_t is one product of the factors set side by side.
+            # Σ step_t B_t A_t is one product of the concatenated factors.
             B = torch.cat(columns, dim=1)
             A = torch.cat(rows)
             oriented(self.layers[name], self.sums[name]).addmm_(B, A)
             self.updates[name] += 1
 
     def _steps(self, name: str, scales: tuple[float, ...]) -> dict[int, float]:
-        """Return how far the scale of each task moves, without the tasks that stay."""
-        # A layer that was never moved has no sum yet, and `_update` starts from W0 anyway.
+        """Return the change of each task's scale, omitting tasks whose scale is unchanged."""
+        # A layer that has not moved yet has no sum, and `_update` starts from W0 anyway.
         before = self.now.get(name, scales)
         steps: dict[int, float] = {}
         for task, scale in enumerate(scales):

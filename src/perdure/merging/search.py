@@ -1,4 +1,4 @@
-"""The search for scales of task vectors: numbers in, a score out, all candidates kept."""
+"""The search for task vectors' scales: score candidates, and return all with their scores."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from perdure.merging.tpe import TPE, needed
 
 Scales = tuple[float, ...]
 GRID = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.8, 1.0, 1.5, 2.0)
-# The last step of the pattern search, as a share of the first. Below that, scores differ by
-# single validation examples.
+# The smallest step of the coordinate search, as a share of the first. Smaller steps change the
+# score by single validation examples.
 FINEST = 1 / 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """The scales to search for, and how to search.
+    """Settings of a search for scales: which scales to vary, and how.
 
     Parameters
     ----------
@@ -30,17 +30,17 @@ class Search:
         One scale for `all` tasks; one for each of the `tasks`; or one for each task and group
         of `layers`.
     by
-        `coordinate`: move one scale at a time by a step that is halved when no move is better;
-        `tpe` (of Optuna) or `cma-es` (pip install 'perdure[search]'). One scale for all is looked
-        up on a grid.
+        `coordinate`: move one scale at a time, with a step that is halved when no move helps;
+        `tpe` (Optuna's) or `cma-es` (pip install 'perdure[search]'). A single scale for all
+        tasks is always searched on the grid.
     grid
-        The values that are tried for one scale for all, besides 1/n.
+        The values to try for a single scale, besides 1/n.
     groups
-        The number of groups of equal depth into which the layers are divided.
+        The number of depth groups to divide the layers into.
     budget
-        The largest number of candidates that are scored.
+        The largest number of candidates to score.
     highest
-        The upper bound of all scales; the lower one is 0.
+        The upper bound of all scales; the lower bound is 0.
     seed
         Seed for `tpe` and `cma-es`.
     """
@@ -57,7 +57,7 @@ class Search:
 def candidates(
     score: Callable[[Scales], float], start: Scales, settings: Search
 ) -> dict[Scales, float]:
-    """Score candidates, beginning with `start`, and return their scores in the order of trial.
+    """Search for good scales from `start` on; return each candidate's score, in trial order.
 
     Examples
     --------
@@ -69,7 +69,7 @@ def candidates(
     """
     tried: dict[Scales, float] = {}
 
-    # A score is expensive, because it measures a model on validation data: no candidate is
+    # Scoring evaluates a model on validation data, which is expensive, so no candidate is
     # scored twice.
     def tell(scales: Scales) -> float:
         if scales not in tried:
@@ -91,8 +91,9 @@ def candidates(
 def best(tried: dict[Scales, float]) -> Scales:
     """Return the candidate with the highest score.
 
-    Ties between single scales go to the smallest, which is closest to the pre-trained model. Other
-    ties go to the candidate that was tried first, which is closest to 1/n for every task.
+    A tie between single scales goes to the smallest, which stays closest to the pre-trained
+    model. Any other tie goes to the candidate tried first, which tends to be closest to the
+    start, 1/n per task.
     """
 
     def preference(scales: Scales) -> tuple[float, float]:
@@ -110,7 +111,7 @@ def _coordinate(
     settings: Search,
     tried: dict[Scales, float],
 ) -> None:
-    """Move each scale in turn up or down by a step, and keep the moves that score higher."""
+    """Move each scale in turn up or down by one step, and keep moves that raise the score."""
     now = start
     step = max(start)
     finest = FINEST * step
@@ -119,7 +120,7 @@ def _coordinate(
         before = now
         for i in range(len(now)):
             for move in (step, -step):
-                # The budget counts candidates, not moves: those that were tried before are free.
+                # The budget counts candidates, not moves: repeated ones are free.
                 if len(tried) >= settings.budget:
                     return
                 scale = max(now[i] + move, 0.0)
@@ -128,19 +129,19 @@ def _coordinate(
                 if tell(moved) > tell(now):
                     now = moved
                     break
-        # Only a whole round without progress makes the step smaller.
+        # Halve the step only after a full round without progress.
         if now == before:
             step /= 2
 
 
 def _tpe(tell: Callable[[Scales], float], start: Scales, settings: Search) -> None:
-    # Optuna is looked for before the first score, which may take minutes.
+    # Import Optuna before computing the first score, which may take minutes.
     optuna = _package("optuna", settings)
     first = {str(i): scale for i, scale in enumerate(start)}
     ranges = dict.fromkeys(first, (0.0, settings.highest))
     searcher = TPE(ranges, settings.seed, optuna=optuna)
     searcher.add(first, tell(start))
-    # The start is one of the candidates that the budget allows.
+    # The start counts towards the budget.
     for _ in range(settings.budget - 1):
         candidate = searcher.ask()
         scales = tuple(candidate.values())
@@ -151,8 +152,8 @@ def _tpe(tell: Callable[[Scales], float], start: Scales, settings: Search) -> No
 def _cma_es(tell: Callable[[Scales], float], start: Scales, settings: Search) -> None:
     cmaes = _package("cmaes", settings)
     bounds = np.array([[0.0, settings.highest]] * len(start))
-    # The default population of CMA-ES is 4 + 3 ln(number of scales). It learns from whole
-    # generations only, so one of them must fit into the budget that the start leaves.
+    # CMA-ES's default population is 4 + 3 ln(number of scales). It learns only from complete
+    # generations, so at least one must fit into the budget left after the start.
     size = 4 + int(3 * math.log(len(start)))
     size = min(size, settings.budget - 1)
     size = max(size, 2)
@@ -180,7 +181,7 @@ def _package(name: str, settings: Search) -> ModuleType:
 def named(
     scales: Scales, tasks: Sequence[str], settings: Search
 ) -> float | dict[str, float] | dict[str, list[float]]:
-    """Return scales as `task_arithmetic` takes them: a number, or numbers or lists by task.
+    """Return scales in `task_arithmetic`'s format: one number, or a number or list per task.
 
     Examples
     --------
@@ -193,14 +194,14 @@ def named(
         return dict(zip(tasks, scales, strict=True))
     by_task: dict[str, list[float]] = {}
     for i, task in enumerate(tasks):
-        # The scales of a task are neighbours, from its first group of layers to its last.
+        # A task's scales are contiguous, from its first group of layers to its last.
         first = i * settings.groups
         by_task[task] = list(scales[first : first + settings.groups])
     return by_task
 
 
 def start_of(tasks: int, settings: Search) -> Scales:
-    """Return the first candidate: 1/n everywhere, or `highest` if that is lower."""
+    """Return the first candidate, with every scale 1/n, or `highest` if that is lower."""
     counts = {
         "all": 1,
         "tasks": tasks,

@@ -1,4 +1,4 @@
-"""Optuna's TPE, asked for candidates and told their scores. No other file knows Optuna."""
+"""Optuna's TPE sampler behind an ask-and-tell interface. No other file uses Optuna directly."""
 
 import importlib
 import warnings
@@ -9,18 +9,18 @@ from perdure.errors import InputError
 
 
 class TPE:
-    """A search for the highest score over numbers with names.
+    """A search for the values of named numbers that give the highest score.
 
     Parameters
     ----------
     ranges
-        The lowest and the highest value of each number.
+        The lowest and highest value of each number.
     optuna
-        The package: see `needed`.
+        The imported package; see `needed`.
     logarithmic
-        Search on a logarithmic scale.
+        True to search on a logarithmic scale.
     startup
-        The number of random candidates before TPE learns from scores.
+        The number of random candidates before TPE starts learning from scores.
     """
 
     def __init__(
@@ -32,10 +32,10 @@ class TPE:
         logarithmic: bool = False,
         startup: int = 10,
     ):
-        # Optuna reports each trial on the terminal, between the lines of our own progress.
+        # Otherwise Optuna would log each trial to the terminal, amid our own progress lines.
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         with warnings.catch_warnings():
-            # Optuna calls `multivariate` experimental.
+            # Optuna warns that `multivariate` is experimental.
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             sampler = optuna.samplers.TPESampler(
                 seed=seed,
@@ -46,7 +46,7 @@ class TPE:
             direction="maximize",
             sampler=sampler,
         )
-        # `study.ask` takes the distributions at once, so that TPE sees all numbers together.
+        # `study.ask` takes all distributions together, so that TPE samples the numbers jointly.
         self._space = {}
         for name, (low, high) in ranges.items():
             distribution = optuna.distributions.FloatDistribution(low, high, log=logarithmic)
@@ -60,11 +60,11 @@ class TPE:
         return self._trial.params
 
     def tell(self, score: float) -> None:
-        """Learn from the score of the last candidate that was asked for."""
+        """Record the score of the last candidate that `ask` returned."""
         self._study.tell(self._trial, score)
 
     def add(self, candidate: Mapping[str, float], score: float) -> None:
-        """Learn from the score of another candidate, such as one of an earlier process."""
+        """Record another candidate and its score, such as one from an earlier process."""
         trial = self._create_trial(
             params=dict(candidate),
             distributions=self._space,
@@ -74,12 +74,12 @@ class TPE:
 
 
 def needed(package: str, needed_by: str, instead: str = "") -> ModuleType:
-    """Import a package of the extra `search`.
+    """Import a package from the optional dependencies `search`.
 
     Raises
     ------
     InputError
-        The package is not installed. The message says what needs it, and what to do `instead`.
+        The package is not installed. The message mentions `needed_by` and adds `instead`.
     """
     try:
         return importlib.import_module(package)
