@@ -147,7 +147,7 @@ def test_index_and_shards_that_do_not_fit(sharded):
         ('{"weight_map": {}}', "`weight_map`"),
         ('{"weight_map": {"a": 1}}', "`weight_map`"),
         ('{"weight_map": {"a": "model-00009-of-00009.safetensors"}}', "is missing"),
-        (good.replace(Q, "lost.weight"), "names `lost.weight`"),
+        (good.replace(Q, "lost.weight"), "lists `lost.weight`"),
     ]:
         (folder / INDEX).write_text(text)
         fails(folder, place, message)
@@ -164,12 +164,12 @@ def test_links(sharded, made, tmp_path):
     names = sorted(path.name for path in folder.glob("*.safetensors"))
     (folder / names[0]).rename(outside / "shard")
     (folder / names[0]).symlink_to(outside / "shard")
-    fails(folder, place, names[0], "leads out of its folder")
+    fails(folder, place, names[0], "points outside its folder")
     (outside / "shard").rename(folder / "kept.safetensors.txt")
     (folder / names[0]).unlink()
     (folder / names[0]).symlink_to("kept.safetensors.txt")
     (folder / "vocab.txt").symlink_to("/etc/passwd")
-    fails(folder, place, "vocab.txt", "leads out of its folder")
+    fails(folder, place, "vocab.txt", "points outside its folder")
     # the hub's cache: snapshots/<revision>/file is a link into blobs/
     cache = tmp_path / "models--org--llama"
     snapshot = cache / "snapshots" / "abc"
@@ -186,7 +186,7 @@ def test_links(sharded, made, tmp_path):
 def test_folders_without_weights(single):
     folder, place = single
     (folder / MODEL).rename(folder / "pytorch_model.bin")
-    fails(folder, place, "pytorch_model.bin", "unpickling can run any code")
+    fails(folder, place, "pytorch_model.bin", "unpickling can run arbitrary code")
     (folder / "pytorch_model.bin").unlink()
     fails(folder, place, "has no `model.safetensors`")
     os.mkfifo(folder / MODEL)

@@ -572,7 +572,7 @@ def test_code_in_the_base_folder_is_never_run(tmp_path):
     [
         (1e39, "not be finite"),
         ({"one": float("nan")}, "`scale`, `one` must be a finite number"),
-        ({"one": []}, r"no number for the task `one`, but \[\]"),
+        ({"one": []}, r"needs a number for the task `one`, got \[\]"),
         ({"one": 1.0, "two": 1.0}, r"No adapter \(in `scale`\) named `two`"),
     ],
 )
@@ -590,7 +590,7 @@ def test_scales_that_are_none(scale, message, form, tmp_path):
 def test_a_run_or_an_adapter_is_no_base(run, tmp_path):
     folder = base("llama", tmp_path)
     one = adapter(folder, tmp_path / "one", seed=1)
-    with pytest.raises(PerdureError, match="is an adapter, no model"):
+    with pytest.raises(PerdureError, match="is an adapter, not a model"):
         merge_checkpoint(one, [one], SUM, tmp_path / "out")
     with pytest.raises(PerdureError, match="is a run: give it alone"):
         merge_checkpoint(run.folder, [one], SUM, tmp_path / "out")

@@ -105,7 +105,7 @@ def test_two_processes_do_not_disturb_each_other(made):
         assert folder.is_dir()
     assert (made[0].parent / "other" / "file").read_text() == "mine"
     with (
-        pytest.raises(OutputError, match="written by another process"),
+        pytest.raises(OutputError, match="Another process has written"),
         staging.new_folder(out / "x", size=1) as folder,
     ):
         (folder / "a").write_text("a")

@@ -429,7 +429,7 @@ def test_experts_that_are_missing_or_too_many(tmp_path):
     ):
         merge_checkpoint(tmp_path / "base", [place], "sum", tmp_path / "none")
     configure(place, target_parameters=EXPERTS, r=5)
-    with pytest.raises(CheckpointError, match="do not fit|does not fit"):
+    with pytest.raises(CheckpointError, match="do not match"):
         merge_checkpoint(tmp_path / "base", [place], "sum", tmp_path / "none")
 
 
@@ -512,7 +512,7 @@ def test_layers_that_are_not_targeted_are_left_out_as_peft_leaves_them_out(tmp_p
         merge_checkpoint(folder, [place], "sum", tmp_path / "out")
     same(values(tmp_path / "out"), stock(folder, place, LM, tmp_path / "stock"))
     configure(place, target_modules=["v_proj"])
-    with pytest.raises(CheckpointError, match="than `target_modules` in"):
+    with pytest.raises(CheckpointError, match="that `target_modules` in"):
         merge_checkpoint(folder, [place], "sum", tmp_path / "none")
     configure(
         place, target_modules=None

@@ -72,7 +72,7 @@ def fails(folder, place, message: str, **more) -> None:
         ({"exclude_modules": {"a": 1}}, "`exclude_modules` is"),
         ({"layers_to_transform": "0"}, "`layers_to_transform` is"),
         ({"target_modules": r".*(q|v_proj"}, "`target_modules`: .* is not a regular expression"),
-        ({"alora_invocation_tokens": [3]}, "some tokens only"),
+        ({"alora_invocation_tokens": [3]}, "acts only on some tokens"),
         ({"use_qalora": True}, "QALoRA"),
         ({"rank_pattern": {"(": 3}}, "is not a regular expression"),
         ({"rank_pattern": [3]}, "`rank_pattern` is"),
@@ -121,17 +121,17 @@ def put(name: str, value):
         ),
         (
             put(f"{Q}B.weight", torch.full((16, 4), 3e38)),
-            "q_proj.lora_B.weight` in .* is not finite times alpha",
+            "q_proj.lora_B.weight` in .* scaled with alpha .* is not finite",
         ),
         (put(f"{Q}B.weight", torch.full((16, 4), 1e300, dtype=torch.float64)), "not finite"),
         (put(f"{Q}A.weight", torch.ones(4, 16, dtype=torch.int8)), "has the type I8"),
         (put(f"{Q}A.weight", torch.ones(4, 17)), r"by a matrix of the shape \(16, 17\)"),
-        (put(f"{Q}A.weight", torch.ones(3, 16)), "does not fit"),
-        (put(f"{Q}A.weight", torch.ones(4)), "does not fit"),
-        (put(f"{Q}A.other.weight", torch.ones(4, 16)), "holds two adapters"),
-        (put(f"{Q}magnitude_vector", torch.ones(16)), "no factor of a LoRA"),
-        (put(f"{Q}B.bias", torch.ones(16)), "no factor of a LoRA"),
-        (put(f"{Q[:-6]}.lora_magnitude_vector.weight", torch.ones(16)), "no factor of a LoRA"),
+        (put(f"{Q}A.weight", torch.ones(3, 16)), "do not match"),
+        (put(f"{Q}A.weight", torch.ones(4)), "do not match"),
+        (put(f"{Q}A.other.weight", torch.ones(4, 16)), "has two adapters"),
+        (put(f"{Q}magnitude_vector", torch.ones(16)), "is not a LoRA factor"),
+        (put(f"{Q}B.bias", torch.ones(16)), "is not a LoRA factor"),
+        (put(f"{Q[:-6]}.lora_magnitude_vector.weight", torch.ones(16)), "is not a LoRA factor"),
         (
             put("base_model.model.model.embed_tokens.weight", torch.ones(65, 16)),
             "different numbers of rows",
@@ -149,7 +149,7 @@ def put(name: str, value):
             put("base_model.model.o_proj.lora_A.weight", torch.ones(4, 16)),
             "`o_proj` has the factors",
         ),
-        (lambda t: [t.pop(name) for name in list(t)], "holds no LoRA"),
+        (lambda t: [t.pop(name) for name in list(t)], "is not a LoRA"),
     ],
 )
 def test_refused_tensors(change, message, copy):
@@ -196,7 +196,7 @@ def test_short_factors_are_multiplied_in_single_precision(dtype, copy):
 def test_pickles_and_missing_files(copy):
     folder, place = copy
     (place / WEIGHTS).rename(place / "adapter_model.bin")
-    fails(folder, place, "unpickling can run any code")
+    fails(folder, place, "unpickling can run arbitrary code")
     (place / "adapter_model.bin").unlink()
     fails(folder, place, f"{WEIGHTS}` is missing")
     (place / CONFIG).write_text("[" * 100_000)

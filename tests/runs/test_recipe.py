@@ -81,7 +81,7 @@ def test_files(tmp_path):
         Recipe.read(tmp_path / "nothing.yaml")
     (tmp_path / "bad.yaml").write_text("a: [")
     with pytest.raises(
-        InputError, match="`.*bad.yaml` is not readable YAML: .*in line 2, column 1"
+        InputError, match="`.*bad.yaml` is not YAML that can be read: .*in line 2, column 1"
     ):
         Recipe.read(tmp_path / "bad.yaml")
     (tmp_path / "list.yaml").write_text("- a")
@@ -111,12 +111,12 @@ BOMB = "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}' if i else 'x'] * 9)}]\n" 
             "`rank` appears twice, again on line 4",
         ),
         ("a: " + "[" * 60 + "]" * 60, "more than 50 levels of nested lists or mappings"),
-        ("[" * 200_000, "not readable YAML|more than 50 levels"),
-        ("seed: " + "1" * 5000, "is not readable YAML"),
+        ("[" * 200_000, "not YAML that can be read|more than 50 levels"),
+        ("seed: " + "1" * 5000, "is not YAML that can be read"),
         ("about: " + "x" * 1_100_000, "more than 1000000 bytes"),
-        ("!!python/object/apply:os.getcwd []", "is not readable YAML"),
-        ("? [a, b]\n: c", "is not readable YAML"),
-        ("about: \x07", "is not readable YAML"),
+        ("!!python/object/apply:os.getcwd []", "is not YAML that can be read"),
+        ("? [a, b]\n: c", "is not YAML that can be read"),
+        ("about: \x07", "is not YAML that can be read"),
         ("", "but NoneType"),
     ],
 )

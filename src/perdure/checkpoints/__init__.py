@@ -1,14 +1,20 @@
 """Merging PEFT folders and models on disk, without a run.
 
-auto_class.py The class of transformers that loads a model base.py A pre-trained model on disk
-card.py The result of a merge, for the terminal and as a model card coverage.py The comparison of an
-adapter's file with its configuration experts.py LoRA of single parameters export.py A task vector
-as a PEFT LoRA folder that stock peft loads fit.py Adapters fitted to a base model on disk fold.py W
-+ ΔW, written from one safetensors file into another layer_names.py The weight in a checkpoint of
-each layer that an adapter names merge.py PEFT folders and a base model become one model, or one
-adapter merged_folder.py The files of a merge merger.py The result of a rule for fitted adapters,
-before it is written peft_folder.py A PEFT folder as a value, read as JSON and safetensors without
-peft skeleton.py The base as transformers builds it, without memory for its values targets.py The
-layers that an adapter's configuration names, as peft reads it vocabulary.py The tables with a row
-for each token weights.py The position of a layer's weight
+auto_class.py     The transformers class that loads a model
+base.py           A pre-trained model on disk
+card.py           A merge's summary, for the terminal and as a model card
+coverage.py       The comparison of an adapter's tensors with its configuration
+experts.py        LoRA on single parameters
+export.py         A task vector as a PEFT LoRA folder that stock peft loads
+fit.py            Adapters matched to a base model on disk
+fold.py           W + ΔW, written from one safetensors file to another
+layer_names.py    The mapping from an adapter's layers to a checkpoint's weights
+merge.py          The merge of PEFT folders and a base into one model or adapter
+merged_folder.py  The files that a merge writes
+merger.py         A rule's result for matched adapters, before it is written
+peft_folder.py    A PEFT folder, read as JSON and safetensors without peft
+skeleton.py       The base as transformers builds it, without allocating weights
+targets.py        The layers that an adapter's configuration targets, as in peft
+vocabulary.py     The tables with one row per token
+weights.py        The location of a layer's weight
 """

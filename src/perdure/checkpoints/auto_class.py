@@ -1,9 +1,9 @@
-"""The class of transformers that loads a model, for the snippet of a model card."""
+"""The transformers class that loads a model, for a model card's code snippet."""
 
 from collections.abc import Mapping
 
-# The end of an architecture's name, and the class that loads it. Where no end fits (such as
-# `…ForConditionalGeneration`, which may be one of several), the architecture itself is named.
+# The suffix of an architecture's name, and the class that loads it. If no suffix matches (as with
+# `…ForConditionalGeneration`, which could be one of several), the architecture itself is used.
 AUTO = {
     "ForCausalLM": "AutoModelForCausalLM",
     "LMHeadModel": "AutoModelForCausalLM",
@@ -14,9 +14,9 @@ AUTO = {
     "ForMultipleChoice": "AutoModelForMultipleChoice",
     "ForImageClassification": "AutoModelForImageClassification",
 }
-# Types whose classes have such names but are in none of these tables: they classify sounds, or
-# answer questions about images. (Tuples, not sets: in a damaged configuration the type may be a
-# list, which a set cannot look up.)
+# Model types whose classes have such names but are in none of transformers' tables for them: they
+# classify sounds, or answer questions about images. (Tuples, not sets: in a damaged configuration
+# the type could be a list, which is not hashable.)
 NOT_IN_TABLES = (
     "blip",
     "data2vec-audio",
@@ -34,8 +34,8 @@ NOT_IN_TABLES = (
     "wav2vec2-conformer",
     "wavlm",
 )
-# Ends of names of models that are a component of another, or have a head: `AutoModel` would load
-# another class for their configuration.
+# Suffixes of models that are a component of another model, or have a head: `AutoModel` would load
+# a different class for their configuration.
 PARTS = (
     "EncoderModel",
     "DecoderModel",
@@ -45,7 +45,7 @@ PARTS = (
     "HeadModel",
     "HeadsModel",
 )
-# Types whose `…ForConditionalGeneration` turns a text into a text.
+# Types whose `…ForConditionalGeneration` is a text-to-text model.
 SEQ2SEQ = (
     "bart",
     "bigbird_pegasus",
@@ -68,7 +68,7 @@ SEQ2SEQ = (
     "t5",
     "umt5",
 )
-# The class for the `task_type` of an adapter.
+# The class for each adapter `task_type`.
 TASKS = {
     "CAUSAL_LM": "AutoModelForCausalLM",
     "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
@@ -80,17 +80,17 @@ TASKS = {
 
 
 def of_task(task: object) -> str | None:
-    """Return the class for an adapter's `task_type`, or None if the adapter states none."""
+    """Return the transformers class for an adapter's `task_type`, or None if it is unknown."""
     return TASKS.get(task) if isinstance(task, str) else None
 
 
 def of_config(config: Mapping[str, object]) -> str:
-    """Return the class for a model's configuration."""
+    """Return the transformers class that loads a model with this configuration."""
     architectures = config.get("architectures")
     name = ""
     if isinstance(architectures, list) and architectures:
         name = architectures[0]
-    # The name goes into the Python code of a model card, and may come from a stranger.
+    # The name goes into a model card's Python code, and may come from an untrusted source.
     if not isinstance(name, str) or not name.isidentifier():
         return "AutoModel"
 
@@ -99,10 +99,10 @@ def of_config(config: Mapping[str, object]) -> str:
         return "AutoModelForSeq2SeqLM"
     if name.endswith("Model") and not name.endswith(PARTS):
         return "AutoModel"
-    # `…WithLMHeadModel` is an older name of several kinds of language models.
+    # `…WithLMHeadModel` is an older name for several kinds of language models.
     if name.endswith("WithLMHeadModel") or kind in NOT_IN_TABLES:
         return name
-    for end, auto in AUTO.items():
-        if name.endswith(end):
+    for suffix, auto in AUTO.items():
+        if name.endswith(suffix):
             return auto
     return name

@@ -1,6 +1,6 @@
-"""A pre-trained model on disk: its folder, its safetensors files and their tensors.
+"""A pre-trained model on disk: its folder, its safetensors files and their headers.
 
-No values are loaded.
+Tensor values are not loaded.
 """
 
 import re
@@ -23,10 +23,10 @@ PICKLES = (
     "tf_model.h5",
     "flax_model.msgpack",
 )
-# The files that belong to a model besides its weights. Weights in other formats are left behind:
-# they would no longer be those of the model.
+# Suffixes of the files that belong to a model besides its weights. Weights in other formats are
+# not copied, because they would not match the merged model.
 BESIDE = {".json", ".txt", ".model", ".jinja", ".tiktoken", ".spm", ".bpe", ".vocab"}
-# Python is never copied: a stranger's code stays where it is.
+# Code is never copied, because it may be untrusted.
 CODE = {".py", ".pyc", ".so"}
 LEGAL = ("LICENSE", "LICENCE", "NOTICE", "COPYING", "USE_POLICY")
 LEFT_OUT = {
@@ -36,7 +36,7 @@ LEFT_OUT = {
     "trainer_state.json",
     "README.md",
 }
-# The files that are fetched from the hub. Pickles are not among them, and no code.
+# The files to download from the hub: no pickles and no code.
 PATTERNS = [
     "*.json",
     "*.safetensors",
@@ -57,13 +57,13 @@ class Checkpoint:
     Attributes
     ----------
     source
-        The folder, hub id or name (`minilm`, `dinov2`) that was asked for.
+        The folder, hub id or short name (`minilm`, `dinov2`) the model was opened with.
     files
         The safetensors files, by name.
     where
-        The name of the file of each tensor.
+        The name of each tensor's file.
     index
-        The index of the files; None for a model in a single file.
+        The parsed index file; None for a model in a single file.
     """
 
     source: str
@@ -75,12 +75,13 @@ class Checkpoint:
 
     @classmethod
     def open(cls, source: str | Path) -> "Checkpoint":
-        """Find a model, and read the headers of its files.
+        """Find a model, and read its files' headers.
 
         Raises
         ------
         CheckpointError
-            The folder has no safetensors weights, or damaged ones, or an index that leads out.
+            The folder has no safetensors weights, they are damaged, or its index refers to files
+            outside the folder.
         FetchError
             The hub has no such model, or cannot be reached.
         """
@@ -88,7 +89,7 @@ class Checkpoint:
         _check_kind(folder)
         config = read_json(inside(folder, "config.json"))
         index = None
-        # As in transformers, a single file comes before an index.
+        # As in transformers, a single file takes precedence over an index.
         if _is_there(folder / SINGLE):
             names = [SINGLE]
         elif _is_there(folder / INDEX):
@@ -97,25 +98,25 @@ class Checkpoint:
         else:
             raise _without_weights(folder)
         files = {name: TensorFile(inside(folder, name)) for name in names}
-        where = _where(folder, files)
+        where = _tensor_files(folder, files)
         if index is not None:
             _check_complete(folder, index["weight_map"], where)
         return cls(str(source), folder, files, where, config, index)
 
     def stored(self, tensor: str) -> Stored:
-        """Return the type, the shape and the position of a tensor."""
+        """Return a tensor's type, shape and position in its file."""
         return self.files[self.where[tensor]].tensors[tensor]
 
     @property
     def names(self) -> set[str]:
-        """The names by which an adapter may call the model.
+        """The names an adapter may use for this model.
 
-        `_name_or_path` in its configuration is not among them: it may name the model that this one
-        was made from.
+        The configuration's `_name_or_path` is not one of them, because it may be the model this
+        one was derived from.
         """
         resolved = self.folder.resolve()
         names = {last_part(self.source), resolved.name}
-        # In the hub's cache the folder is called by its commit: `models--ORG--NAME/snapshots/…`.
+        # In the hub's cache, the folder is named after a commit: `models--ORG--NAME/snapshots/…`.
         cached = re.search(r"models--(?:[^/]+--)?([^/]+?)/snapshots/", f"{resolved}/")
         if cached:
             names.add(cached[1])
@@ -123,25 +124,25 @@ class Checkpoint:
 
     @property
     def published(self) -> str:
-        """The folder or hub id under which others can load it."""
+        """The folder or hub id from which others can load the model."""
         return model_files.published(self.source)
 
     def companions(self) -> list[Path]:
-        """Return the other files of the model, relative to its folder.
+        """Return the paths of the model's other files, relative to its folder.
 
-        These are the configuration, tokenizer, processor, further modules and the licence.
+        These are its configuration, tokenizer, processor, additional modules and licence.
 
         Raises
         ------
         CheckpointError
-            One of them is a link that leads out of the folder, or has not been fetched.
+            One of them is a link that points outside the folder, or an unfetched Git LFS file.
         """
         names: list[Path] = []
         for path in self._files():
             is_companion = _belongs(path) or path.parent != self.folder
             if is_companion and path.suffix not in CODE:
                 names.append(path.relative_to(self.folder))
-        # Checked now, because a merger may take long before they are copied.
+        # Checked now, because a merge may run for a long time before it copies them.
         for name in names:
             path = inside(self.folder, str(name))
             with open_regular(path) as file:
@@ -149,7 +150,7 @@ class Checkpoint:
         return names
 
     def code(self) -> list[str]:
-        """Return the files with code of the model, which are not copied."""
+        """Return the paths of the model's code files, which are not copied."""
         names: list[str] = []
         for path in self._files():
             if path.suffix in CODE:
@@ -157,8 +158,8 @@ class Checkpoint:
         return names
 
     def _files(self) -> list[Path]:
-        """Return the files of the folder, and of the subfolders that belong to the model."""
-        # Sorted, because a folder lists its files in no order that others would see again.
+        """Return the files in the folder and in the subfolders that belong to the model."""
+        # Sorted, because the order in which a folder lists its files is not reproducible.
         files: list[Path] = []
         for path in sorted(self.folder.iterdir()):
             if path.is_dir() and _is_module(path.name):
@@ -169,45 +170,45 @@ class Checkpoint:
 
 
 def _is_there(path: Path) -> bool:
-    # A link that leads nowhere counts: it gets a message of its own where it is followed.
+    # A broken link counts as well: following it raises a specific error.
     return path.exists() or path.is_symlink()
 
 
 def _check_kind(folder: Path) -> None:
-    """Refuse a run folder or an adapter given in place of a model."""
-    # Both have a file by which they are known. A folder that also has a `config.json` is a model
-    # beside which somebody has put one.
+    """Refuse a run or an adapter given as a model."""
+    # Both are identified by a file. If there is a `config.json` as well, the folder is a model
+    # that somebody has added the file to.
     others = {
         "recipe.yaml": "a run: give it alone",
-        "adapter_config.json": "an adapter, no model",
+        "adapter_config.json": "an adapter, not a model",
     }
     for file, kind in others.items():
         if (folder / file).is_file() and not (folder / "config.json").exists():
             raise CheckpointError(
-                f"`{folder}` is {kind}. First comes the base model, then the adapters."
+                f"`{folder}` is {kind}. The base model comes first, then the adapters."
             )
 
 
 def _is_module(name: str) -> bool:
-    """Return whether a subfolder belongs to a model.
+    """Return True if a subfolder belongs to a model.
 
-    These are sentence-transformers' additional modules (`1_Pooling`) and chat templates.
+    Examples are sentence-transformers' modules (`1_Pooling`) and additional chat templates.
     """
     return name == "additional_chat_templates" or bool(re.match(r"\d+_\w+$", name))
 
 
 def find(source: str | Path) -> Path:
-    """Return the folder of a model or an adapter.
+    """Return the folder of a model or an adapter, which is downloaded if necessary.
 
     Parameters
     ----------
     source
-        A folder, a hub id, or the name of a model that a package carries.
+        A folder, a hub id, or the name of a model that comes with a package.
 
     Raises
     ------
     InputError
-        There is no such folder, and `source` is no hub id.
+        There is no such folder, and `source` is not a hub id.
     FetchError
         The hub has no such model, or cannot be reached.
     """
@@ -219,7 +220,7 @@ def find(source: str | Path) -> Path:
             f"There is no folder `{source}`. Give the folder of a model or an adapter, a hub id, "
             f"or a model that a package carries: {', '.join(registry.names('model'))}."
         )
-    # Imported only here: most merges never need the hub.
+    # Imported here, because most merges never need the hub.
     import huggingface_hub
 
     try:
@@ -239,66 +240,64 @@ def inside(folder: Path, name: str) -> Path:
     Raises
     ------
     CheckpointError
-        The file is missing, or lies outside the folder.
+        The file is missing, or is outside the folder.
     """
     try:
         home = folder.resolve(strict=True)
         path = (folder / name).resolve(strict=True)
     except (OSError, RuntimeError, ValueError) as error:
-        raise CheckpointError(
-            f"`{folder / name}` is missing, or is a link that leads nowhere."
-        ) from error
-    # In the hub's cache the files of a snapshot are links to `blobs`, two folders up.
+        raise CheckpointError(f"`{folder / name}` is missing, or is a broken link.") from error
+    # In the hub's cache, a snapshot's files are links to `blobs`, two folders up.
     blobs = home
     if home.parent.name == "snapshots":
         blobs = home.parent.parent / "blobs"
     if not path.is_relative_to(home) and not path.is_relative_to(blobs):
         raise CheckpointError(
-            f"`{folder / name}` leads out of its folder, to `{path}`. "
-            "If that is meant, copy the file into the folder."
+            f"`{folder / name}` points outside its folder, to `{path}`. "
+            "If this is intended, copy the file into the folder."
         )
     return path
 
 
 def last_part(path: str) -> str:
-    """Return the last component of a path (including Windows paths) or hub id."""
+    """Return the last component of a hub id or a path (POSIX or Windows)."""
     return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
 
 
 def _belongs(path: Path) -> bool:
-    """Return whether a file in the model's own folder is copied with it."""
+    """Return True if a file in the top-level model folder should be copied with the model."""
     name = path.name
     if name in LEFT_OUT or name.startswith("."):
         return False
-    # An index of weights in a variant, such as `model.fp16.safetensors.index.json`.
+    # The index of a weight variant, such as `model.fp16.safetensors.index.json`.
     if name.endswith(".safetensors.index.json"):
         return False
     return path.suffix in BESIDE or name.upper().startswith(LEGAL)
 
 
 def _shards(folder: Path, index: Mapping[str, object]) -> list[str]:
-    """Return the files that an index names; only plain names are allowed."""
+    """Return the file names listed in an index; names with a folder are refused."""
     table = index.get("weight_map")
     if not isinstance(table, dict):
         table = {}
     if not table or not all(isinstance(name, str) for name in table.values()):
         raise CheckpointError(
-            f"`{folder / INDEX}` is damaged: its `weight_map` is no table of tensors and files."
+            f"`{folder / INDEX}` is damaged: its `weight_map` does not map tensors to files."
         )
     names = sorted(set(table.values()))
     for name in names:
-        # A name with a folder in it (`../…`) could lead anywhere on this machine.
+        # A name with a folder (`../…`) could point anywhere on this machine.
         if not re.fullmatch(r"[\w.-]+\.safetensors", name, flags=re.ASCII):
             raise CheckpointError(
-                f"`{folder / INDEX}` names the file {name!r}. "
-                "Only plain names of safetensors files are followed."
+                f"`{folder / INDEX}` lists the file {name!r}. "
+                "Only plain names of safetensors files are allowed."
             )
     return names
 
 
-def _where(folder: Path, files: Mapping[str, TensorFile]) -> dict[str, str]:
-    """Return the name of the file of each tensor."""
-    # There is no telling which of two tensors with one name is meant.
+def _tensor_files(folder: Path, files: Mapping[str, TensorFile]) -> dict[str, str]:
+    """Return the name of each tensor's file."""
+    # If two tensors have the same name, it is unclear which one is meant.
     where: dict[str, str] = {}
     for name, file in files.items():
         for tensor in file.tensors:
@@ -311,11 +310,11 @@ def _where(folder: Path, files: Mapping[str, TensorFile]) -> dict[str, str]:
 
 
 def _check_complete(folder: Path, table: Mapping[str, str], where: Mapping[str, str]) -> None:
-    """Check that the files hold all tensors of the index."""
+    """Check that every tensor in the index is in one of the files."""
     missing = sorted(set(table) - set(where))
     if missing:
         raise CheckpointError(
-            f"`{folder / INDEX}` names `{missing[0]}`, which is in none of its files."
+            f"`{folder / INDEX}` lists `{missing[0]}`, which is in none of its files."
         )
 
 
@@ -323,8 +322,8 @@ def _without_weights(folder: Path) -> CheckpointError:
     pickles = [name for name in PICKLES if (folder / name).exists()]
     if pickles:
         return CheckpointError(
-            f"`{folder}` has its weights in `{pickles[0]}` only, which is not read: unpickling "
-            "can run any code. Load the model where you trust it, and save it with "
+            f"`{folder}` has its weights only in `{pickles[0]}`, which is not read: unpickling "
+            "can run arbitrary code. Load the model where you trust it, and save it with "
             "`save_pretrained` (safetensors)."
         )
     return CheckpointError(

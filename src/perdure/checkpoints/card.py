@@ -1,4 +1,4 @@
-"""The result of a merge, as a value, as lines for the terminal, and as a model card."""
+"""The summary of a merge, as a value, as lines for the terminal, and as a model card."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from perdure.errors import printable
 
 @dataclass(frozen=True)
 class MergedAdapter:
-    """An adapter that went into a merge."""
+    """One of a merge's input adapters, as listed in its summary."""
 
     name: str
     settings: str
@@ -21,29 +21,29 @@ class MergedAdapter:
 
     @classmethod
     def of(cls, adapter: Fitted) -> "MergedAdapter":
-        """Describe an adapter that was fitted to the base."""
+        """Describe an adapter that was matched to the base."""
         return cls(adapter.name, adapter.settings, len(adapter.factors))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Merged:
-    """The model or adapter that was written, or with `dry_run` would be.
+    """A summary of the merged model or adapter that was written, or would be with `dry_run`.
 
     Attributes
     ----------
     layers
-        The number of layers of the base that change.
+        The number of the base's layers that change.
     saved
-        The tensors that were taken whole from adapters.
+        The fully trained tensors that are copied from adapters.
     error
         ‖ΔW - written ΔW‖ / ‖ΔW‖ over all layers (Frobenius); None for an adapter that is not
-        written yet. A model holds all of ΔW, rounded once with W to the type of the base.
+        written yet. A model includes all of ΔW, and W + ΔW is rounded once to the base's type.
     notes
-        Sentences with warnings for the user.
+        Warnings for the user, in full sentences.
     loads_with
-        The class of transformers that loads the model, or the base for the adapter.
+        The transformers class that loads the model, or the adapter's base.
     size, free, memory
-        Bytes of the output, bytes free on the disk, and an estimate of the memory needed.
+        The output's size, the free disk space, and an estimate of the memory needed, in bytes.
     """
 
     output: Path
@@ -80,7 +80,7 @@ class Merged:
         for adapter in self.adapters:
             lines.append(f"  {adapter.name}: {adapter.settings}, {adapter.layers} layers")
         if self.saved:
-            lines.append(f"  taken whole: {', '.join(self.saved)}")
+            lines.append(f"  fully trained: {', '.join(self.saved)}")
         lines += self.notes
         if self.form == "adapter" and self.error is not None:
             lines.append(f"Relative truncation error (Frobenius): {self.error:.2e}")
@@ -92,12 +92,12 @@ class Merged:
                 f"{_mb(self.free)} are free on the disk.",
                 f"Would need about {_mb(self.memory)} of memory.",
             ]
-        # Names come from files of strangers, who may try to command the terminal.
+        # Names may come from untrusted files, with control sequences for the terminal.
         return "\n".join(map(printable, lines))
 
 
 def card(merged: Merged) -> str:
-    """Return a model card: README.md with YAML front matter, with untrusted names escaped."""
+    """Return a model card (README.md with YAML front matter), with untrusted names escaped."""
     lines = [
         *_front_matter(merged),
         f"# {code(merged.output.name)}",
@@ -112,7 +112,7 @@ def card(merged: Merged) -> str:
     lines.append("")
     if merged.saved:
         names = ", ".join(map(code, merged.saved))
-        lines += [f"Taken whole from an adapter: {names}.", ""]
+        lines += [f"Fully trained, and copied from an adapter: {names}.", ""]
     if merged.form == "adapter":
         lines += [
             f"Relative truncation error (Frobenius, all layers): {merged.error:.2e}.",
@@ -132,12 +132,12 @@ def card(merged: Merged) -> str:
 
 
 def _front_matter(merged: Merged) -> list[str]:
-    """Return the front matter, with the keys that the hub reads."""
+    """Return the front matter, with the keys that the hub uses."""
     is_model = merged.form == "model"
     lines = [
         "---",
         f"library_name: {'transformers' if is_model else 'peft'}",
-        # A JSON text is a YAML text, and no name can end it.
+        # A JSON string is valid YAML, and no name can break out of it.
         f"base_model: {json.dumps(merged.base)}",
         f"base_model_relation: {'merge' if is_model else 'adapter'}",
         "tags:",
@@ -163,18 +163,18 @@ def _summary(merged: Merged) -> str:
 
 
 def code(text: str) -> str:
-    """Return a name that may come from a stranger as code in Markdown.
+    """Return a possibly untrusted name as Markdown code.
 
-    No character of it can become HTML, a link or a column separator.
+    None of its characters can act as HTML, a link or a column separator.
     """
-    # In a table a `|` ends the column, even within code.
+    # In a table, a `|` ends the column, even within code.
     text = printable(text).replace("|", "\\|")
-    # Code ends at a run of as many backticks as it began with: take one more than the text has.
+    # A code span ends at as many backticks as it began with: use one more than the text has.
     longest = 0
     for run in re.findall("`+", text):
         longest = max(longest, len(run))
     fence = "`" * (longest + 1)
-    # A space at both ends keeps backticks of the text off the fence; Markdown drops it.
+    # A space on both sides separates the text's backticks from the fence; Markdown drops it.
     touches_fence = text.startswith("`") or text.endswith("`")
     is_blank = not text.strip()
     if touches_fence or is_blank:
@@ -183,14 +183,12 @@ def code(text: str) -> str:
 
 
 def _escaped(sentence: str) -> str:
-    """Return one of our messages as Markdown: names in backticks as code, the rest as plain
-    text.
-    """
+    """Return one of our notes as Markdown, with names in backticks as code and other text plain."""
     pieces = printable(sentence).split("`")
     if len(pieces) % 2 == 0:
-        # A name has a backtick of its own, so that names and text cannot be told apart.
+        # A name contains a backtick, so names and text cannot be distinguished.
         return code(sentence)
-    # Backticks take turns to open and to close, so that every second piece is a name.
+    # Backticks alternately open and close, so every second piece is a name.
     escaped: list[str] = []
     for i, piece in enumerate(pieces):
         is_name = i % 2 == 1
@@ -203,7 +201,7 @@ def _escaped(sentence: str) -> str:
 
 def _loading(merged: Merged) -> list[str]:
     """Return the Python code that loads the result."""
-    # Only the folder's name: the path to it is nobody else's business.
+    # Only the folder's name: its path is private.
     folder = json.dumps(merged.output.name)
     loader = merged.loads_with
     if merged.form == "model":

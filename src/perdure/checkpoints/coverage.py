@@ -1,4 +1,4 @@
-"""The comparison of an adapter's file with the layers that its configuration names."""
+"""The comparison of an adapter's tensors with the layers that its configuration targets."""
 
 import warnings
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ from perdure.checkpoints.peft_folder import PeftFolder
 from perdure.checkpoints.skeleton import Skeleton
 from perdure.errors import PerdureWarning
 
-# The largest number of layers that a sentence names.
+# The largest number of layers to list in a message.
 SHOWN = 5
 
 
@@ -20,40 +20,39 @@ def notes(
     names: LayerNames,
     skeleton: Skeleton,
 ) -> tuple[str, ...]:
-    """Warn of layers that are missing from the file, or not named by the configuration.
+    """Warn about targeted layers that an adapter lacks, and untargeted ones that it has.
 
     Returns
     -------
-    The warnings as sentences for the model card.
+    The warnings, for the model card.
     """
-    sentences: list[str] = []
-    # A missing layer is no error, because peft loads such a file, too: its B stays 0.
+    messages: list[str] = []
+    # A missing layer is not an error, because peft also loads such a file, with B = 0.
     missing = _missing(skeleton.base, folder, names)
     missing += experts.missing(folder, skeleton)
     if missing:
         total = len(missing) + len(folder.factors) + len(folder.wrapped)
-        sentences.append(
-            f"The file of the adapter `{name}` lacks {len(missing)} of the {total} layers that "
-            f"its configuration targets: {_listed(missing)}. They stay as they are in the base."
+        messages.append(
+            f"The adapter `{name}` lacks {len(missing)} of the {total} layers that its "
+            f"configuration targets: {_listed(missing)}. These keep the base's weights."
         )
     if folder.untargeted:
-        sentences.append(
-            f"The file of the adapter `{name}` has factors of layers that its configuration does "
-            f"not target: {_listed(folder.untargeted)}. "
-            "They are left out, as peft leaves them out."
+        messages.append(
+            f"The adapter `{name}` has factors for layers that its configuration does not "
+            f"target: {_listed(folder.untargeted)}. They are ignored, as in peft."
         )
-    for sentence in sentences:
-        warnings.warn(sentence, PerdureWarning, stacklevel=4)
-    return tuple(sentences)
+    for message in messages:
+        warnings.warn(message, PerdureWarning, stacklevel=4)
+    return tuple(messages)
 
 
 def _missing(base: Checkpoint, folder: PeftFolder, names: LayerNames) -> list[str]:
-    """Return the layers that are targeted, but have no factors in the file."""
+    """Return the layers that are targeted but have no factors in the adapter's file."""
     missing: list[str] = []
     for stem, tensor in names.tensors.items():
         if not stem.startswith(names.stored):
             continue
-        # The weight of a tied layer may be stored under the other's name only.
+        # A tied layer's weight may be stored only under the other layer's name.
         if tensor not in base.where:
             continue
         # Norms and biases have one dimension: peft has no LoRA for them.
@@ -62,19 +61,19 @@ def _missing(base: Checkpoint, folder: PeftFolder, names: LayerNames) -> list[st
         layer = names.used + stem.removeprefix(names.stored)
         if layer not in folder.factors and folder.targets.named(layer):
             missing.append(layer)
-    # To ask transformers takes seconds: only if there is a reason to.
+    # Asking transformers takes seconds, so do it only if necessary.
     return _existing(base, folder, missing) if missing else []
 
 
 def _existing(base: Checkpoint, folder: PeftFolder, layers: list[str]) -> list[str]:
-    """Return the layers that exist in the model in memory that the adapter was trained with.
+    """Return the layers that exist in the adapter's model, as transformers loads it.
 
-    The base may have more, such as the output layer of another task, and transformers may join
-    several of them into one.
+    The base on disk may have more, such as another task's output layer, and transformers may
+    join several stored layers into one.
     """
     kind = auto_class.of_task(folder.config.get("task_type"))
     if kind is None:
-        # peft writes the class of the model where the adapter has no `task_type`.
+        # If the adapter has no `task_type`, peft saves the model's class.
         mapping = folder.config.get("auto_mapping")
         if isinstance(mapping, dict):
             name = mapping.get("base_model_class")

@@ -1,8 +1,9 @@
-"""LoRA of single parameters (`target_parameters`): the experts of a mixture, trained together.
+"""LoRA on single parameters (`target_parameters`), such as a mixture's stacked experts.
 
-A parameter of E experts has one A with E·r rows, grouped by expert, and one B with r·E columns, in
-which the experts alternate. On disk the experts may lie in one tensor, or each in its own; then two
-of them (gate and up) may be joined into one parameter while they are loaded.
+A parameter with E experts has one A with E·r rows, grouped by expert, and one B with r·E
+columns, in which the experts alternate. On disk, the experts may share one tensor or have
+one each. In the second case, two tensors (gate and up) may be joined into one parameter
+during loading.
 """
 
 import functools
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from perdure.checkpoints.peft_folder import Factors, PeftFolder, numbers, whole
+from perdure.checkpoints.peft_folder import Factors, PeftFolder, numbers, read_tensor
 from perdure.checkpoints.skeleton import Skeleton
 from perdure.checkpoints.weights import Weight
 from perdure.errors import CheckpointError
@@ -19,30 +20,30 @@ from perdure.storage.tensors import TensorFile
 from perdure.vectors.task_vector import LowRank
 
 WRAPPER = ".base_layer"
-# The steps by which transformers stacks one tensor of each expert, …
+# The operations with which transformers stacks one tensor per expert, …
 STACKED = ["MergeModulelist(0)"]
-# … and by which it sets the rows of two such stacks side by side.
+# … and with which it also concatenates the rows of two such stacks.
 STACKED_SIDE_BY_SIDE = ["MergeModulelist(0)", "Concatenate(1)"]
 
 
-# The experts of a layer follow each other, and some layers have a hundred of them: without the
-# cache each would read the factors of all.
+# A layer's experts are read one after the other, and there may be a hundred of them. Without the
+# cache, each would read the factors of all of them again.
 @functools.lru_cache(maxsize=8)
 def _all_experts(file: TensorFile, key: str) -> Tensor:
-    """Read a factor of all experts."""
-    return whole(file, key)
+    """Read the A or B that all experts of a parameter share."""
+    return read_tensor(file, key)
 
 
 @dataclass(frozen=True)
 class ExpertFactors(Factors):
-    """The change of one expert, or of some of its rows.
+    """The change of one expert's weight, or of some of its rows.
 
     Attributes
     ----------
     expert, experts
-        The number of the expert, and the number of experts.
+        The expert's index, and the number of experts.
     rows
-        The first of the rows of B A that change the tensor, and the one after the last.
+        The range of rows of B A that change the tensor: the first, and one past the last.
     """
 
     expert: int
@@ -53,12 +54,12 @@ class ExpertFactors(Factors):
     def change(self) -> LowRank:
         """The factors, in float32; see `Factors.change`."""
         key_A, key_B = self.keys
-        # The rows of an expert lie together: peft reads A as experts × rank × in.
+        # An expert's rows are contiguous: peft reads A as experts × rank × in.
         first = self.expert * self.rank
         last = first + self.rank
         A = _all_experts(self.file, key_A)
         A = A[first:last].float()
-        # The columns of the experts take turns: peft reads B as out × rank × experts.
+        # The experts' columns alternate: peft reads B as out × rank × experts.
         first, last = self.rows
         B = _all_experts(self.file, key_B)
         B = B[first:last, self.expert :: self.experts].float()
@@ -72,31 +73,31 @@ class Parameter:
     Attributes
     ----------
     name
-        Its name in the model of the adapter.
+        Its name in the adapter's model.
     stored
-        Its name in the model of the base.
+        Its name in the base's model.
     shape
-        Experts, rows and columns of the matrices that B A is added to.
-    turned
-        Whether the parameter has the columns first: W is stored as experts × in × out.
+        The number of experts, and the rows and columns of the matrices that B A is added to.
+    transposed
+        True if W is stored as experts × in × out.
     """
 
     name: str
     stored: str
     shape: tuple[int, int, int]
-    turned: bool
+    transposed: bool
 
 
 @dataclass(frozen=True)
 class _Slice:
-    """A tensor of the base, or a matrix in one, that holds rows of an expert.
+    """A tensor of the base, or one matrix of it, that contains rows of an expert.
 
     Attributes
     ----------
     index
-        The matrix in a tensor of three dimensions; None: the tensor is one matrix.
+        The index of the matrix in a 3D tensor; None if the tensor is a single matrix.
     rows
-        The first of the expert's rows, and the one after the last.
+        The range of the expert's rows: the first, and one past the last.
     """
 
     tensor: str
@@ -106,7 +107,7 @@ class _Slice:
 
     @property
     def layer(self) -> str:
-        """The name of the change of these rows among those of layers."""
+        """The layer name under which the change of these rows is listed."""
         stem = self.tensor.removesuffix(".weight")
         if self.index is None:
             return stem
@@ -114,19 +115,19 @@ class _Slice:
 
 
 def fit(folder: PeftFolder, skeleton: Skeleton) -> dict[str, tuple[Factors, Weight]]:
-    """Find the weights in the base of the parameters that an adapter changes.
+    """Find the base's weights for the single parameters that an adapter changes.
 
     Raises
     ------
     CheckpointError
-        The base lacks such parameters, or stores them in an unknown form.
+        The base lacks these parameters, or stores them in an unknown form.
     """
     if not folder.wrapped:
         return {}
     if skeleton.model is None:
         raise CheckpointError(
             f"`{folder.folder}` changes single parameters (`target_parameters`). Only "
-            "transformers knows which these are, and it cannot build the model of "
+            "transformers knows which ones these are, but it cannot build the model of "
             f"`{skeleton.base.folder}`."
         )
     pairs: dict[str, tuple[Factors, Weight]] = {}
@@ -137,10 +138,10 @@ def fit(folder: PeftFolder, skeleton: Skeleton) -> dict[str, tuple[Factors, Weig
 
 
 def missing(folder: PeftFolder, skeleton: Skeleton) -> list[str]:
-    """Return the parameters that are targeted, but have no factors in the adapter's file."""
+    """Return the parameters that are targeted but have no factors in the adapter's file."""
     if not folder.targets.parameters or skeleton.model is None:
         return []
-    # Their names in the base's model, which has or lacks a prefix that the adapter's names have.
+    # Their names in the base's model, whose prefix may differ from the adapter's.
     wrapped: set[str] = set()
     for wrapper in folder.wrapped:
         name, _ = _module(wrapper.replace(WRAPPER, ""), skeleton)
@@ -156,7 +157,7 @@ def missing(folder: PeftFolder, skeleton: Skeleton) -> list[str]:
 
 
 def _parameters(folder: PeftFolder, skeleton: Skeleton) -> dict[str, Parameter]:
-    """Return the parameter of each wrapper."""
+    """Return the parameter that each of peft's wrapper modules changes, by wrapper name."""
     wrappers_of: dict[str, list[str]] = {}
     for wrapper in folder.wrapped:
         name = wrapper.replace(WRAPPER, "")
@@ -172,11 +173,11 @@ def _parameters(folder: PeftFolder, skeleton: Skeleton) -> dict[str, Parameter]:
         if len(targeted) != len(wrappers):
             raise CheckpointError(
                 f"`{folder.file.path}` has factors for {len(wrappers)} parameters of `{name}`, "
-                f"but `target_parameters` names {len(targeted)} of them. There is no telling "
-                "which factors belong to which parameter, so it cannot be merged."
+                f"but `target_parameters` lists {len(targeted)} of them. It is unclear which "
+                "factors belong to which parameter, so the adapter cannot be merged."
             )
-        # peft wraps a module once for each of its parameters, the last one outermost. Each wrapper
-        # further in has another `.base_layer` in its name.
+        # peft wraps a module once per parameter, the last one outermost. Each inner wrapper has
+        # one more `.base_layer` in its name.
         outermost_first = sorted(wrappers, key=len)
         for wrapper, parameter in zip(outermost_first, reversed(targeted), strict=True):
             parameters[wrapper] = _parameter(
@@ -191,7 +192,7 @@ def _parameters(folder: PeftFolder, skeleton: Skeleton) -> dict[str, Parameter]:
 def _module(name: str, skeleton: Skeleton) -> tuple[str, nn.Module]:
     """Return a module of the base's model, and its name there.
 
-    The name of the adapter may have the prefix of the inner model (`model.`), or lack it.
+    The name in the adapter may have or lack the inner model's prefix (`model.`).
     """
     prefix = f"{skeleton.model.base_model_prefix}."
     for candidate in (name, prefix + name, name.removeprefix(prefix)):
@@ -215,23 +216,23 @@ def _parameter(name: str, stored: str, module: nn.Module, value: Tensor) -> Para
     shape = tuple(value.shape)
     if len(shape) == 2:
         rows, columns = shape
-        return Parameter(name, stored, (1, rows, columns), turned=False)
+        return Parameter(name, stored, (1, rows, columns), transposed=False)
     if len(shape) != 3:
         raise CheckpointError(
-            f"`{name}` has {len(shape)} dimensions. peft changes parameters of 2 or 3."
+            f"`{name}` has {len(shape)} dimensions. peft changes parameters with 2 or 3."
         )
     experts, rows, columns = shape
-    # transformers marks the modules that store their experts as in × out, such as GPT-OSS.
-    turned = bool(getattr(module, "is_transposed", False))
-    if turned:
+    # transformers marks modules that store their experts as in × out, such as GPT-OSS's.
+    transposed = bool(getattr(module, "is_transposed", False))
+    if transposed:
         rows, columns = columns, rows
-    return Parameter(name, stored, (experts, rows, columns), turned)
+    return Parameter(name, stored, (experts, rows, columns), transposed)
 
 
 def _weights(
     folder: PeftFolder, skeleton: Skeleton, wrapper: str, parameter: Parameter
 ) -> Iterator[tuple[str, Factors, Weight]]:
-    """Yield the tensors of the base that form a parameter, each with the name of its layer."""
+    """Yield each piece of a parameter in the base: its layer name, factors and weight."""
     keys = folder.wrapped[wrapper]
     rank, alpha, scale = numbers(folder.targets, parameter.name)
     experts, height, width = parameter.shape
@@ -239,7 +240,7 @@ def _weights(
     if shape_A != (experts * rank, width) or shape_B != (height, experts * rank):
         raise CheckpointError(
             f"`{folder.file.path}`: the factors of `{parameter.name}` have the shapes {shape_A} "
-            f"and {shape_B}, which do not fit {experts} experts of {height} × {width} "
+            f"and {shape_B}, which do not match {experts} experts of {height} × {width} "
             f"and rank {rank}."
         )
     for piece in _slices(skeleton, parameter):
@@ -256,12 +257,12 @@ def _weights(
             experts=experts,
             rows=piece.rows,
         )
-        weight = Weight(piece.tensor, parameter.turned, piece.index)
+        weight = Weight(piece.tensor, parameter.transposed, piece.index)
         yield piece.layer, factors, weight
 
 
 def _slices(skeleton: Skeleton, parameter: Parameter) -> Iterator[_Slice]:
-    """Yield the tensors of the base, or matrices in one, that form a parameter."""
+    """Yield the base's tensors, or matrices of them, that make up a parameter."""
     experts, height, _ = parameter.shape
     if parameter.stored in skeleton.tensors:
         # The base stores the parameter as it is in memory: a stack of experts, or one matrix.
@@ -272,19 +273,19 @@ def _slices(skeleton: Skeleton, parameter: Parameter) -> Iterator[_Slice]:
             yield _Slice(tensor, index, expert, (0, height))
         return
 
-    # The tensors of each pattern are one stack: those of gate, then those of up.
+    # Each pattern's tensors are one stack: those of gate, then those of up.
     stacks = skeleton.joined.get(parameter.stored, {})
     patterns, steps = skeleton.operations(next(iter(stacks), ""))
     is_known = bool(patterns) and steps in (STACKED, STACKED_SIDE_BY_SIDE)
     is_complete = all(len(stacks.get(pattern, ())) == experts for pattern in patterns)
-    if parameter.turned or not is_known or not is_complete:
+    if parameter.transposed or not is_known or not is_complete:
         form = " and ".join(steps) or "no tensor of that name"
         raise CheckpointError(
-            f"`{skeleton.base.folder}` stores `{parameter.stored}` in another form than "
-            f"transformers has in memory ({form}), which is not known here: the adapter cannot be "
-            "merged. Merge it with peft's `merge_and_unload`."
+            f"`{skeleton.base.folder}` stores `{parameter.stored}` in a different form than "
+            f"transformers has in memory ({form}), which is not supported here: the adapter cannot "
+            "be merged. Merge it with peft's `merge_and_unload`."
         )
-    # Side by side means below each other in the rows of B A: first all of gate, then all of up.
+    # The stacks are concatenated along the rows of B A: first all of gate, then all of up.
     first = 0
     for pattern in patterns:
         tensors = stacks[pattern]

@@ -1,4 +1,4 @@
-"""A task vector as a PEFT LoRA folder that stock peft loads: cut to a rank, or exact."""
+"""A task vector as a PEFT LoRA folder that stock peft loads, truncated to a rank or exact."""
 
 import json
 import re
@@ -18,12 +18,12 @@ from perdure.vectors.task_vector import Entry, LowRank, dense
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer by its name in the adapter, with the shape of its weight.
+    """A layer's name in the adapter, and its weight's shape.
 
     Attributes
     ----------
     embedding
-        Whether the layer is an embedding, which peft stores in another way.
+        True if the layer is an embedding, which peft stores differently.
     """
 
     name: str
@@ -32,12 +32,11 @@ class Layer:
 
 
 def truncated(entry: Entry, rank: int | None) -> tuple[LowRank, float, float]:
-    """Cut a change to a rank, or keep all of a low-rank one.
+    """Truncate a change to a rank, or keep all of a low-rank one.
 
     Returns
     -------
-    The factors; the squared norm of the part that they leave out; the square of the whole
-    (Frobenius).
+    The factors; the squared Frobenius norm of what truncation drops; and the change's own.
 
     Raises
     ------
@@ -48,7 +47,7 @@ def truncated(entry: Entry, rank: int | None) -> tuple[LowRank, float, float]:
     """
     if rank is None and not isinstance(entry, LowRank):
         raise InputError(
-            "The rule gives a full matrix, which an adapter can hold only to some rank: "
+            "The rule gives a full matrix, which an adapter can only store up to some rank: "
             "give `--rank`."
         )
     if not isinstance(entry, LowRank):
@@ -59,19 +58,19 @@ def truncated(entry: Entry, rank: int | None) -> tuple[LowRank, float, float]:
     kept = rank or largest
     if isinstance(entry, LowRank):
         if entry.rank == 0:
-            # peft has no adapters of rank 0: zeros of rank 1 are the same change.
+            # peft has no adapters of rank 0, but zeros of rank 1 are the same change.
             B = entry.B.new_zeros(entry.shape[0], 1)
             A = entry.A.new_zeros(1, entry.shape[1])
             return LowRank(B, A), 0.0, 0.0
         U, S, Vh = entry.svd()
         if entry.rank <= min(largest, kept):
-            # The factors fit as they are: no SVD adds its rounding to them.
+            # The factors fit unchanged, without the rounding of an SVD.
             return entry, 0.0, S.double().square().sum().item()
     else:
         U, S, Vh = torch.linalg.svd(entry, full_matrices=False)
 
-    # The first singular values give the nearest matrix of a rank (Eckart & Young); the squares of
-    # the others add up to what it leaves out.
+    # The leading singular triples give the closest matrix of a rank (Eckart & Young); the squares
+    # of the other singular values sum to the squared error.
     squares = S.double().square()
     change = LowRank(U[:, :kept] * S[:kept], Vh[:kept])
     return change, squares[kept:].sum().item(), squares.sum().item()
@@ -82,17 +81,17 @@ def _check_finite(change: LowRank | Tensor) -> None:
     if not all(map(is_finite, matrices)):
         raise CheckpointError(
             "The merged change would not be finite (NaN or Inf): "
-            "a scale is too large, or is no number."
+            "a scale is too large, or not a number."
         )
 
 
 def tensors(layers: Mapping[Layer, LowRank]) -> dict[str, Tensor]:
-    """Return the factors by peft's names and in its shapes."""
+    """Return the factors under peft's names and in its shapes."""
     factors: dict[str, Tensor] = {}
     for layer, change in layers.items():
         name = f"{PREFIX}{layer.name}"
         if layer.embedding:
-            # The change of the table is B A, with a row for each token. peft has it transposed.
+            # The table's change is B A, with one row per token; peft stores its transpose.
             factors[f"{name}.lora_embedding_A"] = change.B.T.contiguous()
             factors[f"{name}.lora_embedding_B"] = change.A.T.contiguous()
             continue
@@ -100,8 +99,8 @@ def tensors(layers: Mapping[Layer, LowRank]) -> dict[str, Tensor]:
         B = change.B
         kernel = layer.shape[2:]
         if kernel:
-            # A convolution's kernel goes into A, and B is a convolution of size 1. (The shape of
-            # other weights says nothing of A: a `Conv1D` stores them as in × out.)
+            # A convolution's kernel goes into A, and B is a convolution of size 1. (Other weights'
+            # shapes do not determine A's: a `Conv1D` stores them as in × out.)
             A = A.reshape(len(A), *layer.shape[1:])
             B = B.reshape(*B.shape, *[1] * len(kernel))
         factors[f"{name}.lora_A.weight"] = A.contiguous()
@@ -112,16 +111,17 @@ def tensors(layers: Mapping[Layer, LowRank]) -> dict[str, Tensor]:
 def config(layers: Mapping[Layer, LowRank], stated: Mapping[str, object]) -> dict[str, object]:
     """Return peft's configuration for an adapter with these layers.
 
-    Alpha is the rank, so that B A counts once. Layers of another rank than most are listed.
+    Alpha equals the rank, so that the scale is 1. Layers that do not have the most common rank
+    are listed in `rank_pattern` and `alpha_pattern`.
 
     Parameters
     ----------
     stated
-        Further settings, which come last.
+        Additional settings, which override the ones from here.
     """
     ranks = {layer.name: change.rank for layer, change in layers.items()}
     usual = Counter(ranks.values()).most_common(1)[0][0]
-    # peft matches a pattern with the end of a name: with `^` it has to be the whole name.
+    # peft matches patterns against the end of a name; `^` requires the full name.
     others: dict[str, int] = {}
     for name, rank in ranks.items():
         if rank != usual:
@@ -148,8 +148,8 @@ def write(
     configuration: Mapping[str, object],
     values: Mapping[str, Tensor],
 ) -> None:
-    """Write the configuration and the weights of an adapter."""
-    # Sorted, as peft writes it.
+    """Write an adapter's configuration and weights."""
+    # Sorted, as in peft.
     text = json.dumps(configuration, indent=2, sort_keys=True)
     (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
     stored = {name: new(value) for name, value in values.items()}
@@ -161,5 +161,5 @@ def write(
             for value in values.values():
                 file.write(as_bytes(value.contiguous()))
     except OSError as error:
-        # A failed write does not say which file it was: a full disk should.
+        # A failed write does not report its file, but a full disk's error message should.
         raise OSError(error.errno, error.strerror, str(path)) from error

@@ -1,7 +1,7 @@
-"""A PEFT folder as a value, read as JSON and safetensors without peft.
+"""PEFT folders, read as JSON and safetensors without peft.
 
-LoRA adds s B A to W, with s = alpha / r (or alpha / sqrt(r), rsLoRA); rank and alpha may differ by
-layer. Any other kind of adapter is refused, with a message that gives the reason.
+LoRA adds s B A to W, with s = alpha / r (or alpha / sqrt(r) for rsLoRA); rank and alpha may
+differ between layers. An adapter that works differently is refused, with the reason.
 """
 
 import functools
@@ -26,25 +26,25 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"
 PREFIX = "base_model.model."
-# Larger numbers are taken for damage: ranks and alphas in use are a million times smaller.
+# Larger numbers count as damage: ranks and alphas in use are a million times smaller.
 LARGEST = 1e9
-# Initializations (`init_lora_weights`) that leave W as it was. Others (pissa, olora, corda, loftq,
-# lora_ga) subtract a part of it, which the base model on disk still has.
+# Initializations (`init_lora_weights`) that leave W unchanged. Others (pissa, olora, corda, loftq,
+# lora_ga) subtract a part of W, which the base model on disk still contains.
 KEEPS_BASE = ("gaussian", "eva", "orthogonal", "mica")
 REFUSED = {
-    "use_dora": "DoRA scales the rows of W by their norm: it is no sum of W and B A",
+    "use_dora": "DoRA rescales the rows of W, so the result is not a sum of W and B A",
     "lora_bias": "it adds a bias",
     "layer_replication": "it copies layers of the model",
     "trainable_token_indices": "it changes single rows of the embeddings",
-    "alora_invocation_tokens": "an activated LoRA acts on some tokens only",
+    "alora_invocation_tokens": "an activated LoRA acts only on some tokens",
     "use_qalora": "QALoRA pools the layer's inputs",
     "use_bdlora": "its factors are block-diagonal",
     "arrow_config": "Arrow routes between adapters",
     "monteclora_config": "its weights are random variables",
     "kasa_config": "KaSA scales the singular values of W",
 }
-# Settings that leave the sum W + s B A as it is, or that are read here. A setting that is neither
-# here nor in `REFUSED` is newer than this table, and warned about.
+# Settings that do not affect the sum W + s B A, or that are handled here. A setting that is
+# neither here nor in `REFUSED` is newer than this table and causes a warning.
 HARMLESS = {
     "alpha_pattern",
     "auto_mapping",
@@ -79,8 +79,8 @@ HARMLESS = {
     "use_rslora",
     "velora_config",
 }
-# `LAYER.lora_A.weight`; for embeddings `LAYER.lora_embedding_A`. peft leaves out the name of the
-# adapter that it has in memory (`LAYER.lora_A.default.weight`), but other tools write it.
+# `LAYER.lora_A.weight`, or `LAYER.lora_embedding_A` for embeddings. In memory, peft's keys contain
+# the adapter's name (`LAYER.lora_A.default.weight`). peft omits it on disk; other tools do not.
 FACTOR = re.compile(
     r"(?P<layer>.+)\.lora_(?P<letter>(?:embedding_)?[AB])"
     r"(?:\.(?P<adapter>[^.]+))??(?:\.(?P<kind>weight|bias))?"
@@ -90,18 +90,18 @@ SAVED = re.compile(r"(?P<module>.+?)\.modules_to_save\.(?:[^.]+\.)?(?P<parameter
 
 @dataclass(frozen=True)
 class Factors:
-    """The change of one layer: s B A, with s in B. For an embedding it has a row for each token.
+    """A LoRA's change of one layer, s B A; an embedding's has one row per token.
 
     Attributes
     ----------
     file, keys
-        The file with A and B, and their names in it. They are read on demand and not kept.
+        The file with A and B, and their names in it. They are read on demand and not cached.
     scale
         s: alpha / rank, or alpha / √rank.
     shape
-        The shape of the change; a convolution's kernel is flattened.
+        The change's shape; a convolution's kernel is flattened.
     alpha
-        The alpha that the adapter states for the layer's own rank.
+        The adapter's alpha for this layer.
     """
 
     file: TensorFile
@@ -114,24 +114,24 @@ class Factors:
 
     @property
     def change(self) -> LowRank:
-        """The factors, in float32.
+        """The change in float32, as factors s B and A.
 
         Raises
         ------
         CheckpointError
-            They are not finite.
+            The factors are not finite.
         """
         key_A, key_B = self.keys
-        A = whole(self.file, key_A).float().flatten(1)
-        B = whole(self.file, key_B).float().flatten(1)
+        A = read_tensor(self.file, key_A).float().flatten(1)
+        B = read_tensor(self.file, key_B).float().flatten(1)
         B = self.scaled(B)
         if self.embedding:
-            # peft looks rows of Aᵀ up: the change of the table (tokens × width) is (B A)ᵀ = Aᵀ Bᵀ.
+            # peft looks up rows of Aᵀ: the table's change (tokens × width) is (B A)ᵀ = Aᵀ Bᵀ.
             return LowRank(A.T, B.T)
         return LowRank(B, A)
 
     def scaled(self, B: Tensor) -> Tensor:
-        """Return s B.
+        """Return the factor B times the LoRA scale s.
 
         Raises
         ------
@@ -141,31 +141,32 @@ class Factors:
         B = B * self.scale
         if not is_finite(B):
             raise CheckpointError(
-                f"`{self.keys[1]}` in `{self.file.path}` is not finite times alpha {self.alpha:g}."
+                f"`{self.keys[1]}` in `{self.file.path}`, scaled with alpha {self.alpha:g}, "
+                "is not finite."
             )
         return B
 
 
 @dataclass(frozen=True)
 class PeftFolder:
-    """A LoRA adapter.
+    """A LoRA adapter on disk.
 
     Attributes
     ----------
     factors
-        The change of each layer, by its name in the model that the adapter was trained on.
+        The change of each layer, by its name in the model the adapter was trained on.
     wrapped
-        The names of A and B for single parameters (`target_parameters`), by the name that peft
-        gives to the wrapper around the module of the parameter. The wrapper of each further
-        parameter of that module has another `.base_layer` in its name.
+        The names of A and B for single parameters (`target_parameters`), by the name of peft's
+        wrapper around the parameter's module. If a module has several such parameters, each
+        inner wrapper has one more `.base_layer` in its name.
     targets
-        The layers that the configuration names.
+        The layers that the configuration targets.
     untargeted
-        Layers with factors that the configuration does not name: peft leaves them out.
+        Layers that have factors but are not targeted by the configuration; peft ignores them.
     saved
-        The tensors of modules that were trained whole (`modules_to_save`), read on demand.
+        The tensors of fully trained modules (`modules_to_save`), read on demand.
     copies
-        Other whole tensors, read on demand: peft sometimes adds the embeddings of the base model.
+        Other full tensors, read on demand: peft sometimes adds the base model's embeddings.
     """
 
     folder: Path
@@ -181,12 +182,12 @@ class PeftFolder:
 
     @property
     def base(self) -> str:
-        """The model that the adapter names as its base; empty if it names none."""
+        """The adapter's base model according to its configuration; empty if not given."""
         return str(self.config.get("base_model_name_or_path") or "")
 
 
 def described(factors: Iterable[Factors]) -> str:
-    """Return the ranks and alphas, as text."""
+    """Describe the distinct ranks and alphas, such as "rank 8, alpha 16"."""
     pairs = {(layer.rank, layer.alpha) for layer in factors}
     texts: list[str] = []
     for rank, alpha in sorted(pairs):
@@ -195,36 +196,36 @@ def described(factors: Iterable[Factors]) -> str:
 
 
 def read(source: str | Path) -> PeftFolder:
-    """Read a PEFT folder, given as a path or as a hub id.
+    """Read a PEFT folder, given as a path or a hub id.
 
     Raises
     ------
     CheckpointError
-        It is not a PEFT folder, is damaged, or does anything other than adding B A to weights.
+        It is not a PEFT folder, is damaged, or does more than add B A to weights.
     """
     folder = find(source)
     if not (folder / CONFIG).exists():
-        _look_below(folder)
+        _check_subfolders(folder)
     config = read_json(inside(folder, CONFIG))
     _check_config(folder, config)
     if not (folder / WEIGHTS).exists() and (folder / PICKLE).exists():
         raise CheckpointError(
-            f"`{folder / PICKLE}` is not read: unpickling can run any code. Load the adapter "
+            f"`{folder / PICKLE}` is not read: unpickling can run arbitrary code. Load the adapter "
             "where you trust it, and save it with `save_pretrained` (safetensors)."
         )
     file = TensorFile(inside(folder, WEIGHTS))
-    # From here on only headers are read: the shapes are checked against the base's before values
-    # take memory, because a header may claim any size.
+    # Only headers are read here: shapes are compared with the base's before values take memory,
+    # because a header may claim any size.
     targets = Targets(config, str(folder / CONFIG))
-    keys, saved, copies = _sorted(file, targets)
+    keys, saved, copies = _group_tensors(file, targets)
     if not keys:
-        raise CheckpointError(f"`{file.path}` holds no LoRA: it has no tensor `….lora_A.weight`.")
+        raise CheckpointError(f"`{file.path}` is not a LoRA: it has no tensor `….lora_A.weight`.")
 
     untargeted = _untargeted(keys, targets)
     wrapped: dict[str, tuple[str, str]] = {}
     if targets.parameters:
-        # A wrapper of single parameters has factors like a layer, but `target_modules` does not
-        # name it. Which parameters are meant is seen later, in the model (`experts`).
+        # A wrapper of single parameters has factors like a layer, but is not in `target_modules`.
+        # `experts` later uses the model to find the parameters they belong to.
         for layer in untargeted:
             wrapped[layer] = _keys(file, layer, keys.pop(layer))
         untargeted = []
@@ -235,8 +236,8 @@ def read(source: str | Path) -> PeftFolder:
             factors[layer] = _factors(file, layer, layer_keys, targets)
     if not factors and not wrapped:
         raise CheckpointError(
-            f"`{file.path}` has factors of other layers (`{untargeted[0]}`, …) "
-            f"than `target_modules` in `{CONFIG}` names."
+            f"`{file.path}` has only factors of layers (`{untargeted[0]}`, …) "
+            f"that `target_modules` in `{CONFIG}` does not target."
         )
     return PeftFolder(
         folder=folder,
@@ -253,48 +254,48 @@ def read(source: str | Path) -> PeftFolder:
 
 
 def _untargeted(layers: Iterable[str], targets: Targets) -> list[str]:
-    """Return the layers that the configuration does not name."""
-    unnamed = [layer for layer in layers if targets.named(layer) is False]
+    """Return the layers that the configuration does not target."""
+    untargeted = [layer for layer in layers if targets.named(layer) is False]
     if targets.config.get("ensure_weight_tying"):
-        # peft adds the layer that is tied to one that is named. It has no number in its name, as
-        # the layers of blocks have.
-        unnamed = [layer for layer in unnamed if _has_number(layer)]
-    return unnamed
+        # peft adds the layer that is tied to a targeted one. Unlike layers in blocks, it has no
+        # number in its name.
+        untargeted = [layer for layer in untargeted if _has_number(layer)]
+    return untargeted
 
 
 def _has_number(layer: str) -> bool:
     return any(name.isdigit() for name in layer.split("."))
 
 
-def _look_below(folder: Path) -> None:
-    """Name the adapters in subfolders, where peft saves all adapters but the first.
+def _check_subfolders(folder: Path) -> None:
+    """Point out adapters in subfolders, where peft saves all adapters except the first.
 
     Raises
     ------
     CheckpointError
         There are adapters in subfolders.
     """
-    below = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG}"))
-    if not below:
+    subfolders = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG}"))
+    if not subfolders:
         return
     message = (
         f"`{folder}` has no `{CONFIG}`, but there are adapters in its subfolders: "
-        f"give `{folder / below[0]}`"
+        f"give `{folder / subfolders[0]}`"
     )
-    if len(below) > 1:
-        message += f", or another of {', '.join(below)}"
+    if len(subfolders) > 1:
+        message += f", or another of {', '.join(subfolders)}"
     raise CheckpointError(f"{message}.")
 
 
-def _sorted(
+def _group_tensors(
     file: TensorFile, targets: Targets
 ) -> tuple[dict[str, dict[str, str]], OnDemand[Tensor], OnDemand[Tensor]]:
-    """Sort the tensors of an adapter's file.
+    """Group the tensors in an adapter's file.
 
     Returns
     -------
-    The names of the factors, by layer and letter; the modules that were trained whole; and other
-    whole tensors.
+    The factors' names, by layer and letter; the tensors of fully trained modules; and other full
+    tensors.
     """
     keys: dict[str, dict[str, str]] = {}
     saved: dict[str, Callable[[], Tensor]] = {}
@@ -303,21 +304,21 @@ def _sorted(
         name, role = _role(file, key.removeprefix(PREFIX))
         if role == "original":
             continue
-        if role == "whole":
+        if role == "full":
             tensors = saved if _is_saved(name, targets) else copies
-            tensors[name] = functools.partial(whole, file, key)
+            tensors[name] = functools.partial(read_tensor, file, key)
             continue
         layer_keys = keys.setdefault(name, {})
         if role in layer_keys:
             raise CheckpointError(
-                f"`{file.path}` holds two adapters for `{name}`. Save them into a folder each."
+                f"`{file.path}` has two adapters for `{name}`. Save each to its own folder."
             )
         layer_keys[role] = key
     return keys, OnDemand(saved), OnDemand(copies)
 
 
 def _name(folder: Path) -> str:
-    """Return the folder's name; in a run of perdure (`00-TASK/adapter`) the task's."""
+    """Return the folder's name, or the task's in a run of perdure (`00-TASK/adapter`)."""
     folder = folder.resolve()
     if folder.name != "adapter":
         return folder.name
@@ -325,12 +326,12 @@ def _name(folder: Path) -> str:
 
 
 def _check_config(folder: Path, config: Mapping[str, object]) -> None:
-    """Refuse an adapter that does anything other than adding B A to weights."""
+    """Refuse an adapter that does more than add B A to weights."""
     path = folder / CONFIG
     kind = config.get("peft_type")
     if kind != "LORA":
         raise CheckpointError(
-            f"`{path}`: `peft_type` is {kind!r}. Only LoRA (`LORA`) is a change of weights B A."
+            f"`{path}`: `peft_type` is {kind!r}. Only LoRA (`LORA`) changes weights by B A."
         )
     for key, why in REFUSED.items():
         if config.get(key):
@@ -340,16 +341,17 @@ def _check_config(folder: Path, config: Mapping[str, object]) -> None:
     bias = config.get("bias", "none")
     if bias != "none":
         raise CheckpointError(
-            f"`{path}`: `bias` is {bias!r}: biases were trained too. Only `none` is merged."
+            f"`{path}`: `bias` is {bias!r}: biases were trained as well. Only `none` can be merged."
         )
     start = config.get("init_lora_weights", True)
-    # peft's own initialization is None or True; False, for its tests, is random, but leaves W too.
+    # None and True are peft's default initialization. False, for its tests, is random, but does
+    # not change W either.
     is_switch = start is None or isinstance(start, bool)
     is_named = isinstance(start, str) and start in KEEPS_BASE
     if not is_switch and not is_named:
         raise CheckpointError(
             f"`{path}`: `init_lora_weights` is {start!r}, which changed the base model before "
-            "training. Convert the adapter: peft's "
+            "training. Convert the adapter with peft's "
             "`save_pretrained(…, path_initial_model_for_weight_conversion=…)`."
         )
     unknown = sorted(key for key, value in config.items() if value and key not in HARMLESS)
@@ -364,35 +366,35 @@ def _check_config(folder: Path, config: Mapping[str, object]) -> None:
 def _role(file: TensorFile, key: str) -> tuple[str, str]:
     """Return the layer or tensor that a key belongs to, and its role there.
 
-    The role is the letter of a factor (`A`, `B`, `embedding_A`, `embedding_B`), `whole` for a
-    tensor that was trained whole or copied, or `original` for the state before training.
+    The role is a factor's letter (`A`, `B`, `embedding_A`, `embedding_B`), `full` for a fully
+    trained or copied tensor, or `original` for the state before training.
     """
     factor = FACTOR.fullmatch(key)
     if factor and factor["kind"] != "bias":
         return factor["layer"], factor["letter"]
     if factor or ".lora_" in key or ".trainable_tokens_" in key:
         raise CheckpointError(
-            f"`{file.path}`: `{key}` is no factor of a LoRA: it acts in another way than B A."
+            f"`{file.path}`: `{key}` is not a LoRA factor: the adapter does more than add B A."
         )
     if ".original_module." in key:
         return key, "original"
     saved = SAVED.fullmatch(key)
     if saved:
-        return f"{saved['module']}.{saved['parameter']}", "whole"
-    return key.replace(".base_layer.", "."), "whole"
+        return f"{saved['module']}.{saved['parameter']}", "full"
+    return key.replace(".base_layer.", "."), "full"
 
 
 def _is_saved(name: str, targets: Targets) -> bool:
     return any(f".{module}." in f".{name}" for module in targets.saved_modules)
 
 
-def whole(file: TensorFile, key: str) -> Tensor:
-    """Read a tensor of an adapter.
+def read_tensor(file: TensorFile, key: str) -> Tensor:
+    """Read a tensor from an adapter's file.
 
     Raises
     ------
     CheckpointError
-        The tensor is not of a floating type, or not finite.
+        The tensor does not have a floating-point type, or is not finite.
     """
     dtype = file.tensors[key].dtype
     if dtype not in FLOATS:
@@ -400,16 +402,16 @@ def whole(file: TensorFile, key: str) -> Tensor:
             f"`{key}` in `{file.path}` has the type {dtype}; allowed: {', '.join(FLOATS)}."
         )
     value = file.read(key)
-    # The computations that follow are in single precision, where a large double is infinite.
+    # Later computations are in single precision, where a large double is infinite.
     if not is_finite(value.float()):
         raise CheckpointError(
-            f"`{key}` in `{file.path}` holds values that are not finite (NaN or Inf)."
+            f"`{key}` in `{file.path}` has values that are not finite (NaN or Inf)."
         )
     return value
 
 
 def _keys(file: TensorFile, layer: str, keys: Mapping[str, str]) -> tuple[str, str]:
-    """Return the names of A and B in the file, given the names of a layer's factors by letter."""
+    """Return the keys of a layer's A and B, and raise if the layer has any other set of factors."""
     letters = ("A", "B")
     if "embedding_A" in keys or "embedding_B" in keys:
         letters = ("embedding_A", "embedding_B")
@@ -422,7 +424,7 @@ def _keys(file: TensorFile, layer: str, keys: Mapping[str, str]) -> tuple[str, s
 
 
 def _factors(file: TensorFile, layer: str, keys: Mapping[str, str], targets: Targets) -> Factors:
-    """Describe a layer's factors, after a check of their shapes; the values are read later."""
+    """Check a layer's factors by shape, and describe them; their values are read later."""
     key_A, key_B = _keys(file, layer, keys)
     A = file.tensors[key_A].shape
     B = file.tensors[key_B].shape
@@ -435,7 +437,7 @@ def _factors(file: TensorFile, layer: str, keys: Mapping[str, str], targets: Tar
     if are_empty or not (are_matrices and is_pointwise and have_rank):
         raise CheckpointError(
             f"`{file.path}`: the factors of `{layer}` have the shapes {A} and {B}, which "
-            f"`{CONFIG}` (rank {rank:g}) does not fit."
+            f"do not match `{CONFIG}` (rank {rank:g})."
         )
     height = math.prod(B[:1])
     width = math.prod(A[1:])
@@ -452,12 +454,12 @@ def _factors(file: TensorFile, layer: str, keys: Mapping[str, str], targets: Tar
 
 
 def numbers(targets: Targets, layer: str) -> tuple[int, float, float]:
-    """Return a layer's rank, its alpha, and its scale s: alpha / rank, or alpha / √rank.
+    """Return a layer's LoRA rank, alpha and scale, which is alpha / rank or alpha / √rank.
 
     Raises
     ------
     CheckpointError
-        The rank is no positive whole number, or alpha is no finite number.
+        The rank is not a positive integer, or alpha is not a finite number.
     """
     rank = _number(targets, "r", layer, "rank_pattern")
     alpha = _number(targets, "lora_alpha", layer, "alpha_pattern")
@@ -468,16 +470,16 @@ def numbers(targets: Targets, layer: str) -> tuple[int, float, float]:
 
 
 def _number(targets: Targets, key: str, layer: str, pattern: str) -> float:
-    """Return the rank or alpha of a layer: from the first pattern that fits, or the general one."""
-    # As in peft, a pattern for this layer comes before the setting for all layers.
+    """Return a layer's rank or alpha: from the first matching pattern, or the general one."""
+    # As in peft, a matching pattern overrides the setting for all layers.
     value = targets.value(pattern, layer)
     if value is None:
         value = targets.config.get(key, 8)  # peft's default for both
-    # `type`, not `isinstance`: for Python `true` is a number. NaN fails the comparison.
+    # `type`, not `isinstance`: in Python, `True` is an int. NaN fails the comparison.
     if type(value) is int or type(value) is float:
         is_rank = type(value) is int and value > 0
         if abs(value) <= LARGEST and (key != "r" or is_rank):
             return value
     raise CheckpointError(
-        f"`{targets.where}`: `{key}` of `{layer}` is {value!r}, which is no such number."
+        f"`{targets.where}`: `{key}` of `{layer}` is {value!r}, which is not a valid value."
     )

@@ -1,4 +1,4 @@
-"""The layers that an adapter's configuration names, as peft reads it."""
+"""The layers that an adapter's configuration targets, interpreted as in peft."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,7 +7,7 @@ from perdure.errors import CheckpointError
 from perdure.models.patterns import Patterns
 
 ALL_LINEAR = "all-linear"
-# peft's default for `layers_pattern`: any name before the number of a block.
+# peft's default for `layers_pattern`: any name before a block's number.
 ANY_NAME = r"[^.]*"
 LISTS = (
     "target_modules",
@@ -20,27 +20,27 @@ MAPPINGS = ("rank_pattern", "alpha_pattern")
 
 
 class Targets:
-    """The layers that an adapter's configuration names, by their names or by regular expressions.
+    """The layers that an adapter's configuration targets, by name or regular expression.
 
     Parameters
     ----------
     where
-        The path of the configuration, for the errors.
+        The configuration's path, for error messages.
 
     Raises
     ------
     CheckpointError
-        A setting is of a type that peft does not write.
+        A setting has a type that peft never writes.
     """
 
     def __init__(self, config: Mapping[str, Any], where: str) -> None:
         self.config = config
         self.where = where
-        # All patterns of one file share a time to be matched in.
+        # All patterns of one file share a time limit for matching.
         self._patterns = Patterns(CheckpointError)
         for key in LISTS:
-            may_be_text = key not in ("target_parameters", "modules_to_save")
-            if not _are_texts(config.get(key), may_be_text):
+            may_be_string = key not in ("target_parameters", "modules_to_save")
+            if not _are_strings(config.get(key), may_be_string):
                 raise self._wrong_type(key, "a list of names")
         for key in MAPPINGS:
             if not isinstance(config.get(key) or {}, dict):
@@ -53,18 +53,18 @@ class Targets:
         return CheckpointError(f"`{self.where}`: `{key}` is {value!r}, not {allowed}.")
 
     def named(self, layer: str) -> bool | None:
-        """Return whether the configuration names a layer; None if the model's type decides.
+        """Return True if the configuration targets a layer, or None if that depends on the model.
 
         Raises
         ------
         CheckpointError
-            A pattern is no regular expression, or takes too much time.
+            A pattern is not a valid regular expression, or takes too long to match.
         """
         targets = self.config.get("target_modules")
         if targets == ALL_LINEAR:
             return None
         if targets is None:
-            # Without either setting peft has a default for each type of model.
+            # Without either setting, peft has a default for each model type.
             return False if self.parameters else None
         if self._is_excluded(layer):
             return False
@@ -74,23 +74,23 @@ class Targets:
 
     @property
     def parameters(self) -> list[str]:
-        """The single parameters that are targeted, by the ends of their names."""
+        """The single parameters that are targeted, as suffixes of their names."""
         return self.config.get("target_parameters") or []
 
     @property
     def saved_modules(self) -> list[str]:
-        """The modules that are trained whole."""
+        """The modules that are fully trained (`modules_to_save`)."""
         return self.config.get("modules_to_save") or []
 
     def value(self, setting: str, layer: str) -> object:
-        """Return the value of a layer in `rank_pattern` or `alpha_pattern`; None if it has none.
+        """Return a layer's value in `rank_pattern` or `alpha_pattern`, or None if it has none.
 
         The first pattern that matches the end of the layer's name counts.
 
         Raises
         ------
         CheckpointError
-            A pattern is no regular expression, or takes too much time.
+            A pattern is not a valid regular expression, or takes too long to match.
         """
         by_pattern = self.config.get(setting) or {}
         for pattern, value in by_pattern.items():
@@ -105,14 +105,14 @@ class Targets:
                 return True
         elif _ends_with(layer, excluded):
             return True
-        # A module that is trained whole has no factors. Its name is a pattern for peft, too.
+        # A fully trained module has no factors. peft takes its name as a pattern as well.
         for module in self.saved_modules:
             if self._match("modules_to_save", rf"(^|.*\.){module}($|\..*)", layer):
                 return True
         return False
 
     def _is_in_blocks(self, layer: str) -> bool:
-        """Return whether a layer's block is among `layers_to_transform`."""
+        """Return True if a layer's block is in `layers_to_transform`, or that is not set."""
         blocks = self.config.get("layers_to_transform")
         if blocks is None or blocks == []:
             return True
@@ -122,7 +122,7 @@ class Targets:
         if isinstance(patterns, str):
             patterns = [patterns]
         for pattern in patterns:
-            # Lazy, so that the first number counts: the block's, not that of an expert in it.
+            # Lazy, so that the first number counts: the block's, not an inner expert's.
             start = r".*?\." if pattern == ANY_NAME else r"(?:^|.*?\.)"
             block = self._match("layers_pattern", rf"{start}{pattern}\.(?P<idx>\d+)\.", layer)
             if block:
@@ -140,16 +140,16 @@ def _ends_with(layer: str, names: Sequence[str]) -> bool:
     return layer in names or any(layer.endswith(f".{name}") for name in names)
 
 
-def _are_texts(value: object, may_be_text: bool) -> bool:
+def _are_strings(value: object, may_be_string: bool) -> bool:
     if value is None:
         return True
     if isinstance(value, str):
-        return may_be_text
+        return may_be_string
     return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
 def _are_numbers(value: object) -> bool:
-    # `type`, not `isinstance`: for Python `true` is a number.
+    # `type`, not `isinstance`: in Python, `True` is an int.
     if value is None or type(value) is int:
         return True
     return isinstance(value, list) and all(type(number) is int for number in value)

@@ -1,20 +1,20 @@
-"""The position of a layer's weight in the base."""
+"""The location of a layer's weight in the base."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Weight:
-    """A tensor of the base, or one matrix of a stack.
+    """The location of a weight in the base: a tensor, or one matrix of a stacked tensor.
 
     Attributes
     ----------
     tensor
-        The name of the tensor in the base.
+        The tensor's name in the base.
     transposed
-        Whether it is stored as in × out, as in a `Conv1D`.
+        True if it is stored as in × out, as in a `Conv1D`.
     index
-        The matrix in a tensor with three dimensions; None: the tensor is one matrix.
+        The index of the matrix in a 3D tensor; None if the tensor is a single matrix.
     """
 
     tensor: str

@@ -190,7 +190,9 @@ def parse_json(text: bytes | str, what: str) -> dict[str, Any]:
             raise ValueError(f"it has more than {MAX_VALUES:,} values, which no such file needs")
         value = json.loads(text, object_pairs_hook=_unique_keys)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{subject} is not readable JSON: {str(error)[:200]}.") from error
+        raise CheckpointError(
+            f"{subject} is not JSON that can be read: {str(error)[:200]}."
+        ) from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{subject} is not a JSON object, but {type(value).__name__}.")
     return value
@@ -233,7 +235,7 @@ def parse_yaml(text: str, what: str) -> Any:
         return plain(yaml.load(text, Loader=_Reader))  # a safe loader
     except (yaml.YAMLError, ValueError, TypeError, RecursionError, OverflowError) as error:
         why = " ".join(str(error).split()).replace('"<unicode string>", ', "")[:300]
-        raise CheckpointError(f"{what} is not readable YAML: {why}.") from error
+        raise CheckpointError(f"{what} is not YAML that can be read: {why}.") from error
 
 
 def _check_yaml(what: str, text: str) -> None:
