@@ -246,7 +246,7 @@ def test_code_of_the_base_is_left_behind(single, tmp_path):
     assert (out / "modules.json").read_text() == "[]"
     assert (
         "1_Pooling/pool.py, modeling_x.py" in str(merged)
-        and "left behind" in (out / "README.md").read_text()
+        and "was not copied" in (out / "README.md").read_text()
     )
     assert merge_checkpoint(folder, [place], "sum", form="adapter", dry_run=True).notes == ()
 

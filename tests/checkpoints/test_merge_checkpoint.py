@@ -390,7 +390,7 @@ def test_statistics_of_inputs_reach_the_rule(tmp_path):
     def call():
         merge_checkpoint(folder, [place], str(tmp_path / "seen.py"), tmp_path / "out", dry_run=True)
 
-    with pytest.raises(PerdureError, match=r"no `inputs.safetensors` in or beside"):
+    with pytest.raises(PerdureError, match=r"no `inputs.safetensors` in or next to"):
         call()
     names = [f"model.layers.{i}.self_attn" for i in (0, 1)]
     kept = {f"{name}.q_proj,{name}.k_proj": torch.eye(16) * (i + 1) for i, name in enumerate(names)}
@@ -441,11 +441,14 @@ def test_dry_run_card_and_command_line(tmp_path, monkeypatch, capsys):
     )
     for wrong, message in [
         (("-o", tmp_path / "out"), "already exists and is not empty"),
-        (("-o", tmp_path / "new", "--rank", "3"), "is for `--as adapter`"),
+        (("-o", tmp_path / "new", "--rank", "3"), "only with `--as adapter`"),
         ((), "Give `--output`"),
         (("-o", tmp_path / "new", "--set", "scael=1"), "Did you mean `scale`?"),
         (("-o", tmp_path / "new", "--set", "scale=search"), "needs the tasks' validation data"),
-        (("-o", tmp_path / "new", "--set", "space=factor"), "`space` is for the rules of a run"),
+        (
+            ("-o", tmp_path / "new", "--set", "space=factor"),
+            "`space` is only for the rules of a run",
+        ),
         (("-o", tmp_path / "new", "--saved-modules", "frist"), "Did you mean `first`?"),
     ]:
         status, out, err = call(*wrong)
@@ -500,7 +503,7 @@ def test_a_weight_that_one_adapter_changes_and_another_replaces_is_refused(tmp_p
     changed = adapter(folder, tmp_path / "q", seed=1, target_modules=["q_proj", "embed_tokens"])
     replaced = adapter(folder, tmp_path / "r", seed=2, modules_to_save=["embed_tokens"])
     with pytest.raises(
-        InputError, match=r"embed_tokens` is changed by the adapter `q`, and taken whole"
+        InputError, match=r"embed_tokens` is changed by the adapter `q`, and replaced by"
     ):
         merge_checkpoint(folder, [changed, replaced], SUM, tmp_path / "out")
     merge_checkpoint(folder, [changed, replaced], SUM, tmp_path / "out", saved_modules="none")

@@ -142,9 +142,12 @@ def put(name: str, value):
         ),
         (
             put("base_model.model.model.embed_tokens.weight", torch.ones(64, 16)),
-            "holds `model.embed_tokens.weight`",
+            "has a full tensor `model.embed_tokens.weight`",
         ),
-        (put("base_model.model.unknown.weight", torch.ones(2)), "holds `unknown.weight`"),
+        (
+            put("base_model.model.unknown.weight", torch.ones(2)),
+            "has a full tensor `unknown.weight`",
+        ),
         (
             put("base_model.model.o_proj.lora_A.weight", torch.ones(4, 16)),
             "`o_proj` has the factors",
@@ -165,7 +168,7 @@ def test_a_layer_that_the_base_has_not(copy):
             )
 
     weigh(copy[1], rename)
-    fails(*copy, r"layers.7.self_attn.q_proj`, but .* \(nearest: `model.layers.\d")
+    fails(*copy, r"layers.7.self_attn.q_proj`, but .* \(closest: `model.layers.\d")
 
 
 def test_the_old_spelling_with_the_name_of_the_adapter(copy, tmp_path):

@@ -1,7 +1,7 @@
-"""Adapters fitted to a base model on disk.
+"""Adapters matched to a base model on disk.
 
-Before a rule sees any adapter, this module decides which weights each one changes, and what happens
-to its tensors other than A and B.
+Before any rule is applied, this determines which weights each adapter changes, and what to do
+with tensors that it contains besides A and B.
 """
 
 import functools
@@ -24,35 +24,35 @@ from perdure.errors import CheckpointError, InputError, UnknownName
 from perdure.storage.tensors import FLOATS, Stored, TensorFile
 from perdure.vectors.task_vector import LowRank, OnDemand, TaskVector
 
-# The names that GPT-2 and its relatives give to layers of the kind `Conv1D`.
+# The names of `Conv1D` layers in GPT-2 and related models.
 CONV1D_LAYERS = {"c_attn", "c_proj", "c_fc", "q_attn"}
-# The file in which a run keeps the statistics of the layers' inputs.
+# The file with the layers' input statistics, which a run may keep.
 STATISTICS = "inputs.safetensors"
 BLOCK = 1 << 22  # values compared at a time
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """An adapter, with the names and weights of its layers in the base.
+    """An adapter whose layers have been matched to the base's weights.
 
     Attributes
     ----------
     name
-        A name that no other adapter of the merge has.
+        A name that no other adapter in the merge has.
     factors
         The change of each layer, by the name of its weight in the base without `.weight`.
     weights
-        The weight of each of these layers.
+        Each of these layers' weight in the base.
     saved
-        Modules that were trained whole, by the tensor's name in the base (or their own, if the
-        base has none).
+        Fully trained tensors, by their name in the base (or in the adapter, if the base lacks
+        them).
     spelled
-        The adapter's own names for those tensors.
+        The adapter's own names for these tensors.
     grown
-        Tables with a row for each token that were resized before training, by the tensor's name
+        Token tables (one row per token) that were resized before training, by the tensor's name
         in the base.
     notes
-        Sentences with warnings for the user.
+        Warnings for the user, in full sentences.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Fitted:
 
     @property
     def vector(self) -> TaskVector:
-        """The task vector, whose factors stay on disk until they are needed."""
+        """The task vector, whose factors are read from disk on demand."""
         makers: dict[str, Callable[[], LowRank]] = {}
         for name, factors in self.factors.items():
             makers[name] = functools.partial(getattr, factors, "change")
@@ -80,21 +80,21 @@ class Fitted:
 
     @property
     def settings(self) -> str:
-        """The ranks and alphas, as text."""
+        """A description of the ranks and alphas, such as "rank 8, alpha 16"."""
         return peft_folder.described(self.factors.values())
 
 
 def fit(
     base: Checkpoint, sources: Sequence[str | Path], skeleton: Skeleton, *, any_base: bool = False
 ) -> list[Fitted]:
-    """Read adapters, and find the weights of the base that they change.
+    """Read adapters, and find the base's weights that they change.
 
     Raises
     ------
     InputError
-        There are no adapters, or one is given twice.
+        No adapters are given, or one is given twice.
     CheckpointError
-        An adapter is damaged, does anything other than adding B A, or belongs to another model.
+        An adapter is damaged, does more than add B A, or belongs to another model.
     """
     if not sources:
         raise InputError("Nothing to merge: give at least one PEFT folder after the base model.")
@@ -113,16 +113,16 @@ def fit(
 
 
 def _names(folders: Sequence[PeftFolder]) -> list[str]:
-    """Return a name for each adapter, with parent folders if several have the same name."""
-    # `en/lora` and `de/lora` are told apart by the folder above, and if that is not enough
-    # by their paths.
+    """Return a name for each adapter, with its parent folders if names are not unique."""
+    # `en/lora` and `de/lora` are distinguished by the parent folder, or if that is not enough,
+    # by their full paths.
     names = [folder.name for folder in folders]
     paths = [folder.folder.resolve() for folder in folders]
     with_parent: list[str] = []
     for path, name in zip(paths, names, strict=True):
         with_parent.append(f"{path.parent.name}/{name}")
-    whole_paths = [str(path) for path in paths]
-    for longer in (with_parent, whole_paths):
+    full_paths = [str(path) for path in paths]
+    for longer in (with_parent, full_paths):
         counts = Counter(names)
         for i, name in enumerate(names):
             if counts[name] > 1:
@@ -133,13 +133,13 @@ def _names(folders: Sequence[PeftFolder]) -> list[str]:
 def _check_base(base: Checkpoint, folder: PeftFolder) -> None:
     if folder.base and last_part(folder.base) not in base.names:
         raise CheckpointError(
-            f"`{folder.folder}` was trained on `{folder.base}`, and the base given is "
-            f"`{base.source}`. If these are the same model, say so with `--any-base`."
+            f"`{folder.folder}` was trained on `{folder.base}`, but the given base is "
+            f"`{base.source}`. If these are the same model, use `--any-base`."
         )
 
 
 def _fit(base: Checkpoint, folder: PeftFolder, name: str, skeleton: Skeleton) -> Fitted:
-    """Find the weights that one adapter changes."""
+    """Find the base's weights that one adapter changes."""
     names = layer_names.match(folder.factors, base, folder.folder, skeleton)
     spelled = {_tensor(base, names, key): key for key in folder.saved}
     saved: dict[str, Callable[[], Tensor]] = {}
@@ -150,11 +150,12 @@ def _fit(base: Checkpoint, folder: PeftFolder, name: str, skeleton: Skeleton) ->
     pairs = experts.fit(folder, skeleton)
     for layer, factors in folder.factors.items():
         tensor = names.tensor(layer)
-        assert tensor is not None  # `match` finds a weight for every layer, or raises
+        assert tensor is not None  # `match` has found a weight for every layer, or raised
         stem = tensor.removesuffix(".weight")
         if stem in pairs:
             raise CheckpointError(
-                f"`{folder.folder}`: two of its layers are the one weight `{tensor}` of the base."
+                f"`{folder.folder}`: two of its layers match the same weight of the base, "
+                f"`{tensor}`."
             )
         _check_float(base, tensor, skeleton)
         if tensor in grown:
@@ -166,8 +167,8 @@ def _fit(base: Checkpoint, folder: PeftFolder, name: str, skeleton: Skeleton) ->
 
     for factors, weight in pairs.values():
         _check_float(base, weight.tensor, skeleton)
-        # Damaged values show now and not in the middle of writing, but only once their size is
-        # known to be that of the base.
+        # Read the values once, to raise for damaged ones now, not in the middle of writing. This
+        # comes after the check that their shapes match the base's.
         _ = factors.change
     return Fitted(
         name=name,
@@ -183,9 +184,9 @@ def _fit(base: Checkpoint, folder: PeftFolder, name: str, skeleton: Skeleton) ->
 
 
 def _stored(base: Checkpoint, tensor: str, skeleton: Skeleton) -> Stored:
-    """Return the type and the shape of a weight.
+    """Return a weight's type and shape.
 
-    A tied weight that is not stored has the shape and type of the weight it is tied to.
+    For a tied weight that is not stored, these are the type and shape of its counterpart.
     """
     if tensor not in base.where:
         tensor = skeleton.ties[tensor]
@@ -197,25 +198,25 @@ def _check_float(base: Checkpoint, tensor: str, skeleton: Skeleton) -> None:
     if dtype not in FLOATS:
         raise CheckpointError(
             f"`{tensor}` in `{base.folder}` has the type {dtype}: the base is quantized. "
-            "Give the model before quantization."
+            "Use the model from before quantization."
         )
 
 
 def _is_transposed(
     folder: PeftFolder, layer: str, tensor: str, stored: tuple[int, ...], skeleton: Skeleton
 ) -> bool:
-    """Return whether W is stored as in × out.
+    """Return True if W is stored as in × out.
 
-    As in peft, the kind of the layer decides, whatever `fan_in_fan_out` says.
+    As in peft, the layer's type decides, regardless of `fan_in_fan_out`.
     """
     factors = folder.factors[layer]
     height, width = factors.shape
     # A convolution's kernel is flattened, as in `Factors.shape`.
     flat = (*stored[:1], math.prod(stored[1:]))
     fits = len(stored) >= 2 and flat == (height, width)
-    fits_turned = len(stored) == 2 and flat == (width, height)
+    fits_transposed = len(stored) == 2 and flat == (width, height)
     transposed = False
-    if fits_turned and not factors.embedding:
+    if fits_transposed and not factors.embedding:
         transposed = _is_conv1d(folder, layer, tensor, fits, skeleton)
     if not transposed and not fits:
         raise CheckpointError(
@@ -227,12 +228,12 @@ def _is_transposed(
 
 
 def _is_conv1d(folder: PeftFolder, layer: str, tensor: str, fits: bool, skeleton: Skeleton) -> bool:
-    """Return whether a weight that fits when transposed belongs to a `Conv1D`.
+    """Return True if a weight whose shape fits when transposed belongs to a `Conv1D`.
 
     Parameters
     ----------
     fits
-        Whether the weight also fits as it is, because it is square.
+        True if the weight also fits without being transposed, because it is square.
     """
     has_known_name = layer.split(".")[-1] in CONV1D_LAYERS
     if has_known_name and skeleton.base.config.get("model_type") in CONV1D:
@@ -243,14 +244,14 @@ def _is_conv1d(folder: PeftFolder, layer: str, tensor: str, fits: bool, skeleton
     known = skeleton.is_conv1d(tensor)
     if known is not None:
         return known
-    # transformers does not know the architecture: only the file and the names are left to go by.
+    # transformers does not know the architecture, so rely on the configuration and the name.
     return stated and has_known_name
 
 
 def _tensor(base: Checkpoint, names: LayerNames, key: str) -> str:
-    """Return the name in the base of a tensor that an adapter holds whole.
+    """Return the base's name for a full tensor in an adapter.
 
-    If the base has no such tensor, it is the adapter's own name.
+    If the base has no such tensor, return the adapter's own name.
     """
     module, _, parameter = key.rpartition(".")
     weight = names.tensor(module)
@@ -264,9 +265,9 @@ def _tensor(base: Checkpoint, names: LayerNames, key: str) -> str:
 def _grown(
     base: Checkpoint, folder: PeftFolder, names: LayerNames, skeleton: Skeleton
 ) -> dict[str, Tensor]:
-    """Return the tables that were resized before training.
+    """Return the token tables that were resized before training.
 
-    Other whole tensors that are not declared must be equal to the base's.
+    Any other full tensor that is not in `modules_to_save` must equal the base's.
     """
     grown: dict[str, Tensor] = {}
     for key, value in folder.copies.items():
@@ -279,18 +280,18 @@ def _grown(
                 continue
         is_tied = bool(source) and source != tensor
         if is_tied and folder.config.get("ensure_weight_tying"):
-            continue  # peft writes the table that was trained under its other name, too
+            continue  # peft also writes the trained table under its other name
         if source is None or not _is_copy(base, source, value):
             raise CheckpointError(
-                f"`{folder.folder}` holds `{tensor}` whole, not as in `{base.folder}` and not "
-                "among its `modules_to_save`: it belongs to another model, or was trained without "
-                "being declared. It cannot be merged."
+                f"`{folder.folder}` has a full tensor `{tensor}`, which is neither a copy from "
+                f"`{base.folder}` nor in `modules_to_save`: it belongs to another model, or was "
+                "trained without being declared. It cannot be merged."
             )
     return grown
 
 
 def _has_other_rows(base: Checkpoint, tensor: str, value: Tensor) -> bool:
-    """Return whether a table differs only in its number of rows."""
+    """Return True if a table differs from the base's in the number of rows, but not columns."""
     stored = base.stored(tensor).shape
     shape = tuple(value.shape)
     has_other_rows = stored[:1] != shape[:1]
@@ -299,13 +300,13 @@ def _has_other_rows(base: Checkpoint, tensor: str, value: Tensor) -> bool:
 
 
 def _is_copy(base: Checkpoint, tensor: str, value: Tensor) -> bool:
-    """Return whether a tensor is equal to the base's."""
+    """Return True if a tensor equals the base's."""
     stored = base.stored(tensor)
     if not value.ndim or stored.shape != tuple(value.shape):
         return False
     file = base.files[base.where[tensor]]
-    # A few rows at a time: a table of embeddings may be a large part of the model, and only one
-    # copy of it is in memory already.
+    # A few rows at a time: an embedding table may be a large part of the model, and should not
+    # be in memory twice.
     step = max(1, BLOCK // max(1, stored.row))
     first = 0
     for block in value.split(step):
@@ -318,18 +319,18 @@ def _is_copy(base: Checkpoint, tensor: str, value: Tensor) -> bool:
 
 
 def choose_saved(adapters: Sequence[Fitted], choice: str | None = None) -> dict[str, Tensor]:
-    """Return the modules that were trained whole; a merged model can have one of each.
+    """Return the fully trained tensors to use; a merged model can have only one of each.
 
     Parameters
     ----------
     choice
-        The adapter whose modules are taken; `none`: the base keeps its own; by default all of
-        them, if none differ.
+        The adapter whose tensors to use, or `none` to keep the base's. By default, use every
+        adapter's, which must not differ.
 
     Raises
     ------
     InputError
-        Several adapters have different ones, and no choice is given.
+        Adapters have different values for a tensor, and no choice is given.
     """
     if choice == "none":
         return {}
@@ -338,7 +339,7 @@ def choose_saved(adapters: Sequence[Fitted], choice: str | None = None) -> dict[
         if choice not in by_name:
             raise UnknownName("adapter (for `--saved-modules`; or `none`)", choice, by_name)
         return dict(by_name[choice].saved)
-    refusal = "The adapters have different `{}` (`modules_to_save`), and one model can hold one."
+    refusal = "The adapters have different `{}` (`modules_to_save`), but a model can have only one."
     saved = {adapter.name: adapter.saved for adapter in adapters}
     return agreed(saved, refusal)
 
@@ -346,19 +347,19 @@ def choose_saved(adapters: Sequence[Fitted], choice: str | None = None) -> dict[
 def agreed(
     by_adapter: Mapping[str, Mapping[str, Tensor]], refusal: str, choice: str | None = None
 ) -> dict[str, Tensor]:
-    """Return the tensors of all adapters, if no two adapters have different ones.
+    """Return the tensors of all adapters together, if they agree.
 
     Parameters
     ----------
     refusal
-        The sentence that says what differs, with `{}` for the tensor's name.
+        The beginning of the error message if they do not, with `{}` for the tensor's name.
     choice
-        The one adapter whose tensors are taken.
+        The only adapter whose tensors to use; by default, use all adapters'.
 
     Raises
     ------
     InputError
-        Two adapters have different ones.
+        Two adapters have different values for a tensor.
     """
     chosen: dict[str, Tensor] = {}
     for name, tensors in by_adapter.items():
@@ -376,48 +377,48 @@ def agreed(
 
 
 def inputs(adapters: Sequence[Fitted], rule: str) -> dict[str, dict[str, Tensor]]:
-    """Return the kept statistics of each layer's inputs, by adapter and layer.
+    """Return the saved input statistics, by adapter and layer.
 
     Raises
     ------
     CheckpointError
-        An adapter has none, or none for one of its layers.
+        They are missing for an adapter or one of its layers, or invalid.
     """
     by_adapter: dict[str, dict[str, Tensor]] = {}
     for adapter in adapters:
         folder = adapter.folder.folder
         path = folder / STATISTICS
         if not path.is_file():
-            # In a run of perdure they lie beside the PEFT folder.
+            # In a run of perdure, they are next to the PEFT folder.
             path = folder.resolve().parent / STATISTICS
         if not path.is_file():
             raise CheckpointError(
-                f"The rule `{rule}` needs the statistics of the layers' inputs, and there is no "
-                f"`{STATISTICS}` in or beside `{folder}`. A run of perdure writes it; "
-                "for other adapters choose another rule."
+                f"The rule `{rule}` needs statistics of the layers' inputs, but there is no "
+                f"`{STATISTICS}` in or next to `{folder}`. Runs of perdure can write it; "
+                "for other adapters, choose another rule."
             )
         by_adapter[adapter.name] = _statistics(adapter, TensorFile(path))
     return by_adapter
 
 
 def _statistics(adapter: Fitted, file: TensorFile) -> dict[str, Tensor]:
-    """Return the statistics of one adapter, by the name of the layer in the base."""
+    """Return one adapter's input statistics, by the layer's name in the base."""
     statistics: dict[str, Tensor] = {}
     for key in file.tensors:
         value = file.read(key)
-        # Layers with the same inputs, such as query, key and value, share a matrix.
+        # Layers with the same inputs, such as query, key and value, share one matrix.
         for layer in key.split(","):
             tensor = adapter.names.tensor(layer)
             if tensor:
                 statistics[tensor.removesuffix(".weight")] = value
-    # A layer with weights of out × in has a matrix of in × in: the products of its inputs.
+    # A layer with an out × in weight has an in × in matrix, the products of its inputs.
     for layer, (_, width) in adapter.shapes.items():
         shape = (width, width)
         value = statistics.get(layer)
         if value is None:
             problem = "nothing"
         elif tuple(value.shape) != shape or not torch.isfinite(value).all():
-            problem = f"a matrix of the shape {tuple(value.shape)}, or one not finite"
+            problem = f"a matrix of the shape {tuple(value.shape)}, or one that is not finite"
         else:
             continue
         raise CheckpointError(

@@ -1,6 +1,6 @@
-"""W + ΔW, written from one safetensors file into another by rows, and rounded once.
+"""W + ΔW, written from one safetensors file to another by rows, and rounded once.
 
-Tensors that do not change are copied by the operating system and never enter the process.
+Unchanged tensors are copied by the operating system without passing through this process.
 """
 
 import errno
@@ -27,41 +27,43 @@ from perdure.storage.tensors import (
 from perdure.vectors.task_vector import Entry, LowRank, dense
 
 BLOCK = 1 << 19  # values in a block of rows
-CHUNK = 1 << 26  # bytes copied by the system between two steps of the progress bar
-BUFFER = 1 << 22  # bytes copied at a time through the process
-# Errors by which a file system says that it cannot copy by itself.
+CHUNK = 1 << 26  # bytes that the system copies between two steps of the progress bar
+BUFFER = 1 << 22  # bytes to copy at a time if the system cannot
+# Errors of file systems that do not support `copy_file_range`.
 NO_SYSTEM_COPY = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF)
 Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
 class Change:
-    """ΔW of a stored weight, made on demand.
+    """A stored weight's change ΔW, computed on demand.
 
     Attributes
     ----------
+    make
+        A function that computes ΔW.
     transposed
-        Whether W is stored as in × out (`Conv1D`), so that its rows are the columns of ΔW.
+        True if W is stored as in × out (`Conv1D`), so that its rows are ΔW's columns.
     """
 
     make: Callable[[], Entry]
     transposed: bool = False
 
     def whole(self) -> Tensor:
-        """Return ΔW in W's storage order."""
+        """Return the full ΔW, transposed if W is stored that way."""
         return self._as_stored(dense(self.make()))
 
     def _as_stored(self, change: Tensor) -> Tensor:
         return change.T if self.transposed else change
 
     def blocks(self, rows: int, step: int, memory: Tensor) -> Iterator[Tensor]:
-        """Yield ΔW, `step` rows of W at a time, computed in `memory`."""
+        """Yield ΔW in blocks of `step` rows of W, computed in the buffer `memory`."""
         entry = self.make()
         if not isinstance(entry, LowRank):
-            # A deferred matrix is made once for all blocks.
-            whole = self._as_stored(dense(entry).to(memory.dtype))
+            # A deferred matrix is computed once for all blocks.
+            full = self._as_stored(dense(entry).to(memory.dtype))
             for i in range(0, rows, step):
-                yield whole[i : i + step]
+                yield full[i : i + step]
             return
 
         B = entry.B.to(memory.dtype)
@@ -82,18 +84,18 @@ class Change:
 
 @dataclass(frozen=True)
 class Stack:
-    """ΔW of a stack of matrices, such as the experts of a layer.
+    """The change of a stack of matrices, such as a layer's experts.
 
     Attributes
     ----------
     parts
-        The changes by the index of their matrix; the other matrices stay as they are.
+        The changes, by the matrix's index in the stack; other matrices do not change.
     """
 
     parts: Mapping[int, Change]
 
     def blocks(self, rows: int, step: int, memory: Tensor) -> Iterator[Tensor]:
-        """Yield ΔW, `step` matrices at a time, each as a row, computed in `memory`."""
+        """Yield ΔW in blocks of `step` flattened matrices, computed in the buffer `memory`."""
         for first in range(0, rows, step):
             last = min(first + step, rows)
             block = memory.view(min(rows, step), -1)
@@ -107,10 +109,10 @@ class Stack:
             yield block
 
 
-class Places:
-    """A reusable memory buffer.
+class Workspace:
+    """Reusable buffers, by purpose.
 
-    Allocating memory for each block would take longer than the arithmetic in it.
+    Allocating memory for each block would take longer than computing the block.
     """
 
     def __init__(self) -> None:
@@ -119,7 +121,7 @@ class Places:
     def get(self, use: str, values: int, dtype: torch.dtype) -> Tensor:
         """Return an uninitialised vector of `values` elements.
 
-        It overwrites the vector that was last returned for the same use.
+        This overwrites the vector last returned for the same `use`.
         """
         size = values * dtype.itemsize
         memory = self._kept.get(use)
@@ -138,14 +140,14 @@ def fold(
     *,
     copies: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a file with the tensors of another, some of them changed, replaced or added.
+    """Write another file's tensors to a new file, with some changed, replaced or added.
 
     Parameters
     ----------
     replaced
-        Whole tensors; a change of the same name is added to them.
+        Full tensors to write instead; a change of the same name is added to them.
     copies
-        New tensors, each by the name of the tensor of the file that it begins as.
+        New tensors, each with the name of the source tensor that it starts as a copy of.
 
     Raises
     ------
@@ -155,9 +157,9 @@ def fold(
     copies = copies or {}
     start, stored = _header(source, replaced, copies)
     touched = {*changes, *replaced, *copies}
-    work = Places()
+    work = Workspace()
     try:
-        # Without a buffer, so that the system's copies and our own writes keep their order.
+        # Unbuffered, so that the system's copies and our own writes stay in order.
         with open(target, "wb", buffering=0) as file:
             _write(file, start)
             for is_touched, names in _runs(list(stored), touched):
@@ -187,7 +189,7 @@ def fold(
                         )
                     progress(tensor.stop - tensor.start)
     except OSError as error:
-        # A failed write does not say which file it was.
+        # A failed write does not report its file.
         path = str(error.filename or target)
         raise OSError(error.errno, error.strerror, path) from error
 
@@ -195,15 +197,15 @@ def fold(
 def _header(
     source: TensorFile, replaced: Mapping[str, Tensor], copies: Mapping[str, str]
 ) -> tuple[bytes, dict[str, Stored]]:
-    """Return the first bytes of the file that is written, and the position of each tensor."""
-    # Replaced tensors keep their position in the order; new ones come last. So neighbours in the
-    # source stay neighbours, and `_runs` are long.
+    """Return the header of the file to write, and each tensor's position in the file."""
+    # Replaced tensors keep their place in the order, and new ones come last. Tensors that are
+    # adjacent in the source remain adjacent, which makes `_runs` long.
     tensors = dict(source.tensors)
     for name, value in replaced.items():
         tensors[name] = new(value)
     for name, origin in copies.items():
         tensors[name] = source.tensors[origin]
-    # Some versions of transformers refuse a file that does not name its framework.
+    # Some versions of transformers refuse a file whose metadata lacks the framework.
     metadata = source.metadata or {"format": "pt"}
     return header(tensors, metadata)
 
@@ -213,7 +215,7 @@ def size_of(
     replaced: Mapping[str, Tensor],
     copies: Mapping[str, str] | None = None,
 ) -> int:
-    """Return the bytes of the file that `fold` will write."""
+    """Return the size in bytes of the file that `fold` would write."""
     start, stored = _header(source, replaced, copies or {})
     if not stored:
         return len(start)
@@ -221,9 +223,7 @@ def size_of(
 
 
 def _runs(names: list[str], touched: set[str]) -> Iterator[tuple[bool, list[str]]]:
-    """Yield runs of neighbouring tensors that are all changed or all copied, and which of the
-    two.
-    """
+    """Yield runs of adjacent names, each with True if they are touched, or False if not."""
     for is_touched, run in itertools.groupby(names, key=touched.__contains__):
         yield is_touched, list(run)
 
@@ -233,11 +233,11 @@ def _reader(
     replaced: Mapping[str, Tensor],
     copies: Mapping[str, str],
     name: str,
-    work: Places,
+    work: Workspace,
 ) -> Callable[[slice], Tensor]:
-    """Return a function that reads rows of a tensor before it is changed.
+    """Return a function that reads rows of a tensor's original values.
 
-    The rows of a tensor in the file are read into a reused buffer.
+    If the tensor comes from the file, its rows are read into a reused buffer.
     """
     if name in replaced:
         return replaced[name].__getitem__
@@ -262,7 +262,7 @@ def _fold(
     stored: Stored,
     rows_of: Callable[[slice], Tensor],
     change: Change | Stack,
-    work: Places,
+    work: Workspace,
 ) -> Iterator[Tensor]:
     """Yield W + ΔW, a few rows at a time, in a reused buffer."""
     dtype = FLOATS[stored.dtype]
@@ -276,10 +276,10 @@ def _fold(
         W = rows_of(slice(i, i + len(block))).flatten(1)
         total = work.get("total", count, wide).view(W.shape)
         result = work.get("result", count, dtype).view(W.shape)
-        # W is widened first: an addition of mixed types would make copies.
+        # Widen W first: adding mixed types would create copies.
         total.copy_(W)
         torch.add(total, block, out=total)
-        # The only rounding to the type of the base.
+        # The only rounding to the base's type.
         result.copy_(total)
         if not is_finite(result):
             reason = "the base model's own values are not"
@@ -292,14 +292,14 @@ def _fold(
 
 
 def _write(file: IO[bytes], content: bytes | memoryview) -> None:
-    # A raw file may write less than it is given.
-    rest = memoryview(content)
-    while rest:
-        rest = rest[file.write(rest) :]
+    # An unbuffered file may write only part of its input.
+    remaining = memoryview(content)
+    while remaining:
+        remaining = remaining[file.write(remaining) :]
 
 
 def _copy(source: Path, file: IO[bytes], start: int, count: int, progress: Progress) -> None:
-    """Copy bytes from file to file, by the system if it can."""
+    """Copy bytes between files, with a system call if the file system supports it."""
     with open(source, "rb", buffering=0) as origin:
         by_system = hasattr(os, "copy_file_range")
         while count:
@@ -321,7 +321,7 @@ def _copy(source: Path, file: IO[bytes], start: int, count: int, progress: Progr
                 content = os.pread(origin.fileno(), min(count, BUFFER), start)
                 if not content:
                     raise CheckpointError(
-                        f"`{source}` has become shorter while it was read. Begin again."
+                        f"`{source}` became shorter while it was being read. Try again."
                     )
                 _write(file, content)
                 done = len(content)

@@ -1,10 +1,10 @@
-"""The weight in a checkpoint of each layer that an adapter names.
+"""The mapping from an adapter's layer names to the weights in a checkpoint.
 
-An adapter names layers as a model in memory does. A model for classification or generation holds
-the base model under a prefix (`bert.encoder…`) that a checkpoint of the base model alone lacks, or
-the other way round. And transformers renames the tensors of some checkpoints while it loads them:
-`attention.attention.query` of DINOv2 is `attention.q_proj` in memory. Its table is consulted only
-for names that cannot be resolved otherwise, because it requires importing transformers.
+Adapters use the names of a model in memory. A model for classification or generation contains
+the base model under a prefix (`bert.encoder…`), which a checkpoint of the base model alone
+lacks, or the other way round. In addition, transformers renames some checkpoints' tensors
+during loading: DINOv2's `attention.attention.query` is `attention.q_proj` in memory. Its table
+of names is used only as a last resort, because that requires importing transformers.
 """
 
 import difflib
@@ -15,20 +15,20 @@ from perdure.checkpoints.base import Checkpoint
 from perdure.checkpoints.skeleton import Skeleton
 from perdure.errors import CheckpointError
 
-LONGEST = 300  # characters of a name that is compared
-MOST = 2000  # names that are compared
+LONGEST = 300  # characters of a name to compare
+MOST = 2000  # names to compare
 
 
 @dataclass(frozen=True)
 class LayerNames:
-    """The spelling of a checkpoint's layers in an adapter.
+    """A mapping between an adapter's layer names and a checkpoint's.
 
     Attributes
     ----------
     tensors
-        The name of each weight in the checkpoint, by the name of its layer there.
+        The name of each weight in the checkpoint, by its layer's name there.
     used, stored
-        The prefix of the adapter's names, and the one that those of the checkpoint have instead.
+        The prefix of the adapter's names, and the checkpoint's prefix that replaces it.
     """
 
     tensors: Mapping[str, str]
@@ -36,14 +36,14 @@ class LayerNames:
     stored: str = ""
 
     def tensor(self, layer: str) -> str | None:
-        """Return the name in the checkpoint of the weight of an adapter's layer."""
+        """Return the checkpoint's name for the weight of an adapter's layer, or None."""
         if layer in self.tensors:
             return self.tensors[layer]
         stem = layer.removeprefix(self.used)
         return self.tensors.get(self.stored + stem)
 
     def layer(self, tensor: str) -> str:
-        """Return the adapter's name for the layer of a weight."""
+        """Return the adapter's name for the layer that a weight belongs to."""
         stem = next(stem for stem, name in self.tensors.items() if name == tensor)
         return self.used + stem.removeprefix(self.stored)
 
@@ -54,25 +54,25 @@ def match(
     folder: object,
     skeleton: Skeleton,
 ) -> LayerNames:
-    """Find the weights of an adapter's layers.
+    """Find the checkpoint's weight for each of an adapter's layers.
 
-    The weight of a tied output layer is one that the base does not store.
+    A layer may also map to a tied output weight, which the checkpoint does not store.
 
     Parameters
     ----------
     folder
-        The adapter's folder, for the error.
+        The adapter's folder, for error messages.
 
     Raises
     ------
     CheckpointError
-        The checkpoint has no weight for a layer, or several could be meant.
+        The checkpoint has no weight for a layer, or the match is ambiguous.
     """
     layers = list(layers)
     stems = _stems({name: name for name in base.where})
     names = _with_prefix(layers, stems)
     if names is None:
-        # From here on transformers is asked: which weights are tied, and which were renamed.
+        # As a last resort, ask transformers which weights are tied and which are renamed.
         tied = _stems({name: name for name in skeleton.ties})
         names = _with_prefix(layers, tied | stems)
         if names is None:
@@ -84,19 +84,19 @@ def match(
         nearest = _nearest(f"{layer}.weight", base.where)
         raise CheckpointError(
             f"`{folder}` changes the layer `{layer}`, but `{base.folder}` has no weight of that "
-            f"name, with or without a prefix (nearest: `{nearest}`). The adapter belongs to "
-            "another model, or the layer is tied to another, or is stored in another form than "
-            "transformers loads it in."
+            f"name, with or without a prefix (closest: `{nearest}`). The adapter belongs to "
+            "another model, or the layer is tied to another one, or is stored in a different form "
+            "than transformers loads it in."
         )
     return names
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:
-    """Return the most similar name, for a message."""
-    # To compare takes the square of the length in time, and a file may hold names of any length.
+    """Return the most similar name, for an error message."""
+    # Comparing takes quadratic time in the length, and a file's names may have any length.
     candidates = [other for other in names if len(other) < LONGEST]
-    end = _last_two(name)
-    alike = [other for other in candidates if _last_two(other) == end]
+    suffix = _last_two(name)
+    alike = [other for other in candidates if _last_two(other) == suffix]
     candidates = alike or candidates
     nearest = difflib.get_close_matches(
         name[:LONGEST],
@@ -112,7 +112,7 @@ def _last_two(name: str) -> list[str]:
 
 
 def _stems(tensors: Mapping[str, str]) -> dict[str, str]:
-    """Return the tensors that are the weight of a layer, by the name of the layer."""
+    """Return the tensors whose names end in `.weight`, by the name of their layer."""
     stems: dict[str, str] = {}
     for name, tensor in tensors.items():
         if name.endswith(".weight"):
@@ -123,21 +123,21 @@ def _stems(tensors: Mapping[str, str]) -> dict[str, str]:
 def _with_prefix(layers: list[str], stems: Mapping[str, str]) -> LayerNames | None:
     """Return the names with the one change of prefix that makes all layers known.
 
-    Layers that are known as they are need no change. If no single change of prefix works, or
-    several do, it is ambiguous which weights are meant.
+    Layers whose names are already known need no change. Return None if no change of prefix
+    works, or if several do, which is ambiguous.
     """
     changes: set[tuple[str, str]] | None = None
     for layer in layers:
         if layer in stems:
             continue
         possible: set[tuple[str, str]] = set()
-        first, _, rest = layer.partition(".")
-        if rest in stems:
+        first, _, remainder = layer.partition(".")
+        if remainder in stems:
             possible.add((f"{first}.", ""))
         for stem in stems:
             if stem.endswith(f".{layer}"):
                 prefix = stem.removesuffix(layer)
-                # A prefix is one name with its dot, not a path.
+                # A prefix is a single name with its dot, not a path.
                 if prefix.count(".") == 1:
                     possible.add(("", prefix))
         changes = possible if changes is None else changes & possible

@@ -1,6 +1,6 @@
-"""PEFT folders and a base model on disk become one model on disk, or one adapter.
+"""The merge of PEFT folders and a base model on disk into one model or adapter on disk.
 
-The whole model is never in memory.
+No model is ever fully loaded into memory.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +17,7 @@ from perdure.merging.rule_settings import RuleLike
 from perdure.storage import staging
 from perdure.vectors.task_vector import Deferred, OnDemand
 
-# The bytes of memory that Python and torch take by themselves.
+# The bytes of memory that Python and torch alone take.
 RUNTIME = 230_000_000
 
 
@@ -34,28 +34,28 @@ def merge_checkpoint(
     dry_run: bool = False,
     quiet: bool = True,
 ) -> Merged:
-    """Merge LoRA adapters, made anywhere, into the model on disk that they were trained on.
+    """Merge LoRA adapters, trained with any tool, into their base model on disk.
 
     Parameters
     ----------
     base
         The folder of a transformers model, a hub id, or a model that a package carries.
     adapters
-        PEFT folders, in the order in which the tasks were learned.
+        PEFT folders, in the order they were learned.
     rule
-        A `Rule`, its name, or a mapping of `name` and settings, as in a recipe.
+        A `Rule`, a rule's name, or a mapping with `name` and settings, as in a recipe.
     output
-        A folder that does not exist yet: it appears once it is complete.
+        A folder that does not exist yet; it appears when everything has been written.
     form
-        `model`: the base with W + ΔW, rounded once; `adapter`: ΔW as one LoRA of the base.
+        `model`: the base with W + ΔW, rounded once; `adapter`: ΔW as one LoRA for the base.
     rank
-        The rank of the adapter's layers, each the closest matrix of that rank. By default
-        everything that the rule gives, if that is low-rank.
+        The rank to truncate each of the adapter's layers to, as the closest matrix of that rank.
+        By default, keep everything that the rule gives, which must be low-rank.
     saved_modules
-        The adapter whose `modules_to_save` (heads) are taken, or `none`; by default all of them,
-        if none differ.
+        The adapter whose `modules_to_save` (such as heads) to use, or `none`. By default, use
+        every adapter's, which must not differ.
     any_base
-        Take adapters that name another base model.
+        Accept adapters whose configuration names a different base model.
     dry_run
         Check everything, apply the rule, and return what would be written.
 
@@ -67,16 +67,16 @@ def merge_checkpoint(
     OutputError
         `output` already exists, the disk is full, or writing is not allowed.
     InputError
-        The rule, its settings or the options cannot be used.
+        The rule, its settings or the options are invalid.
     """
     _check_options(form, rank)
     if output is None and not dry_run:
         raise InputError(
-            "Give `--output`, the folder to write; or `--dry-run` to see what would be written."
+            "Give `--output`, the folder to write, or `--dry-run` to see what would be written."
         )
     target = Path.cwd() / "merged"
     if output:
-        # Before anything is read, because it may take minutes until the folder is written.
+        # Checked before anything is read, because writing may start minutes later.
         target = Path(output)
         staging.check_free(target)
 
@@ -99,15 +99,15 @@ def merge_checkpoint(
 
 def _check_options(form: str, rank: int | None) -> None:
     if form not in ("model", "adapter"):
-        raise InputError(f"`--as {form}`: a merger is written as `model` or as `adapter`.")
+        raise InputError(f"`--as {form}`: a merge is written as `model` or as `adapter`.")
     if rank is not None and (form != "adapter" or rank < 1):
         raise InputError(
-            f"`--rank {rank}`: a rank, at least 1, is for `--as adapter`; "
-            "a model holds the whole merger."
+            f"`--rank {rank}`: give a rank of at least 1, and only with `--as adapter`; "
+            "a model is never truncated."
         )
 
 
-# -- what is or would be written
+# -- the summary
 
 
 def _summary(merger: Merger, output: Path, form: str, rank: int | None) -> Merged:
@@ -131,24 +131,24 @@ def _summary(merger: Merger, output: Path, form: str, rank: int | None) -> Merge
 
 
 def _size(merger: Merger, form: str, rank: int | None) -> int:
-    """Return the bytes of a model, or an upper bound for those of an adapter."""
+    """Return a model's size in bytes, or an upper bound for an adapter's."""
     if form == "model":
         return merged_folder.size_of(merger)
-    # The rule is not applied for it, which may take as long as the merger itself.
+    # An exact size would require applying the rule, which may take as long as the merge itself.
     size = sum(_bytes(value) for value in merger.saved.values())
     for layer, (height, width) in merger.shapes.items():
         ranks = 0
         for adapter in merger.adapters:
             if layer in adapter.factors:
                 ranks += adapter.factors[layer].rank
-        # The factors of a sum have at most the sum of the ranks.
+        # A sum's rank is at most the sum of the ranks.
         highest = min(ranks, height, width, rank or ranks)
         size += 4 * (height + width) * highest
     return size
 
 
 def _memory(merger: Merger) -> int:
-    """Estimate the memory for writing: the factors, and the largest full matrices."""
+    """Estimate the memory needed for writing: the factors, and the largest full matrices."""
     low_rank: dict[str, int] = {}
     for adapter in merger.adapters:
         for layer, factors in adapter.factors.items():
@@ -157,7 +157,7 @@ def _memory(merger: Merger) -> int:
             low_rank[layer] = low_rank.get(layer, 0) + size
 
     if isinstance(merger.vector.entries, OnDemand):
-        # One layer at a time is in memory: the largest decides.
+        # One layer at a time is in memory, so the largest one counts.
         largest = max(low_rank, key=low_rank.__getitem__)
         entries = [merger.vector[largest]]
         factors = low_rank[largest]
@@ -178,11 +178,11 @@ def _memory(merger: Merger) -> int:
     for value in merger.grown.values():
         kept += _bytes(value)
 
-    # A deferred matrix is made from one for each task, their stack, what a rule leaves of that
-    # (3 for each task); and from signs, sums and the result (3 more).
+    # Computing a deferred matrix takes one matrix per task, their stack, and a processed copy of it
+    # (3 per task), plus signs, sums and the result (3 more).
     matrices = 3 * len(merger.adapters) + 3
-    # The result of a rule has its own factors, beside those of the adapters: twice the factors.
-    # `fold` works on blocks of W, ΔW, their sum and the result; six of them are ample.
+    # A rule's result has its own factors in addition to the adapters', hence twice the factors.
+    # `fold` needs blocks of W, ΔW, their sum and the result; six blocks are ample.
     blocks = 6 * 4 * fold.BLOCK
     return RUNTIME + 2 * factors + matrices * largest_matrix + kept + blocks
 
@@ -193,11 +193,11 @@ def _bytes(value: Tensor) -> int:
 
 @contextmanager
 def _progress(total: int, quiet: bool) -> Iterator[Callable[[int], None]]:
-    """Yield a function to report additional progress to."""
+    """Show a progress bar unless `quiet`, and yield a function that advances it."""
     if quiet:
         yield lambda count: None
         return
-    # Imported only here: a call from Python needs no terminal.
+    # Imported here, because calls from Python do not need a terminal.
     from rich.console import Console
     from rich.progress import (
         BarColumn,

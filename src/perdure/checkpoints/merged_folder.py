@@ -1,4 +1,4 @@
-"""The files of a merge: the model with all its other files, or one adapter."""
+"""The files that a merge writes: a complete model folder, or one adapter."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ from perdure.storage.files import read_json
 from perdure.storage.tensors import TensorFile, total_bytes
 from perdure.vectors.task_vector import LowRank
 
-CODE = ("auto_map", "custom_pipelines")  # settings that name code
+CODE = ("auto_map", "custom_pipelines")  # settings that refer to code
 TOKENIZER = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -37,16 +37,13 @@ Progress = Callable[[int], None]
 
 
 def write_model(merger: Merger, summary: Merged, progress: Progress) -> Merged:
-    """Write the base with the merge's changes, and all its other files.
-
-    See `merge_checkpoint`.
-    """
+    """Write the base with the merged changes, and its other files; see `merge_checkpoint`."""
     base = merger.base
     with staging.new_folder(summary.output, size=summary.size) as folder:
-        for name, path in _beside(merger).items():
+        for name, path in _companions(merger).items():
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            # Without the file's mode: the umask decides who may read it, not the base.
+            # Without the file's mode, because the umask should decide who may read it.
             shutil.copyfile(path, target)
         for name, file in base.files.items():
             fold.fold(
@@ -60,13 +57,13 @@ def write_model(merger: Merger, summary: Merged, progress: Progress) -> Merged:
         if base.index is not None:
             _write_index(base.index, list(base.files), folder)
         _write_configurations(merger, folder)
-        # The card of the base was left behind: it describes another model.
+        # The base's card was not copied, because it describes a different model.
         (folder / "README.md").write_text(card.card(summary), encoding="utf-8")
     return replace(summary, written=True)
 
 
 def size_of(merger: Merger) -> int:
-    """Return the bytes of the model that `write_model` will write."""
+    """Return the size in bytes of the model that `write_model` would write."""
     size = 0
     for name, file in merger.base.files.items():
         size += fold.size_of(
@@ -74,21 +71,21 @@ def size_of(merger: Merger) -> int:
             merger.replaced(name),
             merger.copies(name),
         )
-    for path in _beside(merger).values():
+    for path in _companions(merger).values():
         size += path.stat().st_size
     return size
 
 
-def _beside(merger: Merger) -> dict[Path, Path]:
-    """Return the other files of the model, by their name in its folder.
+def _companions(merger: Merger) -> dict[Path, Path]:
+    """Return the model's files besides its weights, by their path in the new folder.
 
-    The tokenizer is that of the adapter whose vocabulary is taken, if it has one.
+    If the vocabulary comes from an adapter with a tokenizer, that tokenizer is used.
     """
     base = merger.base
     files: dict[Path, Path] = {}
     tokenizer = _adapter_tokenizer(merger)
     for name in base.companions():
-        # Not both: files of two tokenizers would contradict each other.
+        # Never mix the files of two tokenizers, which would be inconsistent.
         if not tokenizer or str(name) not in TOKENIZER:
             files[name] = inside(base.folder, str(name))
     for path in tokenizer:
@@ -97,7 +94,7 @@ def _beside(merger: Merger) -> dict[Path, Path]:
 
 
 def _adapter_tokenizer(merger: Merger) -> list[Path]:
-    """Return the tokenizer's files in the folder of the adapter whose vocabulary is taken."""
+    """Return the tokenizer files of the adapter whose vocabulary is used, if any."""
     owner = merger.tables.owner
     if owner is None:
         return []
@@ -108,52 +105,52 @@ def _adapter_tokenizer(merger: Merger) -> list[Path]:
 
 
 def notes(merger: Merger, form: str) -> tuple[str, ...]:
-    """Return the warnings of a merge, as sentences for the user and for the card."""
-    sentences: list[str] = []
+    """Return a merge's warnings, in full sentences, for the user and the model card."""
+    messages: list[str] = []
     for adapter in merger.adapters:
-        sentences += adapter.notes
+        messages += adapter.notes
     tables = merger.tables
     if tables.untied and form == "model":
-        sentences.append(
-            "The embeddings of the input and of the output, one table in the base, are two now "
-            "(`tie_word_embeddings: false`)."
+        messages.append(
+            "The input and output embeddings, which share one table in the base, are now two "
+            "tables (`tie_word_embeddings: false`)."
         )
     if tables.owner is not None:
-        tokenizer = "not beside it: the base's is kept"
+        tokenizer = "it has no tokenizer, so the base's is kept"
         if _adapter_tokenizer(merger):
-            tokenizer = "taken from it"
-        sentences.append(
-            f"The vocabulary has {tables.size} tokens, as the adapter `{tables.owner.name}` has; "
-            f"its tokenizer is {tokenizer}."
+            tokenizer = "its tokenizer is used"
+        messages.append(
+            f"The vocabulary has {tables.size} tokens, like that of the adapter "
+            f"`{tables.owner.name}`; {tokenizer}."
         )
     code = merger.base.code()
     if code and form == "model":
-        sentences.append(
-            f"Code of the base is left behind ({', '.join(code)}), and no configuration names it. "
-            "If the model needs it, read it, and copy it and the `auto_map` of the configurations "
-            "from the base."
+        messages.append(
+            f"The base's code ({', '.join(code)}) was not copied, and no configuration refers to "
+            "it. If the model needs the code, review it, and copy it and the configurations' "
+            "`auto_map` from the base."
         )
-    return tuple(sentences)
+    return tuple(messages)
 
 
 def loads_with(merger: Merger, form: str) -> str:
-    """Return the class of transformers that loads the model, or the base for an adapter."""
+    """Return the transformers class that loads the model, or an adapter's base."""
     classes: set[str | None] = set()
     for adapter in merger.adapters:
         classes.add(auto_class.of_task(adapter.folder.config.get("task_type")))
-    stated = classes.pop() if len(classes) == 1 else None
-    # The base says what it is, unless a head of another kind was taken from the adapters. The
-    # copy of a tied table is new, too, but no head.
+    adapter_class = classes.pop() if len(classes) == 1 else None
+    # The base's configuration decides, unless a different head comes from the adapters. The copy
+    # of a tied table is also new, but is not a head.
     known = {*merger.base.where, *merger.tables.copies}
     has_new_head = not known.issuperset(merger.saved)
-    if stated and (form == "adapter" or has_new_head):
-        return stated
+    if adapter_class and (form == "adapter" or has_new_head):
+        return adapter_class
     return auto_class.of_config(merger.base.config)
 
 
 def _write_index(old: Mapping[str, object], names: Sequence[str], folder: Path) -> None:
-    """Write the index of the files, read anew from what was written."""
-    # Tensors may be new or of another size: the table of the base no longer holds.
+    """Write the index of the weight files, by reading the new files' headers."""
+    # Tensors may be new or have other sizes, so the base's index no longer applies.
     table: dict[str, str] = {}
     size = 0
     for name in names:
@@ -170,10 +167,10 @@ def _write_index(old: Mapping[str, object], names: Sequence[str], folder: Path) 
 
 
 def _write_configurations(merger: Merger, folder: Path) -> None:
-    """Update the configurations if the merge has changed what they state."""
+    """Update settings that the merge has changed, and remove references to code."""
     for path in sorted(folder.glob("*.json")):
         name = path.name
-        # These are no configurations, and the large ones take seconds to read.
+        # These are not configurations, and large ones take seconds to read.
         if name in ("tokenizer.json", "vocab.json") or name.endswith(".index.json"):
             continue
         is_model = name == "config.json"
@@ -182,16 +179,16 @@ def _write_configurations(merger: Merger, folder: Path) -> None:
         if is_model:
             new.update(_labels(merger))
             new.update(_tables(merger))
-        # Unchanged configurations stay as they are, byte by byte.
+        # Unchanged configurations are kept byte for byte.
         if new != old:
             text = json.dumps(new, indent=2, sort_keys=True)
             path.write_text(text + "\n", encoding="utf-8")
 
 
 def _object(path: Path) -> Mapping[str, object]:
-    """Return a JSON object; empty for a file with something else.
+    """Return the JSON object in a file, or an empty one if it contains something else.
 
-    The list of modules of sentence-transformers is such a file.
+    An example is sentence-transformers' list of modules.
     """
     try:
         return read_json(path)
@@ -200,7 +197,7 @@ def _object(path: Path) -> Mapping[str, object]:
 
 
 def _labels(merger: Merger) -> dict[str, object]:
-    """Return the labels if the merge took a head with a different number of them."""
+    """Return new label settings if a head with another number of labels is used."""
     head: Tensor | None = None
     for tensor, value in merger.saved.items():
         if tensor.endswith(HEADS) and value.ndim == 2:
@@ -208,7 +205,7 @@ def _labels(merger: Merger) -> dict[str, object]:
     if head is None:
         return {}
     old = merger.base.config.get("id2label")
-    # transformers writes no labels for two, its default.
+    # transformers does not save the labels if there are two, its default.
     count = len(old) if isinstance(old, dict) else 2
     if len(head) == count:
         return {}
@@ -220,11 +217,11 @@ def _labels(merger: Merger) -> dict[str, object]:
 
 
 def _tables(merger: Merger) -> dict[str, object]:
-    """Return the settings that have changed with the tables of tokens.
+    """Return the settings that changed along with the token tables.
 
-    In a model with a text model inside, the configuration of that one states them, too.
+    If the model contains a text model, its nested configuration also gets them.
     """
-    # Without these transformers would tie the tables again, or refuse their shape.
+    # Without these, transformers would tie the tables again, or refuse their shape.
     stated: dict[str, object] = {}
     if merger.tables.untied:
         stated["tie_word_embeddings"] = False
@@ -234,28 +231,28 @@ def _tables(merger: Merger) -> dict[str, object]:
     nested = merger.base.config.get("text_config")
     if stated and isinstance(nested, dict):
         changed["text_config"] = nested | stated
-        # The outer configuration has a size of its own in some models only.
+        # Only some models have the size in the outer configuration as well.
         if "vocab_size" not in merger.base.config:
             changed.pop("vocab_size", None)
     return changed
 
 
 def write_adapter(merger: Merger, summary: Merged, rank: int | None, progress: Progress) -> Merged:
-    """Write what the merge adds to the base as one LoRA; see `merge_checkpoint`."""
-    # All is computed before anything is written: what the ranks leave out stands in the card.
+    """Write the merged change of the base as one LoRA; see `merge_checkpoint`."""
+    # Everything is computed before writing, because the card reports the truncation error.
     _check_adapter(merger)
     embeddings = _embeddings(merger.adapters)
     layers: dict[export.Layer, LowRank] = {}
-    # Squares of Frobenius norms: of the parts that a rank leaves out, and of all changes.
-    left_out = 0.0
-    whole = 0.0
+    # Squared Frobenius norms: of what truncation drops, and of all changes.
+    dropped = 0.0
+    total = 0.0
     for name, entry in merger.vector.items():
-        change, layer_left_out, layer_whole = export.truncated(entry, rank)
-        left_out += layer_left_out
-        whole += layer_whole
+        change, layer_dropped, layer_total = export.truncated(entry, rank)
+        dropped += layer_dropped
+        total += layer_total
         tensor = merger.weights[name].tensor
         layer = export.Layer(
-            name=_called(merger, tensor),
+            name=_adapter_layer(merger, tensor),
             shape=merger.stored(tensor).shape,
             embedding=name in embeddings,
         )
@@ -263,19 +260,19 @@ def write_adapter(merger: Merger, summary: Merged, rank: int | None, progress: P
         progress(1)
     if not layers:
         raise InputError(
-            f"The rule `{merger.rule}` changes no layer: there is no adapter to write."
+            f"The rule `{merger.rule}` changes no layers, so there is no adapter to write."
         )
 
     tensors = export.tensors(layers)
     saved_modules: set[str] = set()
     for tensor, value in merger.saved.items():
-        name = _spelled(merger.adapters, tensor)
+        name = _adapter_tensor(merger.adapters, tensor)
         saved_modules.add(name.rpartition(".")[0])
         tensors[f"{export.PREFIX}{name}"] = value
-    configuration = export.config(layers, _stated(merger, saved_modules))
+    configuration = export.config(layers, _adapter_settings(merger, saved_modules))
 
     size = sum(value.numel() * value.element_size() for value in tensors.values())
-    error = (left_out / whole) ** 0.5 if whole else 0.0
+    error = (dropped / total) ** 0.5 if total else 0.0
     summary = replace(summary, error=error, size=size)
     with staging.new_folder(summary.output, size=size) as folder:
         export.write(folder, configuration, tensors)
@@ -283,9 +280,9 @@ def write_adapter(merger: Merger, summary: Merged, rank: int | None, progress: P
     return replace(summary, written=True)
 
 
-def _stated(merger: Merger, saved_modules: set[str]) -> dict[str, object]:
-    """Return the settings of the adapter that do not follow from its factors."""
-    # All adapters have one base: the first one's name for it is taken.
+def _adapter_settings(merger: Merger, saved_modules: set[str]) -> dict[str, object]:
+    """Return the merged adapter's settings that do not follow from its factors."""
+    # All adapters have the same base; use the first adapter's name for it.
     first = merger.adapters[0].folder
     tasks = {adapter.folder.config.get("task_type") for adapter in merger.adapters}
     weights = merger.weights.values()
@@ -298,28 +295,28 @@ def _stated(merger: Merger, saved_modules: set[str]) -> dict[str, object]:
 
 
 def _check_adapter(merger: Merger) -> None:
-    """Refuse a merge that an adapter of the base cannot hold."""
+    """Refuse a merge whose result cannot be written as an adapter for the base."""
     if merger.tables.size is not None:
         raise InputError(
-            "The vocabulary is another than the base's, so that an adapter would not fit the "
-            "base. Write the whole model (`--as model`)."
+            "The vocabulary size differs from the base's, so an adapter would not fit the base. "
+            "Write a full model instead (`--as model`)."
         )
     if any(adapter.folder.wrapped for adapter in merger.adapters):
         raise InputError(
             "The adapters change single parameters (`target_parameters`), such as experts. "
-            "These are written as part of the whole model only (`--as model`)."
+            "These can only be written as part of a full model (`--as model`)."
         )
 
 
-def _called(merger: Merger, tensor: str) -> str:
-    """Return the name of a weight's layer in the first adapter that knows it."""
+def _adapter_layer(merger: Merger, tensor: str) -> str:
+    """Return the layer name that the first adapter with this weight uses for it."""
     names = [adapter.names for adapter in merger.adapters]
     known = [each for each in names if tensor in each.tensors.values()]
     return known[0].layer(tensor)
 
 
-def _spelled(adapters: Sequence[Fitted], tensor: str) -> str:
-    """Return the name of a tensor in the first adapter that has trained it whole."""
+def _adapter_tensor(adapters: Sequence[Fitted], tensor: str) -> str:
+    """Return the name of a fully trained tensor in the first adapter that has it."""
     return next(adapter.spelled[tensor] for adapter in adapters if tensor in adapter.saved)
 
 

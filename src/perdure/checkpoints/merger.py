@@ -1,4 +1,4 @@
-"""The result of a rule for adapters that are fitted to a base on disk, before it is written."""
+"""A rule's result for adapters matched to a base model on disk, before it is written."""
 
 import functools
 import math
@@ -23,27 +23,27 @@ from perdure.settings import checked, named
 from perdure.storage.tensors import FLOATS, Stored, new, total_bytes
 from perdure.vectors.task_vector import Entry, OnDemand, TaskVector
 
-# The weights whose rows are the labels: a head with another number of labels may replace the
-# base's, and the configuration then lists new ones.
+# Weights with one row per label: a head with another number of labels may replace the base's,
+# and the configuration then lists new ones.
 HEADS = ("classifier.weight", "score.weight", "classifier.out_proj.weight")
 HEAD_MODULES = tuple(name.removesuffix(".weight") for name in HEADS)
 
 
 @dataclass(frozen=True)
 class Merger:
-    """The result of a rule, before it is written.
+    """A rule's result for a base and its adapters, before it is written.
 
     Attributes
     ----------
     vector
-        The change of the base, by the name of a layer in the base.
+        The change of each layer, by its name in the base.
     tables
-        The decisions about the tables with a row for each token.
+        The decisions about the token tables (one row per token).
     saved
-        Whole tensors that are taken from adapters, in the type of the base.
+        Fully trained tensors to copy from adapters, in the base's type.
     grown
-        Tables with another number of rows than the base's, to which changes are added, in the type
-        of the base.
+        Token tables whose number of rows differs from the base's, to which changes are added, in
+        the base's type.
     """
 
     base: Checkpoint
@@ -62,21 +62,21 @@ class Merger:
 
     @cached_property
     def weights(self) -> dict[str, Weight]:
-        """The weight of each layer in the base."""
+        """Each layer's weight in the base."""
         weights: dict[str, Weight] = {}
         for adapter in self.adapters:
             weights.update(adapter.weights)
         return weights
 
     def stored(self, tensor: str) -> Stored:
-        """Return the type and shape of a tensor of the merged model before it is changed."""
+        """Return the type and shape of a merged model's tensor, before changes are added."""
         if tensor in self.grown:
             return new(self.grown[tensor])
         return self.base.stored(self._source(tensor))
 
     def changes(self, file: str) -> dict[str, fold.Change | fold.Stack]:
-        """Return ΔW of each weight that goes into a file."""
-        # By the tensor, and in it by the matrix: experts are several layers of one tensor.
+        """Return ΔW of each weight that is written to a file."""
+        # By tensor, then by matrix: experts are several layers in one tensor.
         layers_of: dict[str, dict[int | None, str]] = {}
         for layer in self.vector.entries:
             weight = self.weights[layer]
@@ -91,7 +91,7 @@ class Merger:
         return changes
 
     def replaced(self, file: str) -> dict[str, Tensor]:
-        """Return the whole tensors of a file that are not the base's."""
+        """Return the tensors of a file that replace the base's, by name."""
         replaced: dict[str, Tensor] = {}
         values = {**self.grown, **self.saved}
         for tensor, value in values.items():
@@ -100,7 +100,7 @@ class Merger:
         return replaced
 
     def copies(self, file: str) -> dict[str, str]:
-        """Return the new tensors of a file that begin as a copy of an existing one."""
+        """Return a file's new tensors that start as copies, each with the name of its source."""
         copies: dict[str, str] = {}
         for copy, source in self.tables.copies.items():
             if self._file(copy) == file:
@@ -108,23 +108,23 @@ class Merger:
         return copies
 
     def _source(self, tensor: str) -> str:
-        """Return the tensor of the base that a tensor begins as."""
+        """Return the base's tensor that a tensor starts as."""
         return self.tables.copies.get(tensor, tensor)
 
     def _file(self, tensor: str) -> str:
-        """Return the file that a tensor goes into.
+        """Return the file that a tensor is written to.
 
-        A copy goes into the file of its source, and a new tensor into the last file.
+        A copy goes into its source's file, and a new tensor into the last file.
         """
         source = self._source(tensor)
         if source in self.base.where:
             return self.base.where[source]
-        # Any file would do, because the index names it.
+        # Any file would do, because the index lists it.
         files = list(self.base.files)
         return files[-1]
 
     def _change(self, layers: Mapping[int | None, str]) -> fold.Change | fold.Stack:
-        """Return the change of one tensor, from the layer of each matrix in it."""
+        """Return the change of one tensor, given the layer of each matrix in it."""
         changes: dict[int, fold.Change] = {}
         for index, layer in layers.items():
             change = fold.Change(
@@ -145,8 +145,8 @@ def combine(
     saved_modules: str | None = None,
     any_base: bool = False,
 ) -> Merger:
-    """Read the adapters and apply a rule to them; see `merge_checkpoint`."""
-    # The rule is checked first: to read a large base takes longer than to mend a setting.
+    """Read the adapters, and apply a rule to them; see `merge_checkpoint`."""
+    # The rule is checked first, because reading a large base takes a while.
     name, function, settings = _chosen_rule(rule)
     checkpoint = Checkpoint.open(base)
     skeleton = Skeleton(checkpoint)
@@ -155,16 +155,16 @@ def combine(
 
     saved = fit.choose_saved(fitted, saved_modules)
     tables = vocabulary.arrange(skeleton, fitted, saved, saved_modules)
-    # Where two tables are one, a change of both counts once: `arrange` leaves the second out.
+    # If two tables are tied, a change of both counts once: `arrange` drops the second.
     fitted = tables.adapters
-    # The only statistics that adapters keep on disk, and only runs of perdure write them.
+    # The only statistics that adapters may have on disk; only runs of perdure write them.
     statistics: dict[str, object] = {}
     if "inputs" in nature_of(function).needs:
         statistics["inputs"] = fit.inputs(fitted, name)
     _check_saved(fitted, tables.saved)
     vector = _apply(name, function, {**statistics, **settings}, fitted)
 
-    # The card states the defaults, too, so that the merger can be repeated.
+    # The card also lists default settings, so that the merge can be reproduced.
     all_settings: dict[str, object] = {}
     for key, parameter in registry.options(function).items():
         all_settings[key] = parameter.default
@@ -182,8 +182,8 @@ def combine(
 
 
 def _chosen_rule(rule: RuleLike) -> tuple[str, Callable[..., object], dict[str, object]]:
-    """Return the name, the function and the given settings of a rule that works on disk."""
-    # `own` leaves out `space` and `since` where they are the defaults: here there is no other way.
+    """Return a rule's name, function and given settings, if it can merge folders on disk."""
+    # `own` omits `space` and `since` if they are the defaults, the only values supported here.
     if isinstance(rule, Rule):
         rule = rule.own
     name, options = named(rule, "rule")
@@ -192,26 +192,26 @@ def _chosen_rule(rule: RuleLike) -> tuple[str, Callable[..., object], dict[str, 
         raise _routed(name)
     for key in {"space", "since"} & set(options):
         raise InputError(
-            f"`{key}` is for the rules of a run. "
-            "PEFT folders are merged by what they add to the weights."
+            f"`{key}` is only for the rules of a run. "
+            "PEFT folders are always merged by their changes to the weights."
         )
     settings = checked(function, options, f"rule `{name}`")
     if settings.get("scale") == "search":
         raise InputError(
-            "`scale: search` needs the tasks' validation data: give a run folder, or a number here."
+            "`scale: search` needs the tasks' validation data: use a run folder, or give a number."
         )
     return name, function, settings
 
 
 def _routed(rule: str) -> InputError:
     return InputError(
-        f"The rule `{rule}` is routed: what acts depends on the input, so there is no one model "
-        "to write. Choose another, such as `task_arithmetic`."
+        f"The rule `{rule}` is routed: its result depends on the input, so there is no single "
+        "model to write. Choose another rule, such as `task_arithmetic`."
     )
 
 
 def _check_scales(settings: Mapping[str, object], adapters: Sequence[Fitted]) -> None:
-    """Check that scales by task are for adapters that are merged."""
+    """Check that each key of a per-task `scale` is the name of a merged adapter."""
     scales = settings.get("scale")
     names = [adapter.name for adapter in adapters]
     if isinstance(scales, dict):
@@ -227,8 +227,8 @@ def _check_saved(adapters: Sequence[Fitted], saved: Mapping[str, Tensor]) -> Non
         for adapter in adapters:
             if layer in adapter.factors:
                 raise InputError(
-                    f"`{layer}` is changed by the adapter `{adapter.name}`, and taken whole "
-                    "(`modules_to_save`) from another: one of them would be lost. "
+                    f"`{layer}` is changed by the adapter `{adapter.name}`, and replaced by "
+                    "another's (`modules_to_save`): one of them would be lost. "
                     "Give `--saved-modules none`, or merge without one of them."
                 )
 
@@ -247,11 +247,11 @@ def _apply(
     settings: Mapping[str, object],
     adapters: Sequence[Fitted],
 ) -> TaskVector:
-    """Apply the rule to the adapters: one layer at a time, on demand, if the rule can."""
+    """Apply the rule to the adapters, layer by layer on demand if the rule is layerwise."""
     shapes = _shapes(adapters)
-    whole = {adapter.name: adapter.vector for adapter in adapters}
+    all_vectors = {adapter.name: adapter.vector for adapter in adapters}
 
-    # A rule may be a user's own, so its result is checked each time.
+    # Users can write their own rules, so the result is checked each time.
     def applied(vectors: dict[str, TaskVector]) -> TaskVector:
         vector = function(vectors, **settings)
         if not isinstance(vector, TaskVector):
@@ -267,19 +267,19 @@ def _apply(
 
     def applied_to(layer: str) -> Entry:
         vectors: dict[str, TaskVector] = {}
-        for name, vector in whole.items():
+        for name, vector in all_vectors.items():
             entries: dict[str, Entry] = {}
             if layer in vector:
                 entries[layer] = vector[layer]
-            # An adapter that leaves the layer alone still counts, as in an average.
+            # An adapter that does not change the layer still counts, for example in an average.
             vectors[name] = TaskVector(entries)
         vector = applied(vectors)
         return vector[layer]
 
-    # A mapping of scales may have one for each group of depth, which all layers together define.
+    # A mapping of scales may have one per depth group, and these depend on all layers.
     if not nature_of(function).layerwise or isinstance(settings.get("scale"), dict):
-        return applied(whole)
-    # Wrong settings show before anything is written: at the smallest layer, which costs least.
+        return applied(all_vectors)
+    # Try the rule on the smallest layer, the cheapest, so that wrong settings raise right away.
     smallest = min(shapes, key=lambda layer: math.prod(shapes[layer]))
     applied_to(smallest)
     makers = {layer: functools.partial(applied_to, layer) for layer in shapes}
@@ -287,9 +287,9 @@ def _apply(
 
 
 def _typed(base: Checkpoint, tables: Tables, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors of adapters, converted to the type of the tensors they replace.
+    """Convert adapters' tensors to the type of the base's tensors that they replace.
 
-    New tensors get the type of most of the model.
+    New tensors get the type that most of the model has.
     """
     usual = _usual_type(base)
     typed: dict[str, Tensor] = {}
@@ -299,7 +299,7 @@ def _typed(base: Checkpoint, tables: Tables, tensors: Mapping[str, Tensor]) -> d
             stored = base.stored(tensor)
             dtype = stored.dtype
             _check_shape(base, tables, tensor, value)
-        # A type that is no float (of a quantized base) leaves the tensor as it is.
+        # If the base's type is not a float (quantized), the tensor is left unchanged.
         converted = value.to(FLOATS.get(dtype, value.dtype))
         if not converted.isfinite().all():
             raise CheckpointError(
@@ -310,8 +310,8 @@ def _typed(base: Checkpoint, tables: Tables, tensors: Mapping[str, Tensor]) -> d
 
 
 def _usual_type(base: Checkpoint) -> str:
-    """Return the floating-point type that accounts for most of a model's bytes."""
-    # Measured in bytes: norms may be many, and of another type than the large matrices.
+    """Return the floating-point type of most of a model's bytes."""
+    # Measured in bytes: there may be many norms, in a different type from the large matrices.
     sizes: dict[str, int] = {}
     for tensor in base.where:
         stored = base.stored(tensor)
@@ -325,7 +325,7 @@ def _usual_type(base: Checkpoint) -> str:
 
 
 def _check_shape(base: Checkpoint, tables: Tables, tensor: str, value: Tensor) -> None:
-    """Check that a tensor replaces one of its shape; heads and resized tables may differ."""
+    """Check that a tensor has the shape it replaces; heads and resized tables may differ."""
     shape = base.stored(tensor).shape
     new_shape = tuple(value.shape)
     if new_shape == shape:

@@ -1,8 +1,8 @@
-"""The base as transformers builds it, without memory for its values.
+"""The base as transformers builds it, without allocating its weights.
 
-Files alone do not show whether a square weight belongs to an `nn.Linear` or to a `Conv1D`, which
-tables are one and the same, or how tensors are renamed and joined while they are loaded. Asking
-transformers takes seconds, so this is built only if one of these questions comes up.
+The files alone do not show whether a square weight belongs to an `nn.Linear` or a `Conv1D`,
+which tables are tied, or how tensors are renamed and joined during loading. Asking transformers
+takes seconds, so the model is built only when one of these questions comes up.
 """
 
 import re
@@ -12,7 +12,7 @@ from typing import Any
 
 from perdure.checkpoints.base import Checkpoint
 
-# Model types whose blocks have layers of the kind `Conv1D`, which store W as in × out.
+# Model types whose blocks contain `Conv1D` layers, which store W as in × out.
 CONV1D = (
     "clvp_decoder",
     "decision_transformer",
@@ -20,7 +20,7 @@ CONV1D = (
     "imagegpt",
     "openai-gpt",
 )
-# Settings that name code or weights elsewhere, or make a list of a number of labels of any size.
+# Settings that refer to external code or weights, or could create a huge list of labels.
 LEFT_OUT = (
     "auto_map",
     "custom_pipelines",
@@ -28,17 +28,17 @@ LEFT_OUT = (
     "num_labels",
     "_num_labels",
 )
-# The names of settings that are a number of modules.
+# The names of settings that give a number of modules.
 COUNT = re.compile(r"(n|num|encoder|decoder)_.*(layers?|blocks?|experts?)")
 
 
 class Skeleton:
-    """The things transformers knows about a base; empty for an unknown architecture.
+    """The information that transformers has about a base; empty if it does not know the model.
 
     Parameters
     ----------
     kind
-        The class of transformers that builds it; by default the one that the base names.
+        The transformers class to build; by default, the one in the base's configuration.
     """
 
     def __init__(self, base: Checkpoint, kind: str | None = None) -> None:
@@ -46,37 +46,37 @@ class Skeleton:
         self._kind = kind
 
     def may_have_conv1d(self) -> bool:
-        """Return whether a model of the base, or one inside it, is of a type that has `Conv1D`."""
-        # A model of text and images has the configurations of two models in its own.
+        """Return True if the base, or a model nested in it, is of a type with `Conv1D` layers."""
+        # A vision-language model nests the configurations of two models.
         for key, value in _items(self.base.config):
             if key == "model_type" and value in CONV1D:
                 return True
         return False
 
     def is_conv1d(self, tensor: str) -> bool | None:
-        """Return whether a weight of the base belongs to a `Conv1D`; None if that is unknown."""
-        if self.model is None or tensor not in self._spelled:
+        """Return True if a weight of the base belongs to a `Conv1D`, or None if unknown."""
+        if self.model is None or tensor not in self._loaded_names:
             return None
         from transformers.pytorch_utils import Conv1D
 
-        name = self._spelled[tensor].rpartition(".")[0]
+        name = self._loaded_names[tensor].rpartition(".")[0]
         module = self.model.get_submodule(name)
         return isinstance(module, Conv1D)
 
     @cached_property
     def model(self) -> Any:
-        """The model of transformers, on the device `meta`; None if it cannot be built."""
+        """The transformers model on the `meta` device, or None if it cannot be built."""
         if not _is_plausible(self.base):
             return None
         try:
             return _build(self.base, self._kind)
         except Exception:
-            # A configuration from elsewhere may make transformers raise anything.
+            # With an untrusted configuration, transformers may raise anything.
             return None
 
     @cached_property
     def tensors(self) -> dict[str, str]:
-        """The tensors that are loaded as they are, by the name that transformers gives them."""
+        """The tensors that are loaded without being joined, by their name in transformers."""
         tensors: dict[str, str] = {}
         for tensor, (name, pattern) in self._loaded.items():
             if pattern is None:
@@ -85,10 +85,10 @@ class Skeleton:
 
     @cached_property
     def joined(self) -> dict[str, dict[str, list[str]]]:
-        """The tensors that are joined into one parameter while they are loaded.
+        """The tensors that are joined into one parameter during loading.
 
-        The keys are the name of the parameter, and the pattern in transformers' table that the
-        tensors match. The tensors are in the order in which transformers concatenates them.
+        The keys are the parameter's name, then the pattern in transformers' table that the
+        tensors match. The tensors are in the order in which transformers joins them.
         """
         joined: dict[str, dict[str, list[str]]] = {}
         for tensor in sorted(self._loaded, key=_natural):
@@ -101,7 +101,7 @@ class Skeleton:
         return joined
 
     def operations(self, pattern: str) -> tuple[list[str], list[str]]:
-        """Return how tensors of a pattern are joined: the patterns in order, and the steps."""
+        """Return how tensors that match a pattern are joined: all patterns, and the operations."""
         _, converters = self._table
         for converter in converters:
             if pattern not in converter.source_patterns:
@@ -115,7 +115,7 @@ class Skeleton:
 
     @cached_property
     def ties(self) -> dict[str, str]:
-        """The parameters that are tied to another one, both by their names in the base."""
+        """The parameters that are tied to another one, with that one's name, as in the base."""
         tied = getattr(self.model, "all_tied_weights_keys", None) or {}
         ties: dict[str, str] = {}
         for name, other in tied.items():
@@ -125,7 +125,7 @@ class Skeleton:
 
     @cached_property
     def tables(self) -> set[str]:
-        """The parameters with a row for each token: the embeddings of input and output."""
+        """The parameters of the input and output embeddings, which have one row per token."""
         tables: set[str] = set()
         if self.model is None:
             return tables
@@ -138,17 +138,17 @@ class Skeleton:
         return tables
 
     def stored(self, name: str) -> str:
-        """Return the name of a parameter in the base; the same name if the base lacks it."""
+        """Return a parameter's name in the base, or the name itself if the base lacks it."""
         return self.tensors.get(name, name)
 
     @cached_property
-    def _spelled(self) -> dict[str, str]:
-        """The names that transformers gives to the tensors of the base."""
+    def _loaded_names(self) -> dict[str, str]:
+        """The transformers names of the base's tensors, by their names in the base."""
         return {tensor: name for name, tensor in self.tensors.items()}
 
     @cached_property
     def _table(self) -> tuple[list, list]:
-        """The table of transformers: the entries that rename, and those that join or split."""
+        """transformers' conversion table: entries that rename, and entries that join or split."""
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import WeightRenaming
 
@@ -161,7 +161,7 @@ class Skeleton:
 
     @cached_property
     def _loaded(self) -> Mapping[str, tuple[str, str | None]]:
-        """The parameter that each tensor becomes, and the pattern of those that are joined."""
+        """The parameter that each tensor becomes, with the matching pattern if it is joined."""
         if self.model is None:
             return {}
         try:
@@ -180,12 +180,12 @@ class Skeleton:
                 )
             return loaded
         except Exception:
-            # The table is private to transformers, and another version may have another form.
+            # The table is private to transformers, and may differ in other versions.
             return {}
 
 
 def _build(base: Checkpoint, architecture: str | None) -> Any:
-    """Build the model of a base, or one of the same configuration with another head."""
+    """Build the base's model, or one with the same configuration and another head."""
     import torch
     import transformers
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -195,15 +195,15 @@ def _build(base: Checkpoint, architecture: str | None) -> Any:
     config = config_class.from_dict(settings)
     name = architecture or (config.architectures or ["AutoModel"])[0]
     kind = getattr(transformers, name, None) or transformers.AutoModel
-    # `from_config` of an `AutoModel…` finds the class first; a class has only the private method.
+    # An `AutoModel…` has `from_config`; a concrete class has only the private method.
     from_config = getattr(kind, "_from_config", None) or kind.from_config
-    # On `meta` a tensor has a shape and no memory: a model of any size is built at once.
+    # On `meta`, tensors have a shape but no memory, so a model of any size is built quickly.
     with torch.device("meta"):
         return from_config(config)
 
 
 def _without_reach(config: Mapping[str, object]) -> dict[str, object]:
-    """Return a configuration without the settings that reach beyond the model's own layers."""
+    """Return a configuration without the settings listed in `LEFT_OUT`, at any depth."""
     settings: dict[str, object] = {}
     for key, value in config.items():
         if key in LEFT_OUT:
@@ -213,8 +213,8 @@ def _without_reach(config: Mapping[str, object]) -> dict[str, object]:
 
 
 def _is_plausible(base: Checkpoint) -> bool:
-    """Return whether the configuration has no more layers than the files have tensors."""
-    # Each module is a Python object: a stranger's configuration could ask for a billion of them.
+    """Return True if the configuration asks for no more modules than the files have tensors."""
+    # Each module is a Python object, and an untrusted configuration could ask for a billion.
     largest = max(100, len(base.where))
     for key, value in _items(base.config):
         if isinstance(value, int) and value > largest and COUNT.fullmatch(key):
@@ -223,7 +223,7 @@ def _is_plausible(base: Checkpoint) -> bool:
 
 
 def _items(config: Mapping[str, object]) -> list[tuple[str, object]]:
-    """Return the settings of a configuration and of those within it."""
+    """Return the settings of a configuration and of the ones nested in it."""
     items: list[tuple[str, object]] = []
     for key, value in config.items():
         items.append((str(key), value))
@@ -233,7 +233,7 @@ def _items(config: Mapping[str, object]) -> list[tuple[str, object]]:
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """Return a key under which `experts.10` comes after `experts.9`."""
+    """Return a sort key that puts `experts.10` after `experts.9`."""
     key: list[tuple[int, str]] = []
     for word in name.split("."):
         if word.isdigit():

@@ -1,7 +1,7 @@
-"""The tables with a row for each token: those that are tied, and those that were resized.
+"""The token tables, which have one row per token and may be tied or resized.
 
-In many language models the table of the input's embeddings is also the weight of the output layer
-(`tie_word_embeddings`). Where adapters changed only one of the two, the merged model has both.
+In many language models, the input embedding table is also the output layer's weight
+(`tie_word_embeddings`). If adapters changed only one of the two, the merged model has both.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from perdure.checkpoints.fit import Fitted, agreed
 from perdure.checkpoints.skeleton import Skeleton
 from perdure.errors import CheckpointError, InputError
 
-# The ends of the names of architectures that are language models.
+# The suffixes of language models' architecture names.
 LANGUAGE_MODELS = (
     "ForCausalLM",
     "LMHeadModel",
@@ -29,25 +29,25 @@ LANGUAGE_MODELS = (
 
 @dataclass(frozen=True)
 class Tables:
-    """The decisions about the base's tables.
+    """The decisions about the base's token tables.
 
     Attributes
     ----------
     adapters
-        The adapters that are merged, without changes that repeat another.
+        The adapters to merge, without duplicate changes of tied tables.
     saved
-        The tensors taken whole from adapters.
+        The fully trained tensors to copy from adapters.
     grown
-        Tables with another number of rows than the base's, to which the adapters' changes are
+        Tables whose number of rows differs from the base's, to which the adapters' changes are
         added.
     copies
-        New tensors, each by the tensor of the base that it begins as.
+        New tensors, each with the name of the base's tensor that it starts as a copy of.
     untied
-        Whether the output layer is no longer the input's table.
+        True if the output layer and the input embeddings no longer share one table.
     size
-        The number of rows, if it differs from the base's.
+        The number of rows if it differs from the base's, otherwise None.
     owner
-        The adapter that the number of rows is taken from.
+        The adapter that the number of rows comes from.
     """
 
     adapters: Sequence[Fitted]
@@ -62,24 +62,25 @@ class Tables:
 def arrange(
     skeleton: Skeleton, adapters: Sequence[Fitted], saved: Mapping[str, Tensor], choice: str | None
 ) -> Tables:
-    """Decide what happens to the tables.
+    """Decide how to merge the token tables.
 
     Parameters
     ----------
     choice
-        The adapter whose tables are taken; `none`: the base keeps its own; by default all of
-        them, if none differ.
+        The adapter whose tables to use, or `none` to keep the base's. By default, use every
+        adapter's, which must not differ.
 
     Raises
     ------
     CheckpointError
-        A change of a tied table cannot be kept apart, or tables would have different numbers of
-        rows.
+        Tied tables would have to be separated but cannot be, or tables would have different
+        numbers of rows.
     InputError
-        Several adapters have different tables, and no choice is given.
+        Adapters have different tables, and no choice is given.
     """
     refusal = (
-        "The adapters have resized `{}` in different ways, and one model can hold one vocabulary."
+        "The adapters have resized `{}` in different ways, but a model can have only one "
+        "vocabulary."
     )
     grown_by = {adapter.name: adapter.grown for adapter in adapters}
     grown = agreed(grown_by, refusal, choice)
@@ -96,15 +97,15 @@ def arrange(
 
 
 def _may_be_tied(base: Checkpoint, tensor: str) -> bool:
-    """Return whether to ask transformers about a tensor, which takes seconds.
+    """Return True if it is worth asking transformers about a tensor, which takes seconds.
 
-    The reason is a table of a language model, or a tensor that may be a tied output layer.
+    This is so if the tensor is a language model's token table, or may be a tied output layer.
     """
     architectures = base.config.get("architectures")
     architecture = ""
     if isinstance(architectures, list) and architectures:
         architecture = str(architectures[0])
-    # Tables lie outside the blocks, whose layers have a number in their names.
+    # Token tables are outside the blocks, whose layers have a number in their names.
     is_in_block = _has_number(tensor)
     if is_in_block or not architecture.endswith(LANGUAGE_MODELS):
         return False
@@ -118,7 +119,7 @@ def _may_be_tied(base: Checkpoint, tensor: str) -> bool:
 
 
 def _untie(skeleton: Skeleton, tables: Tables, touched: set[str]) -> Tables:
-    """Separate two tied tables, if adapters changed one of them."""
+    """Separate two tied tables if adapters changed them without keeping them tied."""
     if skeleton.model is None:
         _refuse_unknown(skeleton.base, touched)
         return tables
@@ -128,18 +129,18 @@ def _untie(skeleton: Skeleton, tables: Tables, touched: set[str]) -> Tables:
         return tables
     output, table = touched_pairs[0]
     if len(pairs) > 1 or skeleton.base.config.get("is_encoder_decoder"):
-        # T5 scales its outputs where the tables are tied, and three tables are one.
+        # If T5's tables are tied, there are three of them, and it rescales its outputs.
         raise _cannot_untie(skeleton.base, output)
 
     grown = dict(tables.grown)
     if output in grown:
-        # It is the same table under its other name.
+        # This is the same table under its other name.
         value = grown.pop(output)
         grown.setdefault(table, value)
     saved = dict(tables.saved)
     trained = [adapter for adapter in tables.adapters if table in adapter.saved]
     if table in saved and any(map(_ties, trained)):
-        # peft writes a table that it keeps tied under one of its names only.
+        # peft writes a table that it keeps tied under only one of its names.
         saved.setdefault(output, saved[table])
 
     changing = [adapter for adapter in tables.adapters if _changes(adapter, {output, table})]
@@ -148,7 +149,7 @@ def _untie(skeleton: Skeleton, tables: Tables, touched: set[str]) -> Tables:
     trained_as_one = all(map(_ties, changing))
     saved_alike = _are_alike(saved.get(output), saved.get(table))
     if trained_as_one and saved_alike:
-        # What was done to one of the tables was done to the other, and must count once.
+        # Both tables got the same change, which must count only once.
         saved.pop(output, None)
         adapters = [_without(adapter, output) for adapter in tables.adapters]
         return replace(
@@ -161,10 +162,10 @@ def _untie(skeleton: Skeleton, tables: Tables, touched: set[str]) -> Tables:
 
 
 def _as_two(skeleton: Skeleton, tables: Tables) -> Tables:
-    """Give the output layer its own table, which begins as a copy of the input's."""
+    """Give the output layer its own table, which starts as a copy of the input's."""
     copies: dict[str, str] = {}
     grown = dict(tables.grown)
-    # Not only weights: a bias of the output layer is tied with its weight.
+    # Not only weights, because an output layer's bias may be tied as well.
     for name, other in skeleton.ties.items():
         if name in tables.saved or name in skeleton.base.where:
             continue
@@ -176,7 +177,7 @@ def _as_two(skeleton: Skeleton, tables: Tables) -> Tables:
 
 
 def _ties(adapter: Fitted) -> bool:
-    """Return whether the adapter trained both tables as one."""
+    """Return True if the adapter trained both tables as one."""
     return bool(adapter.folder.config.get("ensure_weight_tying"))
 
 
@@ -191,7 +192,7 @@ def _are_alike(left: Tensor | None, right: Tensor | None) -> bool:
 
 
 def _without(adapter: Fitted, tensor: str) -> Fitted:
-    """Return an adapter without the change of one tensor."""
+    """Return an adapter without its change of one tensor."""
     factors = dict(adapter.factors)
     for layer in adapter.factors:
         if adapter.weights[layer].tensor == tensor:
@@ -200,12 +201,12 @@ def _without(adapter: Fitted, tensor: str) -> Fitted:
 
 
 def _refuse_unknown(base: Checkpoint, touched: set[str]) -> None:
-    """Refuse a table that may be tied, in a model that transformers does not know."""
+    """Refuse to change a possibly tied table in a model that transformers does not know."""
     stated = _text_config(base).get("tie_word_embeddings")
     for tensor in touched:
         if tensor not in base.where or not _may_be_tied(base, tensor):
             continue
-        # Without a second table of its shape the model may use this one for both.
+        # If no other tensor has its shape, the model may use this table for both.
         shape = base.stored(tensor).shape
         shapes = [base.stored(other).shape for other in base.where]
         is_alone = shapes.count(shape) == 1
@@ -215,9 +216,9 @@ def _refuse_unknown(base: Checkpoint, touched: set[str]) -> None:
 
 def _cannot_untie(base: Checkpoint, tensor: str) -> CheckpointError:
     return CheckpointError(
-        f"`{tensor}` is changed by an adapter, and `{base.folder}` uses it both for its input and "
-        "for its output (`tie_word_embeddings`). The adapter changed one of them, and this model "
-        "cannot hold both: it cannot be merged."
+        f"`{tensor}` is changed by an adapter, and `{base.folder}` uses it for both its input and "
+        "its output (`tie_word_embeddings`). The adapter changed only one of them, and this model "
+        "cannot have separate ones, so the adapter cannot be merged."
     )
 
 
@@ -225,7 +226,7 @@ def _cannot_untie(base: Checkpoint, tensor: str) -> CheckpointError:
 
 
 def _resize(skeleton: Skeleton, tables: Tables) -> Tables:
-    """Check that all tables have the same number of rows, and note it if it is not the base's."""
+    """Check that all tables have the same number of rows, and set `size` if it is new."""
     base = skeleton.base
     resized = set(tables.grown)
     for tensor, value in tables.saved.items():
@@ -249,13 +250,13 @@ def _resize(skeleton: Skeleton, tables: Tables) -> Tables:
         raise CheckpointError(
             f"`{owner.folder.folder}` has resized the vocabulary of `{base.folder}`, and the "
             "tables of the merged model would have different numbers of rows: "
-            f"{listed or 'transformers does not know which they are'}. It cannot be merged."
+            f"{listed or 'transformers does not know which these are'}. It cannot be merged."
         )
     return replace(tables, size=sizes.pop(), owner=owner)
 
 
 def _has_other_rows(base: Checkpoint, tensor: str, value: Tensor) -> bool:
-    """Return whether a tensor taken whole is a table with another number of rows."""
+    """Return True if a fully trained tensor is a token table with another number of rows."""
     if tensor not in base.where or _has_number(tensor):
         return False
     stored = base.stored(tensor).shape
@@ -271,7 +272,7 @@ def _has_number(tensor: str) -> bool:
 
 
 def _rows(base: Checkpoint, tables: Tables, tensor: str) -> int | None:
-    """Return the number of rows of a table in the merged model; None if it has no such table."""
+    """Return a table's number of rows in the merged model, or None if it has no such table."""
     value = tables.saved.get(tensor, tables.grown.get(tensor))
     if value is not None:
         return len(value)
@@ -282,7 +283,7 @@ def _rows(base: Checkpoint, tables: Tables, tensor: str) -> int | None:
 
 
 def _check_rows(base: Checkpoint, tables: Tables) -> None:
-    """Check that each change of a resized table has its shape."""
+    """Check that each change of a resized table has the table's number of rows."""
     resized = set(tables.grown)
     for adapter in tables.adapters:
         resized.update(adapter.grown)
@@ -295,14 +296,14 @@ def _check_rows(base: Checkpoint, tables: Tables) -> None:
             rows = _rows(base, tables, tensor)
             if rows != changed:
                 raise InputError(
-                    f"`{adapter.name}` changes the {changed} rows of `{tensor}`, and the merged "
+                    f"`{adapter.name}` changes {changed} rows of `{tensor}`, but the merged "
                     f"model would have {rows}: adapters resized the vocabulary in different ways. "
-                    f"Take its tables with `--saved-modules {adapter.name}`, or merge without it."
+                    f"Use its tables with `--saved-modules {adapter.name}`, or merge without it."
                 )
 
 
 def _text_config(base: Checkpoint) -> dict[str, object]:
-    """Return the configuration, with the inner text model's settings filled in if it lacks them."""
+    """Return the base's settings, with a nested text model's for those that it lacks."""
     nested = base.config.get("text_config")
     settings = dict(nested) if isinstance(nested, dict) else {}
     settings.update(base.config)
