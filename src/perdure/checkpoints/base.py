@@ -57,7 +57,7 @@ class Checkpoint:
     Attributes
     ----------
     source
-        The folder, hub id or short name (`minilm`, `dinov2`) the model was opened with.
+        The folder, hub id or short name (such as `minilm`) the model was opened with.
     files
         The safetensors files, by name.
     where
@@ -218,7 +218,7 @@ def find(source: str | Path) -> Path:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
         raise InputError(
             f"There is no folder `{source}`. Give the folder of a model or an adapter, a hub id, "
-            f"or a model that a package carries: {', '.join(registry.names('model'))}."
+            f"or a model that comes with a package: {', '.join(registry.names('model'))}."
         )
     # Imported here, because most merges never need the hub.
     import huggingface_hub

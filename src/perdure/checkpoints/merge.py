@@ -39,7 +39,7 @@ def merge_checkpoint(
     Parameters
     ----------
     base
-        The folder of a transformers model, a hub id, or a model that a package carries.
+        The folder of a transformers model, a hub id, or the name of a packaged model.
     adapters
         PEFT folders, in the order they were learned.
     rule

@@ -1,10 +1,10 @@
 """A lock on a run's folder, so that only one process writes it at a time.
 
-The process locks `lock.json` and writes its own id and host there. `filelock` does the
+The process locks `lock.json` and writes its id and host there. `filelock` does the
 locking, and the operating system unlocks the file when the process ends, even after
 `kill -9`, so a dead process's lock is taken over silently. On a file system without
 locks, the run counts as locked if the process listed in the file is alive and started at
-the time the file says. (Its number may have been given to another process since.)
+the time the file says. (Its id may have been reused since.)
 """
 
 import contextlib
@@ -159,7 +159,7 @@ def _is_held_by_another(who: Holder) -> bool:
 
 
 def _is_ours(who: Holder) -> bool:
-    """Return True if this very process wrote the entry, not an earlier one with its number."""
+    """Return True if this very process wrote the entry, not an earlier one with its id."""
     this_process = _self()
     return all(who.get(key) == this_process[key] for key in ("pid", "host", "began"))
 

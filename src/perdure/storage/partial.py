@@ -3,7 +3,7 @@
 A new file is created exclusively, so that an existing one, such as a link, is never
 opened. It stays locked while its process lives. The system unlocks it even after
 `kill -9`, so the next process that writes to the same folder can tell whether it is still
-needed. Locks may not reach other machines, and process numbers mean nothing there. Each
+needed. Locks may not reach other machines, and process ids mean nothing there. Each
 name therefore includes a hash of the machine it was made on, and files from another
 machine are removed only when they are old.
 """
@@ -138,7 +138,7 @@ def _is_abandoned(descriptor: int, path: Path, modified: float) -> bool:
 
 
 def is_alive(pid: int) -> bool:
-    """Return True if the process with this number is running on this machine."""
+    """Return True if the process with this id is running on this machine."""
     try:
         os.kill(pid, 0)  # signal 0 only checks
     except ProcessLookupError:
@@ -169,7 +169,7 @@ def _lock(descriptor: int) -> bool:
 
 
 def _origin() -> str:
-    """Return a short hash of the machine or container where our process numbers are valid."""
+    """Return a short hash of the machine or container where our process ids are valid."""
     try:
         processes = os.readlink("/proc/self/ns/pid")
     except OSError:  # not Linux
