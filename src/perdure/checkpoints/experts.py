@@ -107,7 +107,7 @@ class _Slice:
 
     @property
     def layer(self) -> str:
-        """The layer name under which the change of these rows is listed."""
+        """The key for the change of these rows, in the same format as a layer's name."""
         stem = self.tensor.removesuffix(".weight")
         if self.index is None:
             return stem

@@ -223,7 +223,7 @@ def size_of(
 
 
 def _runs(names: list[str], touched: set[str]) -> Iterator[tuple[bool, list[str]]]:
-    """Yield runs of adjacent names, each with True if they are touched, or False if not."""
+    """Yield runs of adjacent names that are all in `touched` (with True) or all not (False)."""
     for is_touched, run in itertools.groupby(names, key=touched.__contains__):
         yield is_touched, list(run)
 

@@ -108,7 +108,7 @@ class Merger:
         return copies
 
     def _source(self, tensor: str) -> str:
-        """Return the base's tensor that a tensor starts as."""
+        """Return the name of the base's tensor whose values a tensor starts with."""
         return self.tables.copies.get(tensor, tensor)
 
     def _file(self, tensor: str) -> str:
@@ -325,7 +325,7 @@ def _usual_type(base: Checkpoint) -> str:
 
 
 def _check_shape(base: Checkpoint, tables: Tables, tensor: str, value: Tensor) -> None:
-    """Check that a tensor has the shape it replaces; heads and resized tables may differ."""
+    """Check that a tensor has the shape of the one it replaces, except heads and resized tables."""
     shape = base.stored(tensor).shape
     new_shape = tuple(value.shape)
     if new_shape == shape:

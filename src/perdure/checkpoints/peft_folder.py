@@ -454,7 +454,7 @@ def _factors(file: TensorFile, layer: str, keys: Mapping[str, str], targets: Tar
 
 
 def numbers(targets: Targets, layer: str) -> tuple[int, float, float]:
-    """Return a layer's LoRA rank, alpha and scale, which is alpha / rank or alpha / √rank.
+    """Return a layer's LoRA rank, alpha and scale (alpha / rank, or alpha / √rank for rsLoRA).
 
     Raises
     ------

@@ -101,7 +101,7 @@ class Skeleton:
         return joined
 
     def operations(self, pattern: str) -> tuple[list[str], list[str]]:
-        """Return how tensors that match a pattern are joined: all patterns, and the operations."""
+        """Return the patterns joined with this one (in order), and the joining operations."""
         _, converters = self._table
         for converter in converters:
             if pattern not in converter.source_patterns:

@@ -74,7 +74,7 @@ class TPE:
 
 
 def needed(package: str, needed_by: str, instead: str = "") -> ModuleType:
-    """Import a package from the optional dependencies `search`.
+    """Import a package that the optional extra `search` installs.
 
     Raises
     ------

@@ -32,7 +32,7 @@ def task_arithmetic(vectors: dict[str, TaskVector], *, scale: Scale = "1/n") -> 
     scale
         lambda: a number, `"1/n"` (the mean) or `"1/sqrt(n)"`; in a run also `"search"`, by
         validation accuracy. A mapping gives each task its own lambda, or a list with one for
-        each of several equally deep parts of the model, starting at the input.
+        each group of layers; the groups divide the model evenly by depth, from the input on.
 
     Examples
     --------
@@ -68,7 +68,7 @@ def _check_each(scale: Mapping[str, PerTask], vectors: Vectors) -> None:
 
 
 def _scaled(vector: TaskVector, scale: PerTask, vectors: Vectors) -> TaskVector:
-    """Scale a task vector by one number, or by one for each equally deep part of the model."""
+    """Scale a task vector by one number, or by one for each group of layers by depth."""
     if not isinstance(scale, list):
         return vector * scale
     # Depth counts all tasks' layers, so that a part means the same for each of them.

@@ -144,7 +144,7 @@ def _write(folder: Path) -> None:
 
 
 def _is_held_by_another(who: Holder) -> bool:
-    """Return True if a lock file's entry is of another process that may still be running."""
+    """Return True if a lock file names another process that may still be running."""
     if not who:
         return False
     # We cannot tell whether a process on another machine is alive.

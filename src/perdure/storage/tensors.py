@@ -68,7 +68,7 @@ class Stored:
 
     @property
     def row(self) -> int:
-        """The number of values in a row, which is one index of the first dimension."""
+        """The number of values in one row, that is, at one index of the first dimension."""
         return math.prod(self.shape[1:])
 
 
