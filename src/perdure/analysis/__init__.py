@@ -10,9 +10,10 @@ posterior.py      confusion of the tasks, and how well calibrated tasks and clas
 
 They build on:
 
-diagnose.py all of them for a run: `perdure diagnose` hidden.py the hidden states of each layer, one
-vector per example shared.py task vectors, plain numbers, and the reason to leave a diagnostic out
-subject.py a run with everything that a diagnosis needs
+diagnose.py       all of them for a run: `perdure diagnose`
+hidden.py         the hidden states of each layer, one vector per example
+shared.py         task vectors, plain numbers, and the reason to leave a diagnostic out
+subject.py        a run with everything that a diagnosis needs
 
 The measures are pure functions.
 """
