@@ -9,7 +9,7 @@ from pathlib import Path
 import forked
 import pytest
 
-KILLS = int(os.environ.get("PERDURE_KILLS") or ("60" if os.environ.get("PERDURE_SOAK") else "12"))
+KILLS = int(os.environ.get("PERDURE_KILLS") or ("60" if os.environ.get("PERDURE_SOAK") else "20"))
 """For each method, or a quarter of them."""
 
 # The process that imports everything once; each attempt is a fork of it, so that an attempt takes a
