@@ -42,7 +42,7 @@ training = Training(
     epochs=2, batch_size=8, learning_rate=0.01, checkpoint_steps=2, best=name == "sequential"
 )
 WRITING = {module.__file__ for module in (files, lock, partial, staging, put, writer)}
-OTHERS = ("read", "_reading", "parse", "check", "_check", "open", "_without")  # what only reads
+OTHERS = ("read", "_reading", "parse", "check", "_check", "open", "_unique")  # what only reads
 READING = {name for name in vars(files) if name.startswith(OTHERS)}
 # The reader of YAML, which each recipe is.
 READING |= {*vars(files._Reader), "plain", "<genexpr>", "<listcomp>"}
