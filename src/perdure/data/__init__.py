@@ -9,7 +9,7 @@ images.py        Images as the models read them
 prompts.py       Prompts, and answers in free text, from the cells of a row
 rows.py          Tables, read row by row as they are written
 splits.py        Examples, cut into splits
-table.py         One's own data as tasks
+table.py         Your own data as tasks
 table_files.py   Readers for the rows of CSV, JSON and Parquet
 table_output.py  Tables, written row by row
 task.py          `Task` and `TaskStream`

@@ -176,7 +176,7 @@ def _prompt_before(answers: Answers, columns: Sequence[str]) -> Prompt | None:
 
 
 def _with_prompt(columns: Sequence[str], source: str, request: Request, prompt: str) -> Reading:
-    """Return how a table is read whose prompt the caller names."""
+    """Return the reading for a prompt that the caller names."""
     if request.answer is not None:
         answers = _answers(columns, source, request.answer)
         return Reading(given_prompt(prompt, columns, source), answers)

@@ -217,7 +217,7 @@ class Answers(ABC):
         Raises
         ------
         DataError
-            An answer is empty, or no text.
+            An answer is empty, or not a text.
         """
 
 
@@ -279,7 +279,7 @@ class LastTurn(Answers):
 
 
 def _turns(row: Row, column: str) -> list[Turn]:
-    """Return the turns of a conversation, once they are checked."""
+    """Check and return the turns of a conversation."""
     value = row.cells.get(column)
     if value is None or value == []:
         raise DataError(f"{row.where}, has nothing in column `{column}`. Leave it out.")

@@ -117,7 +117,7 @@ class Table:
         Raises
         ------
         DataError
-            The file is broken at some row, which is named.
+            A row cannot be read; the message names it.
         """
         for number, (line, cells) in enumerate(self.reader.rows(columns), start=1):
             # Both numbers: a spreadsheet counts rows, an editor lines.

@@ -207,7 +207,8 @@ class Delimited:
 
 
 class Number(float):
-    """A JSON number that is not whole; `written` is how the file writes it: `1.10`, `1e5`."""
+    """A JSON number with a fraction or an exponent; `written` is its text in the file: `1.10`,
+    `1e5`."""
 
     written: str
 
@@ -379,7 +380,7 @@ class Parquet:
         self.class_names = _declared_classes(schema.metadata)
 
     def rows(self, columns: Sequence[str] | None) -> Iterator[Cells]:
-        """Yield each row, of `columns` alone."""
+        """Yield each row, with only `columns`."""
         names = list(self.columns if columns is None else columns)
         try:
             with pq.ParquetFile(self.path) as file:
