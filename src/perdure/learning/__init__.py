@@ -5,9 +5,9 @@ engine.py           Several processes that train one model
 loop.py             The one training loop
 method.py           The interface of a method
 optimizer_state.py  The state of any optimizer, by name
-progress.py         The course of one task's training, and how it is resumed
-snapshot.py         The state inside a task, as one file
+progress.py         One task's training: its progress, and how it is resumed
+snapshot.py         The state in the middle of a task, as one file
 stopping.py         Ctrl-C, SIGTERM and the like, taken as a request to stop
-training.py         The settings of training
-wrapper.py          A method around another
+training.py         The training settings
+wrapper.py          A method that wraps another one
 """

@@ -35,25 +35,25 @@ Log = Callable[[dict[str, object]], None]
 
 @dataclass(frozen=True)
 class Session:
-    """The context of a task's training: where it begins, where it reports to, and what may stop it.
+    """The context of a task's training: its seed, its callbacks, and what may stop it.
 
     Parameters
     ----------
     seed
-        Seed of the run. Each task begins with the same random state (so that fresh modules are
-        equal); its head, the order of its examples and its dropout follow `seed` and the task's
-        name, not its place in the stream.
+        The run's seed. Every task starts from the same random state, so that fresh modules are
+        equal; its head, the order of its examples and its dropout depend on `seed` and the task's
+        name, not on its position in the stream.
     log
-        Called with a dictionary for each step.
+        Called with a dictionary after each step.
     keep
         Called with a snapshot every `checkpoint_steps` steps, before a stop, and after the last
         step.
     resume
         The snapshot to resume from.
     stop
-        The request to stop, which is granted after a step.
+        The stop request, which is honoured after the current step.
     folder
-        Where trackers write.
+        The folder that trackers write to.
     quiet
         Show no progress.
     """
@@ -76,37 +76,37 @@ def learn(
     earlier: Sequence[Adapter] = (),
     session: Session | None = None,
 ) -> Adapter:
-    """Learn the last of the tasks `seen` by a method, and add the task's head to the backbone.
+    """Learn the last of the tasks `seen`, and add its head to the backbone.
 
-    With several processes (`accelerate launch`) each computes its share of every batch.
+    With several processes (`accelerate launch`), each computes its share of every batch.
 
     Parameters
     ----------
     earlier
         The adapters of the earlier tasks, in order: some methods train on top of them.
     session
-        The seed, the places where steps are logged and saved, and what may stop the training.
+        The seed, the callbacks that log and save steps, and what may stop training.
 
     Returns
     -------
     Adapter
-        The module's parameters before and after.
+        The module's parameters before and after training.
 
     Raises
     ------
     TrainingError
         The loss is not a finite number.
     Stopped
-        The session was asked to stop.
+        A stop was requested.
     RunError
-        The snapshot to `resume` belongs to other settings.
+        The snapshot to `resume` from was made with other settings.
     """
     session = session or Session()
     task = seen[-1]
     seed = session.seed
     accelerator = _accelerator(training, session.folder)
 
-    # The head's seed has the task's name, so that a task's head does not depend on the others.
+    # The seed includes the task's name, so that its head does not depend on other tasks.
     plant(derived(seed, task.name, "head"))
     backbone.to(accelerator.device)
     if training.shares_head and backbone.heads:
@@ -114,13 +114,13 @@ def learn(
     else:
         backbone.open(task)
 
-    # Earlier adapters are folded into the weights: a step costs the same, however many they are.
+    # Earlier adapters are folded into the weights: a step costs the same for any number of them.
     vectors = task_vectors(method.beneath(earlier))
     beneath = total(list(vectors.values()))
     with folded(backbone.model, beneath):
         plant(seed)  # without the task's name: fresh modules of all tasks are equal
         method.begin(backbone, task)
-        # Read before `load`, which replaces the initial values by those of the snapshot.
+        # Read before `load`, which replaces the initial values with the snapshot's.
         start = adapters.read(backbone.model)
         course = Course(
             backbone,
@@ -131,18 +131,18 @@ def learn(
         )
         if session.resume:
             course.load(session.resume)
-        again = recomputed(backbone) if training.gradient_checkpointing else nullcontext()
-        with session.stop.later(), again:
+        recomputing = recomputed(backbone) if training.gradient_checkpointing else nullcontext()
+        with session.stop.later(), recomputing:
             _train(accelerator, course, session)
         backbone.eval()
-        # The random state after training depends on whether the last step was made now or before
-        # a stop. `end` may draw, so it begins with a state of its own.
+        # The random state after training depends on whether the last step was taken now or before
+        # a stop. `end` may draw random numbers, so it starts from a state of its own.
         plant(derived(seed, task.name, "end"))
         method.end(backbone, task, course.optimizer)
         kept = {"inputs": _inputs(backbone, task)} if training.keep_inputs else {}
 
-    # `accelerator.end_training` would also end the group of processes, which may have more tasks
-    # to learn.
+    # `accelerator.end_training` would also end the process group, which may have more tasks to
+    # learn.
     for tracker in accelerator.trackers:
         tracker.finish()
     return Adapter(
@@ -189,11 +189,11 @@ def _train(accelerator: Accelerator, course: Course, session: Session) -> None:
             stops_early = best.watched and best.done(validation_accuracy(course))
             course.epoch = training.epochs if stops_early else course.epoch + 1
             course.batch = 0
-    # What follows may take long and be stopped too: the trained state is kept first.
+    # The work after training may take long and be stopped, too: keep the trained state first.
     if session.keep:
         session.keep(course.snapshot())
     course.best.restore()
-    # A broken step shows in the loss of the next one. The last step has no next one.
+    # A broken step shows in the next step's loss, and the last step has no next one.
     for parameter in course.parameters:
         _check(parameter.sum().item(), course)
 
@@ -201,7 +201,7 @@ def _train(accelerator: Accelerator, course: Course, session: Session) -> None:
 def _train_epoch(
     accelerator: Accelerator, course: Course, session: Session, progress: Progress
 ) -> None:
-    """Make the remaining steps of an epoch."""
+    """Take the remaining steps of an epoch."""
     task, training = course.task, course.training
     _set_dropout(course.backbone, training)
     plan = course.plan(course.epoch)
@@ -225,8 +225,8 @@ def _train_epoch(
         message = f"epoch {course.epoch + 1} of {training.epochs}, loss {loss:.3f}"
         progress.to(course.step, message, reached=course.batch == len(plan))
 
-        # The log comes before the snapshot: a resumed run trims lines of later steps, but could
-        # not make up for missing ones.
+        # The log comes before the snapshot: a resumed run trims the lines of later steps, but
+        # could not restore missing ones.
         is_due = course.step % training.checkpoint_steps == 0
         if session.keep and (stopped or is_due):
             session.keep(course.snapshot())
@@ -237,12 +237,12 @@ def _train_epoch(
 def _step(
     accelerator: Accelerator, course: Course, batches: list[list[int]], stop: Stopping
 ) -> tuple[float, float, bool]:
-    """Make one step down the gradient of the mean loss.
+    """Take one optimizer step on the mean loss of some batches.
 
-    Returns the loss, the learning rate, and whether any process is to stop.
+    Returns the loss, the learning rate, and whether any process was asked to stop.
     """
-    # A random state of its own for each step, so that none has to be saved; and for each process,
-    # so that dropout differs between the shares of a batch.
+    # Each step has its own random state, so that none has to be saved; and each process has its
+    # own, so that dropout differs between the shares of a batch.
     seed = derived(
         course.seed,
         course.task.name,
@@ -264,13 +264,13 @@ def _step(
                     course.backbone,
                     course.batch_of(rows),
                 )
-                # Weighted by its number of examples: the shares add up to the mean over all.
+                # Weighted by the number of examples: the shares add up to the mean over all.
                 share = mean * share_of_examples
             share.backward()
         loss += share.detach()
 
-    # The request to stop travels with the gradients: all processes learn of it at the same step.
-    # A signal may reach one of them only, and the others would wait for it forever.
+    # The stop request is added up with the gradients, so all processes see it at the same step. A
+    # signal may reach only one of them, and the others would wait for it forever.
     asked = torch.tensor(float(bool(stop.asked)))
     _add_up_gradients(course.parameters, [loss, asked])
     value = loss.item()
@@ -285,9 +285,9 @@ def _step(
 
 
 def _add_up_gradients(parameters: Sequence[nn.Parameter], scalars: Sequence[Tensor]) -> None:
-    """Add up the gradients, and some scalars, of all processes, in place.
+    """Sum the gradients, and some scalars, over all processes, in place.
 
-    A parameter without a gradient in any process is left without one.
+    A parameter that has no gradient in any process is left without one.
     """
     if engine.count() == 1:
         return
@@ -295,16 +295,16 @@ def _add_up_gradients(parameters: Sequence[nn.Parameter], scalars: Sequence[Tens
     counts = torch.tensor(has_gradient)
     gradients: list[Tensor] = []
     for parameter in parameters:
-        # All processes must send the same tensors, whether or not their share reached a parameter.
+        # All processes must send the same tensors, even if their share did not use a parameter.
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
         gradients.append(parameter.grad)
 
     device = parameters[0].device
-    beside = [counts, *scalars]
-    moved = [value.to(device) for value in beside]
+    extra = [counts, *scalars]
+    moved = [value.to(device) for value in extra]
     engine.add_up([*gradients, *moved])
-    for value, summed in zip(beside, moved, strict=True):
+    for value, summed in zip(extra, moved, strict=True):
         value.copy_(summed)
 
     # A zero gradient is not the same as none: AdamW would apply weight decay and momentum.
@@ -321,10 +321,9 @@ def _accelerator(training: Training, folder: Path | None) -> Accelerator:
                 f"No tracker `{name}` is installed: accelerate finds {known or 'none'} here."
             )
     precision = "bf16" if training.bf16 else "no"
-    # accelerate would make the group of processes with torch's timeout: ours comes first.
+    # accelerate would create the process group with torch's timeout: create it with ours first.
     engine.state()
-    # Its state belongs to the whole Python process, and refuses another precision than that of the
-    # first run.
+    # Its state is global to the Python process, and rejects any precision but the first run's.
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
         AcceleratorState._reset_state()
     accelerator = Accelerator(
@@ -337,7 +336,7 @@ def _accelerator(training: Training, folder: Path | None) -> Accelerator:
 
 
 def _set_dropout(backbone: Backbone, training: Training) -> None:
-    """Switch the adapter's dropout on, and the backbone's as the settings say."""
+    """Enable the adapter's dropout, and the backbone's if the settings say so."""
     backbone.train(training.backbone_dropout)
     for layer in adapters.layers(backbone.model):
         layer.train()  # pyright: ignore

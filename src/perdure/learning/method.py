@@ -53,7 +53,7 @@ class Method:
     """
 
     usual_rule: ClassVar[str] = "last"
-    """The rule of `merging/` that goes with the method if a recipe names none."""
+    """The rule in `rules/` that goes with the method if a recipe names none."""
     tuned: ClassVar[Tuned | None] = None
     """The method's main coefficient, if it has one."""
     needs: ClassVar[frozenset[Need]] = frozenset()

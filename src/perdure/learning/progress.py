@@ -1,4 +1,4 @@
-"""The course of one task's training: parameters, optimizer, plan, and position."""
+"""One task's training in progress: parameters, optimizer, plan, and position."""
 
 import math
 from collections.abc import Sequence
@@ -26,9 +26,9 @@ class Course:
     Attributes
     ----------
     epoch, batch
-        The position: the number of epochs done, and of steps done in the current one.
+        The position: the number of completed epochs, and of completed steps in the current one.
     step
-        The number of steps done since the task began.
+        The number of completed steps since the task began.
     """
 
     def __init__(
@@ -54,8 +54,8 @@ class Course:
         for group in groups:
             self.parameters += group["params"]
         if self.parameters:
-            # Each process has made its own initial values. They follow from the same seed, but
-            # may differ on devices of different kinds.
+            # Each process made its own initial values. They come from the same seed, but may
+            # differ between kinds of devices.
             engine.as_the_first(self.parameters)
 
         count = len(self.rows or ())
@@ -63,14 +63,14 @@ class Course:
         self.scheduler = _scheduler(self.optimizer, training, steps=len(self.plan(0)))
         self.best = Best(self.parameters, training)
         self.epoch = self.batch = self.step = 0
-        if self.rows is None:  # a method that does not train: all epochs are over
+        if self.rows is None:  # the method does not train: no epoch is left
             self.epoch = training.epochs
 
     def plan(self, epoch: int) -> list[list[list[int]]]:
-        """Return the steps of an epoch: the batches of each, as numbers of rows.
+        """Return an epoch's steps, each a list of batches, each a list of row numbers.
 
-        An epoch's plan follows from the seed alone, so that a run that resumes inside the epoch
-        makes the same plan again.
+        The plan is drawn with a seed of its own, so a run resumed in the middle of the epoch makes
+        the same plan again.
         """
         if self.rows is None:
             return []
@@ -86,25 +86,25 @@ class Course:
         return steps
 
     def batch_of(self, rows: Sequence[int]) -> Batch:
-        """Return a batch of examples to train on, by their numbers."""
+        """Return a training batch of the rows with these numbers."""
         assert self.rows
         if self.training.packing:
             return self.backbone.packed(self.rows, rows)
         return self.rows.batch(rows, self.backbone.device)
 
     def take_step(self) -> None:
-        """Make one step of the optimizer, by the current gradients."""
+        """Clip the gradients and take one optimizer step."""
         torch.nn.utils.clip_grad_norm_(self.parameters, self.training.max_grad_norm)
         self.optimizer.step()
 
-    # -- saved and resumed
+    # -- saving and resuming
 
     def snapshot(self) -> Snapshot:
-        """Return everything that `load` needs. The tensors are those in training, not copies."""
-        # No copies: `Snapshot.save` makes them if the snapshot is to be written.
+        """Return everything that `load` needs. The tensors are the live ones, not copies."""
+        # No copies: `Snapshot.save` makes them if the snapshot is written.
         method = self.method.state
         optimizer = optimizer_state.read(self.optimizer)
-        # JSON cannot hold tensors, and safetensors cannot hold anything else.
+        # JSON cannot store tensors, and safetensors cannot store anything else.
         tensors = _numbered("parameter", self.parameters)
         tensors |= _numbered("best", self.best.values)
         tensors |= tensors_of(optimizer, "optimizer")
@@ -120,7 +120,7 @@ class Course:
         return Snapshot(about, tensors)
 
     def _settings(self) -> State:
-        """Return the JSON values of the best epoch, the schedule, and the optimizer's groups."""
+        """Return the best score, the schedule and the optimizer's groups as JSON values."""
         return {
             "best": [self.best.score, self.best.waited],
             "scheduler": self.scheduler.state_dict(),
@@ -134,10 +134,10 @@ class Course:
         Raises
         ------
         RunError
-            The snapshot belongs to other settings.
+            The snapshot was made with other settings.
         """
-        # The file may be from other settings, or from a stranger: whatever does not fit, in
-        # whichever way Python notices, is one error with one remedy.
+        # The file may come from other settings, or from a stranger: any mismatch, however Python
+        # reports it, becomes one error with one remedy.
         try:
             self._load(snapshot)
         except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
@@ -161,7 +161,7 @@ class Course:
 
         self.best.score, self.best.waited = about["best"]
         best = part(tensors, "best")
-        if best:  # else no epoch has been measured yet
+        if best:  # otherwise no epoch has been measured yet
             self.best.values = list(map(torch.empty_like, self.parameters))
             _fill(self.best.values, best)
 
@@ -172,11 +172,11 @@ class Course:
         self._check_position()
 
     def _check_settings(self, about: State) -> None:
-        """Raise `ValueError` if a snapshot's JSON values are of another optimizer or schedule."""
+        """Raise `ValueError` if a snapshot was made with another optimizer or schedule."""
         expected = plain(self._settings())
         given = {name: about[name] for name in expected}
-        # The numbers of the schedule and of the best epoch may differ; those of the optimizer may
-        # not, because `optimizer_state.write` would restore the old ones.
+        # Numbers may differ in the schedule and in the best score, but not in the optimizer's
+        # settings, because `optimizer_state.write` would restore the old ones.
         fits = alike(given, expected)
         if fits:
             before = _fixed(given["groups"])
@@ -186,10 +186,10 @@ class Course:
             raise ValueError("an optimizer with other settings")
 
     def _check_position(self) -> None:
-        """Raise `ValueError` if the position is not inside the plan."""
+        """Raise `ValueError` if the position is outside the plan."""
         steps = len(self.plan(0))
         epochs = self.training.epochs
-        # `in range` also rejects numbers that are not whole, and values that are no numbers.
+        # `in range` also rejects fractions, and values that are not numbers.
         inside = (
             self.epoch in range(epochs + 1)
             and self.batch in range(steps + 1)
@@ -199,8 +199,8 @@ class Course:
             raise ValueError(f"step {self.batch} of epoch {self.epoch}")
 
     def _take_empty_step(self) -> None:
-        """Let a fresh optimizer take a step with zero gradients, which completes its state."""
-        # Some optimizers (IVON, for one) collect the gradients where this context ends.
+        """Step a fresh optimizer with zero gradients, so that its state is complete."""
+        # Some optimizers (IVON, for one) collect the gradients when this context ends.
         with self.method.around(self.optimizer):
             for parameter in self.parameters:
                 parameter.grad = torch.zeros_like(parameter)
@@ -213,7 +213,7 @@ def _numbered(name: str, values: Sequence[Tensor]) -> dict[str, Tensor]:
 
 
 def _fill(tensors: Sequence[Tensor], values: dict[str, Tensor]) -> None:
-    """Give tensors their saved values, by number."""
+    """Copy the saved values into the tensors, matched by number."""
     if len(tensors) != len(values):
         raise ValueError(
             f"{len(values)} tensors for {len(tensors)} parameters",
@@ -223,7 +223,7 @@ def _fill(tensors: Sequence[Tensor], values: dict[str, Tensor]) -> None:
         if tensor.shape != value.shape:
             given = list(value.shape)
             expected = list(tensor.shape)
-            raise ValueError(f"the shape {given} for {expected}")
+            raise ValueError(f"shape {given} instead of {expected}")
         tensor.copy_(value)
 
 
@@ -242,15 +242,15 @@ def _trainable(
 ) -> list[Group]:
     """Return the parameters to train, in two groups, and freeze all others.
 
-    These are the method's, and those of the heads of the tasks that have examples.
+    The first group has the method's parameters, the second the heads of the tasks with examples.
     """
-    of_heads: dict[int, nn.Parameter] = {}  # by identity: tasks may share a head
+    head_parameters: dict[int, nn.Parameter] = {}  # by identity: tasks may share a head
     for task in rows.task_names() if rows else ():
         for parameter in backbone.own(task).parameters():
-            of_heads[id(parameter)] = parameter
-    heads = list(of_heads.values())
-    # A method may train the other heads too, and an optimizer refuses a parameter given twice.
-    module = [value for value in method.parameters(backbone) if id(value) not in of_heads]
+            head_parameters[id(parameter)] = parameter
+    heads = list(head_parameters.values())
+    # A method may list heads as its own parameters, and an optimizer rejects duplicates.
+    module = [value for value in method.parameters(backbone) if id(value) not in head_parameters]
     backbone.requires_grad_(False)
     for parameter in [*module, *heads]:
         parameter.requires_grad_(True)
@@ -267,7 +267,7 @@ def _trainable(
 
 
 def _optimizer(method: Method, groups: list[Group], training: Training, examples: int) -> Optimizer:
-    """Return the method's optimizer, which may be a user's own."""
+    """Return the method's optimizer, which may be a custom one."""
     optimizer = method.optimizer(groups, training, examples=examples)
     if not isinstance(optimizer, Optimizer):
         raise InputError(
@@ -281,7 +281,7 @@ def _optimizer(method: Method, groups: list[Group], training: Training, examples
 
 
 def _scheduler(optimizer: Optimizer, training: Training, *, steps: int) -> LambdaLR:
-    """Return the schedule of the learning rate, for `steps` steps in an epoch."""
+    """Return the learning rate schedule for epochs of `steps` steps."""
     all_steps = training.epochs * steps
     return LambdaLR(
         optimizer,
@@ -290,14 +290,14 @@ def _scheduler(optimizer: Optimizer, training: Training, *, steps: int) -> Lambd
 
 
 def _decay(step: int, steps: int, training: Training) -> float:
-    """Return the factor on the learning rate at a step."""
+    """Return the factor on the learning rate at a step, out of `steps` in all."""
     warm = round(training.warmup * steps)
     if step < warm:
         # The rate begins above zero, so that the first step is not wasted.
         return (step + 1) / (warm + 1)
     if training.schedule == "constant":
         return 1.0
-    # All steps may be warm-up. After the last step the scheduler asks for one more rate.
+    # Every step may be warm-up, and after the last one the scheduler asks for one more rate.
     after_warmup = max(1, steps - warm)
     left = max(0.0, (steps - step) / after_warmup)
     if training.schedule == "cosine":
@@ -310,9 +310,9 @@ def _decay(step: int, steps: int, training: Training) -> float:
 
 @torch.no_grad()
 def validation_accuracy(course: Course) -> float:
-    """Return the accuracy, with the task given, on the new task's validation examples.
+    """Return the accuracy on the new task's validation examples, with the task given.
 
-    A method that keeps the examples of all tasks is measured on those of all tasks.
+    A method that keeps all tasks' examples is measured on those of all tasks.
     """
     backbone = course.backbone
     tasks = course.seen if course.method.keeps_all else [course.task]
@@ -338,13 +338,13 @@ class Best:
     Attributes
     ----------
     watched
-        Each epoch is to be measured: the best one is kept, or training stops early.
+        True if each epoch is measured, to keep the best one or to stop early.
     score
-        The best accuracy.
+        The best accuracy so far; -1 before the first epoch was measured.
     waited
         The number of epochs since the best one.
     values
-        The parameters after the best epoch; empty if no epoch was measured.
+        The parameters after the best epoch; empty before the first epoch was measured.
     """
 
     def __init__(self, parameters: list[nn.Parameter], training: Training):
@@ -356,7 +356,7 @@ class Best:
         self.values: list[Tensor] = []
 
     def done(self, score: float) -> bool:
-        """Record an epoch's score, and return whether it is time to stop."""
+        """Record an epoch's score, and return whether to stop early."""
         if score > self.score:
             self.score = score
             self.waited = 0
@@ -371,7 +371,7 @@ class Best:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Go back to the best epoch. Without one the parameters stay as they are."""
+        """Restore the best epoch's parameters; do nothing if no epoch was measured."""
         if not self.values:
             return
         pairs = zip(self.parameters, self.values, strict=True)
@@ -383,7 +383,7 @@ class Best:
 
 
 def length_grouped(lengths: Sequence[int], batch_size: int, *, seed: int) -> list[list[int]]:
-    """Return batches of examples of similar length in random order, with little padding.
+    """Return batches of examples with similar lengths, in random order, to save padding.
 
     The examples are shuffled, sorted by length within groups of 20 batches, and cut into
     batches, which are shuffled in turn.
@@ -393,7 +393,7 @@ def length_grouped(lengths: Sequence[int], batch_size: int, *, seed: int) -> lis
         len(lengths),
         generator=random,
     ).tolist()
-    # Sorted as a whole, the same examples would share a batch in every epoch.
+    # If all were sorted together, the same examples would share a batch in every epoch.
     group_size = 20 * batch_size
     batches = []
     for start in range(0, len(order), group_size):

@@ -14,20 +14,20 @@ from types import FrameType
 from perdure.errors import Stopped
 
 IF_FATAL = ("SIGHUP", "SIGUSR1")
-"""Signals that are caught only if they would end the process.
+"""Signals that are caught only if they would otherwise end the process.
 
-`nohup` has SIGHUP ignored, so that the process outlives its terminal; and a program that
-has its own handler for one of them keeps it.
+`nohup` makes a process ignore SIGHUP, so that it outlives its terminal; and a program's own
+handlers stay in place.
 """
 
 
 class Stopping:
-    """The request to stop a run, which a signal makes.
+    """A request to stop the run, made by a signal.
 
     Attributes
     ----------
     asked
-        The number of the signal received; 0 before that.
+        The number of the last signal received; 0 before the first one.
     """
 
     def __init__(self, hint: str):
@@ -36,15 +36,15 @@ class Stopping:
         self._waits = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        # Only the same signal again is impatience: after the terminal's SIGINT a launcher sends
-        # SIGTERM by itself.
+        # Only the same signal again means impatience: after the terminal's SIGINT, a launcher
+        # sends SIGTERM on its own.
         again = self.asked == number
         self.asked = number
         if again or not self._waits:
             self.now()
 
     def now(self) -> None:
-        """Stop.
+        """Stop the run.
 
         Raises
         ------
@@ -58,9 +58,7 @@ class Stopping:
 
     @contextlib.contextmanager
     def later(self) -> Iterator[None]:
-        """Stop after the block on a first signal, and immediately on a second one of the same
-        kind.
-        """
+        """Put off a stop until the block ends, unless the same signal comes again."""
         self._waits = True
         try:
             yield
@@ -74,12 +72,12 @@ class Stopping:
 def stopping(hint: str) -> Iterator[Stopping]:
     """Catch SIGINT, SIGTERM, SIGHUP and SIGUSR1 while the block runs.
 
-    Only the main thread gets signals: elsewhere none is caught.
+    Only the main thread gets signals, so in any other thread nothing is caught.
 
     Parameters
     ----------
     hint
-        How to resume, for the error.
+        Advice on how to resume, for the error message.
     """
     stop = Stopping(hint)
     if threading.current_thread() is not threading.main_thread():

@@ -1,4 +1,4 @@
-"""The settings of training."""
+"""The training settings."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -17,11 +17,11 @@ class Training:
     epochs
         Passes over the task's examples.
     batch_size
-        Examples in a batch, of all processes together; `gradient_accumulation` batches make one
-        step.
+        Examples in a batch, over all processes together; a step takes `gradient_accumulation`
+        batches.
     learning_rate
-        The learning rate of the module; `head_learning_rate` is that of the heads, which start
-        from scratch and need larger steps.
+        The module's learning rate; `head_learning_rate` is that of the heads, which start from
+        scratch and need larger steps.
     schedule
         How the learning rate falls to zero after the warm-up: `linear`, `cosine`, or `constant`
         (it does not fall).
@@ -32,31 +32,31 @@ class Training:
     bf16
         Compute in bfloat16 (autocast); parameters stay in float32.
     packing
-        Pack several short examples into one row, each attending only to itself, so that there is
-        little padding: for causal language models. The loss is that of padded batches.
+        Pack several short examples into one row, each attending only to itself, to save padding.
+        Only for causal language models; the loss is the same as for padded batches.
     gradient_checkpointing
-        Compute the inside of each layer again in the backward pass, rather than keep it: a step
+        Recompute each layer's activations in the backward pass instead of storing them: a step
         takes less memory and about a third more time. The loss is the same.
     backbone_dropout
-        Use the frozen backbone's own dropout in training. Without it a step is about 1.5 times as
-        fast on a CPU; the module's `dropout` acts in any case.
+        Use the frozen backbone's own dropout in training. Without it, a step is about 1.5 times as
+        fast on a CPU; the module's `dropout` applies either way.
     best
-        Keep the epoch with the best validation accuracy (the task given), not the last.
+        Keep the epoch with the best validation accuracy (with the task given) instead of the last.
     patience
-        Stop after this number of epochs without a better one; keeps the best.
+        Stop after `patience` epochs without a better one, and keep the best.
     heads
         `per_task`: a head for each task, trained on its examples. `shared`: one head for all tasks,
         which every task trains further, as is usual if all tasks have the same classes (`scenario:
         domain`).
     alignment
-        After each task, align the heads of all tasks (its settings, or `{}` for the usual ones);
-        by default heads are not aligned.
+        Align the heads of all tasks after each task, with these settings (`{}`: the defaults). By
+        default, heads are not aligned.
     keep_inputs
         Keep the covariance of the inputs of each layer with an adapter, which the rule `regmean`
-        needs: one more pass over a task's examples, and in² numbers for each such input.
+        needs. This costs one more pass over a task's examples, and d² numbers for an input of
+        width d.
     checkpoint_steps
-        Save the state inside a task every `checkpoint_steps` steps, so that a run that is killed
-        loses at most that many.
+        Save the state every `checkpoint_steps` steps, so that a killed run loses at most that many.
     trackers
         accelerate's trackers, such as `tensorboard` or `wandb`.
     """
@@ -89,5 +89,5 @@ class Training:
 
     @property
     def shares_head(self) -> bool:
-        """True if all tasks have one head."""
+        """True if all tasks share one head."""
         return self.heads == "shared"

@@ -1,4 +1,4 @@
-"""A method around another, such as replay: it changes some hooks and forwards all others."""
+"""A method that wraps another one, as replay does: it overrides hooks and forwards the rest."""
 
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -8,13 +8,13 @@ from perdure.learning.snapshot import State, part
 
 M = TypeVar("M", bound=Method)
 INNER = "method/"
-"""The prefix of the names in the inner method's state."""
+"""The prefix of the inner method's entries in the wrapper's state."""
 
 
 def forwarding(wrapper: type[M]) -> type[M]:
-    """Make a class forward every public attribute that it does not define to its `method`.
+    """Make a wrapper class forward each hook that it does not define to its `method`.
 
-    `Method` itself is the list of hooks, so that a hook added there is forwarded, too.
+    The hooks are the public attributes of `Method`, so a hook added there is forwarded, too.
     """
     for name in list(vars(Method)):
         if name.startswith("_"):
@@ -26,9 +26,9 @@ def forwarding(wrapper: type[M]) -> type[M]:
 
 
 class Forwarded:
-    """An attribute of the inner method, unless the wrapper's instance has its own.
+    """A descriptor that reads an attribute of the wrapper's inner method.
 
-    It is a descriptor without `__set__`: Python looks into the instance's dictionary first.
+    It has no `__set__`, so an attribute set on the wrapper itself takes precedence.
     """
 
     def __init__(self, name: str):
@@ -43,9 +43,9 @@ class Forwarded:
 @forwarding
 @dataclass(kw_only=True)
 class Wrapper(Method):
-    """A method around another. A subclass overrides the hooks that change.
+    """A method that wraps another one; a subclass overrides the hooks that it changes.
 
-    An overridden hook reaches the inner method's by `super()` or by `self.method`.
+    An overriding hook calls the inner method's through `super()` or `self.method`.
 
     Parameters
     ----------
@@ -55,14 +55,14 @@ class Wrapper(Method):
 
     method: Method
     remembered: State = field(default_factory=dict, init=False, repr=False)
-    """The wrapper's own state, as `state` of other methods."""
+    """The wrapper's own part of `state`."""
 
     # Not forwarded: `perdure tune` would set the inner method's coefficient on the wrapper.
     tuned = None
 
     @property
     def state(self) -> State:
-        """The wrapper's own state, and under `method/` that of the inner method."""
+        """The wrapper's own state, and the inner method's with the prefix `method/`."""
         inner = {}
         for name, value in self.method.state.items():
             inner[f"{INNER}{name}"] = value

@@ -1,4 +1,4 @@
-"""Joint training: one module trained on all tasks together: the upper bound, which keeps all old
+"""Joint training: one module trained on all tasks together, the upper bound that keeps all old
 data.
 """
 

@@ -110,9 +110,9 @@ class Subspace:
     ) -> Subspace:
         """Add leading directions of inputs with covariance C to M.
 
-        M then holds at least the share `epsilon` of the inputs' energy. Energies are squared
-        singular values of (I - M Mᵀ) C, or of (I - M Mᵀ) H. The first task adds one direction
-        fewer, but at least one, as in InfLoRA's code.
+        M then contains about the share `epsilon` of the inputs' energy: the first task adds one
+        direction fewer than that takes (but at least one), as in InfLoRA's code. Energies are
+        squared singular values of (I - M Mᵀ) C, or of (I - M Mᵀ) H, with H the inputs themselves.
 
         With `balance`, the share of each direction decides instead of `epsilon`: it is added if
         balance · share > 1 / d, the capacity for learning that it costs.
