@@ -124,7 +124,8 @@ def batches(examples: int, *, batch: int = BATCH, seed: int = 0) -> Sequence[Ten
 
 
 def _flat(layers: Sequence[Float[Tensor, "batch _"]]) -> Float[Tensor, "layers square"]:
-    """Return each layer's Gram matrix as a row: a single product then makes all pairs."""
+    """Return each layer's Gram matrix flattened into a row, so that one product compares all
+    pairs."""
     rows = []
     for features in layers:
         gram = _centred(features)

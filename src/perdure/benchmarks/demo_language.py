@@ -65,8 +65,8 @@ def demo_language(
 ) -> TaskStream:
     """Film reviews, tweets, newswire and newsgroups, as questions that a language model answers.
 
-    Each task is answered in its own words, one of them in capitals. A model that answers by the
-    habit of its last task is wrong about all others. Film reviews and tweets are of the VADER
+    Each task has its own answer words; one task's are in capitals. A model that answers out of
+    habit from its last task is wrong on all the others. Film reviews and tweets come from the VADER
     ground truth (MIT; a mean human rating of at least 1 either way); Reuters-21578 R8 and 20
     Newsgroups by date come with their own test splits (research use).
 
@@ -82,7 +82,8 @@ def demo_language(
     Raises
     ------
     DataError
-        A size is too small for one example of each class, or larger than there are.
+        A size is too small for one example of each class, or exceeds the number of examples
+        available.
     FetchError
         The packages are neither in the cache nor can they be fetched.
 

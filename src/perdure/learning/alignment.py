@@ -33,7 +33,7 @@ class Alignment:
     epochs
         The number of times that new features are drawn: `samples` of each class.
     batch_size
-        Samples in a step.
+        Samples per step.
     shrinkage
         The means of older classes are drawn towards zero, because their features have drifted:
         for a class of task t of T they are multiplied by 1 - s + s · (t + 1) / T.

@@ -269,7 +269,7 @@ def _check_pixels(source: str, processor: BaseImageProcessor) -> None:
 class _Weights:
     """A model's files, its configuration, the shapes and types of its tensors, and its type.
 
-    `quantisation` holds transformers' settings if its linear layers are to be in 4 bits.
+    `quantisation` holds transformers' settings if its linear layers are to be loaded in 4 bits.
     """
 
     files: ModelFiles

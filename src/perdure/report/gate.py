@@ -172,7 +172,7 @@ def show(verdict: Verdict, console: Console | None = None) -> None:
 
 
 def sentences(verdict: Verdict) -> Sequence[str]:
-    """Print what was compared with which limit, and the answer."""
+    """Return the answer as sentences: yes, or no with the reasons."""
     limit = f"{verdict.forgetting:g}"
     points = "1 point" if limit == "1" else f"{limit} points"
     lost = [f"`{task.task}`" for task in verdict.tasks if task.drop is not None and not task.passes]

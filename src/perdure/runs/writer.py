@@ -77,7 +77,7 @@ class Writer:
         self.unfinished(None)
 
     def unfinished(self, snapshot: Snapshot | None) -> None:
-        """Write the state inside a task; None removes it."""
+        """Save the state partway through a task; None removes it."""
         if not self.writes:
             return
         if snapshot:
