@@ -90,8 +90,10 @@ class ExpertLinear(nn.Module):
         self.gate_rank = gate_rank
         self.top_k = top_k
         self.choice = choice
-        self.register_buffer("A", A.to(base.weight), persistent=False)
-        self.register_buffer("B", B.to(base.weight), persistent=False)
+        # Weights in 4 bits lie in whole numbers: beside them the factors stay as they are.
+        like = base.weight if base.weight.is_floating_point() else A.to(base.weight.device)
+        self.register_buffer("A", A.to(like), persistent=False)
+        self.register_buffer("B", B.to(like), persistent=False)
         # Without `acts` the gate would give a share to experts that leave this layer as it is.
         acts = B.flatten(1).any(1)
         self.register_buffer("acts", acts.to(base.weight.device), persistent=False)
