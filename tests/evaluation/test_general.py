@@ -9,7 +9,7 @@ import torch
 from pico_language import language_model
 from text_tasks import closed, free, mixed
 
-from perdure import Evaluation, InputError, Rule, Run, TaskStream, Training, run
+from perdure import Evaluation, InputError, Rule, Run, TaskStream, Training, registry, run
 from perdure.bundled.texts.editorials import joined
 from perdure.errors import BackboneError, DataError, UnknownName
 from perdure.evaluation import general
@@ -141,6 +141,54 @@ def test_a_text_that_changed_meanwhile(again, text, tmp_path):
         run(both, backbone, Sequential(), "last", evaluation=Evaluation(general=text), **arguments)
     assert (tmp_path / "run" / "scores.csv").read_bytes() == before
     assert Run(tmp_path / "run").tasks == ["colours"]
+
+
+def test_a_text_that_changed_while_nothing_was_due(text, tmp_path):
+    """A run that is called again with nothing to do keeps the digest of what it measured on."""
+    backbone = language_model("llama")
+    arguments = {"training": TRAINING, "output": tmp_path / "run"}
+    first = TaskStream("s", (closed("colours", ("red", "blue")),))
+    both = TaskStream("s", (*first.tasks, closed("sides", ("left", "right"))))
+
+    def learn(stream: TaskStream) -> Run:
+        evaluation = Evaluation(general=text)
+        return run(stream, backbone, Sequential(), "last", evaluation=evaluation, **arguments)
+
+    noted = learn(first).recipe["evaluation"]["general"]
+    whole = Path(text["text"]).read_text()
+    Path(text["text"]).write_text("Another text, which says something else. " * 40)
+    assert learn(first).recipe["evaluation"]["general"] == noted
+    with pytest.raises(DataError, match="is not the one that the run was measured on before"):
+        learn(both)
+    Path(text["text"]).unlink()
+    assert learn(first).recipe["evaluation"]["general"] == noted
+    Path(text["text"]).write_text(whole)
+    assert learn(both).tasks == ["colours", "sides"]
+
+
+def test_a_file_in_place_of_the_text_of_a_package(text, tmp_path, monkeypatch):
+    names, find = registry.names, registry.find
+    texts = {"usual": lambda: ["The usual text. " * 40]}
+    monkeypatch.setattr(registry, "names", lambda kind: [*texts] if kind == "text" else names(kind))
+    monkeypatch.setattr(
+        registry, "find", lambda kind, name: texts[name] if kind == "text" else find(kind, name)
+    )
+    backbone = language_model("llama")
+    stream = TaskStream("s", (closed("colours", ("red", "blue")),))
+    arguments = {"training": TRAINING, "output": tmp_path / "run"}
+    usual = Evaluation(general=text | {"text": "usual"})
+    run(stream, backbone, Sequential(), Rule(name="last"), evaluation=usual, **arguments)
+    before = (tmp_path / "run" / "recipe.yaml").read_bytes()
+    with pytest.raises(DataError, match="is not `usual`, which the run was measured on before"):
+        run(
+            stream,
+            backbone,
+            Sequential(),
+            Rule(name="last"),
+            evaluation=Evaluation(general=text),
+            **arguments,
+        )
+    assert (tmp_path / "run" / "recipe.yaml").read_bytes() == before
 
 
 def test_it_can_be_asked_for_later(text, tmp_path):

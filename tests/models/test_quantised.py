@@ -1,17 +1,42 @@
 """A language model with frozen weights in 4 bits: what is learned beside them, and refused."""
 
 import importlib.util
+import signal
+from pathlib import Path
 
+import forked
 import numpy as np
 import pico_language
 import pytest
 import torch
 from datasets import Dataset
+from small_runs import differing
 
 from perdure import Backbone, BackboneError, Model, Run, RunError, Task, TaskStream, Training
 from perdure import run as learn_all
 from perdure.methods.isolated import Isolated
 from perdure.models import adapters, quantised
+from perdure.models.mixture import Mixture
+from perdure.vectors.task_vector import LowRank, TaskVector
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[3])
+from pathlib import Path
+from test_quantised import run, two_tasks
+from perdure.runs.writer import Writer
+
+event, steps = Writer.event, []
+
+def noted(self, values):
+    event(self, values)
+    steps.append(values["event"] == "step")
+    if sum(steps) == 10:  # the second of the second task
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Writer.event = noted
+run(two_tasks(), Path(sys.argv[1]), Path(sys.argv[2]))
+"""
 
 needed = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None,
@@ -26,6 +51,10 @@ def checkpoint(tmp_path):
 
 @pytest.fixture
 def stream():
+    return two_tasks()
+
+
+def two_tasks() -> TaskStream:
     def task(name: str, *words: str) -> Task:
         texts = [f"{name} {i % 2}:" for i in range(16)]
         rows = Dataset.from_dict({"text": texts, "label": [i % 2 for i in range(16)]})
@@ -39,17 +68,16 @@ def frozen(backbone: Backbone) -> dict[str, torch.Tensor]:
     return {name: backbone.model.get_parameter(name).data.clone() for name in names}
 
 
-def run(stream, checkpoint, folder, **options):
+def run(stream, checkpoint, folder, rule="task_arithmetic"):
     backbone = Backbone.load(checkpoint, dtype="nf4", max_new_tokens=8)
-    training = Training(epochs=2, learning_rate=1e-2, batch_size=4)
+    training = Training(epochs=2, learning_rate=1e-2, batch_size=4, checkpoint_steps=1)
     run = learn_all(
         stream,
         backbone,
         Isolated(rank=2),
-        "task_arithmetic",
+        rule,
         training=training,
         output=folder,
-        **options,
     )
     return backbone, run
 
@@ -77,6 +105,41 @@ def test_the_same_bytes_again(stream, checkpoint, tmp_path):
     for task in ("a", "b"):
         left, right = (results.load_task(task).adapter.parameters for results in (first, second))
         assert adapters.same(left, right)
+
+
+@needed
+def test_a_killed_run_goes_on_to_the_same_bytes(stream, checkpoint, tmp_path):
+    arguments = (checkpoint, tmp_path / "killed", Path(__file__).parent)
+    done = forked.python(KILLED, *arguments, timeout=120)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert Run(tmp_path / "killed").begun() == "b"
+    _, killed = run(stream, checkpoint, tmp_path / "killed")
+    _, whole = run(stream, checkpoint, tmp_path / "whole")
+    assert differing(killed, whole) == []
+
+
+@needed
+@pytest.mark.parametrize("rule", ["routed", "smile"])
+def test_rules_that_choose_an_adapter(rule, stream, checkpoint, tmp_path):
+    _, results = run(stream, checkpoint, tmp_path / "run", rule)
+    assert np.isfinite(results.matrix(task_id="given")[1]).all()
+
+
+@needed
+def test_an_expert_beside_a_layer_is_a_change_of_its_weight(checkpoint):
+    backbone = Backbone.load(checkpoint, dtype="nf4")
+    name = "model.layers.0.mlp.up_proj"
+    layer = backbone.model.get_submodule(name)
+    change = LowRank(torch.randn(layer.out_features, 2), torch.randn(2, layer.in_features))
+    x = torch.randn(3, layer.in_features)
+    with adapters.folded(backbone.model, {name: change.B @ change.A}):
+        expected = layer(x)
+    mixture = Mixture({"a": TaskVector({name: change})})
+    with mixture.inserted(backbone.model) as choice:
+        choice.of(["a", None, "a"])
+        chosen = backbone.model.get_submodule(name)(x)
+    assert torch.allclose(chosen[[0, 2]], expected[[0, 2]], atol=1e-4)
+    assert torch.equal(chosen[1], layer(x)[1])
 
 
 @needed

@@ -131,8 +131,32 @@ def with_digest(setting: GeneralSetting) -> GeneralSetting:
     asked = source(setting)
     if asked is None or asked.digest or not Path(asked.text).is_file():
         return setting
+    return with_this(setting, _digest(texts(asked.text)))
+
+
+def with_this(setting: GeneralSetting, digest: str) -> GeneralSetting:
+    """Return the setting with a digest in place of its own; unchanged if the digest is empty."""
+    asked = source(setting)
+    if asked is None or not digest:
+        return setting
     given: dict[str, object] = dict(setting) if isinstance(setting, dict) else {"text": asked.text}
-    return given | {"digest": _digest(texts(asked.text))}
+    return given | {"digest": digest}
+
+
+def check_name(before: Source, now: Source) -> None:
+    """Check that a text which comes with a package, and so has no digest, is still the same one.
+
+    Raises
+    ------
+    DataError
+        It is another text.
+    """
+    if not before.digest and before.text != now.text and before.text in registry.names("text"):
+        raise DataError(
+            f"`{now.text}`, the text of `evaluation.general`, is not `{before.text}`, which the "
+            "run was measured on before: the rise of its loss would compare two texts. Use "
+            f"`{before.text}`, or begin a new run."
+        )
 
 
 def check_text(setting: Source, digest: str) -> None:

@@ -45,6 +45,8 @@ def opened(output: Path, plan: Plan, *, change: bool = False) -> Plan:
         The name of a task is too long for the file system.
     RunError
         The folder holds a run with other settings, in something that affects what was learned.
+    DataError
+        `evaluation.general` names another text than the one that the run was measured on.
     """
     check(plan)
     task_folder.check_names(output, plan.stream.names)
@@ -55,8 +57,10 @@ def opened(output: Path, plan: Plan, *, change: bool = False) -> Plan:
     recipe = dict(plan.recipe)
     if replace(state, recipe=recipe).made_in_python:
         _keep_forgotten(recipe, state, plan.stream)
-    if not change:
+    # A run that was refused, for a text that is too long perhaps, may be begun with other settings.
+    if not change and not state.is_blank:
         check_changes(output, state.recipe, recipe)
+    _keep_digest(recipe, state)
     return replace(plan, recipe=recipe)
 
 
@@ -71,6 +75,32 @@ def _keep_forgotten(recipe: dict[str, object], state: RunState, stream: TaskStre
         recipe["forgotten"] = gone
     if state.recipe.get("traces"):
         recipe["traces"] = state.recipe["traces"]
+
+
+def _keep_digest(recipe: dict[str, object], state: RunState) -> None:
+    """Take the digest of the text of `evaluation.general` over from a run that was measured on it.
+
+    A file may have changed when nothing is to be measured. With its new digest the run would
+    compare two texts later.
+
+    Raises
+    ------
+    DataError
+        The text that comes with a package is now another one.
+    """
+    evaluation = recipe.get("evaluation")
+    if not isinstance(evaluation, dict) or not _has_measured_text(state):
+        return
+    before = _text_before(state)
+    now = general.source(evaluation.get("general"))
+    if before and now:
+        general.check_name(before, now)
+        setting = general.with_this(evaluation["general"], before.digest)
+        recipe["evaluation"] = evaluation | {"general": setting}
+
+
+def _has_measured_text(state: RunState) -> bool:
+    return any(row["task"] == f"{GENERAL}text" for row in state.scores)
 
 
 def resumed(state: RunState, plan: Plan) -> tuple[System, Snapshot | None, list[int]]:
@@ -106,18 +136,18 @@ def resumed(state: RunState, plan: Plan) -> tuple[System, Snapshot | None, list[
     _check_texts(plan, len(learned), splits)
     elsewhere = general.source(plan.evaluation.general)
     if elsewhere and due:
-        general.check_text(elsewhere, _digest_before(state))
+        before = _text_before(state) if _has_measured_text(state) else None
+        general.check_text(elsewhere, before.digest if before else "")
         general.pieces(plan.backbone, elsewhere)
     if plan.stream.missing and due and engine.first():
         warnings.warn(not_measured(plan.stream.missing), PerdureWarning, stacklevel=3)
     return system, inside, due
 
 
-def _digest_before(state: RunState) -> str:
-    """Return the digest of the text that `evaluation.general` measured on; empty if none."""
+def _text_before(state: RunState) -> general.Source | None:
+    """Return the setting of `evaluation.general` in a run's recipe."""
     evaluation = state.recipe.get("evaluation") or {}
-    before = general.source(evaluation.get("general"))
-    return before.digest if before else ""
+    return general.source(evaluation.get("general"))
 
 
 def restored(

@@ -115,6 +115,13 @@ class RunState:
         """True if something has been learned already, so that the model must stay the same."""
         return bool(self.places) or layout.is_there(self.folder / UNFINISHED)
 
+    @property
+    def is_blank(self) -> bool:
+        """True if the run was refused before it began: its folder has nothing but its recipe."""
+        others = set(layout.WRITTEN) - {"recipe.yaml", "environment.json"}
+        written = any(layout.is_there(self.folder / name) for name in others)
+        return not written and not layout.forgotten(self.recipe)
+
     @cached_property
     def scores(self) -> list[dict[str, Any]]:
         """The rows of scores.csv: `value` was measured on `task` after `step` tasks."""
