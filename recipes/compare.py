@@ -16,6 +16,7 @@ import csv
 from pathlib import Path
 
 import torch
+from common import write
 
 from perdure import Alignment, Gaussians, Recipe, Run, align
 from perdure.evaluation.score import TASK_IDS, features
@@ -97,17 +98,14 @@ def main() -> None:
                     }
                 )
                 print(rows[-1], flush=True)
-    write(arguments.recipe.parent / "results" / f"{arguments.recipe.stem}.csv", rows)
+    update(arguments.recipe.parent / "results" / f"{arguments.recipe.stem}.csv", rows)
 
 
-def write(path: Path, rows: list[dict]) -> None:
+def update(path: Path, rows: list[dict]) -> None:
     """Rows of variants that were measured now take the place of the old ones."""
     kept = list(csv.DictReader(path.open(newline=""))) if path.is_file() else []
     now = {row["variant"] for row in rows}
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows([*(row for row in kept if row["variant"] not in now), *rows])
+    write(path, [*(row for row in kept if row["variant"] not in now), *rows])
 
 
 CACHE: dict[Path, dict] = {}

@@ -9,11 +9,12 @@ and way to know the task. Means over seeds go to the terminal, with the CPU time
 """
 
 import argparse
-import csv
 import statistics
 import time
 from pathlib import Path
 from typing import Any
+
+from common import write
 
 from perdure import Run
 from perdure.cli import demo
@@ -50,11 +51,7 @@ def main() -> None:
         evaluate_run(folder / "pic", "task_arithmetic", steps="last")
         rows += rows_of(folder, seed)
         print(f"seed {seed}: {time.process_time() - started:.0f} s of CPU time")
-    RESULTS.parent.mkdir(exist_ok=True)
-    with RESULTS.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write(RESULTS, rows)
     show(rows)
 
 

@@ -5,20 +5,20 @@
 Every method has the recipe's own settings: nothing is tuned. Adapters of `isolated` are then
 combined by several rules, which need no training. Runs that are there already under `runs` are
 taken up, and rules that were measured are not measured again.
-The table goes to recipes/results/<recipe>.csv: a row for each method, rule and order, after the
-last task. Means over the orders go to the terminal.
+The table goes to recipes/results/language_<recipe>.csv: a row for each method, rule and order,
+after the last task. Means over the orders go to the terminal.
 """
 
 import argparse
-import csv
 import statistics
 import time
 from pathlib import Path
 
+from common import measure_all, write
+
 from perdure import Recipe, Run
 from perdure.evaluation import metrics
 from perdure.evaluation.score import TASK_IDS
-from perdure.runs.extend import evaluate_run
 
 METHODS = {
     "sequential": "sequential",
@@ -34,16 +34,8 @@ METHODS = {
     "isolated, previous": "{name: isolated, start: previous}",
     "joint": "joint",
 }
-# Beside the recipe's own rule; settings as `perdure evaluate` takes them.
-RULES = {
-    "tsv": ("tsv", []),
-    "ties": ("ties", []),
-    "opcm": ("opcm", []),
-    "knots": ("knots", []),
-    "magmax": ("magmax", []),
-    "routed": ("routed", []),
-    "smile": ("smile", []),
-}
+# Beside the recipe's own rule, on the adapters of `isolated`.
+RULES = ("tsv", "ties", "opcm", "knots", "magmax", "routed", "smile")
 
 
 def main() -> None:
@@ -64,10 +56,7 @@ def main() -> None:
             if (folder / "scores.csv").is_file():
                 rows += table(folder, name, order)
     results = Path(__file__).parent / "results" / f"language_{arguments.recipe.stem}.csv"
-    with results.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write(results, rows)
     show(rows)
 
 
@@ -80,10 +69,7 @@ def learn(arguments: argparse.Namespace, folder: Path, name: str, order: str) ->
     Recipe.read(arguments.recipe, settings).run(folder)
     print(f"{order} {name}: {time.process_time() - started:.0f} s of CPU time", flush=True)
     if name.startswith("isolated"):
-        measured = {row["rule"] for row in Run(folder).scores()}
-        for rule, options in RULES.values():
-            if not any(label.startswith(rule) for label in measured):
-                evaluate_run(folder, rule, options, steps="last")
+        measure_all(Run(folder), [(rule, []) for rule in RULES])
 
 
 def table(folder: Path, name: str, order: str) -> list[dict[str, str]]:

@@ -14,7 +14,6 @@ so that nothing else need run then; `--no-times` leaves it.
 """
 
 import argparse
-import csv
 import json
 import re
 import shutil
@@ -26,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from common import write
 
 from perdure import Backbone, Evaluation, Recipe, Rule, Run
 from perdure.data.task import SPLITS, TaskStream
@@ -233,13 +233,6 @@ def coefficient(recipe: Recipe) -> str:
     method: Any = recipe.make_method()
     method = getattr(method, "method", method)
     return f"{method.tuned.name}={getattr(method, method.tuned.name):g}" if method.tuned else ""
-
-
-def write(path: Path, rows: list[dict[str, Any]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def over_seeds(rows: list[dict[str, Any]]) -> str:

@@ -10,11 +10,11 @@ A rule with a scale is measured at its usual one and at the best of the grid on 
 """
 
 import argparse
-import csv
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import write
 
 from perdure import Recipe, Rule, Run, names, registry
 from perdure.cli.demo import TEXT
@@ -163,13 +163,6 @@ def over_seeds(rows: list[dict[str, Any]], keys: list[str]) -> str:
 
 def _spread(values: np.ndarray) -> str:
     return f"{values.mean():.1f} ± {values.std(ddof=1) if len(values) > 1 else 0:.1f}"
-
-
-def write(path: Path, rows: list[dict[str, Any]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 if __name__ == "__main__":

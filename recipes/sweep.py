@@ -9,16 +9,12 @@ scale and way to know the task.
 """
 
 import argparse
-import csv
 from pathlib import Path
+
+from common import measure_all, write
 
 from perdure import Recipe, Run
 from perdure.evaluation import metrics
-from perdure.evaluation.measure import measure
-from perdure.runs.extend import rule_of
-from perdure.runs.resume import restored
-from perdure.runs.state import read
-from perdure.runs.writer import writing
 
 SCALES = ("0.0", "0.1", "0.2", "0.3", "0.5", "1.0")
 DATA_FREE = ("1/n", "1/sqrt(n)")
@@ -55,27 +51,7 @@ def main() -> None:
             measure_all(results, combinations(start, full=seed == arguments.seeds[0]))
             rows += table(results, start, seed)
             output = arguments.recipe.parent / "results" / f"{arguments.recipe.stem}.csv"
-            output.parent.mkdir(exist_ok=True)
-            with output.open("w", newline="") as file:
-                writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(rows)
-
-
-def measure_all(results: Run, rules: list[tuple[str, list[str]]]) -> None:
-    """Measure the rules that have not been measured yet, after the last task."""
-    recipe = Recipe.parse(results.recipe)
-    stream, backbone = recipe.make_stream(), recipe.make_backbone()
-    system = restored(read(results.folder), backbone, recipe.make_rule())
-    done = {row["rule"] for row in results.scores()}
-    for name, settings in rules:
-        rule = rule_of(results.folder, name, settings)
-        if rule and rule.label not in done:
-            measurement = measure(
-                system.with_rule(rule), stream, recipe.make_evaluation(), recipe.seed
-            )
-            with writing(results.folder) as writer:
-                writer.measurement(measurement, own=False)
+            write(output, rows)
 
 
 def table(results: Run, start: str, seed: int) -> list[dict[str, str | int]]:

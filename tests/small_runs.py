@@ -9,6 +9,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import torch
 import yaml
@@ -145,3 +146,30 @@ def stopped(
         patch.setattr(Writer, "event", noted)
         begin(folder, name, *arguments)
     return Run(folder / name)
+
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+from importlib import import_module
+from pathlib import Path
+from perdure.runs.writer import Writer
+
+event, steps = Writer.event, []
+
+def noted(self, values):
+    event(self, values)
+    steps.append(values["event"] == "step")
+    if sum(steps) == int(sys.argv[3]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Writer.event = noted
+import_module(sys.argv[2]).begin(Path(sys.argv[4]), Path(sys.argv[5]))
+"""
+
+
+def killed_at_step(test_file: str, number: int, model: Path, output: Path) -> None:
+    """Call a test module's `begin(model, output)` in a process that is killed at a step."""
+    path = Path(test_file)
+    done = forked.python(KILLED, path.parent, path.stem, number, model, output, timeout=120)
+    assert done.returncode == -signal.SIGKILL, done.stderr

@@ -1,16 +1,14 @@
 """A language model with frozen weights in 4 bits: what is learned beside them, and refused."""
 
 import importlib.util
-import signal
 from pathlib import Path
 
-import forked
 import numpy as np
 import pico_language
 import pytest
 import torch
 from datasets import Dataset
-from small_runs import differing
+from small_runs import differing, killed_at_step
 
 from perdure import Backbone, BackboneError, Model, Run, RunError, Task, TaskStream, Training
 from perdure import run as learn_all
@@ -18,25 +16,6 @@ from perdure.methods.isolated import Isolated
 from perdure.models import adapters, quantised
 from perdure.models.mixture import Mixture
 from perdure.vectors.task_vector import LowRank, TaskVector
-
-KILLED = """
-import os, signal, sys
-sys.path.insert(0, sys.argv[3])
-from pathlib import Path
-from test_quantised import run, two_tasks
-from perdure.runs.writer import Writer
-
-event, steps = Writer.event, []
-
-def noted(self, values):
-    event(self, values)
-    steps.append(values["event"] == "step")
-    if sum(steps) == 10:  # the second of the second task
-        os.kill(os.getpid(), signal.SIGKILL)
-
-Writer.event = noted
-run(two_tasks(), Path(sys.argv[1]), Path(sys.argv[2]))
-"""
 
 needed = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None,
@@ -82,6 +61,10 @@ def run(stream, checkpoint, folder, rule="task_arithmetic"):
     return backbone, run
 
 
+def begin(checkpoint: Path, output: Path) -> None:
+    run(two_tasks(), checkpoint, output)
+
+
 @needed
 def test_learned_beside_frozen_weights(stream, checkpoint, tmp_path):
     backbone, results = run(stream, checkpoint, tmp_path / "run")
@@ -109,9 +92,7 @@ def test_the_same_bytes_again(stream, checkpoint, tmp_path):
 
 @needed
 def test_a_killed_run_goes_on_to_the_same_bytes(stream, checkpoint, tmp_path):
-    arguments = (checkpoint, tmp_path / "killed", Path(__file__).parent)
-    done = forked.python(KILLED, *arguments, timeout=120)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    killed_at_step(__file__, 10, checkpoint, tmp_path / "killed")  # the second of the second task
     assert Run(tmp_path / "killed").begun() == "b"
     _, killed = run(stream, checkpoint, tmp_path / "killed")
     _, whole = run(stream, checkpoint, tmp_path / "whole")

@@ -1,13 +1,11 @@
 """Runs of language models that are killed, and tasks that are forgotten, to the last bit."""
 
 import shutil
-import signal
 from dataclasses import replace
 from pathlib import Path
 
-import forked
 import pytest
-from small_runs import differing
+from small_runs import differing, killed_at_step
 
 from perdure import Backbone, Run, TaskStream, Training, run
 from perdure.checks.models import save_language_model, text_stream, toy_task
@@ -17,25 +15,6 @@ from perdure.runs.verify import verify
 
 KINDS = ["causal", "seq2seq"]
 TRAINING = Training(epochs=1, batch_size=8, learning_rate=0.01, checkpoint_steps=1)
-
-KILLED = """
-import os, signal, sys
-sys.path.insert(0, sys.argv[3])
-from pathlib import Path
-from test_language_conformance import begin
-from perdure.runs.writer import Writer
-
-event, steps = Writer.event, []
-
-def noted(self, values):
-    event(self, values)
-    steps.append(values["event"] == "step")
-    if sum(steps) == 4:  # the second of the second task
-        os.kill(os.getpid(), signal.SIGKILL)
-
-Writer.event = noted
-begin(Path(sys.argv[1]), Path(sys.argv[2]))
-"""
 
 
 def three() -> TaskStream:
@@ -74,8 +53,7 @@ def test_a_forgotten_task_leaves_nothing(task, model, whole, tmp_path):
 
 
 def test_a_killed_run_goes_on_to_the_same_bytes(model, whole, tmp_path):
-    done = forked.python(KILLED, model, tmp_path / "killed", Path(__file__).parent, timeout=120)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    killed_at_step(__file__, 4, model, tmp_path / "killed")  # the second of the second task
     assert Run(tmp_path / "killed").begun() == "first"
     killed = begin(model, tmp_path / "killed")
     expected = begin(model, tmp_path / "two")

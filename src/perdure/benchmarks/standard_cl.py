@@ -9,6 +9,7 @@ from typing import NamedTuple, get_args
 import pyarrow.parquet as pq
 from datasets import Dataset
 
+from perdure.benchmarks.parts.orders import task_names
 from perdure.benchmarks.parts.text_prompts import QUESTIONS, Style, prompt
 from perdure.data.splits import bounded, by_split
 from perdure.data.table import from_hub
@@ -173,11 +174,9 @@ def standard_cl(
     2310.14152. The data: Zhang et al., arXiv 1509.01626; Keung et al., arXiv 2010.02573; Wang et
     al. (GLUE), arXiv 1804.07461; Wang et al. (SuperGLUE), arXiv 1905.00537.
     """
-    if isinstance(order, str) and order not in ORDERS:
-        raise UnknownName("order", order, ORDERS)
+    names = task_names(order, ORDERS)
     if prompts not in get_args(Style):
         raise UnknownName("way to ask", prompts, get_args(Style))
-    names = ORDERS[order].split() if isinstance(order, str) else order
     sizes: dict[Split, int | None] = {
         "train": train,
         "validation": validation,

@@ -6,6 +6,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from datasets import Dataset
 
+from perdure.benchmarks.parts.orders import task_names
 from perdure.data.splits import bounded
 from perdure.data.table import from_hub
 from perdure.data.task import Split, Task, TaskStream
@@ -84,9 +85,7 @@ def super_ni(
     ----------
     Wang et al. (Super-NaturalInstructions), arXiv 2204.07705; Zhao et al. (SAPT), arXiv 2401.08295.
     """
-    if isinstance(order, str) and order not in ORDERS:
-        raise UnknownName("order", order, ORDERS)
-    names = ORDERS[order].split() if isinstance(order, str) else order
+    names = task_names(order, ORDERS)
     for name in names:
         if name not in TASKS:
             raise UnknownName("task", name, TASKS)

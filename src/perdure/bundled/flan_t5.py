@@ -1,14 +1,12 @@
 """Flan-T5-small, fine-tuned to write titles: a small encoder–decoder, from 8-bit ONNX files."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from zipfile import ZipFile
 
 import numpy as np
-from safetensors.numpy import save_file
 
-from perdure.bundled.parts import onnx_graph
+from perdure.bundled.parts import checkpoint_folder, onnx_graph
 from perdure.bundled.parts.model import PackagedModel
 from perdure.bundled.parts.onnx_graph import Graph
 from perdure.bundled.parts.packages import Package
@@ -80,18 +78,10 @@ def write(source: Path, folder: Path) -> None:
     FetchError
         The package `onnx` is not installed, or the files hold something else.
     """
-    weights = read(source)
-    folder.mkdir(parents=True, exist_ok=True)
-    # transformers reads the framework of the weights from this metadata.
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    settings = {"config.json": CONFIG, "tokenizer_config.json": TOKENIZER}
+    checkpoint_folder.write(folder, read(source), settings)
     tokenizer = (source / "tokenizer.json").read_text(encoding="utf-8")
     (folder / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
-    _write_json(CONFIG, folder / "config.json")
-    _write_json(TOKENIZER, folder / "tokenizer_config.json")
-
-
-def _write_json(values: dict[str, object], path: Path) -> None:
-    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def read(source: Path) -> dict[str, np.ndarray]:

@@ -123,7 +123,7 @@ def source(setting: GeneralSetting) -> Source | None:
     )
 
 
-def with_digest(setting: GeneralSetting) -> GeneralSetting:
+def with_current_digest(setting: GeneralSetting) -> GeneralSetting:
     """Return the setting with the digest of its text, if that is a file which is here.
 
     With it a run can tell later whether the text is still the same.
@@ -131,10 +131,10 @@ def with_digest(setting: GeneralSetting) -> GeneralSetting:
     asked = source(setting)
     if asked is None or asked.digest or not Path(asked.text).is_file():
         return setting
-    return with_this(setting, _digest(texts(asked.text)))
+    return with_digest(setting, _digest(texts(asked.text)))
 
 
-def with_this(setting: GeneralSetting, digest: str) -> GeneralSetting:
+def with_digest(setting: GeneralSetting, digest: str) -> GeneralSetting:
     """Return the setting with a digest in place of its own; unchanged if the digest is empty."""
     asked = source(setting)
     if asked is None or not digest:

@@ -212,7 +212,7 @@ def folded(model: nn.Module, changes: Mapping[str, Tensor]) -> Iterator[None]:
             else:
                 layer = base_layer(model, name)
                 weight = layer.weight
-                if not weight.is_floating_point():
+                if quantised.in_4_bits(weight):
                     hooks.append(quantised.beside(layer, change))
                     continue
                 change = oriented(layer, change)

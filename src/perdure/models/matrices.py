@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from perdure.models import quantised
+
 MatrixLayer: TypeAlias = nn.Linear | Conv1D
 
 
@@ -43,7 +45,7 @@ def matrix(layer: nn.Module) -> Tensor:
     """
     weight = layer.weight
     assert isinstance(weight, Tensor)
-    if isinstance(layer, nn.Linear) and not weight.is_floating_point():
+    if isinstance(layer, nn.Linear) and quantised.in_4_bits(weight):
         # In 4 bits the values lie in one column: what remains of the matrix is its shape.
         return torch.empty(layer.out_features, layer.in_features, device="meta")
     return oriented(layer, weight)

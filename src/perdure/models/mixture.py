@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from perdure.errors import CheckpointError, InputError, UnknownName
 from perdure.models import adapters
 from perdure.models.matrices import MatrixLayer
+from perdure.models.quantised import in_4_bits
 from perdure.storage import staging
 from perdure.storage.files import read_json
 from perdure.storage.tensors import TensorFile
@@ -90,8 +91,8 @@ class ExpertLinear(nn.Module):
         self.gate_rank = gate_rank
         self.top_k = top_k
         self.choice = choice
-        # Weights in 4 bits lie in whole numbers: beside them the factors stay as they are.
-        like = base.weight if base.weight.is_floating_point() else A.to(base.weight.device)
+        # Beside packed weights the factors keep their own type: whole numbers would lose them.
+        like = A.to(base.weight.device) if in_4_bits(base.weight) else base.weight
         self.register_buffer("A", A.to(like), persistent=False)
         self.register_buffer("B", B.to(like), persistent=False)
         # Without `acts` the gate would give a share to experts that leave this layer as it is.

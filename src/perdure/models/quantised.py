@@ -64,6 +64,11 @@ def is_quantised(model: nn.Module) -> bool:
     return bool(getattr(model, "is_loaded_in_4bit", False))
 
 
+def in_4_bits(weight: Tensor) -> bool:
+    """Return whether a layer's weight is packed: whole numbers that hold two values each."""
+    return not weight.is_floating_point()
+
+
 def beside(layer: nn.Module, change: Tensor) -> RemovableHandle:
     """Add `change` (out × in) times the layer's input to its output, until the handle is removed.
 

@@ -247,7 +247,7 @@ def settings_of(plan: Plan) -> Settings:
         if not training[name]:
             del training[name]
     evaluation = _plain(plan.evaluation)
-    evaluation["general"] = general.with_digest(plan.evaluation.general)
+    evaluation["general"] = general.with_current_digest(plan.evaluation.general)
     if plan.evaluation.general is None:
         del evaluation["general"]
     return {

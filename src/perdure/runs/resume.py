@@ -89,18 +89,14 @@ def _keep_digest(recipe: dict[str, object], state: RunState) -> None:
         The text that comes with a package is now another one.
     """
     evaluation = recipe.get("evaluation")
-    if not isinstance(evaluation, dict) or not _has_measured_text(state):
+    if not isinstance(evaluation, dict):
         return
     before = _text_before(state)
     now = general.source(evaluation.get("general"))
     if before and now:
         general.check_name(before, now)
-        setting = general.with_this(evaluation["general"], before.digest)
+        setting = general.with_digest(evaluation["general"], before.digest)
         recipe["evaluation"] = evaluation | {"general": setting}
-
-
-def _has_measured_text(state: RunState) -> bool:
-    return any(row["task"] == f"{GENERAL}text" for row in state.scores)
 
 
 def resumed(state: RunState, plan: Plan) -> tuple[System, Snapshot | None, list[int]]:
@@ -136,7 +132,7 @@ def resumed(state: RunState, plan: Plan) -> tuple[System, Snapshot | None, list[
     _check_texts(plan, len(learned), splits)
     elsewhere = general.source(plan.evaluation.general)
     if elsewhere and due:
-        before = _text_before(state) if _has_measured_text(state) else None
+        before = _text_before(state)
         general.check_text(elsewhere, before.digest if before else "")
         general.pieces(plan.backbone, elsewhere)
     if plan.stream.missing and due and engine.first():
@@ -145,7 +141,9 @@ def resumed(state: RunState, plan: Plan) -> tuple[System, Snapshot | None, list[
 
 
 def _text_before(state: RunState) -> general.Source | None:
-    """Return the setting of `evaluation.general` in a run's recipe."""
+    """Return the text that a run was measured on by `evaluation.general`; None if on none yet."""
+    if not any(row["task"] == f"{GENERAL}text" for row in state.scores):
+        return None
     evaluation = state.recipe.get("evaluation") or {}
     return general.source(evaluation.get("general"))
 

@@ -61,9 +61,19 @@ QUESTIONS = {
     ),
     "copa": Question("COPA", ""),
 }
-# The names that O-LoRA's prompts have for three of the data sets.
-DATA_SETS = {"sst2": "SST-2", "mnli": "MNLI", "cb": "CB", "rte": "RTE", "boolq": "BoolQA"}
-DATA_SETS |= {"qqp": "QQP", "multirc": "MultiRC", "wic": "WiC", "copa": "COPA", "imdb": "IMDB"}
+# The data sets that O-LoRA's prompt calls by other names than ours.
+DATA_SETS = {
+    "sst2": "SST-2",
+    "imdb": "IMDB",
+    "mnli": "MNLI",
+    "cb": "CB",
+    "rte": "RTE",
+    "qqp": "QQP",
+    "boolq": "BoolQA",
+    "multirc": "MultiRC",
+    "wic": "WiC",
+    "copa": "COPA",
+}
 
 
 def prompt(style: Style, task: str, classes: Sequence[str], text: str) -> str:

@@ -1,0 +1,41 @@
+"""What the scripts beside it share: measuring a run by many rules, and writing a table."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from perdure import Recipe, Run
+from perdure.evaluation.measure import measure
+from perdure.runs.extend import rule_of
+from perdure.runs.resume import restored
+from perdure.runs.state import read
+from perdure.runs.writer import writing
+
+
+def measure_all(results: Run, rules: Sequence[tuple[str, list[str]]]) -> None:
+    """Measure the rules that have not been measured yet, after the last task.
+
+    The model and the examples are loaded once for all of them.
+    """
+    recipe = Recipe.parse(results.recipe)
+    stream, backbone = recipe.make_stream(), recipe.make_backbone()
+    state = read(results.folder)
+    system = restored(state, backbone, recipe.make_rule())
+    done = {row["rule"] for row in results.scores()}
+    for name, settings in rules:
+        rule = rule_of(state, name, settings)
+        if rule and rule.label not in done:
+            measurement = measure(
+                system.with_rule(rule), stream, recipe.make_evaluation(), recipe.seed
+            )
+            with writing(results.folder) as writer:
+                writer.measurement(measurement, own=False)
+
+
+def write(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """Write a table as CSV, with the first row's keys as its columns."""
+    path.parent.mkdir(exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
