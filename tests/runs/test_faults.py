@@ -326,7 +326,7 @@ def test_a_whole_run_fails_somewhere_and_goes_on(table, tmp_path, monkeypatch):
         act()
     expected, refused = counting(whole(folder)), 0
     moments, drawn = list(range(len(counted.done))), random.Random(0)
-    for number in moments if SOAK else drawn.sample(moments, 12):
+    for number in moments if SOAK else drawn.sample(moments, 20):
         operation, kinds = counted.done[number]
         kind = drawn.choice(kinds)
         shutil.rmtree(folder)
