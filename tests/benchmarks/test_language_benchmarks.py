@@ -7,7 +7,7 @@ import pytest
 from conftest import SHARED
 from datasets import Dataset
 
-from perdure.benchmarks.parts.text_prompts import QUESTIONS, prompt
+from perdure.benchmarks.parts.text_prompts import PAIRS, QUESTIONS, pair, prompt
 from perdure.benchmarks.standard_cl import CARDS, ORDERS, standard_cl
 from perdure.benchmarks.super_ni import ORDERS as NI_ORDERS
 from perdure.benchmarks.super_ni import TASKS, super_ni
@@ -63,6 +63,49 @@ def test_a_task_without_a_question(tmp_path):
     folder = text_folder(tmp_path / "texts", ["mine"])
     with pytest.raises(UnknownName, match="No task named `mine`"):
         standard_cl(folder=folder, order=["mine"], prompts="options")
+
+
+@pytest.mark.parametrize(
+    "task, text, first, second",
+    [
+        ("mnli", "sentence 1: a \nsentence 2: b", "a", "b"),
+        ("cb", "sentence 1: a\nb\nsentence 2: c", "a\nb", "c"),
+        ("qqp", "first sentence: a\nsecond sentence: b", "a", "b"),
+        ("boolq", "question: a\npassage: b\nc", "a", "b\nc"),
+        ("wic", "word: a\nb\nc", "a\nb", "c"),
+        (
+            "multirc",
+            "paragraph: a\nquestion: b\ncandidate answer: c",
+            "a",
+            "question: b\ncandidate answer: c",
+        ),
+        ("copa", "a?\nA: b\nB: c", "a?", "A: b\nB: c"),
+    ],
+)
+def test_texts_in_pairs(task, text, first, second):
+    assert pair(task, text) == (first, second)
+
+
+def test_pairs_of_a_folder(tmp_path):
+    """A task of pairs has two columns, another one its text as before; the labels stay."""
+    folder = text_folder(tmp_path / "texts", ["sst2", "wic"])
+    rows = {"text": ["word: a\nb\nc"] * 8, "label": [0, 1] * 4, "split": ["train", "test"] * 4}
+    Dataset.from_dict(rows).to_parquet(tmp_path / "texts" / "wic.parquet")
+    sst2, wic = standard_cl(folder=folder, order=["sst2", "wic"], prompts="pairs")
+    assert sst2.train.column_names == ["text", "label"]
+    assert wic.test[:] == {"text": ["a\nb"] * 4, "text_pair": ["c"] * 4, "label": [1] * 4}
+
+
+def test_a_text_that_is_no_pair(tmp_path):
+    folder = text_folder(tmp_path / "texts", ["rte"])
+    with pytest.raises(DataError, match="`rte` is not in the form of a pair.*`prompts: plain`"):
+        standard_cl(folder=folder, order=["rte"], prompts="pairs")
+
+
+def test_every_real_pair_can_be_taken_apart(shared_data):
+    stream = standard_cl(folder=str(shared_data / "text15"), order=list(PAIRS), prompts="pairs")
+    for task in stream:
+        assert all(task.train["text_pair"]) and all(task.test["text"])
 
 
 # -- Super-NaturalInstructions

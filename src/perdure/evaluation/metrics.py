@@ -103,6 +103,54 @@ def forward_transfer(
     return float(gains.mean())
 
 
+def transfer_to_new(R: Float[ndarray, "steps tasks"], alone: Float[ndarray, " tasks"]) -> float:
+    """FWT_a = (1/(T-1)) sum over j >= 1 of (R[j, j] - a_j), a the scores of tasks learned alone.
+
+    It is nan for one task.
+
+    a_j is the score on task j of a model that has learned only task j. The value is positive if
+    earlier tasks help to learn later ones, and negative if the method leaves them too little to
+    learn with. The score file of SAPT and GainLoRA calls the mean of the diagonal "forward
+    transfer", with nothing subtracted.
+
+    Examples
+    --------
+    >>> round(transfer_to_new(np.array([[0.9, np.nan], [0.5, 0.7]]), np.array([0.9, 0.8])), 10)
+    -0.1
+    """
+    if len(R) < 2:
+        return float("nan")
+    gains = np.diag(R) - alone
+    # Nothing was learned before the first task, so its gain is 0 but for chance.
+    return float(gains[1:].mean())
+
+
+def gap_reduction(ours: float, best_other: float, upper_bound: float) -> float:
+    """GR = (ours - best other) / (upper bound - best other), the share of the gap that is closed.
+
+    It is nan if the best other method reaches the upper bound: there is no gap then.
+
+    Parameters
+    ----------
+    ours, best_other
+        The average accuracies of the method, and of the best method to compare it with.
+    upper_bound
+        The average accuracy of each task's own adapter with the task given, or of joint training.
+
+    References
+    ----------
+    The abstract of arXiv 2502.10966 claims 75.60 %. This formula is our reading of it: the paper's
+    body could not be obtained.
+
+    Examples
+    --------
+    >>> round(gap_reduction(0.78, 0.72, 0.80), 10)
+    0.75
+    """
+    gap = upper_bound - best_other
+    return (ours - best_other) / gap if gap > 0 else float("nan")
+
+
 def forgetting(R: Float[ndarray, "steps tasks"]) -> float:
     """F = (1/(T-1)) sum over j < T-1 of (max over j <= i < T-1 of R[i, j], minus R[T-1, j]).
 
