@@ -11,7 +11,7 @@ from perdure.benchmarks.parts.text_prompts import PAIRS, QUESTIONS, pair, prompt
 from perdure.benchmarks.standard_cl import CARDS, ORDERS, standard_cl
 from perdure.benchmarks.super_ni import ORDERS as NI_ORDERS
 from perdure.benchmarks.super_ni import TASKS, super_ni
-from perdure.errors import DataError, UnknownName
+from perdure.errors import DataError, InputError, UnknownName
 
 
 def test_every_task_has_a_question():
@@ -106,6 +106,23 @@ def test_every_real_pair_can_be_taken_apart(shared_data):
     stream = standard_cl(folder=str(shared_data / "text15"), order=list(PAIRS), prompts="pairs")
     for task in stream:
         assert all(task.train["text_pair"]) and all(task.test["text"])
+
+
+@pytest.mark.parametrize("benchmark", [standard_cl, super_ni])
+@pytest.mark.parametrize(
+    "order, message", [(["sst2", "sst2"], "names task `sst2` twice"), (["sst2", 3], "by strings")]
+)
+def test_orders_that_are_refused(benchmark, order, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        benchmark(folder=str(tmp_path), order=order)
+
+
+def test_a_task_without_test_rows(tmp_path):
+    folder = text_folder(tmp_path / "texts", ["sst2", "wic"])
+    rows = {"text": list("abcd"), "label": [0, 1] * 2, "split": ["train"] * 4}
+    Dataset.from_dict(rows).to_parquet(tmp_path / "texts" / "wic.parquet")
+    with pytest.raises(DataError, match="wic.parquet` has no row of the split `test`"):
+        standard_cl(folder=folder, order=["sst2", "wic"])
 
 
 # -- Super-NaturalInstructions

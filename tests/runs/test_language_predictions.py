@@ -70,6 +70,22 @@ def _joint(model: Model, prompt: str) -> str:
     return model.backbone.prepare([TaskRows("", rows)]).inputs[0].joint
 
 
+def test_a_word_of_two_tasks_and_one_that_begins_another(tmp_path, monkeypatch):
+    """The word is one class of both tasks; the end of an answer tells `good` from `good day`."""
+    monkeypatch.setitem(language_runs.WORDS, "sky", ("good", "good day"))
+    tasks = [language_runs.closed("mood"), language_runs.closed("sky")]
+    model = Model(language_runs.run(tmp_path, "llama", tasks))
+    for name in ("mood", "sky"):
+        answered = model.system.answer(language_runs.closed(name), "test", ["given", "none"])
+        assert answered.classes == ("bad", "good", "good day")
+    for prompt, answer in zip(PROMPTS, model.predict(PROMPTS), strict=True):
+        sums = {}
+        for word in ("bad", "good", "good day"):
+            length = len(model.backbone.prompts.answer(word, _joint(model, prompt)))
+            sums[word] = log_p(model, prompt, word) * length
+        assert answer.answer == max(sums, key=sums.__getitem__)
+
+
 @pytest.mark.parametrize(
     ("rule", "task_id"), [("task_arithmetic", "none"), ("routed", "posterior"), ("smile", "none")]
 )
