@@ -239,7 +239,7 @@ def with_row(rows, number, **cells):
         (
             [{"text": "a", "reply": "b"}],
             {},
-            "no column `label`. .* the class as `label`, or that with a free answer as `answer`",
+            "no column `label`. .* `label`, or the column with a free-text answer as `answer`",
         ),
         (with_row(COMPLETIONS, 2, prompt=...), {}, "row 2 .*has nothing in column `prompt`"),
         (with_row(COMPLETIONS, 3, prompt=7), {}, "row 3 .*the number `7` in column `prompt`"),
@@ -311,8 +311,8 @@ def with_row(rows, number, **cells):
         (with_row(CHAT, 2, messages=["hi"]), {}, "row 2 .*turn 1 .*is no object with `role`"),
         # options that do not go together
         (PAIRS, {"answer": "label", "label": "label"}, "Give either `answer` or `label`"),
-        (PAIRS, {"prompt": "premise", "text": "premise"}, "Give either `prompt` or `text`"),
-        (PAIRS, {"prompt": "premise", "image": "premise"}, "Give either `prompt` or `text`"),
+        (PAIRS, {"prompt": "premise", "text": "premise"}, "Give either `prompt`, or `text`"),
+        (PAIRS, {"prompt": "premise", "image": "premise"}, "Give either `prompt`, or `text`"),
         (PAIRS, {"text": ["premise", "hypothesis"], "answer": "label"}, "is a pair of texts"),
         (PAIRS, {"image": "premise", "answer": "label"}, "but the input is an image"),
         # too few, or no classes

@@ -199,7 +199,7 @@ def test_pairs_that_are_damaged(tmp_path):
     kept.add(task, [0, 1])
     for damaged in (b"{", b"3", b'["one"]', b"[" * 100_000):
         kept.inputs["nli"][0] = damaged
-        with pytest.raises(RunError, match="An example that the run keeps is damaged"):
+        with pytest.raises(RunError, match="An example stored in the run is damaged"):
             kept.rows({"nli": task.classes})
 
 
