@@ -204,7 +204,7 @@ def test_standard_cl_refuses(texts, tmp_path):
     [
         ({"text": ["x"], "label": [0]}, "has no column `split`"),
         ({"text": ["x"], "split": ["train"]}, "has no column `label`"),
-        ({"text": ["x"], "label": [0], "split": ["train"]}, "has no row of the split `test`"),
+        ({"text": ["x"], "label": [0], "split": ["train"]}, "has no rows in split `test`"),
         (
             {"text": ["x", "y", "z"], "label": [0, 1, 0], "split": ["train"] * 2 + ["test"]},
             "single training",

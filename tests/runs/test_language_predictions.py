@@ -191,7 +191,7 @@ def test_prompts_of_columns(columns, asked, prompt, mixed, tmp_path):
     "case",
     [
         ({"text": ""}, {}, "row 2.*nothing"),
-        ({"text": "  "}, {}, "row 2.*white space"),
+        ({"text": "  "}, {}, "row 2.*whitespace"),
         ({"text": None}, {}, "row 2.*has nothing in column `text`"),
         ({"text": "b"}, {"text": ["body"]}, "no column `body`"),
         ({"text": "b"}, {"prompt": "{body}"}, "placeholder `{body}`.*no such column"),
