@@ -169,7 +169,7 @@ def test_folders_without_images(tmp_path):
     (tmp_path / "cat").mkdir()
     with pytest.raises(DataError, match="contains no images, such as `.jpg` or `.png`"):
         read_tasks(str(tmp_path))
-    with pytest.raises(DataError, match="names the folder .* and others. Give one folder"):
+    with pytest.raises(DataError, match="names the folder .* and other paths. Give one folder"):
         read_tasks({"train": str(tmp_path), "test": str(tmp_path)}, name="pets")
     (task_folder := tmp_path / "one").mkdir()
     fill(task_folder, "cat/1.png", "cat/2.png", "cat/3.png")

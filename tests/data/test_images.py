@@ -333,7 +333,7 @@ def test_all_images_are_looked_at_before_anything_is_trained(pico, tmp_path):
         perdure.run(stream, Backbone.load(pico("vit")), LDA(), output=tmp_path / "run")
     message = str(error.value)
     assert message.startswith(
-        "12 images cannot be read; replace or remove what is named. `a.parquet, "
+        "12 images cannot be read and must be replaced or removed. `a.parquet, "
         "row 3` is not an image that Pillow "
         "can read. `a.parquet, row 7` is damaged or truncated ("
     )
