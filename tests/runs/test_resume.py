@@ -140,7 +140,7 @@ def test_what_such_an_optimizer_does_not_keep_is_refused(
         snapshot.tensors[name] = value
     snapshot.save(part.folder / "unfinished.safetensors")
     with pytest.raises(
-        RunError, match="The saved state of task `colour` belongs to other settings"
+        RunError, match="The saved state of task `colour` was made with other settings"
     ):
         make(tmp_path, "part", by_momentum)
 
