@@ -1,1 +1,1 @@
-"""The methods of learning one task after others: each file is one paper, found by its name."""
+"""Methods of learning one task after another: each file implements one, named after the file."""
