@@ -1,4 +1,7 @@
-"""The interface of a task's score: a function of answers and right answers, between 0 and 1."""
+"""The interface of a task's score, a function that returns a number between 0 and 1.
+
+Its arguments are the answers, and the correct answers to each example.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Literal, TypeVar
@@ -8,13 +11,13 @@ from perdure.errors import InputError
 
 AnswerKind = Literal["classes", "text"]
 References = Sequence[Sequence[str]]
-"""The right answers to each example: at least one."""
+"""The correct answers to each example, at least one."""
 TaskScore = Callable[[Sequence[str], References], float]
 F = TypeVar("F", bound=TaskScore)
 
 
 def of(*kinds: AnswerKind) -> Callable[[F], F]:
-    """Declare the kinds of answers that a score measures: `classes`, or free `text`."""
+    """Declare the kinds of answers that a score supports: `classes`, or free `text`, or both."""
 
     def declare(function: F) -> F:
         function.answers = kinds  # pyright: ignore[reportFunctionMemberAccess]
@@ -24,21 +27,21 @@ def of(*kinds: AnswerKind) -> Callable[[F], F]:
 
 
 def find(name: str, kind: AnswerKind, task: str) -> TaskScore:
-    """Return the score called `name`.
+    """Return the score with this name.
 
     Parameters
     ----------
     kind
         The kind of the task's answers.
     task
-        The task's name, for messages.
+        The name of the task, for error messages.
 
     Raises
     ------
     UnknownName
         There is no such score.
     InputError
-        It is not for this kind of answers.
+        The score does not support this kind of answers.
     """
     score = registry.find("score", name)
     kinds = getattr(score, "answers", ("classes", "text"))
@@ -54,7 +57,7 @@ def find(name: str, kind: AnswerKind, task: str) -> TaskScore:
 def best(
     value: Callable[[str, str], float], answers: Sequence[str], references: References
 ) -> float:
-    """Return the mean over examples of an answer's best value among its right answers."""
+    """Return the mean, over examples, of `value(answer, reference)` for the best reference."""
     total = 0.0
     for answer, right in zip(answers, references, strict=True):
         total += max(value(answer, reference) for reference in right)
