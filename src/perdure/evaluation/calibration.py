@@ -26,7 +26,7 @@ class Bin:
 def confusion(
     true: Int[Tensor, " examples"], predicted: Int[Tensor, " examples"], count: int
 ) -> Int[Tensor, "true predicted"]:
-    """Count how often each of `count` classes (rows) was classified as each class (columns).
+    """Return the confusion matrix of `count` classes: rows are true, columns predicted classes.
 
     Examples
     --------

@@ -1,7 +1,7 @@
 """Measurements of a language model outside its tasks: its loss on plain text, and its divergence
 from the pre-trained model.
 
-Neither needs a benchmark. The rise of the loss is the measure of forgetting that peft uses. The
+Neither requires a benchmark. The rise of the loss is the measure of forgetting that peft uses. The
 divergence predicts forgetting before any old task is measured (Shenfeld et al., RL's Razor, arXiv
 2509.04259).
 """
@@ -46,7 +46,7 @@ READ = 2**20
 
 @dataclass(frozen=True)
 class General:
-    """Values measured outside the tasks.
+    """The results of measuring a language model outside the tasks that it learns.
 
     Attributes
     ----------
@@ -58,7 +58,8 @@ class General:
     scores
         The name and the value of the score of each task that is never trained, by task name.
     task_id
-        The source of the task: `none`, or `posterior` if each task has a separate model.
+        How a task's model was chosen: by the task `posterior` if each task has a separate model,
+        or `none` if there is a single model.
     """
 
     cross_entropy: float
@@ -78,7 +79,7 @@ class Source:
     tokens
         The number of tokens to predict.
     tasks
-        The tasks that are never trained, as entries of a recipe's stream.
+        The tasks that are never trained, in the format of a recipe's stream.
     digest
         The SHA-256 of the text with which the run began; empty before the run begins.
     """
@@ -139,7 +140,7 @@ def with_current_digest(setting: GeneralSetting) -> GeneralSetting:
 
 
 def with_digest(setting: GeneralSetting, digest: str) -> GeneralSetting:
-    """Return the setting with this digest; if the digest is empty, return it unchanged."""
+    """Return the setting with the given digest, or unchanged if the digest is empty."""
     asked = source(setting)
     if asked is None or not digest:
         return setting
@@ -160,7 +161,7 @@ def check_name(before: Source, now: Source) -> None:
     if not before.digest and before.text != now.text and before.text in registry.names("text"):
         raise DataError(
             f"`{now.text}`, the text of `evaluation.general`, is not `{before.text}`, which the "
-            "run was measured on before: the rise of its loss would compare two texts. Use "
+            "run was measured on before. The change in its loss would compare two texts. Use "
             f"`{before.text}`, or begin a new run."
         )
 
@@ -176,7 +177,7 @@ def check_text(setting: Source, digest: str) -> None:
     if digest and _digest(texts(setting.text)) != digest:
         raise DataError(
             f"`{setting.text}`, the text of `evaluation.general`, is not the one that the run was "
-            "measured on before: the rise of its loss would compare two texts. Restore the file, "
+            "measured on before. The change in its loss would compare two texts. Restore the file, "
             "or begin a new run."
         )
 
@@ -216,7 +217,7 @@ def texts(name: str) -> list[str]:
     except OSError as error:
         raise DataError(f"`{name}` cannot be read: {error.strerror}.") from error
     if not content.strip():
-        raise DataError(f"`{name}` has no text. `evaluation.general` needs some to predict.")
+        raise DataError(f"`{name}` has no text. `evaluation.general` needs text to predict.")
     return [content]
 
 
@@ -244,7 +245,7 @@ def pieces(backbone: Backbone, setting: Source) -> Examples:
 def measured(
     system: System, setting: Source, new: Task | None, never: Sequence[Task] = ()
 ) -> General:
-    """Measure a system outside its tasks, without changing the backbone.
+    """Measure a language model outside the tasks that it has learned, without changing it.
 
     Parameters
     ----------
@@ -271,7 +272,7 @@ def measured(
     for value in (loss, divergence):
         if value is not None and not math.isfinite(value):
             raise NotFinite(
-                f"The rule `{system.rule.label}` makes a model whose loss is {value}. "
+                f"The rule `{system.rule.label}` produces a model whose loss is {value}. "
                 "Choose a smaller `scale`, or another rule."
             )
     scores = {task.name: (task.score, never_trained(system, task)) for task in never}
@@ -325,7 +326,7 @@ def cross_entropy(
 
 
 def _by_model(picked: Sequence[str] | None, count: int) -> Mapping[str | None, list[int]]:
-    """Return the rows that the model of each task reads; the key of a single model is None."""
+    """Return the rows that each task's model reads, by task; a single model has the key None."""
     if picked is None:
         return {None: list(range(count))}
     rows: dict[str | None, list[int]] = {}

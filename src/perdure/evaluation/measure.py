@@ -28,8 +28,8 @@ class Evaluation:
     Parameters
     ----------
     task_ids
-        The sources of a test example's task: the task is `given`, it is inferred by the task
-        `posterior`, or it is unknown (`none`), so that all heads compete.
+        How the task of a test example is determined: it is `given`, inferred by the task
+        `posterior`, or unknown (`none`), in which case all heads compete.
     steps
         When to measure: after each task (`all`), after the `last` task only, or never (`none`;
         `perdure evaluate` can do it later).
@@ -56,7 +56,7 @@ class Evaluation:
         return self.future or (bool(self.general) and self.steps != "none")
 
     def due(self, step: int, tasks: int) -> bool:
-        """Return True if a measurement is due after learning `step` of the tasks."""
+        """Return True if a measurement is due after `step` of `tasks` tasks have been learned."""
         if self.steps == "last":
             return step == tasks
         return self.steps == "all"
@@ -208,7 +208,7 @@ def _scores(
 
 
 def _besides(system: System, values: General, scenario: Scenario) -> list[Score]:
-    """Return rows for the values measured outside the tasks, under names that no task can have."""
+    """Return rows for the results of `evaluation.general`, under names that no task can have."""
     named = [("text", "cross_entropy", values.cross_entropy)]
     if values.divergence is not None:
         named.append(("prompts", "divergence", values.divergence))

@@ -156,8 +156,8 @@ def gap_reduction(ours: float, best_other: float, upper_bound: float) -> float:
 def forgetting(R: Float[ndarray, "steps tasks"]) -> float:
     """F = (1/(T-1)) sum over j < T-1 of (max over j <= i < T-1 of R[i, j], minus R[T-1, j]).
 
-    This is the best score that a task ever had before the last step, minus its final score
-    (Chaudhry et al. 2018). F is nan for a single task.
+    This is the mean, over all tasks but the last, of a task's best earlier score minus its final
+    score (Chaudhry et al. 2018). F is nan for a single task.
 
     Examples
     --------

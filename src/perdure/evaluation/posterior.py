@@ -4,8 +4,8 @@ p(class | x) = sum over t of p(t | x) p(class | t, x)   (Kim et al. 2022, arXiv 
 
 Each class is modelled as a Gaussian over the features of the *frozen* backbone, and all classes
 share one covariance (linear discriminant analysis). Only sums are stored for each task. They do not
-depend on the order of examples or tasks, and they contain no examples. To forget a task, its sums
-are left out.
+depend on the order of examples or tasks, and they contain no examples. A task is forgotten by
+leaving out its sums.
 """
 
 from __future__ import annotations

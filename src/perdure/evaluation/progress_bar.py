@@ -15,7 +15,7 @@ from rich.table import Column
 from perdure.errors import printable
 
 SILENCE = 60.0
-"""The number of seconds after which a line is printed outside a terminal without a milestone."""
+"""The number of seconds without output after which a line is printed even without a milestone."""
 BAR = 20  # characters
 
 
@@ -106,7 +106,7 @@ class Progress:
         return time.monotonic() - self._spoke >= SILENCE
 
     def _left(self, done: int) -> list[str]:
-        """Estimate the remaining time from the pace so far; return an empty list without a pace."""
+        """Estimate the time left from the pace so far; return an empty list if it is unknown."""
         # Steps of an earlier process took no time in this process.
         steps = done - self.first
         if self.total is None or steps <= 0:

@@ -18,12 +18,12 @@ from perdure.vectors.task_vector import LowRank, TaskVector
 Scale = float | dict[str, float] | dict[str, list[float]]
 """A single number, a number for each task, or a list of numbers for each task.
 
-A list has one number for each group of layers; all groups have the same depth.
+A list has one number for each group of layers, where groups divide the layers by depth.
 """
 
 
 class Candidate(TypedDict):
-    """A scale that a search has tried, and its average validation score, as JSON values."""
+    """A scale that a search has tried, and its average validation score, in JSON format."""
 
     scale: Scale
     score: float

@@ -13,7 +13,7 @@ from perdure.models.backbone import Backbone
 from perdure.models.examples import Batch, Examples, in_order
 
 TaskId = Literal["given", "posterior", "none"]
-"""The source of an input's task (`task_id`).
+"""The way in which the task of an input is determined (`task_id`).
 
 The task is `given`, inferred by the task `posterior`, or unknown (`none`). If it is unknown, the
 logits of all heads compete under one softmax, or a language model may answer with the words of any
@@ -234,7 +234,7 @@ def features(
 def settled(
     log_weights: Float[Tensor, "examples tasks"],
 ) -> Float[Tensor, "examples tasks"]:
-    """Return weights that select the most likely task of each example, as log weights.
+    """Return log weights that put all weight on the most likely task of each example.
 
     Examples
     --------

@@ -125,7 +125,7 @@ class System:
 
     @contextlib.contextmanager
     def loaded(self) -> Iterator[None]:
-        """Give the backbone the heads as they were after the last learned task, inside a block.
+        """Load the heads as they were after the last learned task, while a `with` block runs.
 
         When the block ends, the previous heads and the modes of all modules are restored.
         """
@@ -134,7 +134,7 @@ class System:
             yield
 
     def give_heads(self) -> None:
-        """Give the backbone the heads as they were after the last learned task, permanently.
+        """Load the heads as they were after the last learned task into the backbone, permanently.
 
         The head of an earlier task may have been trained further by later tasks. A shared head is
         taken from the last task.

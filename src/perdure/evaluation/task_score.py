@@ -57,7 +57,7 @@ def find(name: str, kind: AnswerKind, task: str) -> TaskScore:
 def best(
     value: Callable[[str, str], float], answers: Sequence[str], references: References
 ) -> float:
-    """Return the mean, over examples, of `value(answer, reference)` for the best reference."""
+    """Return the mean of `value(answer, reference)`, using the best reference for each answer."""
     total = 0.0
     for answer, right in zip(answers, references, strict=True):
         total += max(value(answer, reference) for reference in right)

@@ -21,8 +21,8 @@ from perdure.models.backbone import Backbone
 from perdure.vectors.gaussians import Gaussians
 
 RIDGE = 1e-4
-"""The value added to a covariance's diagonal, as a multiple of its mean variance or of 1, whichever
-is larger.
+"""The ridge added to a covariance's diagonal, relative to its mean variance, or to 1 if that is
+larger.
 """
 
 

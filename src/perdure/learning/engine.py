@@ -102,7 +102,7 @@ def as_the_first(values: Sequence[Tensor]) -> None:
 
 
 def _through(values: Sequence[Tensor], exchange: Callable[[Tensor], Any]) -> None:
-    """Exchange several tensors as one, because the number of messages dominates the cost.
+    """Exchange several tensors in one message, because the cost depends on the number of messages.
 
     The tensors are sent in double precision, which represents all of their values exactly.
     accelerate's functions are typed for nested structures; for a tensor they return a tensor.

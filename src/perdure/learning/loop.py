@@ -156,7 +156,7 @@ def learn(
 
 
 def _inputs(backbone: Backbone, task: Task) -> dict[str, Tensor]:
-    """Return the covariance of the inputs of each layer with an adapter, computed after training.
+    """Return the input covariance of each layer that has an adapter, computed after training.
 
     Layers with the same input share one tensor, which is saved only once.
     """
@@ -347,7 +347,7 @@ def _set_dropout(backbone: Backbone, training: Training) -> None:
 
 
 def _check(value: float, course: Course) -> None:
-    """Raise `TrainingError` if the value, a loss or the sum of a parameter, is not finite."""
+    """Raise `TrainingError` if the value is not finite; it is a loss or the sum of a parameter."""
     if not math.isfinite(value):
         raise TrainingError(
             f"Training of task `{course.task.name}` gave {value} at step {course.step + 1}. Lower "

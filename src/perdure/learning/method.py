@@ -91,7 +91,7 @@ class Method:
 
     @property
     def keeps_all(self) -> bool:
-        """True if the method trains on the examples of all tasks again, and so needs them kept."""
+        """True if the method needs the examples of all tasks, because it trains on them again."""
         return False
 
     @property
@@ -150,9 +150,9 @@ class Method:
         )
 
     def around(self, optimizer: Optimizer) -> AbstractContextManager[object]:
-        """Return a context manager in which each loss and its gradient are computed.
+        """Return the context manager inside which each loss and its gradient are computed.
 
-        It may change the parameters on entry, but has to restore them on exit.
+        It may change the parameters on entry, but must restore them on exit.
         """
         return nullcontext()
 
@@ -161,8 +161,8 @@ class Method:
 
         `seen[-1]` is the new task, and the others are earlier tasks. The names and classes of
         earlier tasks are always available, but their examples may be missing (`Task.missing`), and
-        reading those is an error. A method that needs them declares `keeps_all`; if they are
-        missing, the run is then refused before training.
+        reading those is an error. A method that needs them must declare `keeps_all`, so that a run
+        without them is refused before training.
 
         Return no rows to skip training; `end` then does all the work.
         """

@@ -1,8 +1,9 @@
-"""Saving and restoring the state of any optimizer, as tensors and JSON values by name.
+"""Functions that save and restore the state of any optimizer.
 
-`0/exp_avg` is AdamW's `exp_avg` for the first parameter; `group/0/hess` is a tensor among the
-settings of the first parameter group. No optimizer is hard-coded here: a fresh optimizer that has
-taken one step shows which tensors exist, and their shapes.
+The state is a dictionary of tensors and JSON values. `0/exp_avg` is AdamW's `exp_avg` for the first
+parameter; `group/0/hess` is a tensor among the settings of the first parameter group. No optimizer
+is hard-coded here: a fresh optimizer that has taken one step shows which tensors exist, and their
+shapes.
 """
 
 from collections.abc import Mapping
@@ -88,9 +89,10 @@ def _flat(tree: Mapping[object, object]) -> State:
 def _filled(
     tree: Mapping[object, object], leaves: Mapping[str, object], above: str = ""
 ) -> dict[object, object]:
-    """Return a copy of nested mappings with new leaves, without mappings that have no leaf.
+    """Return a copy of nested mappings in which the leaves are replaced.
 
-    Keys keep their types, because torch numbers parameters with integers, not strings.
+    Mappings without any new leaf are dropped. Keys keep their types, because torch numbers
+    parameters with integers, not strings.
     """
     filled: dict[object, object] = {}
     for key, value in tree.items():

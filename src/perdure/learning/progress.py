@@ -203,7 +203,7 @@ class Course:
             raise ValueError(f"step {self.batch} of epoch {self.epoch}")
 
     def _take_empty_step(self) -> None:
-        """Take a step with zero gradients, which completes the state of a fresh optimizer."""
+        """Take a step with zero gradients, so that the state of a fresh optimizer is complete."""
         # Some optimizers, such as IVON, collect the gradients when this context ends.
         with self.method.around(self.optimizer):
             for parameter in self.parameters:
@@ -217,7 +217,7 @@ def _numbered(name: str, values: Sequence[Tensor]) -> dict[str, Tensor]:
 
 
 def _fill(tensors: Sequence[Tensor], values: dict[str, Tensor]) -> None:
-    """Copy the saved values into the tensors with the same numbers."""
+    """Copy saved values into tensors; each value has the index of its tensor as its key."""
     if len(tensors) != len(values):
         raise ValueError(
             f"{len(values)} tensors for {len(tensors)} parameters",
@@ -271,7 +271,7 @@ def _trainable(
 
 
 def _optimizer(method: Method, groups: list[Group], training: Training, examples: int) -> Optimizer:
-    """Return the optimizer that the method creates, or raise an error if it is not one."""
+    """Return the method's optimizer; raise `InputError` if it is not a torch optimizer."""
     optimizer = method.optimizer(groups, training, examples=examples)
     if not isinstance(optimizer, Optimizer):
         raise InputError(
@@ -294,7 +294,7 @@ def _scheduler(optimizer: Optimizer, training: Training, *, steps: int) -> Lambd
 
 
 def _decay(step: int, steps: int, training: Training) -> float:
-    """Return the factor for the learning rate at a step, where `steps` is the total number."""
+    """Return the learning rate factor at a step, where `steps` is the total number of steps."""
     warm = round(training.warmup * steps)
     if step < warm:
         # The rate starts above zero, so that the first step is not wasted.

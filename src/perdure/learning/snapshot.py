@@ -112,7 +112,7 @@ def tensors_of(values: Mapping[str, object], name: str) -> dict[str, Tensor]:
 
 
 def without_tensors(values: State) -> State:
-    """Return the values that are not tensors, which are all JSON values."""
+    """Return the values that are not tensors, and can therefore be stored as JSON."""
     others = {}
     for key, value in values.items():
         if not isinstance(value, Tensor):
@@ -121,7 +121,7 @@ def without_tensors(values: State) -> State:
 
 
 def alike(value: object, model: object) -> bool:
-    """Return True if a value has the same form as a model.
+    """Return True if a value has the same form as a reference value, the `model`.
 
     Tensors must have the same shape and dtype. JSON values must have the same keys, lengths and
     types, but the numbers, strings and Booleans in them may differ.

@@ -24,7 +24,7 @@ class Training:
         from scratch and need larger steps.
     schedule
         How the learning rate falls to zero after the warm-up: `linear`, `cosine`, or `constant`
-        (it does not fall).
+        (no decay).
     warmup
         The share of steps during which the learning rate rises linearly to its full value.
     max_grad_norm
@@ -50,8 +50,8 @@ class Training:
         tasks share one head, and each task trains it further. This is usual if all tasks have the
         same classes (`scenario: domain`).
     alignment
-        Settings for aligning the heads of all tasks after each task; `{}` means the defaults of
-        these settings. Without them, heads are not aligned.
+        Settings for aligning the heads of all tasks after each task; `{}` means the default
+        settings. If this is null, heads are not aligned.
     keep_inputs
         Save the covariance of the inputs of each layer with an adapter, which the rule `regmean`
         needs. This costs one more pass over a task's examples, and d² numbers for an input of

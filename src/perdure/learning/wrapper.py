@@ -15,7 +15,7 @@ INNER = "method/"
 
 
 def forwarding(wrapper: type[M]) -> type[M]:
-    """Make a wrapper class forward all hooks that it does not define to its `method`.
+    """Make a wrapper class forward each hook that it does not override to its inner `method`.
 
     The hooks are all public attributes of `Method`, so a hook that is added there is forwarded too.
     """
@@ -48,7 +48,7 @@ class Forwarded:
 class Wrapper(Method):
     """A method that wraps another method; a subclass overrides the hooks that it changes.
 
-    Such a hook can call the same hook of the inner method through `super()` or `self.method`.
+    An override can call the hook of the inner method through `super()` or `self.method`.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ class Wrapper(Method):
 
     @property
     def state(self) -> State:
-        """The state of the wrapper and of the inner method, whose names begin with `method/`."""
+        """The state of the wrapper, and that of the inner method under the prefix `method/`."""
         inner = {}
         for name, value in self.method.state.items():
             inner[f"{INNER}{name}"] = value

@@ -1,1 +1,1 @@
-"""Methods of learning one task after another: each file implements one, named after the file."""
+"""The methods for continual learning. Each file implements the method of the same name."""

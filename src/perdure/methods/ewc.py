@@ -1,4 +1,4 @@
-"""Elastic weight consolidation (Kirkpatrick et al. 2017): protect weights earlier tasks need."""
+"""Elastic weight consolidation (Kirkpatrick et al. 2017): protect what earlier tasks need."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -57,7 +57,10 @@ class EWC(PeftMethod):
 
     @property
     def needs(self) -> frozenset[Need]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Classes and heads with `labels: true`, because F is then a sum over all classes."""
+        """The requirements of the method: with `labels: true`, classes and a head for each task.
+
+        F is then a sum over all classes.
+        """
         return frozenset({"classes", "heads"}) if self.labels == "true" else frozenset()
 
     @property

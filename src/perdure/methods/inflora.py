@@ -25,9 +25,9 @@ class InfLoRA(PeftMethod):
     """Train a branch A_t B_t per task, whose frozen B_t ignores the inputs of earlier tasks.
 
     e = W h + sum of A_j B_j h (A_t is peft's `lora_B`, B_t its `lora_A`). The rows of B_t are the
-    leading directions of the new task's inputs outside M_t, the space of earlier tasks' inputs, so
-    training A_t (from zero) changes W only inside N_t ∩ M_t⊥, where N_t is the space of the new
-    inputs, whose leading directions are then added to M_t (DualGPM). Combine with the rule `sum`.
+    leading directions of the new task's inputs outside M_t, the space of earlier tasks' inputs.
+    Training A_t (from zero) changes W only inside N_t ∩ M_t⊥, where N_t is the space of the new
+    inputs. Their leading directions are then added to M_t (DualGPM). Combine with the rule `sum`.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ class InfLoRA(PeftMethod):
         The norm of each row of B_t: 1/√3 in the official code.
     epsilon, last_epsilon, tasks
         The share of the energy of a task's inputs that M_t absorbs. It rises linearly from
-        `epsilon`, such that it would reach `last_epsilon` after `tasks` tasks; then it is constant.
+        `epsilon` towards `last_epsilon`, but is constant from the last of `tasks` tasks on.
     energy
         `covariance`: squared eigenvalues of E[h hᵀ], for which the published epsilons are meant;
         `features`: squared singular values of the inputs, for backbones such as DINOv2, in which a
@@ -68,7 +68,7 @@ class InfLoRA(PeftMethod):
     2404.00228; DualGPM: Liang & Li, Adaptive Plasticity Improvement for Continual Learning,
     CVPR 2023; sizes per module: Qiu et al. (SplitLoRA), arXiv 2505.22370. The results are those of
     the official code, except for double precision, a fix for first tasks whose space is larger than
-    half of the dimension, and zeros in place of rows that would leave M_t⊥.
+    half the dimension, and zeros in place of rows that would leave M_t⊥.
     """
 
     usual_rule = "sum"
@@ -131,7 +131,7 @@ class InfLoRA(PeftMethod):
         return [lora_B for _, lora_B in adapters.factors(backbone.model).values()]
 
     def end(self, backbone: Backbone, task: Task, optimizer: Optimizer) -> None:
-        """Add the leading directions of the task's inputs to M_t, using the trained model."""
+        """Add the leading directions of the task's inputs, after training, to M_t."""
         if self.design in ("both", "orthogonal"):
             self._grow(backbone, task)
         self.state["learned"] = self._learned + 1

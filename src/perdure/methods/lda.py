@@ -16,8 +16,7 @@ from perdure.vectors.statistics import within
 
 @dataclass(kw_only=True)
 class LDA(FrozenMethod):
-    """Answer with the most probable class, where classes are Gaussians with one covariance Σ;
-    nothing is trained.
+    """Classify with Gaussian classes that share one covariance Σ; nothing is trained.
 
     The logit of class c is xᵀ Σ⁻¹ μ_c − μ_cᵀ Σ⁻¹ μ_c / 2 + log π_c. Σ is pooled over all tasks so
     far and shrunk. It is computed from running sums, so the order of the tasks does not matter and

@@ -49,7 +49,7 @@ class LwF(PeftMethod):
     temperature: Annotated[float, Gt(0)] = 2.0
 
     def begin(self, backbone: Backbone, task: Task) -> None:
-        """Keep a copy of the module and the heads as the teacher."""
+        """Copy the module and the heads, which become the teacher."""
         # Before the module is attached: without heads, only this reveals the first task.
         is_first = not adapters.attached(backbone.model)
         self.go_on(backbone)

@@ -51,7 +51,7 @@ class OLoRA(PeftMethod):
         return earlier
 
     def begin(self, backbone: Backbone, task: Task) -> None:
-        """Attach the new branch, and stack the A of earlier tasks to compute the overlap quickly.
+        """Attach the new branch, and stack the matrices A of earlier tasks to speed up `overlap`.
 
         The A_j of a layer are concatenated along their rows. Layers with the same input width are
         then stacked, so that one batched product serves all of them.

@@ -26,7 +26,7 @@ class Replay(Wrapper):
     Old examples have the same weight as new ones. Each uses the head of its task, which is trained
     further. After each task, some of its examples are added to the store, which is part of the
     method's state and so is saved in the task's folder. The size of the store is `store_bytes` in
-    events.jsonl.
+    `events.jsonl`.
 
     Parameters
     ----------
@@ -80,7 +80,7 @@ class Replay(Wrapper):
         return [*super().examples(seen), *kept]
 
     def end(self, backbone: Backbone, task: Task, optimizer: Optimizer) -> None:
-        """Choose the examples of the task to store."""
+        """Choose which examples of the task to store, and store them."""
         super().end(backbone, task, optimizer)
         rows = backbone.encode(task.rows("train"))
         # Drop the examples of forgotten tasks, and those of this task if it is learned again.

@@ -37,8 +37,9 @@ class SDLoRA(PeftMethod):
     lora_because = "splits LoRA into directions and magnitudes"
 
     def begin(self, backbone: Backbone, task: Task) -> None:
-        """Attach a module with `rank` more rows than before; its first rows are the earlier
-        branches.
+        """Attach a module with `rank` more rows than the last one had.
+
+        The first rows are the earlier branches.
         """
         # The last task's module is the only memory, and attaching a fresh one removes it.
         earlier = []
@@ -75,7 +76,7 @@ class SDLoRA(PeftMethod):
         return parameters
 
     def trained(self, backbone: Backbone) -> int:
-        """Return the number of trained values, which excludes the earlier directions."""
+        """Return the number of trained values, not counting the earlier directions."""
         numbers = 0
         for parameter in self.parameters(backbone):
             numbers += parameter.numel()
@@ -168,7 +169,7 @@ class _Branches:
 
     @torch.no_grad()
     def settle(self) -> None:
-        """Multiply the scales into B, and remove the hook that has applied them."""
+        """Multiply the scales into B, and remove the hook that applies them."""
         if self.earlier_rows:
             self.B *= self._scales()
             self.hook.remove()

@@ -40,7 +40,7 @@ class FrozenMethod(Method):
 
 
 def statistics_of(backbone: Backbone, task: Task) -> Statistics:
-    """Return statistics of the features that heads receive for a task's training examples."""
+    """Return the statistics of the features that heads receive for a task's training examples."""
     rows = backbone.encode(task.rows("train"))
     features = pooled(backbone, rows)
     return Statistics.of(features, torch.tensor(rows.labels), len(task.classes))

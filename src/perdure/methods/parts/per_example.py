@@ -125,7 +125,7 @@ def _add_one_by_one(
 
 
 def _all_linear(parameters: Mapping[str, Tensor], layers: Mapping[str, nn.Linear]) -> bool:
-    """Return True if these layers contain all of the parameters, and no others."""
+    """Return True if the parameters are exactly the parameters of the given layers."""
     names = set()
     for name, layer in layers.items():
         names |= {f"{name}.{key}" for key, _ in layer.named_parameters(recurse=False)}

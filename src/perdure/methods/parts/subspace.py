@@ -18,10 +18,10 @@ from perdure.vectors.eigen import Wanted, leading
 
 Energy = Literal["covariance", "features"]
 NOISE = 2e-6
-"""The share of the sum of a covariance's eigenvalues below which an eigenvalue may be noise.
+"""The noise threshold for the eigenvalues of a covariance, relative to the sum of all of them.
 
 Covariances are sums of products in single precision. With constant inputs, up to 7e-7 of the sum
-was seen in directions that the inputs do not have.
+was observed in directions that the inputs do not have.
 """
 
 
