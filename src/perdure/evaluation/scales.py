@@ -18,7 +18,7 @@ from perdure.vectors.task_vector import LowRank, TaskVector
 Scale = float | dict[str, float] | dict[str, list[float]]
 """A single number, a number for each task, or a list of numbers for each task.
 
-A list has one number for each group of layers, where groups divide the layers by depth.
+A list has one number for each group of layers; layers are grouped by depth.
 """
 
 

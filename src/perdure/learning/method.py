@@ -72,7 +72,7 @@ class Method:
 
     They are saved after each task, and with every checkpoint in the middle of a task. A run that
     resumes from such a checkpoint calls `begin` as for a new task, and then restores the parameters
-    and this dictionary. So it must also contain everything else that changes during training.
+    and this dictionary. Anything else that changes during training is lost.
     """
 
     @property

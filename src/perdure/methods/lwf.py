@@ -95,7 +95,7 @@ class LwF(PeftMethod):
     @torch.no_grad()
     def _teacher_answers(self, backbone: Backbone, batch: Batch) -> list[Logits]:
         """Return the outputs of the old heads, using the parameters from the start of the task."""
-        with evaluating(backbone):  # a teacher with dropout would be noise
+        with evaluating(backbone):  # a teacher with dropout would be noisy
             return functional_call(
                 _Answers(backbone),
                 self._teacher,

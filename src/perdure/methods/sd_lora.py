@@ -136,7 +136,7 @@ class _Branches:
         )
 
     def _scales(self) -> Tensor:
-        """Return the factor on each row of A x: m_j / ‖B_j A_j‖, and 1 for the new branch."""
+        """Return the factor for each row of A x: m_j / ‖B_j A_j‖, or 1 for the new branch."""
         scales = self.magnitudes / self.norms
         earlier = scales.repeat_interleave(self.rank)
         new = self.A.new_ones(len(self.A) - self.earlier_rows)

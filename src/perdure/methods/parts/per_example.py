@@ -136,8 +136,8 @@ def _all_linear(parameters: Mapping[str, Tensor], layers: Mapping[str, nn.Linear
 def _used_once(backbone: Backbone, layers: list[nn.Linear], batch: Batch) -> bool:
     """Return True if a forward pass uses no layer more than once.
 
-    Models with shared layers use a layer several times. f must then be applied to the sum of the
-    gradients of all uses, but a hook sees only one use at a time.
+    Models with shared layers use a layer several times. Per-example gradients are then sums over
+    all uses, but a hook sees only one use at a time.
     """
     uses: list[nn.Module] = []
     hooks = [
@@ -154,7 +154,7 @@ def _used_once(backbone: Backbone, layers: list[nn.Linear], batch: Batch) -> boo
 def caught(
     layers: dict[str, nn.Linear], total: dict[str, Tensor], function: Function, batch: Batch
 ) -> Iterator[None]:
-    """Add f(gradient) for each example to `total` during every backward pass inside the block.
+    """Add `function(gradient)` of each example to `total` in every backward pass inside the block.
 
     The differentiated value must be a sum over the examples of the batch, and each layer must be
     used only once in a forward pass.
