@@ -362,7 +362,7 @@ def test_methods_without_task_vectors(made):
     assert list(found["parts"]) == ["probe", "posterior"]
     assert (
         "trains nothing" in found["left_out"]["zones"]
-        and "those of before" in found["left_out"]["cka"]
+        and "stay the same" in found["left_out"]["cka"]
     )
     assert found["parts"]["probe"]["plasticity"] == [0, 0]
     found = diagnose(made("bottleneck"), only=["interference", "cka"])

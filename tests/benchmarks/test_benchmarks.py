@@ -179,7 +179,7 @@ def test_a_tasks_examples_do_not_depend_on_the_order(texts):
 def test_standard_cl_refuses(texts, tmp_path):
     with pytest.raises(UnknownName, match="No order named `order7`. Did you mean `order"):
         standard_cl(folder=str(texts), order="order7")
-    with pytest.raises(UnknownName, match="No task named `d`. There are: a, b, c"):
+    with pytest.raises(UnknownName, match="No task named `d`. Available: a, b, c"):
         standard_cl(folder=str(texts), order=["a", "d"])
     with pytest.raises(InputError, match="two tasks named `a`"):
         standard_cl(folder=str(texts), order=["a", "a"])

@@ -431,7 +431,7 @@ def test_diagnose_uses_what_is_there(two, home):
     assert np.isnan(subset[:, 0]).all() and np.isfinite(subset[:, 1]).all()
     assert found["probe"]["accuracy"] == pytest.approx(subset[:, 1])
     for part in ("cka", "probe", "posterior"):
-        assert "Without examples of fruit, which are not here." in found[part]["reading"]
+        assert "Without examples of fruit, which are missing." in found[part]["reading"]
     FORMATS["html"](summary.summarise(["run"]))
     (home / "colour.csv").unlink()
     found = diagnose("run", examples=8)
