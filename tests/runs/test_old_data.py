@@ -436,7 +436,7 @@ def test_diagnose_uses_what_is_there(two, home):
     (home / "colour.csv").unlink()
     found = diagnose("run", examples=8)
     assert set(found["left_out"]) == {"cka", "probe", "posterior"}
-    assert "none are here. There is no file" in found["left_out"]["probe"]
+    assert "none are available. There is no file" in found["left_out"]["probe"]
 
 
 def test_verify_notes_it(two, home):

@@ -88,7 +88,7 @@ def diagnose(
         if name not in declared:
             raise UnknownName("part of the diagnostics", name, declared)
     if examples < 4:
-        raise InputError(f"`examples` must be at least 4, got {examples}: fewer give no meaningful result.")
+        raise InputError(f"`examples` must be at least 4, got {examples}: fewer say too little.")
     # Checked before the computation, so that a bad path does not cost minutes.
     files.check_place(Path(folder) / FILE)
     run = read(folder, trust=trust)
