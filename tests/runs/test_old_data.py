@@ -467,14 +467,14 @@ def test_no_average_over_fewer_tasks(two, capsys):
             (result["matrix"][0][0] + result["matrix"][1][1]) / 2
         )
     said = (
-        "After the last task `fruit` was not measured, so averages over all 2 tasks are not given"
+        "After the last task, `fruit` was not measured, so averages over all 2 tasks are not given"
     )
     assert said in run["problems"][0]
     for form in ("html", "json"):
         assert said in FORMATS[form](found).replace("&#39;", "'"), form
-    assert "After the last task \\`fruit\\` was not measured" in FORMATS["markdown"](found)
-    assert "After the last task `fruit` was not measured" in FORMATS["latex"](found)
-    assert "Below the diagonal a blank was not measured." in FORMATS["html"](found)
+    assert "After the last task, \\`fruit\\` was not measured" in FORMATS["markdown"](found)
+    assert "After the last task, `fruit` was not measured" in FORMATS["latex"](found)
+    assert "A blank below the diagonal was not measured." in FORMATS["html"](found)
     terminal.show(found)
     out = " ".join(capsys.readouterr().out.split())
     last = 100 * run["results"][0]["matrix"][1][1]

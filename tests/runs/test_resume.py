@@ -209,7 +209,9 @@ def test_a_search_that_was_stopped(home, pico, tmp_path, monkeypatch, perdure): 
     assert verify(tmp_path / "r").faults == []
     assert perdure("verify", tmp_path / "r")[0] == 0
     assert perdure("report", tmp_path / "r")[0] == 0
-    assert "Nothing is measured yet" in (tmp_path / "r" / "report.html").read_text(encoding="utf-8")
+    assert "Nothing has been measured yet" in (tmp_path / "r" / "report.html").read_text(
+        encoding="utf-8"
+    )
     assert differing(make(tmp_path, "r", values), make(tmp_path, "whole", values)) == []
 
 
