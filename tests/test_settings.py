@@ -233,7 +233,7 @@ def test_a_rule_is_given_in_three_ways():
         ({"name": "ties", "self": 1}, "No setting of rule `ties` named `self`"),
         ({"name": "ties", "options": {"density": 1}}, "No setting of rule `ties` named `options`"),
         ({"name": "ties", "space": "x"}, "`space` is 'x', but must be `delta` or `factor`"),
-        ({"name": "ties", "search": {}}, "defines how a scale is searched"),
+        ({"name": "ties", "search": {}}, "defines how to search for a scale"),
         ({"name": "sum", "scale": "search"}, "No setting of rule `sum` named `scale`"),
     ],
 )
