@@ -178,7 +178,7 @@ def test_every_rule_is_declared_and_fits_lora(name):
 )
 def test_what_takes_low_rank_changes_refuses_others(name, module, space):
     with pytest.raises(
-        InputError, match=f"The rule `{name}` combines low-rank changes, .* are not low-rank"
+        InputError, match=f"The rule `{name}` combines low-rank changes only, .* are not low-rank"
     ):
         check_fits(Rule(name, space=space), module)
     check_fits(Rule("sum", space=space), module)

@@ -143,7 +143,7 @@ def test_settings_are_read_with_the_same_care(value):
         ({"method": {"name": "isolated", "peft": "bottleneck"}}, "set the rule's `space: factor`"),
         (
             {"rule": {"name": "task_arithmetic", "search": {"over": "tasks"}}},
-            "give it together with `scale: search`",
+            "use it together with `scale: search`",
         ),
         (
             {"rule": {"name": "task_arithmetic", "scale": "abc"}},
