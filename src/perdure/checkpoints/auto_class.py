@@ -1,4 +1,4 @@
-"""The transformers class that loads a model, for the code snippet in a model card."""
+"""Functions that choose the transformers class for the code snippet in a model card."""
 
 from collections.abc import Mapping
 

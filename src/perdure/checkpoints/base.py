@@ -1,6 +1,6 @@
-"""A pre-trained model on disk, with its folder, safetensors files and their headers.
+"""A pre-trained model on disk: its folder, and its safetensors files with their headers.
 
-The values of tensors are not loaded.
+Tensor values are not loaded.
 """
 
 import re
@@ -75,7 +75,7 @@ class Checkpoint:
 
     @classmethod
     def open(cls, source: str | Path) -> "Checkpoint":
-        """Find a model, and read the headers of its safetensors files.
+        """Find a model and read the headers of its safetensors files.
 
         Raises
         ------
@@ -104,7 +104,7 @@ class Checkpoint:
         return cls(str(source), folder, files, where, config, index)
 
     def stored(self, tensor: str) -> Stored:
-        """Return the dtype and shape of a tensor, and its position in the file."""
+        """Return the dtype, the shape and the file position of a tensor."""
         return self.files[self.where[tensor]].tensors[tensor]
 
     @property
@@ -158,7 +158,7 @@ class Checkpoint:
         return names
 
     def _files(self) -> list[Path]:
-        """Return all files in the folder, and in those subfolders that belong to the model."""
+        """Return all files in the folder and in those subfolders that belong to the model."""
         # Sorted, because the order in which a folder lists its files is not reproducible.
         files: list[Path] = []
         for path in sorted(self.folder.iterdir()):
@@ -196,7 +196,7 @@ def _is_module(name: str) -> bool:
 
 
 def find(source: str | Path) -> Path:
-    """Return the folder of a model or an adapter, and download it first if necessary.
+    """Return the folder of a model or an adapter, downloading it if necessary.
 
     Parameters
     ----------
@@ -233,7 +233,7 @@ def find(source: str | Path) -> Path:
 
 
 def inside(folder: Path, name: str) -> Path:
-    """Return the path of a file in a folder, with links resolved.
+    """Return the path of a file in a folder, with symbolic links resolved.
 
     Raises
     ------
@@ -274,7 +274,7 @@ def _belongs(path: Path) -> bool:
 
 
 def _shards(folder: Path, index: Mapping[str, object]) -> list[str]:
-    """Return the file names listed in an index, and raise unless all are plain file names."""
+    """Return the file names listed in an index; raise if one is not a plain file name."""
     table = index.get("weight_map")
     if not isinstance(table, dict):
         table = {}

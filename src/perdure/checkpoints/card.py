@@ -1,4 +1,4 @@
-"""The summary of a merge, as an object, as text for the terminal, and as a model card."""
+"""The summary of a merge, which can be printed in the terminal or written as a model card."""
 
 import json
 import re
@@ -27,7 +27,7 @@ class MergedAdapter:
 
 @dataclass(frozen=True, kw_only=True)
 class Merged:
-    """A summary of the merged model or adapter that was written, or that would be (`dry_run`).
+    """A summary of the model or adapter that a merge has written or, with `dry_run`, would write.
 
     Attributes
     ----------
@@ -134,7 +134,7 @@ def card(merged: Merged) -> str:
 
 
 def _front_matter(merged: Merged) -> list[str]:
-    """Return the front matter, with the keys that the hub uses."""
+    """Return the lines of the YAML front matter, with the keys that the hub uses."""
     is_model = merged.form == "model"
     lines = [
         "---",

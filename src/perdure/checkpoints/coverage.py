@@ -20,7 +20,7 @@ def notes(
     names: LayerNames,
     skeleton: Skeleton,
 ) -> tuple[str, ...]:
-    """Warn about targeted layers that an adapter lacks, and about untargeted layers that it has.
+    """Warn about targeted layers that an adapter lacks and untargeted layers that it has.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""LoRA on individual parameters (`target_parameters`), such as the experts of a mixture.
+"""LoRA on individual parameters (`target_parameters`), such as stacked mixture-of-experts weights.
 
 A parameter with E experts has one A with E·r rows, grouped by expert, and one B with r·E
 columns, in which the experts alternate. On disk, the experts may share a tensor or have
@@ -30,7 +30,7 @@ STACKED_SIDE_BY_SIDE = ["MergeModulelist(0)", "Concatenate(1)"]
 # the cache, the factors of all experts would be read from disk for each of them.
 @functools.lru_cache(maxsize=8)
 def _all_experts(file: TensorFile, key: str) -> Tensor:
-    """Read the A or B matrix that contains all experts of a parameter."""
+    """Read the A or B matrix that is shared by all experts of a parameter."""
     return read_tensor(file, key)
 
 
@@ -107,7 +107,7 @@ class _Slice:
 
     @property
     def layer(self) -> str:
-        """The key for the change to these rows, in the same format as the name of a layer."""
+        """The key of the change to these rows, in the same format as a layer name."""
         stem = self.tensor.removesuffix(".weight")
         if self.index is None:
             return stem
@@ -159,7 +159,7 @@ def missing(folder: PeftFolder, skeleton: Skeleton) -> list[str]:
 
 
 def _parameters(folder: PeftFolder, skeleton: Skeleton) -> dict[str, Parameter]:
-    """Return the parameter that is changed by each wrapper module of peft, by wrapper name."""
+    """Return the parameter that each peft wrapper module changes, by wrapper name."""
     wrappers_of: dict[str, list[str]] = {}
     for wrapper in folder.wrapped:
         name = wrapper.replace(WRAPPER, "")
@@ -192,9 +192,10 @@ def _parameters(folder: PeftFolder, skeleton: Skeleton) -> dict[str, Parameter]:
 
 
 def _module(name: str, skeleton: Skeleton) -> tuple[str, nn.Module]:
-    """Return a module of the base model, preceded by its name in the base model.
+    """Find a module of the base model by the name that an adapter uses for it.
 
-    The name in the adapter may have an additional prefix (`model.`), or lack it.
+    Return the module's name in the base model and the module. The two names may differ in a
+    prefix, such as `model.`, that only one of them has.
     """
     prefix = f"{skeleton.model.base_model_prefix}."
     for candidate in (name, prefix + name, name.removeprefix(prefix)):

@@ -1,4 +1,4 @@
-"""The export of a task vector as a LoRA folder that peft loads, exact or truncated to a rank."""
+"""Functions that save a task vector as a LoRA adapter for peft, exactly or truncated to a rank."""
 
 import json
 import re
@@ -18,7 +18,7 @@ from perdure.vectors.task_vector import Entry, LowRank, dense
 
 @dataclass(frozen=True)
 class Layer:
-    """The name of a layer in the adapter, and the shape of its weight.
+    """The name of a layer in the adapter and the shape of its weight.
 
     Attributes
     ----------

@@ -1,7 +1,7 @@
-"""The matching of adapters to a base model on disk.
+"""Functions that match adapters to a base model on disk.
 
-Before a rule is applied, this module determines which weights each adapter changes, and how to
-handle tensors in the adapter other than A and B.
+Before a rule is applied, they determine which weights each adapter changes and how to handle
+tensors in the adapter other than A and B.
 """
 
 import functools
@@ -48,7 +48,7 @@ class Fitted:
         Fully trained tensors, by their names in the base model (or in the adapter, if the base
         model lacks them).
     spelled
-        The names of the tensors in `saved` as used in the adapter, with the same keys as `saved`.
+        The name that the adapter uses for each tensor in `saved`, with the same keys as `saved`.
     grown
         Token tables (one row per token) that were resized before training, by their names in the
         base model.
@@ -88,7 +88,7 @@ class Fitted:
 def fit(
     base: Checkpoint, sources: Sequence[str | Path], skeleton: Skeleton, *, any_base: bool = False
 ) -> list[Fitted]:
-    """Read adapters, and find the weights of the base model that they change.
+    """Read adapters and find the weights of the base model that they change.
 
     Raises
     ------
@@ -229,7 +229,7 @@ def _is_transposed(
 
 
 def _is_conv1d(folder: PeftFolder, layer: str, tensor: str, fits: bool, skeleton: Skeleton) -> bool:
-    """Return True if a weight belongs to a `Conv1D`, given that its transposed shape fits.
+    """Return True if a weight whose shape fits when transposed belongs to a `Conv1D`.
 
     Parameters
     ----------
@@ -292,7 +292,7 @@ def _grown(
 
 
 def _has_other_rows(base: Checkpoint, tensor: str, value: Tensor) -> bool:
-    """Return True if a table and the base model's differ in the number of rows, but not columns."""
+    """Return True if a table differs from that of the base model only in the number of rows."""
     stored = base.stored(tensor).shape
     shape = tuple(value.shape)
     has_other_rows = stored[:1] != shape[:1]
@@ -301,7 +301,7 @@ def _has_other_rows(base: Checkpoint, tensor: str, value: Tensor) -> bool:
 
 
 def _is_copy(base: Checkpoint, tensor: str, value: Tensor) -> bool:
-    """Return True if a value equals the tensor of that name in the base model."""
+    """Return True if `value` equals the tensor of the given name in the base model."""
     stored = base.stored(tensor)
     if not value.ndim or stored.shape != tuple(value.shape):
         return False
@@ -320,7 +320,9 @@ def _is_copy(base: Checkpoint, tensor: str, value: Tensor) -> bool:
 
 
 def choose_saved(adapters: Sequence[Fitted], choice: str | None = None) -> dict[str, Tensor]:
-    """Choose the fully trained tensors to use, because a merged model can have only one of each.
+    """Choose the fully trained tensors to use in the merged model.
+
+    The merged model can have only one tensor of each name.
 
     Parameters
     ----------
@@ -348,7 +350,7 @@ def choose_saved(adapters: Sequence[Fitted], choice: str | None = None) -> dict[
 def agreed(
     by_adapter: Mapping[str, Mapping[str, Tensor]], refusal: str, choice: str | None = None
 ) -> dict[str, Tensor]:
-    """Combine the tensors of all adapters into one mapping, provided that they do not conflict.
+    """Combine the tensors of all adapters into one mapping; raise if they conflict.
 
     Parameters
     ----------

@@ -1,6 +1,6 @@
-"""The addition of ΔW to the weights in a safetensors file, which writes a new file.
+"""Functions that add ΔW to the weights in a safetensors file and write the result to a new file.
 
-W + ΔW is computed in blocks of rows, and rounded once. The operating system copies unchanged
+W + ΔW is computed in blocks of rows and rounded once. The operating system copies unchanged
 tensors, so they do not pass through this process.
 """
 
@@ -141,7 +141,7 @@ def fold(
     *,
     copies: Mapping[str, str] | None = None,
 ) -> None:
-    """Write the tensors of a file to a new file, and change, replace or add some of them.
+    """Copy the tensors of a file to a new file while changing, replacing or adding some of them.
 
     Parameters
     ----------
@@ -201,7 +201,7 @@ def fold(
 def _header(
     source: TensorFile, replaced: Mapping[str, Tensor], copies: Mapping[str, str]
 ) -> tuple[bytes, dict[str, Stored]]:
-    """Return the header of the file to write, and the position of each tensor in that file."""
+    """Return the header of the file to write and the position of each tensor in that file."""
     # Replaced tensors keep their position, and new ones come last. Tensors that are adjacent in
     # the source remain adjacent, so `_runs` can yield long runs.
     tensors = dict(source.tensors)
@@ -227,7 +227,7 @@ def size_of(
 
 
 def _runs(names: list[str], touched: set[str]) -> Iterator[tuple[bool, list[str]]]:
-    """Group adjacent names by whether they are in `touched`, and yield this flag and the names."""
+    """Group adjacent names by whether they are in `touched`; yield this flag with each group."""
     for is_touched, run in itertools.groupby(names, key=touched.__contains__):
         yield is_touched, list(run)
 
@@ -239,7 +239,7 @@ def _reader(
     name: str,
     work: Workspace,
 ) -> Callable[[slice], Tensor]:
-    """Return a function that reads rows of a tensor before its change.
+    """Return a function that reads rows of a tensor as it is before the change.
 
     If the tensor is in the source file, its rows are read into a reused buffer.
     """

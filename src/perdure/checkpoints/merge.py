@@ -1,4 +1,4 @@
-"""The merge of PEFT folders and a base model on disk into a single model or adapter on disk.
+"""The merge of PEFT folders into their base model on disk, or into a single adapter.
 
 No model is ever fully loaded into memory.
 """
@@ -51,9 +51,8 @@ def merge_checkpoint(
         `model`: write the base model with W + ΔW, rounded once; `adapter`: write ΔW as a single
         LoRA adapter for the base model.
     rank
-        The rank to which each layer of the written adapter is truncated, by using the closest
-        matrix of that rank. By default, nothing is truncated, and the rule must return low-rank
-        changes.
+        The rank to which each layer of the written adapter is truncated, using the closest matrix
+        of that rank. By default, nothing is truncated, and the rule must return low-rank changes.
     saved_modules
         The adapter whose `modules_to_save` (such as heads) to use, or `none` to use those of the
         base model. By default, use those of all adapters, which must not differ.
@@ -151,7 +150,7 @@ def _size(merger: Merger, form: str, rank: int | None) -> int:
 
 
 def _memory(merger: Merger) -> int:
-    """Estimate the memory in bytes needed for the factors and the largest full matrices."""
+    """Estimate the memory needed for the factors and the largest full matrices, in bytes."""
     low_rank: dict[str, int] = {}
     for adapter in merger.adapters:
         for layer, factors in adapter.factors.items():
@@ -196,7 +195,7 @@ def _bytes(value: Tensor) -> int:
 
 @contextmanager
 def _progress(total: int, quiet: bool) -> Iterator[Callable[[int], None]]:
-    """Show a progress bar unless `quiet`, and yield a function that advances it."""
+    """Show a progress bar unless `quiet` is true, and yield a function that advances it."""
     if quiet:
         yield lambda count: None
         return

@@ -1,4 +1,4 @@
-"""The files that a merge writes: a complete model folder, or a single adapter."""
+"""Functions that write the result of a merge, as a complete model folder or as an adapter."""
 
 import json
 import shutil
@@ -37,7 +37,7 @@ Progress = Callable[[int], None]
 
 
 def write_model(merger: Merger, summary: Merged, progress: Progress) -> Merged:
-    """Write the merged model with all files of the base model's folder; see `merge_checkpoint`."""
+    """Write the merged model with its tokenizer and other files; see `merge_checkpoint`."""
     base = merger.base
     with staging.new_folder(summary.output, size=summary.size) as folder:
         for name, path in _companions(merger).items():
@@ -167,7 +167,7 @@ def _write_index(old: Mapping[str, object], names: Sequence[str], folder: Path) 
 
 
 def _write_configurations(merger: Merger, folder: Path) -> None:
-    """Update the configuration files: change settings as required, and remove links to code."""
+    """Update settings that the merge affects, and remove references to code, in all JSON files."""
     for path in sorted(folder.glob("*.json")):
         name = path.name
         # These files are not configurations, and large ones take seconds to read.
@@ -217,9 +217,9 @@ def _labels(merger: Merger) -> dict[str, object]:
 
 
 def _tables(merger: Merger) -> dict[str, object]:
-    """Return the settings that have to change because the token tables have changed.
+    """Return the configuration settings that must change because the token tables changed.
 
-    If there is a nested `text_config`, it is changed as well.
+    If there is a nested `text_config`, it is updated as well.
     """
     # Without these, transformers would tie the tables again, or reject their shape.
     stated: dict[str, object] = {}
@@ -309,7 +309,7 @@ def _check_adapter(merger: Merger) -> None:
 
 
 def _adapter_layer(merger: Merger, tensor: str) -> str:
-    """Return the name of a weight's layer in the first adapter that has a name for it."""
+    """Return the layer name that the first matching adapter uses for a weight."""
     names = [adapter.names for adapter in merger.adapters]
     known = [each for each in names if tensor in each.tensors.values()]
     return known[0].layer(tensor)
@@ -321,7 +321,7 @@ def _adapter_tensor(adapters: Sequence[Fitted], tensor: str) -> str:
 
 
 def _embeddings(adapters: Sequence[Fitted]) -> set[str]:
-    """Return the names in the base model of all changed layers that are embeddings."""
+    """Return the embedding layers that adapters change, by their names in the base model."""
     embeddings: set[str] = set()
     for adapter in adapters:
         for layer, factors in adapter.folder.factors.items():

@@ -38,7 +38,7 @@ class Merger:
     vector
         The change to each layer, by layer name in the base model.
     tables
-        The arrangement of the token tables (one row per token) in the merged model.
+        The token tables (one row per token) of the merged model.
     saved
         Fully trained tensors to copy from adapters, in the dtype of the base model.
     grown
@@ -145,7 +145,7 @@ def combine(
     saved_modules: str | None = None,
     any_base: bool = False,
 ) -> Merger:
-    """Read the adapters, and apply a rule to them; see `merge_checkpoint`."""
+    """Read the adapters and apply a rule to them; see `merge_checkpoint`."""
     # Check the rule first, because reading a large base model takes a while.
     name, function, settings = _chosen_rule(rule)
     checkpoint = Checkpoint.open(base)
@@ -182,7 +182,7 @@ def combine(
 
 
 def _chosen_rule(rule: RuleLike) -> tuple[str, Callable[..., object], dict[str, object]]:
-    """Return the name, function and settings of a rule, provided that it can merge folders."""
+    """Return the name, function and settings of a rule; raise if it cannot merge PEFT folders."""
     # `own` omits `space` and `since` if they have their defaults, the only values supported here.
     if isinstance(rule, Rule):
         rule = rule.own
@@ -234,7 +234,7 @@ def _check_saved(adapters: Sequence[Fitted], saved: Mapping[str, Tensor]) -> Non
 
 
 def _shapes(adapters: Sequence[Fitted]) -> dict[str, tuple[int, int]]:
-    """Return the shape of the change to each layer, over all adapters."""
+    """Return the shape of the change to each layer that is changed by any of the adapters."""
     shapes: dict[str, tuple[int, int]] = {}
     for adapter in adapters:
         shapes.update(adapter.shapes)
@@ -247,7 +247,10 @@ def _apply(
     settings: Mapping[str, object],
     adapters: Sequence[Fitted],
 ) -> TaskVector:
-    """Apply the rule to the adapters; if it is layerwise, do so layer by layer on demand."""
+    """Apply the rule to the adapters.
+
+    If the rule is layerwise, each layer is computed separately when it is read.
+    """
     shapes = _shapes(adapters)
     all_vectors = {adapter.name: adapter.vector for adapter in adapters}
 
@@ -310,7 +313,7 @@ def _typed(base: Checkpoint, tables: Tables, tensors: Mapping[str, Tensor]) -> d
 
 
 def _usual_type(base: Checkpoint) -> str:
-    """Return the floating-point dtype that most bytes of a model have."""
+    """Return the most common floating-point dtype of a model, measured in bytes."""
     # Count bytes, because there may be many norms with a different dtype from the large matrices.
     sizes: dict[str, int] = {}
     for tensor in base.where:
@@ -325,7 +328,7 @@ def _usual_type(base: Checkpoint) -> str:
 
 
 def _check_shape(base: Checkpoint, tables: Tables, tensor: str, value: Tensor) -> None:
-    """Check that a tensor has the shape of the one it replaces, unless it is a head or resized."""
+    """Check that a tensor, unless it is a head or a resized table, has the required shape."""
     shape = base.stored(tensor).shape
     new_shape = tuple(value.shape)
     if new_shape == shape:

@@ -189,7 +189,7 @@ class PeftFolder:
 
 
 def described(factors: Iterable[Factors]) -> str:
-    """Describe the distinct ranks and alphas of several layers, such as "rank 8, alpha 16"."""
+    """Return a description of the distinct ranks and alphas, such as "rank 8, alpha 16"."""
     pairs = {(layer.rank, layer.alpha) for layer in factors}
     texts: list[str] = []
     for rank, alpha in sorted(pairs):
@@ -257,7 +257,7 @@ def read(source: str | Path) -> PeftFolder:
 
 
 def _untargeted(layers: Iterable[str], targets: Targets) -> list[str]:
-    """Return the layers that the configuration does not target."""
+    """Return those of the given layers that the configuration does not target."""
     untargeted = [layer for layer in layers if targets.named(layer) is False]
     if targets.config.get("ensure_weight_tying"):
         # peft adds the layer that is tied to a targeted one. Unlike the names of layers in blocks,
@@ -414,7 +414,7 @@ def read_tensor(file: TensorFile, key: str) -> Tensor:
 
 
 def _keys(file: TensorFile, layer: str, keys: Mapping[str, str]) -> tuple[str, str]:
-    """Return the keys of a layer's A and B, and raise unless it has exactly these two factors."""
+    """Return the keys of a layer's A and B; raise if the layer does not have both factors."""
     letters = ("A", "B")
     if "embedding_A" in keys or "embedding_B" in keys:
         letters = ("embedding_A", "embedding_B")
@@ -427,7 +427,7 @@ def _keys(file: TensorFile, layer: str, keys: Mapping[str, str]) -> tuple[str, s
 
 
 def _factors(file: TensorFile, layer: str, keys: Mapping[str, str], targets: Targets) -> Factors:
-    """Check the shapes of a layer's factors, and describe the factors without reading them."""
+    """Check the shapes of a layer's factors and return the factors without reading their values."""
     key_A, key_B = _keys(file, layer, keys)
     A = file.tensors[key_A].shape
     B = file.tensors[key_B].shape

@@ -117,9 +117,9 @@ class Skeleton:
 
     @cached_property
     def ties(self) -> dict[str, str]:
-        """The parameters that are tied to another one, mapped to the other one's name.
+        """The tied parameters, mapped to the names of the parameters they are tied to.
 
-        Both names are those in the base model.
+        All names are those in the base model.
         """
         tied = getattr(self.model, "all_tied_weights_keys", None) or {}
         ties: dict[str, str] = {}
@@ -153,7 +153,7 @@ class Skeleton:
 
     @cached_property
     def _table(self) -> tuple[list, list]:
-        """The conversion table of transformers: the renamings, and all other conversions."""
+        """The conversion table of transformers, split into renamings and other conversions."""
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import WeightRenaming
 
@@ -166,7 +166,7 @@ class Skeleton:
 
     @cached_property
     def _loaded(self) -> Mapping[str, tuple[str, str | None]]:
-        """The parameter into which each tensor is loaded, with its pattern if it is joined."""
+        """The parameter into which each tensor is loaded, with the matching pattern if joined."""
         if self.model is None:
             return {}
         try:

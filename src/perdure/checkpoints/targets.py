@@ -83,9 +83,10 @@ class Targets:
         return self.config.get("modules_to_save") or []
 
     def value(self, setting: str, layer: str) -> object:
-        """Return the value for a layer in `rank_pattern` or `alpha_pattern`, or None.
+        """Return the value for a layer in `rank_pattern` or `alpha_pattern`.
 
-        The value is that of the first pattern that matches the end of the layer's name.
+        This is the value of the first pattern that matches the end of the layer's name, or None if
+        no pattern matches.
 
         Raises
         ------
@@ -112,7 +113,7 @@ class Targets:
         return False
 
     def _is_in_blocks(self, layer: str) -> bool:
-        """Return True if a layer's block is in `layers_to_transform`, or if that is not set."""
+        """Return True if `layers_to_transform` includes a layer's block or is not set."""
         blocks = self.config.get("layers_to_transform")
         if blocks is None or blocks == []:
             return True

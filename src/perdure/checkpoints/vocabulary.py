@@ -29,7 +29,7 @@ LANGUAGE_MODELS = (
 
 @dataclass(frozen=True)
 class Tables:
-    """The arrangement of the token tables in a merged model.
+    """The token tables of a merged model, and the adapters to merge.
 
     Attributes
     ----------
@@ -119,7 +119,7 @@ def _may_be_tied(base: Checkpoint, tensor: str) -> bool:
 
 
 def _untie(skeleton: Skeleton, tables: Tables, touched: set[str]) -> Tables:
-    """Separate two tied tables if adapters changed them without keeping them tied."""
+    """Separate two tied tables if adapters change them without keeping them tied."""
     if skeleton.model is None:
         _refuse_unknown(skeleton.base, touched)
         return tables
@@ -226,7 +226,7 @@ def _cannot_untie(base: Checkpoint, tensor: str) -> CheckpointError:
 
 
 def _resize(skeleton: Skeleton, tables: Tables) -> Tables:
-    """Check that all tables have the same number of rows, and set `size` if they were resized."""
+    """Check that all tables have the same number of rows; set `size` if they were resized."""
     base = skeleton.base
     resized = set(tables.grown)
     for tensor, value in tables.saved.items():
@@ -303,7 +303,7 @@ def _check_rows(base: Checkpoint, tables: Tables) -> None:
 
 
 def _text_config(base: Checkpoint) -> dict[str, object]:
-    """Return the settings of the base model, and those that only its nested text model has."""
+    """Return the settings of the base model, supplemented by those of a nested text model."""
     nested = base.config.get("text_config")
     settings = dict(nested) if isinstance(nested, dict) else {}
     settings.update(base.config)

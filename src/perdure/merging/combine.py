@@ -1,4 +1,4 @@
-"""The combination of adapters into one model for inference, by applying a rule to task vectors."""
+"""Functions that combine adapters into one model by applying a rule to their task vectors."""
 
 import contextlib
 import inspect
@@ -109,7 +109,7 @@ def _delta(adapter: Adapter, parameters: adapters.Parameters) -> TaskVector:
 
 
 def _changes(parameters: adapters.Parameters) -> bool:
-    """Return True if these adapter parameters change the model."""
+    """Return True if the given adapter parameters change the model."""
     # A fresh LoRA has B = 0 and a random A; a fresh full module is all zeros.
     others = [value for name, value in parameters.items() if ".lora_A." not in name]
     return any(value.any() for value in others)
@@ -174,11 +174,11 @@ class Combined:
 
     @contextlib.contextmanager
     def applied(self, backbone: Backbone, task: str | None = None) -> Iterator[Choice]:
-        """Apply the combination to the backbone within the `with` block.
+        """Temporarily apply the combination to the backbone.
 
-        On exit, the backbone is restored bit for bit. If the task posterior picks a task for each
-        sample, `task` applies to all samples until the yielded `Choice` is given the tasks of the
-        next batch.
+        On exit from the `with` block, the backbone is restored bit for bit. If the task posterior
+        picks a task for each sample, `task` applies to all samples until the yielded `Choice` is
+        given the tasks of the next batch.
         """
         model = backbone.model
         if isinstance(self.vectors, Mixture):
@@ -202,7 +202,7 @@ class Combined:
 
 @contextlib.contextmanager
 def folded(model: nn.Module, vector: TaskVector) -> Iterator[None]:
-    """Add ΔW to W in each layer of a delta-space task vector within the `with` block."""
+    """Temporarily add a delta-space task vector to the weights of a model."""
     changes = {name: vector.dense(name) for name in vector.entries}
     with adapters.folded(model, changes):
         yield
@@ -210,7 +210,7 @@ def folded(model: nn.Module, vector: TaskVector) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _adapted(model: nn.Module, origin: Adapter, vector: TaskVector) -> Iterator[None]:
-    """Set the adapter's parameters to start + vector within the `with` block."""
+    """Temporarily set the parameters of an adapter to its start values plus `vector`."""
     # The model may already have an adapter, such as the one for the task being learned.
     before = adapters.read(model) if adapters.attached(model) else None
     if before is None:
@@ -229,7 +229,7 @@ def _adapted(model: nn.Module, origin: Adapter, vector: TaskVector) -> Iterator[
 
 
 def combine(learned: Sequence[Adapter], rule: RuleLike) -> Combined:
-    """Apply a rule to the adapters of several tasks, in the order in which they were learned.
+    """Apply a rule to the adapters of several tasks, given in the order they were learned.
 
     Parameters
     ----------

@@ -75,7 +75,7 @@ def nature(
     most: int | None = None,
     check: Callable[..., None] | None = None,
 ) -> Callable[[F], F]:
-    """Declare the properties of a rule (see `Nature`), and check its settings on each call.
+    """Declare the properties of a rule (see `Nature`) and check its settings on each call.
 
     Examples
     --------
@@ -117,8 +117,8 @@ def nature_of(rule: Callable[..., object]) -> Nature:
     Raises
     ------
     InputError
-        The parameters of the rule do not match the statistics that it declares in `needs`, or
-        adapters do not have such statistics.
+        The rule takes statistics that it does not declare in `needs` (or the reverse), or that
+        are not saved with adapters.
     """
     declared = getattr(rule, "nature", None) or Nature()
     parameters = inspect.signature(rule).parameters.values()
@@ -131,15 +131,15 @@ def nature_of(rule: Callable[..., object]) -> Nature:
     is_kept = KEPT.keys() >= set(taken)
     if taken != list(declared.needs) or not is_kept:
         raise InputError(
-            f"The rule `{rule.__name__}` takes {taken} besides task vectors, but declares that it "
-            f"needs {list(declared.needs)}: write `@nature(…, needs={taken})`. "
+            f"The rule `{rule.__name__}` takes {taken} in addition to task vectors, but declares "
+            f"that it needs {list(declared.needs)}: write `@nature(…, needs={taken})`. "
             f"The available statistics are {list(KEPT)}."
         )
     return declared
 
 
 def check_settings(rule: Callable[..., object], given: Mapping[str, object]) -> None:
-    """Check each setting of a rule against its type annotation, and then their combination.
+    """Check each setting of a rule against its type annotation, then check their combination.
 
     Raises
     ------

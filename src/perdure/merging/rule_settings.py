@@ -1,4 +1,4 @@
-"""A rule with its settings, which can be given as a name, as a mapping, or as a `Rule`."""
+"""Rules with their settings, which can be given as a name, as a mapping, or as a `Rule`."""
 
 from __future__ import annotations
 
@@ -40,20 +40,20 @@ class Rule:
     name
         The rule's name, or the path of a Python file that defines one.
     space
-        `delta`: combine ΔW = s B A of each layer, as LoRA applies it, exactly; `factor`: combine
-        the parameters of the modules (A and B separately), relative to their common start. The
-        results differ, because the product of summed factors has cross terms B_i A_j. Bottleneck
-        adapters support only `factor`.
+        `delta`: combine the changes ΔW = s B A that LoRA applies to each layer, exactly;
+        `factor`: combine the parameters of the modules (A and B separately), relative to their
+        common start. The results differ, because the product of summed factors has cross terms
+        B_i A_j. Bottleneck adapters support only `factor`.
     since
         `pretrained`: a task vector is everything the module adds to the pre-trained model (the
-        paper's tau = Phi - Phi_pre). If each module starts from the previous one, it includes
-        earlier tasks, which are then counted several times. `start`: a task vector is only the
-        change made by training on the task.
+        paper's tau = Phi - Phi_pre). If each module starts from the previous one, task vectors
+        include earlier tasks, which are then counted several times. `start`: a task vector is
+        only the change made by training on that task.
     search
-        Settings for the search, if `scale` is `search`.
+        Settings for the search, which are used if `scale` is `search`.
     settings
-        The settings that are specific to the rule, such as `scale`. `options` contains those
-        that are given.
+        Settings that are specific to the rule, such as `scale`. Those given are stored in
+        `options`.
 
     Raises
     ------
@@ -90,7 +90,9 @@ class Rule:
 
     @classmethod
     def of(cls, rule: RuleLike, where: str = "") -> Rule:
-        """Return a `Rule` for a rule given as a `Rule`, a name, or a mapping with settings.
+        """Convert the name of a rule, or a mapping with `name` and settings, to a `Rule`.
+
+        A `Rule` is returned unchanged.
 
         Parameters
         ----------
@@ -100,7 +102,7 @@ class Rule:
         Raises
         ------
         InputError
-            `rule` is none of these, or there is no such rule or setting.
+            `rule` has the wrong type, or there is no such rule or setting.
         """
         if isinstance(rule, Rule):
             return rule
@@ -167,7 +169,7 @@ class Rule:
 
     @property
     def own(self) -> dict[str, object]:
-        """The rule as written in a recipe, omitting default `space`, `since` and `search`."""
+        """The rule as written in a recipe, without `space`, `since` and `search` if default."""
         defaults = _defaults()
         section: dict[str, object] = {}
         for key, value in self.section.items():
@@ -177,7 +179,7 @@ class Rule:
 
     @property
     def label(self) -> str:
-        """The name of the rule with the settings given, as in `scores.csv`."""
+        """The name of the rule with the settings that are given, as in `scores.csv`."""
         # `scores.csv` identifies rules by label, so two searches with one rule need two labels.
         options = dict(self.options)
         if self.searches and self.search.over != "all":
@@ -237,7 +239,7 @@ class Rule:
 
     @property
     def searches(self) -> bool:
-        """True if the scale is `search`, which a search on validation data has to replace."""
+        """True if the scale still has to be determined by a search on validation data."""
         return self.options.get("scale") == "search"
 
 
@@ -251,7 +253,7 @@ def _defaults() -> dict[str, object]:
 
 
 def label(name: str, options: Mapping[str, object], space: str, since: str) -> str:
-    """Return the name of a rule with its options, and with `space` and `since` if not default.
+    """Return the name of a rule with its options and any non-default `space` and `since`.
 
     Examples
     --------

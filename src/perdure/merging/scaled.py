@@ -70,7 +70,7 @@ class Scaled:
     @classmethod
     @contextlib.contextmanager
     def on(cls, model: nn.Module, vectors: Sequence[TaskVector]) -> Iterator["Scaled"]:
-        """Yield the scaled task vectors of a model, and restore its weights bit for bit on exit."""
+        """Yield a `Scaled` for a model, and restore the model's weights bit for bit on exit."""
         scaled = cls(model, vectors)
         try:
             yield scaled
@@ -128,7 +128,7 @@ class Scaled:
             self.updates[name] += 1
 
     def _steps(self, name: str, scales: tuple[float, ...]) -> dict[int, float]:
-        """Return the difference between each task's new and old scale, omitting zeros."""
+        """Return the difference between the new and old scale of each task whose scale changes."""
         # A layer without scales has no sum yet, so `_update` starts from W0 anyway.
         before = self.now.get(name, scales)
         steps: dict[int, float] = {}

@@ -1,4 +1,4 @@
-"""The search for the scales of task vectors, which returns all candidates with their scores."""
+"""A search for the scales of task vectors that give the highest validation score."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FINEST = 1 / 8
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """Settings for a search for scales.
+    """Settings for the search for scales.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ class Search:
 def candidates(
     score: Callable[[Scales], float], start: Scales, settings: Search
 ) -> dict[Scales, float]:
-    """Search for scales with a high score, and return all candidates tried with their scores.
+    """Search for scales with a high score and return the score of each candidate.
 
     The search begins at `start`. Candidates are in the order in which they were tried.
 
@@ -93,9 +93,9 @@ def candidates(
 def best(tried: dict[Scales, float]) -> Scales:
     """Return the candidate with the highest score.
 
-    With a single scale for all tasks, ties are broken in favour of the smallest, which changes
-    the pre-trained model least. Otherwise, they are broken in favour of the candidate that was
-    tried first, which tends to be closest to the start, 1/n for each task.
+    With a single scale for all tasks, ties are broken in favour of the smallest scale, which
+    changes the pre-trained model least. Otherwise, they are broken in favour of the candidate that
+    was tried first, which tends to be closest to the start, 1/n for each task.
     """
 
     def preference(scales: Scales) -> tuple[float, float]:
@@ -113,7 +113,7 @@ def _coordinate(
     settings: Search,
     tried: dict[Scales, float],
 ) -> None:
-    """Move one scale at a time up or down by a step, and keep the moves that raise the score."""
+    """Move one scale at a time up or down by a step and keep the moves that raise the score."""
     now = start
     step = max(start)
     finest = FINEST * step

@@ -34,7 +34,7 @@ def breadcrumbs(
     Parameters
     ----------
     beta
-        The fraction of entries, those with the smallest magnitudes, to set to zero in each layer
+        The fraction of entries to set to zero because their magnitudes are smallest, in each layer
         of each task vector.
     gamma
         The quantile, in (beta, 1], above which entries are outliers and also set to zero.
@@ -55,7 +55,7 @@ def breadcrumbs(
 
     def masked(change: torch.Tensor) -> torch.Tensor:
         flat = change.flatten()
-        # Select by position in sorted order, not by value, so that ties do not change the counts.
+        # Select by position in sorted order, not by value, so that ties do not affect the counts.
         order = flat.abs().argsort(stable=True)
         start = round(beta * len(order))
         stop = round(gamma * len(order))

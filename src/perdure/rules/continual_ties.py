@@ -29,8 +29,8 @@ def continual_ties(
         `fold`: apply the formula above, then Theta = Theta_pre + scale · v_n.
         `reference`: M_t = M_(t-1) + scale · TIES(M_(t-1), tau_t) with M_1 = scale · tau_1, as
         in FusionBench's code. This counts earlier tasks twice: with the `sum`, their entries
-        are multiplied by 1 + scale at each step at which the signs agree.
-        `batch`: apply TIES to all tasks in one pass, like the rule `ties`. Order is irrelevant.
+        are multiplied by 1 + scale at each step where the signs agree.
+        `batch`: apply TIES to all tasks in one pass, like the rule `ties`, in any order.
     density, how, per
         See `ties`. FusionBench uses the `sum`.
     scale
@@ -49,7 +49,8 @@ def continual_ties(
 
     References
     ----------
-    TIES: arXiv 2306.01708. Baseline for continual merging in: Tang et al., arXiv 2501.09522.
+    Yadav et al., TIES-Merging, arXiv 2306.01708. Tang et al., arXiv 2501.09522, use TIES as a
+    baseline for continual merging.
     """
 
     def ties(together: dict[str, TaskVector]) -> TaskVector:

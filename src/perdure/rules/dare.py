@@ -1,4 +1,4 @@
-"""DARE (Yu et al. 2024): drop entries at random, rescale the rest, and combine."""
+"""DARE (Yu et al. 2024): drop entries at random, rescale the rest, and combine the results."""
 
 from typing import Annotated
 

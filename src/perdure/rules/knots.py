@@ -1,4 +1,4 @@
-"""KnOTS (Stoica et al. 2025): align the tasks with a common decomposition, then merge."""
+"""KnOTS (Stoica et al. 2025): align the tasks with a joint decomposition, then merge them."""
 
 from typing import Annotated, Literal
 

@@ -21,9 +21,9 @@ def opcm(
     """Add a projection of each task vector: M_t = (lambda_(t-1) M_(t-1) + P(tau_t)) / lambda_t.
 
     lambda_t, close to sqrt(t), is one number for the model, chosen such that |M_t| is the mean
-    of |tau_1|, …, |tau_t|. P expresses each matrix of tau_t in the singular vectors of M_(t-1).
-    It removes the diagonal (so P(tau_t) is orthogonal to M_(t-1)) and the block of the leading
-    singular vectors, whose values sum to at most a fraction alpha. Biases are not projected.
+    of |tau_1|, …, |tau_t|. P acts on each matrix of tau_t in the singular basis of M_(t-1): it
+    removes the diagonal, which makes P(tau_t) orthogonal to M_(t-1), and the block of leading
+    singular vectors whose values sum to at most alpha times the total. It skips biases.
 
     The authors' code does not project embedding tables. Task vectors do not distinguish them
     from linear layers, so this rule projects all matrices. This affects LoRA on embeddings and
@@ -32,7 +32,7 @@ def opcm(
     Parameters
     ----------
     alpha
-        A fraction in [0, 1); P removes more if it is larger.
+        A fraction in [0, 1). P removes more with a larger alpha.
     block
         `topleft`: remove components whose left and right singular vectors are both leading, as
         in the authors' code; `both`: remove components where either of them is.
@@ -49,7 +49,7 @@ def opcm(
     References
     ----------
     Tang et al., Merging Models on the Fly Without Retraining, arXiv 2501.09522. In their code,
-    alpha = 1 acts like 0, and below full rank arbitrary directions are removed, too. The first
+    alpha = 1 acts like 0, and below full rank, arbitrary directions are also removed. The first
     release removed the diagonal only from a copy, so its figures belong to a different rule.
     """
     merged = TaskVector({})

@@ -25,8 +25,8 @@ def regmean(
 
     This tau minimises the sum over tasks t of E|tau x - tau_t x|², where x is a layer input on
     task t. C_t is E[x xᵀ] with off-diagonal entries scaled by alpha, and G is the sum of all
-    C_t. LoRA stays in factors: [B_1 … B_n] [A_1 C_1 G⁺; …]. Layers that are not matrices are
-    averaged.
+    C_t. LoRA changes stay low-rank: [B_1 … B_n] [A_1 C_1 G⁺; …]. Layers that are not matrices
+    are averaged.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""SLAO's merge (Qiao & Mahdavi 2026): one LoRA with the latest A and a running mean of B."""
+"""SLAO (Qiao & Mahdavi 2026): a single LoRA with the latest A and a running mean of B."""
 
 from collections.abc import Mapping
 
@@ -19,8 +19,8 @@ def slao(vectors: dict[str, TaskVector]) -> TaskVector:
     Theta = Theta_pre + B^n A_n after n tasks, where B_t A_t is the LoRA change of task t. The
     factors are merged, not their products. This makes sense if each module starts from the
     previous one, as in SLAO: A from an orthonormal basis of the last A, and B from the last B
-    (the method `isolated` with `start: orthogonal`). Each B then refers to nearly the same A. For
-    a layer that a task lacks, B_t is 0 and A is kept.
+    (the method `isolated` with `start: orthogonal`). Each B then refers to nearly the same A. If
+    a task lacks a layer, B_t is 0 and A is kept.
 
     Examples
     --------

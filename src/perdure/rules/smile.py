@@ -36,9 +36,10 @@ def smile(
 ) -> Mixture:
     """Mix the tasks' experts for each token and layer: y = W0 x + sum of p_t(x) ΔW_t x.
 
-    The weights p_t(x) are the softmax of ‖V_tᵀ x‖ over the tasks t, where V_t holds the leading
-    right singular vectors of ΔW_t, not scaled by singular values. The rule needs no data, no
-    training and no task posterior. By default, each expert is exactly the task's LoRA change.
+    The weights p_t(x) are the softmax of ‖V_tᵀ x‖ over the tasks t, where the columns of V_t are
+    the leading right singular vectors of ΔW_t, not scaled by singular values. The rule needs no
+    data, no training and no task posterior. By default, each expert is exactly the LoRA change of
+    its task.
 
     Parameters
     ----------

@@ -13,7 +13,7 @@ from perdure.vectors.task_vector import LowRank, TaskVector
 def tsv(
     vectors: dict[str, TaskVector], *, rank: Annotated[int, Ge(0)] = 0, scale: float = 1.0
 ) -> TaskVector:
-    """Orthogonalize the leading singular vectors of all tasks, and merge them.
+    """Make the leading singular vectors of all tasks orthogonal, and merge them.
 
     Theta = Theta_pre + scale · U diag(S_1, …, S_n) Vᵀ, where U_t, S_t, V_t are the `rank`
     largest singular triples of task t's matrix. U is the matrix with orthonormal columns that is

@@ -1,4 +1,4 @@
-"""Tools that several rules share.
+"""Tools shared by several rules.
 
 sparse.py    Operations on individual entries: trimming, dropping, electing signs
 spectral.py  Operations on singular vectors, one matrix at a time

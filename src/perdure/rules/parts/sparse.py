@@ -20,7 +20,7 @@ Then = Literal["sum", "average", "ties"]
 
 
 def layer_of(vectors: Mapping[str, TaskVector], name: str) -> Layer:
-    """Return each task's change to one layer as a full tensor, with zeros if a task has none."""
+    """Return each task's change to one layer as a full tensor, which is zero if there is none."""
     changes: Layer = {}
     for task, vector in vectors.items():
         if name in vector:
@@ -70,9 +70,10 @@ def dropped(
     task: str,
     name: str,
 ) -> Float[Tensor, "*shape"]:
-    """Set random entries to zero; keep each with probability `keep`, and divide it by `keep`.
+    """Set entries to zero at random and rescale the rest.
 
-    The expected value of the result is the original change.
+    Each entry is kept with probability `keep` and then divided by `keep`, so the expected value of
+    the result is the original change.
     """
     # Draw on the CPU, so that every device drops the same entries.
     draws = torch.rand(
@@ -101,7 +102,10 @@ def standing(change: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 
 
 def patterns(values: Float[Tensor, "*shape"], width: torch.dtype) -> Tensor:
-    """Return the bit patterns of the magnitudes as integers, which sort in the same order."""
+    """Return the bit pattern of each magnitude as an integer.
+
+    The integers sort in the same order as the magnitudes.
+    """
     # IEEE 754 puts the exponent above the mantissa. The sign bit is 0, so no integer is negative.
     magnitudes = values.abs().to(width).flatten()
     return magnitudes.view(_integers(width))
@@ -161,10 +165,10 @@ def _histogram(layers: Iterable[Tensor], width: torch.dtype, prefix: int, shift:
 def elected(
     changes: Float[Tensor, "tasks *shape"], majority: Callable[[], Tensor] | None = None
 ) -> Float[Tensor, "*shape"]:
-    """Elect a sign for each entry, which is the sign of its sum over tasks.
+    """Elect the sign of each entry, which is the sign of its sum over tasks.
 
-    If the tasks cancel exactly, use the sign that most entries have: `majority()` if it is given,
-    or the majority in this layer.
+    If the sum is exactly zero, use the sign that most entries have, as returned by `majority()`.
+    By default, this is the majority in the layer.
     """
     signs = changes.sum(0).sign()
     # An entry that no task changes gets no sign.
@@ -177,7 +181,7 @@ def elected(
 
 
 def most(changes: Float[Tensor, "tasks *shape"]) -> Float[Tensor, ""]:
-    """Count entries with a positive sum over tasks minus those with a negative sum."""
+    """Return the number of positive sums over tasks minus the number of negative ones."""
     signs = changes.sum(0).sign()
     return signs.sum(dtype=torch.float64)  # single precision stops counting at 2**24
 

@@ -32,7 +32,7 @@ Triples = tuple[Tensor, Tensor, Tensor]
 def each_matrix(
     vectors: Mapping[str, TaskVector], merge: Callable[[str, Changes], Entry]
 ) -> TaskVector:
-    """Apply `merge(name, changes)` to each matrix, and average all other layers, as papers do.
+    """Apply `merge(name, changes)` to each matrix and average all other layers, as papers do.
 
     `changes` maps tasks to their changes to the layer. If all of them are low-rank, the layer is
     merged immediately, in factors. Otherwise, it is merged when it is read.
@@ -135,7 +135,7 @@ def _first(count: int, triples: Triples) -> Triples:
 
 
 def joined(triples: Sequence[Triples]) -> Triples:
-    """Concatenate singular triples, and make the left and right vectors orthonormal."""
+    """Concatenate singular triples and make the left and right singular vectors orthonormal."""
     Us, Ss, Vhs = zip(*triples, strict=True)
     # The singular values are kept, although the vectors change slightly.
     U = orthonormal(torch.cat(Us, 1))
@@ -147,7 +147,7 @@ def joined(triples: Sequence[Triples]) -> Triples:
 def coordinates(
     changes: Sequence[Entry],
 ) -> tuple[Float[Tensor, "out k"], list[Float[Tensor, "k in"]]]:
-    """Decompose [ΔW_1 … ΔW_n], and return U and the blocks (S Vᵀ)_t, where ΔW_t = U (S Vᵀ)_t."""
+    """Decompose [ΔW_1 … ΔW_n]; return U and the blocks (S Vᵀ)_t, where ΔW_t = U (S Vᵀ)_t."""
     in_factors = [change for change in changes if isinstance(change, LowRank)]
     if len(in_factors) == len(changes):
         return _coordinates_of_factors(in_factors)
@@ -185,7 +185,7 @@ def _coordinates_of_factors(
 def aligned(
     vectors: Mapping[str, TaskVector],
 ) -> tuple[dict[str, Tensor], dict[str, TaskVector]]:
-    """Return a common basis U for each matrix, and the coordinates of each task in these bases.
+    """Return a common basis U for each matrix and the coordinates of each task in these bases.
 
     Layers that are not matrices have no basis, and their changes are returned unchanged.
     """
