@@ -188,7 +188,7 @@ def test_what_cannot_share_a_head(domains, bert, toy, tmp_path):
 
     refused("is for `scenario: domain`.*the scenario is `class`", toy)
     for name in FROZEN:
-        refused(f"the method `{name}` computes a head per task", method=name)
+        refused(f"the method `{name}` computes a separate head for each task", method=name)
     from perdure import Alignment
 
     refused("`alignment` aligns the heads of tasks with each other", alignment=Alignment())

@@ -195,7 +195,7 @@ def test_prompts_of_columns(columns, asked, prompt, mixed, tmp_path):
         ({"text": None}, {}, "row 2.*has nothing in column `text`"),
         ({"text": "b"}, {"text": ["body"]}, "no column `body`"),
         ({"text": "b"}, {"prompt": "{body}"}, "placeholder `{body}`.*no such column"),
-        ({"text": "b"}, {"prompt": "{text} {choices}"}, "say with `--task`"),
+        ({"text": "b"}, {"prompt": "{text} {choices}"}, "name the task with `--task`"),
         ({"text": "b"}, {"image": "text"}, "reads a prompt"),
         ({"text": "b"}, {"text": ["text", "text_2"]}, "reads a prompt"),
     ],
@@ -213,7 +213,7 @@ def test_a_table_that_cannot_be_answered(case, mixed, tmp_path, monkeypatch):
 
 def test_no_column_that_could_be_the_prompt(mixed, tmp_path):
     (tmp_path / "new.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(InputError, match="say which holds the prompt, with `--text`"):
+    with pytest.raises(InputError, match="name the one that contains the prompt with `--text`"):
         predict_table(Model(mixed), Table.open(tmp_path / "new.csv"), tmp_path / "out.csv")
 
 

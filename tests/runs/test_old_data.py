@@ -265,7 +265,7 @@ def test_a_search_needs_them(pico, tmp_path):
     wanted += "but those of `fruit` are missing: There is"
     with pytest.raises(InputError, match=wanted):
         learn_more(run.folder, {"data": table(tmp_path, "colour")})
-    with pytest.raises(RunError, match="no examples are here. There is no file"):
+    with pytest.raises(RunError, match="no examples are available. There is no file"):
         evaluate_run(run.folder)
     assert contents(run) == before
     shutil.copytree(run.folder, tmp_path / "other")
@@ -312,7 +312,7 @@ def test_nothing_of_it_can_be_measured(home):
     before = contents(Run("run"))
     with pytest.raises(
         RunError,
-        match="Nothing of `run` can be measured, because no examples are here. There is no",
+        match="Nothing in `run` can be measured, because no examples are available. There is no",
     ):
         evaluate_run("run")
     assert contents(Run("run")) == before
@@ -340,7 +340,7 @@ def test_run_has_nothing_left_to_do(two):
 
 
 def test_learned_already_is_said_as_ever(two):
-    with pytest.raises(InputError, match="has learned these tasks already: fruit, colour"):
+    with pytest.raises(InputError, match="has already learned these tasks: fruit, colour"):
         learn_more(Path("run"), {"data": str(Path("colour.csv").absolute())})
 
 
@@ -364,7 +364,7 @@ def test_learn_goes_on_after_a_kill_before_it_had_measured(home, monkeypatch):
     with pytest.warns(PerdureWarning, match=GONE):
         learn_more(Path("run"), spelled_otherwise)
     assert measured(run) == {(1, "fruit"), (2, "colour")}
-    with pytest.raises(InputError, match="has learned these tasks already: fruit, colour"):
+    with pytest.raises(InputError, match="has already learned these tasks: fruit, colour"):
         learn_more(Path("run"), entry)
 
 
@@ -372,7 +372,7 @@ def test_new_examples_under_an_old_name_are_a_task_of_another_name(home):
     before = contents(Run("run"))
     shutil.copy(table(home, "colour"), home / "fruit.csv")
     with pytest.raises(
-        InputError, match="has learned these tasks already: fruit. If there are new .*--task"
+        InputError, match="has already learned these tasks: fruit. If there are new .*--task"
     ):
         learn_more(Path("run"), {"data": str(home / "fruit.csv")})
     (home / "february").mkdir()
@@ -407,7 +407,7 @@ def test_learning_again_needs_those_that_are_learned_again(pico, tmp_path):
     before = contents(tmp_path / "other")
     with pytest.raises(
         InputError,
-        match="Task `texture` is to be learned, but its examples are not here: There is no",
+        match="Task `texture` is to be learned, but its examples are missing: There is no",
     ):
         forget(tmp_path / "other", "fruit", retrain_later=True)
     assert contents(tmp_path / "other") == before
