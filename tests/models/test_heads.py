@@ -162,7 +162,7 @@ def test_stopped_and_gone_on_with(pico, tmp_path):
             "training.epochs=1",
         ],
     )
-    with pytest.raises(InputError, match="the heads of a run that has begun stay as they are"):
+    with pytest.raises(InputError, match="the heads cannot change once a run has begun"):
         learn_more(tmp_path / "part", entries[1], settings=["training.heads=per_task"])
     learned = learn_more(tmp_path / "part", entries[1])
     assert learned.recipe["training"]["heads"] == "shared" and learned.tasks == ["mail", "chat"]

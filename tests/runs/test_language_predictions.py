@@ -232,7 +232,7 @@ def test_answers_are_bounded(mixed, tmp_path):
     model.backbone.prompts = type(model.backbone.prompts)(
         **{**vars(model.backbone.prompts), "max_new_tokens": 3}
     )
-    with pytest.warns(PerdureWarning, match="1 of 1 answers had no end after"):
+    with pytest.warns(PerdureWarning, match="1 of 1 answers were cut off after"):
         predicted(model, source, tmp_path / "out.csv", task="story")
 
 

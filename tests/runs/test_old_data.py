@@ -144,7 +144,7 @@ def test_a_table_that_has_changed(home):
     ):
         run = learn_more(Path("run"), {"data": table(home, "colour")})
     assert measured(run) == {(1, "fruit"), (2, "colour")}
-    with pytest.warns(PerdureWarning, match="what is test now may have been trained on"):
+    with pytest.warns(PerdureWarning, match="current test examples may have been trained on"):
         evaluate_run("run")
     assert measured(run) == {(1, "fruit"), (2, "colour")}
 
@@ -378,7 +378,7 @@ def test_new_examples_under_an_old_name_are_a_task_of_another_name(home):
     (home / "february").mkdir()
     (home / "fruit.csv").rename(home / "february" / "fruit.csv")
     with pytest.raises(
-        InputError, match="has a task `fruit` already, .* from another table .*--task"
+        InputError, match="already has a task `fruit`, .* from another table .*--task"
     ):
         learn_more(Path("run"), {"data": "february/fruit.csv"})
     assert contents(Run("run")) == before

@@ -215,7 +215,7 @@ def test_a_value_that_is_not_finite(folder):
 
 def test_a_model_that_is_missing(folder):
     (folder / "combined.json").unlink()
-    assert "holds no combined model" in only_fault(folder)
+    assert "has no combined model" in only_fault(folder)
 
 
 def test_the_state_inside_a_task(folder):
@@ -242,7 +242,7 @@ def test_what_is_no_fault(folder):
 def test_formats_that_are_not_known(number, folder):
     path = folder / "environment.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": number}))
-    with pytest.raises(RunError, match="reads the formats 1 to 2. Install a newer one"):
+    with pytest.raises(RunError, match="reads formats 1 to 2. Install a newer version"):
         verify(folder)
     with pytest.raises(RunError, match="of format"):
         Run(folder)
