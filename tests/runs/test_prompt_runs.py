@@ -168,8 +168,8 @@ def test_how_many_prompts_are_cut_is_said_once(llama, tmp_path):
         recipe(llama, *entries, backbone=backbone).run(tmp_path / "run")
     (warning,) = caught
     assert str(warning.message) == (
-        "Task `long`: 4 of 9 prompts are longer than `max_length: 50` tokens and cut "
-        "(`truncate: left`). Raise `max_length`, or cut at another side."
+        "Task `long`: 4 of 9 prompts are longer than `max_length: 50` tokens and will be cut "
+        "(`truncate: left`). Raise `max_length`, or set another side to cut with `truncate`."
     )
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -157,7 +157,7 @@ def test_parts_that_do_not_fit_each_other(folder, pico, tmp_path):
         changed(folder, "statistics.safetensors", key, lambda t: t[:, :8].contiguous())
         if key == "products":
             changed(folder, "statistics.safetensors", key, lambda t: t[:8].contiguous())
-    assert "The statistics of the tasks are of different widths" in only_fault(folder)
+    assert "The statistics of the tasks have different widths" in only_fault(folder)
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,7 @@ def test_the_state_inside_a_task(folder):
     about = {"belongs_to": {"tasks": {"size": {"train": "x"}}}, "step": 4, "seconds": 0.5}
     path = folder / "unfinished.safetensors"
     Snapshot(about, {"parameter/0": torch.ones(3)}).save(path)
-    assert verify(folder).sound[path.name] == "inside a task, after step 4"
+    assert verify(folder).sound[path.name] == "in the middle of a task, after step 4"
     content = bytearray(path.read_bytes())
     content[-2] ^= 1
     path.write_bytes(content)
