@@ -1,4 +1,4 @@
-"""Runs: one stream of tasks, learned with one method, rule and seed, and saved in a run folder.
+"""Runs: learn a stream of tasks with one method, rule and seed, and save it in a run folder.
 
 adapter_folder.py  Save and load the files of an adapter
 answers.py         Answers of a run's language model
@@ -18,13 +18,13 @@ model.py           A finished run as one model
 more_data.py       The recipe of a run that learns one more table
 next_task.py       Learn the next task
 old_names.py       Names used by older run folders, and their current equivalents
-past.py            Learned tasks whose examples may be gone
-predictions.py     Predictions for a table
+past.py            Placeholders for learned tasks whose examples are gone
+predictions.py     Add predictions to a table
 put.py             Write or remove the files of a run folder
 recipe.py          Recipes and their validation
 resume.py          Restore learned tasks on a backbone and find out what is left to do
 schema.py          Schemas of the files in a run folder
-sources.py         The tasks from which a report, predictions or a model were made
+sources.py         Record which tasks a file was made from
 state.py           The contents of a run folder, read once
 story.py           The main loop: learn, combine, measure and save each task of a stream
 task_folder.py     The folder of one task

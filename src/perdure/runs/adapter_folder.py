@@ -21,7 +21,7 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 START = "start.safetensors"
 KEPT = {"inputs": "inputs.safetensors"}
-"""The file for each value that adapters store for merging rules, by the value's name."""
+"""The file names of the values that adapters store for merging rules, by value name."""
 MIDDLE = {
     "lora_A.weight": 0,
     "lora_B.weight": 1,
@@ -145,7 +145,7 @@ def load(folder: Path, name: str, rank: int | None = None) -> Adapter:
 def _fits(key: str, start: Stored, trained: Stored | None, width: int | None) -> bool:
     """Return True if a parameter has the expected type, shape and rank.
 
-    It must be stored as F32, with the same shape before and after training.
+    The parameter must be stored as F32, with the same shape before and after training.
     """
     dimension = _rank_dimension(key)
     if dimension is None or trained is None or trained.shape != start.shape:
@@ -165,7 +165,7 @@ def _rank_dimension(key: str) -> int | None:
 
 
 def _check_complete(start: TensorFile, layers: Iterable[str], prefix: str) -> None:
-    """Check that every layer has all parameters of the module, whose names begin with `prefix`."""
+    """Check that every layer has all module parameters whose names begin with `prefix`."""
     endings = [name for name in MIDDLE if name.startswith(prefix) and name != MAY_LACK]
     missing = []
     for layer in layers:
@@ -194,7 +194,7 @@ def _layer(key: str) -> str:
 
 
 def _load_kept(folder: Path) -> dict[str, dict[str, Tensor]]:
-    """Read the values stored for merging rules, by name and by layer."""
+    """Read the values stored for merging rules: for each name, a tensor for each layer."""
     kept: dict[str, dict[str, Tensor]] = {}
     for name, file in KEPT.items():
         if not (folder / file).exists():

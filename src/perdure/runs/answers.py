@@ -86,7 +86,7 @@ class Answerer:
         return {name: classes[name] for name in self._names if classes[name]}
 
     def _log_weights(self, examples: Examples) -> Float[Tensor, "examples tasks"]:
-        """Return log p(t | x) for each example and task; zeros if the answers do not need it."""
+        """Return log p(t | x) per example and task, or zeros if it cannot affect the answers."""
         names = self._names
         words: list[str] = []
         for of_task in self._choices.values():
@@ -136,8 +136,8 @@ class Answerer:
         Parameters
         ----------
         shares
-            For each task, the log-probability of each of its words; for a routed rule, p(t | x)
-            p(word | t, x).
+            For each task, a value for each of its words: p(t | x) p(word | t, x) if the rule is
+            routed, otherwise the log-probability.
         """
         totals: dict[str, float] = {}
         owners: dict[str, tuple[float, str]] = {}

@@ -28,7 +28,7 @@ def run(
     seed: int = 0,
     quiet: bool = True,
 ) -> Run:
-    """Learn a stream of tasks with a method; after each task, combine and measure the tasks so far.
+    """Learn a stream of tasks with a method, and combine and measure them after each task.
 
     A run that was stopped or killed continues when `run` is called again with the same settings and
     the same `output`. In the same environment, the result is identical, bit for bit. On Ctrl-C,

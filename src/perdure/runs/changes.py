@@ -70,7 +70,7 @@ def differences(before: Sections, now: Sections) -> list[tuple[str, str]]:
 
 
 def _flat(values: Mapping[str, object], start: str = "") -> Iterator[tuple[str, object]]:
-    """Yield each setting in nested mappings, with its path, such as `method.rank`."""
+    """Yield the path (such as `method.rank`) and the value of each setting in nested mappings."""
     for name, value in values.items():
         if isinstance(value, Mapping) and value:
             yield from _flat(value, f"{start}{name}.")

@@ -58,8 +58,8 @@ def check_exportable(rule: Rule, form: Form, dtype: object) -> None:
     Raises
     ------
     RunError
-        The rule is routed or combines in factor space; or a model is to be exported whose weights
-        are stored in 4 bits.
+        The rule is routed or combines in factor space; or `form` is `model` and the weights are
+        stored in 4 bits.
     """
     if form == "model" and dtype == quantised.NF4:
         raise RunError(
@@ -140,8 +140,8 @@ def write_adapter(export: Export, *, rank: int | None = None, pad_rank: bool = F
     Parameters
     ----------
     rank
-        The rank to which each layer's change is truncated, by the closest matrix of that rank. By
-        default, nothing is truncated.
+        Replace each layer's change by the closest matrix of this rank. By default, the change is
+        written exactly.
     pad_rank
         If True, pad all layers with zeros to the same rank, one of `RANKS`. The change stays the
         same.
@@ -181,7 +181,7 @@ def write_adapter(export: Export, *, rank: int | None = None, pad_rank: bool = F
 def _changes(
     model: nn.Module, vector: object, rank: int | None
 ) -> tuple[dict[Layer, LowRank], float]:
-    """Return each layer's change, and the share of the total norm lost by truncation to a rank."""
+    """Return each layer's change, and the share of the total norm lost by truncating to `rank`."""
     # `check_exportable` has already refused the rules that produce something else.
     entries = vector.items() if isinstance(vector, TaskVector) else ()
     changes: dict[Layer, LowRank] = {}

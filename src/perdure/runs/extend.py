@@ -45,7 +45,7 @@ def evaluate_run(
     """Measure a finished run again, with its own rule or another, and add the scores to it.
 
     Tasks whose examples are gone or have changed are skipped, with a warning that names them; their
-    earlier scores stay.
+    earlier scores are kept.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ def evaluate_run(
     settings
         Settings of the rule, such as `scale=0.3`.
     steps
-        Measure after each task, or only after the last one.
+        `all` to measure after each task, `last` to measure only after the last one.
     stream
         The tasks, if they cannot be created from the run's recipe.
     quiet
@@ -84,7 +84,7 @@ def _measured_again(
     quiet: bool,
     trust: bool,
 ) -> Measurement:
-    """Measure a run again, as `evaluate_run` does, and return what was measured last."""
+    """Measure a run again, as `evaluate_run` does, and return the last measurement."""
     _check_single_process("evaluate")
     read(folder, trust=trust)
     with writing(folder) as writer:
@@ -137,7 +137,7 @@ def _check_measurable(folder: str | Path, learned: TaskStream, rule: Rule) -> No
 
 
 def rule_of(run: RunState, rule: RuleLike | None, settings: Sequence[str] = ()) -> Rule | None:
-    """Return the given rule, or else the run's own, with these settings; None if none are given."""
+    """Return the given rule or the run's own, with `settings` applied; None if neither is given."""
     if rule is None and not settings:
         return None
     # A copy, since `put` changes nested mappings in place.
@@ -189,7 +189,7 @@ def try_rule(
 
 
 def entry_of(splits: Mapping[str, str | None], values: Mapping[str, object]) -> Content:
-    """Return the entry in a recipe's stream for a user's own data.
+    """Return a stream entry for a recipe that reads the user's own data.
 
     Parameters
     ----------
@@ -375,7 +375,7 @@ def _relearning(
     *,
     kept: int,
 ) -> Plan:
-    """Return a checked plan for learning the tasks `left` again, except for the first `kept`."""
+    """Return a checked plan for learning the tasks `left` again, except the first `kept` tasks."""
     plan = Recipe.parse(recipe).plan(stream, run=state)
     check_same([state.load_task(name) for name in left], plan.stream)
     count = len(plan.stream)

@@ -20,7 +20,7 @@ class Run:
     ----------
     trust
         Allow running Python files that the folder names (a custom method, rule or benchmark). This
-        holds for everything that is done with the folder in this process, and the files are run in
+        applies to everything that is done with the folder in this process, and the files are run in
         their current version.
 
     Raises

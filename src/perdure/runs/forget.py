@@ -144,7 +144,7 @@ def traced(recipe: Settings, traces: Mapping[str, int]) -> Settings:
 
 
 def less(names: Sequence[str], task: str) -> list[str]:
-    """Return a list of names without that of one task."""
+    """Return a list of names without the given one."""
     return [name for name in names if name != task]
 
 
@@ -219,7 +219,7 @@ def _drop_values(folder: Path, name: str, steps: Collection[int]) -> None:
 
 
 def _is_independent(measured: Mapping[str, object], name: str, steps: Collection[int]) -> bool:
-    """Return True if a value was measured at one of `steps`, by a rule that omits the task."""
+    """Return True if a measurement is from one of `steps`, and its rule does not name the task."""
     # The label of a rule with a scale for each task names the tasks, as in a Python dict.
     return measured.get("step") in steps and f"'{name}':" not in str(measured.get("rule"))
 

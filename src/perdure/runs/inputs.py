@@ -80,10 +80,10 @@ def prompt_reader(
 def _as_learned(
     columns: Sequence[str], source: str, task: str | None, stream: object
 ) -> Prompt | None:
-    """Return the prompt that the task was trained with, or else the usual one for these columns.
+    """Return the prompt template used to train the task, or the usual one for these columns.
 
-    If the task is unknown, the prompts of all the run's tables that fit these columns must agree;
-    otherwise, the usual prompt is returned.
+    If the task is unknown, the templates of all the run's tables that fit these columns must agree;
+    otherwise, the usual one is returned.
     """
     # Any other stream is a benchmark or was made in Python, and names no columns.
     named = stream if isinstance(stream, list) else []
@@ -173,7 +173,7 @@ def prompts(inputs: Sequence[object]) -> Dataset:
 
 
 def read_before(stream: object, kind: str) -> list[tuple[str, ...]]:
-    """Return the columns from which the run's own tables were read, a tuple for each table."""
+    """Return the columns from which the run's own tables were read, as one tuple per table."""
     # Any other stream is a benchmark or was made in Python, and names no columns.
     entries = stream if isinstance(stream, list) else []
     columns = []

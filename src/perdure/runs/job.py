@@ -133,7 +133,7 @@ def check_alignment(training: Training, rule: Rule) -> None:
     Raises
     ------
     InputError
-        The rule does not produce a single model, or its scale is found only afterwards.
+        The rule does not produce a single model, or it finds its scale only later.
     """
     # Heads are aligned right after a task has been learned, before any search or routing.
     if training.alignment and (rule.searches or rule.routed):
@@ -143,7 +143,7 @@ def check_alignment(training: Training, rule: Rule) -> None:
 
 
 def check_heads(plan: Plan) -> None:
-    """Raise `InputError` if the tasks are to share a head but cannot."""
+    """Raise `InputError` if the tasks should share a head but cannot."""
     if not plan.training.shares_head:
         return
     if plan.stream.scenario != "domain":
@@ -234,7 +234,7 @@ def make_method(section: Section) -> Method:
 
 
 def settings_of(plan: Plan) -> Settings:
-    """Return all settings of a run except its stream, as a recipe states them."""
+    """Return all settings of a run except its stream, in the form used in a recipe."""
     rule = plan.rule
     # The settings of a search matter only if there is one.
     searched = {"search": _plain(rule.search)} if rule.searches else {}

@@ -42,7 +42,7 @@ class Asking:
     def sentences(self, *, closed: bool) -> list[str]:
         """Return sentences on how a stock model answers differently, and on how to prompt it.
 
-        `closed` is True if some tasks are answered with one word of a closed set.
+        `closed` is True if the answers of some tasks come from a closed set.
         """
         sentences = []
         if closed:

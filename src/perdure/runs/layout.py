@@ -68,7 +68,7 @@ UNREADABLE = (
     csv.Error,
     RecursionError,
 )
-"""The exceptions raised when the content of a file is not as it was written."""
+"""The exceptions that are raised if a file is damaged or was changed."""
 
 
 @contextlib.contextmanager
@@ -183,7 +183,7 @@ def is_there(path: Path) -> bool:
 
 
 def task_folders(folder: Path, forgotten: list[str]) -> dict[str, Path]:
-    """Return the folder of each complete task by name, in order, without the forgotten tasks."""
+    """Return the folder of each complete task by name, in order, without forgotten tasks."""
     home = folder / "tasks"
     folders = []
     with reading(home):
@@ -219,7 +219,7 @@ def _check_task_folder(path: Path) -> None:
 
 
 def recipe(folder: Path) -> Settings:
-    """Return the recipe with all defaults filled in. It may lack sections."""
+    """Return the recipe with all defaults filled in, without checking its sections."""
     path = folder / "recipe.yaml"
     with reading(path):
         values = read_yaml(path)
@@ -365,8 +365,8 @@ def combined(folder: Path) -> Content:
 def searches(folder: Path) -> list[Content]:
     """Return the result of each search for a scale.
 
-    Its keys are `rule` (the rule's label), `step`, `options` and `candidates`. In older folders,
-    whose `combined.json` has no searches, the results are read from the event log.
+    The keys of a result are `rule` (the rule's label), `step`, `options` and `candidates`. In older
+    folders, whose `combined.json` has no searches, the results are read from the event log.
 
     Raises
     ------
@@ -464,7 +464,7 @@ def manifest(folder: Path) -> dict[str, Content]:
     Raises
     ------
     RunError
-        The manifest is damaged, or names a file outside the folder.
+        The manifest is damaged or names a file outside the folder.
     """
     path = folder / "manifest.json"
     with reading(path):
@@ -474,7 +474,7 @@ def manifest(folder: Path) -> dict[str, Content]:
 
 
 def task(folder: Path) -> Content:
-    """Return `task.json`: `name`, `classes`, `digests` of the examples, and `state` of the method.
+    """Return the content of `task.json`: the task's name, classes, digests and method state.
 
     Raises
     ------

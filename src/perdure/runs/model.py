@@ -125,8 +125,8 @@ class Model:
     ) -> list[Prediction] | list[Answer]:
         """Classify texts, pairs of texts, or images; with a language model, answer prompts.
 
-        A text without any tokens gets the answer that is most likely without looking at it,
-        according to the class frequencies in training, with all tasks equally likely.
+        A text without any tokens gets the class with the largest share of the training examples,
+        with all tasks weighted equally.
 
         Parameters
         ----------
@@ -242,7 +242,7 @@ class Model:
         return lambda row: self.input_of(row, inputs)
 
     def check_input(self, value: object, where: str) -> bool:
-        """Check that an input can be read, and return True if it is a prompt that will be cut.
+        """Check that an input can be read; return True if it is a prompt that will be truncated.
 
         Raises
         ------
@@ -409,7 +409,7 @@ class Model:
 
 
 def names_of_answers(columns: Sequence[str], made: Iterable[str] = CLASSIFIED) -> dict[str, str]:
-    """Return the column names for predictions, by content, so that none is in the table already.
+    """Return a column name for each part of a prediction, avoiding the table's own columns.
 
     Examples
     --------

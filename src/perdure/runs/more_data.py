@@ -66,7 +66,7 @@ def check_unchanged(
     Raises
     ------
     InputError
-        A setting would change that is fixed once a run has begun.
+        A setting that is fixed once a run has begun would change.
     """
     fixed = {
         "--backbone": (backbone, before["backbone"]["model"]),
@@ -129,7 +129,7 @@ def _with_again(
     Parameters
     ----------
     plain
-        The entries of the stream, without their key `without`.
+        The entries of the stream, without their `without` keys.
     new
         The names of all tasks in the new entry.
     """

@@ -25,8 +25,7 @@ def learn_next(system: System, plan: Plan, session: Session) -> Learned:
     """Learn the next task of a plan, and return everything that is stored about it.
 
     `system` contains the tasks learned so far. Afterwards, its backbone has learned the new task,
-    too. An event `task` records the cost of learning; it is valid only together with the task's
-    folder.
+    too. A `task` event records the cost of learning; it counts only if the task's folder exists.
     """
     backbone = system.backbone
     seen = plan.stream.until(len(system.learned) + 1)
@@ -131,7 +130,7 @@ def _align(system: System, task: Task, settings: Alignment, *, seed: int) -> Gau
 
 
 def _trained(plan: Plan, seen: TaskStream) -> int:
-    """Return the number of trained parameters, without frozen matrices and computed heads."""
+    """Return the number of trained parameters, without frozen matrices and heads not trained."""
     # A method may list heads among its own parameters; each counts once.
     counted = {id(parameter) for parameter in plan.method.parameters(plan.backbone)}
     number = plan.method.trained(plan.backbone)

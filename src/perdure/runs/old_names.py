@@ -3,7 +3,7 @@
 from typing import Any
 
 TASK_IDS = {"concatenated": "none"}
-"""The `task_id`s that were renamed in 0.3: their current names, by their old names."""
+"""The current name of each `task_id` that was renamed in 0.3, by its old name."""
 
 
 def task_id(name: str) -> str:

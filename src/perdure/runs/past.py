@@ -1,4 +1,4 @@
-"""Learned tasks, as a run folder records them, to replace tasks whose examples are gone.
+"""Placeholders for learned tasks whose examples are gone, as recorded in the run folder.
 
 The run folder contains everything that was learned from a task. The examples are needed only to
 measure the task again, and for methods that train on old data. Therefore, a run can learn more even
@@ -182,7 +182,7 @@ def _tasks_of(run: RunState) -> list[TaskWithoutData]:
 
 
 def as_entry(section: object) -> dict[str, object]:
-    """Return a recipe's benchmark as an entry of a list, in the form used by `perdure learn`."""
+    """Return a recipe's benchmark as a list entry, in the form used by `perdure learn`."""
     name, options = named(section, "stream")
     return {"benchmark": name, **options}
 
@@ -197,7 +197,7 @@ def only_task(entry: Mapping[str, object]) -> str | None:
 
 
 def _plain(entry: object) -> object:
-    """Return an entry without its list of tasks to leave out, which does not affect the others."""
+    """Return an entry without its `without` list, which does not affect the remaining tasks."""
     if not isinstance(entry, dict):
         return entry
     return {key: value for key, value in entry.items() if key != "without"}

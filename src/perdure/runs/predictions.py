@@ -1,6 +1,6 @@
-"""Predictions for a table: copies of its rows, with the class, its probability and the task added.
+"""Add predictions to a table: for each row, the class, its probability and the task.
 
-With a language model, the answer, its log-probability per token, and the task are added.
+A language model adds its answer, the answer's log-probability per token, and the task.
 """
 
 import warnings
@@ -25,7 +25,7 @@ BATCHES = 8
 Within these rows, inputs of similar length are batched together, which reduces padding.
 """
 NUMBERS = ("probability", "score")
-"""The added columns that contain numbers; the others contain texts."""
+"""The added columns that contain numbers; the others contain text."""
 
 
 def predict_table(

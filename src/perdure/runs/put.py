@@ -43,7 +43,7 @@ def combined(folder: Path, rule: Mapping[str, object]) -> None:
 
 
 def described(rule: Rule, searches: Sequence[Mapping[str, object]]) -> dict[str, object]:
-    """Return a rule in the form of `combined.json`, without any candidates of its search."""
+    """Return a rule in the format of `combined.json`, with an empty list of candidates."""
     return {
         "label": rule.label,
         **dataclasses.asdict(rule),

@@ -32,9 +32,9 @@ from perdure.settings import Section, check_numbers, checked, kinds_of, named, p
 from perdure.storage import files
 
 SAME = 3
-"""The number of tasks from which identical classes are no longer taken for a coincidence.
+"""The number of tasks at which identical classes no longer count as a coincidence.
 
-Two tasks may well both be answered with yes or no.
+With fewer tasks, the classes may be the same by chance, such as yes and no.
 """
 
 
@@ -293,7 +293,7 @@ def _usual_rule(method: object) -> str:
 
 
 def _with_names(resolved: dict[str, object], section: Section) -> dict[str, object]:
-    """Return a method's settings, with the names used in the recipe: a path remains a path."""
+    """Return a method's settings, with methods named as in the recipe, to preserve file paths."""
     name, options = named(section, "method")
     renamed = dict(resolved)
     inner = resolved.get("method")
@@ -399,7 +399,7 @@ def _tasks_of(entry: Mapping[str, object], seed: int) -> list[Task]:
 
 
 def _past_benchmark(section: Section, seed: int, past: Past) -> TaskStream:
-    """Create a benchmark's stream; if it cannot be read, return one of the tasks learned so far."""
+    """Create a benchmark's stream; if it cannot be read, use the tasks learned so far."""
     name, options = named(section, "stream")
     entry = as_entry(section)
     try:
@@ -413,7 +413,7 @@ def _past_benchmark(section: Section, seed: int, past: Past) -> TaskStream:
 
 
 def _scenario(section: Section) -> Scenario:
-    """Return the scenario in a benchmark's settings, without creating its stream."""
+    """Return the scenario of a benchmark without creating its stream."""
     name, options = named(section, "stream")
     parameter = registry.options(registry.find("benchmark", name)).get("scenario")
     usual = parameter.default if parameter else "class"
@@ -421,7 +421,7 @@ def _scenario(section: Section) -> Scenario:
 
 
 def _check_sources(data: object) -> None:
-    """Check file names in `data`: an empty name would mean the current folder."""
+    """Check the file names in `data`; an empty one would mean the current folder."""
     # `data` is one source, or one for each split
     for source in data.values() if isinstance(data, Mapping) else [data]:
         # the system truncates a path at a null byte

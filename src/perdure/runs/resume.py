@@ -27,7 +27,7 @@ from perdure.storage import files
 
 
 def opened(output: Path, plan: Plan, *, change: bool = False) -> Plan:
-    """Create a run folder, or open an existing one whose settings are those of the plan.
+    """Create a run folder, or open an existing one whose settings match the plan.
 
     Parameters
     ----------
@@ -44,9 +44,9 @@ def opened(output: Path, plan: Plan, *, change: bool = False) -> Plan:
     InputError
         The name of a task is too long for the file system.
     RunError
-        The folder contains a run with other settings, which affect what was learned.
+        The folder contains a run with other settings that affect what was learned.
     DataError
-        `evaluation.general` names another text than the one on which the run was measured.
+        `evaluation.general` names a different text from the one on which the run was measured.
     """
     check(plan)
     task_folder.check_names(output, plan.stream.names)
@@ -68,7 +68,7 @@ def _keep_forgotten(recipe: dict[str, object], state: RunState, stream: TaskStre
     """Copy the list of forgotten tasks from a run into a recipe.
 
     A recipe file contains that list, but the recipe for a stream made in Python is rebuilt at each
-    call and does not. A forgotten task that is in the stream again is learned again, so it is not
+    call and lacks it. A forgotten task that is in the stream again is learned again, so it is not
     copied.
     """
     gone = [name for name in layout.forgotten(state.recipe) if name not in stream.names]
@@ -79,7 +79,7 @@ def _keep_forgotten(recipe: dict[str, object], state: RunState, stream: TaskStre
 
 
 def _keep_digest(recipe: dict[str, object], state: RunState) -> None:
-    """Copy the digest of the text of `evaluation.general` from a run that was measured on it.
+    """Copy the digest of the `evaluation.general` text from a run that was measured on it.
 
     The file may have changed since then. If the recipe recorded its new digest, later measurements
     would compare results on two different texts.
@@ -245,7 +245,7 @@ def _needed(plan: Plan, step: int) -> set[tuple[int, str, str]]:
 
 
 def _unfinished(state: RunState, plan: Plan) -> Snapshot | None:
-    """Return the checkpoint of the next task, if it belongs to the same settings and examples."""
+    """Return the checkpoint of the next task if it was made with the same settings and examples."""
     snapshot = state.unfinished
     learned = len(state.tasks)
     if snapshot is None or learned == len(plan.stream):
@@ -365,7 +365,7 @@ def check_fits(backbone: Backbone, task: Learned) -> None:
 
 
 def _check_texts(plan: Plan, learned: int, splits: Sequence[Split]) -> None:
-    """Tokenize the texts of tasks not yet learned, so that a bad text fails before training.
+    """Tokenize the texts of tasks not yet learned, so that bad ones fail before training.
 
     This takes no extra time, because the backbone stores the tokens for training.
 

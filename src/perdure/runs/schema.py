@@ -1,6 +1,6 @@
 """Schemas of the files in a run folder. These classes both describe the contents and check them.
 
-They are as strict as JSON: a number is not a text, and `true` is not a number. A file may have
+They are as strict as JSON: a number is not a string, and `true` is not a number. A file may have
 additional keys, which are preserved. `perdure.runs.layout` reads the files.
 """
 
@@ -57,7 +57,7 @@ TaskName = Annotated[str, AfterValidator(_task_name)]
 
 
 class Schema(BaseModel):
-    """A file or a part of a file."""
+    """The base class for the schema of a file or of a part of a file."""
 
     # Additional keys are allowed, so that an older version can read what a newer one wrote.
     model_config = ConfigDict(strict=True, extra="allow")
@@ -104,7 +104,7 @@ class Recipe(Schema):
 class Environment(Schema):
     """The software and hardware on which a run began.
 
-    Only the format affects how the folder is read; the rest is shown, and compared.
+    Only the format affects how the folder is read; the rest is only displayed and compared.
     """
 
     format: int = 1
@@ -126,7 +126,7 @@ class Backbone(Schema):
     source: str | None = None
     revision: str | None = None
     files: Table[str]
-    """The SHA-256 of each file."""
+    """The SHA-256 of each file, by file name."""
 
 
 # -- tasks/00-name/: task.json · manifest.json
@@ -192,7 +192,7 @@ class Candidate(Schema):
     """A scale that a search tried, with its score."""
 
     scale: float | dict[str, object]
-    """One number, or a number for each task."""
+    """A number, or a mapping with a number for each task."""
     score: float
 
 
@@ -208,7 +208,7 @@ class Combined(Schema):
 
     name: str
     label: str
-    """The name and the settings that are not defaults; only the name if no label was stored."""
+    """The rule's name with its non-default settings; only the name if no label was stored."""
     options: dict[str, object] = {}
     space: str = "delta"
     since: str = "pretrained"
@@ -348,7 +348,7 @@ def _sizes(tasks: int, layers: int) -> dict[str, int]:
 
 
 def _is_array(value: object, shape: list[int]) -> bool:
-    """Return True if nested lists have a shape, and their items are finite numbers or None."""
+    """Return True if nested lists have the given shape and contain only finite numbers or None."""
     if not shape:
         if value is None:  # not measured
             return True

@@ -1,4 +1,4 @@
-"""The tasks from which a file was made, so that no file about a removed task remains.
+"""Record which tasks a file was made from, so that no file about a removed task remains.
 
 A report, a diagnosis, predictions and an export are made without locking the run, and may be
 finished after one of their tasks was forgotten. So the code that makes such a file records the
@@ -20,7 +20,7 @@ from perdure.storage import files
 
 META = re.compile(rb'<meta name="perdure-made-of" content="([^"]*)">')
 HEAD = 1_000_000
-"""The number of bytes at the beginning of a page in which its sources are searched."""
+"""The number of bytes at the beginning of an HTML page that are searched for its sources."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Sources:
 
 
 def stale(folder: Path) -> dict[str, list[str]]:
-    """Return the derived files of a run that were made from tasks now gone, with these tasks."""
+    """Return the derived files made from tasks that are now gone, with the names of these tasks."""
     gone_by_file: dict[str, list[str]] = {}
     now = Sources.readable(folder)
     for name in layout.DERIVED:
@@ -126,7 +126,7 @@ def _named_in_page(path: Path) -> dict[str, str]:
 
 
 def _digests(about: object) -> dict[str, str]:
-    """Return the digests by task that a file contains; empty if they do not have that form."""
+    """Return a file's record of task digests; empty if it is not a mapping of strings."""
     if not isinstance(about, dict):
         return {}
     for digest in about.values():

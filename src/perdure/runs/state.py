@@ -187,8 +187,8 @@ class RunState:
     def accuracies(self, rule: str) -> dict[str, float]:
         """Return a rule's average score over all tasks after the last one, by `task_id`.
 
-        A `task_id` is included only if every task was measured with it. If tasks use different
-        scores (`task_scores`), the average is over different scores.
+        A `task_id` is included only if every task was measured with it. If the tasks use different
+        scores (`task_scores`), the average mixes them.
         """
         tasks = self.tasks
         by_way: dict[str, dict[str, float]] = {}
@@ -214,7 +214,7 @@ def read(folder: str | Path, *, trust: bool = False) -> RunState:
     ----------
     trust
         Allow running Python files that the folder names (a custom method, rule or benchmark). This
-        holds for everything in this process, and the files are run in their current version.
+        applies to everything in this process, and the files are run in their current version.
 
     Raises
     ------

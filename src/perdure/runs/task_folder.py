@@ -105,7 +105,7 @@ def _contents(learned: Learned) -> dict[str, bytes]:
 
 
 def check_names(run: Path, names: Sequence[str]) -> None:
-    """Check that the file system of a run allows a folder for each task.
+    """Check that the file system allows a folder for each task of a run.
 
     This is checked before any of these tasks is learned.
 
@@ -331,7 +331,7 @@ def _check_gaussians(file: TensorFile, classes: int, width: int | None) -> None:
 
 
 def not_finite(learned: Learned) -> list[str]:
-    """Return the names of a task's tensors that contain values which are not finite."""
+    """Return the names of a task's tensors that contain NaN or infinite values."""
     groups: dict[str, Mapping[str, object]] = {
         "adapter": learned.adapter.parameters,
         "start": learned.adapter.start,

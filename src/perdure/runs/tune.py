@@ -206,7 +206,7 @@ def _finished(recipe: Recipe, output: Path, trials: list[Trial]) -> Tuning:
 
 
 def searched(recipe: Recipe, protocol: Protocol) -> dict[str, Tuned]:
-    """Return the settings to search and their ranges, by the names that `--set` uses.
+    """Return the settings to search, with their ranges, by the names used with `--set`.
 
     Raises
     ------
@@ -270,7 +270,7 @@ def _begun(output: Path, about: dict[str, dict[str, object]]) -> list[Trial]:
 
 
 def _without_trials(about: dict[str, dict[str, object]]) -> dict[str, object]:
-    """Set the number of trials to 0, because searches that differ only in it can be continued."""
+    """Return a header with its number of trials set to 0, because a search can be extended."""
     protocol = {**about.get("protocol", {}), "trials": 0}
     return {**about, "protocol": protocol}
 
@@ -282,10 +282,10 @@ def _asked(
     trials: Sequence[Trial],
     number: int,
 ) -> dict[str, float]:
-    """Return the settings for a trial: first the recipe's own, then random ones, then those of TPE.
+    """Return the settings for a trial: the recipe's own, then random ones, then suggestions by TPE.
 
     The random numbers depend only on the seed and on the trial's number, so a search that was
-    stopped continues as if it had not been.
+    stopped continues as if it had never stopped.
     """
     if number == 0:
         return {name: _value_in(recipe, name) for name in ranges}

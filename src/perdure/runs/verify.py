@@ -1,4 +1,4 @@
-"""Check every file of a run: hashes, shapes, and that all values are finite."""
+"""Check every file of a run: hashes, shapes, and finite values."""
 
 import math
 import os
@@ -103,7 +103,7 @@ def _check_written(run: RunState, result: Verification) -> list[Learned]:
 
 
 def _needs_combined(run: RunState) -> bool:
-    """Return True if combined.json must be sound: after a measurement, or if it exists.
+    """Return True if combined.json must be intact: after a measurement, or if it exists.
 
     A rule that searches for its scale writes the file only after the search; until then, the file
     may be that of another rule.
@@ -120,7 +120,7 @@ def _needs_combined(run: RunState) -> bool:
 
 
 def _check_derived(run: RunState, result: Verification) -> None:
-    """Check the files that can be regenerated, and that none was made from a task now gone."""
+    """Check the files that can be regenerated, and that the tasks they describe still exist."""
     if is_there(run.folder / "diagnostics.json"):
         result.attempt("diagnostics.json", lambda: _diagnostics(run))
     if is_there(run.folder / "answers.json"):
@@ -331,6 +331,6 @@ def _backbone(run: RunState, tasks: list[Learned], model: Backbone) -> str:
     check_model(run, model)
     for task in tasks:
         check_fits(model, task)
-    if not layout.backbone(run.folder):  # runs of older versions kept no hashes
+    if not layout.backbone(run.folder):  # older versions did not record hashes
         return f"`{model.source}` fits adapters and heads"
     return f"`{model.source}` has the files that the run began with, and fits adapters and heads"

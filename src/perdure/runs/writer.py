@@ -1,4 +1,4 @@
-"""The writer of a run folder. Its methods write only in the first process.
+"""The writer of a run folder, which writes only in the first process.
 
 Every file is written under a temporary name, synced and renamed. The only formats are safetensors,
 JSON, YAML and CSV.
@@ -120,7 +120,7 @@ class Writer:
         put.scores(self.folder, rows.values())
 
     def _combined(self, state: RunState, measurement: Measurement, *, own: bool) -> None:
-        """Write the rule as applied now, the result of its search, and the counts of answers."""
+        """Write the rule as it was applied, the result of its search, and the counts of answers."""
         path = self.folder / "combined.json"
         searches = _with_search(state, measurement)
         candidates = measurement.candidates
@@ -157,7 +157,7 @@ class Writer:
         """Remove the tasks that a recipe lists as forgotten.
 
         They count as forgotten once the recipe has been written: if the process dies after that,
-        the next one that opens the run for writing finishes the removal.
+        the next process that opens the run for writing finishes the removal.
         """
         if not self.writes:
             return
@@ -213,7 +213,7 @@ class Writer:
         files.write(self.folder / layout.BACKBONE, files.to_json(content))
 
     def trim_events(self, task: str | None, step: int) -> None:
-        """Drop the events of unsaved work: of unfinished tasks, and of evaluations without scores.
+        """Drop the events of unsaved work: unfinished tasks, and evaluations without scores.
 
         A killed process may have logged more than it saved, and may have left an incomplete line.
         When the run continues, those events would be logged a second time.
@@ -245,10 +245,10 @@ class Writer:
 
 @contextlib.contextmanager
 def writing(folder: str | Path) -> Iterator[Writer]:
-    """Lock a run for writing by this process alone, and remove what dead processes left behind.
+    """Lock a run for writing, and remove what dead processes left behind.
 
-    If several processes train one model, the first one takes the lock, and the others wait until it
-    has done so.
+    No other process can write to the run in the meantime. If several processes train one model, the
+    first one takes the lock while the others wait.
 
     Raises
     ------
