@@ -174,6 +174,13 @@ class Task:
             return data["answers"][:]
         return [[target] for target in data["target"]]
 
+    def sources(self, split: Split) -> list[str]:
+        """Return the prompt of each example; of a conversation, the turn that is answered."""
+        data: Dataset = getattr(self, split)
+        if "messages" in data.column_names:
+            return [turns[-1]["content"] for turns in data["messages"]]
+        return data["text"][:]
+
     def digests(self) -> dict[str, str]:
         """Return the SHA-256 of each split, computed from its inputs and labels or answers."""
         return dict(self._digests)

@@ -1,6 +1,6 @@
 """Answers to the examples of a task, as classes or as free text, and their scores."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from jaxtyping import Float, Int
@@ -10,6 +10,7 @@ from perdure import registry
 from perdure.errors import InputError
 from perdure.evaluation.calibration import expected_calibration_error, reliability
 from perdure.evaluation.score import TaskId
+from perdure.evaluation.task_score import takes_sources
 
 
 @dataclass(frozen=True)
@@ -24,18 +25,22 @@ class Texts:
         The model's answer to each example, by `task_id`.
     metric
         The name of the task's score.
+    sources
+        The prompt of each example, for scores that take it.
     """
 
     references: list[list[str]]
     answered: dict[TaskId, list[str]]
     metric: str = "accuracy"
+    sources: Sequence[str] = ()
 
     def scores(self) -> dict[TaskId, float]:
         """Return the score, a number between 0 and 1, for each `task_id`."""
         score = registry.find("score", self.metric)
+        more = {"sources": self.sources} if takes_sources(score) else {}
         values: dict[TaskId, float] = {}
         for task_id, answers in self.answered.items():
-            value = score(answers, self.references)
+            value = score(answers, self.references, **more)
             # A score may be user-defined, and its result is written to the run folder.
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
                 raise InputError(

@@ -296,7 +296,13 @@ def never_trained(system: System, task: Task) -> float:
         answers = system.answer(some, "test", ["given"], among={some.name: task.classes})
         for row, text in zip(rows, answers.worded().answered["given"], strict=True):
             texts[row] = text
-    return Texts(task.references("test"), {"given": texts}, task.score).scores()["given"]
+    whole = Texts(
+        references=task.references("test"),
+        answered={"given": texts},
+        metric=task.score,
+        sources=task.sources("test"),
+    )
+    return whole.scores()["given"]
 
 
 @torch.no_grad()

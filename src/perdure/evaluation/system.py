@@ -290,7 +290,7 @@ class System:
             likeliest: list[int] = log_weights.argmax(1).tolist()
             picked = [self.tasks[number] for number in likeliest]
             answered["posterior"] = generated(self.backbone, combined, examples, picked=picked)
-        return Texts(task.references(split), answered, task.score)
+        return Texts(task.references(split), answered, task.score, task.sources(split))
 
     def likeliest(self, examples: Examples) -> list[str]:
         """Return the most likely task of each example, according to the task posterior."""

@@ -3,7 +3,9 @@
 Its arguments are the answers, and the correct answers to each example.
 """
 
+import inspect
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from typing import Literal, TypeVar
 
 from perdure import registry
@@ -12,18 +14,40 @@ from perdure.errors import InputError
 AnswerKind = Literal["classes", "text"]
 References = Sequence[Sequence[str]]
 """The correct answers to each example, at least one."""
-TaskScore = Callable[[Sequence[str], References], float]
+TaskScore = Callable[..., float]
+"""A function of the answers and the correct answers.
+
+A score with a third parameter `sources` also receives the prompts that were answered.
+"""
 F = TypeVar("F", bound=TaskScore)
 
 
-def of(*kinds: AnswerKind) -> Callable[[F], F]:
-    """Declare the kinds of answers that a score supports: `classes`, or free `text`, or both."""
+def of(*kinds: AnswerKind, package: str = "") -> Callable[[F], F]:
+    """Declare the kinds of answers that a score supports: `classes`, or free `text`, or both.
+
+    Parameters
+    ----------
+    package
+        A package from the extra `perdure[text]` that the score requires.
+    """
 
     def declare(function: F) -> F:
         function.answers = kinds  # pyright: ignore[reportFunctionMemberAccess]
+        function.package = package  # pyright: ignore[reportFunctionMemberAccess]
         return function
 
     return declare
+
+
+def takes_sources(score: TaskScore) -> bool:
+    """Return True if a score also takes the prompts, as its parameter `sources`.
+
+    Examples
+    --------
+    >>> takes_sources(lambda answers, references, sources: 0.5)
+    True
+    """
+    return "sources" in inspect.signature(score).parameters
 
 
 def find(name: str, kind: AnswerKind, task: str) -> TaskScore:
@@ -41,7 +65,8 @@ def find(name: str, kind: AnswerKind, task: str) -> TaskScore:
     UnknownName
         There is no such score.
     InputError
-        The score does not support this kind of answers.
+        The score does not support this kind of answers, or a package that it requires is not
+        installed.
     """
     score = registry.find("score", name)
     kinds = getattr(score, "answers", ("classes", "text"))
@@ -50,6 +75,18 @@ def find(name: str, kind: AnswerKind, task: str) -> TaskScore:
         raise InputError(
             f"Task `{task}`: the score `{name}` is for {' and '.join(kinds)}, but the task is "
             f"answered with {given}. Scores for it: {', '.join(_fitting(kind))}."
+        )
+    if kind == "classes" and takes_sources(score):
+        raise InputError(
+            f"Task `{task}`: the score `{name}` takes `sources`, the prompts, which are kept for "
+            "free text only, but the task is answered with classes. Leave the parameter out, or "
+            "take another score."
+        )
+    # Now, because the score is computed only after the task was learned.
+    package = getattr(score, "package", "")
+    if package and find_spec(package) is None:
+        raise InputError(
+            f"Task `{task}`: the score `{name}` needs `{package}`: `pip install 'perdure[text]'`."
         )
     return score
 

@@ -6,7 +6,7 @@ from perdure.errors import InputError
 from perdure.evaluation.task_score import References, of
 
 
-@of("text")
+@of("text", package="sacrebleu")
 def bleu(answers: Sequence[str], references: References) -> float:
     """Return sacrebleu's corpus BLEU divided by 100, which is not a mean over examples.
 

@@ -10,8 +10,8 @@ def edit_similarity(answers: Sequence[str], references: References) -> float:
     """Return the mean over examples of 1 - edit distance / length of the longer text.
 
     Each answer is compared with its closest correct answer. The distance is the Levenshtein
-    distance in characters. The `fuzz.ratio` that TRACE uses gives different values, because it
-    does not allow replacements.
+    distance in characters. TRACE compares code by `fuzz.ratio`, a different formula:
+    `code_similarity`.
 
     Examples
     --------

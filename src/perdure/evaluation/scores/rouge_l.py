@@ -8,7 +8,7 @@ from perdure.errors import InputError
 from perdure.evaluation.task_score import References, best, of
 
 
-@of("text")
+@of("text", package="rouge_score")
 def rouge_l(answers: Sequence[str], references: References) -> float:
     """Return the mean F-measure of the longest common subsequence of stemmed words.
 
