@@ -40,7 +40,7 @@ class Asking:
         return "text2text-generation" if self.decodes else "text-generation"
 
     def sentences(self, *, closed: bool) -> list[str]:
-        """Return sentences on how a stock model answers differently, and on how to prompt it.
+        """Return sentences that explain how to prompt a stock model and how its answers differ.
 
         `closed` is True if the answers of some tasks come from a closed set.
         """

@@ -130,7 +130,7 @@ def _align(system: System, task: Task, settings: Alignment, *, seed: int) -> Gau
 
 
 def _trained(plan: Plan, seen: TaskStream) -> int:
-    """Return the number of trained parameters, without frozen matrices and heads not trained."""
+    """Return the number of trained parameters, excluding frozen matrices and untrained heads."""
     # A method may list heads among its own parameters; each counts once.
     counted = {id(parameter) for parameter in plan.method.parameters(plan.backbone)}
     number = plan.method.trained(plan.backbone)

@@ -51,7 +51,7 @@ class Unreadable:
 
 @dataclass(frozen=True)
 class Past:
-    """A run's stream as its folder records it, without reading any table; empty for a new run.
+    """A run's stream as recorded in its folder, without reading any table; empty for a new run.
 
     Attributes
     ----------
@@ -145,7 +145,7 @@ def _without_data(task: TaskWithoutData, missing: str) -> TaskWithoutData:
 
 
 def past_of(run: RunState) -> Past:
-    """Return a run's stream as its folder records it, without reading any table."""
+    """Return a run's stream as recorded in its folder, without reading any table."""
     stream = run.recipe["stream"]
     if not isinstance(stream, list):  # a benchmark
         stream = [as_entry(stream)]

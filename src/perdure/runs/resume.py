@@ -291,7 +291,7 @@ def belonging(plan: Plan, seen: TaskStream) -> dict[str, object]:
 
 
 def check_model(state: RunState, backbone: Backbone) -> None:
-    """Compare the backbone's files with the hashes that the run recorded at its beginning, if any.
+    """Compare the backbone's files with the hashes recorded when the run began, if there are any.
 
     Raises
     ------

@@ -155,7 +155,7 @@ class RunState:
     ) -> Float[ndarray, "steps tasks"]:
         """Return the accuracy matrix R of a rule, by default the run's own.
 
-        `R[i, j]` is the score of task `j` after `i + 1` tasks; nan if it was not measured. Tasks
+        `R[i, j]` is the score on task `j` after `i + 1` tasks; nan if it was not measured. Tasks
         may use different scores, which `task_scores` names.
         """
         rule = rule or self.combined["label"]
