@@ -29,7 +29,7 @@ Row = dict[str, str]
 METHODS: dict[str, list[str]] = {
     "isolated, fresh": ["method=isolated"],
     "sequential": ["method=sequential"],
-    "inflora": ["method={name: inflora, tasks: 4}"],
+    "inflora": ["method={name: inflora, tasks: 4}", "training.learning_rate=3.0e-3"],
     "o_lora": ["method=o_lora"],
     "isolated, previous": ["method={name: isolated, start: previous}"],
     "inc_lora": ["method=inc_lora"],

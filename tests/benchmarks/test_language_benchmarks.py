@@ -102,8 +102,8 @@ def test_a_text_that_is_no_pair(tmp_path):
         standard_cl(folder=folder, order=["rte"], prompts="pairs")
 
 
-def test_every_real_pair_can_be_taken_apart(shared_data):
-    stream = standard_cl(folder=str(shared_data / "text15"), order=list(PAIRS), prompts="pairs")
+def test_every_real_pair_can_be_taken_apart(shared):
+    stream = standard_cl(folder=str(shared / "text15"), order=list(PAIRS), prompts="pairs")
     for task in stream:
         assert all(task.train["text_pair"]) and all(task.test["text"])
 
@@ -121,7 +121,7 @@ def test_a_task_without_test_rows(tmp_path):
     folder = text_folder(tmp_path / "texts", ["sst2", "wic"])
     rows = {"text": list("abcd"), "label": [0, 1] * 2, "split": ["train"] * 4}
     Dataset.from_dict(rows).to_parquet(tmp_path / "texts" / "wic.parquet")
-    with pytest.raises(DataError, match="wic.parquet` has no row of the split `test`"):
+    with pytest.raises(DataError, match="wic.parquet` has no rows in split `test`"):
         standard_cl(folder=folder, order=["sst2", "wic"])
 
 
