@@ -16,7 +16,7 @@ from perdure.data.rows import Row, check_characters, class_name, described, text
 from perdure.errors import DataError
 
 Declared = Mapping[str, Sequence[str]]
-"""The class names that a table declares for its columns of integers, by column."""
+"""The class names that a table declares for its integer columns, by column name."""
 Turn = dict[str, str]
 """A turn of a conversation, with the keys `role` and `content`."""
 
@@ -44,7 +44,7 @@ class Prompt(ABC):
 
     @abstractmethod
     def of(self, row: Row, declared: Declared) -> str | list[Turn]:
-        """Return the prompt of a row.
+        """Return the prompt for a row.
 
         Raises
         ------
@@ -77,7 +77,7 @@ class Template(Prompt):
     Attributes
     ----------
     pieces
-        The template as pairs of a literal text and the column whose cell follows it, or None.
+        Pairs of a literal text and the column whose cell follows it, or None if none follows.
 
     Examples
     --------
@@ -103,9 +103,9 @@ class Template(Prompt):
         Parameters
         ----------
         columns, source
-            The columns of the table, and its name for messages.
+            The columns of the table, and its name for error messages.
         option
-            The name of the setting that contains the template, for messages.
+            The name of the setting that contains the template, for error messages.
         closed
             True if the answer is a class. Then `{choices}` is replaced by a list of the classes,
             unless a column has that name.
@@ -265,7 +265,7 @@ class AnswerTemplate(Answers):
 
 @dataclass(frozen=True)
 class LastTurn(Answers):
-    """The last turn of a conversation as the answer; it must be by the assistant."""
+    """The answer in the last turn of a conversation, which must be by the assistant."""
 
     column: str = "messages"
 

@@ -34,7 +34,7 @@ class Row:
         The cells by column: strings in CSV, typed values in JSON and Parquet. A JSON row has only
         the keys of its object, which may differ from those of other rows.
     where
-        The name of the row in messages.
+        A description of the row for error messages.
     """
 
     number: int
@@ -50,7 +50,7 @@ class Table:
     columns
         The names in the header, or the keys of the first JSON object.
     class_names
-        The class names that a Parquet file declares for its columns of integers, by column.
+        The class names that a Parquet file declares for its integer columns, by column name.
 
     Examples
     --------
@@ -167,7 +167,7 @@ def text(row: Row, column: str, *, empty: bool = False) -> str:
 
 
 def texts(row: Row, columns: Sequence[str], *, empty: bool = False) -> str | tuple[str, str]:
-    """Return the input of a text model: the text in one column, or a pair of texts from two.
+    """Return the input of a text model: one text, or a pair of texts from two columns.
 
     Raises
     ------
@@ -195,7 +195,7 @@ def class_name(
     names
         The class names, if the cell may be an index into them.
     expected
-        The purpose of the cell, for messages.
+        The purpose of the cell, for error messages.
 
     Raises
     ------
@@ -251,7 +251,7 @@ def check_characters(value: str, row: Row, column: str) -> None:
 
 
 def half_of_a_pair(text: str) -> str | None:
-    """Return the first unpaired surrogate in a text, as an escape sequence, if there is one.
+    """Return the first unpaired surrogate in a text as an escape sequence, or None.
 
     Examples
     --------
