@@ -235,6 +235,6 @@ def _image(row: Row, column: str) -> object:
     value = row.cells.get(column)
     if value is None or value == "":
         raise DataError(
-            f"{row.where}, has nothing in column `{column}`. Complete it or leave it out."
+            f"{row.where}, has nothing in column `{column}`. Fill it in, or leave the row out."
         )
     return value

@@ -283,7 +283,7 @@ def _turns(row: Row, column: str) -> list[Turn]:
     """Check and return the turns of a conversation."""
     value = row.cells.get(column)
     if value is None or value == []:
-        raise DataError(f"{row.where}, has nothing in column `{column}`. Leave it out.")
+        raise DataError(f"{row.where}, has nothing in column `{column}`. Leave the row out.")
     if not isinstance(value, list):
         given = "a text" if isinstance(value, str) else described(value)
         raise DataError(
@@ -322,7 +322,7 @@ def _check_last(turns: Sequence[Turn], row: Row, column: str) -> None:
     if not last["content"].strip():
         raise DataError(
             f"{row.where}, has an empty answer in column `{column}`: its last turn has no text. "
-            "Complete it or leave it out."
+            "Fill it in, or leave the row out."
         )
     if len(turns) == 1:
         raise DataError(
@@ -337,7 +337,7 @@ def _unknown(name: str, columns: Sequence[str], source: str, option: str, closed
         return (
             f"`{option}` has the placeholder `{{{CHOICES}}}`, which lists the classes, but the "
             f"answer is free text, and {source} has no such column. Name the column of the class "
-            "with `label`, or leave it out."
+            "with `label`, or leave the placeholder out."
         )
     similar = difflib.get_close_matches(name, columns, n=1, cutoff=0.5)
     hint = f" Did you mean `{{{similar[0]}}}`?" if similar else ""

@@ -151,7 +151,7 @@ def text(row: Row, column: str, *, empty: bool = False) -> str:
     # A missing cell is rejected even if empty texts are accepted, as its key may be misspelled.
     if value is None or (value == "" and not empty):
         raise DataError(
-            f"{row.where}, has nothing in column `{column}`. Complete it or leave it out."
+            f"{row.where}, has nothing in column `{column}`. Fill it in, or leave the row out."
         )
     if not isinstance(value, str):
         raise DataError(
@@ -160,7 +160,7 @@ def text(row: Row, column: str, *, empty: bool = False) -> str:
         )
     if not empty and not value.strip():
         raise DataError(
-            f"{row.where}, has nothing but whitespace in column `{column}`. Leave it out."
+            f"{row.where}, has nothing but whitespace in column `{column}`. Leave the row out."
         )
     check_characters(value, row, column)
     return value

@@ -86,9 +86,9 @@ class Task:
         # The name is also used for a folder in the run folder.
         if not isinstance(self.name, str) or not TASK_NAME.fullmatch(self.name):
             raise DataError(
-                f"`{self.name}` cannot name a task. Use letters, digits, `-` and `_`, starting "
-                "with a letter or digit. If it is the name of a file, give the task another `name` "
-                "(`--task`)."
+                f"`{self.name}` cannot be the name of a task. Use letters, digits, `-` and `_`, "
+                "starting with a letter or digit. If it is the name of a file, give the task "
+                "another `name` (`--task`)."
             )
         different = len(set(self.classes))
         if self.classes and (different < 2 or different < len(self.classes)):
