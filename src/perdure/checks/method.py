@@ -1,4 +1,4 @@
-"""The checks that every method must pass, as functions that raise `CheckFailed` if they fail.
+"""The checks that every method must pass; a check raises `CheckFailed` if the method fails it.
 
 A check takes a `MethodUnderTest`; the docstring of the check is the promise that it checks, in one
 sentence. The checks train a pico BERT on a toy stream of three tasks, as `perdure.run` and
@@ -25,7 +25,7 @@ from perdure.models.adapters import Adapter
 from perdure.models.backbone import Backbone, pooled
 
 MORE = Training(epochs=6, batch_size=8, learning_rate=0.02)
-"""The settings to check that the loss falls, which takes more steps than the other checks."""
+"""The training settings to check that the loss falls, which takes more steps than other checks."""
 LOWER = 0.7
 """The upper bound of the mean loss of the last steps of `MORE`, relative to the first steps."""
 ABOVE_CHANCE = 1.3
@@ -37,7 +37,7 @@ Check = Callable[[MethodUnderTest], None]
 
 
 def checks_of(method: MethodUnderTest) -> tuple[Check, ...]:
-    """Return the checks that apply to a method; without training there is no loss to check."""
+    """Return the checks that apply to a method; one that trains nothing has no loss to check."""
     if method.family != "encoder":
         # `classes` too, because one task of the stream has none.
         has_needs = method.make().needs & {"heads", "classes"}

@@ -1,4 +1,4 @@
-"""The checks that every rule must pass, as functions that raise `CheckFailed` if they fail.
+"""The checks that every rule must pass; a check raises `CheckFailed` if the rule fails it.
 
 A check takes a `RuleUnderTest`; the docstring of the check is the promise that it checks, in one
 sentence. The checks combine small random task vectors. The second and the third lack a layer,
@@ -102,7 +102,7 @@ class RuleUnderTest:
         return made
 
     def combine(self, vectors: Vectors) -> list[TaskVector]:
-        """Apply the rule; return one task vector, or one for each task if the rule is routed."""
+        """Apply the rule; return a list of one task vector, or of one per task if it is routed."""
         options = dict(self.options)
         if "inputs" in self.nature.needs:
             options["inputs"] = {task: covariances(task, vectors) for task in vectors}
@@ -309,7 +309,7 @@ def task_vectors_are_left_alone(rule: RuleUnderTest) -> None:
 
 
 def _copies(vectors: Vectors) -> dict[tuple[str, str], Tensor]:
-    """Return a copy of each layer of each task, by the names of both."""
+    """Return a copy of each layer of each task, by the names of the task and the layer."""
     copies: dict[tuple[str, str], Tensor] = {}
     for task, vector in vectors.items():
         for name in vector.entries:

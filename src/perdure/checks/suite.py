@@ -61,7 +61,7 @@ class Outcome:
         return self.error is None
 
     def lines(self) -> list[str]:
-        """Return lines with the verdict and the promise and, for a failure, with the reason."""
+        """Return the verdict with the promise and, if the check failed, a line with the reason."""
         if self.passed:
             return [f"passed  {self.promise}"]
         return [

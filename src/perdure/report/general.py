@@ -120,7 +120,7 @@ class Curve:
 
 
 def section(summary: Summary) -> Section:
-    """Draw the loss on plain text, the KL from the pre-trained model, and tasks never trained."""
+    """Draw the loss on plain text, the KL divergence, and the scores of tasks never trained."""
     pictures = []
     for key, (caption, label) in CAPTIONS.items():
         curves = _curves(summary, key)

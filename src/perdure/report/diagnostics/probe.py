@@ -1,4 +1,4 @@
-"""The table and the figures of the diagnostic `probe`, on linear classifiers of features."""
+"""The table and the figures of the diagnostic `probe`, on classifiers trained on features."""
 
 from collections.abc import Sequence
 
