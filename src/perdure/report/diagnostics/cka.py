@@ -12,8 +12,8 @@ from perdure.report.markdown import number
 from perdure.report.picture import Picture
 
 READING = (
-    "1: the same features but for rotation and scale; near 0: nothing in common. Low values "
-    "against the pre-trained model mean that learning moved the features far."
+    "With a CKA of 1, features are the same up to rotation and scale; near 0, they have nothing in "
+    "common. Low values with the pre-trained model mean that learning changed the features a lot."
 )
 
 
