@@ -26,7 +26,7 @@ FAMILIES: dict[models.Family, str] = {
     "seq2seq": "Encoder-decoder model: ",
 }
 """The prefix of a promise, for each kind of model."""
-LOADED = "It can be loaded with these settings."
+LOADED = "The method or rule can be loaded with these settings."
 Subject = TypeVar("Subject", MethodUnderTest, RuleUnderTest)
 
 
