@@ -227,7 +227,7 @@ def plane(summary: Summary, known: Sequence[Way]) -> Picture | None:
     numbered = len(points) > DRAWN
     title = f"Stability and plasticity{_in(known)}"
     if numbered:
-        title += " (numbers are those of the table)"
+        title += " (numbered as in the table)"
     rows: list[list[Cell]] = []
     for number, point in enumerate(points, start=1):
         name = point.series.title

@@ -179,7 +179,7 @@ def sentences(verdict: Verdict) -> Sequence[str]:
     unknown = [f"`{task.task}`" for task in verdict.tasks if task.drop is None]
     reasons = []
     if lost:
-        reasons.append(f"more than {points} lost of {', '.join(lost)}")
+        reasons.append(f"more than {points} lost on {', '.join(lost)}")
     if unknown:
         reasons.append(f"not measured both when learned and now: {', '.join(unknown)}")
     if verdict.drift is not None and verdict.rise is not None:
