@@ -151,13 +151,14 @@ def show(rows: Sequence[Row]) -> None:
         for column in columns:
             values = [float(row[column]) for row in own if row.get(column)]
             if values:
-                cells.append(f"{column} {spread(values)}")
+                digits = 2 if column == "cross_entropy" else 1
+                cells.append(f"{column} {spread(values, digits)}")
         print(*key, *cells, f"({len(own)} orders)", sep="  ")
 
 
-def spread(values: Sequence[float]) -> str:
+def spread(values: Sequence[float], digits: int = 1) -> str:
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.1f} ± {deviation:.1f}"
+    return f"{statistics.mean(values):.{digits}f} ± {deviation:.{digits}f}"
 
 
 def show_gaps(rows: Sequence[Row]) -> None:
