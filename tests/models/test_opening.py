@@ -375,7 +375,7 @@ def test_code_in_a_folder_is_never_run(pico, tmp_path, monkeypatch):
 def test_images_of_absurd_sizes(pico, tmp_path):
     folder = Path(shutil.copytree(pico("vit"), tmp_path / "vit"))
     edit(folder, "preprocessor_config.json", size={"height": 10**6, "width": 16})
-    with pytest.raises(BackboneError, match="images have from 1 to 4096 pixels a side"):
+    with pytest.raises(BackboneError, match="images must have from 1 to 4096 pixels a side"):
         Backbone.load(folder)
 
 
@@ -384,7 +384,7 @@ def test_images_of_absurd_sizes(pico, tmp_path):
 
 def test_a_revision_is_for_the_hub(pico):
     for source in (str(pico("bert")), "minilm"):
-        with pytest.raises(InputError, match="`revision: main` is for models of the hub"):
+        with pytest.raises(InputError, match="`revision: main` is for models on the hub"):
             Backbone.load(source, revision="main")
 
 
