@@ -116,9 +116,7 @@ def test_more_tokens_than_embeddings(tmp_path):
     larger = transformers.AutoTokenizer.from_pretrained(folder)
     larger.add_tokens(["w100"])
     larger.save_pretrained(folder)
-    with pytest.raises(
-        BackboneError, match="'w100' has the number 64, but there are 64 embeddings"
-    ):
+    with pytest.raises(BackboneError, match="'w100' has the id 64, but there are 64 embeddings"):
         Backbone.load(folder)
     family("llama", folder)  # one that no text leads to, as some models have for images
     larger = transformers.AutoTokenizer.from_pretrained(folder)

@@ -332,7 +332,7 @@ def test_a_quantised_model(llama, tmp_path):
     path = tmp_path / "model" / "config.json"
     quantised = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
     path.write_text(json.dumps(json.loads(path.read_text()) | quantised))
-    with pytest.raises(BackboneError, match=r"is quantised \(bitsandbytes\), .* Give the model"):
+    with pytest.raises(BackboneError, match=r"is quantised \(bitsandbytes\), .* the original"):
         Backbone.load(tmp_path / "model")
 
 
