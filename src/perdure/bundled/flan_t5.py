@@ -1,4 +1,4 @@
-"""Flan-T5-small, fine-tuned to write titles: a small encoder–decoder, from 8-bit ONNX files."""
+"""Flan-T5-small, fine-tuned to write titles and converted from 8-bit ONNX files."""
 
 from collections.abc import Mapping
 from pathlib import Path

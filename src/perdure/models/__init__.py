@@ -5,7 +5,7 @@ adapter_targets.py       Choose the layers that get an adapter
 adapters.py              PEFT modules on a backbone
 backbone.py              The interface through which the rest of perdure uses a model
 bottleneck.py            Bottleneck adapters as a PEFT tuner
-encoder.py               Encoders: one pooled feature per example, one linear head per task
+encoder.py               Encoders, with one pooled feature vector per example and one head per task
 examples.py              Examples prepared for a model, and batches of them
 fitting.py               Check that an adapter fits a model
 full.py                  Full fine-tuning as a PEFT tuner

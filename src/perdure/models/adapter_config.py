@@ -74,9 +74,9 @@ _WRITTEN: TypeAdapter[_WrittenLora | _WrittenBottleneck | _WrittenFull] = TypeAd
 def config_from(path: Path, layers: set[str]) -> peft.PeftConfig:
     """Read the peft configuration of an adapter from a run folder.
 
-    perdure 0.1 wrote a regular expression as `target_modules`. It is replaced by `layers`, the
-    names of the layers for which the adapter has parameters. Patterns from files are never matched,
-    because that could take forever.
+    perdure 0.1 wrote `target_modules` as a regular expression. Such a pattern is replaced by
+    `layers`, the names of the layers for which the adapter has parameters. It is never matched,
+    because matching a pattern from a file could take forever.
 
     Raises
     ------

@@ -168,7 +168,7 @@ def _names(model: nn.Module, is_kind: Callable[[nn.Module], bool] = is_matrix) -
 
 
 def _tied(model: nn.Module) -> dict[str, str]:
-    """Map each layer that shares its weight with another layer to the name of that layer."""
+    """Map the name of each layer that shares its weight to another layer with the same weight."""
     names: dict[int, list[str]] = {}
     weighted = _names(model, lambda layer: isinstance(getattr(layer, "weight", None), Tensor))
     # A layer with an adapter is listed twice, because the tuner layer exposes its weight.

@@ -2,9 +2,9 @@
 
 Functions to attach an adapter, read and write its parameters, turn it off, and compute its ΔW.
 
-A model contains at most one adapter at a time, under peft's default name `default`. What a task has
-learned is an `Adapter`, a plain value with the parameters before and after training. The model
-therefore does not grow with the number of tasks.
+A model contains at most one adapter at a time, under peft's default name `default`. After a task,
+its parameters are stored outside the model, as an `Adapter`. The model therefore does not grow with
+the number of tasks.
 """
 
 import contextlib
@@ -162,7 +162,7 @@ def write(model: nn.Module, parameters: Parameters) -> None:
     Raises
     ------
     RunError
-        The names of the parameters are not those of the adapter.
+        The parameter names do not match those of the adapter.
     """
     if not attached(model) and not parameters:
         return
@@ -207,13 +207,13 @@ def factors(model: nn.Module) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
 def folded(model: nn.Module, changes: Mapping[str, Tensor]) -> Iterator[None]:
     """Add changes to the weights of a model while the block runs.
 
-    Afterwards the original weights are restored from copies, because subtracting the changes would
+    The original weights are kept and restored afterwards, because subtracting the changes would
     leave rounding errors. An adapter may be attached or detached in the meantime.
 
     Parameters
     ----------
     changes
-        ΔW under the name of a layer, and Δb under that name followed by `.bias`.
+        ΔW under the name of each layer, and Δb under that name followed by `.bias`.
     """
     originals: list[tuple[Tensor, Tensor]] = []
     hooks: list[RemovableHandle] = []
@@ -282,7 +282,7 @@ def deltas(
 
 
 def scale(adapter: Adapter) -> float:
-    """Return the factor that multiplies B A, alpha / rank, for LoRA; 1 for other adapters."""
+    """Return the factor alpha / rank by which LoRA scales B A, or 1 for other adapters."""
     return _scale(adapter.config) if isinstance(adapter.config, peft.LoraConfig) else 1.0
 
 

@@ -26,7 +26,7 @@ Pooling = Literal["auto", "stock", "mean"]
 
 
 class Backbone(nn.Module, ABC):
-    """A frozen pre-trained transformer with its processor, which can be taught tasks.
+    """A pre-trained transformer with its processor, which stays frozen while tasks are learned.
 
     The pre-trained weights never change. Trained modules are either inserted into `model` by
     `perdure.models.adapters`, or belong to a single task, like its head.
@@ -99,11 +99,12 @@ class Backbone(nn.Module, ABC):
             as a language model instead, which answers with text and has no heads.
         max_length
             The maximum length of texts and prompts in tokens; longer ones are cut. The default is
-            128, or 1024 for the prompts of language models. It is lowered to the model's own limit.
+            128, or 1024 for the prompts of language models, or the model's own limit if that is
+            lower.
         image_size
             The height and width of images in pixels; by default, the size that the checkpoint's
             processor uses. Smaller images are faster: the time that a vision transformer takes
-            grows with the square of their side. The position embeddings are interpolated.
+            grows with the square of this size. The position embeddings are interpolated.
         head
             The name of the last linear layer, in case it is not found automatically.
         revision
@@ -160,7 +161,7 @@ class Backbone(nn.Module, ABC):
     @property
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """The settings with which a recipe loads the same backbone again."""
+        """The settings that a recipe needs to load the same backbone."""
 
     @property
     def revision(self) -> str | None:
@@ -197,7 +198,7 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def share(self, task: str) -> None:
-        """Make a task share the most recent head: the same module is then trained by both tasks."""
+        """Make a task use the head that was added last, so that both tasks train one module."""
 
     @abstractmethod
     def own(self, task: str) -> nn.Module:
@@ -205,7 +206,7 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def put(self, task: str, state: Mapping[str, Tensor]) -> None:
-        """Give a task a module with the given parameters, which `own_state` has returned."""
+        """Restore the module that belongs to a task from parameters returned by `own_state`."""
 
     @abstractmethod
     def close(self, task: str) -> None:
@@ -267,7 +268,7 @@ class Backbone(nn.Module, ABC):
         )
 
     def packed(self, examples: Examples, rows: Sequence[int]) -> Batch:
-        """Return the examples with indexes `rows` as a training batch, several packed per row.
+        """Return the examples with indices `rows` as one training batch, packed into fewer rows.
 
         Raises
         ------
@@ -337,7 +338,7 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def generate(self, batch: Batch) -> list[str]:
-        """Generate a text as the answer to each example.
+        """Generate a text answer to each example.
 
         Raises
         ------
@@ -354,9 +355,9 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def stock_head(self, task: str) -> tuple[str, nn.Linear] | None:
-        """Return the name of the head in transformers' own model, and the task's head for it.
+        """Return the name of the head in the stock transformers model, and a task's head for it.
 
-        Return None if that model cannot contain the task's head.
+        Return None if the stock model has no head that can be replaced by the task's.
         """
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""An encoder with a pooled feature per example and one linear head per task.
+"""An encoder with one pooled feature vector per example and one linear head per task.
 
 Each head predicts one of the classes of its task.
 """
@@ -31,7 +31,7 @@ Tokens = dict[str, list[int]]
 
 
 class Encoder(Backbone):
-    """A transformer with a pooled feature, to which a head is added for each task.
+    """A transformer with a pooled feature vector, to which a head is added for each task.
 
     Parameters
     ----------
@@ -140,9 +140,9 @@ class Encoder(Backbone):
     def prepare(
         self, rows: Rows, *, batch_size: int = BATCH_SIZE, allow_empty: bool = False
     ) -> Examples:
-        """Tokenize texts, or store images to be decoded batch by batch.
+        """Tokenize texts; images are decoded later, batch by batch.
 
-        Images are not decoded in advance, because their pixels would take too much memory.
+        The pixels of all images would take too much memory.
         """
         for of_task in rows:
             columns = of_task.data.column_names
@@ -194,7 +194,7 @@ class Encoder(Backbone):
     def tokens(self, data: Dataset) -> dict[str, list]:
         """Tokenize texts, or pairs of texts, cut to `max_length`.
 
-        The result contains a list of values per text under each of the tokenizer's output names.
+        The result maps each of the tokenizer's outputs, such as `input_ids`, to one list per text.
 
         Raises
         ------
@@ -262,9 +262,9 @@ class Encoder(Backbone):
     def features(self, batch: Batch) -> Float[Tensor, "batch features"]:
         """Return the features for the task posterior.
 
-        For texts, they are the mean of the hidden states over tokens. For images, they are the
-        class token concatenated with the mean over patches, or, in convolutional models, the mean
-        over positions.
+        For texts, they are the mean of the last hidden states over tokens. For images, they are the
+        class token concatenated with the mean over patches; for images in a convolutional model,
+        the mean over positions.
         """
         encoder = getattr(self.model, "base_model", self.model)
         output = encoder(**batch.inputs)
@@ -282,7 +282,7 @@ class Encoder(Backbone):
     def rank(
         self, batch: Batch, choices: Mapping[str, Sequence[str]]
     ) -> dict[str, Float[Tensor, "batch _"]]:
-        """Return log p(class | x, task) for the classes of each task, in the order of its head."""
+        """Return log p(class | x, task) for the classes of each task, in the order of the task."""
         hidden = self(batch)
         log_p = {}
         for task in choices:
@@ -314,7 +314,7 @@ class Encoder(Backbone):
         BackboneError
             The head of the stock model has no bias, but the heads of the tasks have one.
         RunError
-            The heads are not linear in the feature.
+            A head uses random features, so it is not linear in the model's features.
         """
         head = self._joined(tasks)
         if not self.stock_head_has_bias and head.bias.any():
@@ -415,7 +415,7 @@ def _masked_mean(
 
 
 def _without_tokens(rows: Rows, index: int, source: str) -> str:
-    """Return the error message for the example at `index` in all rows, which has no tokens."""
+    """Return the error message for an example without tokens, given its index in all rows."""
     for task, data, _ in rows:
         if index < len(data):
             example = data[index]

@@ -88,7 +88,7 @@ class Examples:
     collate
         The function that combines inputs into tensors, padding texts to the longest.
     without_tokens
-        The indexes of the texts for which the tokenizer returns no tokens. Each is replaced by a
+        The indices of the texts for which the tokenizer returns no tokens. Each is replaced by a
         placeholder to avoid a division by zero. The model's output for a placeholder must be
         ignored.
     batch_size
@@ -123,14 +123,14 @@ class Examples:
         size: int | None = None,
         device: torch.device | str = "cpu",
     ) -> Iterator[tuple[list[int], Batch]]:
-        """Yield batches on a device, each with the indexes of its examples.
+        """Yield batches on a device, each with the indices of its examples.
 
         Examples of similar length are put into the same batch, to reduce padding.
 
         Parameters
         ----------
         rows
-            The indexes of the examples to read; by default all.
+            The indices of the examples to read; by default all.
         size
             The number of examples per batch; by default `batch_size`.
         """
@@ -144,7 +144,7 @@ class Examples:
             yield numbers, self.batch(numbers, device)
 
     def batch(self, rows: Sequence[int], device: torch.device | str = "cpu") -> Batch:
-        """Return the examples with indexes `rows` as one batch, on a device."""
+        """Return the examples with indices `rows` as one batch, on a device."""
         inputs = self.collate([self.inputs[row] for row in rows])
         moved = {name: value.to(device) for name, value in inputs.items()}
         labels = [self.labels[row] for row in rows]
@@ -157,7 +157,7 @@ class Examples:
 
 
 def in_order(parts: Iterable[tuple[list[int], Tensor]]) -> Tensor:
-    """Concatenate results computed batch by batch, in the order of the examples' indexes."""
+    """Concatenate results computed batch by batch, sorted by the indices of the examples."""
     order: list[int] = []
     results = []
     for rows, values in parts:

@@ -18,7 +18,7 @@ SEED = "projection_seed"
 
 
 class RandomHead(nn.Linear):
-    """A head that is linear in the random features max(0, x P).
+    """A head that is linear in the random features max(0, x P) of a feature vector x.
 
     The matrix P is random and never trained, so only its seed is saved.
     """
@@ -38,7 +38,7 @@ class RandomHead(nn.Linear):
 
 @functools.lru_cache(maxsize=4)
 def projection(seed: int, width: int, features: int) -> Float[Tensor, "width features"]:
-    """Return the matrix P of random features, with independent standard normal entries.
+    """Return the random projection matrix P, with independent standard normal entries.
 
     Recent matrices are cached, because all tasks of a run use the same P.
     """
@@ -49,7 +49,7 @@ def projection(seed: int, width: int, features: int) -> Float[Tensor, "width fea
 
 
 def made(state: Mapping[str, Tensor], width: int) -> nn.Linear:
-    """Build a head with the given state, for features of length `width`.
+    """Build a head with the given state, for feature vectors of length `width`.
 
     Examples
     --------

@@ -95,7 +95,7 @@ def input_covariances(
 def _same_inputs(
     backbone: Backbone, example: Batch, layers: Sequence[str]
 ) -> list[tuple[str, ...]]:
-    """Group the layers that read the same tensors, which is found by running one example."""
+    """Group the layers that read the same tensors, as observed by running one example."""
     # Keep the tensors until all layers have run: the id of a freed tensor could be reused.
     seen: dict[str, list[Tensor]] = {name: [] for name in layers}
 
@@ -116,7 +116,7 @@ def _same_inputs(
 def _watched(
     model: nn.Module, layers: Sequence[str], receive: Callable[[str, Tensor], None]
 ) -> Iterator[None]:
-    """Call `receive(name, input)` whenever one of the layers runs."""
+    """Call `receive(name, input)` whenever one of the layers runs inside the context."""
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         return lambda _, arguments: receive(name, arguments[0])

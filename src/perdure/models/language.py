@@ -295,7 +295,7 @@ class LanguageModel(Backbone):
         If `normalized` is set, each value is divided by the number of tokens in the choice.
 
         A choice that occurs in several tasks is scored only once. The end token is part of a
-        choice: without it, "no" would never be less likely than "nothing".
+        choice: without it, "no" would always be at least as likely as "nothing".
         """
         columns: dict[str, int] = {}
         for of_task in choices.values():

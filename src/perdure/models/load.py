@@ -43,7 +43,7 @@ def load_files(
     head: str | None = None,
     text: TextSettings | None = None,
 ) -> Backbone:
-    """Load a backbone as `Backbone.load` does, from files that have already been found.
+    """Load a backbone as `Backbone.load` does, but from the given files.
 
     A checkpoint with the output layer of a language model is loaded as a language model if
     `pooling` is `auto`, and as an encoder otherwise.
@@ -85,7 +85,7 @@ def load_files(
 
 
 def load_with(files: ModelFiles, settings: Mapping[str, Any]) -> Backbone:
-    """Load a backbone from files that have been found, with arguments of `Backbone.load`."""
+    """Load a backbone from the given files, with `settings` as arguments of `Backbone.load`."""
     others = dict(settings)
     of_text = {}
     for field in fields(TextSettings):

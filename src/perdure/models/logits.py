@@ -12,8 +12,8 @@ from torch.nn import functional as F
 class Logits:
     """A model's logits for a batch, with the target at each place.
 
-    A place is a position at which (part of) an answer is predicted. An encoder has one place per
-    example, which predicts its class. A language model has one per target token.
+    A place is a position at which an answer, or a part of it, is predicted. With an encoder there
+    is one place per example; with a language model, one per target token.
 
     Attributes
     ----------
@@ -46,9 +46,9 @@ class Logits:
         return self.per_example(losses)
 
     def per_example(self, values: Float[Tensor, " places"]) -> Float[Tensor, " examples"]:
-        """Average values, one per place, over the places of each example.
+        """Return the mean of `values`, which are given per place, for each example.
 
-        The average of an example without places is 0.
+        The mean is 0 for an example without places.
         """
         zeros = values.new_zeros(self.examples)
         ones = torch.ones_like(values)

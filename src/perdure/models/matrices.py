@@ -26,7 +26,7 @@ def is_matrix(layer: nn.Module) -> TypeGuard[MatrixLayer]:
 
 
 def oriented(layer: nn.Module, value: Tensor) -> Tensor:
-    """Convert a weight, or a change to it, from out × in to the order of the layer, or back.
+    """Convert a weight, or a change to it, between out × in and the layout of the layer.
 
     The result is a view.
     """
@@ -34,7 +34,7 @@ def oriented(layer: nn.Module, value: Tensor) -> Tensor:
 
 
 def matrix(layer: nn.Module) -> Tensor:
-    """Return the weight of a layer as a writable view; a matrix is out × in.
+    """Return the weight of a layer as a writable view, with a matrix as out × in.
 
     For a 4-bit weight, the result is an empty tensor of that shape on the meta device.
 

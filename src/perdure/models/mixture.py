@@ -37,7 +37,7 @@ class Choice:
     rows: Int[Tensor, " samples"] = field(default_factory=lambda: torch.tensor([-1]))
 
     def of(self, tasks: Sequence[str | None]) -> None:
-        """Choose the expert of each sample's task, or of one task for all samples.
+        """Select the expert for each sample by its task; a single task applies to all samples.
 
         For a task without an expert, the pre-trained model is used.
         """
@@ -123,7 +123,7 @@ class ExpertLinear(nn.Module):
     def _gate(
         self, inside: Float[Tensor, "*tokens experts rank"]
     ) -> Float[Tensor, "*tokens experts"]:
-        """Return the weight of each expert for each token, from the lengths of its projections."""
+        """Return the weight that the gate gives to each expert, for each token."""
         directions = inside[..., : self.gate_rank]
         lengths = directions.norm(dim=-1)
         p = lengths.where(self.acts, -torch.inf).softmax(-1)
@@ -136,7 +136,7 @@ class ExpertLinear(nn.Module):
     def _chosen(
         self, inside: Float[Tensor, "samples *tokens experts rank"]
     ) -> Float[Tensor, "samples *ones experts"]:
-        """Return weights that are 1 for the expert chosen for a sample, and 0 for the others."""
+        """Return weights that are 1 for the expert chosen for a sample and 0 for all others."""
         device = inside.device
         rows = self.choice.rows.to(device)
         # One choice may apply to all samples, and some models split a sample into windows.
@@ -242,7 +242,7 @@ class Mixture:
     # -- in a model
 
     def insert(self, model: nn.Module) -> Choice:
-        """Replace linear layers of the model by layers with experts, until `remove` restores them.
+        """Replace linear layers of a model with layers with experts, until `remove` is called.
 
         If there is no gate, the experts are selected through the `Choice` that is returned.
         """
@@ -264,7 +264,7 @@ class Mixture:
 
     @contextlib.contextmanager
     def inserted(self, model: nn.Module) -> Iterator[Choice]:
-        """Insert the mixture into the model while the block runs, and remove it afterwards."""
+        """Insert the mixture into a model while the block runs, and remove it afterwards."""
         try:
             yield self.insert(model)
         finally:
@@ -364,7 +364,7 @@ def _fill_up(
 ) -> tuple[Float[Tensor, "experts rank in"], Float[Tensor, "experts out rank"]]:
     """Stack the factors of all experts, padded with zeros to a common rank.
 
-    An expert may be None, but not all of them.
+    Some of the experts may be None, but not all.
     """
     present = [value for value in experts if value is not None]
     rank = max(value.rank for value in present)

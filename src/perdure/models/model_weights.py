@@ -67,7 +67,7 @@ def stored(files: ModelFiles) -> dict[str, Stored]:
 
 
 def main_dtype(tensors: Mapping[str, Stored]) -> torch.dtype:
-    """Return the data type of most of the floating-point values."""
+    """Return the most common data type among the stored floating-point values."""
     totals: dict[torch.dtype, int] = {}
     for tensor in tensors.values():
         dtype = tensor.dtype
@@ -118,7 +118,7 @@ def skeleton(source: str, make: Callable[[], Model], tensors: Mapping[str, Store
     Raises
     ------
     BackboneError
-        The model is far larger than its weight files. This is raised while it is being built.
+        The model is far larger than its weight files. Building stops as soon as this is known.
     """
     numbers = sum(tensor.numbers for tensor in tensors.values())
     most_tensors = TIMES * len(tensors) + AT_LEAST_TENSORS
@@ -129,7 +129,7 @@ def skeleton(source: str, make: Callable[[], Model], tensors: Mapping[str, Store
 
 @contextlib.contextmanager
 def _counted(source: str, most_tensors: int, most_numbers: int) -> Iterator[None]:
-    """Limit the number of tensors, and of values in them, in a model built inside the context."""
+    """Raise an error if a model built inside the context has too many tensors or values."""
     seen = {"tensors": 0, "numbers": 0, "in buffers": 0}
 
     def check(key: str, what: str, most: int) -> None:
@@ -165,7 +165,7 @@ def _counted(source: str, most_tensors: int, most_numbers: int) -> Iterator[None
 
 
 def check_finite(source: str, model: nn.Module) -> None:
-    """Check that all parameters of a model are finite, without which its output would not be.
+    """Check that all parameters of a model are finite; otherwise its output would not be.
 
     Raises
     ------

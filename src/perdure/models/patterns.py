@@ -23,7 +23,7 @@ SECONDS = 2.0
 
 @runtime_checkable
 class Match(Protocol):
-    """The interface of a match object of `regex`, whose class type checkers do not know."""
+    """A match object of the `regex` package, declared here for type checkers."""
 
     def __getitem__(self, group: str | int, /) -> str: ...
 
@@ -66,7 +66,7 @@ class Patterns:
     def match(self, pattern: str, name: str, where: str) -> Match | None:
         """Match a pattern at the start of a name, like `re.match`.
 
-        The same exceptions are raised as by `fullmatch`.
+        It raises the same exceptions as `fullmatch`.
         """
         return self._timed("match", pattern, name, where)
 

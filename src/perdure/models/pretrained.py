@@ -112,8 +112,8 @@ def open_model(files: ModelFiles, pooling: str, head: str | None) -> Opened:
     Raises
     ------
     BackboneError
-        A file is missing, damaged or absurd; the model is not one for classification; or weights
-        are missing.
+        A file is missing, damaged or absurd; transformers has no classification model of this
+        type; or weights are missing.
     """
     # Cheap checks come first: nothing is built before all files have been checked.
     files.check()
@@ -181,8 +181,8 @@ def open_language_model(files: ModelFiles, dtype: str = "float32") -> Opened:
     Parameters
     ----------
     dtype
-        The data type of the weights in memory: `float32`, `bfloat16`, or `nf4` (4 bits).
-        transformers keeps weights that require single precision in it.
+        The data type of the weights in memory: `float32`, `bfloat16`, or `nf4` (4 bits). Weights
+        that require single precision stay in `float32`.
 
     Raises
     ------
@@ -288,7 +288,7 @@ class _Weights:
     quantisation: BitsAndBytesConfig | None = None
 
     def read_by(self, auto: Any) -> tuple[PreTrainedModel, list[str]]:
-        """Load the model, and list the parameters that are missing or have another shape.
+        """Load the model, and list the parameters that are missing or have a different shape.
 
         Parameters
         ----------
@@ -399,7 +399,7 @@ def _find_head(model: PreTrainedModel) -> str:
 
 
 def take_head(model: nn.Module, name: str) -> nn.Linear:
-    """Replace a model's head by an identity, and return the head.
+    """Replace a model's head with an identity layer, and return the head.
 
     The model then returns the input of its head.
 

@@ -174,7 +174,7 @@ class Prompts:
         return f"`{self.source}` has no chat template"
 
     def _beginning(self) -> tuple[int, ...]:
-        """Return the token that the tokenizer adds at the start of a text, or an empty tuple."""
+        """Return a tuple with the token that the tokenizer adds at the start of a text, if any."""
         beginning = self.tokenizer.bos_token_id
         if beginning is None:
             beginning = self.tokenizer.cls_token_id
@@ -209,7 +209,7 @@ class Prompts:
         return turns
 
     def _answer_turn(self, prompt: str | Turns, answer: str, where: str) -> str:
-        """Return the text that the chat template adds for the assistant's turn, with the answer."""
+        """Return the text that the chat template adds to a prompt for the assistant's answer."""
         turns = self._turns(prompt)
         asked = self._render(turns, where, asks=True)
         whole = self._render([*turns, {"role": "assistant", "content": answer}], where, asks=False)

@@ -41,7 +41,7 @@ OLD_NAME = "past_key_values"
 
 @dataclass
 class Ranking:
-    """A scorer of choices that tests on first use whether the fast way is exact for a model.
+    """A scorer of choices, which tests on first use whether the fast way is exact for a model.
 
     Attributes
     ----------
@@ -105,7 +105,7 @@ def _packed(model: PreTrainedModel, prompt: Prompt, tails: Tails) -> Float[Tenso
 def _behind(
     model: PreTrainedModel, cache: Cache, prompt_mask: Int[Tensor, "batch prompt"], tails: Tails
 ) -> Float[Tensor, "batch choices"]:
-    """Return log p of all but the first token of each choice, packed after the prompt's cache."""
+    """Return log p of each choice without its first token, packed after the prompt's cache."""
     device = prompt_mask.device
     batch = len(prompt_mask)
     row = _row(tails, device)
@@ -205,7 +205,7 @@ def _side_by_side(
 def _decoded(
     model: PreTrainedModel, copies: Mapping[str, object], tails: Tails, batch: int
 ) -> Float[Tensor, "batch choices"]:
-    """Return log p of all but the first token of each choice, computed by a decoder."""
+    """Return log p of each choice without its first token, computed by a decoder."""
     tokens, reads = _rectangle([tail[:-1] for tail in tails], model.device)
     rows, columns = torch.nonzero(reads.repeat(batch, 1), as_tuple=True)
     with logits_at(model, rows, columns):
@@ -269,7 +269,7 @@ def _continued(
 
 
 def _cache_name(model: PreTrainedModel) -> str:
-    """Return the name of a model's cache argument, which transformers renames model by model."""
+    """Return the name of a model's cache argument, which differs between transformers models."""
     parameters = inspect.signature(model.forward).parameters
     return "cache" if "cache" in parameters else OLD_NAME
 
@@ -315,6 +315,6 @@ def _log_p(
 def _sums(
     values: Float[Tensor, "batch tokens"], owners: Int[Tensor, " tokens"], count: int
 ) -> Float[Tensor, "batch owners"]:
-    """Sum the values of the tokens of each owner."""
+    """Sum the values of the tokens that belong to each owner, that is, to each choice."""
     totals = values.new_zeros(len(values), count)
     return totals.index_add_(1, owners, values)

@@ -76,7 +76,7 @@ def _note_size(embeddings: nn.Module, patches: int, size: int) -> None:
 
 
 def _resize(processor: Any, size: int) -> None:
-    """Make the processor produce images of the new size that show the same content.
+    """Make the processor produce images of the new size with the same content.
 
     If it crops a margin, the margin keeps its proportion of the image.
     """

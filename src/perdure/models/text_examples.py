@@ -26,7 +26,7 @@ class TextExamples(Examples):
     """Prompts with their answers; the tokens of the answers are the targets of a batch."""
 
     def batch(self, rows: Sequence[int], device: torch.device | str = "cpu") -> Batch:
-        """Return the examples with indexes `rows` as a batch with one example per row."""
+        """Return the examples with indices `rows` as a batch with one example per row."""
         chosen = self._tokens(rows)
         inputs = self.collate(chosen)
         decodes = "decoder_input_ids" in inputs
@@ -37,7 +37,7 @@ class TextExamples(Examples):
         return self._batch(rows, inputs, lines, starts, device)
 
     def packed(self, rows: Sequence[int], pad: int, device: torch.device | str = "cpu") -> Batch:
-        """Return the examples with indexes `rows` as a training batch with packed rows.
+        """Return the examples with indices `rows` as one training batch, packed into fewer rows.
 
         Each row contains as many examples as fit. The attention mask and the positions make each
         example attend only to itself. Functions that need the tokens of single examples, such as
@@ -68,7 +68,7 @@ class TextExamples(Examples):
         starts: Sequence[int],
         device: torch.device | str,
     ) -> Batch:
-        """Return a batch in which answers are predicted from the given input positions onwards."""
+        """Return a batch in which each answer starts at the given row and column of the input."""
         chosen = self._tokens(rows)
         owners, at, columns, targets = [], [], [], []
         for number, example in enumerate(chosen):

@@ -1,4 +1,4 @@
-"""Load a tokenizer, and make it and its model agree.
+"""Load a tokenizer and make it consistent with its model.
 
 They must agree on padding, on the attention mask, on the vocabulary and on the maximum length.
 """

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 def write(
     folder: Path, weights: dict[str, np.ndarray], settings: Mapping[str, Mapping[str, object]]
 ) -> None:
-    """Write `model.safetensors`, and a JSON file for each file name in `settings`."""
+    """Write `model.safetensors`, and one JSON file per entry of `settings`, named by its key."""
     folder.mkdir(parents=True, exist_ok=True)
     # transformers reads the framework of the weights from this metadata.
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})

@@ -26,7 +26,9 @@ class Graph:
 
 
 def read(file: Path, model: str) -> Graph:
-    """Read the weights from an ONNX file. `model` is the name of the model, for error messages.
+    """Read the weights from an ONNX file.
+
+    `model` is the name of the model, for error messages.
 
     Raises
     ------

@@ -19,7 +19,10 @@ from perdure.storage.staging import hidden_folder
 
 @dataclass(frozen=True)
 class Package:
-    """A pinned file on PyPI. `size` is in bytes; `source` is True for a source distribution."""
+    """A pinned file on PyPI.
+
+    `size` is in bytes. `source` is True for a source distribution.
+    """
 
     name: str
     version: str
