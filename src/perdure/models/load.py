@@ -79,7 +79,7 @@ def load_files(
             dtype=opened.dtype,
             stock_head_has_bias=has_bias,
         )
-        # The width is measured, for which the backbone must be complete.
+        # The width is measured, which requires a complete backbone.
         backbone.width = _width(backbone)
     return backbone
 

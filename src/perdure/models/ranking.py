@@ -28,7 +28,7 @@ Tails = Sequence[Sequence[int]]
 """The tokens of each choice, including its end token."""
 Way = Callable[[PreTrainedModel, Prompt, Tails], Tensor]
 
-# The maximum number of choice tokens to read together, over a batch. Their logits take most memory.
+# The maximum number of choice tokens to read together in a batch. Logits take most of the memory.
 MOST_PLACES = 4096
 # The number of choices on which the fast way is tested: enough for one to attend to another.
 TRIED = 3
@@ -86,7 +86,7 @@ def tolerance(model: PreTrainedModel, values: Tensor) -> float:
 
 
 def _packed(model: PreTrainedModel, prompt: Prompt, tails: Tails) -> Float[Tensor, "batch choices"]:
-    """Score all choices in one row after the prompt's cache."""
+    """Score the choices packed into one row, continuing from the cache of the prompt."""
     mask = prompt["attention_mask"]
     lengths = mask.sum(1)
     rows = torch.arange(len(mask), device=mask.device)
@@ -105,7 +105,7 @@ def _packed(model: PreTrainedModel, prompt: Prompt, tails: Tails) -> Float[Tenso
 def _behind(
     model: PreTrainedModel, cache: Cache, prompt_mask: Int[Tensor, "batch prompt"], tails: Tails
 ) -> Float[Tensor, "batch choices"]:
-    """Return log p of each choice without its first token, packed after the prompt's cache."""
+    """Return log p of each choice without its first token, continuing from a cache."""
     device = prompt_mask.device
     batch = len(prompt_mask)
     row = _row(tails, device)
@@ -173,7 +173,7 @@ def _row(tails: Tails, device: torch.device) -> _Row:
 def _side_by_side(
     model: PreTrainedModel, prompt: Prompt, tails: Tails
 ) -> Float[Tensor, "batch choices"]:
-    """Score the choices as a batch, after the cache of the encoder and of the start token."""
+    """Score the choices as a batch, continuing from the cache of an encoder–decoder model."""
     mask = prompt["attention_mask"]
     batch = len(mask)
     states = model.get_encoder()(**prompt).last_hidden_state
