@@ -150,9 +150,7 @@ def test_predicted_and_exported_as_an_adapter(stream, checkpoint, tmp_path):
         "up",
         "down",
     }
-    with pytest.raises(
-        RunError, match=r"nothing can be merged into weights in 4 bits.*`--as adapter`"
-    ):
+    with pytest.raises(RunError, match=r"nothing can be merged into 4-bit weights.*`--as adapter`"):
         model.export(tmp_path / "out")
     assert not (tmp_path / "out").exists()
     model.export(tmp_path / "adapter", form="adapter")

@@ -34,7 +34,7 @@ def test_what_is_compared_is_said(tmp_path):
     run = make_run(tmp_path / "run", rows(R, "ab") + given)
     assert gate(run).task_id == "posterior" and not gate(run).passes
     assert gate(run, task_id="given").passes
-    with pytest.raises(InputError, match="It was with: given, posterior"):
+    with pytest.raises(InputError, match="It was measured with: given, posterior"):
         gate(run, task_id="none")
 
 
@@ -68,7 +68,7 @@ def test_the_command(tmp_path, perdure):
     status, out, err = perdure("gate", run, "--forgetting", "4", "--drift", "0.3")
     assert (status, err) == (0, "") and "Yes: no task has lost more than 4 points" in out
     status, out, err = perdure("gate", run, "--drift", "0.1")
-    assert (status, err) == (1, "") and "No: more than 2 points lost of `a`" in out
+    assert (status, err) == (1, "") and "No: more than 2 points lost on `a`" in out
     assert "+0.250 nats per token, more than 0.1" in " ".join(out.split())
     status, out, err = perdure("gate", run, "--json")
     verdict = json.loads(out)

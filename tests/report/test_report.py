@@ -139,7 +139,7 @@ def test_one_task(tmp_path):
 def test_no_task_was_finished(tmp_path):
     run = make_run(tmp_path / "run", [], tasks=())
     (run / "combined.json").unlink()
-    assert "No task was finished and measured yet." in to_html(summarise([run]))
+    assert "No task has been finished and measured yet." in to_html(summarise([run]))
 
 
 def test_what_was_not_learned_is_left_out(tmp_path):
@@ -631,7 +631,7 @@ def test_a_task_whose_folder_is_gone_is_named(tmp_path):
     (run / "tasks" / "01-b" / "manifest.json").unlink()
     (found,) = summarise([run])["runs"]
     assert found["problems"] == [
-        f"`{run / 'tasks'}` has no complete folder of task `b`, which was learned."
+        f"`{run / 'tasks'}` has no complete folder for the learned task `b`."
     ]
     assert (
         found["results"][0]["matrix"] == R and found["tasks"][1]["bytes"] is None

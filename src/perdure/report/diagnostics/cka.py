@@ -1,4 +1,4 @@
-"""CKA of the features: tables and figures."""
+"""The table and the figures of the diagnostic `cka`, the similarity of features."""
 
 from collections.abc import Sequence
 
@@ -12,30 +12,30 @@ from perdure.report.markdown import number
 from perdure.report.picture import Picture
 
 READING = (
-    "1: the same features but for rotation and scale; near 0: nothing in common. Low values "
-    "against the pre-trained model mean that learning moved the features far."
+    "With a CKA of 1, features are the same up to rotation and scale; near 0, they have nothing in "
+    "common. Low values with the pre-trained model mean that learning changed the features a lot."
 )
 
 
 def table(numbers: Part, tasks: Sequence[str]) -> Table:
-    """Make the table of the terminal: a row for each task."""
+    """Return the table for the terminal, with the CKA after each task."""
     rows = []
     columns = zip(tasks, numbers["to_pretrained"], numbers["to_previous"], strict=True)
     for task, pretrained, previous in columns:
         rows.append([task, number(pretrained), number(previous)])
     return Table(
         title="CKA of the features after each task",
-        header=["after", "with pre-trained", "with the step before"],
+        header=["after", "with pre-trained", "with the previous step"],
         rows=rows,
     )
 
 
 def pictures(numbers: Part, tasks: Sequence[str]) -> list[Picture]:
-    """Make the curves over the steps, and the layers against each other."""
+    """Return figures of the CKA over the steps, and between the layers of two models."""
     names = tasks[:TASKS]
     steps = {
         "with the pre-trained model": array(numbers["to_pretrained"])[:TASKS],
-        "with the step before": array(numbers["to_previous"])[:TASKS],
+        "with the previous step": array(numbers["to_previous"])[:TASKS],
     }
     over_steps = series(
         figures.lines(steps, names, "CKA"),
@@ -43,7 +43,7 @@ def pictures(numbers: Part, tasks: Sequence[str]) -> list[Picture]:
         names,
         steps,
     )
-    # Deep models have too many layers to draw; the same ones are kept on both sides.
+    # Deep models have too many layers to draw; the same ones are selected on both sides.
     kept = spread(len(numbers["layers"]), TASKS)
     layers = [numbers["layers"][layer] for layer in kept]
     by_layer = heat_map(

@@ -1,4 +1,4 @@
-"""Probes, linear classifiers on the features: tables and figures."""
+"""The table and the figures of the diagnostic `probe`, on classifiers trained on features."""
 
 from collections.abc import Sequence
 
@@ -10,17 +10,17 @@ from perdure.report.markdown import percent
 from perdure.report.picture import Picture
 
 READING = (
-    "An analysis with the training data of all tasks, no method: a fresh linear classifier on each "
-    "step's frozen features. Rising: the features gained; flat: stable, not plastic; falling: "
-    "something was lost."
+    "An analysis with the training data of all tasks, not a method: at each step, a new linear "
+    "classifier is trained on the frozen features. If its accuracy rises, the features have "
+    "improved; if it is flat, they are stable but not plastic; if it falls, something was lost."
 )
 CHANGES = ("plasticity", "stability")
 
 
 def table(numbers: Part, tasks: Sequence[str]) -> Table:
-    """Make the table of the terminal: a row for each step."""
+    """Return the table for the terminal, with a row for each step."""
     rows = [["(pre-trained)", percent(numbers["accuracy"][0]), "", ""]]
-    # Steps begin before the first task, so that a task's own step is one behind its number.
+    # The first step is before any task, so the step after a task is one more than its number.
     for number, task in enumerate(tasks):
         accuracy = percent(numbers["accuracy"][number + 1])
         changes = [percent(numbers[key][number], signed=True) for key in CHANGES]
@@ -33,7 +33,7 @@ def table(numbers: Part, tasks: Sequence[str]) -> Table:
 
 
 def pictures(numbers: Part, tasks: Sequence[str]) -> list[Picture]:
-    """Make the curve over the steps, the accuracy on each task, and its changes."""
+    """Return figures of the accuracy over the steps, the accuracy on each task, and its changes."""
     names = tasks[:TASKS]
     steps = ["(pre-trained)", *names]
     accuracy = {"all tasks": array(numbers["accuracy"])[: TASKS + 1]}
