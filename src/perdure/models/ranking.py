@@ -65,8 +65,8 @@ class Ranking:
 
 def _agree(fast: Way, model: PreTrainedModel, prompt: Prompt, tails: Tails) -> bool:
     """Return whether the fast way gives the same scores as reading each choice in full."""
-    # The shortest prompt and the longest: reading all of a batch whole takes as long as several
-    # batches read the fast way, and padding is what a way may get wrong.
+    # Only the shortest and the longest prompt: padding is what the fast way may get wrong, and
+    # reading the full batch the slow way takes as long as reading several batches the fast way.
     lengths = prompt["attention_mask"].sum(1)
     rows = torch.stack([lengths.argmin(), lengths.argmax()]).unique()
     prompt = {name: values[rows] for name, values in prompt.items()}
