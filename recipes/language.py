@@ -34,7 +34,7 @@ METHODS: dict[str, list[str]] = {
     "isolated, previous": ["method={name: isolated, start: previous}"],
     "inc_lora": ["method=inc_lora"],
     "joint": ["method=joint", "evaluation.steps=last"],
-    "sequential, low rate": ["method=sequential", "training.learning_rate=1.0e-3"],
+    "sequential, low rate": ["method=sequential", "training.learning_rate=3.0e-3"],
     "ewc": ["method=ewc"],
     "lwf": ["method=lwf"],
     "replay": ["method={name: replay, method: sequential, per_class: 1}"],

@@ -10,6 +10,7 @@ run folder must therefore register them with `named_by_run`: a file that is name
 folder is not run until the user trusts it.
 """
 
+import ast
 import contextlib
 import functools
 import importlib
@@ -174,9 +175,42 @@ def options(thing: Callable[..., object]) -> dict[str, inspect.Parameter]:
 
 def summary(thing: Callable[..., object]) -> str:
     """Return the first paragraph of an object's docstring, joined into one line."""
-    docstring = inspect.getdoc(thing) or ""
+    return _first_paragraph(inspect.getdoc(thing) or "")
+
+
+def _first_paragraph(docstring: str) -> str:
     paragraph, *_ = docstring.split("\n\n")
     return paragraph.replace("\n", " ")
+
+
+def summaries(kind: Kind) -> dict[str, str]:
+    """Return the summaries of all things of a kind, by name, without importing perdure's files.
+
+    The files import torch, which takes seconds; their docstrings can be read without it.
+    """
+    package = importlib.import_module(PACKAGES[kind])
+    own = _files(package) - {point.name for point in _of_others(kind)}
+    texts = {}
+    for name in names(kind):
+        if name in own:
+            file = Path(package.__path__[0]) / f"{name}.py"
+            texts[name] = _summary_in(file, name)
+        else:
+            texts[name] = summary(find(kind, name))
+    return texts
+
+
+def _summary_in(file: Path, name: str) -> str:
+    """Return the summary of the thing that one of perdure's files defines.
+
+    Its name is that of the file, but for case and underscores.
+    """
+    bare = name.replace("_", "")
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        is_definition = isinstance(node, ast.FunctionDef | ast.ClassDef)
+        if is_definition and node.name.lower().replace("_", "") == bare:
+            return _first_paragraph(ast.get_docstring(node) or "")
+    raise InputError(f"`{file}` defines no `{name}`.")
 
 
 def about(name: str) -> About:

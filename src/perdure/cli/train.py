@@ -114,7 +114,7 @@ def tune(
 
     Only the first tasks of the stream are used.
     """
-    from perdure.report import terminal
+    from perdure.cli.listing import listing
     from perdure.runs.recipe import Recipe
     from perdure.runs.tune import Protocol, tune
 
@@ -127,7 +127,7 @@ def tune(
         return typer.echo(json.dumps(vars(tuning), indent=2))
     if not quiet:
         title = f"\n{len(tuning.trials)} trials on {tasks} tasks (validation score, %)"
-        terminal.listing(title, tuning.lines())
+        listing(title, tuning.lines())
     say(output / "tuned.yaml")
 
 
