@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from perdure.evaluation.subsequences import lengths
 from perdure.evaluation.task_score import References, best, of
 
 
@@ -52,27 +53,18 @@ def _sentences(text: str) -> list[list[str]]:
 
 def _common(left: Sequence[str], right: Sequence[str]) -> set[str]:
     """Return the different words of a longest common subsequence."""
-    # lengths[i][j] is that of the first i words of `left` and the first j of `right`.
-    lengths = [[0] * (len(right) + 1)]
-    for word in left:
-        before = lengths[-1]
-        row = [0]
-        for number, other in enumerate(right):
-            if word == other:
-                row.append(before[number] + 1)
-            else:
-                row.append(max(before[number + 1], row[number]))
-        lengths.append(row)
-    # Backwards from the last cell. There may be several subsequences of this length: that of the
-    # package steps to the left if it can.
+    table = lengths(left, right)
     words: set[str] = set()
-    i, j = len(left), len(right)
+    # Backwards from the end. There may be several subsequences of this length: that of the package
+    # `rouge` leaves out a word of the right sentence where it can.
+    i = len(left)
+    j = len(right)
     while i and j:
         if left[i - 1] == right[j - 1]:
             words.add(left[i - 1])
             i -= 1
             j -= 1
-        elif lengths[i - 1][j] > lengths[i][j - 1]:
+        elif table.at(i - 1, j) > table.at(i, j - 1):
             i -= 1
         else:
             j -= 1
