@@ -11,12 +11,12 @@ def rouge_l_union(answers: Sequence[str], references: References) -> float:
     """Return the mean F of the different words that common subsequences of sentences cover.
 
     This is ROUGE-L of the package `rouge`, by which TRACE measures MeetingBank. A full stop ends a
-    sentence, and white space ends a word; words keep their case, endings and punctuation. Covered
-    are the words of the longest common subsequence of any sentence of the answer with any of the
-    right one. F = 2PR / (P + R + 1e-8), where R and P are the share of the different words of the
-    answer and of the right one that are covered. An answer without a sentence counts as 0.
+    sentence, and white space ends a word; words keep their case, endings and punctuation. A word is
+    covered if it is in the longest common subsequence of a sentence of the answer and one of the
+    right answer. F = 2PR / (P + R + 1e-8), where P is the share of the answer's different words
+    that are covered, and R that of the right answer's. An answer without a sentence counts as 0.
 
-    `rouge_l` compares whole texts by google's package, and stems words.
+    `rouge_l` is that of google's package, which compares whole texts and stems words.
 
     References
     ----------
@@ -40,8 +40,8 @@ def _f(answer: str, right: str) -> float:
             covered |= _common(sentence, right_sentence)
     if not covered:
         return 0.0
-    recall = len(covered) / len(set().union(*sentences))
-    precision = len(covered) / len(set().union(*right_sentences))
+    precision = len(covered) / len(set().union(*sentences))
+    recall = len(covered) / len(set().union(*right_sentences))
     return 2 * precision * recall / (precision + recall + 1e-8)
 
 
