@@ -14,6 +14,7 @@ PerdureError
 ├── OutputError       a result cannot be written: it already exists, the disk is full, or writing
 │                     is not allowed
 └── FetchError        a package with a model or data could not be fetched
+    └── NotHere       something would have to be downloaded, where nothing may be
 
 PerdureWarning        a request can be fulfilled only in part (a UserWarning)
 
@@ -140,6 +141,10 @@ class OutputError(PerdureError):
 
 class FetchError(PerdureError):
     """A package with a model or data could not be fetched."""
+
+
+class NotHere(FetchError):
+    """Something is not on this machine, where nothing may be downloaded."""
 
 
 class PerdureWarning(UserWarning):

@@ -6,6 +6,7 @@ exemplars.py     Examples that are kept for replay
 formats.py       The columns of a table that hold the prompt and the answer
 image_folder.py  A folder of images, in one folder per class
 images.py        Images as the models read them
+network.py       Whether anything may be downloaded now
 prompts.py       Prompts, and answers in free text, from the cells of a row
 rows.py          Tables, read row by row as they are written
 splits.py        Examples, cut into splits

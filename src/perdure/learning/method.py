@@ -171,6 +171,13 @@ class Method:
     def end(self, backbone: Backbone, task: Task, optimizer: Optimizer) -> None:
         """Remember what later tasks will need. The optimizer is as the last step left it."""
 
+    def foresee(self, task: Task) -> None:
+        """Remember, in place of `end`, what decides how many examples later tasks train on.
+
+        A run that is only counted (`perdure run --dry-run`) calls it, on a backbone that has shapes
+        and no values; `begin` is called there as well. Most methods remember nothing.
+        """
+
 
 @dataclass(kw_only=True)
 class PeftMethod(Method):

@@ -110,6 +110,8 @@ class InfLoRA(PeftMethod):
             target_modules=self.target_modules or adapter_targets.key_value(backbone.model),
             blocks=self.blocks,
         )
+        if backbone.device.type == "meta":  # the outline of a model, which has no inputs
+            return
         factors = adapters.factors(backbone.model)
         # Torch's seed is the same for every task, but random rows are to differ between tasks.
         random = torch.Generator().manual_seed(torch.initial_seed() + 1000 * self._learned)

@@ -19,6 +19,7 @@ mixture.py               Low-rank experts beside frozen layers, and their gate
 model_config.py          A model's `config.json`, read with care
 model_files.py           The files of a pre-trained model
 model_weights.py         The tensors in weight files, by their headers
+outline.py               A backbone of shapes, without values
 output_layer.py          Logits at the tokens of answers only
 packing.py               Several examples in one line
 patterns.py              Regular expressions, matched in bounded time

@@ -84,6 +84,7 @@ class LanguageModel(Backbone):
         dtype: torch.dtype = torch.float32,
     ):
         super().__init__(model, tokenizer, source=source, files=files)
+        self.kind = "text"  # also without a tokenizer, as an outline may be
         self.prompts = prompts
         self.chat_template = chat_template
         self.normalized = normalized

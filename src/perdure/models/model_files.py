@@ -150,6 +150,16 @@ class ModelFiles:
             )
         return sorted(names)
 
+    @property
+    def has_weights(self) -> bool:
+        """True if there are weights, complete or not."""
+        return any(os.path.lexists(self.folder / name) for name in WEIGHTS)
+
+    @property
+    def has_processor(self) -> bool:
+        """True if there is a file of a tokenizer or an image processor."""
+        return any(path.name not in (CONFIG, MODULES) for path in self.others)
+
     @functools.cached_property
     def others(self) -> tuple[Path, ...]:
         """The files beside the weights that decide the model's answers, in the order of names."""

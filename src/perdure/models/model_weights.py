@@ -165,13 +165,15 @@ def _counted(source: str, most_tensors: int, most_numbers: int) -> Iterator[None
 def check_finite(source: str, model: nn.Module) -> None:
     """Refuse a model with a parameter that is not finite: its answers would not be finite, either.
 
+    Parameters without values, of an outline, pass.
+
     Raises
     ------
     BackboneError
         A parameter holds NaN or infinity.
     """
     for name, value in model.named_parameters():
-        if not is_finite(value):
+        if not value.is_meta and not is_finite(value):
             raise BackboneError(
                 f"`{name}` of `{source}` holds values that are not finite (NaN or infinite)."
             )

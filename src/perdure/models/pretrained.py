@@ -98,8 +98,16 @@ def loading(source: str) -> Iterator[None]:
         ) from error
 
 
-def open_model(files: ModelFiles, pooling: str, head: str | None) -> Opened:
+def open_model(
+    files: ModelFiles, pooling: str, head: str | None, *, outline: bool = False
+) -> Opened:
     """Open a model for `pooling`: `stock` (with a head), `mean` (the encoder alone), or `auto`.
+
+    Parameters
+    ----------
+    outline
+        Make the model's shapes alone, on torch's `meta` device. It needs no weights, and no layer
+        counts as untrained.
 
     Raises
     ------
@@ -111,8 +119,7 @@ def open_model(files: ModelFiles, pooling: str, head: str | None) -> Opened:
     files.check()
     config = model_config.read(files)
     kind = _kind(files.source, config)
-    files.check_weights()
-    tensors = model_weights.stored(files)
+    weights = _weights(files, config, outline=outline)
     if kind == "text":
         processor = tokenizing.load(files, config)
         # Before the model is built: its embedding takes the padding token from `config`.
@@ -120,7 +127,6 @@ def open_model(files: ModelFiles, pooling: str, head: str | None) -> Opened:
     else:
         processor = transformers.AutoImageProcessor.from_pretrained(files.folder, **NOTHING_ELSE)
         _check_pixels(files.source, processor)
-    weights = _Weights(files, config, tensors)
     pooling = _pooling(files, config, kind, pooling)
     classifier = None
     if pooling != "mean":
@@ -140,7 +146,7 @@ def open_model(files: ModelFiles, pooling: str, head: str | None) -> Opened:
         processor=processor,
         model=model,
         head_name=head_name,
-        dtype=model_weights.main_dtype(tensors),
+        dtype=model_weights.main_dtype(weights.tensors),
         limit=limit,
     )
 
@@ -167,7 +173,9 @@ def _language_class(config: PreTrainedConfig) -> type | None:
     return None
 
 
-def open_language_model(files: ModelFiles, dtype: str = "float32") -> Opened:
+def open_language_model(
+    files: ModelFiles, dtype: str = "float32", *, outline: bool = False
+) -> Opened:
     """Open a checkpoint as a language model, whose output layer answers.
 
     Parameters
@@ -175,6 +183,9 @@ def open_language_model(files: ModelFiles, dtype: str = "float32") -> Opened:
     dtype
         The type of the weights in memory: `float32`, `bfloat16`, or `nf4` (4 bits). transformers
         leaves those that need it in single precision.
+    outline
+        Make the model's shapes alone, on torch's `meta` device. It needs neither weights nor a
+        tokenizer: without one, `processor` is None.
 
     Raises
     ------
@@ -188,22 +199,23 @@ def open_language_model(files: ModelFiles, dtype: str = "float32") -> Opened:
         dtype = "float32"
     files.check()
     config = model_config.read(files)
-    files.check_weights()
-    tensors = model_weights.stored(files)
-    tokenizer = tokenizing.load(files, config)
-    tokenizing.give_padding(files.source, config, tokenizer)
-    weights = _Weights(files, config, tensors, getattr(torch, dtype), quantisation)
+    weights = _weights(files, config, getattr(torch, dtype), quantisation, outline=outline)
+    tokenizer = None
+    if files.has_processor or not outline:
+        tokenizer = tokenizing.load(files, config)
+        tokenizing.give_padding(files.source, config, tokenizer)
     model, missing = weights.read_by(_language_class(config))
     quantised.prepare(model)
     _refuse(files.source, missing)
     model_weights.check_finite(files.source, model)
-    tokenizing.agree(files.source, model, tokenizer)
+    if tokenizer is not None:
+        tokenizing.agree(files.source, model, tokenizer)
     return Opened(
         kind="text",
         processor=tokenizer,
         model=model,
         head_name=None,
-        dtype=model_weights.main_dtype(tensors),
+        dtype=model_weights.main_dtype(weights.tensors),
         limit=tokenizing.length_limit(files.source, model, tokenizer),
     )
 
@@ -308,6 +320,36 @@ class _Weights:
             )
         mismatched = {key for key, *_ in info["mismatched_keys"]}
         return model, sorted(mismatched.union(info["missing_keys"]))
+
+
+@dataclass(frozen=True)
+class _Shapes(_Weights):
+    """The same for a model of shapes alone, whose files may have no weights."""
+
+    def read_by(self, auto: Any) -> tuple[PreTrainedModel, list[str]]:
+        """Make a model on the `meta` device, where a tensor has a shape and takes no memory."""
+        with torch.device("meta"):
+            model = auto.from_config(self.config, dtype=self.dtype, trust_remote_code=False)
+        if self.quantisation:
+            quantised.mark(model)
+        return model.eval(), []
+
+
+def _weights(
+    files: ModelFiles,
+    config: PreTrainedConfig,
+    dtype: torch.dtype = torch.float32,
+    quantisation: BitsAndBytesConfig | None = None,
+    *,
+    outline: bool,
+) -> _Weights:
+    """Check the weight files, if there must be any, and return what makes the model."""
+    tensors: Mapping[str, Stored] = {}
+    if files.has_weights or not outline:
+        files.check_weights()
+        tensors = model_weights.stored(files)
+    kind = _Shapes if outline else _Weights
+    return kind(files, config, tensors, dtype, quantisation)
 
 
 def _classifier(

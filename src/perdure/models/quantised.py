@@ -59,6 +59,33 @@ def prepare(model: nn.Module) -> None:
             layer.support_avx512bf16_for_cpu = False  # pyright: ignore
 
 
+def mark(model: nn.Module) -> None:
+    """Mark a model without values as one whose linear layers are in 4 bits."""
+    model.is_loaded_in_4bit = True  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
+
+
+def bytes_in_4_bits(model: nn.Module) -> int:
+    """Return about how many bytes a model without values takes once it is in 4 bits.
+
+    Its linear layers are packed, but for the output layer and those that share its weight. The
+    scales of 64 values take a byte, and those of 256 scales four.
+    """
+    output = getattr(model, "get_output_embeddings", lambda: None)()
+    kept = id(output.weight) if output is not None else 0
+    packed: set[int] = set()
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear) and id(layer.weight) != kept:
+            packed.add(id(layer.weight))
+    total = 0.0
+    for parameter in model.parameters():
+        if id(parameter) in packed:
+            scales = parameter.numel() / 64
+            total += parameter.numel() / 2 + scales + 4 * scales / 256
+        else:
+            total += parameter.nbytes
+    return round(total)
+
+
 def is_quantised(model: nn.Module) -> bool:
     """Return whether a model's linear layers are in 4 bits."""
     return bool(getattr(model, "is_loaded_in_4bit", False))

@@ -4,7 +4,10 @@ adapter_folder.py  The files of an adapter
 answers.py         The answers of a run's language model
 begin.py           Begin or continue a run with objects made in Python
 changes.py         The differences between two recipes
+counting.py        Count what a run would do
+dry_run.py         Those counts, and the text that says them
 environment.py     Versions, source revision and hardware
+expected.py        Tasks whose data would have to be downloaded
 export.py          The combined model for others to load: a stock checkpoint, or one adapter
 export_card.py     The model card of an exported model
 extend.py          Measure a run again, let it learn more, or let it forget

@@ -11,9 +11,10 @@ from annotated_types import Ge
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from perdure import registry
+from perdure.data import network
 from perdure.data.table import read_tasks
 from perdure.data.task import Scenario, Task, TaskStream
-from perdure.errors import CheckpointError, InputError, PerdureWarning
+from perdure.errors import CheckpointError, InputError, NotHere, PerdureWarning
 from perdure.evaluation import general
 from perdure.evaluation.measure import Evaluation
 from perdure.learning import engine
@@ -22,7 +23,10 @@ from perdure.learning.training import Training
 from perdure.merging.combine import check_fits
 from perdure.merging.rule_settings import Rule
 from perdure.models.backbone import Backbone
-from perdure.runs import old_names, story
+from perdure.models.outline import outline as outlined
+from perdure.runs import counting, old_names, story
+from perdure.runs.dry_run import DryRun
+from perdure.runs.expected import expected
 from perdure.runs.folder import Run
 from perdure.runs.job import Plan, check, check_alignment, make_method, settings_of
 from perdure.runs.layout import is_run
@@ -133,11 +137,13 @@ class Recipe(BaseModel):
 
     # -- the objects
 
-    def make_stream(self, run: RunState | None = None) -> TaskStream:
+    def make_stream(self, run: RunState | None = None, *, outline: bool = False) -> TaskStream:
         """Make the tasks, without those that were forgotten.
 
         Parameters
         ----------
+        outline
+            Put placeholders in the place of data that would have to be downloaded.
         run
             The run that continues with them, if any. If the examples of a task that it has learned
             are gone or have changed, the task is in the stream without its examples
@@ -159,9 +165,10 @@ class Recipe(BaseModel):
                 scenario=scenario,
                 seed=self.seed,
                 past=past,
+                outline=outline,
             )
         else:
-            stream = _past_benchmark(self.stream, self.seed, past)
+            stream = _past_benchmark(self.stream, self.seed, past, outline)
             if self.scenario:
                 stream = replace(stream, scenario=self.scenario)
         tasks = tuple(task for task in stream if task.name not in self.forgotten)
@@ -169,10 +176,15 @@ class Recipe(BaseModel):
             raise _nothing_left(self.forgotten)
         return replace(stream, tasks=tasks)
 
-    def make_backbone(self) -> Backbone:
-        """Load the pre-trained model, on the accelerator if this machine has one."""
+    def make_backbone(self, *, outline: bool = False) -> Backbone:
+        """Load the pre-trained model, on the accelerator if this machine has one.
+
+        With `outline` it has shapes and no values: its weights need not be here.
+        """
         name, options = named(self.backbone, "backbone", key="model")
         settings = checked(Backbone.load, options, "backbone")
+        if outline:
+            return outlined(name, settings)
         backbone = Backbone.load(name, **settings)
         return backbone.to(engine.device())
 
@@ -200,6 +212,7 @@ class Recipe(BaseModel):
         backbone: Backbone | None = None,
         *,
         run: RunState | None = None,
+        outline: bool = False,
     ) -> Plan:
         """Make everything that the run needs, checked before anything is trained.
 
@@ -209,6 +222,8 @@ class Recipe(BaseModel):
             The recipe's stream and backbone, if the caller has made them already.
         run
             The run that continues: tasks that it has learned may lack their examples.
+        outline
+            Make what has to be made so that the run can be counted: see `dry_run`.
         """
         method = self.make_method()
         rule = self.make_rule()
@@ -217,8 +232,8 @@ class Recipe(BaseModel):
         # these take no time; the data and the model below may take minutes
         _check_together(method, rule, training)
         check_alignment(training, rule)
-        stream = stream or self.make_stream(run)
-        backbone = backbone or self.make_backbone()
+        stream = stream or self.make_stream(run, outline=outline)
+        backbone = backbone or self.make_backbone(outline=outline)
         plan = Plan(
             stream,
             backbone,
@@ -258,6 +273,29 @@ class Recipe(BaseModel):
         plan = replace(plan, recipe=self.resolved(plan))
         story.run(plan, output, change=change, quiet=quiet)
         return Run(output)
+
+    def dry_run(self, output: str | Path | None = None) -> DryRun:
+        """Resolve everything that a run needs, check it, and count its sizes and steps.
+
+        Nothing is downloaded, trained or written. Of the model only `config.json` is needed, and
+        its tokenizer to check prompts and answers. Data that would have to be downloaded are
+        counted as the recipe states their sizes.
+
+        Parameters
+        ----------
+        output
+            The run that would go on, if there is one.
+
+        Raises
+        ------
+        PerdureError
+            The same as `run` raises before it trains; or the model is not on this machine.
+        """
+        folder = Path(output) if output is not None and is_run(Path(output)) else None
+        with network.closed():
+            state = read(folder) if folder else None
+            plan = self.plan(run=state, outline=True)
+            return counting.count(replace(plan, recipe=self.resolved(plan)), state, self.name)
 
     def resolved(self, plan: Plan) -> dict[str, object]:
         """Return the recipe with all defaults written out."""
@@ -336,6 +374,7 @@ def own_stream(
     scenario: Scenario = "class",
     seed: int = 0,
     past: Past | None = None,
+    outline: bool = False,
 ) -> TaskStream:
     """Return a stream of the user's own data: the tasks of each entry, in order.
 
@@ -343,6 +382,8 @@ def own_stream(
 
     Parameters
     ----------
+    outline
+        Put placeholders in the place of data that would have to be downloaded.
     past
         The tasks that the run has learned: an entry that holds these need not be readable.
     """
@@ -352,7 +393,10 @@ def own_stream(
         try:
             tasks = past.compared(entry, _tasks_of(entry, seed))
         except UNREADABLE as error:
-            tasks = past.instead_of(entry, error)
+            if outline and isinstance(error, NotHere):
+                tasks = _expected(entry, error, past)
+            else:
+                tasks = past.instead_of(entry, error)
         tasks_by_entry.append(tasks)
     return TaskStream("own", tuple(past.completed(tasks_by_entry)), scenario)
 
@@ -396,15 +440,25 @@ def _tasks_of(entry: Mapping[str, object], seed: int) -> list[Task]:
     return [task for task in tasks if task.name not in left_out]
 
 
-def _past_benchmark(section: Section, seed: int, past: Past) -> TaskStream:
+def _expected(entry: Mapping[str, object], error: NotHere, past: Past) -> list[Task]:
+    """Return the tasks of an entry that is not here: those that were learned, and placeholders."""
+    tasks: list[Task] = []
+    for task in expected(entry, error):
+        tasks.append(past.tasks.get(task.name, task))
+    return tasks
+
+
+def _past_benchmark(section: Section, seed: int, past: Past, outline: bool) -> TaskStream:
     """Make a benchmark's stream; if it cannot be read now, return the tasks that were learned."""
     name, options = named(section, "stream")
     entry = as_entry(section)
     try:
         stream = _benchmark(name, options, seed)
     except UNREADABLE as error:
-        unreadable = past.instead_of(entry, error)
-        tasks = past.completed([unreadable])
+        if outline and isinstance(error, NotHere):
+            tasks = _expected(entry, error, past)
+        else:
+            tasks = past.completed([past.instead_of(entry, error)])
         return TaskStream(name, tuple(tasks), _scenario(section))
     tasks = past.compared(entry, stream.tasks)
     return replace(stream, tasks=tuple(tasks))

@@ -1,8 +1,41 @@
 """The order of a benchmark's tasks: one that has a name, or a list of tasks."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
 
 from perdure.errors import UnknownName
+
+F = TypeVar("F", bound=Callable[..., object])
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What is known of a benchmark's tasks before its data are read.
+
+    Attributes
+    ----------
+    named
+        The tasks of each order, separated by spaces.
+    classes
+        The classes of each task; empty if the answers are free text.
+    """
+
+    named: Mapping[str, str]
+    classes: Mapping[str, tuple[str, ...]]
+
+
+def ordered(
+    orders: Mapping[str, str], classes: Mapping[str, tuple[str, ...]] | None = None
+) -> Callable[[F], F]:
+    """Declare the orders of a benchmark, so that a run is counted without its data."""
+
+    def declare(benchmark: F) -> F:
+        # pyright knows no attributes of functions
+        benchmark.orders = Orders(orders, classes or {})  # pyright: ignore[reportFunctionMemberAccess, reportAttributeAccessIssue]
+        return benchmark
+
+    return declare
 
 
 def task_names(order: str | Sequence[str], orders: Mapping[str, str]) -> list[str]:

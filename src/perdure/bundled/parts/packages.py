@@ -13,7 +13,8 @@ from pathlib import Path
 
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
-from perdure.errors import FetchError
+from perdure.data import network
+from perdure.errors import FetchError, NotHere
 from perdure.storage.staging import hidden_folder
 
 
@@ -67,6 +68,8 @@ def fetch(package: Package) -> Path:
     FetchError
         The file is neither in the cache nor can it be fetched, or it is not the one that was
         pinned.
+    NotHere
+        It is not in the cache, and nothing may be downloaded.
     """
     kept = cache() / package.file
     if kept.is_file():
@@ -75,6 +78,11 @@ def fetch(package: Package) -> Path:
                 f"`{kept}` is not the file that was pinned (its SHA-256 differs). Delete it."
             )
         return kept
+    if network.is_closed():
+        raise NotHere(
+            f"The package `{package.name}` is not in the cache `{cache()}`, and nothing is "
+            "downloaded now."
+        )
     cache().mkdir(parents=True, exist_ok=True)
     with hidden_folder(cache()) as folder:
         _download(package, folder)

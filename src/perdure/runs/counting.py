@@ -1,0 +1,276 @@
+"""Count what a run would do, on a backbone of shapes: nothing is trained and nothing written."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from perdure.data.task import Rows, Split, Task
+from perdure.errors import InputError
+from perdure.evaluation import general
+from perdure.evaluation.measure import measurable
+from perdure.learning.loop import give_head, set_dropout
+from perdure.learning.method import method_name
+from perdure.learning.progress import Course
+from perdure.models import adapters, outline
+from perdure.models.adapters import Adapter
+from perdure.models.examples import Examples
+from perdure.models.recomputing import recomputed
+from perdure.runs.dry_run import DryRun, ModelSize, TaskSize
+from perdure.runs.expected import ExpectedTask
+from perdure.runs.job import Plan
+from perdure.runs.next_task import trained_values
+from perdure.runs.resume import check_alignment, check_data, check_same, compared, due_steps
+from perdure.runs.state import RunState
+
+NO_VALUES = (NotImplementedError, RuntimeError)
+"""The errors of torch where something is computed from values that are not there."""
+
+
+class CountedCourse(Course):
+    """The training of a task in numbers alone: its examples are counted, and not read."""
+
+    def encoded(self, rows: Rows) -> Examples:
+        tasks: list[str] = []
+        for of_task in rows:
+            tasks += [of_task.task] * len(of_task.data)
+        count = len(tasks)
+        return Examples([None] * count, tasks, [-1] * count, [0] * count, collate=_no_batch)
+
+
+def _no_batch(inputs: list[object]) -> dict[str, torch.Tensor]:
+    raise AssertionError(f"{len(inputs)} examples that are only counted make no batch")
+
+
+def count(plan: Plan, state: RunState | None, name: str | None = None) -> DryRun:
+    """Count what a plan would do, after everything has been checked that a run checks.
+
+    Parameters
+    ----------
+    plan
+        Its backbone is an outline (`perdure.models.outline`), in which the adapters are left.
+    state
+        The run that goes on, if there is one.
+    name
+        The recipe's name.
+
+    Raises
+    ------
+    InputError
+        The run would be refused, or the method computes with the model's values before it trains.
+    RunError
+        The run in `state` cannot go on by this plan.
+    """
+    learned = 0
+    if state:
+        plan = compared(state, plan)
+        check_same(state.learned, plan.stream)
+        check_alignment(plan, state.learned)
+        learned = len(state.learned)
+    due = due_steps(state, plan)
+    check_data(state, plan, due)
+    # before an adapter is attached, which is no part of it
+    model = _model(plan)
+    sizes = _tasks(plan, state)
+    answers = _answers(plan, due)
+    return DryRun(
+        name=name or "",
+        method=method_name(plan.method),
+        rule=plan.rule.label,
+        seed=plan.seed,
+        model=model,
+        learned=learned,
+        tasks=tuple(sizes),
+        epochs=plan.training.epochs,
+        batch_size=plan.training.batch_size,
+        accumulation=plan.training.gradient_accumulation,
+        measured=len(due),
+        scores=sum(len(measurable(plan.stream, step, plan.evaluation)) for step in due),
+        answers=answers,
+        task_ids=tuple(plan.evaluation.task_ids),
+        notes=tuple(_notes(plan)),
+    )
+
+
+# -- the model
+
+
+def _model(plan: Plan) -> ModelSize:
+    backbone = plan.backbone
+    files = backbone.files
+    return ModelSize(
+        source=backbone.source,
+        architecture=type(backbone.model).__name__,
+        parameters=sum(parameter.numel() for parameter in backbone.model.parameters()),
+        dtype=str(backbone.settings.get("dtype", "float32")),
+        bytes=outline.frozen_bytes(backbone),
+        has_weights=bool(files and files.has_weights),
+        is_tokenized=backbone.processor is not None,
+    )
+
+
+# -- the tasks
+
+
+def _tasks(plan: Plan, state: RunState | None) -> list[TaskSize]:
+    """Return what each task takes that is left; the method begins all of them, in order."""
+    past = state.learned if state else ()
+    earlier = [task.adapter for task in past]
+    sizes: list[TaskSize] = []
+    for number, task in enumerate(plan.stream, start=1):
+        is_new = number > len(past)
+        if number == len(past) + 1 and past:
+            plan.method.state = dict(past[-1].state)
+        _begin(plan, task, earlier if is_new else ())
+        if is_new:
+            seen = plan.stream.until(number)
+            sizes.append(_size(plan, seen.tasks))
+            plan.method.foresee(task)
+    return sizes
+
+
+def _begin(plan: Plan, task: Task, earlier: Sequence[Adapter]) -> None:
+    """Put into the backbone what a task is learned in, as the training loop does."""
+    backbone, method = plan.backbone, plan.method
+    give_head(backbone, task, plan.training)
+    # Which earlier adapters lie beneath changes no size, so those of this stream are left out.
+    method.beneath(earlier)
+    try:
+        # What the method adds to the model is made without values, too.
+        with torch.device("meta"):
+            method.begin(backbone, task)
+    except NO_VALUES as error:
+        why = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"The method `{method_name(method)}` computes with the values of the model before it "
+            f"trains, so its run cannot be counted without them ({why}). Its `begin` may return "
+            'early where `backbone.device.type == "meta"`.'
+        ) from error
+    if plan.training.gradient_checkpointing:
+        # only to raise the errors of an architecture that cannot
+        with recomputed(backbone):
+            set_dropout(backbone, plan.training)
+
+
+def _size(plan: Plan, seen: Sequence[Task]) -> TaskSize:
+    """Return what the last of the tasks `seen` takes, whose adapter is in the backbone."""
+    task = seen[-1]
+    backbone, training = plan.backbone, plan.training
+    course = CountedCourse(backbone, seen, plan.method, training, seed=plan.seed)
+    steps = len(course.plan(0))
+    batches = sum(map(len, course.plan(0)))
+    optimizer_bytes = None
+    try:
+        course.take_empty_step()
+        optimizer_bytes = _state_bytes(course.optimizer)
+    except NO_VALUES:
+        pass  # an optimizer of the method's own, which reads the values
+    tuners = adapters.tuner_layers(backbone.model)
+    module = adapters.trainable(backbone.model).values()
+    in_module = {id(parameter) for parameter in module}
+    heads = [value for value in course.parameters if id(value) not in in_module]
+    known = _steps_are_known(course, seen)
+    return TaskSize(
+        name=task.name,
+        train=_examples(task, "train"),
+        validation=_examples(task, "validation"),
+        test=_examples(task, "test"),
+        batches=batches if known else None,
+        steps=steps * training.epochs if known else None,
+        trained=trained_values(plan, replace(plan.stream, tasks=tuple(seen))),
+        layers=len(tuners),
+        kinds=tuple(dict.fromkeys(name.rpartition(".")[2] for name in tuners)),
+        adapter_bytes=sum(parameter.nbytes for parameter in module),
+        head_bytes=sum(parameter.nbytes for parameter in heads),
+        gradient_bytes=sum(parameter.nbytes for parameter in course.parameters),
+        optimizer_bytes=optimizer_bytes,
+        optimizer=type(course.optimizer).__name__,
+    )
+
+
+def _state_bytes(optimizer: torch.optim.Optimizer) -> int:
+    total = 0
+    for of_parameter in optimizer.state.values():
+        for value in of_parameter.values():
+            if isinstance(value, torch.Tensor):
+                total += value.nbytes
+    return total
+
+
+def _steps_are_known(course: Course, seen: Sequence[Task]) -> bool:
+    """Return False if the number of examples of a task in training is not known."""
+    trained = course.rows.task_names() if course.rows else []
+    return all(_examples(task, "train") is not None for task in seen if task.name in trained)
+
+
+def _examples(task: Task, split: Split) -> int | None:
+    """Return the number of examples of a split; None if unknown."""
+    if isinstance(task, ExpectedTask):
+        return task.sizes.get(split)
+    return len(getattr(task, split))
+
+
+# -- measurements
+
+
+def _answers(plan: Plan, due: Sequence[int]) -> int | None:
+    """Return the number of test examples that are answered in all measurements."""
+    total = 0
+    for step in due:
+        for name in measurable(plan.stream, step, plan.evaluation):
+            examples = _examples(plan.stream.task(name), "test")
+            if examples is None:
+                return None
+            total += examples
+    return total
+
+
+# -- what else is to be said
+
+
+def _notes(plan: Plan) -> list[str]:
+    """Return sentences on what is particular to a run, and on what is not known of it."""
+    backbone, training = plan.backbone, plan.training
+    notes: list[str] = []
+    if plan.rule.searches:
+        notes.append("Each measurement searches the rule's scale on validation examples first.")
+    if general.source(plan.evaluation.general):
+        notes.append("Each measurement also asks what the model can do besides its tasks.")
+    if training.patience is not None:
+        notes.append(f"Steps are the most: `patience: {training.patience}` may stop earlier.")
+    if training.packing:
+        notes.append(
+            "With `packing` a step has the same examples, in fewer rows. Whether the model takes "
+            "it is tried when the run begins."
+        )
+    if backbone.processor is None:
+        notes.append(
+            f"`{Path(backbone.source).name}` has no tokenizer here: whether answers fit into "
+            "`max_new_tokens`, and how many prompts are cut at `max_length`, is not known."
+        )
+    return [*notes, *_about_data(plan)]
+
+
+def _about_data(plan: Plan) -> list[str]:
+    reasons: dict[str, None] = {}
+    guessed: list[str] = []
+    unnumbered: list[str] = []
+    for task in plan.stream:
+        if not isinstance(task, ExpectedTask):
+            continue
+        reasons[task.reason] = None
+        if not task.alone:
+            unnumbered.append(f"`{task.name}`")
+        if plan.backbone.has_heads and not task.classes_are_known:
+            guessed.append(f"`{task.name}`")
+    if not reasons:
+        return []
+    first, *others = reasons
+    more = f" ({len(others)} more are missing.)" if others else ""
+    notes = [f"{first}{more} Sizes are those that the recipe states; the data may have fewer."]
+    if unnumbered:
+        notes.append(f"{', '.join(unnumbered)} may be several tasks: they are not counted.")
+    if guessed:
+        notes.append(f"The classes of {', '.join(guessed)} are not known: heads are for two.")
+    return notes
