@@ -23,7 +23,7 @@ from transformers.models.auto import modeling_auto
 
 from perdure.errors import BackboneError, PerdureError
 from perdure.models import model_config, model_weights, quantised, tokenizing
-from perdure.models.model_files import MODULES, ModelFiles
+from perdure.models.model_files import CONFIG, MODULES, ModelFiles
 from perdure.models.model_weights import Stored
 
 Kind = Literal["text", "image"]
@@ -330,9 +330,26 @@ class _Shapes(_Weights):
         """Make a model on the `meta` device, where a tensor has a shape and takes no memory."""
         with torch.device("meta"):
             model = auto.from_config(self.config, dtype=self.dtype, trust_remote_code=False)
+            self._untie(model)
         if self.quantisation:
             quantised.mark(model)
         return model.eval(), []
+
+    def _untie(self, model: PreTrainedModel) -> None:
+        """Give the output layer a weight of its own, if the checkpoint has one.
+
+        transformers ties T5's output layer to the embedding, whatever the configuration says, until
+        it sees a weight of that layer's own among the weights.
+        """
+        output: Any = model.get_output_embeddings()
+        if output is None or output.weight is not model.get_input_embeddings().weight:
+            return
+        name = next(name for name, layer in model.named_modules() if layer is output)
+        has_own = f"{name}.weight" in self.tensors
+        if not self.tensors:
+            has_own = self.files.read_json(CONFIG).get("tie_word_embeddings") is False
+        if has_own:
+            output.weight = nn.Parameter(torch.empty_like(output.weight), requires_grad=False)
 
 
 def _weights(

@@ -156,8 +156,10 @@ class DryRun:
 
     def _title(self) -> str:
         tasks = _count(len(self.tasks), "task")
-        if self.learned:
+        if self.learned and self.tasks:
             tasks = f"{tasks} after {self.learned} that are learned"
+        elif self.learned:
+            tasks = f"no task left after {self.learned} that are learned"
         named = f"{self.name}: " if self.name else ""
         return f"{named}{tasks}, method {self.method}, rule {self.rule}, seed {self.seed}."
 
