@@ -27,6 +27,9 @@ from perdure.runs.state import RunState
 NO_VALUES = (NotImplementedError, RuntimeError)
 """The errors of torch where something is computed from values that are not there."""
 
+States = dict[tuple[torch.Size, ...], int | None]
+"""The size of an optimizer's state, by the shapes of what it trains; None if unknown."""
+
 
 class CountedCourse(Course):
     """The training of a task in numbers alone: its examples are counted, and not read."""
@@ -118,6 +121,7 @@ def _tasks(plan: Plan, state: RunState | None) -> list[TaskSize]:
     past = state.learned if state else ()
     earlier = [task.adapter for task in past]
     sizes: list[TaskSize] = []
+    states: States = {}
     for number, task in enumerate(plan.stream, start=1):
         is_new = number > len(past)
         if number == len(past) + 1 and past:
@@ -125,7 +129,7 @@ def _tasks(plan: Plan, state: RunState | None) -> list[TaskSize]:
         _begin(plan, task, earlier if is_new else ())
         if is_new:
             seen = plan.stream.until(number)
-            sizes.append(_size(plan, seen.tasks))
+            sizes.append(_size(plan, seen.tasks, states))
             plan.method.foresee(task)
     return sizes
 
@@ -153,19 +157,20 @@ def _begin(plan: Plan, task: Task, earlier: Sequence[Adapter]) -> None:
             set_dropout(backbone, plan.training)
 
 
-def _size(plan: Plan, seen: Sequence[Task]) -> TaskSize:
-    """Return what the last of the tasks `seen` takes, whose adapter is in the backbone."""
+def _size(plan: Plan, seen: Sequence[Task], states: States) -> TaskSize:
+    """Return what the last of the tasks `seen` takes, whose adapter is in the backbone.
+
+    `states` is filled with what is known of the optimizer's state.
+    """
     task = seen[-1]
     backbone, training = plan.backbone, plan.training
     course = CountedCourse(backbone, seen, plan.method, training, seed=plan.seed)
     steps = len(course.plan(0))
     batches = sum(map(len, course.plan(0)))
-    optimizer_bytes = None
-    try:
-        course.take_empty_step()
-        optimizer_bytes = _state_bytes(course.optimizer)
-    except NO_VALUES:
-        pass  # an optimizer of the method's own, which reads the values
+    # Most tasks train the same shapes, and an empty step on many of them takes a while.
+    shapes = tuple(parameter.shape for parameter in course.parameters)
+    if shapes not in states:
+        states[shapes] = _state_bytes(course)
     tuners = adapters.tuner_layers(backbone.model)
     module = adapters.trainable(backbone.model).values()
     in_module = {id(parameter) for parameter in module}
@@ -184,14 +189,19 @@ def _size(plan: Plan, seen: Sequence[Task]) -> TaskSize:
         adapter_bytes=sum(parameter.nbytes for parameter in module),
         head_bytes=sum(parameter.nbytes for parameter in heads),
         gradient_bytes=sum(parameter.nbytes for parameter in course.parameters),
-        optimizer_bytes=optimizer_bytes,
+        optimizer_bytes=states[shapes],
         optimizer=type(course.optimizer).__name__,
     )
 
 
-def _state_bytes(optimizer: torch.optim.Optimizer) -> int:
+def _state_bytes(course: Course) -> int | None:
+    """Return the size of the optimizer's state; None if it is made of the parameters' values."""
+    try:
+        course.take_empty_step()
+    except NO_VALUES:  # an optimizer of the method's own
+        return None
     total = 0
-    for of_parameter in optimizer.state.values():
+    for of_parameter in course.optimizer.state.values():
         for value in of_parameter.values():
             if isinstance(value, torch.Tensor):
                 total += value.nbytes
